@@ -1,0 +1,64 @@
+"""See what a vision transformer looks at: exactly, in any library, at any size.
+
+Importing this package loads neither torch nor transformers; the first use of a name does.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+_HOME = {
+    "load": "vitscope.models",
+    "VisionModel": "vitscope.models",
+    "Layout": "vitscope.models",
+    "Prediction": "vitscope.models",
+    "capture": "vitscope.run",
+    "Trace": "vitscope.trace",
+    "AttentionStep": "vitscope.trace",
+    "Grid": "vitscope.grid",
+    "Picture": "vitscope.picture",
+    "Attribution": "vitscope.attribution",
+    "attention_map": "vitscope.methods.attention_map",
+    "rollout": "vitscope.methods.rollout",
+    "rollout_evolution": "vitscope.methods.rollout",
+    "head_statistics": "vitscope.methods.head_statistics",
+    "HeadStatistics": "vitscope.methods.head_statistics",
+    "VitscopeError": "vitscope.errors",
+    "CallError": "vitscope.errors",
+    "WorkError": "vitscope.errors",
+}
+
+if TYPE_CHECKING:
+    from vitscope.attribution import Attribution as Attribution
+    from vitscope.errors import CallError as CallError
+    from vitscope.errors import VitscopeError as VitscopeError
+    from vitscope.errors import WorkError as WorkError
+    from vitscope.grid import Grid as Grid
+    from vitscope.methods.attention_map import attention_map as attention_map
+    from vitscope.methods.head_statistics import HeadStatistics as HeadStatistics
+    from vitscope.methods.head_statistics import head_statistics as head_statistics
+    from vitscope.methods.rollout import rollout as rollout
+    from vitscope.methods.rollout import rollout_evolution as rollout_evolution
+    from vitscope.models import Layout as Layout
+    from vitscope.models import Prediction as Prediction
+    from vitscope.models import VisionModel as VisionModel
+    from vitscope.models import load as load
+    from vitscope.picture import Picture as Picture
+    from vitscope.run import capture as capture
+    from vitscope.trace import AttentionStep as AttentionStep
+    from vitscope.trace import Trace as Trace
+
+__all__ = list(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return importlib.import_module("importlib.metadata").version("vitscope")
+    if name not in _HOME:
+        raise AttributeError(f"module 'vitscope' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

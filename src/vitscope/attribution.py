@@ -1,0 +1,133 @@
+"""The one kind of result: a value for every place, and how it came about."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import torch
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from vitscope.errors import CallError, WorkError
+from vitscope.grid import Grid
+from vitscope.picture import Picture
+from vitscope.saving import replacing
+from vitscope.shapes import Maps
+
+COLORMAP = "inferno"  # perceptually uniform: equal steps of value look like equal steps
+
+
+def stretch(values: np.ndarray) -> np.ndarray:
+    """Values moved to [0, 1]; NaN stays NaN, a constant map becomes 0."""
+    if not np.isfinite(values).any():
+        return values
+    low, high = np.nanmin(values), np.nanmax(values)
+    return (values - low) / (high - low) if high > low else values * 0
+
+
+def blend(photo: Image.Image, heat: np.ndarray, alpha: float) -> Image.Image:
+    """A photo under a heat map of its own size in [0, 1]; where the heat is NaN the photo is greyed."""
+    base = np.asarray(photo, dtype=np.float32)
+    colours = matplotlib.colormaps[COLORMAP](np.nan_to_num(heat))[..., :3].astype(np.float32) * 255
+    mixed = (1 - alpha) * base + alpha * colours
+    unseen = np.isnan(heat)
+    mixed[unseen] = base[unseen].mean(-1, keepdims=True) * 0.35 + 160
+    return Image.fromarray(mixed.round().clip(0, 255).astype(np.uint8))
+
+
+@dataclass(frozen=True, eq=False)
+class Attribution:
+    """A map of each picture of a batch.
+
+    Attributes:
+        values: float32 (batch, height, width) on the token grid.
+        grid: the token grid.
+        pictures: the photos, with the way back to their pixels.
+        provenance: method, parameters, model, versions, and what is to be known about the normalisation.
+        target: what was explained; None for methods that look at attention alone.
+    """
+
+    values: Maps
+    grid: Grid
+    pictures: Sequence[Picture] = ()
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    target: str | None = None
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def overlay(self, alpha: float = 0.6, *, index: int = 0) -> Image.Image:
+        """One photo under its map, at the photo's own size.
+
+        Args:
+            alpha: opacity of the map, 0 (photo alone) to 1 (map alone). The map's colours run from its own
+                smallest to its largest value. What the model did not see is grey.
+            index: which picture of the batch.
+
+        Raises:
+            CallError: ``alpha`` or ``index`` is out of range, or the pictures were not kept.
+        """
+        if not 0 <= alpha <= 1:
+            raise CallError(f"alpha is {alpha}, an opacity between 0 and 1 is expected")
+        if not -len(self) <= index < len(self):
+            raise CallError(f"picture {index} is not there: this result holds {len(self)}")
+        if not self.pictures:
+            raise CallError("this result was loaded from a file and holds no photos to draw on")
+        picture = self.pictures[index]
+        return blend(picture.photo, stretch(picture.paint(self.values[index].cpu().numpy())), alpha)
+
+    def save(self, path: str | Path, *, index: int = 0) -> Path:
+        """Write the result; the suffix says what.
+
+        ``.png`` is the overlay of picture ``index``; ``.safetensors`` and ``.npz`` hold the values of the whole
+        batch with the provenance, and ``.safetensors`` can be read back with :meth:`load`.
+
+        Raises:
+            SaveError: it cannot be written; an older file at ``path`` is untouched.
+        """
+        path = Path(path)
+        if path.suffix == ".png":
+            image = self.overlay(index=index)
+            with replacing(path) as beside:
+                image.save(beside)
+        elif path.suffix == ".npz":
+            with replacing(path) as beside:
+                np.savez(beside, values=self.values.cpu().numpy(), about=json.dumps(self._about()))
+        elif path.suffix == ".safetensors":
+            with replacing(path) as beside:
+                try:
+                    save_file({"values": self.values.cpu().contiguous()}, beside, {"about": json.dumps(self._about())})
+                except SafetensorError as error:
+                    raise OSError(str(error)) from error
+        else:
+            raise CallError(f"cannot save as {path.name!r}: end the name in .png, .safetensors or .npz")
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Attribution":
+        """Read what :meth:`save` wrote as ``.safetensors``; the photos are not in it."""
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                values = file.get_tensor("values")
+                about = json.loads(file.metadata()["about"])
+        except FileNotFoundError:
+            raise CallError(f"{path} does not exist") from None
+        except (SafetensorError, KeyError, TypeError, OSError) as error:
+            raise WorkError(f"{path} is no saved result: {error}") from None
+        return cls(values, Grid(**about["grid"]), (), about["provenance"], about["target"])
+
+    def _about(self) -> dict[str, Any]:
+        grid = {"height": self.grid.height, "width": self.grid.width, "prefix": self.grid.prefix}
+        return {"grid": grid, "provenance": dict(self.provenance), "target": self.target}
+
+
+def only_finite(values: torch.Tensor, what: str) -> torch.Tensor:
+    """The values, or a clear line when the model produced NaN or infinity."""
+    if not bool(torch.isfinite(values).all()):
+        raise WorkError(f"{what} came out as NaN or infinity: check the model's weights and its dtype")
+    return values

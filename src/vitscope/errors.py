@@ -1,0 +1,61 @@
+"""Every error that vitscope raises on purpose.
+
+.. code-block:: text
+
+    VitscopeError
+    ├── CallError               the call was wrong, nothing was tried      (command line: exit code 2)
+    │   ├── UnknownModelError     no such model, or a module without what was asked of it
+    │   ├── NoAttentionError      the model ran and attended nowhere
+    │   ├── PictureNotFoundError  a path that leads to no file
+    │   └── OutputExistsError     a result would replace a file nobody offered
+    └── WorkError               the call was right, the work failed        (command line: exit code 1)
+        ├── ModelUnavailableError the weights or their library cannot be reached
+        ├── PictureError          a file that is there but is no usable picture
+        └── SaveError             a result could not be written; what was there is still there
+
+A message is one line that says what was got, what was expected and what to do.
+"""
+
+
+class VitscopeError(Exception):
+    """The root: catch this to catch everything vitscope raises on purpose."""
+
+    exit_code = 1
+
+
+class CallError(VitscopeError, ValueError):
+    """An argument has a value or shape that cannot be meant."""
+
+    exit_code = 2
+
+
+class UnknownModelError(CallError):
+    """The name or module is not a vision model that can be read."""
+
+
+class NoAttentionError(CallError):
+    """The model never called attention."""
+
+
+class PictureNotFoundError(CallError, FileNotFoundError):
+    """The path of a picture leads nowhere, or to a folder."""
+
+
+class OutputExistsError(CallError, FileExistsError):
+    """The output path is taken and overwriting was not allowed."""
+
+
+class WorkError(VitscopeError, RuntimeError):
+    """The call made sense, carrying it out failed."""
+
+
+class ModelUnavailableError(WorkError):
+    """Weights or a library are out of reach."""
+
+
+class PictureError(WorkError):
+    """A file that exists but does not hold a usable picture."""
+
+
+class SaveError(WorkError, OSError):
+    """A result could not be written. What stood at its path before is untouched."""

@@ -1,0 +1,67 @@
+"""Raw attention: what one query looks at in one block."""
+
+from typing import Any
+
+from torch import nn
+
+from vitscope.attribution import Attribution, only_finite
+from vitscope.errors import CallError
+from vitscope.models.vision_model import VisionModel
+from vitscope.run import capture
+from vitscope.trace import Head, Query, Trace
+
+
+def attention_map(
+    model: VisionModel | nn.Module | Trace,
+    images: Any = None,
+    *,
+    layer: int = -1,
+    head: Head = "mean",
+    query: Query = "readout",
+) -> Attribution:
+    """What one query looks at in one attention block.
+
+    ``A[layer, head, query]`` of softmax(q·kᵀ/√d), the row of the patch or prefix token asked for; for the readout of
+    a model that pools, the pooled rows.
+
+    Reference: Vaswani et al., 2017 (arXiv 1706.03762); for images Dosovitskiy et al., 2020 (arXiv 2010.11929).
+
+    Args:
+        model: a model and ``images``, or a :class:`~vitscope.Trace` alone.
+        layer: counts attention blocks from 0, negative from the end.
+        head: a head's number, or ``"mean"``, ``"max"``, ``"min"`` over heads.
+        query: ``"readout"``, the name of a prefix token such as ``"cls"``, or a patch as (row, column).
+
+    Returns:
+        values (batch, height, width) in [0, 1], the patches' part of a row that sums to one (for max and min
+        fusion it does not), not rescaled.
+
+    Raises:
+        CallError: the layer, head or query is not there.
+    """
+    trace = trace_of(model, images, layers=[layer])
+    step = trace.step(layer)
+    values = only_finite(trace.map(layer, head, query), "attention")
+    parameters = {"layer": step.layer, "head": head, "query": list(query) if isinstance(query, tuple) else query}
+    about = {**trace.provenance, "method": "attention_map", "parameters": parameters}
+    about["rows_sum_to_one"] = isinstance(head, int) or head == "mean"
+    return Attribution(values, grid_of(trace), trace.pictures, about)
+
+
+def trace_of(model: VisionModel | nn.Module | Trace, images: Any, *, layers: list[int] | None = None) -> Trace:
+    """A trace: the one that was passed, or of a run of the model."""
+    if isinstance(model, Trace):
+        if images is not None:
+            raise CallError("a trace has its pictures already: pass a trace alone, or a model with images")
+        return model
+    if images is None:
+        raise CallError("images are missing: pass a model with images, or a trace alone")
+    return capture(model, images, layers=layers)
+
+
+def grid_of(trace: Trace) -> Any:
+    """The token grid that the results of a trace live on."""
+    grid = trace.steps[0].grid
+    if grid is None:
+        raise CallError("the token grid of this model is unknown: pass patch_size, prefix and readout to vitscope.load")
+    return grid

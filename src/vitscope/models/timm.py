@@ -1,0 +1,115 @@
+"""timm: which tokens its vision transformers have, and which of them their heads read."""
+
+import difflib
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import timm
+import torch
+from PIL import Image
+from timm.data import ImageNetInfo, resolve_model_data_config
+from torch import nn
+
+from vitscope.errors import CallError, ModelUnavailableError, UnknownModelError
+from vitscope.models.vision_model import Layout, VisionModel
+from vitscope.picture import Preprocessing
+
+# Classes whose tokens are prefix, then patches row by row.
+_PLAIN = ("VisionTransformer", "VisionTransformerDistilled", "Eva", "Beit")
+
+_RESAMPLE = {
+    "bicubic": Image.Resampling.BICUBIC,
+    "bilinear": Image.Resampling.BILINEAR,
+    "nearest": Image.Resampling.NEAREST,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+def load(name: str, *, pretrained: bool, image_size: tuple[int, int] | None, dtype: torch.dtype | None) -> VisionModel:
+    """A model by timm's name; ``image_size`` makes timm resample the position embedding."""
+    if not timm.is_model(name.split(".")[0]):
+        close = difflib.get_close_matches(name, timm.list_models(), n=3)
+        hint = f": did you mean {', '.join(close)}?" if close else ": timm.list_models() shows the names"
+        raise UnknownModelError(f"timm has no model {name!r}{hint}")
+    options: dict[str, Any] = {} if image_size is None else {"img_size": image_size}
+    try:
+        module = timm.create_model(name, pretrained=pretrained, **options)
+    except TypeError as error:
+        raise CallError(f"timm's {name} takes no image_size: {error}") from None
+    except Exception as error:
+        if not pretrained:
+            raise
+        # The hub client has a dozen ways to say that it got nothing.
+        raise ModelUnavailableError(
+            f"timm:{name} is not on this machine and the model hub did not give it: use the bundled vit-nano, a local "
+            f"folder, or pretrained=False ({type(error).__name__})"
+        ) from None
+    module = module if dtype is None else module.to(dtype)
+    return wrap(module.eval(), image_size=image_size, name=f"timm:{name}")
+
+
+def wrap(module: nn.Module, *, image_size: tuple[int, int] | None, name: str | None = None) -> VisionModel:
+    """A live timm model with the facts of its class."""
+    num_classes = getattr(module, "num_classes", 0)
+    size = image_size or _input_size(module)
+    return VisionModel(
+        name or f"timm:{type(module).__name__}",
+        "timm",
+        module,
+        (lambda pixels: module(pixels)) if num_classes else (lambda pixels: (module(pixels), None)[1]),
+        _layout(module) if type(module).__name__ in _PLAIN else None,
+        _preprocessing(module, size),
+        _labels() if num_classes == 1000 else None,
+        {"timm": timm.__version__},
+    )
+
+
+def _layout(module: Any) -> Layout:
+    names = []
+    if getattr(module, "cls_token", None) is not None:
+        names.append("cls")
+    if getattr(module, "dist_token", None) is not None:
+        names.append("distillation")
+    names += [f"register_{i + 1}" for i in range(module.num_prefix_tokens - len(names))]
+    return Layout(tuple(module.patch_embed.patch_size), tuple(names), _readout(module))
+
+
+def _readout(module: Any) -> Mapping[str, float]:
+    if hasattr(module, "head_dist"):
+        return {"cls": 0.5, "distillation": 0.5}
+    pool = module.global_pool
+    if pool in ("map", "prr"):
+        return {"pooling": 1.0}
+    if pool == "token":
+        return {"cls": 1.0}
+    if pool in ("avg", "avgmax", "max"):
+        # A maximum reads one patch a channel: as a row over tokens the patches' mean is the nearest there is.
+        return {"tokens": 1.0} if getattr(module, "pool_include_prefix", False) else {"patches": 1.0}
+    return {"cls": 1.0} if getattr(module, "cls_token", None) is not None else {"patches": 1.0}
+
+
+def _input_size(module: Any) -> tuple[int, int]:
+    size = getattr(getattr(module, "patch_embed", None), "img_size", None)
+    return tuple(size) if size else tuple(resolve_model_data_config(module)["input_size"][1:])
+
+
+def _preprocessing(module: nn.Module, size: tuple[int, int]) -> Preprocessing:
+    config = resolve_model_data_config(module)
+    squash = config["crop_mode"] == "squash"
+    if config["crop_mode"] == "border":
+        raise CallError("timm's crop mode 'border' pads the picture, which is not supported: pass a tensor")
+    return Preprocessing(
+        size=size,
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+        fit="squash" if squash else "crop",
+        resize_to=(math.floor(size[0] / config["crop_pct"]), math.floor(size[1] / config["crop_pct"])),
+        resample=_RESAMPLE.get(config["interpolation"], Image.Resampling.BICUBIC),
+        round_half_even=True,
+    )
+
+
+def _labels() -> tuple[str, ...]:
+    info = ImageNetInfo()
+    return tuple(info.index_to_description(i) for i in range(info.num_classes()))

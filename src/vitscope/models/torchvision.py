@@ -1,0 +1,90 @@
+"""torchvision: its vision transformer reads a CLS token and has one fixed, square input size."""
+
+import difflib
+from typing import Any
+
+import torch
+import torchvision
+from PIL import Image
+from torch import nn
+
+from vitscope.errors import CallError, ModelUnavailableError, UnknownModelError
+from vitscope.models.vision_model import Layout, VisionModel
+from vitscope.picture import Preprocessing
+
+_RESAMPLE = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+
+def load(name: str, *, pretrained: bool, image_size: tuple[int, int] | None, dtype: torch.dtype | None) -> VisionModel:
+    """A classification model by torchvision's name."""
+    names = torchvision.models.list_models(module=torchvision.models)
+    if name not in names:
+        close = difflib.get_close_matches(name, names, n=3)
+        hint = f": did you mean {', '.join(close)}?" if close else ": torchvision.models.list_models() shows the names"
+        raise UnknownModelError(f"torchvision has no model {name!r}{hint}")
+    weights = torchvision.models.get_model_weights(name).DEFAULT
+    transformer = name.startswith("vit_")
+    options: dict[str, Any] = {}
+    if image_size is not None and transformer:
+        if image_size[0] != image_size[1]:
+            raise CallError(f"torchvision's {name} takes square pictures only, not {image_size[0]}×{image_size[1]}")
+        options["image_size"] = image_size[0]
+    module = torchvision.models.get_model(name, weights=None, **options)
+    if pretrained:
+        try:
+            state = weights.get_state_dict(progress=False, check_hash=True)
+        except Exception as error:
+            raise ModelUnavailableError(
+                f"torchvision:{name} is not on this machine and could not be fetched: use the bundled vit-nano, a "
+                f"local folder, or pretrained=False ({type(error).__name__})"
+            ) from None
+        if transformer:
+            state = torchvision.models.vision_transformer.interpolate_embeddings(
+                module.image_size, module.patch_size, state
+            )
+        module.load_state_dict(state)
+    module = module if dtype is None else module.to(dtype)
+    return wrap(module.eval(), image_size=image_size, name=f"torchvision:{name}", weights=weights)
+
+
+def wrap(
+    module: nn.Module, *, image_size: tuple[int, int] | None, name: str | None = None, weights: Any = None
+) -> VisionModel:
+    """A live torchvision model. Without named weights the ImageNet preprocessing of torchvision is taken."""
+    layout = None
+    size = image_size
+    if isinstance(module, torchvision.models.VisionTransformer):
+        layout = Layout((module.patch_size, module.patch_size), ("cls",), {"cls": 1.0})
+        if size is not None and size != (module.image_size, module.image_size):
+            raise CallError(
+                f"this module takes {module.image_size}×{module.image_size} pixels, not {size[0]}×{size[1]}"
+            )
+        size = (module.image_size, module.image_size)
+    weights = weights or torchvision.models.ViT_B_16_Weights.DEFAULT
+    labels = tuple(weights.meta["categories"])
+    classifier = [child for child in module.modules() if isinstance(child, nn.Linear)][-1:]
+    return VisionModel(
+        name or f"torchvision:{type(module).__name__}",
+        "torchvision",
+        module,
+        module,
+        layout,
+        _preprocessing(weights, size),
+        labels if classifier and classifier[0].out_features == len(labels) else None,
+        {"torchvision": torchvision.__version__},
+    )
+
+
+def _preprocessing(weights: Any, size: tuple[int, int] | None) -> Preprocessing:
+    transforms = weights.transforms()
+    crop, resize = transforms.crop_size[0], transforms.resize_size[0]
+    made = Preprocessing(
+        size=(crop, crop),
+        mean=tuple(transforms.mean),
+        std=tuple(transforms.std),
+        fit="crop",
+        resize_to=(resize, resize),
+        resample=_RESAMPLE[transforms.interpolation.value],
+        round_half_even=True,
+    )
+    return made if size is None or size == made.size else made.resized(size)

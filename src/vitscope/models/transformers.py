@@ -1,0 +1,273 @@
+"""transformers: which tokens its vision models have, and which of them their heads read."""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from PIL import Image
+from torch import Tensor, nn
+from transformers.utils import logging as transformers_logging
+
+from vitscope.errors import CallError, ModelUnavailableError, UnknownModelError
+from vitscope.models.hub import hub_in_reach
+from vitscope.models.vision_model import Layout, VisionModel
+from vitscope.picture import Preprocessing
+
+Prefix = Callable[[Any], tuple[str, ...]]
+Readout = Mapping[str, float]
+
+
+def _cls(_: Any) -> tuple[str, ...]:
+    return ("cls",)
+
+
+def _cls_and_registers(config: Any) -> tuple[str, ...]:
+    return ("cls", *(f"register_{i + 1}" for i in range(config.num_register_tokens)))
+
+
+@dataclass(frozen=True)
+class Family:
+    """Facts of one model type.
+
+    ``readout`` is what the bare model's pooled output reads, ``heads`` what a class with a head reads.
+    ``resize_positions`` is True where the model stretches its position embedding only when asked to.
+    """
+
+    prefix: Prefix
+    readout: Callable[[Any], Readout] = lambda _: {"cls": 1.0}
+    heads: Mapping[str, Readout] = field(default_factory=dict)
+    resize_positions: bool = False
+    processor: str | Mapping[str, Any] = "ViTImageProcessorPil"
+
+
+_HALF_PATCHES = {"cls": 0.5, "patches": 0.5}
+_DINOV3_PROCESSOR = {
+    "size": {"height": 224, "width": 224},
+    "image_mean": (0.485, 0.456, 0.406),
+    "image_std": (0.229, 0.224, 0.225),
+    "resample": 2,
+}
+
+FAMILIES: Mapping[str, Family] = {
+    "vit": Family(_cls, resize_positions=True),
+    "deit": Family(
+        lambda _: ("cls", "distillation"),
+        heads={"DeiTForImageClassificationWithTeacher": {"cls": 0.5, "distillation": 0.5}},
+        resize_positions=True,
+        processor="DeiTImageProcessorPil",
+    ),
+    "dinov2": Family(_cls, heads={"Dinov2ForImageClassification": _HALF_PATCHES}, processor="BitImageProcessorPil"),
+    "dinov2_with_registers": Family(
+        _cls_and_registers,
+        heads={"Dinov2WithRegistersForImageClassification": _HALF_PATCHES},
+        processor="BitImageProcessorPil",
+    ),
+    "dinov3_vit": Family(_cls_and_registers, processor=_DINOV3_PROCESSOR),
+    # BEiT has a CLS token and, unless told otherwise, does not read it.
+    "beit": Family(
+        _cls,
+        lambda config: {"patches": 1.0} if config.use_mean_pooling else {"cls": 1.0},
+        processor="BeitImageProcessorPil",
+    ),
+    "clip_vision_model": Family(
+        _cls,
+        heads={"CLIPForImageClassification": {"patches": 1.0}},
+        resize_positions=True,
+        processor="CLIPImageProcessorPil",
+    ),
+    "siglip_vision_model": Family(
+        lambda _: (),
+        lambda config: {"pooling": 1.0} if config.vision_use_head else {"patches": 1.0},
+        # SiglipForImageClassification has the pooling layer and reads the mean of the patches instead.
+        heads={"SiglipForImageClassification": {"patches": 1.0}},
+        resize_positions=True,
+        processor="SiglipImageProcessorPil",
+    ),
+}
+
+# A model with a text half is read through its vision half.
+_TOWERS = {"clip": "CLIPVisionModel", "siglip": "SiglipVisionModel"}
+
+
+def load(
+    name_or_path: str,
+    *,
+    pretrained: bool,
+    image_size: tuple[int, int] | None,
+    dtype: torch.dtype | None,
+    name: str | None = None,
+) -> VisionModel:
+    """A hub id, a local folder or, for random weights, a model type."""
+    with _quiet():
+        if not pretrained and name_or_path in transformers.CONFIG_MAPPING:
+            config, source, local_only = transformers.CONFIG_MAPPING[name_or_path](), "", True
+        else:
+            source, local_only = name_or_path, Path(name_or_path).exists() or not hub_in_reach()
+            config = _config(source, local_only)
+        module_class = _class_for(config)
+        try:
+            if pretrained:
+                options = {} if dtype is None else {"dtype": dtype}
+                module = module_class.from_pretrained(source, local_files_only=local_only, **options)
+            else:
+                wants_tower = not isinstance(config, module_class.config_class)
+                module = module_class._from_config(config.vision_config if wants_tower else config)
+                module = module if dtype is None else module.to(dtype)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise ModelUnavailableError(f"{name_or_path} cannot be loaded: {_first_line(error)}") from None
+        settings = _processor_settings(source, local_only)
+    return _describe(module.eval(), settings, image_size, name or name_or_path)
+
+
+def wrap(module: nn.Module, *, image_size: tuple[int, int] | None) -> VisionModel:
+    """A live transformers model with the facts of its family; its preprocessing if it is on this machine."""
+    source = getattr(module.config, "_name_or_path", "")
+    with _quiet():
+        settings = _processor_settings(source, local_only=True)
+    return _describe(module, settings, image_size, source or type(module).__name__)
+
+
+def _describe(
+    module: nn.Module, settings: Mapping[str, Any] | None, image_size: tuple[int, int] | None, name: str
+) -> VisionModel:
+    has_head = "ForImageClassification" in type(module).__name__
+    if hasattr(module.config, "vision_config") and not has_head:
+        module = module.vision_model  # type: ignore[assignment]
+    config: Any = getattr(module.config, "vision_config", module.config)
+    family = FAMILIES.get(config.model_type)
+    layout = None
+    if family is not None:
+        readout = family.heads.get(type(module).__name__, family.readout(config))
+        layout = Layout(_square(config.patch_size), family.prefix(config), readout)
+    facts = family or Family(_cls)
+    id2label: dict[int, str] = getattr(module.config, "id2label", {}) if has_head else {}
+    return VisionModel(
+        name,
+        "transformers",
+        module,
+        _forward(module, config, facts.resize_positions),
+        layout,
+        _preprocessing(facts, config, settings, image_size),
+        tuple(id2label[i] for i in sorted(id2label)) or None,
+        {"transformers": transformers.__version__},
+    )
+
+
+def _forward(module: nn.Module, config: Any, resize_positions: bool) -> Callable[[Tensor], Tensor | None]:
+    trained = _square(getattr(config, "image_size", None))
+
+    def forward(pixels: Tensor) -> Tensor | None:
+        options = {"interpolate_pos_encoding": True} if resize_positions and tuple(pixels.shape[-2:]) != trained else {}
+        return getattr(module(pixel_values=pixels, **options), "logits", None)
+
+    return forward
+
+
+def _class_for(config: Any) -> Any:
+    """The class with the classifier that the weights were saved from, else the vision tower, else the bare model."""
+    for architecture in config.architectures or ():
+        if "ForImageClassification" in architecture and hasattr(transformers, architecture):
+            return getattr(transformers, architecture)
+    if config.model_type in _TOWERS:
+        return getattr(transformers, _TOWERS[config.model_type])
+    with_head = transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
+    if not config.architectures and type(config) in with_head:
+        found = with_head[type(config)]
+        return found[0] if isinstance(found, tuple) else found
+    try:
+        return transformers.MODEL_MAPPING[type(config)]
+    except KeyError:
+        raise UnknownModelError(f"transformers has no vision model of type {config.model_type!r}") from None
+
+
+def _config(name: str, local_only: bool) -> Any:
+    try:
+        return transformers.AutoConfig.from_pretrained(name, local_files_only=local_only)
+    except (OSError, ValueError, KeyError) as error:
+        if Path(name).exists():
+            raise UnknownModelError(f"{name} is no transformers folder: {_first_line(error)}") from None
+        raise ModelUnavailableError(
+            f"{name} is not on this machine and the model hub did not give it: use the bundled vit-nano, a local "
+            "folder saved with save_pretrained, or check the name and the network"
+        ) from None
+
+
+def _processor_settings(source: str, local_only: bool) -> Mapping[str, Any] | None:
+    """What the checkpoint says about its preprocessing, or None."""
+    if not source:
+        return None
+    try:
+        return transformers.ImageProcessingMixin.get_image_processor_dict(source, local_files_only=local_only)[0]
+    except (OSError, ValueError):
+        return None
+
+
+def _preprocessing(
+    family: Family, config: Any, settings: Mapping[str, Any] | None, size: tuple[int, int] | None
+) -> Preprocessing:
+    """The checkpoint's own preprocessing; where none was saved, the family's at the size of the configuration."""
+    defaults = family.processor
+    if isinstance(defaults, str):
+        defaults = getattr(transformers, defaults)().to_dict()
+    made = read_processor({**defaults, **(settings or {})})
+    if size is None and settings is None and getattr(config, "image_size", None):
+        size = _square(config.image_size)
+    return made if size is None or size == made.size else made.resized(size)
+
+
+def read_processor(settings: Mapping[str, Any]) -> Preprocessing:
+    """The settings of a transformers image processor as a :class:`Preprocessing`."""
+    size, crop = settings.get("size"), settings.get("crop_size")
+    do_crop = bool(settings.get("do_center_crop")) and crop is not None
+    if isinstance(size, int):
+        size = {"shortest_edge": size} if do_crop else {"height": size, "width": size}
+    crop = {"height": crop, "width": crop} if isinstance(crop, int) else crop
+    if not settings.get("do_resize", True) or not isinstance(size, Mapping):
+        raise CallError("this image processor does not resize, so the input size is unknown: pass image_size")
+    fit: Any
+    if size.get("shortest_edge"):
+        fit, target = "crop", (size["shortest_edge"], size["shortest_edge"])
+    elif "height" in size and "width" in size:
+        fit, target = "squash", (size["height"], size["width"])
+    else:
+        raise CallError(f"this image processor resizes to {dict(size)}, which keeps no fixed size: pass image_size")
+    final = (crop["height"], crop["width"]) if do_crop and crop else target
+    normalise = settings.get("do_normalize", True)
+    return Preprocessing(
+        size=final,
+        mean=tuple(settings["image_mean"]) if normalise else (0.0, 0.0, 0.0),
+        std=tuple(settings["image_std"]) if normalise else (1.0, 1.0, 1.0),
+        fit=fit,
+        resize_to=target,
+        resample=Image.Resampling(settings.get("resample", 2)),
+    )
+
+
+def _square(size: Any) -> tuple[Any, Any]:
+    return tuple(size) if isinstance(size, list | tuple) else (size, size)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars and notes of the library on a terminal that belongs to vitscope."""
+    loggers = [logging.getLogger(name) for name in ("transformers", "huggingface_hub")]
+    levels, bars = [logger.level for logger in loggers], transformers_logging.is_progress_bar_enabled()
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        if bars:
+            transformers_logging.enable_progress_bar()

@@ -1,0 +1,190 @@
+"""VisionModel: a network of any library, with the few facts the rest of the package needs to know."""
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from vitscope.errors import CallError, WorkError
+from vitscope.grid import Grid
+from vitscope.picture import Picture, Preprocessing, picture_of_unit, read_photo
+from vitscope.shapes import Pixels
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the tokens of a plain transformer are, and which of them the classifier reads.
+
+    Attributes:
+        patch_size: (height, width) of a patch in pixels of the input.
+        prefix_names: the tokens before the patches, in order.
+        readout: weights that sum to one over sources: the name of a prefix token, ``"patches"`` or ``"tokens"``
+            (uniform), ``"pooling"`` (the attention of a pooling layer, seen while the model runs).
+    """
+
+    patch_size: tuple[int, int]
+    prefix_names: tuple[str, ...]
+    readout: Mapping[str, float]
+
+    def grid(self, height: int, width: int) -> Grid:
+        """The token grid of an input of ``height`` × ``width`` pixels."""
+        rows, more_rows = divmod(height, self.patch_size[0])
+        columns, more_columns = divmod(width, self.patch_size[1])
+        if more_rows or more_columns or not rows or not columns:
+            patch = "×".join(map(str, self.patch_size))
+            raise CallError(
+                f"an input of {height}×{width} pixels is not a whole number of patches of {patch}: the nearest "
+                f"size that is one is {max(rows, 1) * self.patch_size[0]}×{max(columns, 1) * self.patch_size[1]}"
+            )
+        return Grid(rows, columns, len(self.prefix_names))
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One class of a picture: its name, its index in the logits, its softmax probability."""
+
+    label: str
+    index: int
+    probability: float
+
+
+@dataclass(frozen=True, eq=False)
+class VisionModel:
+    """A live module with its preprocessing, labels and token layout. Made by :func:`vitscope.load`.
+
+    ``layout`` is None for a module whose tokens are unknown (attention is still captured), ``preprocessing`` is
+    None for a module that takes tensors only, ``labels`` is None without a classifier.
+    ``forward`` runs the module on its input and returns logits, or None where there is no classifier.
+    """
+
+    name: str
+    library: str
+    module: nn.Module
+    forward: Callable[[Tensor], Tensor | None]
+    layout: Layout | None = None
+    preprocessing: Preprocessing | None = None
+    labels: tuple[str, ...] | None = None
+    versions: Mapping[str, str] | None = None
+
+    def __repr__(self) -> str:
+        size = "" if self.preprocessing is None else " {}×{} px".format(*self.preprocessing.size)
+        grid = "" if self.layout is None else f", patches of {'×'.join(map(str, self.layout.patch_size))}"
+        return f"<VisionModel {self.name} ({self.library}){size}{grid}>"
+
+    @property
+    def device(self) -> torch.device:
+        parameter = next(self.module.parameters(), None)
+        return torch.device("cpu") if parameter is None else parameter.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        floating = (p.dtype for p in self.module.parameters() if p.is_floating_point())
+        return next(floating, torch.float32)
+
+    def prepare(self, images: Any) -> tuple[Pixels, list[Picture]]:
+        """Pictures as the model's input, on its device and in its dtype, and the way back to each photo.
+
+        Args:
+            images: a path, PIL image or uint8 array (H, W, 3), a list of these, or a tensor
+                (batch, 3, height, width) taken as already preprocessed.
+        """
+        if isinstance(images, Tensor):
+            pixels, pictures = images, self._pictures_of(_checked_tensor(images))
+        else:
+            pixels, pictures = self._preprocessed(images)
+        if self.layout is not None:
+            self.layout.grid(*pixels.shape[-2:])
+        return pixels.to(self.device, self.dtype), pictures
+
+    def predict(self, images: Any, top_k: int = 5) -> list[list[Prediction]]:
+        """The ``top_k`` likeliest classes of each picture, likeliest first.
+
+        Raises:
+            CallError: the model has no classifier, or the pictures cannot be read as such.
+        """
+        if top_k < 1:
+            raise CallError(f"top_k is {top_k}, at least 1 is expected")
+        pixels, _ = self.prepare(images)
+        with torch.no_grad(), evaluating(self.module):
+            logits = self.forward(pixels)
+        return self.predictions(logits, top_k)
+
+    def predictions(self, logits: Tensor | None, top_k: int = 5) -> list[list[Prediction]]:
+        """Logits (batch, class) as ranked classes."""
+        if logits is None:
+            raise CallError(f"{self.name} has no classifier: it gives features, not classes")
+        if not bool(torch.isfinite(logits).all()):
+            raise WorkError(f"{self.name} answered with NaN or infinity: check its weights and its dtype")
+        probabilities, indices = logits.float().softmax(-1).topk(min(top_k, logits.shape[-1]))
+        return [
+            [Prediction(self.label(i), i, p) for i, p in zip(row_i, row_p, strict=True)]
+            for row_i, row_p in zip(indices.tolist(), probabilities.tolist(), strict=True)
+        ]
+
+    def label(self, index: int) -> str:
+        """The name of a class."""
+        known = self.labels is not None and index < len(self.labels)
+        return self.labels[index] if known and self.labels else f"class {index}"
+
+    def _preprocessed(self, images: Any) -> tuple[Tensor, list[Picture]]:
+        if self.preprocessing is None:
+            raise CallError(
+                f"{self.name} came without preprocessing: pass a tensor (batch, 3, height, width), "
+                "or image_size to vitscope.load"
+            )
+        single = not isinstance(images, Sequence) or isinstance(images, str | bytes)
+        sources = [images] if single else images
+        if not len(sources):
+            raise CallError("no picture was given")
+        made = [self.preprocessing(*read_photo(source)) for source in sources]
+        return torch.stack([pixels for pixels, _ in made]), [picture for _, picture in made]
+
+    def _pictures_of(self, pixels: Tensor) -> list[Picture]:
+        if self.preprocessing is not None:
+            return [self.preprocessing.picture_of(one) for one in pixels]
+        low, high = pixels.amin((1, 2, 3), keepdim=True), pixels.amax((1, 2, 3), keepdim=True)
+        shown = (pixels - low) / (high - low).clamp_min(1e-12)
+        return [picture_of_unit(one.detach().float().cpu()) for one in shown]
+
+
+def _checked_tensor(images: Tensor) -> Tensor:
+    if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape:
+        raise CallError(
+            f"a tensor of shape {tuple(images.shape)} is no batch of pictures: (batch, 3, height, width) is expected"
+        )
+    if not images.is_floating_point():
+        raise CallError(f"a tensor of {images.dtype} is not preprocessed: pass floating point, or arrays of uint8")
+    if not bool(torch.isfinite(images).all()):
+        raise CallError("the tensor holds NaN or infinity")
+    return images
+
+
+# How many runs hold a module in evaluation mode, and the flags it had before the first.
+_held: WeakKeyDictionary[nn.Module, tuple[int, dict[nn.Module, bool]]] = WeakKeyDictionary()
+_held_lock = threading.Lock()
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode; each submodule's training flag is as before afterwards, also with several threads."""
+    with _held_lock:
+        count, flags = _held.get(module, (0, {}))
+        if count == 0:
+            flags = {child: child.training for child in module.modules()}
+            module.eval()
+        _held[module] = (count + 1, flags)
+    try:
+        yield
+    finally:
+        with _held_lock:
+            count, flags = _held.pop(module)
+            if count > 1:
+                _held[module] = (count - 1, flags)
+            else:
+                for child, training in flags.items():
+                    child.training = training

@@ -1,0 +1,233 @@
+"""Photos in, model input out, and the way back from the model's view to the photo."""
+
+import os
+import threading
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from vitscope.errors import CallError, PictureError, PictureNotFoundError
+
+MAX_PIXELS = 100_000_000
+MAX_PIXELS_VARIABLE = "VITSCOPE_MAX_PIXELS"
+
+# Pillow keeps its own limit in a module variable: it is lifted only while a header is read, under this lock.
+_pillow_limit = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One photo and the part of it that the model saw.
+
+    ``photo`` is upright RGB at its own size; ``box`` is the region (left, top, right, bottom), in the photo's
+    pixels, that became the model's input: the whole photo where the model squashes it, less where it crops.
+    """
+
+    photo: Image.Image
+    box: tuple[float, float, float, float]
+    name: str = ""
+
+    def paint(self, values: Any, size: tuple[int, int] | None = None, *, smooth: bool = True) -> np.ndarray:
+        """A map on the token grid, laid over the photo where it belongs.
+
+        Args:
+            values: (height, width) of the token grid.
+            size: (width, height) of the result; the photo's own by default.
+            smooth: bilinear between patch centres; otherwise every patch is one flat block.
+
+        Returns:
+            float32 (size height, size width); NaN where the model did not look.
+        """
+        width, height = size or self.photo.size
+        scale_x, scale_y = width / self.photo.width, height / self.photo.height
+        left, top = round(self.box[0] * scale_x), round(self.box[1] * scale_y)
+        right, bottom = round(self.box[2] * scale_x), round(self.box[3] * scale_y)
+        grid = Image.fromarray(np.asarray(values, dtype=np.float32))
+        method = Image.Resampling.BILINEAR if smooth else Image.Resampling.NEAREST
+        canvas = np.full((height, width), np.nan, dtype=np.float32)
+        canvas[top:bottom, left:right] = np.asarray(grid.resize((max(right - left, 1), max(bottom - top, 1)), method))
+        return canvas
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What a model wants of a picture: one geometry for all three libraries, with Pillow's own resize.
+
+    ``fit`` is ``"squash"`` (resized to ``size``, proportions lost) or ``"crop"`` (resized to cover
+    ``size`` / ``crop_ratio``, then the centre is cut out). ``round_half_even`` holds for libraries that round
+    the crop's corner where others cut off the half pixel.
+    """
+
+    size: tuple[int, int]  # (height, width) of the model's input
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    fit: Literal["squash", "crop"] = "squash"
+    resize_to: tuple[int, int] | None = None  # what is covered (crop) or filled (squash) before the centre is cut out
+    resample: Image.Resampling = Image.Resampling.BILINEAR
+    round_half_even: bool = False
+
+    def resized(self, size: tuple[int, int]) -> "Preprocessing":
+        """The same recipe for another input size; what is cut off stays in proportion."""
+        target = self.resize_to or self.size
+        resize_to = (round(target[0] * size[0] / self.size[0]), round(target[1] * size[1] / self.size[1]))
+        return Preprocessing(size, self.mean, self.std, self.fit, resize_to, self.resample, self.round_half_even)
+
+    def __call__(self, photo: Image.Image, name: str = "") -> tuple[Tensor, Picture]:
+        """The photo as (3, height, width) float32, and the picture that knows the way back."""
+        height, width = self.size
+        fill_height, fill_width = self.resize_to or self.size
+        if self.fit == "crop":
+            # Both libraries cut off the fraction of the longer side.
+            if photo.height * fill_width >= photo.width * fill_height:
+                fill_height = int(fill_width * photo.height / photo.width)
+            else:
+                fill_width = int(fill_height * photo.width / photo.height)
+        if fill_height * fill_width > MAX_PIXELS:
+            raise PictureError(
+                f"{name or 'the picture'} is {photo.width}×{photo.height} pixels, too thin a strip for a crop of "
+                f"{height}×{width}: cut out the part that matters first"
+            )
+        resized = (
+            photo if photo.size == (fill_width, fill_height) else photo.resize((fill_width, fill_height), self.resample)
+        )
+        top, left = (fill_height - height) / 2, (fill_width - width) / 2
+        top, left = (round(top), round(left)) if self.round_half_even else (int(top), int(left))
+        cut = resized.crop((left, top, left + width, top + height))
+        pixels = torch.from_numpy(np.array(cut)).permute(2, 0, 1).float() / 255
+        pixels = (pixels - self._channels(self.mean)) / self._channels(self.std)
+        scale_x, scale_y = photo.width / fill_width, photo.height / fill_height
+        box = (left * scale_x, top * scale_y, (left + width) * scale_x, (top + height) * scale_y)
+        return pixels, Picture(photo, box, name)
+
+    def picture_of(self, pixels: Tensor, name: str = "") -> Picture:
+        """A picture to show for (3, height, width) input that came without a photo."""
+        shown = pixels.detach().float().cpu() * self._channels(self.std) + self._channels(self.mean)
+        return picture_of_unit(shown, name)
+
+    @staticmethod
+    def _channels(values: Sequence[float]) -> Tensor:
+        return torch.tensor(values).view(3, 1, 1)
+
+
+def picture_of_unit(shown: Tensor, name: str = "") -> Picture:
+    """A picture of a (3, height, width) tensor whose values lie in [0, 1]."""
+    array = (shown.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    return Picture(Image.fromarray(array), (0.0, 0.0, float(array.shape[1]), float(array.shape[0])), name)
+
+
+def read_photo(source: Any, *, max_pixels: int | None = None) -> tuple[Image.Image, str]:
+    """A path, PIL image or (H, W[, C]) array as an upright RGB photo, with a name for it.
+
+    EXIF orientation is applied, 16 bits become 8, transparency is laid on white, grey and CMYK become RGB.
+
+    Args:
+        max_pixels: refuse larger pictures before they are decoded; by default ``VITSCOPE_MAX_PIXELS`` from the
+            environment, else 100,000,000.
+
+    Raises:
+        PictureNotFoundError: no file at the path.
+        PictureError: the file holds no whole picture, or one that is too large or too small.
+        CallError: not a path, image or array.
+    """
+    if isinstance(source, str | Path):
+        return _read_file(Path(source), max_pixels), str(source)
+    if isinstance(source, Image.Image):
+        return _to_rgb(source, "the image"), getattr(source, "filename", "") or ""
+    if isinstance(source, np.ndarray):
+        return _to_rgb(_image_of_array(source), "the array"), ""
+    raise CallError(
+        f"cannot read a picture from {type(source).__name__}: pass a path, a PIL image, a uint8 array (H, W, 3), "
+        "a list of these, or a tensor (batch, 3, height, width) that is already preprocessed"
+    )
+
+
+def _read_file(path: Path, max_pixels: int | None) -> Image.Image:
+    if path.is_dir():
+        raise PictureNotFoundError(f"{path} is a folder: pass the pictures in it")
+    if not path.exists():
+        raise PictureNotFoundError(f"{path} does not exist")
+    limit = max_pixels if max_pixels is not None else _limit_from_environment()
+    try:
+        with _open_header(path) as image:
+            width, height = image.size
+            if width * height > limit:
+                raise PictureError(
+                    f"{path} has {width}×{height} pixels, more than the limit of {limit:,}: make it smaller, or raise "
+                    f"the limit with the environment variable {MAX_PIXELS_VARIABLE}"
+                )
+            return _to_rgb(image, str(path))
+    except UnidentifiedImageError:
+        size = path.stat().st_size
+        what = "is an empty file" if size == 0 else "is not a picture in any format that Pillow reads"
+        raise PictureError(f"{path} {what}") from None
+    except PermissionError:
+        raise PictureError(f"{path} cannot be read: permission denied") from None
+    except (OSError, SyntaxError, ValueError, EOFError, MemoryError) as error:
+        if isinstance(error, PictureError):
+            raise
+        # Decoders differ in what they raise for broken data; the first line says it.
+        raise PictureError(
+            f"{path} is damaged: {str(error).splitlines()[0] if str(error) else 'it ends early'}"
+        ) from None
+
+
+def _limit_from_environment() -> int:
+    text = os.environ.get(MAX_PIXELS_VARIABLE, "")
+    if not text:
+        return MAX_PIXELS
+    try:
+        return int(float(text))
+    except (ValueError, OverflowError):
+        raise CallError(f"{MAX_PIXELS_VARIABLE} is {text!r}, not a number of pixels") from None
+
+
+def _open_header(path: Path) -> Image.Image:
+    with _pillow_limit, warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            return Image.open(path)
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
+
+
+def _image_of_array(array: np.ndarray) -> Image.Image:
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[..., 0]
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (2, 3, 4)) or 0 in array.shape:
+        raise CallError(f"an array of shape {array.shape} is no picture: (H, W), (H, W, 3) or (H, W, 4) is")
+    if array.dtype == np.uint16:
+        array = (array >> 8).astype(np.uint8)
+    if array.dtype != np.uint8:
+        raise CallError(
+            f"an array of {array.dtype} has no agreed range: pass uint8 from 0 to 255, "
+            "or a tensor (batch, 3, height, width) that is already preprocessed"
+        )
+    return Image.fromarray(np.ascontiguousarray(array))
+
+
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+    if min(image.size) < 2:
+        raise PictureError(f"{name} has {image.width}×{image.height} pixels: there is nothing to look at")
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "F":
+        raise PictureError(f"{name} holds floating-point pixels of unknown range: convert it to 8 or 16 bits")
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.int64)
+        if values.max() > 65535 or values.min() < 0:
+            raise PictureError(f"{name} holds 32-bit pixels of unknown range: convert it to 8 or 16 bits")
+        image = Image.fromarray((values >> 8).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    if image.mode == "RGB":
+        image.load()
+        return image if image.getexif() == {} else image.copy()
+    return image.convert("RGB")

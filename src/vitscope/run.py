@@ -1,0 +1,233 @@
+"""capture(): run a model once and keep what its attention did."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vitscope.errors import CallError, NoAttentionError
+from vitscope.grid import Grid
+from vitscope.models.loading import load
+from vitscope.models.vision_model import Layout, VisionModel, evaluating
+from vitscope.shapes import ReadoutRow
+from vitscope.tap import AttentionCall, Tap
+from vitscope.trace import AttentionStep, Factored, FusedWeights, HeadFusion, Logits, Trace, fuse_heads
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A trace and what the model answered: logits (batch, class), or None without a classifier."""
+
+    trace: Trace
+    logits: Tensor | None
+
+
+def capture(model: VisionModel | nn.Module, images: Any, *, layers: Sequence[int] | None = None) -> Trace:
+    """Run the model once and keep its attention, whatever kernel computes it.
+
+    Queries and keys are kept, not maps: for each layer 2 · heads · tokens · channels numbers in the model's dtype.
+    Weights, hooks, training flags and random state are as before afterwards, also after an exception.
+
+    Args:
+        model: from :func:`vitscope.load`, or a live module.
+        images: a path, PIL image or uint8 array (H, W, 3), a list of these, or a tensor (batch, 3, height, width)
+            taken as already preprocessed.
+        layers: keep only these attention blocks, negative from the end; all by default.
+
+    Raises:
+        NoAttentionError: the model has no attention.
+        CallError: a layer is not there, or the images are not what is expected.
+
+    Example:
+        >>> import skimage.data, vitscope as vs
+        >>> trace = vs.capture(vs.load("vit-nano"), skimage.data.chelsea())
+        >>> trace.map(layer=-1, head="mean").shape
+        torch.Size([1, 8, 8])
+    """
+    return run(model, images, layers=layers).trace
+
+
+def run(
+    model: VisionModel | nn.Module,
+    images: Any,
+    *,
+    layers: Sequence[int] | None = None,
+    fuse: HeadFusion | None = None,
+    start_layer: int = 0,
+) -> Run:
+    """:func:`capture`, with the model's answer.
+
+    Args:
+        fuse: keep one map a layer, heads fused while the model runs, wherever that takes less memory than queries
+            and keys. The fused step computes softmax(q·kᵀ) itself, once, and uses it for the output too.
+        start_layer: blocks before this one run untouched and leave no step.
+    """
+    model = as_vision_model(model)
+    pixels, pictures = model.prepare(images)
+    grid = None if model.layout is None else model.layout.grid(*pixels.shape[-2:])
+    recorder = _Recorder(len(pixels), grid, _Kept(layers), fuse, start_layer)
+    with torch.no_grad(), evaluating(model.module), Tap(model.module, recorder) as tap, tap.follow():
+        logits = model.forward(pixels)
+    if recorder.count == 0:
+        raise NoAttentionError(
+            f"{model.name} has no attention that could be seen: vitscope explains vision transformers"
+        )
+    steps = recorder.kept.resolve(recorder.count)
+    trace = Trace(
+        steps=steps,
+        num_layers=recorder.count,
+        readout=_readout(model.layout, grid, recorder.pooling, len(pixels), pixels.device),
+        pictures=pictures,
+        prefix_names=() if model.layout is None else model.layout.prefix_names,
+        provenance=provenance(model),
+    )
+    return Run(trace, None if logits is None else logits.float())
+
+
+def as_vision_model(model: Any) -> VisionModel:
+    """What the user passed, as a VisionModel."""
+    if isinstance(model, VisionModel):
+        return model
+    if isinstance(model, nn.Module):
+        return load(model)
+    raise CallError(f"a model is expected, from vitscope.load or an nn.Module, not {type(model).__name__}")
+
+
+def provenance(model: VisionModel) -> dict[str, Any]:
+    """Which model in which libraries a result comes from."""
+    versions = {"vitscope": version("vitscope"), "torch": torch.__version__, **(model.versions or {})}
+    about: dict[str, Any] = {"model": model.name, "library": model.library, "versions": versions}
+    if model.layout is not None:
+        about["readout"] = dict(model.layout.readout)
+    return about
+
+
+class _Kept:
+    """The steps that were asked for; negative layers are known only when the run is over."""
+
+    def __init__(self, layers: Sequence[int] | None) -> None:
+        self._layers = None if layers is None else list(layers)
+        self._depth = max((-layer for layer in self._layers or () if layer < 0), default=0)
+        self._steps: dict[int, AttentionStep] = {}
+
+    def add(self, step: AttentionStep) -> None:
+        self._steps[step.layer] = step
+        if self._layers is not None:
+            passed = step.layer - self._depth
+            if passed not in self._layers:
+                self._steps.pop(passed, None)
+
+    def resolve(self, count: int) -> list[AttentionStep]:
+        if self._layers is None:
+            return list(self._steps.values())
+        for layer in self._layers:
+            if not -count <= layer < count:
+                raise CallError(f"layer {layer} is not there: the model has layers 0 to {count - 1}")
+        wanted = {layer % count for layer in self._layers}
+        return [step for layer, step in self._steps.items() if layer in wanted]
+
+
+class _Recorder:
+    """Turns attention calls into steps while the model runs."""
+
+    def __init__(self, batch: int, grid: Grid | None, kept: _Kept, fuse: HeadFusion | None, start_layer: int) -> None:
+        self.batch, self.grid, self.kept, self.fuse, self.start_layer = batch, grid, kept, fuse, start_layer
+        self.count = 0
+        self.pooling: Tensor | None = None
+
+    def __call__(self, call: AttentionCall) -> Tensor:
+        if self.grid is not None and call.num_keys == self.grid.num_tokens != call.num_queries:
+            self._keep_pooling(call)
+        elif self._is_self_attention(call):
+            layer, self.count = self.count, self.count + 1
+            if layer >= self.start_layer:
+                return self._record(call, layer)
+        return call.run()
+
+    def _is_self_attention(self, call: AttentionCall) -> bool:
+        if call.num_queries != call.num_keys:
+            return False
+        return call.num_keys == self.grid.num_tokens if self.grid is not None else call.num_keys > 1
+
+    def _record(self, call: AttentionCall, layer: int) -> Tensor:
+        scores = self._scores(call)
+        _, windows, _, tokens, _ = scores.shape
+        slots = torch.arange(tokens, device=scores.device)[None] if self.grid is not None else None
+        step = AttentionStep(layer, call.module, scores, slots if windows == 1 else None, self.grid)
+        if self.fuse is None or not self._fusing_pays(scores):
+            self.kept.add(step)
+            return call.run()
+        output, step = _run_fused(call, step, self.fuse)
+        self.kept.add(step)
+        return output
+
+    def _scores(self, call: AttentionCall) -> Factored | Logits:
+        if call.query is None or call.key is None:
+            assert call.logits is not None
+            return Logits(self._windowed(call.logits))
+        bias = call.bias
+        while bias is not None and bias.ndim < 5:
+            # (…, query, key) or (batch, head, query, key) to (batch, window, head, query, key).
+            bias = bias.unsqueeze(1 if bias.ndim == 4 else 0)
+        return Factored(_own(self._windowed(call.query)), _own(self._windowed(call.key)), call.scale, bias)
+
+    def _windowed(self, tensor: Tensor) -> Tensor:
+        """(batch·window, head, …) or (batch·head, …) to (batch, window, head, …)."""
+        if tensor.ndim == 3:
+            return tensor.unflatten(0, (self.batch, 1, -1))
+        return tensor.unflatten(0, (self.batch, -1))
+
+    def _fusing_pays(self, scores: Factored | Logits) -> bool:
+        batch, window, _, query, key = scores.shape
+        return batch * window * query * key <= scores.num_numbers
+
+    def _keep_pooling(self, call: AttentionCall) -> None:
+        (weights,) = self._scores(call).blocks([slice(None)])
+        self.pooling = weights.mean((1, 2, 3))
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """The tensor, copied where it is a part of something larger that it would keep alive (a joint q·k·v)."""
+    whole = tensor.untyped_storage().nbytes()
+    return tensor if whole <= tensor.numel() * tensor.element_size() else tensor.clone()
+
+
+def _run_fused(call: AttentionCall, step: AttentionStep, fuse: HeadFusion) -> tuple[Tensor, AttentionStep]:
+    """The call's output and its heads fused, from one softmax instead of two."""
+    fused: list[Tensor] = []
+    slices = step.row_slices()
+    if call.value is None:
+        output = call.run()
+        fused = [fuse_heads(block, fuse) for block in step.scores.blocks(slices)]
+    else:
+        output = call.value.new_empty(*call.value.shape[:-2], call.num_queries, call.value.shape[-1])
+        value = call.value.contiguous()
+        for part, block in zip(slices, step.scores.blocks(slices), strict=True):
+            output[..., part, :] = block.flatten(0, 1).to(value.dtype) @ value
+            fused.append(fuse_heads(block, fuse))
+    weights = fused[0] if len(fused) == 1 else torch.cat(fused, dim=2)
+    return output, AttentionStep(step.layer, step.module, FusedWeights(weights.unsqueeze(2)), step.slots, step.grid)
+
+
+def _readout(
+    layout: Layout | None, grid: Grid | None, pooling: Tensor | None, batch: int, device: torch.device
+) -> ReadoutRow | None:
+    """The row over tokens that the classifier reads."""
+    if layout is None or grid is None:
+        return None
+    row = torch.zeros(batch, grid.num_tokens, device=device)
+    for source, weight in layout.readout.items():
+        if source == "patches":
+            row[:, grid.prefix :] += weight / grid.num_patches
+        elif source == "tokens":
+            row += weight / grid.num_tokens
+        elif source == "pooling":
+            if pooling is None:
+                raise CallError("the readout is a pooling layer's attention, but no such layer ran")
+            row += weight * pooling
+        else:
+            row[:, layout.prefix_names.index(source)] += weight
+    return row

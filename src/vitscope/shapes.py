@@ -1,0 +1,24 @@
+"""The axis glossary: what the names in every shape mean.
+
+============ ==========================================================================
+batch        pictures
+window       windows of one picture that attend separately (a plain ViT has one)
+head         attention heads
+query, key   the token that looks, the token that is looked at
+token        prefix tokens (CLS, distillation, registers), then patches row by row
+row          row vectors over tokens that are folded side by side
+height, width  of the token grid, or of pixels where a name says pixels
+============ ==========================================================================
+"""
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+Pixels = Float[Tensor, "batch 3 pixel_height pixel_width"]
+Weights = Float[Tensor, "batch window head query key"]
+Fused = Float[Tensor, "batch window query key"]
+DenseAttention = Float[Tensor, "batch head query key"]
+Rows = Float[Tensor, "batch row token"]
+ReadoutRow = Float[Tensor, "batch token"]
+Maps = Float[Tensor, "batch height width"]
+Slots = Int[Tensor, "window slot"]
