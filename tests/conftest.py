@@ -1,12 +1,18 @@
 """Shapes are checked while the tests run: every annotated function of vitscope is wrapped."""
 
 import os
+from collections.abc import Iterator
 
+import jaxtyping
 import pytest
+import torch
 from jaxtyping import install_import_hook
 
 # No test may ask the model hub for anything.
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+# The models are tiny: threads inside an operation would only wait for each other.
+torch.set_num_threads(1)
 
 hook = install_import_hook("vitscope", "beartype.beartype")
 hook.__enter__()
@@ -18,3 +24,11 @@ def chelsea():
     import skimage.data
 
     return skimage.data.chelsea()
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Wrong types reach vitscope's own refusals, as they do for a user, who has no type checks."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

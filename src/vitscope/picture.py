@@ -3,7 +3,8 @@
 import os
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +14,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from vitscope.errors import CallError, PictureError, PictureNotFoundError
+from vitscope.errors import CallError, PictureError, PictureNotFoundError, VitscopeError
 
 MAX_PIXELS = 100_000_000
 MAX_PIXELS_VARIABLE = "VITSCOPE_MAX_PIXELS"
@@ -40,7 +41,7 @@ class Picture:
         Args:
             values: (height, width) of the token grid.
             size: (width, height) of the result; the photo's own by default.
-            smooth: bilinear between patch centres; otherwise every patch is one flat block.
+            smooth: bicubic between patch centres, within the map's range; otherwise every patch is one flat block.
 
         Returns:
             float32 (size height, size width); NaN where the model did not look.
@@ -49,10 +50,15 @@ class Picture:
         scale_x, scale_y = width / self.photo.width, height / self.photo.height
         left, top = round(self.box[0] * scale_x), round(self.box[1] * scale_y)
         right, bottom = round(self.box[2] * scale_x), round(self.box[3] * scale_y)
-        grid = Image.fromarray(np.asarray(values, dtype=np.float32))
-        method = Image.Resampling.BILINEAR if smooth else Image.Resampling.NEAREST
+        # A box that reaches beyond the photo is a crop that was padded: what lies there has no pixel.
+        beyond_left, beyond_top = max(-left, 0), max(-top, 0)
+        values = np.asarray(values, dtype=np.float32)
+        method = Image.Resampling.BICUBIC if smooth else Image.Resampling.NEAREST
+        resized = Image.fromarray(values).resize((max(right - left, 1), max(bottom - top, 1)), method)
         canvas = np.full((height, width), np.nan, dtype=np.float32)
-        canvas[top:bottom, left:right] = np.asarray(grid.resize((max(right - left, 1), max(bottom - top, 1)), method))
+        shown = np.asarray(resized).clip(values.min(), values.max())
+        place = canvas[max(top, 0) : bottom, max(left, 0) : right]
+        place[:] = shown[beyond_top : beyond_top + place.shape[0], beyond_left : beyond_left + place.shape[1]]
         return canvas
 
 
@@ -84,11 +90,12 @@ class Preprocessing:
         height, width = self.size
         fill_height, fill_width = self.resize_to or self.size
         if self.fit == "crop":
-            # Both libraries cut off the fraction of the longer side.
+            # The libraries cut off the fraction of the longer side; timm rounds it where the input is no square.
+            whole = round if self.round_half_even and fill_height != fill_width else int
             if photo.height * fill_width >= photo.width * fill_height:
-                fill_height = int(fill_width * photo.height / photo.width)
+                fill_height = whole(fill_width * photo.height / photo.width)
             else:
-                fill_width = int(fill_height * photo.width / photo.height)
+                fill_width = whole(fill_height * photo.width / photo.height)
         if fill_height * fill_width > MAX_PIXELS:
             raise PictureError(
                 f"{name or 'the picture'} is {photo.width}×{photo.height} pixels, too thin a strip for a crop of "
@@ -97,14 +104,19 @@ class Preprocessing:
         resized = (
             photo if photo.size == (fill_width, fill_height) else photo.resize((fill_width, fill_height), self.resample)
         )
-        top, left = (fill_height - height) / 2, (fill_width - width) / 2
-        top, left = (round(top), round(left)) if self.round_half_even else (int(top), int(left))
+        top, left = self._corner(fill_height - height), self._corner(fill_width - width)
         cut = resized.crop((left, top, left + width, top + height))
         pixels = torch.from_numpy(np.array(cut)).permute(2, 0, 1).float() / 255
         pixels = (pixels - self._channels(self.mean)) / self._channels(self.std)
         scale_x, scale_y = photo.width / fill_width, photo.height / fill_height
         box = (left * scale_x, top * scale_y, (left + width) * scale_x, (top + height) * scale_y)
         return pixels, Picture(photo, box, name)
+
+    def _corner(self, room: int) -> int:
+        """Where the cut begins when ``room`` pixels are cut off; below zero the picture is padded with black."""
+        if self.round_half_even:
+            return round(room / 2) if room > 0 else -(-room // 2)
+        return room // 2
 
     def picture_of(self, pixels: Tensor, name: str = "") -> Picture:
         """A picture to show for (3, height, width) input that came without a photo."""
@@ -139,7 +151,9 @@ def read_photo(source: Any, *, max_pixels: int | None = None) -> tuple[Image.Ima
     if isinstance(source, str | Path):
         return _read_file(Path(source), max_pixels), str(source)
     if isinstance(source, Image.Image):
-        return _to_rgb(source, "the image"), getattr(source, "filename", "") or ""
+        name = str(getattr(source, "filename", "") or "")
+        with _damage_reported(name or "the image"):
+            return _to_rgb(source, name or "the image"), name
     if isinstance(source, np.ndarray):
         return _to_rgb(_image_of_array(source), "the array"), ""
     raise CallError(
@@ -149,33 +163,41 @@ def read_photo(source: Any, *, max_pixels: int | None = None) -> tuple[Image.Ima
 
 
 def _read_file(path: Path, max_pixels: int | None) -> Image.Image:
-    if path.is_dir():
+    try:
+        folder, there = path.is_dir(), path.exists()
+    except OSError as error:
+        raise PictureNotFoundError(f"{path} cannot be reached: {error.strerror or error}") from None
+    if folder:
         raise PictureNotFoundError(f"{path} is a folder: pass the pictures in it")
-    if not path.exists():
+    if not there:
         raise PictureNotFoundError(f"{path} does not exist")
     limit = max_pixels if max_pixels is not None else _limit_from_environment()
+    with _damage_reported(str(path)), _open_header(path) as image:
+        width, height = image.size
+        if width * height > limit:
+            raise PictureError(
+                f"{path} has {width}×{height} pixels, more than the limit of {limit:,}: make it smaller, or raise "
+                f"the limit with the environment variable {MAX_PIXELS_VARIABLE}"
+            )
+        return _to_rgb(image, str(path))
+
+
+@contextmanager
+def _damage_reported(name: str) -> Iterator[None]:
+    """Decoders differ in what they raise for broken data; the first line says it."""
     try:
-        with _open_header(path) as image:
-            width, height = image.size
-            if width * height > limit:
-                raise PictureError(
-                    f"{path} has {width}×{height} pixels, more than the limit of {limit:,}: make it smaller, or raise "
-                    f"the limit with the environment variable {MAX_PIXELS_VARIABLE}"
-                )
-            return _to_rgb(image, str(path))
+        yield
+    except (VitscopeError, Warning):
+        raise
     except UnidentifiedImageError:
-        size = path.stat().st_size
-        what = "is an empty file" if size == 0 else "is not a picture in any format that Pillow reads"
-        raise PictureError(f"{path} {what}") from None
+        empty = Path(name).stat().st_size == 0
+        what = "is an empty file" if empty else "is not a picture in any format that Pillow reads"
+        raise PictureError(f"{name} {what}") from None
     except PermissionError:
-        raise PictureError(f"{path} cannot be read: permission denied") from None
-    except (OSError, SyntaxError, ValueError, EOFError, MemoryError) as error:
-        if isinstance(error, PictureError):
-            raise
-        # Decoders differ in what they raise for broken data; the first line says it.
-        raise PictureError(
-            f"{path} is damaged: {str(error).splitlines()[0] if str(error) else 'it ends early'}"
-        ) from None
+        raise PictureError(f"{name} cannot be read: permission denied") from None
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else "it ends early"
+        raise PictureError(f"{name} is damaged: {reason}") from None
 
 
 def _limit_from_environment() -> int:

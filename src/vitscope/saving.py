@@ -19,11 +19,22 @@ def replacing(path: str | Path, *, overwrite: bool = True) -> Iterator[Path]:
         SaveError: the folder cannot be written to, the disk is full, …; an older file at ``path`` survives.
     """
     path = Path(path)
-    if path.is_dir():
+    try:
+        taken, folder, plain = path.exists(), path.is_dir(), path.is_file()
+        parent = path.parent
+        misplaced = parent.exists() and not parent.is_dir()
+    except OSError as error:
+        raise SaveError(f"cannot write {path}: {error.strerror or error}") from None
+    if folder:
         raise OutputExistsError(f"{path} is a folder, a result needs the path of a file")
-    if path.exists() and not overwrite:
+    if taken and not plain:
+        raise OutputExistsError(f"{path} is a device or a pipe, a result needs the path of a file")
+    if taken and not overwrite:
         raise OutputExistsError(f"{path} exists already: choose another name or allow overwriting")
-    beside = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")
+    if misplaced:
+        raise SaveError(f"cannot write {path}: {parent} is a file, not a folder")
+    # Without the stem: a name as long as the disk allows stays possible.
+    beside = path.with_name(f".{secrets.token_hex(4)}{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield beside

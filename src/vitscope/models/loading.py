@@ -2,13 +2,15 @@
 
 import difflib
 import importlib
+import importlib.util
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vitscope.errors import CallError, ModelUnavailableError, UnknownModelError
 from vitscope.models.vision_model import Layout, VisionModel
@@ -88,7 +90,7 @@ def _load_named(name: str, pretrained: bool, size: tuple[int, int] | None, dtype
     if close:
         raise UnknownModelError(f"unknown model {name!r}: did you mean {close[0]!r}?")
     path_like = Path(name).expanduser()
-    if not path_like.exists() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+    if not path_like.exists() and not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name):
         raise UnknownModelError(
             f"unknown model {name!r}: pass a bundled model ({', '.join(BUNDLED)}), a local transformers folder, "
             "a hub id such as google/vit-base-patch16-224, timm:<name> or torchvision:<name>"
@@ -105,7 +107,18 @@ def _wrap(module: nn.Module, size: tuple[int, int] | None, layout: Layout | None
             if library in LIBRARIES:
                 return _library(library).wrap(module, image_size=size)
     preprocessing = None if size is None else Preprocessing(size)
-    return VisionModel(type(module).__name__, "module", module, module, layout, preprocessing)
+    return VisionModel(type(module).__name__, "module", module, _foreign(module), layout, preprocessing)
+
+
+def _foreign(module: nn.Module) -> Callable[[Tensor], Tensor | None]:
+    """A forward for a module of nobody knows where: logits are (batch, class), alone or under that name."""
+
+    def forward(pixels: Tensor) -> Tensor | None:
+        output: Any = module(pixels)
+        output = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", output)
+        return output if isinstance(output, Tensor) and output.ndim == 2 else None
+
+    return forward
 
 
 def _layout(patch_size: Size | None, prefix: Sequence[str], readout: str | Mapping[str, float] | None) -> Layout | None:
@@ -122,14 +135,20 @@ def _layout(patch_size: Size | None, prefix: Sequence[str], readout: str | Mappi
 
 
 def _library(name: str) -> ModuleType:
-    try:
-        importlib.import_module(name)
-    except ImportError:
-        raise ModelUnavailableError(f"{name} is not installed: pip install 'vitscope[{name}]'") from None
-    except (RuntimeError, OSError, AttributeError) as error:
-        # torchvision's compiled operators refuse a torch of another version while they are imported.
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ModelUnavailableError(f"{name} does not work with torch {torch.__version__}: {reason}") from None
+    # transformers imports torchvision wherever it is installed, so one that does not work breaks it too.
+    needed = ("torchvision",) if name == "transformers" and importlib.util.find_spec("torchvision") else ()
+    for library in (*needed, name):
+        try:
+            importlib.import_module(library)
+        except ImportError:
+            raise ModelUnavailableError(f"{library} is not installed: pip install 'vitscope[{library}]'") from None
+        except (RuntimeError, OSError, AttributeError) as error:
+            # Its compiled operators refuse a torch of another version while they are imported.
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise ModelUnavailableError(
+                f"{library} does not match torch {torch.__version__} ({reason}): install the {library} made for it, "
+                f"or pip uninstall {library}"
+            ) from None
     return importlib.import_module(f"vitscope.models.{name}")
 
 
@@ -143,9 +162,9 @@ def _pair(size: Size | None, what: str) -> tuple[int, int] | None:
 
 
 def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
-    if dtype is None or isinstance(dtype, torch.dtype):
-        return dtype
-    found = getattr(torch, dtype, None)
+    if dtype is None:
+        return None
+    found = dtype if isinstance(dtype, torch.dtype) else getattr(torch, dtype, None)
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
         raise CallError(f"unknown dtype {dtype!r}: pass float32, bfloat16 or float16")
     return found

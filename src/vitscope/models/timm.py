@@ -3,6 +3,7 @@
 import difflib
 import math
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import timm
@@ -12,6 +13,7 @@ from timm.data import ImageNetInfo, resolve_model_data_config
 from torch import nn
 
 from vitscope.errors import CallError, ModelUnavailableError, UnknownModelError
+from vitscope.models.hub import hub_in_reach, offline
 from vitscope.models.vision_model import Layout, VisionModel
 from vitscope.picture import Preprocessing
 
@@ -32,9 +34,15 @@ def load(name: str, *, pretrained: bool, image_size: tuple[int, int] | None, dty
         close = difflib.get_close_matches(name, timm.list_models(), n=3)
         hint = f": did you mean {', '.join(close)}?" if close else ": timm.list_models() shows the names"
         raise UnknownModelError(f"timm has no model {name!r}{hint}")
+    try:
+        timm.get_pretrained_cfg(name)
+    except RuntimeError:
+        tags = ", ".join(timm.list_models(f"{name.split('.')[0]}.*", pretrained=True))
+        raise UnknownModelError(f"timm has no weights {name!r}: it has {tags or 'none of this model'}") from None
     options: dict[str, Any] = {} if image_size is None else {"img_size": image_size}
     try:
-        module = timm.create_model(name, pretrained=pretrained, **options)
+        with nullcontext() if not pretrained or hub_in_reach() else offline():
+            module = timm.create_model(name, pretrained=pretrained, **options)
     except TypeError as error:
         raise CallError(f"timm's {name} takes no image_size: {error}") from None
     except Exception as error:

@@ -25,11 +25,16 @@ def load(name: str, *, pretrained: bool, image_size: tuple[int, int] | None, dty
     weights = torchvision.models.get_model_weights(name).DEFAULT
     transformer = name.startswith("vit_")
     options: dict[str, Any] = {}
-    if image_size is not None and transformer:
-        if image_size[0] != image_size[1]:
-            raise CallError(f"torchvision's {name} takes square pictures only, not {image_size[0]}×{image_size[1]}")
-        options["image_size"] = image_size[0]
-    module = torchvision.models.get_model(name, weights=None, **options)
+    if transformer:
+        # Some of the weights were trained on larger pictures than the class takes by default.
+        height, width = image_size or weights.meta["min_size"]
+        if height != width:
+            raise CallError(f"torchvision's {name} takes square pictures only, not {height}×{width}")
+        options["image_size"] = height
+    try:
+        module = torchvision.models.get_model(name, weights=None, **options)
+    except AssertionError as error:
+        raise CallError(f"torchvision's {name} cannot be built for {options['image_size']} pixels: {error}") from None
     if pretrained:
         try:
             state = weights.get_state_dict(progress=False, check_hash=True)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import transformers
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
@@ -118,7 +119,7 @@ def load(
                 wants_tower = not isinstance(config, module_class.config_class)
                 module = module_class._from_config(config.vision_config if wants_tower else config)
                 module = module if dtype is None else module.to(dtype)
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise ModelUnavailableError(f"{name_or_path} cannot be loaded: {_first_line(error)}") from None
         settings = _processor_settings(source, local_only)
     return _describe(module.eval(), settings, image_size, name or name_or_path)
@@ -138,6 +139,8 @@ def _describe(
     has_head = "ForImageClassification" in type(module).__name__
     if hasattr(module.config, "vision_config") and not has_head:
         module = module.vision_model  # type: ignore[assignment]
+    if getattr(module, "main_input_name", "pixel_values") != "pixel_values":
+        raise UnknownModelError(f"{name} is a {type(module).__name__}, which does not look at pictures")
     config: Any = getattr(module.config, "vision_config", module.config)
     family = FAMILIES.get(config.model_type)
     layout = None
@@ -211,13 +214,27 @@ def _preprocessing(
     family: Family, config: Any, settings: Mapping[str, Any] | None, size: tuple[int, int] | None
 ) -> Preprocessing:
     """The checkpoint's own preprocessing; where none was saved, the family's at the size of the configuration."""
-    defaults = family.processor
+    defaults = _processor_class(settings or {}) or family.processor
     if isinstance(defaults, str):
         defaults = getattr(transformers, defaults)().to_dict()
-    made = read_processor({**defaults, **(settings or {})})
+    merged = {**defaults, **(settings or {})}
+    try:
+        made = read_processor(merged)
+    except CallError:
+        if size is None:
+            raise
+        squash = {"do_resize": True, "do_center_crop": False, "size": {"height": size[0], "width": size[1]}}
+        made = read_processor({**merged, **squash})
     if size is None and settings is None and getattr(config, "image_size", None):
         size = _square(config.image_size)
     return made if size is None or size == made.size else made.resized(size)
+
+
+def _processor_class(settings: Mapping[str, Any]) -> str | None:
+    """The name of the class that saved the settings, if transformers has it without torchvision."""
+    saved = settings.get("image_processor_type") or settings.get("feature_extractor_type") or ""
+    name = saved.removesuffix("Fast").removesuffix("Pil").replace("FeatureExtractor", "ImageProcessor") + "Pil"
+    return name if saved and hasattr(transformers, name) else None
 
 
 def read_processor(settings: Mapping[str, Any]) -> Preprocessing:
@@ -225,7 +242,10 @@ def read_processor(settings: Mapping[str, Any]) -> Preprocessing:
     size, crop = settings.get("size"), settings.get("crop_size")
     do_crop = bool(settings.get("do_center_crop")) and crop is not None
     if isinstance(size, int):
-        size = {"shortest_edge": size} if do_crop else {"height": size, "width": size}
+        # What one number means differs from class to class.
+        square = getattr(transformers, _processor_class(settings) or "", None)
+        is_square = not do_crop if square is None else square.default_to_square
+        size = {"height": size, "width": size} if is_square else {"shortest_edge": size}
     crop = {"height": crop, "width": crop} if isinstance(crop, int) else crop
     if not settings.get("do_resize", True) or not isinstance(size, Mapping):
         raise CallError("this image processor does not resize, so the input size is unknown: pass image_size")
@@ -237,11 +257,14 @@ def read_processor(settings: Mapping[str, Any]) -> Preprocessing:
     else:
         raise CallError(f"this image processor resizes to {dict(size)}, which keeps no fixed size: pass image_size")
     final = (crop["height"], crop["width"]) if do_crop and crop else target
+    # The input is (255 · factor · unit − mean) / std: whatever the factor, a Preprocessing starts from [0, 1].
+    scale = 255 * (settings.get("rescale_factor") or 1 / 255) if settings.get("do_rescale", True) else 255
     normalise = settings.get("do_normalize", True)
+    mean, std = (settings["image_mean"], settings["image_std"]) if normalise else ((0.0,) * 3, (1.0,) * 3)
     return Preprocessing(
         size=final,
-        mean=tuple(settings["image_mean"]) if normalise else (0.0, 0.0, 0.0),
-        std=tuple(settings["image_std"]) if normalise else (1.0, 1.0, 1.0),
+        mean=tuple(value / scale for value in mean),
+        std=tuple(value / scale for value in std),
         fit=fit,
         resize_to=target,
         resample=Image.Resampling(settings.get("resample", 2)),

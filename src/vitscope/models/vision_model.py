@@ -164,27 +164,27 @@ def _checked_tensor(images: Tensor) -> Tensor:
     return images
 
 
-# How many runs hold a module in evaluation mode, and the flags it had before the first.
-_held: WeakKeyDictionary[nn.Module, tuple[int, dict[nn.Module, bool]]] = WeakKeyDictionary()
+# How many runs hold a module in evaluation mode, and the flag it had before the first of them.
+_held: WeakKeyDictionary[nn.Module, tuple[int, bool]] = WeakKeyDictionary()
 _held_lock = threading.Lock()
 
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode; each submodule's training flag is as before afterwards, also with several threads."""
+    """Evaluation mode; each submodule's training flag is as before afterwards, also when runs overlap in threads."""
+    children = list(module.modules())
     with _held_lock:
-        count, flags = _held.get(module, (0, {}))
-        if count == 0:
-            flags = {child: child.training for child in module.modules()}
-            module.eval()
-        _held[module] = (count + 1, flags)
+        for child in children:
+            runs, training = _held.get(child, (0, child.training))
+            _held[child] = (runs + 1, training)
+            child.training = False
     try:
         yield
     finally:
         with _held_lock:
-            count, flags = _held.pop(module)
-            if count > 1:
-                _held[module] = (count - 1, flags)
-            else:
-                for child, training in flags.items():
+            for child in children:
+                runs, training = _held.pop(child)
+                if runs > 1:
+                    _held[child] = (runs - 1, training)
+                else:
                     child.training = training
