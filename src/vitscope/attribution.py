@@ -115,11 +115,11 @@ class Attribution:
             with safe_open(str(path), framework="pt") as file:
                 values = file.get_tensor("values")
                 about = json.loads(file.metadata()["about"])
+            return cls(values, Grid(**about["grid"]), (), about["provenance"], about["target"])
         except FileNotFoundError:
             raise CallError(f"{path} does not exist") from None
-        except (SafetensorError, KeyError, TypeError, OSError) as error:
+        except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
             raise WorkError(f"{path} is no saved result: {error}") from None
-        return cls(values, Grid(**about["grid"]), (), about["provenance"], about["target"])
 
     def _about(self) -> dict[str, Any]:
         grid = {"height": self.grid.height, "width": self.grid.width, "prefix": self.grid.prefix}

@@ -109,6 +109,8 @@ class _Kept:
     """The steps that were asked for; negative layers are known only when the run is over."""
 
     def __init__(self, layers: Sequence[int] | None) -> None:
+        if layers is not None and not len(layers):
+            raise CallError("layers is empty: name at least one attention block, or leave it out for all")
         self._layers = None if layers is None else list(layers)
         self._depth = max((-layer for layer in self._layers or () if layer < 0), default=0)
         self._steps: dict[int, AttentionStep] = {}
@@ -169,9 +171,12 @@ class _Recorder:
             assert call.logits is not None
             return Logits(self._windowed(call.logits))
         bias = call.bias
-        while bias is not None and bias.ndim < 5:
-            # (…, query, key) or (batch, head, query, key) to (batch, window, head, query, key).
-            bias = bias.unsqueeze(1 if bias.ndim == 4 else 0)
+        if bias is not None:
+            # A bias of its own for each picture, window or head of the call is split as the queries are.
+            if bias.ndim == call.query.ndim and len(bias) == len(call.query):
+                bias = self._windowed(bias)
+            while bias.ndim < 5:
+                bias = bias.unsqueeze(0)
         return Factored(_own(self._windowed(call.query)), _own(self._windowed(call.key)), call.scale, bias)
 
     def _windowed(self, tensor: Tensor) -> Tensor:
@@ -203,10 +208,12 @@ def _run_fused(call: AttentionCall, step: AttentionStep, fuse: HeadFusion) -> tu
         output = call.run()
         fused = [fuse_heads(block, fuse) for block in step.scores.blocks(slices)]
     else:
-        output = call.value.new_empty(*call.value.shape[:-2], call.num_queries, call.value.shape[-1])
+        assert call.query is not None
+        heads = call.query.shape[:-2]  # (batch·window, head), or both in one
+        output = call.value.new_empty(*heads, call.num_queries, call.value.shape[-1])
         value = call.value.contiguous()
         for part, block in zip(slices, step.scores.blocks(slices), strict=True):
-            output[..., part, :] = block.flatten(0, 1).to(value.dtype) @ value
+            output[..., part, :] = block.reshape(*heads, *block.shape[-2:]).to(value.dtype) @ value
             fused.append(fuse_heads(block, fuse))
     weights = fused[0] if len(fused) == 1 else torch.cat(fused, dim=2)
     return output, AttentionStep(step.layer, step.module, FusedWeights(weights.unsqueeze(2)), step.slots, step.grid)

@@ -16,6 +16,7 @@ from vitscope.shapes import DenseAttention, Fused, Maps, ReadoutRow, Rows, Slots
 HeadFusion = Literal["mean", "max", "min"]
 Head = int | HeadFusion
 Query = str | tuple[int, int]
+Part = slice | Int[Tensor, " _"]  # some queries: a run of them, or their numbers
 
 # A block of attention weights holds about this many numbers: it stays in a processor's cache.
 BLOCK_NUMBERS = 1 << 20
@@ -57,7 +58,7 @@ class Factored:
     def num_numbers(self) -> int:
         return self.query.numel() + self.key.numel()
 
-    def blocks(self, parts: Sequence[slice | Int[Tensor, " query"]]) -> Iterator[Weights]:
+    def blocks(self, parts: Sequence[Part]) -> Iterator[Weights]:
         """float32 attention weights of some queries at a time."""
         # bmm copies a transposed key for every block unless it lies in one piece.
         keys = self.key.float().contiguous().transpose(-1, -2)
@@ -87,7 +88,7 @@ class Logits:
     def num_numbers(self) -> int:
         return self.logits.numel()
 
-    def blocks(self, parts: Sequence[slice | Int[Tensor, " query"]]) -> Iterator[Weights]:
+    def blocks(self, parts: Sequence[Part]) -> Iterator[Weights]:
         for part in parts:
             yield self.logits[:, :, :, part].float().softmax(-1)
 
@@ -111,7 +112,7 @@ class FusedWeights:
     def num_numbers(self) -> int:
         return self.weights.numel()
 
-    def blocks(self, parts: Sequence[slice | Int[Tensor, " query"]]) -> Iterator[Weights]:
+    def blocks(self, parts: Sequence[Part]) -> Iterator[Weights]:
         for part in parts:
             yield self.weights[:, :, :, part]
 

@@ -1,0 +1,150 @@
+"""The package as a whole: light to import, its names in place, its layers only looking down."""
+
+import ast
+import graphlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import vitscope
+
+ROOT = Path(vitscope.__file__).parent
+FILES = sorted(ROOT.rglob("*.py"))
+HEAVY = ("torch", "transformers", "timm", "torchvision", "numpy", "matplotlib", "PIL", "skimage")
+
+# From the ground up; a file may import from its own layer and those below.
+LAYERS = (
+    ("errors", "shapes", "grid", "saving", "windows"),
+    ("picture", "trace", "attribution", "target"),
+    ("models",),
+    ("tap", "run", "perturb"),
+    ("methods", "compose"),
+    ("view",),
+    ("tune", "batch"),
+    ("cli",),
+)
+# The face of the package may name everything, and nothing inside may look at the face.
+FACE = {"vitscope", "vitscope.__main__"}
+OWNERS = {"timm": "vitscope.models.timm", "torchvision": "vitscope.models.torchvision"}
+
+
+def module_name(path: Path) -> str:
+    parts = ["vitscope", *path.relative_to(ROOT).with_suffix("").parts]
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for path in FILES}
+
+
+def imported(name: str) -> Iterator[str]:
+    """Every module that a module imports, also inside functions and for type checkers alone."""
+    package = name if MODULES[name].name == "__init__.py" else name.rpartition(".")[0]
+    for node in ast.walk(ast.parse(MODULES[name].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            source = node.module or ""
+            if node.level:
+                above = package.split(".")[: len(package.split(".")) - node.level + 1]
+                source = ".".join([*above, *([source] if source else [])])
+            for alias in node.names:
+                inner = f"{source}.{alias.name}"
+                yield inner if inner in MODULES else source
+
+
+def layer(name: str) -> int:
+    part = name.split(".")[1]
+    found = [i for i, parts in enumerate(LAYERS) if part in parts]
+    assert found, f"{name} belongs to no layer: add it to LAYERS where it fits"
+    return found[0]
+
+
+INNER = [name for name in MODULES if name not in FACE]
+
+
+@pytest.mark.parametrize("name", INNER)
+def test_imports_only_go_down(name: str) -> None:
+    for other in imported(name):
+        if other.partition(".")[0] == "vitscope":
+            assert other not in FACE, f"{name} imports from the face of the package: name the home of what it needs"
+            assert other in MODULES, f"{name} imports {other}, which is no file"
+            assert layer(other) <= layer(name), f"{name} must not import {other}, which lies above it"
+
+
+def test_there_are_no_import_cycles() -> None:
+    graph = {name: {other for other in imported(name) if other in MODULES and other != name} for name in INNER}
+    order = list(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError
+    assert set(INNER) <= set(order)
+
+
+def test_an_optional_library_has_one_owner() -> None:
+    for library, owner in OWNERS.items():
+        users = {name for name in MODULES for other in imported(name) if other.partition(".")[0] == library}
+        assert users == {owner}
+
+
+def test_a_file_is_named_for_what_it_holds() -> None:
+    assert not {"utils", "util", "helpers", "helper", "common", "misc"} & {
+        part for name in MODULES for part in name.split(".")
+    }
+
+
+def test_every_public_name_is_there() -> None:
+    assert len(set(vitscope.__all__)) == len(vitscope.__all__)
+    for name in vitscope.__all__:
+        value = getattr(vitscope, name)
+        assert value.__name__ == name
+        assert value.__doc__, f"{name} has no docstring"
+    assert set(vitscope.__all__) | {"__version__"} == set(dir(vitscope))
+    assert vitscope.__version__
+
+
+def test_public_names_are_declared_for_type_checkers() -> None:
+    tree = ast.parse((ROOT / "__init__.py").read_text(encoding="utf-8"))
+    block = next(node for node in tree.body if isinstance(node, ast.If))
+    declared = {alias.asname: node.module for node in block.body for alias in node.names}
+    assert declared == vitscope._HOME
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="module 'vitscope' has no attribute 'explain_everything'"):
+        _ = vitscope.explain_everything
+    assert not hasattr(vitscope, "torch")
+
+
+def run(code: str) -> str:
+    """What a fresh interpreter prints that runs this code."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+LOADED = f"print(sorted({set(HEAVY)} & {{name.partition('.')[0] for name in sys.modules}}))"
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    assert run(f"import sys, vitscope; dir(vitscope); vitscope.__version__; {LOADED}") == "[]\n"
+
+
+def test_the_errors_load_nothing_heavy() -> None:
+    assert run(f"import sys, vitscope; vitscope.CallError; {LOADED}") == "[]\n"
+
+
+@pytest.mark.skipif(not (ROOT / "cli.py").exists(), reason="there is no command line yet")
+def test_the_help_loads_nothing_heavy() -> None:
+    code = f"""
+import sys
+from vitscope.cli import main
+sys.argv = ["vitscope", "--help"]
+try:
+    main()
+except SystemExit as end:
+    assert not end.code, end.code
+{LOADED}
+"""
+    output = run(code)
+    assert "rollout" in output
+    assert not {"torch", "transformers"} & set(output.splitlines()[-1].strip("[]").replace("'", "").split(", "))
