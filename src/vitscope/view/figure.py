@@ -1,0 +1,99 @@
+"""A Scene as a PNG: every panel at its photo's own proportions, nothing on the page that says nothing."""
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+
+from vitscope.attribution import COLORMAP, blend, stretch
+from vitscope.saving import replacing
+from vitscope.view.scene import Panel, Scene
+
+PAGE_WIDTH = 12.0  # inches
+SMALLEST_PANEL, LARGEST_PANEL = 0.9, 4.0  # inches
+GAP = 0.08
+DPI = 160
+INK, FAINT = "#1b1b1f", "#6b6b76"
+CAPTION = "colours: each map from its lowest to its highest value"
+
+
+def save_figure(scene: Scene, path: str | Path, *, overwrite: bool = True) -> Path:
+    """Write a scene as PNG, beside first and then renamed.
+
+    Raises:
+        OutputExistsError: ``path`` is taken and ``overwrite`` is False.
+        SaveError: it cannot be written; what stood at ``path`` is still there.
+    """
+    path = Path(path)
+    with replacing(path, overwrite=overwrite) as beside:
+        canvas = FigureCanvasAgg(draw(scene))
+        canvas.print_png(str(beside))
+    return path
+
+
+def draw(scene: Scene) -> Figure:
+    """The scene as a matplotlib figure, laid out in inches."""
+    photo = scene.rows[0].panels[0].picture.photo
+    ratio = photo.height / photo.width
+    left = 0.55 if scene.row_names else 0.2
+    top, bottom = (1.12 if scene.column_names else 0.82), 0.5
+    widths = [_panel_width(row.columns, left, ratio) for row in scene.rows]
+    title_heights = [0.26 if any(panel.title for panel in row.panels) else 0.0 for row in scene.rows]
+    heights = [width * ratio + above + GAP for width, above in zip(widths, title_heights, strict=True)]
+    tops = [top + sum(heights[:i]) for i in range(len(heights))]
+    right = max(left + row.columns * (width + GAP) for row, width in zip(scene.rows, widths, strict=True))
+    page_width, page_height = max(right + 0.12, 6.4), top + sum(heights) + bottom
+    figure = Figure(figsize=(page_width, page_height), dpi=DPI, facecolor="white")
+
+    def place(x: float, y: float, w: float, h: float) -> tuple[float, float, float, float]:
+        """Inches from the top left as matplotlib's fractions from the bottom left."""
+        return x / page_width, 1 - (y + h) / page_height, w / page_width, h / page_height
+
+    def write(x: float, y: float, text: str, size: float, colour: str = INK, **style: Any) -> None:
+        figure.text(x / page_width, 1 - y / page_height, text, fontsize=size, color=colour, **style)
+
+    write(left, 0.36, scene.title, 13.0, weight="bold")
+    write(left, 0.60, scene.note, 9.0, FAINT)
+    for i, (row, width, above) in enumerate(zip(scene.rows, widths, title_heights, strict=True)):
+        y, height = tops[i] + above, width * ratio
+        for j, panel in enumerate(row.panels):
+            x = left + j * (width + GAP)
+            axes = figure.add_axes(place(x, y, width, height))
+            pixels = (max(round(width * DPI), 2), max(round(height * DPI), 2))
+            axes.imshow(render(panel, pixels), interpolation="none", aspect="auto")
+            axes.set_axis_off()
+            write(x, y - 0.07, panel.title, 9.0)
+            if i == 0 and scene.column_names:
+                write(x + width / 2, y - 0.07, scene.column_names[j], 9.0, ha="center")
+        if scene.row_names:
+            write(left - 0.09, y + height / 2, scene.row_names[i], 9.0, ha="right", va="center")
+    write((left + right) / 2, top - 0.28, scene.column_axis, 9.0, FAINT, ha="center")
+    write(0.2, top + sum(heights) / 2, scene.row_axis, 9.0, FAINT, ha="center", va="center", rotation="vertical")
+    _legend(figure, place(left, page_height - 0.31, 1.3, 0.1))
+    write(left + 1.4, page_height - 0.22, CAPTION, 8.0, FAINT)
+    return figure
+
+
+def _panel_width(columns: int, left: float, ratio: float) -> float:
+    """Inches of one of ``columns`` panels: the page divided, within what can be read and what fits."""
+    width = (PAGE_WIDTH - left - 0.2 - GAP * (columns - 1)) / columns
+    return min(max(width, SMALLEST_PANEL), LARGEST_PANEL, LARGEST_PANEL / ratio)
+
+
+def render(panel: Panel, size: tuple[int, int]) -> Image.Image:
+    """A panel at ``size`` = (width, height) pixels."""
+    photo = panel.picture.photo.resize(size, Image.Resampling.LANCZOS)
+    if panel.values is None:
+        return photo
+    heat = panel.picture.paint(panel.values, size, smooth=panel.alpha < 1)
+    return blend(photo, stretch(heat), panel.alpha)
+
+
+def _legend(figure: Figure, place: tuple[float, float, float, float]) -> None:
+    axes = figure.add_axes(place)
+    axes.imshow(np.linspace(0, 1, 256)[None], cmap=matplotlib.colormaps[COLORMAP], aspect="auto")
+    axes.set_axis_off()

@@ -1,0 +1,154 @@
+"""Scenes: what a figure shows, as plain data. Drawing them is :mod:`vitscope.view.figure`'s work."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from vitscope.attribution import Attribution
+from vitscope.picture import Picture
+from vitscope.trace import Query, Trace
+
+OVERLAY = 0.6
+
+
+@dataclass(frozen=True, eq=False)
+class Panel:
+    """A photo (``values`` None), a map over its photo, or a map alone (``alpha`` 1)."""
+
+    picture: Picture
+    values: Float[np.ndarray, "height width"] | None = None
+    title: str = ""
+    alpha: float = OVERLAY
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """Panels from left to right, each one of ``columns`` equal parts of the page."""
+
+    panels: Sequence[Panel]
+    columns: int
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """Rows of panels with a title, a line that says how the maps were made, and names for rows and columns."""
+
+    rows: Sequence[Row]
+    title: str
+    note: str = ""
+    row_names: Sequence[str] = ()
+    column_names: Sequence[str] = ()
+    row_axis: str = ""
+    column_axis: str = ""
+
+
+def explanation(trace: Trace, rollouts: Sequence[Attribution], *, index: int = 0) -> Scene:
+    """The photo, its rollouts, and under them the heads of the last layer over the photo."""
+    top = [Panel(trace.pictures[index], title="photo"), *_rollout_panels(rollouts, index)]
+    heads = _head_panels(trace, -1, "readout", index, OVERLAY)
+    return Scene(
+        rows=[Row(top, len(top)), *_wrapped(heads, min(len(heads), 2 * len(top)))],
+        title=f"What {trace.provenance['model']} looks at",
+        note=f"attention rollout; below it the heads of the last layer ({trace.num_layers - 1}), readout as query",
+    )
+
+
+def head_grid(trace: Trace, query: Query = "readout", *, index: int = 0) -> Scene:
+    """Layers × heads, each the map of one head by itself."""
+    layers = [step.layer for step in trace.steps]
+    heads = max(step.num_heads for step in trace.steps)
+    return Scene(
+        rows=[Row(_head_panels(trace, layer, query, index, alpha=1.0, titled=False), heads) for layer in layers],
+        title=f"Attention of {trace.provenance['model']}, layer by layer and head by head",
+        note=f"query: {name_of(query)}",
+        row_names=[str(layer) for layer in layers],
+        column_names=[str(head) for head in range(heads)],
+        row_axis="layer",
+        column_axis="head",
+    )
+
+
+def head_overlays(trace: Trace, layer: int = -1, query: Query = "readout", *, index: int = 0) -> Scene:
+    """The heads of one layer over the photo, their mean and the photo itself first."""
+    step = trace.step(layer)
+    picture = trace.pictures[index]
+    mean = trace.map(layer, "mean", query)[index].cpu().numpy()
+    panels = [Panel(picture, title="photo"), Panel(picture, mean, "mean of heads")]
+    panels += _head_panels(trace, layer, query, index, OVERLAY)
+    return Scene(
+        rows=_wrapped(panels, _columns(len(panels))),
+        title=f"Heads of layer {step.layer} of {trace.provenance['model']}",
+        note=f"query: {name_of(query)}",
+    )
+
+
+def rollout_panels(rollouts: Sequence[Attribution], *, index: int = 0) -> Scene:
+    """The photo and its rollouts side by side, one for each head fusion."""
+    panels = [Panel(rollouts[0].pictures[index], title="photo"), *_rollout_panels(rollouts, index)]
+    return Scene(
+        rows=[Row(panels, len(panels))],
+        title=f"Attention rollout of {rollouts[0].provenance['model']}",
+        note=_recipe(rollouts[0]),
+    )
+
+
+def evolution(rollouts: Sequence[Attribution], *, index: int = 0) -> Scene:
+    """The rollout after each block, over the photo."""
+    panels = [Panel(rollouts[0].pictures[index], title="photo")]
+    for rollout in rollouts:
+        end = rollout.provenance["parameters"]["end_layer"]
+        panels.append(Panel(rollout.pictures[index], rollout.values[index].cpu().numpy(), f"after block {end}"))
+    parameters = rollouts[0].provenance["parameters"]
+    return Scene(
+        rows=_wrapped(panels, _columns(len(panels))),
+        title=f"Attention rollout of {rollouts[0].provenance['model']}, block by block",
+        note=f"{parameters['head_fusion']} of heads, {_recipe(rollouts[0])}",
+    )
+
+
+def name_of(query: Query) -> str:
+    """A query as people say it."""
+    return query if isinstance(query, str) else f"patch in row {query[0]}, column {query[1]}"
+
+
+def _rollout_panels(rollouts: Sequence[Attribution], index: int) -> list[Panel]:
+    return [
+        Panel(
+            rollout.pictures[index],
+            rollout.values[index].cpu().numpy(),
+            f"rollout, {rollout.provenance['parameters']['head_fusion']} of heads",
+        )
+        for rollout in rollouts
+    ]
+
+
+def _head_panels(
+    trace: Trace, layer: int, query: Query, index: int, alpha: float, *, titled: bool = True
+) -> list[Panel]:
+    step = trace.step(layer)
+    picture = trace.pictures[index]
+    return [
+        Panel(picture, trace.map(layer, head, query)[index].cpu().numpy(), f"head {head}" if titled else "", alpha)
+        for head in range(step.num_heads)
+    ]
+
+
+def _recipe(rollout: Attribution) -> str:
+    parameters = rollout.provenance["parameters"]
+    parts = ["rows normalised" if parameters["normalize"] else "rows not normalised"]
+    if parameters["discard_ratio"]:
+        parts.append(f"lowest {parameters['discard_ratio']:.0%} discarded")
+    if parameters["start_layer"]:
+        parts.append(f"from block {parameters['start_layer']} on")
+    return ", ".join(parts)
+
+
+def _columns(panels: int) -> int:
+    """How many panels to a row: near a square, wider than high."""
+    return next(columns for columns in range(1, panels + 1) if columns * columns >= panels * 1.3 or columns == panels)
+
+
+def _wrapped(panels: Sequence[Panel], columns: int) -> list[Row]:
+    return [Row(panels[start : start + columns], columns) for start in range(0, len(panels), columns)]
