@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import jaxtyping
 import pytest
@@ -32,3 +33,17 @@ def unchecked() -> Iterator[None]:
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny ViT saved as its library saves one, with a processor."""
+    import transformers
+
+    from tests.tiny import tiny_vit
+
+    path = tmp_path_factory.mktemp("models") / "tiny-vit"
+    tiny_vit().save_pretrained(path)
+    processor = transformers.ViTImageProcessorPil(size={"height": 32, "width": 32}, image_mean=[0.4, 0.5, 0.6])
+    processor.save_pretrained(path)
+    return path

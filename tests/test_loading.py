@@ -10,55 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 import vitscope as vs
 from tests.families import TINY
+from tests.tiny import LABELS, photo, refusal, tiny_vit
 from vitscope.errors import (
     ModelUnavailableError,
-    NoAttentionError,
-    PictureNotFoundError,
     UnknownModelError,
-    VitscopeError,
-    WorkError,
 )
 from vitscope.models import bundled_path, hub
-
-LABELS = tuple(f"thing {i}" for i in range(7))
-
-
-def photo(width: int, height: int, seed: int = 0) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
-
-
-def refusal(error: type[VitscopeError], name: Any, **options: Any) -> str:
-    """The message of load's refusal, which is one line."""
-    with pytest.raises(error) as caught:
-        vs.load(name, **options)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
-def tiny_vit() -> nn.Module:
-    import transformers
-
-    torch.manual_seed(0)
-    config = transformers.ViTConfig(**(TINY | {"image_size": 32, "patch_size": 8, "id2label": dict(enumerate(LABELS))}))
-    return transformers.ViTForImageClassification(config).eval()
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny ViT saved as its library saves one, with a processor."""
-    import transformers
-
-    path = tmp_path_factory.mktemp("models") / "tiny-vit"
-    tiny_vit().save_pretrained(path)
-    processor = transformers.ViTImageProcessorPil(size={"height": 32, "width": 32}, image_mean=[0.4, 0.5, 0.6])
-    processor.save_pretrained(path)
-    return path
-
 
 # Local folders
 
@@ -272,13 +233,15 @@ def test_timm_without_a_hub_asks_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert hub.constants.HF_HUB_OFFLINE is False
 
 
-def test_torchvision_without_a_network_says_what_works(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("reach", [True, False], ids=["it breaks off", "no answer"])
+def test_torchvision_without_a_network_says_what_works(monkeypatch: pytest.MonkeyPatch, reach: bool) -> None:
     torchvision = pytest.importorskip("torchvision")
 
     def fetch(*_: Any, **__: Any) -> None:
         raise OSError("no route\nto host")
 
     monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", fetch)
+    monkeypatch.setattr("vitscope.models.torchvision.answers", lambda _: reach)
     message = refusal(ModelUnavailableError, "torchvision:resnet18")
     assert "vit-nano" in message
     assert "local folder" in message
@@ -408,6 +371,7 @@ def small_torchvision(monkeypatch: pytest.MonkeyPatch) -> Any:
         )
 
     monkeypatch.setattr(torchvision.models.vision_transformer, "_vision_transformer", build)
+    monkeypatch.setattr("vitscope.models.torchvision.answers", lambda _: True)
     return torchvision
 
 
@@ -454,316 +418,6 @@ def test_torchvision_refuses_sizes_it_cannot_take(small_torchvision: Any) -> Non
 @pytest.mark.usefixtures("unchecked")
 def test_a_size_that_is_none_is_refused(folder: Path, size: Any) -> None:
     assert "image_size is" in refusal(vs.CallError, folder, image_size=size)
-
-
-# Predicting
-
-
-def test_classes_are_ranked_and_named(folder: Path) -> None:
-    model = vs.load(folder)
-    pixels, _ = model.prepare([photo(40, 50), photo(50, 40, 1)])
-    with torch.no_grad():
-        expected = tiny_vit()(pixels).logits.softmax(-1)
-    rows = model.predict([photo(40, 50), photo(50, 40, 1)], top_k=7)
-    for row, probabilities in zip(rows, expected, strict=True):
-        assert [p.probability for p in row] == sorted((p.probability for p in row), reverse=True)
-        assert {p.index for p in row} == set(range(7))
-        assert sum(p.probability for p in row) == pytest.approx(1)
-        for prediction in row:
-            assert prediction.probability == pytest.approx(probabilities[prediction.index].item(), abs=1e-6)
-            assert prediction.label == LABELS[prediction.index]
-    assert [row[:2] for row in rows] == model.predict([photo(40, 50), photo(50, 40, 1)], top_k=2)
-    assert [len(row) for row in model.predict(photo(40, 50))] == [5]
-    assert model.predict(photo(40, 50), top_k=100) == rows[:1]
-
-
-def test_a_class_without_a_name_has_a_number() -> None:
-    timm = pytest.importorskip("timm")
-    model = vs.load(timm.create_model("test_vit", num_classes=3))
-    assert {p.label for p in model.predict(photo(40, 50))[0]} == {"class 0", "class 1", "class 2"}
-
-
-@pytest.mark.parametrize("top_k", [0, -1])
-def test_no_classes_is_no_question(folder: Path, top_k: int) -> None:
-    with pytest.raises(vs.CallError, match=f"top_k is {top_k}"):
-        vs.load(folder).predict(photo(40, 50), top_k=top_k)
-
-
-def test_weights_that_answer_nan_are_said_to(folder: Path) -> None:
-    model = vs.load(folder)
-    with torch.no_grad():
-        model.module.classifier.bias[0] = torch.nan
-    with pytest.raises(WorkError, match="answered with NaN or infinity"):
-        model.predict(photo(40, 50))
-
-
-def test_pictures_of_mixed_sizes_and_kinds_give_what_each_gives_alone(folder: Path, tmp_path: Path) -> None:
-    model = vs.load(folder)
-    photo(33, 90, 2).save(tmp_path / "third.png")
-    mixed = [photo(80, 40), np.asarray(photo(40, 80, 1)), tmp_path / "third.png", str(tmp_path / "third.png")]
-    together = vs.rollout(model, mixed)
-    assert len(together) == 4
-    rows = model.predict(mixed)
-    for i, alone in enumerate(mixed):
-        torch.testing.assert_close(together.values[i : i + 1], vs.rollout(model, alone).values)
-        assert together.pictures[i].photo.size == [(80, 40), (40, 80), (33, 90), (33, 90)][i]
-        (row,) = model.predict(alone)
-        assert [p.index for p in row] == [p.index for p in rows[i]]
-        assert [p.probability for p in row] == pytest.approx([p.probability for p in rows[i]])
-    assert torch.equal(together.values[2], together.values[3])
-    assert not torch.allclose(together.values[0], together.values[1])
-
-
-@pytest.mark.parametrize(
-    ("tensor", "message"),
-    [
-        (torch.zeros(1, 3, 32, 32).index_fill(-1, torch.tensor(5), torch.nan), "NaN or infinity"),
-        (torch.zeros(1, 3, 32, 32).index_fill(-1, torch.tensor(5), torch.inf), "NaN or infinity"),
-        (torch.zeros(1, 1, 32, 32), r"\(1, 1, 32, 32\) is no batch of pictures"),
-        (torch.zeros(1, 32, 32, 3), r"\(1, 32, 32, 3\) is no batch of pictures"),
-        (torch.zeros(3, 32, 32), r"\(3, 32, 32\) is no batch of pictures"),
-        (torch.zeros(0, 3, 32, 32), r"\(0, 3, 32, 32\) is no batch of pictures"),
-        (torch.zeros(1, 3, 32, 32, dtype=torch.uint8), "torch.uint8 is not preprocessed"),
-        (torch.zeros(1, 3, 32, 32, dtype=torch.int64), "torch.int64 is not preprocessed"),
-        (torch.zeros(1, 3, 32, 36), "32×36 pixels is not a whole number of patches of 8×8.*is 32×32"),
-        (torch.zeros(1, 3, 5, 32), "5×32 pixels is not a whole number of patches of 8×8.*is 8×32"),
-    ],
-    ids=lambda value: "" if isinstance(value, str) else f"{tuple(value.shape)}-{value.dtype}",
-)
-def test_a_tensor_that_is_no_batch_of_pictures(folder: Path, tensor: Tensor, message: str) -> None:
-    model = vs.load(folder)
-    for ask in (model.predict, lambda images: vs.capture(model, images)):
-        with pytest.raises(vs.CallError, match=message) as caught:
-            ask(tensor)
-        assert "\n" not in str(caught.value)
-
-
-def test_no_picture_and_no_such_picture(folder: Path) -> None:
-    model = vs.load(folder)
-    with pytest.raises(vs.CallError, match="no picture was given"):
-        model.predict([])
-    with pytest.raises(PictureNotFoundError, match=r"nowhere\.png does not exist"):
-        model.predict([photo(40, 40), "nowhere.png"])
-
-
-def test_a_double_tensor_becomes_what_the_model_takes(folder: Path) -> None:
-    model = vs.load(folder)
-    pixels = torch.randn(2, 3, 32, 32, dtype=torch.float64)
-    assert model.prepare(pixels)[0].dtype == model.dtype == torch.float32
-    assert model.predict(pixels) == model.predict(pixels.float())
-
-
-@pytest.mark.parametrize("fails", [False, True])
-def test_training_flags_are_as_before(fails: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = tiny_vit().train()
-    module.vit.layers[1].eval()
-    before = {name: child.training for name, child in module.named_modules()}
-    assert len(set(before.values())) == 2
-    model = vs.load(module)
-    during: list[bool] = []
-    module.classifier.register_forward_hook(lambda *_: during.append(any(c.training for c in module.modules())))
-    if fails:
-        monkeypatch.setattr(module.classifier, "forward", lambda _: (_ for _ in ()).throw(ArithmeticError("no")))
-    for ask in (model.predict, lambda images: vs.capture(model, images)):
-        try:
-            ask(photo(40, 40))
-        except ArithmeticError:
-            assert fails
-    assert during == ([] if fails else [False, False])
-    assert {name: child.training for name, child in module.named_modules()} == before
-
-
-# Models without attention
-
-
-def resnets() -> dict[str, Any]:
-    def of_transformers() -> vs.VisionModel:
-        import transformers
-
-        config = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1], num_labels=7)
-        return vs.load(transformers.ResNetForImageClassification(config), image_size=64)
-
-    return {
-        "torchvision": lambda: vs.load("torchvision:resnet18", pretrained=False, image_size=(64, 96)),
-        "timm": lambda: vs.load("timm:test_resnet", pretrained=False),
-        "transformers": of_transformers,
-    }
-
-
-@pytest.mark.parametrize("library", resnets())
-def test_a_convolutional_network_predicts_and_has_no_attention(library: str) -> None:
-    pytest.importorskip(library)
-    torch.manual_seed(0)
-    model = resnets()[library]()
-    (row,) = model.predict(photo(70, 50), top_k=3)
-    assert 1 > row[0].probability >= row[1].probability >= row[2].probability > 0
-    with pytest.raises(NoAttentionError, match="has no attention that could be seen"):
-        vs.capture(model, photo(70, 50))
-
-
-# Modules of nobody knows where
-
-
-class ByHand(nn.Module):
-    """Attention as it is written in a hundred notebooks."""
-
-    def __init__(self, fused: bool) -> None:
-        super().__init__()
-        self.qkv, self.out, self.fused = nn.Linear(16, 48), nn.Linear(16, 16), fused
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        query, key, value = self.qkv(tokens).unflatten(-1, (3, 2, 8)).permute(2, 0, 3, 1, 4)
-        if self.fused:
-            mixed = nn.functional.scaled_dot_product_attention(query, key, value)
-        else:
-            mixed = torch.softmax(query @ key.mT / 8**0.5, dim=-1) @ value
-        return self.out(mixed.transpose(1, 2).flatten(2))
-
-
-class Torchs(nn.MultiheadAttention):
-    def __init__(self) -> None:
-        super().__init__(16, 2, batch_first=True)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        return super().forward(tokens, tokens, tokens, need_weights=False)[0]
-
-
-class Homemade(nn.Module):
-    """A vision transformer of no library: a CLS token, eight-pixel patches, two layers."""
-
-    def __init__(self, kind: str, answer: Any = None) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.embed = nn.Conv2d(3, 16, 8, 8)
-        self.cls = nn.Parameter(torch.randn(1, 1, 16))
-        self.head = nn.Linear(16, 5)
-        by_hand = [ByHand(kind == "fused") for _ in range(2)]
-        self.stages = nn.ModuleList(Torchs() if kind == "torch" else layer for layer in by_hand)
-        self.answer = answer or (lambda logits: logits)
-        with torch.no_grad():
-            for layer, source in zip(self.stages, by_hand, strict=True):
-                source.qkv.weight.mul_(4)
-                if kind == "torch":
-                    layer.in_proj_weight.copy_(source.qkv.weight)
-                    layer.in_proj_bias.copy_(source.qkv.bias)
-                    layer.out_proj.load_state_dict(source.out.state_dict())
-
-    def forward(self, pixels: Tensor) -> Any:
-        tokens = self.embed(pixels).flatten(2).mT
-        tokens = torch.cat([self.cls.expand(len(tokens), -1, -1), tokens], dim=1)
-        for layer in self.stages:
-            tokens = tokens + layer(tokens)
-        return self.answer(self.head(tokens[:, 0]))
-
-
-def expected_attention(pixels: Tensor) -> list[Tensor]:
-    """The attention of every Homemade, from its definition."""
-    module = Homemade("by hand").double()
-    tokens = module.embed(pixels.double()).flatten(2).mT
-    tokens = torch.cat([module.cls.expand(len(tokens), -1, -1), tokens], dim=1)
-    maps = []
-    for layer in module.stages:
-        query, key, _ = layer.qkv(tokens).unflatten(-1, (3, 2, 8)).permute(2, 0, 3, 1, 4)
-        scores = (query @ key.mT / 8**0.5).exp()
-        maps.append((scores / scores.sum(-1, keepdim=True)).float().detach())
-        tokens = tokens + layer(tokens)
-    return maps
-
-
-HOMEMADE = ["torch", "by hand", "fused"]
-LAYOUT: dict[str, Any] = {"patch_size": 8, "prefix": ("cls",), "readout": "cls"}
-
-
-@pytest.mark.parametrize("layout", [{}, LAYOUT], ids=["bare", "with layout"])
-@pytest.mark.parametrize("kind", HOMEMADE)
-def test_a_foreign_module_is_seen(kind: str, layout: dict[str, Any]) -> None:
-    pixels = torch.randn(2, 3, 32, 24)
-    trace = vs.capture(vs.load(Homemade(kind), **layout), pixels)
-    assert [step.module for step in trace.steps] == ["stages.0", "stages.1"]
-    for layer, expected in enumerate(expected_attention(pixels)):
-        torch.testing.assert_close(trace.attention(layer), expected, atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize("kind", HOMEMADE)
-def test_with_its_layout_given_a_foreign_module_is_rolled_out(kind: str) -> None:
-    pixels = torch.randn(2, 3, 32, 24)
-    model = vs.load(Homemade(kind), **LAYOUT)
-    assert (model.library, model.name) == ("module", "Homemade")
-    row = torch.eye(13)[:1].expand(2, 1, 13)
-    for attention in reversed(expected_attention(pixels)):
-        row = row @ (attention.mean(1) + torch.eye(13)) / 2
-    torch.testing.assert_close(vs.rollout(model, pixels).values, row[:, 0, 1:].unflatten(-1, (4, 3)), atol=1e-6, rtol=0)
-
-
-def test_without_its_layout_a_foreign_module_says_what_to_pass() -> None:
-    pixels = torch.randn(1, 3, 32, 32)
-    model = vs.load(Homemade("fused"))
-    trace = vs.capture(model, pixels)
-    for ask in (lambda: trace.map(-1), lambda: vs.rollout(trace), lambda: vs.rollout(model, pixels)):
-        with pytest.raises(vs.CallError, match=r"pass patch_size, prefix and readout to vitscope\.load"):
-            ask()
-
-
-def test_a_foreign_module_takes_photos_once_its_size_is_known() -> None:
-    with pytest.raises(vs.CallError, match=r"pass a tensor .* or image_size to vitscope\.load"):
-        vs.capture(vs.load(Homemade("fused")), photo(40, 40))
-    model = vs.load(Homemade("fused"), image_size=(32, 24), **LAYOUT)
-    pixels, _ = model.prepare(photo(40, 50))
-    assert pixels.shape == (1, 3, 32, 24)
-    assert pixels.abs().max() <= 1
-    assert vs.rollout(model, photo(40, 50)).values.shape == (1, 4, 3)
-
-
-@pytest.mark.parametrize(
-    ("readout", "expected"),
-    [
-        ("cls", [1.0, 0, 0, 0, 0]),
-        ("patches", [0, 0.25, 0.25, 0.25, 0.25]),
-        ({"cls": 0.5, "patches": 0.5}, [0.5, 0.125, 0.125, 0.125, 0.125]),
-        ("tokens", [0.2] * 5),
-    ],
-    ids=str,
-)
-def test_the_readout_that_was_given_is_the_one_used(readout: Any, expected: list[float]) -> None:
-    model = vs.load(Homemade("fused"), **(LAYOUT | {"readout": readout}))
-    torch.testing.assert_close(vs.capture(model, torch.randn(1, 3, 16, 16)).readout, torch.tensor([expected]))
-
-
-@pytest.mark.parametrize(
-    "layout",
-    [
-        {"patch_size": 8},
-        {"patch_size": 8, "readout": "cls"},
-        {"patch_size": 8, "readout": {"patches": 0.5}},
-        {"patch_size": 8, "prefix": ("cls",), "readout": "register_1"},
-        {"patch_size": 0, "readout": "patches"},
-        {"prefix": ("cls",)},
-        {"readout": "patches"},
-    ],
-    ids=str,
-)
-def test_half_a_layout_is_refused(layout: dict[str, Any]) -> None:
-    refusal(vs.CallError, Homemade("fused"), **layout)
-
-
-def test_what_a_foreign_module_answers_is_classes_only_if_it_looks_like_them() -> None:
-    pixels = torch.randn(2, 3, 32, 32)
-    plain = vs.load(Homemade("fused")).predict(pixels)
-    assert vs.load(Homemade("fused", lambda logits: {"logits": logits})).predict(pixels) == plain
-    for answer in (lambda logits: logits[:, None], lambda logits: (logits,), lambda _: None, lambda _: {"loss": 1}):
-        model = vs.load(Homemade("fused", answer))
-        assert vs.capture(model, pixels).num_layers == 2
-        with pytest.raises(vs.CallError, match="Homemade has no classifier"):
-            model.predict(pixels)
-
-
-def test_a_compiled_module_is_read_through_what_was_compiled() -> None:
-    module = tiny_vit()
-    pixels = torch.randn(1, 3, 32, 32)
-    expected = vs.rollout(vs.load(module), pixels).values
-    model = vs.load(torch.compile(module))
-    assert model.module is module
-    assert torch.equal(vs.rollout(model, pixels).values, expected)
 
 
 # The model that comes along

@@ -1,4 +1,4 @@
-"""Is the model hub in reach? Asked once and briefly, since its client retries for half a minute."""
+"""Is the place that weights come from in reach? Asked once and briefly: the clients retry for half a minute."""
 
 import os
 import urllib.error
@@ -12,12 +12,16 @@ TIMEOUT_SECONDS = 5
 
 
 def hub_in_reach() -> bool:
-    """True when the hub's host answers at all; proxies and mirrors from the environment are honoured."""
+    """True when the hub's host answers at all and nobody said to stay offline."""
     if constants.HF_HUB_OFFLINE or os.environ.get("TRANSFORMERS_OFFLINE", "").lower() in ("1", "true", "yes"):
         return False
-    request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
+    return answers(constants.ENDPOINT)
+
+
+def answers(url: str) -> bool:
+    """True when the host answers, whatever it says; proxies from the environment are honoured."""
     try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS):
+        with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=TIMEOUT_SECONDS):
             return True
     except urllib.error.HTTPError:
         return True

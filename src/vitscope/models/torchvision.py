@@ -1,6 +1,7 @@
 """torchvision: its vision transformer reads a CLS token and has one fixed, square input size."""
 
 import difflib
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from PIL import Image
 from torch import nn
 
 from vitscope.errors import CallError, ModelUnavailableError, UnknownModelError
+from vitscope.models.hub import answers
 from vitscope.models.vision_model import Layout, VisionModel
 from vitscope.picture import Preprocessing
 
@@ -36,13 +38,7 @@ def load(name: str, *, pretrained: bool, image_size: tuple[int, int] | None, dty
     except AssertionError as error:
         raise CallError(f"torchvision's {name} cannot be built for {options['image_size']} pixels: {error}") from None
     if pretrained:
-        try:
-            state = weights.get_state_dict(progress=False, check_hash=True)
-        except Exception as error:
-            raise ModelUnavailableError(
-                f"torchvision:{name} is not on this machine and could not be fetched: use the bundled vit-nano, a "
-                f"local folder, or pretrained=False ({type(error).__name__})"
-            ) from None
+        state = _state(name, weights)
         if transformer:
             state = torchvision.models.vision_transformer.interpolate_embeddings(
                 module.image_size, module.patch_size, state
@@ -50,6 +46,20 @@ def load(name: str, *, pretrained: bool, image_size: tuple[int, int] | None, dty
         module.load_state_dict(state)
     module = module if dtype is None else module.to(dtype)
     return wrap(module.eval(), image_size=image_size, name=f"torchvision:{name}", weights=weights)
+
+
+def _state(name: str, weights: Any) -> Any:
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
+    reason = "no answer from the network"
+    if cached.exists() or answers(weights.url):
+        try:
+            return weights.get_state_dict(progress=False, check_hash=True)
+        except Exception as error:
+            reason = type(error).__name__
+    raise ModelUnavailableError(
+        f"torchvision:{name} is not on this machine and could not be fetched: use the bundled vit-nano, a "
+        f"local folder, or pretrained=False ({reason})"
+    )
 
 
 def wrap(

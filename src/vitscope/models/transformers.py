@@ -250,7 +250,7 @@ def read_processor(settings: Mapping[str, Any]) -> Preprocessing:
     if not settings.get("do_resize", True) or not isinstance(size, Mapping):
         raise CallError("this image processor does not resize, so the input size is unknown: pass image_size")
     fit: Any
-    if size.get("shortest_edge"):
+    if size.get("shortest_edge") and settings.get("do_center_crop"):
         fit, target = "crop", (size["shortest_edge"], size["shortest_edge"])
     elif "height" in size and "width" in size:
         fit, target = "squash", (size["height"], size["width"])
