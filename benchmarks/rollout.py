@@ -11,15 +11,14 @@ process, above what it held with model and input loaded.
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
+from memory import peak_above_loaded
 from torch import Tensor
 
 import vitscope as vs
@@ -99,23 +98,13 @@ def child(size: str, way: str, device: str, dtype: str) -> None:
     call = prepare(size, device, dtype)[way]
     if device == "cpu":
         prepare("197", device, dtype)["plain"]()  # libraries, thread pools and scratch space are not the method's
-        before = _resident("VmRSS")
-        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from here
-        call()
-        print(json.dumps(_resident("VmHWM") - before))
+        print(json.dumps(peak_above_loaded(call)))
     else:
         torch.cuda.synchronize()
-        before_bytes = torch.cuda.memory_allocated()
+        before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         call()
-        print(json.dumps((torch.cuda.max_memory_allocated() - before_bytes) / 2**20))
-
-
-def _resident(key: str) -> float:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(key):
-            return int(line.split()[1]) / 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        print(json.dumps((torch.cuda.max_memory_allocated() - before) / 2**20))
 
 
 def main() -> None:

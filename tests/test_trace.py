@@ -1,6 +1,7 @@
 """A trace keeps what was asked for and no more, and reads the same from windows, blocks and small dtypes."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 import vitscope as vs
 from tests.families import ALL, Family, every_family
+from vitscope.shelf import ALIGNMENT, SLAB_BYTES, Shelf
 from vitscope.trace import AttentionStep, Factored, FusedWeights, Logits, Trace
 
 FUSIONS = ["mean", "max", "min"]
@@ -84,13 +86,29 @@ def test_layers_that_are_not_there_are_refused(layers: list[int]) -> None:
 def test_a_step_holds_queries_and_keys_and_no_more(family: Family) -> None:
     model, pixels = family.model(), family.pixels(3)
     tokens, heads, channels = family.grid.num_tokens, 4, 8
-    held = {}
+    size, places, slabs = 3 * heads * tokens * channels * 4, [], set()
     for step in vs.capture(model, pixels).steps:
         assert isinstance(step.scores, Factored)
         for tensor in (step.scores.query, step.scores.key):
-            held[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-    assert len(held) == 3 * 2
-    assert sum(held.values()) == 3 * 2 * 3 * heads * tokens * channels * 4
+            assert tensor.is_contiguous()
+            assert tensor.numel() * tensor.element_size() == size
+            places.append(tensor.data_ptr())
+            slabs.add((tensor.untyped_storage().data_ptr(), tensor.untyped_storage().nbytes()))
+    assert [nbytes for _, nbytes in slabs] == [SLAB_BYTES], "one slab, and no joint projection, is kept alive"
+    gaps = [later - earlier for earlier, later in itertools.pairwise(places)]
+    assert all(size <= gap < size + ALIGNMENT for gap in gaps), "side by side, none on top of another"
+
+
+def test_a_shelf_hands_out_slabs_and_makes_what_is_larger() -> None:
+    shelf, cpu = Shelf(), torch.device("cpu")
+    quarters = [shelf.empty((SLAB_BYTES // 16,), torch.float32, cpu) for _ in range(5)]
+    slabs = [tensor.untyped_storage().data_ptr() for tensor in quarters]
+    assert len(set(slabs[:4])) == 1
+    assert slabs[4] != slabs[0]
+    large = shelf.empty((SLAB_BYTES + 4,), torch.uint8, cpu)
+    assert large.untyped_storage().nbytes() == SLAB_BYTES + 4
+    values = random(3, 5).transpose(0, 1)
+    assert torch.equal(shelf.copy(values), values)
 
 
 # Two windows and slots of padding on a grid of 3 × 3 patches after a prefix token that attends to nothing.

@@ -1,7 +1,7 @@
 """capture(): run a model once and keep what its attention did."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -12,9 +12,10 @@ from vitscope.errors import CallError, NoAttentionError
 from vitscope.grid import Grid
 from vitscope.models.loading import load
 from vitscope.models.vision_model import Layout, VisionModel, evaluating
-from vitscope.shapes import ReadoutRow
+from vitscope.shapes import ReadoutRow, Slots
+from vitscope.shelf import Shelf
 from vitscope.tap import AttentionCall, Tap
-from vitscope.trace import AttentionStep, Factored, FusedWeights, HeadFusion, Logits, Trace, fuse_heads
+from vitscope.trace import AttentionStep, Factored, FusedWeights, HeadFusion, Logits, Scores, Trace, fuse_heads
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,8 +138,10 @@ class _Recorder:
 
     def __init__(self, batch: int, grid: Grid | None, kept: _Kept, fuse: HeadFusion | None, start_layer: int) -> None:
         self.batch, self.grid, self.kept, self.fuse, self.start_layer = batch, grid, kept, fuse, start_layer
+        self.shelf = Shelf()
         self.count = 0
         self.pooling: Tensor | None = None
+        self.plain_slots: Slots | None = None
 
     def __call__(self, call: AttentionCall) -> Tensor:
         if self.grid is not None and call.num_keys == self.grid.num_tokens != call.num_queries:
@@ -155,15 +158,16 @@ class _Recorder:
         return call.num_keys == self.grid.num_tokens if self.grid is not None else call.num_keys > 1
 
     def _record(self, call: AttentionCall, layer: int) -> Tensor:
-        scores = self._scores(call)
-        _, windows, _, tokens, _ = scores.shape
-        slots = torch.arange(tokens, device=scores.device)[None] if self.grid is not None else None
-        step = AttentionStep(layer, call.module, scores, slots if windows == 1 else None, self.grid)
-        if self.fuse is None or not self._fusing_pays(scores):
-            self.kept.add(step)
-            return call.run()
-        output, step = _run_fused(call, step, self.fuse)
-        self.kept.add(step)
+        scores: Scores = self._scores(call)
+        step = AttentionStep(layer, call.module, scores, self._slots(scores), self.grid)
+        if self.fuse is not None and self._fusing_pays(scores):
+            output, scores = self._run_fused(call, step, self.fuse)
+        else:
+            output = call.run()
+            if isinstance(scores, Factored):
+                query, key = self.shelf.copy(scores.query), self.shelf.copy(scores.key)
+                scores = Factored(query, key, scores.scale, scores.bias)
+        self.kept.add(replace(step, scores=scores))
         return output
 
     def _scores(self, call: AttentionCall) -> Factored | Logits:
@@ -177,7 +181,7 @@ class _Recorder:
                 bias = self._windowed(bias)
             while bias.ndim < 5:
                 bias = bias.unsqueeze(0)
-        return Factored(_own(self._windowed(call.query)), _own(self._windowed(call.key)), call.scale, bias)
+        return Factored(self._windowed(call.query), self._windowed(call.key), call.scale, bias)
 
     def _windowed(self, tensor: Tensor) -> Tensor:
         """(batch·window, head, …) or (batch·head, …) to (batch, window, head, …)."""
@@ -185,38 +189,40 @@ class _Recorder:
             return tensor.unflatten(0, (self.batch, 1, -1))
         return tensor.unflatten(0, (self.batch, -1))
 
-    def _fusing_pays(self, scores: Factored | Logits) -> bool:
+    def _fusing_pays(self, scores: Scores) -> bool:
         batch, window, _, query, key = scores.shape
         return batch * window * query * key <= scores.num_numbers
 
-    def _keep_pooling(self, call: AttentionCall) -> None:
-        (weights,) = self._scores(call).blocks([slice(None)])
-        self.pooling = weights.mean((1, 2, 3))
+    def _slots(self, scores: Scores) -> Slots | None:
+        """One window with every token in order, the same for all steps; unknown where the grid is."""
+        if self.grid is None or scores.shape[1] != 1:
+            return None
+        if self.plain_slots is None:
+            self.plain_slots = torch.arange(self.grid.num_tokens, device=scores.device)[None]
+        return self.plain_slots
 
-
-def _own(tensor: Tensor) -> Tensor:
-    """The tensor, copied where it is a part of something larger that it would keep alive (a joint q·k·v)."""
-    whole = tensor.untyped_storage().nbytes()
-    return tensor if whole <= tensor.numel() * tensor.element_size() else tensor.clone()
-
-
-def _run_fused(call: AttentionCall, step: AttentionStep, fuse: HeadFusion) -> tuple[Tensor, AttentionStep]:
-    """The call's output and its heads fused, from one softmax instead of two."""
-    fused: list[Tensor] = []
-    slices = step.row_slices()
-    if call.value is None:
-        output = call.run()
-        fused = [fuse_heads(block, fuse) for block in step.scores.blocks(slices)]
-    else:
+    def _run_fused(self, call: AttentionCall, step: AttentionStep, fuse: HeadFusion) -> tuple[Tensor, FusedWeights]:
+        """The call's output and its heads fused, from one softmax instead of two."""
+        batch, windows, _, tokens, _ = step.scores.shape
+        fused = self.shelf.empty((batch, windows, 1, tokens, tokens), torch.float32, step.scores.device)
+        slices = step.row_slices()
+        blocks = zip(slices, step.scores.blocks(slices), strict=True)
+        if call.value is None:
+            for part, block in blocks:
+                fused[:, :, 0, part] = fuse_heads(block, fuse)
+            return call.run(), FusedWeights(fused)
         assert call.query is not None
         heads = call.query.shape[:-2]  # (batch·window, head), or both in one
         output = call.value.new_empty(*heads, call.num_queries, call.value.shape[-1])
         value = call.value.contiguous()
-        for part, block in zip(slices, step.scores.blocks(slices), strict=True):
+        for part, block in blocks:
             output[..., part, :] = block.reshape(*heads, *block.shape[-2:]).to(value.dtype) @ value
-            fused.append(fuse_heads(block, fuse))
-    weights = fused[0] if len(fused) == 1 else torch.cat(fused, dim=2)
-    return output, AttentionStep(step.layer, step.module, FusedWeights(weights.unsqueeze(2)), step.slots, step.grid)
+            fused[:, :, 0, part] = fuse_heads(block, fuse)
+        return output, FusedWeights(fused)
+
+    def _keep_pooling(self, call: AttentionCall) -> None:
+        (weights,) = self._scores(call).blocks([slice(None)])
+        self.pooling = weights.mean((1, 2, 3))
 
 
 def _readout(

@@ -19,7 +19,7 @@ Query = str | tuple[int, int]
 Part = slice | Int[Tensor, " _"]  # some queries: a run of them, or their numbers
 
 # A block of attention weights holds about this many numbers: it stays in a processor's cache.
-BLOCK_NUMBERS = 1 << 20
+BLOCK_NUMBERS = 1 << 21
 
 
 def check_head_fusion(head: str) -> None:
@@ -62,11 +62,14 @@ class Factored:
         """float32 attention weights of some queries at a time."""
         # bmm copies a transposed key for every block unless it lies in one piece.
         keys = self.key.float().contiguous().transpose(-1, -2)
+        queries = self.query.float() * self.scale
         for part in parts:
-            scores = (self.query[:, :, :, part].float() * self.scale) @ keys
+            scores = queries[:, :, :, part] @ keys
             if self.bias is not None:
                 scores += self.bias if self.bias.shape[-2] == 1 else self.bias[..., part, :]
-            yield scores.softmax(-1)
+            # In place, a block is half as large and stays in cache; only the CPU's kernel is known to allow it.
+            in_place = scores.device.type == "cpu" and not scores.requires_grad
+            yield torch.softmax(scores, -1, out=scores if in_place else None)
 
 
 @dataclass(frozen=True, eq=False)
