@@ -201,3 +201,31 @@ def test_the_command_is_installed():
     done = subprocess.run([sys.executable, "-m", "vitscope.cli", "--help"], capture_output=True, text=True, check=True)
     for command in ("demo", "explain", "attention", "rollout", "models"):
         assert command in done.stdout
+
+
+def test_names_that_look_like_markup_are_printed_as_they_are(photo, capsys, monkeypatch):
+    Path(photo).rename("[old] $x^$ :cat:.png")
+    code, out, err = run(capsys, monkeypatch, "explain", "[old] $x^$ :cat:.png")
+    assert (code, err) == (0, "")
+    assert "[old] $x^$ :cat:.png, as vit-nano" in out
+
+
+def test_math_signs_in_a_title_are_letters():
+    import vitscope as vs
+    from vitscope.view import figure, scene
+
+    panel = scene.Panel(vs.Picture(Image.new("RGB", (8, 8)), (0.0, 0.0, 8.0, 8.0)), None, "$x^$")
+    figure.draw(scene.Scene([scene.Row([panel], 1)], "$x^$")).canvas.draw()
+
+
+def test_a_folder_with_a_dot_is_a_folder(photo, tmp_path, capsys, monkeypatch):
+    (tmp_path / "run.1").mkdir()
+    code, _, _ = run(capsys, monkeypatch, "explain", photo, "--out", "run.1")
+    assert code == 0
+    assert (tmp_path / "run.1" / "cat-explain.png").exists()
+
+
+def test_without_a_command_the_help_is_readable(capsys, monkeypatch):
+    code, out, err = run(capsys, monkeypatch)
+    assert code == 2
+    assert (out + err).count("\n") > 5

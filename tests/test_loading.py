@@ -1,6 +1,7 @@
 """load() and predict(): by name, folder or live module; and one line for everything that is none of these."""
 
 import http.server
+import shutil
 import socket
 import threading
 import time
@@ -22,6 +23,19 @@ from vitscope.errors import (
 from vitscope.models import bundled_path, hub
 
 # Local folders
+
+
+@pytest.mark.parametrize("name", ["vit-nano", "vit-tiny"])
+def test_a_folder_may_be_named_like_a_bundled_model(folder: Path, tmp_path: Path, name: str) -> None:
+    shutil.copytree(folder, tmp_path / name)
+    assert vs.load(tmp_path / name).labels == LABELS
+    assert vs.load(str(tmp_path / name)).labels == LABELS
+
+
+@pytest.mark.parametrize("model", [None, 5, b"vit"], ids=str)
+@pytest.mark.usefixtures("unchecked")
+def test_what_is_neither_name_nor_module_is_refused(model: Any) -> None:
+    assert "a model is a name" in refusal(vs.CallError, model)
 
 
 def test_a_folder_gives_back_the_model_that_was_saved(folder: Path) -> None:
@@ -256,9 +270,12 @@ def test_a_library_that_is_missing_or_broken_is_one_line(monkeypatch: pytest.Mon
 
     module = "vitscope.models.loading.importlib.import_module"
     with monkeypatch.context() as patch:
-        patch.setattr(module, fail(ImportError("no module")))
+        patch.setattr(module, fail(ModuleNotFoundError("no module", name="timm")))
         message = refusal(ModelUnavailableError, "timm:test_vit")
         assert message == "timm is not installed: pip install 'vitscope[timm]'"
+    with monkeypatch.context() as patch:
+        patch.setattr(module, fail(ModuleNotFoundError("no module", name="yaml")))
+        assert refusal(ModelUnavailableError, "timm:test_vit") == "timm needs yaml: pip install yaml"
     with monkeypatch.context() as patch:
         patch.setattr(module, fail(RuntimeError("operator nms\ndoes not exist")))
         message = refusal(ModelUnavailableError, "timm:test_vit")

@@ -184,9 +184,23 @@ def test_changed_bytes_give_a_photo_or_one_line(tmp_path: Path, form: str) -> No
 def test_a_decoder_may_raise_anything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = saved(noise(4, 4), tmp_path / "photo.png")
     for error in (struct.error("bad\nformat"), KeyError("tag"), OSError(), MemoryError(), zlib.error("Error -3")):
-        monkeypatch.setattr("vitscope.picture.ImageOps.exif_transpose", lambda _, error=error: _raise(error))
+        monkeypatch.setattr("vitscope.picture._to_rgb", lambda *_, error=error: _raise(error))
         assert refusal(path, PictureError).startswith(f"{path} is damaged: ")
         assert refusal(noise(4, 4), PictureError).startswith("the image is damaged: ")
+
+
+def test_damaged_exif_costs_the_orientation_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = noise(6, 4)
+    monkeypatch.setattr("vitscope.picture.ImageOps.exif_transpose", lambda _: _raise(struct.error("bad")))
+    photo, _ = read_photo(saved(original, tmp_path / "photo.png"))
+    assert np.array_equal(np.asarray(photo), np.asarray(original))
+
+
+def test_whole_number_pixels_of_eight_bits_stay_as_bright() -> None:
+    eight, sixteen = np.array([[0, 255], [7, 80]]), np.array([[0, 65535], [1799, 20560]])
+    for values in (eight, sixteen):
+        photo, _ = read_photo(Image.fromarray(values.astype(np.int32)))
+        assert np.array_equal(np.asarray(photo)[..., 0], eight)
 
 
 def _raise(error: Exception) -> None:

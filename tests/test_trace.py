@@ -2,9 +2,12 @@
 
 import dataclasses
 import itertools
+import json
+import pickle
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -96,7 +99,9 @@ def test_a_step_holds_queries_and_keys_and_no_more(family: Family) -> None:
             slabs.add((tensor.untyped_storage().data_ptr(), tensor.untyped_storage().nbytes()))
     assert [nbytes for _, nbytes in slabs] == [SLAB_BYTES], "one slab, and no joint projection, is kept alive"
     gaps = [later - earlier for earlier, later in itertools.pairwise(places)]
-    assert all(size <= gap < size + ALIGNMENT for gap in gaps), "side by side, none on top of another"
+    assert all(gap >= size for gap in gaps), "none on top of another"
+    if "beit" not in family.name:  # which keeps a bias between them
+        assert max(gaps) < size + ALIGNMENT
 
 
 def test_a_shelf_hands_out_slabs_and_makes_what_is_larger() -> None:
@@ -269,7 +274,9 @@ WRONG: dict[str, tuple[Callable[[Trace], Any], str]] = {
     "column outside": (lambda trace: trace.map(0, "mean", (0, 6)), r"\(0, 6\) lies outside"),
     "negative patch": (lambda trace: trace.map(0, "mean", (-1, 0)), r"\(-1, 0\) lies outside"),
     "one number": (lambda trace: trace.map(0, "mean", (1,)), r"unknown query \(1,\).*\(row, column\)"),
-    "no whole number": (lambda trace: trace.map(0, "mean", (1.0, 2)), r"unknown query \(1\.0, 2\)"),
+    "no whole number": (lambda trace: trace.map(0, "mean", (1.0, 2)), "row is 1.0, a whole number"),
+    "no layer": (lambda trace: trace.map("last"), "layer is 'last', a whole number"),
+    "a truth value": (lambda trace: trace.map(0, True), "head is True, a whole number"),
     "a token number": (lambda trace: trace.map(0, "mean", 7), "unknown query 7"),
 }
 
@@ -295,7 +302,7 @@ def test_a_module_of_unknown_layout_says_what_is_missing() -> None:
     assert trace.attention(0).shape == (2, 1, 4, 4)
     for ask in (lambda: trace.map(0), lambda: vs.rollout(trace), lambda: vs.attention_map(trace)):
         with pytest.raises(
-            vs.CallError, match=r"grid .*unknown: pass patch_size, prefix and readout to vitscope\.load"
+            vs.CallError, match=r"grid vitscope does not know.* pass patch_size, prefix and readout to vitscope\.load"
         ):
             ask()
 
@@ -303,3 +310,65 @@ def test_a_module_of_unknown_layout_says_what_is_missing() -> None:
 def test_a_model_without_attention_is_refused() -> None:
     with pytest.raises(vs.CallError, match="no attention that could be seen"):
         vs.capture(nn.Sequential(nn.Conv2d(3, 4, 8, 8), nn.Softmax(1)), random(1, 3, 16, 16))
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_whole_numbers_of_numpy_count(registers: Trace) -> None:
+    plain = registers.map(1, 2, (3, 4))
+    assert torch.equal(registers.map(np.int64(1), np.int64(2), np.unravel_index(22, (4, 6))), plain)
+    assert torch.equal(registers.map(1, 2, np.array([3, 4])), plain)
+    result = vs.rollout(registers, start_layer=np.int64(1), discard_ratio=np.float32(0.5))
+    assert json.loads(json.dumps(dict(result.provenance)))["parameters"]["start_layer"] == 1
+
+
+def test_a_callers_autocast_and_default_dtype_do_not_reach_the_maps(registers: Trace) -> None:
+    options = {"head_fusion": "max", "discard_ratio": 0.5}
+    attention, values = registers.attention(1), vs.rollout(registers, **options).values
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(registers.attention(1), attention)
+        assert torch.equal(vs.rollout(registers, **options).values, values)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(vs.rollout(registers, **options).values, values)
+        assert registers.map(1, query="cls").dtype == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_a_pickled_trace_is_as_small_as_its_tensors(registers: Trace) -> None:
+    data = pickle.dumps(registers.steps)
+    assert len(data) < 1_000_000
+    again = pickle.loads(data)[1]
+    assert torch.equal(again.attention(), registers.attention(1))
+
+
+def test_nan_is_said_and_not_returned() -> None:
+    model, pixels = family("transformers-vit").model(), family("transformers-vit").pixels()
+    with torch.no_grad():
+        model.module.vit.layers[1].attention.q_proj.weight[0, 0] = float("nan")
+    trace = vs.capture(model, pixels)
+    for ask in (lambda: trace.map(1), lambda: vs.head_statistics(trace), lambda: vs.rollout(trace)):
+        with pytest.raises(vs.WorkError, match="NaN"):
+            ask()
+
+
+@pytest.mark.parametrize("size", [(38, 53), (40, 48)], ids=str)
+def test_pixels_that_fill_no_patch_are_left_over(size: tuple[int, int]) -> None:
+    """The patch embedding drops what is less than a patch: so does the grid, and the map ends where the tokens do."""
+    model = family("transformers-vit").model()
+    trace = vs.capture(model, random(1, 3, *size))
+    rows, columns = size[0] // 8, size[1] // 8
+    assert trace.steps[0].grid == vs.Grid(rows, columns, 1)
+    assert trace.pictures[0].box == pytest.approx((0, 0, columns * 8, rows * 8))
+
+
+def test_attention_with_more_axes_is_kept_as_windows() -> None:
+    class Mixed(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            tokens = x.flatten(2).transpose(1, 2).reshape(2, 3, 2, -1, 4)  # (batch, window, head, token, channel)
+            return (tokens @ tokens.transpose(-1, -2)).softmax(-1).flatten(1)
+
+    trace = vs.capture(vs.load(Mixed()), random(2, 3, 8, 8))
+    weights = trace.steps[0].weights()
+    assert weights.shape[:3] == (2, 3, 2)
+    torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:-1]))

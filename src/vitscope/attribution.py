@@ -91,7 +91,7 @@ class Attribution:
             SaveError: it cannot be written; an older file at ``path`` is untouched.
         """
         path = Path(path)
-        if path.suffix == ".png":
+        if path.suffix.lower() == ".png":
             image = self.overlay(index=index)
             with replacing(path) as beside:
                 image.save(beside)

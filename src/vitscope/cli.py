@@ -205,9 +205,10 @@ def _explain(
 def _print_classes(name: str, model: "VisionModel", predictions: Sequence["Prediction"]) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     console = Console()
-    console.print(f"{name}, as {model.name} sees it:", highlight=False)
+    console.print(f"{name}, as {model.name} sees it:", highlight=False, markup=False, emoji=False, soft_wrap=True)
     if not predictions:
         console.print("  this model has no classifier, so it names no class", highlight=False)
         return
@@ -217,7 +218,7 @@ def _print_classes(name: str, model: "VisionModel", predictions: Sequence["Predi
     table.add_column("")
     for prediction in predictions:
         bar = "█" * round(prediction.probability * 30)
-        table.add_row(prediction.label, f"{prediction.probability:.1%}", f"[cyan]{bar}[/cyan]")
+        table.add_row(Text(prediction.label), f"{prediction.probability:.1%}", Text(bar, "cyan"))
     console.print(table)
 
 
@@ -244,11 +245,13 @@ def _target(photo: Path, what: str, out: Path | None, count: int) -> Path:
     name = f"{photo.stem}-{what}"
     if out is None:
         return _fresh(name)
-    if count > 1 or out.is_dir():
-        if out.suffix or (out.exists() and not out.is_dir()):
+    if out.is_dir():
+        return out / f"{name}.png"
+    if count > 1:
+        if out.suffix or out.exists():
             raise CallError(f"--out is {out}, one file for {count} photos: pass a folder")
         return out / f"{name}.png"
-    if out.suffix != ".png":
+    if out.suffix.lower() != ".png":
         raise CallError(f"--out is {out}: figures are PNG, end the name in .png")
     return out
 
@@ -288,7 +291,7 @@ def _save(scene: "Scene", path: Path, overwrite: bool) -> None:
 
 def _finish(report: list[dict[str, Any]], json_: bool) -> None:
     if json_:
-        typer.echo(json.dumps(report, indent=2))
+        typer.echo(json.dumps(report, indent=2, allow_nan=False))
     else:
         for entry in report:
             typer.echo(f"wrote {entry['figure']}")
@@ -308,6 +311,9 @@ def main() -> NoReturn:
     except Exception as error:
         if os.environ.get(DEBUG_VARIABLE):
             raise
+        if type(error).__name__ == "NoArgsIsHelpError":
+            typer.echo(str(error), err=True)
+            sys.exit(2)
         if hasattr(error, "format_message"):  # what the parser of the command line raises
             _fail(error.format_message(), 2)
         first = str(error).strip().splitlines()[0] if str(error).strip() else ""

@@ -1,10 +1,11 @@
 """Photos in, model input out, and the way back from the model's view to the photo."""
 
 import os
+import struct
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -34,6 +35,12 @@ class Picture:
     photo: Image.Image
     box: tuple[float, float, float, float]
     name: str = ""
+
+    def top_left(self, height_share: float, width_share: float) -> "Picture":
+        """The same photo, seen only in the top left part of its box: patches need not fill the model's input."""
+        left, top, right, bottom = self.box
+        box = (left, top, left + (right - left) * width_share, top + (bottom - top) * height_share)
+        return Picture(self.photo, box, self.name)
 
     def paint(self, values: Any, size: tuple[int, int] | None = None, *, smooth: bool = True) -> np.ndarray:
         """A map on the token grid, laid over the photo where it belongs.
@@ -125,7 +132,7 @@ class Preprocessing:
 
     @staticmethod
     def _channels(values: Sequence[float]) -> Tensor:
-        return torch.tensor(values).view(3, 1, 1)
+        return torch.tensor(values, dtype=torch.float32).view(3, 1, 1)
 
 
 def picture_of_unit(shown: Tensor, name: str = "") -> Picture:
@@ -238,14 +245,19 @@ def _image_of_array(array: np.ndarray) -> Image.Image:
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     if min(image.size) < 2:
         raise PictureError(f"{name} has {image.width}×{image.height} pixels: there is nothing to look at")
-    image = ImageOps.exif_transpose(image)
+    image.load()
+    with suppress(SyntaxError, ValueError, struct.error, TypeError, KeyError, ZeroDivisionError):
+        # A photo whose EXIF block is damaged is shown as it is stored.
+        image = ImageOps.exif_transpose(image)
     if image.mode == "F":
         raise PictureError(f"{name} holds floating-point pixels of unknown range: convert it to 8 or 16 bits")
     if image.mode.startswith("I"):
         values = np.asarray(image).astype(np.int64)
         if values.max() > 65535 or values.min() < 0:
             raise PictureError(f"{name} holds 32-bit pixels of unknown range: convert it to 8 or 16 bits")
-        image = Image.fromarray((values >> 8).astype(np.uint8))
+        # Mode "I" may hold 8 bits; 16-bit files say so.
+        shift = 0 if image.mode == "I" and values.max() <= 255 else 8
+        image = Image.fromarray((values >> shift).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

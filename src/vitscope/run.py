@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vitscope.arguments import whole_number
 from vitscope.errors import CallError, NoAttentionError
 from vitscope.grid import Grid
 from vitscope.models.loading import load
@@ -30,7 +31,7 @@ def capture(model: VisionModel | nn.Module, images: Any, *, layers: Sequence[int
     """Run the model once and keep its attention, whatever kernel computes it.
 
     Queries and keys are kept, not maps: for each layer 2 · heads · tokens · channels numbers in the model's dtype.
-    Weights, hooks, training flags and random state are as before afterwards, also after an exception.
+    Weights, hooks and training flags are as before afterwards, also after an exception.
 
     Args:
         model: from :func:`vitscope.load`, or a live module.
@@ -71,7 +72,7 @@ def run(
     grid = None if model.layout is None else model.layout.grid(*pixels.shape[-2:])
     recorder = _Recorder(len(pixels), grid, _Kept(layers), fuse, start_layer)
     with torch.no_grad(), evaluating(model.module), Tap(model.module, recorder) as tap, tap.follow():
-        logits = model.forward(pixels)
+        logits = model.answer(pixels)
     if recorder.count == 0:
         raise NoAttentionError(
             f"{model.name} has no attention that could be seen: vitscope explains vision transformers"
@@ -112,7 +113,7 @@ class _Kept:
     def __init__(self, layers: Sequence[int] | None) -> None:
         if layers is not None and not len(layers):
             raise CallError("layers is empty: name at least one attention block, or leave it out for all")
-        self._layers = None if layers is None else list(layers)
+        self._layers = None if layers is None else [whole_number(layer, "a layer") for layer in _listed(layers)]
         self._depth = max((-layer for layer in self._layers or () if layer < 0), default=0)
         self._steps: dict[int, AttentionStep] = {}
 
@@ -131,6 +132,12 @@ class _Kept:
                 raise CallError(f"layer {layer} is not there: the model has layers 0 to {count - 1}")
         wanted = {layer % count for layer in self._layers}
         return [step for layer, step in self._steps.items() if layer in wanted]
+
+
+def _listed(layers: Any) -> Sequence[Any]:
+    if isinstance(layers, str) or not hasattr(layers, "__iter__"):
+        raise CallError(f"layers is {layers!r}, a list of whole numbers is expected")
+    return list(layers)
 
 
 class _Recorder:
@@ -153,7 +160,7 @@ class _Recorder:
         return call.run()
 
     def _is_self_attention(self, call: AttentionCall) -> bool:
-        if call.num_queries != call.num_keys:
+        if call.num_queries != call.num_keys or call.leading_axes == () or call.leading_axes[0] % self.batch:
             return False
         return call.num_keys == self.grid.num_tokens if self.grid is not None else call.num_keys > 1
 
@@ -166,7 +173,8 @@ class _Recorder:
             output = call.run()
             if isinstance(scores, Factored):
                 query, key = self.shelf.copy(scores.query), self.shelf.copy(scores.key)
-                scores = Factored(query, key, scores.scale, scores.bias)
+                bias = None if scores.bias is None else self.shelf.copy(scores.bias.detach())
+                scores = Factored(query, key, scores.scale, bias)
         self.kept.add(replace(step, scores=scores))
         return output
 
@@ -187,11 +195,12 @@ class _Recorder:
         """(batch·window, head, …) or (batch·head, …) to (batch, window, head, …)."""
         if tensor.ndim == 3:
             return tensor.unflatten(0, (self.batch, 1, -1))
-        return tensor.unflatten(0, (self.batch, -1))
+        # Axes between the batch and the heads are windows of some kind.
+        return tensor.reshape(self.batch, -1, *tensor.shape[-3:])
 
     def _fusing_pays(self, scores: Scores) -> bool:
         batch, window, _, query, key = scores.shape
-        return batch * window * query * key <= scores.num_numbers
+        return batch * window * query * key * torch.float32.itemsize <= scores.num_bytes
 
     def _slots(self, scores: Scores) -> Slots | None:
         """One window with every token in order, the same for all steps; unknown where the grid is."""
@@ -231,7 +240,7 @@ def _readout(
     """The row over tokens that the classifier reads."""
     if layout is None or grid is None:
         return None
-    row = torch.zeros(batch, grid.num_tokens, device=device)
+    row = torch.zeros(batch, grid.num_tokens, dtype=torch.float32, device=device)
     for source, weight in layout.readout.items():
         if source == "patches":
             row[:, grid.prefix :] += weight / grid.num_patches

@@ -45,6 +45,13 @@ class AttentionCall:
         return tensor.shape[-2]
 
     @property
+    def leading_axes(self) -> tuple[int, ...]:
+        """What comes before tokens and channels: (batch, head), (batch·head,), (batch·window, head), …"""
+        tensor = self.query if self.query is not None else self.logits
+        assert tensor is not None
+        return tuple(tensor.shape[:-2])
+
+    @property
     def num_keys(self) -> int:
         if self.key is not None:
             return self.key.shape[-2]

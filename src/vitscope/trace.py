@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from vitscope.arguments import whole_number
+from vitscope.attribution import only_finite
 from vitscope.errors import CallError
 from vitscope.grid import Grid
 from vitscope.picture import Picture
@@ -36,8 +38,20 @@ def fuse_heads(weights: Weights, head: Head) -> Fused:
     return weights.amax(2) if head == "max" else weights.amin(2)
 
 
+def in_float32(tensor: Tensor) -> torch.autocast:
+    """While held, a caller's autocast does not reach our arithmetic."""
+    return torch.autocast(tensor.device.type, enabled=False)
+
+
+class _Compact:
+    """Pickles its tensors alone: they may lie on slabs that are much larger."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value.clone() if isinstance(value, Tensor) else value for name, value in vars(self).items()}
+
+
 @dataclass(frozen=True, eq=False)
-class Factored:
+class Factored(_Compact):
     """Scores as the fused kernels get them: softmax(scale · q·kᵀ + bias)."""
 
     query: Float[Tensor, "batch window head query channel"]
@@ -55,8 +69,8 @@ class Factored:
         return self.query.device
 
     @property
-    def num_numbers(self) -> int:
-        return self.query.numel() + self.key.numel()
+    def num_bytes(self) -> int:
+        return self.query.nbytes + self.key.nbytes + (0 if self.bias is None else self.bias.nbytes)
 
     def blocks(self, parts: Sequence[Part]) -> Iterator[Weights]:
         """float32 attention weights of some queries at a time."""
@@ -64,16 +78,19 @@ class Factored:
         keys = self.key.float().contiguous().transpose(-1, -2)
         queries = self.query.float() * self.scale
         for part in parts:
-            scores = queries[:, :, :, part] @ keys
+            with in_float32(keys):
+                scores = queries[:, :, :, part] @ keys
             if self.bias is not None:
                 scores += self.bias if self.bias.shape[-2] == 1 else self.bias[..., part, :]
             # In place, a block is half as large and stays in cache; only the CPU's kernel is known to allow it.
             in_place = scores.device.type == "cpu" and not scores.requires_grad
-            yield torch.softmax(scores, -1, out=scores if in_place else None)
+            with in_float32(keys):
+                weights = torch.softmax(scores, -1, out=scores if in_place else None)
+            yield weights
 
 
 @dataclass(frozen=True, eq=False)
-class Logits:
+class Logits(_Compact):
     """Scores that the model computed itself and put through a softmax."""
 
     logits: Float[Tensor, "batch window head query key"]
@@ -88,16 +105,18 @@ class Logits:
         return self.logits.device
 
     @property
-    def num_numbers(self) -> int:
-        return self.logits.numel()
+    def num_bytes(self) -> int:
+        return self.logits.nbytes
 
     def blocks(self, parts: Sequence[Part]) -> Iterator[Weights]:
         for part in parts:
-            yield self.logits[:, :, :, part].float().softmax(-1)
+            with in_float32(self.logits):
+                weights = self.logits[:, :, :, part].float().softmax(-1)
+            yield weights
 
 
 @dataclass(frozen=True, eq=False)
-class FusedWeights:
+class FusedWeights(_Compact):
     """Attention whose heads were fused while the model ran: one map, as if there were one head."""
 
     weights: Float[Tensor, "batch window 1 query key"]
@@ -112,8 +131,8 @@ class FusedWeights:
         return self.weights.device
 
     @property
-    def num_numbers(self) -> int:
-        return self.weights.numel()
+    def num_bytes(self) -> int:
+        return self.weights.nbytes
 
     def blocks(self, parts: Sequence[Part]) -> Iterator[Weights]:
         for part in parts:
@@ -153,7 +172,7 @@ class AttentionStep:
 
     def fused(self, head: Head) -> Fused:
         """The heads fused (or one of them), in row blocks: heads × tokens² is never in memory."""
-        self._check_head(head)
+        head = self.known_head(head)
         slices = self.row_slices()
         parts = [fuse_heads(block, head) for block in self.scores.blocks(slices)]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
@@ -193,7 +212,8 @@ class AttentionStep:
     def pull(self, rows: Rows, fused: Fused) -> Rows:
         """Row vectors through fused attention: ``rows @ A`` with A on the token grid."""
         if self.is_plain:
-            return rows @ fused[:, 0]
+            with in_float32(rows):
+                return rows @ fused[:, 0]
         slots = self._known_slots()
         real = slots >= 0
         inside = rows[:, :, slots.clamp_min(0)] * real  # (batch, row, window, slot)
@@ -203,7 +223,7 @@ class AttentionStep:
 
     def looked_at(self, rows: Rows, head: Head) -> Rows:
         """``rows @ A`` for one head or fused heads, computing only the rows of A that are asked for."""
-        self._check_head(head)
+        head = self.known_head(head)
         if not self.is_plain:
             return self.pull(rows, self.fused(head))
         needed = rows.abs().sum((0, 1)).nonzero().flatten()
@@ -211,14 +231,19 @@ class AttentionStep:
         parts = needed.split(max(step, 1))
         pulled = torch.zeros_like(rows)
         for part, block in zip(parts, self.scores.blocks(parts), strict=True):
-            pulled += rows[:, :, part] @ fuse_heads(block, head)[:, 0]
+            with in_float32(rows):
+                pulled += rows[:, :, part] @ fuse_heads(block, head)[:, 0]
         return pulled
 
-    def _check_head(self, head: Head) -> None:
-        if not isinstance(head, int):
+    def known_head(self, head: Head) -> Head:
+        """The head as it was meant; a CallError where there is none."""
+        if isinstance(head, str):
             check_head_fusion(head)
-        elif not -self.num_heads <= head < self.num_heads:
+            return head
+        head = whole_number(head, "head")
+        if not -self.num_heads <= head < self.num_heads:
             raise CallError(f"head {head} is not there: layer {self.layer} has heads 0 to {self.num_heads - 1}")
+        return head
 
     def _known_slots(self) -> Slots:
         if self.slots is None:
@@ -231,8 +256,8 @@ class AttentionStep:
     def _known_grid(self) -> Grid:
         if self.grid is None:
             raise CallError(
-                f"{self.module} belongs to a model whose token grid is unknown: "
-                "pass patch_size, prefix and readout to vitscope.load"
+                f"{self.module} belongs to a model whose token grid vitscope does not know; for a live module of your "
+                "own, pass patch_size, prefix and readout to vitscope.load"
             )
         return self.grid
 
@@ -254,6 +279,7 @@ class Trace:
 
     def step(self, layer: int) -> AttentionStep:
         """The attention of one block; ``layer`` counts blocks from 0, negative from the end."""
+        layer = whole_number(layer, "layer")
         if not -self.num_layers <= layer < self.num_layers:
             raise CallError(f"layer {layer} is not there: the model has layers 0 to {self.num_layers - 1}")
         wanted = layer % self.num_layers
@@ -286,12 +312,12 @@ class Trace:
         step = self.step(layer)
         grid = step._known_grid()
         rows = self.query_row(step, query)[:, None]
-        return grid.patches(step.looked_at(rows, head)[:, 0])
+        return only_finite(grid.patches(step.looked_at(rows, head)[:, 0]), "attention")
 
     def query_row(self, step: AttentionStep, query: Query) -> ReadoutRow:
         """The row vector of a query: the readout, or one-hot on a token."""
         grid = step._known_grid()
-        if query == "readout":
+        if isinstance(query, str) and query == "readout":
             if self.readout is None:
                 raise CallError("the readout of this model is unknown: name a query, or pass readout to vitscope.load")
             return self.readout
@@ -302,12 +328,16 @@ class Trace:
             token = self.prefix_names.index(query)
         else:
             token = grid.token(*_pair(query))
-        row = torch.zeros(step.scores.shape[0], grid.num_tokens, device=step.scores.device)
+        row = torch.zeros(step.scores.shape[0], grid.num_tokens, dtype=torch.float32, device=step.scores.device)
         row[:, token] = 1
         return row
 
 
 def _pair(query: Any) -> tuple[int, int]:
-    if not isinstance(query, tuple | list) or len(query) != 2 or not all(isinstance(part, int) for part in query):
-        raise CallError(f"unknown query {query!r}: pass 'readout', the name of a prefix token or (row, column)")
-    return query[0], query[1]
+    try:
+        row, column = query
+    except (TypeError, ValueError):
+        raise CallError(
+            f"unknown query {query!r}: pass 'readout', the name of a prefix token or (row, column)"
+        ) from None
+    return whole_number(row, "the query's row"), whole_number(column, "the query's column")

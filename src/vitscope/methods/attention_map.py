@@ -1,10 +1,11 @@
 """Raw attention: what one query looks at in one block."""
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
-from vitscope.attribution import Attribution, only_finite
+from vitscope.attribution import Attribution
 from vitscope.errors import CallError
 from vitscope.models.vision_model import VisionModel
 from vitscope.run import capture
@@ -38,30 +39,41 @@ def attention_map(
 
     Raises:
         CallError: the layer, head or query is not there.
+
+    Example:
+        >>> import skimage.data, vitscope as vs
+        >>> vs.attention_map(vs.load("vit-nano"), skimage.data.chelsea(), head=4).values.shape
+        torch.Size([1, 8, 8])
     """
-    trace = trace_of(model, images, layers=[layer])
+    trace = trace_of(model, images, lambda m, i: capture(m, i, layers=[layer]))
     step = trace.step(layer)
-    values = only_finite(trace.map(layer, head, query), "attention")
-    parameters = {"layer": step.layer, "head": head, "query": list(query) if isinstance(query, tuple) else query}
+    values = trace.map(layer, head, query)
+    asked = query if isinstance(query, str) else [int(part) for part in query]
+    parameters = {"layer": step.layer, "head": step.known_head(head), "query": asked}
     about = {**trace.provenance, "method": "attention_map", "parameters": parameters}
-    about["rows_sum_to_one"] = isinstance(head, int) or head == "mean"
+    about["rows_sum_to_one"] = parameters["head"] not in ("max", "min")
     return Attribution(values, grid_of(trace), trace.pictures, about)
 
 
-def trace_of(model: VisionModel | nn.Module | Trace, images: Any, *, layers: list[int] | None = None) -> Trace:
-    """A trace: the one that was passed, or of a run of the model."""
+def trace_of(
+    model: VisionModel | nn.Module | Trace, images: Any, run: Callable[[VisionModel | nn.Module, Any], Trace]
+) -> Trace:
+    """The trace that was passed, or the one of ``run(model, images)``."""
     if isinstance(model, Trace):
         if images is not None:
             raise CallError("a trace has its pictures already: pass a trace alone, or a model with images")
         return model
     if images is None:
         raise CallError("images are missing: pass a model with images, or a trace alone")
-    return capture(model, images, layers=layers)
+    return run(model, images)
 
 
 def grid_of(trace: Trace) -> Any:
     """The token grid that the results of a trace live on."""
     grid = trace.steps[0].grid
     if grid is None:
-        raise CallError("the token grid of this model is unknown: pass patch_size, prefix and readout to vitscope.load")
+        raise CallError(
+            "this model has a token grid vitscope does not know; for a live module of your own, pass patch_size, prefix and "
+            "readout to vitscope.load"
+        )
     return grid

@@ -7,9 +7,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vitscope.attribution import only_finite
 from vitscope.grid import Grid
 from vitscope.methods.attention_map import grid_of, trace_of
 from vitscope.models.vision_model import VisionModel
+from vitscope.run import capture
 from vitscope.trace import AttentionStep, Trace
 
 
@@ -37,11 +39,17 @@ def head_statistics(model: VisionModel | nn.Module | Trace, images: Any = None) 
 
     Args:
         model: a model and ``images``, or a :class:`~vitscope.Trace` alone.
+
+    Returns:
+        entropy and distance, (batch, layer, head) each.
+
+    Raises:
+        CallError: the token grid is unknown, or images are missing.
     """
-    trace = trace_of(model, images)
+    trace = trace_of(model, images, capture)
     distances = patch_distances(grid_of(trace)).to(trace.steps[0].scores.device)
     rows = [_statistics(step, distances, grid_of(trace).prefix) for step in trace.steps]
-    entropy, distance = (torch.stack(column, dim=1) for column in zip(*rows, strict=True))
+    entropy, distance = (only_finite(torch.stack(column, dim=1), "attention") for column in zip(*rows, strict=True))
     return HeadStatistics(entropy, distance, tuple(step.layer for step in trace.steps))
 
 
@@ -54,7 +62,7 @@ def patch_distances(grid: Grid) -> Float[Tensor, "patch other"]:
 
 def _statistics(step: AttentionStep, distances: Tensor, prefix: int) -> tuple[Tensor, Tensor]:
     batch, _, heads, tokens, _ = step.scores.shape
-    entropy = torch.zeros(batch, heads, device=distances.device)
+    entropy = torch.zeros(batch, heads, dtype=torch.float32, device=distances.device)
     distance = torch.zeros_like(entropy)
     slices = step.row_slices()
     for part, block in zip(slices, step.scores.blocks(slices), strict=True):

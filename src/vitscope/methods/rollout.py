@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vitscope.arguments import ratio, whole_number
 from vitscope.attribution import Attribution, only_finite
 from vitscope.errors import CallError
-from vitscope.methods.attention_map import grid_of
+from vitscope.methods.attention_map import grid_of, trace_of
 from vitscope.models.vision_model import VisionModel
 from vitscope.run import run
 from vitscope.shapes import Fused, ReadoutRow, Rows
@@ -58,9 +60,10 @@ def rollout(
         >>> vs.rollout(vs.load("vit-nano"), skimage.data.chelsea()).values.shape
         torch.Size([1, 8, 8])
     """
-    trace = _trace(model, images, head_fusion, discard_ratio, start_layer)
-    (row,) = _fold(trace, head_fusion, discard_ratio, start_layer, normalize, ends=[trace.num_layers - 1])
-    return _attribution(trace, row, head_fusion, discard_ratio, start_layer, normalize, trace.num_layers - 1)
+    trace, recipe = _prepared(model, images, head_fusion, discard_ratio, start_layer, normalize)
+    end = trace.num_layers - 1
+    (row,) = _fold(trace, recipe, ends=[end])
+    return _attribution(trace, row, recipe, end)
 
 
 def rollout_evolution(
@@ -75,75 +78,76 @@ def rollout_evolution(
     """The rollout as it stands after each block, from ``start_layer`` on, in one pass.
 
     Entry i is r·Â_(start+i) ⋯ Â_start: what the readout token has gathered when that block is done. All rows are
-    folded side by side, so this costs hardly more than the last of them. Arguments and errors are those of
-    :func:`rollout`.
+    folded side by side, so this costs hardly more than the last of them.
+
+    Args and Raises: as for :func:`rollout`.
+
+    Returns:
+        one result a block, each normalised as :func:`rollout` says; the last equals :func:`rollout`.
     """
-    trace = _trace(model, images, head_fusion, discard_ratio, start_layer)
-    first = start_layer % trace.num_layers
-    ends = list(range(first, trace.num_layers))
-    rows = _fold(trace, head_fusion, discard_ratio, start_layer, normalize, ends)
-    return [
-        _attribution(trace, row, head_fusion, discard_ratio, start_layer, normalize, end)
-        for end, row in zip(ends, rows, strict=True)
-    ]
+    trace, recipe = _prepared(model, images, head_fusion, discard_ratio, start_layer, normalize)
+    ends = list(range(recipe.start_layer, trace.num_layers))
+    rows = _fold(trace, recipe, ends)
+    return [_attribution(trace, row, recipe, end) for end, row in zip(ends, rows, strict=True)]
 
 
-def _trace(
+@dataclass(frozen=True)
+class _Recipe:
+    """The options of a rollout; ``start_layer`` counts from the first block."""
+
+    head_fusion: HeadFusion
+    discard_ratio: float
+    start_layer: int
+    normalize: bool
+
+
+def _prepared(
     model: VisionModel | nn.Module | Trace,
     images: Any,
     head_fusion: HeadFusion,
     discard_ratio: float,
     start_layer: int,
-) -> Trace:
+    normalize: bool,
+) -> tuple[Trace, _Recipe]:
     check_head_fusion(head_fusion)
-    if not 0 <= discard_ratio <= 1:
-        raise CallError(f"discard_ratio is {discard_ratio}, a share between 0 and 1 is expected")
-    if isinstance(model, Trace):
-        if images is not None:
-            raise CallError("a trace has its pictures already: pass a trace alone, or a model with images")
-        trace = model
-    elif images is None:
-        raise CallError("images are missing: pass a model with images, or a trace alone")
-    else:
-        trace = run(model, images, fuse=head_fusion, start_layer=max(start_layer, 0)).trace
+    discard_ratio = ratio(discard_ratio, "discard_ratio")
+    start_layer = whole_number(start_layer, "start_layer")
+    trace = trace_of(model, images, lambda m, i: run(m, i, fuse=head_fusion, start_layer=max(start_layer, 0)).trace)
     if not -trace.num_layers <= start_layer < trace.num_layers:
         raise CallError(f"start_layer {start_layer} is not there: the model has layers 0 to {trace.num_layers - 1}")
-    return trace
+    return trace, _Recipe(head_fusion, discard_ratio, start_layer % trace.num_layers, bool(normalize))
 
 
-def _fold(
-    trace: Trace, head_fusion: HeadFusion, discard_ratio: float, start_layer: int, normalize: bool, ends: Sequence[int]
-) -> list[ReadoutRow]:
-    """The readout row pulled back from each block of ``ends`` to ``start_layer``; rows travel side by side."""
+def _fold(trace: Trace, recipe: _Recipe, ends: Sequence[int]) -> list[ReadoutRow]:
+    """The readout row pulled back from each block of ``ends`` to the start; rows travel side by side."""
     grid_of(trace)
     if trace.readout is None:
         raise CallError("the readout of this model is unknown: pass readout to vitscope.load")
-    start = start_layer % trace.num_layers
     rows = trace.readout[:, None, :].float()
     travelling = rows[:, :0]
-    for layer in range(max(ends), start - 1, -1):
+    for layer in range(max(ends), recipe.start_layer - 1, -1):
         if layer in ends:
             travelling = torch.cat([travelling, rows], dim=1)
-        travelling = _pull(trace.step(layer), travelling, head_fusion, discard_ratio, normalize)
+        travelling = _pull(trace.step(layer), travelling, recipe)
     return list(travelling.unbind(1))[::-1]
 
 
-def _pull(step: AttentionStep, rows: Rows, head_fusion: HeadFusion, discard_ratio: float, normalize: bool) -> Rows:
+def _pull(step: AttentionStep, rows: Rows, recipe: _Recipe) -> Rows:
     """rows · (discard(E A) + I), each row of the matrix divided by its sum when asked to."""
-    if discard_ratio == 0 and head_fusion == "mean":
+    if recipe.discard_ratio == 0 and recipe.head_fusion == "mean":
         # Rows of a mean of softmaxes sum to one, those of A + I to two; only rows that are asked for are computed.
-        scaled = rows / 2 if normalize else rows
-        return step.looked_at(scaled, head_fusion) + scaled
-    fused = discard_smallest(step.fused(head_fusion), discard_ratio)
-    if normalize:
+        scaled = rows / 2 if recipe.normalize else rows
+        return step.looked_at(scaled, "mean") + scaled
+    fused = discard_smallest(step.fused(recipe.head_fusion), recipe.discard_ratio)
+    if recipe.normalize:
         rows = rows / (1 + step.row_sums(fused))[:, None]
     return step.pull(rows, fused) + rows
 
 
-def discard_smallest(fused: Fused, ratio: float) -> Fused:
-    """The floor(ratio · n) smallest of each image's n entries set to zero; among equals the first go first."""
+def discard_smallest(fused: Fused, share: float) -> Fused:
+    """The floor(share · n) smallest of each image's n entries set to zero; among equals the first go first."""
     numbers = math.prod(fused.shape[1:])
-    discarded = math.floor(ratio * numbers)
+    discarded = math.floor(share * numbers)
     if discarded == 0:
         return fused
     kept = [_discard(image, discarded) for image in fused.flatten(1)]
@@ -167,28 +171,13 @@ def _kth_smallest(entries: Tensor, k: int) -> float:
     return float(entries.kthvalue(k).values)
 
 
-def _attribution(
-    trace: Trace,
-    row: ReadoutRow,
-    head_fusion: HeadFusion,
-    discard_ratio: float,
-    start_layer: int,
-    normalize: bool,
-    end: int,
-) -> Attribution:
+def _attribution(trace: Trace, row: ReadoutRow, recipe: _Recipe, end: int) -> Attribution:
     grid = grid_of(trace)
-    only_finite(row, "rollout")
-    sums = row.sum(-1)
+    sums = only_finite(row, "rollout").sum(-1)
     about = {
         **trace.provenance,
         "method": "rollout",
-        "parameters": {
-            "head_fusion": head_fusion,
-            "discard_ratio": discard_ratio,
-            "start_layer": start_layer % trace.num_layers,
-            "end_layer": end,
-            "normalize": normalize,
-        },
+        "parameters": {**asdict(recipe), "end_layer": end},
         "rows_sum_to_one": bool(((sums - 1).abs() < 1e-4).all()),
         "row_sums": sums.tolist(),
     }

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vitscope.arguments import whole_number
 from vitscope.errors import CallError, ModelUnavailableError, UnknownModelError
 from vitscope.models.vision_model import Layout, VisionModel
 from vitscope.picture import Preprocessing
@@ -62,6 +63,8 @@ def load(
         <VisionModel vit-nano (transformers) 32×32 px, patches of 4×4>
     """
     size = _pair(image_size, "image_size")
+    if not isinstance(model, str | Path | nn.Module):
+        raise CallError(f"a model is a name, a folder or an nn.Module, not {type(model).__name__}")
     if isinstance(model, nn.Module):
         if device is not None or dtype is not None:
             raise CallError("device and dtype are not for a live module: move it with its own .to() first")
@@ -86,10 +89,10 @@ def _load_named(name: str, pretrained: bool, size: tuple[int, int] | None, dtype
     if name in BUNDLED:
         path = str(bundled_path(name))
         return _library("transformers").load(path, pretrained=pretrained, image_size=size, dtype=dtype, name=name)
-    close = difflib.get_close_matches(name, BUNDLED, n=1)
-    if close:
+    path_like = Path(name)
+    close = difflib.get_close_matches(name, BUNDLED, n=1, cutoff=0.85)
+    if close and not path_like.exists():
         raise UnknownModelError(f"unknown model {name!r}: did you mean {close[0]!r}?")
-    path_like = Path(name).expanduser()
     if not path_like.exists() and not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name):
         raise UnknownModelError(
             f"unknown model {name!r}: pass a bundled model ({', '.join(BUNDLED)}), a local transformers folder, "
@@ -140,9 +143,11 @@ def _library(name: str) -> ModuleType:
     for library in (*needed, name):
         try:
             importlib.import_module(library)
-        except ImportError:
+        except ModuleNotFoundError as error:
+            if error.name not in (None, library):
+                raise ModelUnavailableError(f"{library} needs {error.name}: pip install {error.name}") from None
             raise ModelUnavailableError(f"{library} is not installed: pip install 'vitscope[{library}]'") from None
-        except (RuntimeError, OSError, AttributeError) as error:
+        except (ImportError, RuntimeError, OSError, AttributeError) as error:
             # Its compiled operators refuse a torch of another version while they are imported.
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ModelUnavailableError(
@@ -155,8 +160,9 @@ def _library(name: str) -> ModuleType:
 def _pair(size: Size | None, what: str) -> tuple[int, int] | None:
     if size is None:
         return None
-    pair = (size, size) if isinstance(size, int) else tuple(size)
-    if len(pair) != 2 or not all(isinstance(part, int) and part > 0 for part in pair):
+    given = tuple(size) if hasattr(size, "__iter__") else (size, size)
+    pair = tuple(whole_number(part, what) for part in given)
+    if len(pair) != 2 or min(pair) <= 0:
         raise CallError(f"{what} is {size!r}: pass a positive number of pixels or (height, width)")
     return pair[0], pair[1]
 
@@ -164,7 +170,7 @@ def _pair(size: Size | None, what: str) -> tuple[int, int] | None:
 def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     if dtype is None:
         return None
-    found = dtype if isinstance(dtype, torch.dtype) else getattr(torch, dtype, None)
+    found = dtype if isinstance(dtype, torch.dtype) else getattr(torch, str(dtype), None)
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
         raise CallError(f"unknown dtype {dtype!r}: pass float32, bfloat16 or float16")
     return found

@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from vitscope.arguments import whole_number
 from vitscope.errors import CallError, WorkError
 from vitscope.grid import Grid
 from vitscope.picture import Picture, Preprocessing, picture_of_unit, read_photo
@@ -32,15 +33,11 @@ class Layout:
     readout: Mapping[str, float]
 
     def grid(self, height: int, width: int) -> Grid:
-        """The token grid of an input of ``height`` × ``width`` pixels."""
-        rows, more_rows = divmod(height, self.patch_size[0])
-        columns, more_columns = divmod(width, self.patch_size[1])
-        if more_rows or more_columns or not rows or not columns:
+        """The token grid of an input of ``height`` × ``width`` pixels; what is less than a patch is left over."""
+        rows, columns = height // self.patch_size[0], width // self.patch_size[1]
+        if not rows or not columns:
             patch = "×".join(map(str, self.patch_size))
-            raise CallError(
-                f"an input of {height}×{width} pixels is not a whole number of patches of {patch}: the nearest "
-                f"size that is one is {max(rows, 1) * self.patch_size[0]}×{max(columns, 1) * self.patch_size[1]}"
-            )
+            raise CallError(f"an input of {height}×{width} pixels is smaller than one patch of {patch}")
         return Grid(rows, columns, len(self.prefix_names))
 
 
@@ -98,7 +95,10 @@ class VisionModel:
         else:
             pixels, pictures = self._preprocessed(images)
         if self.layout is not None:
-            self.layout.grid(*pixels.shape[-2:])
+            height, width = pixels.shape[-2:]
+            grid, patch = self.layout.grid(height, width), self.layout.patch_size
+            seen = (grid.height * patch[0] / height, grid.width * patch[1] / width)
+            pictures = [picture.top_left(*seen) for picture in pictures]
         return pixels.to(self.device, self.dtype), pictures
 
     def predict(self, images: Any, top_k: int = 5) -> list[list[Prediction]]:
@@ -107,12 +107,21 @@ class VisionModel:
         Raises:
             CallError: the model has no classifier, or the pictures cannot be read as such.
         """
+        top_k = whole_number(top_k, "top_k")
         if top_k < 1:
             raise CallError(f"top_k is {top_k}, at least 1 is expected")
         pixels, _ = self.prepare(images)
         with torch.no_grad(), evaluating(self.module):
-            logits = self.forward(pixels)
+            logits = self.answer(pixels)
         return self.predictions(logits, top_k)
+
+    def answer(self, pixels: Pixels) -> Tensor | None:
+        """Logits (batch, class), or None without a classifier; an input that the library refuses is a CallError."""
+        try:
+            return self.forward(pixels)
+        except AssertionError as error:
+            height, width = pixels.shape[-2:]
+            raise CallError(f"{self.name} takes no input of {height}×{width} pixels: {error}") from None
 
     def predictions(self, logits: Tensor | None, top_k: int = 5) -> list[list[Prediction]]:
         """Logits (batch, class) as ranked classes."""

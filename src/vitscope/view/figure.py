@@ -54,7 +54,7 @@ def draw(scene: Scene) -> Figure:
         return x / page_width, 1 - (y + h) / page_height, w / page_width, h / page_height
 
     def write(x: float, y: float, text: str, size: float, colour: str = INK, **style: Any) -> None:
-        figure.text(x / page_width, 1 - y / page_height, text, fontsize=size, color=colour, **style)
+        figure.text(x / page_width, 1 - y / page_height, text, fontsize=size, color=colour, parse_math=False, **style)
 
     write(left, 0.36, scene.title, 13.0, weight="bold")
     write(left, 0.60, scene.note, 9.0, FAINT)
