@@ -73,7 +73,7 @@ def grid_of(trace: Trace) -> Any:
     grid = trace.steps[0].grid
     if grid is None:
         raise CallError(
-            "this model has a token grid vitscope does not know; for a live module of your own, pass patch_size, prefix and "
-            "readout to vitscope.load"
+            "this model has a token grid vitscope does not know; for a live module of your own, pass patch_size, "
+            "prefix and readout to vitscope.load"
         )
     return grid

@@ -13,7 +13,7 @@ from vitscope.attribution import COLORMAP, blend, stretch
 from vitscope.saving import replacing
 from vitscope.view.scene import Panel, Scene
 
-PAGE_WIDTH = 12.0  # inches
+PAGE_WIDTH, PAGE_HEIGHT = 12.0, 14.0  # inches
 SMALLEST_PANEL, LARGEST_PANEL = 0.9, 4.0  # inches
 GAP = 0.08
 DPI = 160
@@ -41,7 +41,7 @@ def draw(scene: Scene) -> Figure:
     ratio = photo.height / photo.width
     left = 0.55 if scene.row_names else 0.2
     top, bottom = (1.12 if scene.column_names else 0.82), 0.5
-    widths = [_panel_width(row.columns, left, ratio) for row in scene.rows]
+    widths = [_panel_width(row.columns, len(scene.rows), left, ratio) for row in scene.rows]
     title_heights = [0.26 if any(panel.title for panel in row.panels) else 0.0 for row in scene.rows]
     heights = [width * ratio + above + GAP for width, above in zip(widths, title_heights, strict=True)]
     tops = [top + sum(heights[:i]) for i in range(len(heights))]
@@ -78,9 +78,10 @@ def draw(scene: Scene) -> Figure:
     return figure
 
 
-def _panel_width(columns: int, left: float, ratio: float) -> float:
+def _panel_width(columns: int, rows: int, left: float, ratio: float) -> float:
     """Inches of one of ``columns`` panels: the page divided, within what can be read and what fits."""
     width = (PAGE_WIDTH - left - 0.2 - GAP * (columns - 1)) / columns
+    width = min(width, PAGE_HEIGHT / rows / ratio)
     return min(max(width, SMALLEST_PANEL), LARGEST_PANEL, LARGEST_PANEL / ratio)
 
 
