@@ -211,11 +211,15 @@ def test_names_that_look_like_markup_are_printed_as_they_are(photo, capsys, monk
 
 
 def test_math_signs_in_a_title_are_letters():
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     import vitscope as vs
     from vitscope.view import figure, scene
 
     panel = scene.Panel(vs.Picture(Image.new("RGB", (8, 8)), (0.0, 0.0, 8.0, 8.0)), None, "$x^$")
-    figure.draw(scene.Scene([scene.Row([panel], 1)], "$x^$")).canvas.draw()
+    drawn = figure.draw(scene.Scene([scene.Row([panel], 1)], "$x^$"))
+    FigureCanvasAgg(drawn).draw()
+    assert [text.get_text() for text in drawn.texts].count("$x^$") == 2
 
 
 def test_a_folder_with_a_dot_is_a_folder(photo, tmp_path, capsys, monkeypatch):
@@ -229,3 +233,14 @@ def test_without_a_command_the_help_is_readable(capsys, monkeypatch):
     code, out, err = run(capsys, monkeypatch)
     assert code == 2
     assert (out + err).count("\n") > 5
+
+
+def test_what_was_finished_before_a_bad_photo_is_reported(photo, tmp_path, capsys, monkeypatch):
+    (tmp_path / "bad.png").write_text("no picture")
+    code, out, err = run(capsys, monkeypatch, "explain", photo, "bad.png", "--json", "--out", "figures")
+    assert (code, err.count("\n")) == (1, 1)
+    assert [entry["picture"] for entry in json.loads(out)] == [photo]
+    assert (tmp_path / "figures" / "cat-explain.png").exists()
+    code, out, err = run(capsys, monkeypatch, "explain", photo, "nowhere.png", "--out", "other")
+    assert (code, out) == (2, ""), "all photos are looked for before the first is explained"
+    assert not (tmp_path / "other").exists()

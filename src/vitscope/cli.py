@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
@@ -85,16 +86,17 @@ def attention(
     from vitscope.view.scene import head_grid, head_overlays
 
     wanted = _query(query)
-    vision = _load(model, device)
-    report = []
-    for photo, path in _each(photos, [_target(photo, "attention", out, len(photos)) for photo in photos], overwrite):
-        trace = capture(vision, photo, layers=None if layer is None else [layer])
-        scene = head_grid(trace, wanted) if layer is None else head_overlays(trace, layer, wanted)
-        _save(scene, path, overwrite)
-        maps = {str(s.layer): trace.map(s.layer, "mean", wanted)[0].tolist() for s in trace.steps}
-        about = {"query": query, "values_mean_of_heads": maps}
-        report.append({"picture": str(photo), "figure": str(path), "provenance": dict(trace.provenance), **about})
-    _finish(report, json_)
+    vision = _load(model, device, photos)
+    with _reporting(json_) as report:
+        for photo, path in _each(
+            photos, [_target(photo, "attention", out, len(photos)) for photo in photos], overwrite
+        ):
+            trace = capture(vision, photo, layers=None if layer is None else [layer])
+            scene = head_grid(trace, wanted) if layer is None else head_overlays(trace, layer, wanted)
+            _save(scene, path, overwrite)
+            maps = {str(s.layer): trace.map(s.layer, "mean", wanted)[0].tolist() for s in trace.steps}
+            about = {"query": query, "values_mean_of_heads": maps}
+            report.append({"picture": str(photo), "figure": str(path), "provenance": dict(trace.provenance), **about})
 
 
 @app.command()
@@ -125,21 +127,20 @@ def rollout(
         "start_layer": start_layer,
         "normalize": normalize,
     }
-    vision = _load(model, device)
-    report = []
-    for photo, path in _each(photos, [_target(photo, "rollout", out, len(photos)) for photo in photos], overwrite):
-        trace = capture(vision, photo)
-        if evolution:
-            results = rollout_evolution(trace, head_fusion=head_fusion or "mean", **options)
-            scene = scenes.evolution(results)
-        else:
-            fusions: Sequence[Literal["mean", "max", "min"]] = [head_fusion] if head_fusion else ["mean", "max"]
-            results = [roll(trace, head_fusion=fusion, **options) for fusion in fusions]
-            scene = scenes.rollout_panels(results)
-        _save(scene, path, overwrite)
-        values = [{"provenance": dict(r.provenance), "values": r.values[0].tolist()} for r in results]
-        report.append({"picture": str(photo), "figure": str(path), "rollouts": values})
-    _finish(report, json_)
+    vision = _load(model, device, photos)
+    with _reporting(json_) as report:
+        for photo, path in _each(photos, [_target(photo, "rollout", out, len(photos)) for photo in photos], overwrite):
+            trace = capture(vision, photo)
+            if evolution:
+                results = rollout_evolution(trace, head_fusion=head_fusion or "mean", **options)
+                scene = scenes.evolution(results)
+            else:
+                fusions: Sequence[Literal["mean", "max", "min"]] = [head_fusion] if head_fusion else ["mean", "max"]
+                results = [roll(trace, head_fusion=fusion, **options) for fusion in fusions]
+                scene = scenes.rollout_panels(results)
+            _save(scene, path, overwrite)
+            values = [{"provenance": dict(r.provenance), "values": r.values[0].tolist()} for r in results]
+            report.append({"picture": str(photo), "figure": str(path), "rollouts": values})
 
 
 @app.command()
@@ -181,25 +182,24 @@ def _explain(
     from vitscope.run import run
     from vitscope.view.scene import explanation
 
-    vision = _load(model, device)
-    report = []
-    targets = [_target(Path(name), "explain", out, len(photos)) for name, _ in photos]
-    for (name, photo), path in _each(photos, targets, overwrite):
-        done = run(vision, photo)
-        rollouts = [roll(done.trace, head_fusion=fusion) for fusion in ("mean", "max")]
-        predictions = [] if done.logits is None else vision.predictions(done.logits, top_k)[0]
-        _save(explanation(done.trace, rollouts), path, overwrite)
-        if not json_:
-            _print_classes(name, vision, predictions)
-        report.append(
-            {
-                "picture": name,
-                "predictions": [vars(prediction) for prediction in predictions],
-                "figure": str(path),
-                "rollouts": [{"provenance": dict(r.provenance), "values": r.values[0].tolist()} for r in rollouts],
-            }
-        )
-    _finish(report, json_)
+    vision = _load(model, device, [photo for _, photo in photos if isinstance(photo, Path)])
+    with _reporting(json_) as report:
+        targets = [_target(Path(name), "explain", out, len(photos)) for name, _ in photos]
+        for (name, photo), path in _each(photos, targets, overwrite):
+            done = run(vision, photo)
+            rollouts = [roll(done.trace, head_fusion=fusion) for fusion in ("mean", "max")]
+            predictions = [] if done.logits is None else vision.predictions(done.logits, top_k)[0]
+            _save(explanation(done.trace, rollouts), path, overwrite)
+            if not json_:
+                _print_classes(name, vision, predictions)
+            report.append(
+                {
+                    "picture": name,
+                    "predictions": [vars(prediction) for prediction in predictions],
+                    "figure": str(path),
+                    "rollouts": [{"provenance": dict(r.provenance), "values": r.values[0].tolist()} for r in rollouts],
+                }
+            )
 
 
 def _print_classes(name: str, model: "VisionModel", predictions: Sequence["Prediction"]) -> None:
@@ -222,10 +222,15 @@ def _print_classes(name: str, model: "VisionModel", predictions: Sequence["Predi
     console.print(table)
 
 
-def _load(name: str, device: str | None) -> "VisionModel":
+def _load(name: str, device: str | None, photos: Sequence[Path]) -> "VisionModel":
+    """The model, once every photo is known to be there."""
     import torch
 
     from vitscope.models import load
+    from vitscope.picture import check_file
+
+    for photo in photos:
+        check_file(photo)
 
     return load(name, device=device or ("cuda" if torch.cuda.is_available() else None))
 
@@ -278,9 +283,9 @@ def _each(items: Sequence[Any], targets: Sequence[Path], overwrite: bool) -> Ite
     from rich.console import Console
     from rich.progress import track
 
-    yield from track(
-        list(zip(items, targets, strict=True)), description="photos", console=Console(stderr=True), transient=True
-    )
+    console = Console(stderr=True)
+    pairs = list(zip(items, targets, strict=True))
+    yield from track(pairs, description="photos", console=console, transient=True, disable=not console.is_terminal)
 
 
 def _save(scene: "Scene", path: Path, overwrite: bool) -> None:
@@ -289,11 +294,16 @@ def _save(scene: "Scene", path: Path, overwrite: bool) -> None:
     save_figure(scene, path, overwrite=overwrite)
 
 
-def _finish(report: list[dict[str, Any]], json_: bool) -> None:
-    if json_:
-        typer.echo(json.dumps(report, indent=2, allow_nan=False))
-    else:
-        for entry in report:
+@contextmanager
+def _reporting(json_: bool) -> Iterator[list[dict[str, Any]]]:
+    """A list of what was made, printed in the end; also when a later photo fails."""
+    report: list[dict[str, Any]] = []
+    try:
+        yield report
+    finally:
+        if json_ and report:
+            typer.echo(json.dumps(report, indent=2, allow_nan=False))
+        for entry in () if json_ else report:
             typer.echo(f"wrote {entry['figure']}")
 
 

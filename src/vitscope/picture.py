@@ -169,7 +169,12 @@ def read_photo(source: Any, *, max_pixels: int | None = None) -> tuple[Image.Ima
     )
 
 
-def _read_file(path: Path, max_pixels: int | None) -> Image.Image:
+def check_file(path: Path) -> None:
+    """Refuse a path that leads to no file.
+
+    Raises:
+        PictureNotFoundError: nothing is there, or a folder.
+    """
     try:
         folder, there = path.is_dir(), path.exists()
     except OSError as error:
@@ -178,6 +183,10 @@ def _read_file(path: Path, max_pixels: int | None) -> Image.Image:
         raise PictureNotFoundError(f"{path} is a folder: pass the pictures in it")
     if not there:
         raise PictureNotFoundError(f"{path} does not exist")
+
+
+def _read_file(path: Path, max_pixels: int | None) -> Image.Image:
+    check_file(path)
     limit = max_pixels if max_pixels is not None else _limit_from_environment()
     with _damage_reported(str(path)), _open_header(path) as image:
         width, height = image.size
