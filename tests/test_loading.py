@@ -32,6 +32,11 @@ def test_a_folder_may_be_named_like_a_bundled_model(folder: Path, tmp_path: Path
     assert vs.load(str(tmp_path / name)).labels == LABELS
 
 
+def test_a_live_model_is_called_by_its_folders_name(folder: Path) -> None:
+    assert vs.load(vs.load(folder).module).name == "tiny-vit"
+    assert vs.load(tiny_vit()).name == "ViTForImageClassification"
+
+
 @pytest.mark.parametrize("model", [None, 5, b"vit"], ids=str)
 @pytest.mark.usefixtures("unchecked")
 def test_what_is_neither_name_nor_module_is_refused(model: Any) -> None:

@@ -130,7 +130,8 @@ def wrap(module: nn.Module, *, image_size: tuple[int, int] | None) -> VisionMode
     source = getattr(module.config, "_name_or_path", "")
     with _quiet():
         settings = _processor_settings(source, local_only=True)
-    return _describe(module, settings, image_size, source or type(module).__name__)
+    name = Path(source).name if Path(source).is_dir() else source  # a folder's path belongs to one machine only
+    return _describe(module, settings, image_size, name or type(module).__name__)
 
 
 def _describe(
