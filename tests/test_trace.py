@@ -372,3 +372,18 @@ def test_attention_with_more_axes_is_kept_as_windows() -> None:
     weights = trace.steps[0].weights()
     assert weights.shape[:3] == (2, 3, 2)
     torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:-1]))
+
+
+@pytest.mark.parametrize("layers", [3, "all", 1.5], ids=str)
+@pytest.mark.usefixtures("unchecked")
+def test_layers_that_are_no_list_are_refused(layers: Any) -> None:
+    with pytest.raises(vs.CallError, match="a list of whole numbers"):
+        vs.capture(family("timm-vit").model(), family("timm-vit").pixels(), layers=layers)
+
+
+def test_a_callers_autocast_does_not_reach_windows() -> None:
+    step = windowed("factored")
+    rows, fused = random(2, 3, GRID.num_tokens), step.fused("mean")
+    expected = step.pull(rows, fused)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(step.pull(rows, fused), expected)

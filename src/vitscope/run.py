@@ -111,9 +111,7 @@ class _Kept:
     """The steps that were asked for; negative layers are known only when the run is over."""
 
     def __init__(self, layers: Sequence[int] | None) -> None:
-        if layers is not None and not len(layers):
-            raise CallError("layers is empty: name at least one attention block, or leave it out for all")
-        self._layers = None if layers is None else [whole_number(layer, "a layer") for layer in _listed(layers)]
+        self._layers = None if layers is None else _listed(layers)
         self._depth = max((-layer for layer in self._layers or () if layer < 0), default=0)
         self._steps: dict[int, AttentionStep] = {}
 
@@ -134,10 +132,13 @@ class _Kept:
         return [step for layer, step in self._steps.items() if layer in wanted]
 
 
-def _listed(layers: Any) -> Sequence[Any]:
+def _listed(layers: Any) -> list[int]:
     if isinstance(layers, str) or not hasattr(layers, "__iter__"):
         raise CallError(f"layers is {layers!r}, a list of whole numbers is expected")
-    return list(layers)
+    listed = [whole_number(layer, "a layer") for layer in layers]
+    if not listed:
+        raise CallError("layers is empty: name at least one attention block, or leave it out for all")
+    return listed
 
 
 class _Recorder:

@@ -80,11 +80,10 @@ class Factored(_Compact):
         for part in parts:
             with in_float32(keys):
                 scores = queries[:, :, :, part] @ keys
-            if self.bias is not None:
-                scores += self.bias if self.bias.shape[-2] == 1 else self.bias[..., part, :]
-            # In place, a block is half as large and stays in cache; only the CPU's kernel is known to allow it.
-            in_place = scores.device.type == "cpu" and not scores.requires_grad
-            with in_float32(keys):
+                if self.bias is not None:
+                    scores += self.bias if self.bias.shape[-2] == 1 else self.bias[..., part, :]
+                # In place, a block is half as large and stays in cache; only the CPU's kernel is known to allow it.
+                in_place = scores.device.type == "cpu" and not scores.requires_grad
                 weights = torch.softmax(scores, -1, out=scores if in_place else None)
             yield weights
 
@@ -211,13 +210,13 @@ class AttentionStep:
 
     def pull(self, rows: Rows, fused: Fused) -> Rows:
         """Row vectors through fused attention: ``rows @ A`` with A on the token grid."""
-        if self.is_plain:
-            with in_float32(rows):
+        with in_float32(rows):
+            if self.is_plain:
                 return rows @ fused[:, 0]
-        slots = self._known_slots()
-        real = slots >= 0
-        inside = rows[:, :, slots.clamp_min(0)] * real  # (batch, row, window, slot)
-        looked_at = torch.einsum("brwq,bwqk->brwk", inside, fused) * real
+            slots = self._known_slots()
+            real = slots >= 0
+            inside = rows[:, :, slots.clamp_min(0)] * real  # (batch, row, window, slot)
+            looked_at = torch.einsum("brwq,bwqk->brwk", inside, fused) * real
         pulled = torch.zeros_like(rows)
         return pulled.index_add_(2, slots.clamp_min(0).flatten(), looked_at.flatten(2))
 
