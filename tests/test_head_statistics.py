@@ -9,8 +9,8 @@ from torch import Tensor
 import vitscope as vs
 from tests.families import ALL
 from tests.reference.head_statistics import head_statistics as slow_statistics
-from vitscope.methods.head_statistics import patch_distances
-from vitscope.trace import AttentionStep, Logits, Trace
+from vitscope.scores import Logits
+from vitscope.trace import AttentionStep, Trace
 
 PREFIXES = {"timm-siglip": 0, "transformers-vit": 1, "timm-deit-distilled": 2, "transformers-dinov2-registers": 5}
 
@@ -68,9 +68,13 @@ def test_attention_to_the_prefix_alone_has_no_distance() -> None:
 
 
 def test_distances_are_in_patches_on_the_grid() -> None:
-    distances = patch_distances(vs.Grid(2, 3, prefix=4))
-    assert distances.shape == (6, 6)
-    assert distances[0].tolist() == pytest.approx([0, 1, 2, 1, math.sqrt(2), math.sqrt(5)])
+    """From the first patch to each of the six, four prefix tokens before them."""
+    for place, far in enumerate([0, 1, 2, 1, math.sqrt(2), math.sqrt(5)]):
+        logits = torch.zeros(10, 10)
+        logits[range(10), range(10)] = 1e4  # everyone looks at itself,
+        logits[4, 4], logits[4, 4 + place] = 0, 1e4  # but the first patch
+        result = vs.head_statistics(trace_of(logits, vs.Grid(2, 3, 4)))
+        assert result.distance.item() == pytest.approx(far / 6, abs=1e-6)
 
 
 def test_only_the_layers_of_the_trace() -> None:

@@ -14,7 +14,8 @@ from tests.families import ALL, Family
 from tests.reference.attention import attention as library_attention
 from tests.reference.rollout import rollout as slow_rollout
 from vitscope.methods.rollout import discard_smallest
-from vitscope.trace import Factored, FusedWeights, Logits, Trace
+from vitscope.scores import Factored, FusedWeights, Logits
+from vitscope.trace import Trace
 
 FUSIONS = ["mean", "max", "min"]
 RATIOS = [0.0, 0.3, 0.9, 1.0]
@@ -285,7 +286,7 @@ def test_provenance_says_how_the_result_came_about() -> None:
     options = {"head_fusion": "max", "discard_ratio": 0.25, "start_layer": -2, "normalize": False}
     about = vs.rollout(model, pixels, **options).provenance
     assert about["method"] == "rollout"
-    assert about["parameters"] == options | {"start_layer": 1, "end_layer": 2}
+    assert about["parameters"] == options | {"start_layer": 1, "end_layer": 2, "merge": "equal", "target": None}
     assert about["model"] == model.name
     assert about["library"] == "timm"
     assert {"vitscope", "torch", "timm"} <= set(about["versions"])

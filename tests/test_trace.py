@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 import vitscope as vs
 from tests.families import ALL, Family, every_family
+from vitscope.scores import Factored, FusedWeights, Logits
 from vitscope.shelf import ALIGNMENT, SLAB_BYTES, Shelf
-from vitscope.trace import AttentionStep, Factored, FusedWeights, Logits, Trace
+from vitscope.trace import AttentionStep, Trace
 
 FUSIONS = ["mean", "max", "min"]
 
@@ -144,6 +145,20 @@ def scattered(weights: Tensor) -> Tensor:
     return dense
 
 
+def fused_padding(step: AttentionStep, head: Any) -> Tensor:
+    """(batch, token, 1): the fused attention of each token to the padding of its window."""
+    weights = scores_by_hand(step)
+    fused = {"mean": weights.mean(2), "max": weights.amax(2), "min": weights.amin(2)}
+    chosen = fused[head] if head in fused else weights[:, :, head]
+    lost = torch.zeros(len(weights), GRID.num_tokens, 1)
+    for window, slots in enumerate(SLOTS.tolist()):
+        for i, query in enumerate(slots):
+            for j, key in enumerate(slots):
+                if query >= 0 > key:
+                    lost[:, query, 0] += chosen[:, window, i, j]
+    return lost
+
+
 def scores_by_hand(step: AttentionStep) -> Tensor:
     scores = step.scores
     if isinstance(scores, FusedWeights):
@@ -172,9 +187,13 @@ def test_rows_through_windows_equal_the_dense_matrix(kind: str, head: Any) -> No
     matrix = dense[head] if head in dense else heads[:, head]
     rows = random(2, 5, GRID.num_tokens, seed=7)
     fused = step.fused(head)
-    torch.testing.assert_close(step.row_sums(fused), matrix.sum(-1))
-    torch.testing.assert_close(step.pull(rows, fused), rows @ matrix)
-    torch.testing.assert_close(step.looked_at(rows, head), rows @ matrix)
+    on_padding = rows @ fused_padding(step, head)
+    torch.testing.assert_close(
+        step.row_sums(fused)[..., None], matrix.sum(-1, keepdim=True) + fused_padding(step, head)
+    )
+    for pulled, fallen in (step.pull(rows, fused), step.looked_at(rows, head)):
+        torch.testing.assert_close(pulled, rows @ matrix)
+        torch.testing.assert_close(fallen[..., None], on_padding)
 
 
 def test_one_window_in_another_order_is_not_plain() -> None:
@@ -187,7 +206,7 @@ def test_one_window_in_another_order_is_not_plain() -> None:
             expected[:, :, query, key] = weights[:, :, i, j]
     torch.testing.assert_close(step.attention(), expected)
     rows = random(1, 3, 4, seed=1)
-    torch.testing.assert_close(step.looked_at(rows, 0), rows @ expected[:, 0])
+    torch.testing.assert_close(step.looked_at(rows, 0)[0], rows @ expected[:, 0])
 
 
 def test_windows_without_places_are_said_to_be_so() -> None:
@@ -384,6 +403,6 @@ def test_layers_that_are_no_list_are_refused(layers: Any) -> None:
 def test_a_callers_autocast_does_not_reach_windows() -> None:
     step = windowed("factored")
     rows, fused = random(2, 3, GRID.num_tokens), step.fused("mean")
-    expected = step.pull(rows, fused)
+    expected, _ = step.pull(rows, fused)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(step.pull(rows, fused), expected)
+        assert torch.equal(step.pull(rows, fused)[0], expected)

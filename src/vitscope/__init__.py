@@ -14,6 +14,7 @@ _HOME = {
     "capture": "vitscope.run",
     "Trace": "vitscope.trace",
     "AttentionStep": "vitscope.trace",
+    "MergeStep": "vitscope.trace",
     "Grid": "vitscope.grid",
     "Picture": "vitscope.picture",
     "Attribution": "vitscope.attribution",
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from vitscope.picture import Picture as Picture
     from vitscope.run import capture as capture
     from vitscope.trace import AttentionStep as AttentionStep
+    from vitscope.trace import MergeStep as MergeStep
     from vitscope.trace import Trace as Trace
 
 __all__ = list(_HOME)

@@ -94,7 +94,7 @@ def attention(
             trace = capture(vision, photo, layers=None if layer is None else [layer])
             scene = head_grid(trace, wanted) if layer is None else head_overlays(trace, layer, wanted)
             _save(scene, path, overwrite)
-            maps = {str(s.layer): trace.map(s.layer, "mean", wanted)[0].tolist() for s in trace.steps}
+            maps = {str(s.layer): trace.map(s.layer, "mean", wanted)[0].tolist() for s in trace.blocks}
             about = {"query": query, "values_mean_of_heads": maps}
             report.append({"picture": str(photo), "figure": str(path), "provenance": dict(trace.provenance), **about})
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -9,14 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from vitscope.arguments import whole_number
-from vitscope.errors import CallError, NoAttentionError
+from vitscope.errors import CallError, NoAttentionError, WorkError
 from vitscope.grid import Grid
+from vitscope.models.hierarchy import Hierarchy, Merging
 from vitscope.models.loading import load
-from vitscope.models.vision_model import Layout, VisionModel, evaluating
+from vitscope.models.vision_model import Layout, VisionModel
+from vitscope.scores import Factored, FusedWeights, HeadFusion, Logits, Scores, fuse_heads
 from vitscope.shapes import ReadoutRow, Slots
 from vitscope.shelf import Shelf
-from vitscope.tap import AttentionCall, Tap
-from vitscope.trace import AttentionStep, Factored, FusedWeights, HeadFusion, Logits, Scores, Trace, fuse_heads
+from vitscope.tap import AttentionCall, OnModule, Tap
+from vitscope.trace import AttentionStep, Merge, MergeStep, PooledClassifier, Step, Trace
+from vitscope.windows import Windows, merge_groups, merged_grid
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +63,8 @@ def run(
     layers: Sequence[int] | None = None,
     fuse: HeadFusion | None = None,
     start_layer: int = 0,
+    merge: Merge | None = None,
+    by_class: bool = True,
 ) -> Run:
     """:func:`capture`, with the model's answer.
 
@@ -66,25 +72,30 @@ def run(
         fuse: keep one map a layer, heads fused while the model runs, wherever that takes less memory than queries
             and keys. The fused step computes softmax(q·kᵀ) itself, once, and uses it for the output too.
         start_layer: blocks before this one run untouched and leave no step.
+        merge: ``"equal"`` where the norms of patch merging will not be asked for.
+        by_class: False where no class will be asked for.
     """
     model = as_vision_model(model)
     pixels, pictures = model.prepare(images)
     grid = None if model.layout is None else model.layout.grid(*pixels.shape[-2:])
     recorder = _Recorder(len(pixels), grid, _Kept(layers), fuse, start_layer)
-    with torch.no_grad(), evaluating(model.module), Tap(model.module, recorder) as tap, tap.follow():
+    hierarchy = None if model.layout is None else model.layout.hierarchy
+    watch = {} if hierarchy is None else recorder.watch(hierarchy, norms=merge != "equal", pooled=by_class)
+    with torch.no_grad(), model.running(), Tap(model.module, recorder) as tap, tap.follow(watch):
         logits = model.answer(pixels)
     if recorder.count == 0:
         raise NoAttentionError(
             f"{model.name} has no attention that could be seen: vitscope explains vision transformers"
         )
-    steps = recorder.kept.resolve(recorder.count)
     trace = Trace(
-        steps=steps,
+        steps=recorder.kept.resolve(recorder.count),
         num_layers=recorder.count,
-        readout=_readout(model.layout, grid, recorder.pooling, len(pixels), pixels.device),
+        readout=_readout(model.layout, recorder.grid, recorder.pooling, len(pixels), pixels.device),
         pictures=pictures,
         prefix_names=() if model.layout is None else model.layout.prefix_names,
         provenance=provenance(model),
+        labels=model.labels,
+        classifier=recorder.classifier,
     )
     return Run(trace, None if logits is None else logits.float())
 
@@ -113,23 +124,23 @@ class _Kept:
     def __init__(self, layers: Sequence[int] | None) -> None:
         self._layers = None if layers is None else _listed(layers)
         self._depth = max((-layer for layer in self._layers or () if layer < 0), default=0)
-        self._steps: dict[int, AttentionStep] = {}
+        self._steps: list[Step] = []
 
-    def add(self, step: AttentionStep) -> None:
-        self._steps[step.layer] = step
-        if self._layers is not None:
+    def add(self, step: Step) -> None:
+        self._steps.append(step)
+        if self._layers is not None and isinstance(step, AttentionStep):
             passed = step.layer - self._depth
             if passed not in self._layers:
-                self._steps.pop(passed, None)
+                self._steps = [kept for kept in self._steps if getattr(kept, "layer", None) != passed]
 
-    def resolve(self, count: int) -> list[AttentionStep]:
+    def resolve(self, count: int) -> list[Step]:
         if self._layers is None:
-            return list(self._steps.values())
+            return self._steps
         for layer in self._layers:
             if not -count <= layer < count:
                 raise CallError(f"layer {layer} is not there: the model has layers 0 to {count - 1}")
         wanted = {layer % count for layer in self._layers}
-        return [step for layer, step in self._steps.items() if layer in wanted]
+        return [step for step in self._steps if isinstance(step, MergeStep) or step.layer in wanted]
 
 
 def _listed(layers: Any) -> list[int]:
@@ -142,16 +153,32 @@ def _listed(layers: Any) -> list[int]:
 
 
 class _Recorder:
-    """Turns attention calls into steps while the model runs."""
+    """Turns attention calls, and merging between them, into steps while the model runs."""
 
     def __init__(self, batch: int, grid: Grid | None, kept: _Kept, fuse: HeadFusion | None, start_layer: int) -> None:
         self.batch, self.grid, self.kept, self.fuse, self.start_layer = batch, grid, kept, fuse, start_layer
         self.shelf = Shelf()
         self.count = 0
         self.pooling: Tensor | None = None
-        self.plain_slots: Slots | None = None
+        self.classifier: PooledClassifier | None = None
+        self.hierarchy: Hierarchy | None = None
+        self.known_slots: dict[tuple[Grid, Windows | None], Slots] = {}
+
+    def watch(self, hierarchy: Hierarchy, *, norms: bool, pooled: bool) -> dict[nn.Module, OnModule]:
+        """What the recorder wants to see of a window transformer besides its attention."""
+        self.hierarchy = hierarchy
+        watched: dict[nn.Module, OnModule] = {}
+        for path, merging in hierarchy.mergings.items():
+            watched[merging.module] = partial(self._merge, path, merging, norms)
+        for module in hierarchy.shrinking:
+            watched[module] = lambda *_: setattr(self, "grid", merged_grid(self._known_grid()))
+        if pooled and hierarchy.pooled is not None and hierarchy.classifier is not None:
+            watched[hierarchy.pooled] = partial(self._pool, hierarchy.classifier)
+        return watched
 
     def __call__(self, call: AttentionCall) -> Tensor:
+        if self.hierarchy is not None:
+            call = replace(call, module=self.hierarchy.block_of(call.module) or "")
         if self.grid is not None and call.num_keys == self.grid.num_tokens != call.num_queries:
             self._keep_pooling(call)
         elif self._is_self_attention(call):
@@ -163,11 +190,28 @@ class _Recorder:
     def _is_self_attention(self, call: AttentionCall) -> bool:
         if call.num_queries != call.num_keys or call.leading_axes == () or call.leading_axes[0] % self.batch:
             return False
+        if self.hierarchy is not None:
+            return call.module != ""
         return call.num_keys == self.grid.num_tokens if self.grid is not None else call.num_keys > 1
+
+    def _merge(self, path: str, merging: Merging, norms: bool, tokens: Tensor, _: Tensor) -> None:
+        grid = self._known_grid()
+        groups = merge_groups(grid).to(tokens.device)
+        measured = merging.norms(tokens.reshape(len(tokens), grid.num_tokens, -1), groups) if norms else None
+        self.grid = merged_grid(grid)
+        self.kept.add(MergeStep(path, groups, grid, self.grid, measured))
+
+    def _pool(self, classifier: nn.Linear, _: Tensor, features: Tensor) -> None:
+        features = features.detach().flatten(1, -2)
+        self.classifier = PooledClassifier(features, classifier.weight.detach().clone())
+
+    def _known_grid(self) -> Grid:
+        assert self.grid is not None, "a model with a hierarchy has a grid"
+        return self.grid
 
     def _record(self, call: AttentionCall, layer: int) -> Tensor:
         scores: Scores = self._scores(call)
-        step = AttentionStep(layer, call.module, scores, self._slots(scores), self.grid)
+        step = AttentionStep(layer, call.module, scores, self._slots(call.module, scores), self.grid)
         if self.fuse is not None and self._fusing_pays(scores):
             output, scores = self._run_fused(call, step, self.fuse)
         else:
@@ -188,6 +232,9 @@ class _Recorder:
             # A bias of its own for each picture, window or head of the call is split as the queries are.
             if bias.ndim == call.query.ndim and len(bias) == len(call.query):
                 bias = self._windowed(bias)
+                # A mask of windows is the same for each picture: one is enough.
+                if self.batch > 1 and bool((bias == bias[:1]).all()):
+                    bias = bias[:1]
             while bias.ndim < 5:
                 bias = bias.unsqueeze(0)
         return Factored(self._windowed(call.query), self._windowed(call.key), call.scale, bias)
@@ -203,13 +250,23 @@ class _Recorder:
         batch, window, _, query, key = scores.shape
         return batch * window * query * key * torch.float32.itemsize <= scores.num_bytes
 
-    def _slots(self, scores: Scores) -> Slots | None:
-        """One window with every token in order, the same for all steps; unknown where the grid is."""
-        if self.grid is None or scores.shape[1] != 1:
+    def _slots(self, module: str, scores: Scores) -> Slots | None:
+        """Which token each slot of each window is, computed once for each kind of block; None where nobody knows."""
+        if self.grid is None:
             return None
-        if self.plain_slots is None:
-            self.plain_slots = torch.arange(self.grid.num_tokens, device=scores.device)[None]
-        return self.plain_slots
+        windows = None if self.hierarchy is None else self.hierarchy.blocks[module].windows(self.grid)
+        if windows is None and scores.shape[1] != 1:
+            return None
+        if (self.grid, windows) not in self.known_slots:
+            slots = torch.arange(self.grid.num_tokens)[None] if windows is None else windows.slots(self.grid)
+            self.known_slots[self.grid, windows] = slots.to(scores.device)
+        slots = self.known_slots[self.grid, windows]
+        if slots.shape != (scores.shape[1], scores.shape[3]):
+            raise WorkError(
+                f"{module} attends in {scores.shape[1]} windows of {scores.shape[3]} tokens where its settings say "
+                f"{slots.shape[0]} of {slots.shape[1]}: the module was altered, load it anew"
+            )
+        return slots
 
     def _run_fused(self, call: AttentionCall, step: AttentionStep, fuse: HeadFusion) -> tuple[Tensor, FusedWeights]:
         """The call's output and its heads fused, from one softmax instead of two."""
@@ -218,9 +275,14 @@ class _Recorder:
         slices = step.row_slices()
         blocks = zip(slices, step.scores.blocks(slices), strict=True)
         if call.value is None:
-            for part, block in blocks:
-                fused[:, :, 0, part] = fuse_heads(block, fuse)
-            return call.run(), FusedWeights(fused)
+            output = call.run()
+            if output.dtype == torch.float32:
+                # The model's own softmax has just computed the weights.
+                fused[:, :, 0] = fuse_heads(self._windowed(output), fuse)
+            else:
+                for part, block in blocks:
+                    fused[:, :, 0, part] = fuse_heads(block, fuse)
+            return output, FusedWeights(fused)
         assert call.query is not None
         heads = call.query.shape[:-2]  # (batch·window, head), or both in one
         output = call.value.new_empty(*heads, call.num_queries, call.value.shape[-1])

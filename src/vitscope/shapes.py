@@ -6,7 +6,9 @@ window       windows of one picture that attend separately (a plain ViT has one)
 head         attention heads
 query, key   the token that looks, the token that is looked at
 token        prefix tokens (CLS, distillation, registers), then patches row by row
+slot         a place in a window: a token, or padding
 row          row vectors over tokens that are folded side by side
+merged       tokens after patch merging, each made of a group of four
 height, width  of the token grid, or of pixels where a name says pixels
 ============ ==========================================================================
 """
@@ -22,3 +24,6 @@ Rows = Float[Tensor, "batch row token"]
 ReadoutRow = Float[Tensor, "batch token"]
 Maps = Float[Tensor, "batch height width"]
 Slots = Int[Tensor, "window slot"]
+Groups = Int[Tensor, "merged 4"]
+Shares = Float[Tensor, "batch merged 4"]
+Fallen = Float[Tensor, "batch row"]

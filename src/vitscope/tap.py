@@ -9,7 +9,7 @@ what comes out of it, so the same seam can watch, weigh or change attention.
 import math
 import threading
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -60,6 +60,7 @@ class AttentionCall:
 
 
 OnAttention = Callable[[AttentionCall], Tensor]
+OnModule = Callable[[Tensor, Any], None]  # a module's first argument and its output
 
 _SOFTMAX = frozenset({F.softmax, torch.softmax, Tensor.softmax, torch.special.softmax})
 
@@ -72,11 +73,14 @@ class Tap(TorchFunctionMode):
         self._names = {id(child): name for name, child in module.named_modules(remove_duplicate=True)}
         self._on_attention = on_attention
         self._running: list[str] = []
+        self._aside = False
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if self._aside:
+            return func(*args, **kwargs)
         if func is F.scaled_dot_product_attention:
             return self._on_attention(self._factored_call(func, args, kwargs))
         if func in _SOFTMAX:
@@ -97,17 +101,28 @@ class Tap(TorchFunctionMode):
         return self._running[-1] if self._running else ""
 
     @contextmanager
-    def follow(self) -> Iterator[None]:
-        """While held, this thread's running module is known. Other threads' modules pass unnoticed."""
-        thread = threading.get_ident()
+    def follow(self, watch: Mapping[nn.Module, OnModule] | None = None) -> Iterator[None]:
+        """While held, this thread's running module is known. Other threads' modules pass unnoticed.
+
+        ``watch`` says which modules' input and output are asked for, and by whom; what is computed there is not
+        taken for the model's own attention.
+        """
+        thread, watched = threading.get_ident(), watch or {}
 
         def enter(module: nn.Module, args: Any) -> None:
             if threading.get_ident() == thread:
                 self._running.append(self._names.get(id(module), self.module))
 
         def leave(module: nn.Module, args: Any, output: Any) -> None:
-            if threading.get_ident() == thread and self._running:
-                self._running.pop()
+            if threading.get_ident() != thread or not self._running:
+                return
+            self._running.pop()
+            if module in watched and output is not None:
+                self._aside = True
+                try:
+                    watched[module](args[0], output)
+                finally:
+                    self._aside = False
 
         handles = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave, always_call=True)]
         try:

@@ -1,11 +1,11 @@
 """What one run of a model left behind: its attention, step by step, and who reads the result."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from vitscope.arguments import whole_number
@@ -13,132 +13,15 @@ from vitscope.attribution import only_finite
 from vitscope.errors import CallError
 from vitscope.grid import Grid
 from vitscope.picture import Picture
-from vitscope.shapes import DenseAttention, Fused, Maps, ReadoutRow, Rows, Slots, Weights
+from vitscope.scores import Compact, Head, Scores, check_head_fusion, fuse_heads, in_float32
+from vitscope.shapes import DenseAttention, Fallen, Fused, Groups, Maps, ReadoutRow, Rows, Shares, Slots, Weights
+from vitscope.target import class_index
 
-HeadFusion = Literal["mean", "max", "min"]
-Head = int | HeadFusion
 Query = str | tuple[int, int]
-Part = slice | Int[Tensor, " _"]  # some queries: a run of them, or their numbers
+Merge = Literal["equal", "norm"]
 
 # A block of attention weights holds about this many numbers: it stays in a processor's cache.
 BLOCK_NUMBERS = 1 << 21
-
-
-def check_head_fusion(head: str) -> None:
-    if head not in get_args(HeadFusion):
-        raise CallError(f"unknown head fusion {head!r}: choose mean, max or min, or the number of a head")
-
-
-def fuse_heads(weights: Weights, head: Head) -> Fused:
-    """One map for all heads: a single head, or their mean, maximum or minimum."""
-    if isinstance(head, int):
-        return weights[:, :, head]
-    if head == "mean":
-        return weights.mean(2)
-    return weights.amax(2) if head == "max" else weights.amin(2)
-
-
-def in_float32(tensor: Tensor) -> torch.autocast:
-    """While held, a caller's autocast does not reach our arithmetic."""
-    return torch.autocast(tensor.device.type, enabled=False)
-
-
-class _Compact:
-    """Pickles its tensors alone: they may lie on slabs that are much larger."""
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value.clone() if isinstance(value, Tensor) else value for name, value in vars(self).items()}
-
-
-@dataclass(frozen=True, eq=False)
-class Factored(_Compact):
-    """Scores as the fused kernels get them: softmax(scale · q·kᵀ + bias)."""
-
-    query: Float[Tensor, "batch window head query channel"]
-    key: Float[Tensor, "batch window head key channel"]
-    scale: float
-    bias: Tensor | None = None  # added to the scores; broadcasts to (batch, window, head, query, key)
-
-    @property
-    def shape(self) -> tuple[int, int, int, int, int]:
-        batch, window, head, query, _ = self.query.shape
-        return batch, window, head, query, self.key.shape[3]
-
-    @property
-    def device(self) -> torch.device:
-        return self.query.device
-
-    @property
-    def num_bytes(self) -> int:
-        return self.query.nbytes + self.key.nbytes + (0 if self.bias is None else self.bias.nbytes)
-
-    def blocks(self, parts: Sequence[Part]) -> Iterator[Weights]:
-        """float32 attention weights of some queries at a time."""
-        # bmm copies a transposed key for every block unless it lies in one piece.
-        keys = self.key.float().contiguous().transpose(-1, -2)
-        queries = self.query.float() * self.scale
-        for part in parts:
-            with in_float32(keys):
-                scores = queries[:, :, :, part] @ keys
-                if self.bias is not None:
-                    scores += self.bias if self.bias.shape[-2] == 1 else self.bias[..., part, :]
-                # In place, a block is half as large and stays in cache; only the CPU's kernel is known to allow it.
-                in_place = scores.device.type == "cpu" and not scores.requires_grad
-                weights = torch.softmax(scores, -1, out=scores if in_place else None)
-            yield weights
-
-
-@dataclass(frozen=True, eq=False)
-class Logits(_Compact):
-    """Scores that the model computed itself and put through a softmax."""
-
-    logits: Float[Tensor, "batch window head query key"]
-
-    @property
-    def shape(self) -> tuple[int, int, int, int, int]:
-        batch, window, head, query, key = self.logits.shape
-        return batch, window, head, query, key
-
-    @property
-    def device(self) -> torch.device:
-        return self.logits.device
-
-    @property
-    def num_bytes(self) -> int:
-        return self.logits.nbytes
-
-    def blocks(self, parts: Sequence[Part]) -> Iterator[Weights]:
-        for part in parts:
-            with in_float32(self.logits):
-                weights = self.logits[:, :, :, part].float().softmax(-1)
-            yield weights
-
-
-@dataclass(frozen=True, eq=False)
-class FusedWeights(_Compact):
-    """Attention whose heads were fused while the model ran: one map, as if there were one head."""
-
-    weights: Float[Tensor, "batch window 1 query key"]
-
-    @property
-    def shape(self) -> tuple[int, int, int, int, int]:
-        batch, window, head, query, key = self.weights.shape
-        return batch, window, head, query, key
-
-    @property
-    def device(self) -> torch.device:
-        return self.weights.device
-
-    @property
-    def num_bytes(self) -> int:
-        return self.weights.nbytes
-
-    def blocks(self, parts: Sequence[Part]) -> Iterator[Weights]:
-        for part in parts:
-            yield self.weights[:, :, :, part]
-
-
-Scores = Factored | Logits | FusedWeights
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,6 +30,7 @@ class AttentionStep:
 
     ``slots[window, slot]`` is the token that a row and a column of a window stand for, −1 for padding. A plain
     ViT is one window with ``slots = arange``. ``slots`` is None where a foreign module gives no way to know.
+    Padding is not part of the token grid: what tokens look at there is given apart, never spread over the rest.
     """
 
     layer: int
@@ -166,7 +50,7 @@ class AttentionStep:
         return [slice(start, min(start + rows, query)) for start in range(0, query, rows)]
 
     def weights(self) -> Weights:
-        """All attention weights, float32, rows sum to one. Memory: heads × tokens²."""
+        """All attention weights, float32, rows sum to one. Memory: windows × heads × slots²."""
         return next(self.scores.blocks([slice(None)]))
 
     def fused(self, head: Head) -> Fused:
@@ -177,18 +61,28 @@ class AttentionStep:
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
     def attention(self) -> DenseAttention:
-        """Dense (batch, head, token, token), float32: every window put where its tokens are, zero elsewhere."""
+        """Dense (batch, head, token, token), float32: every window put where its tokens are, zero elsewhere.
+
+        Memory: heads × tokens²; for small grids and tests.
+        """
         weights = self.weights()
         if self.is_plain:
             return weights[:, 0]
-        slots, num_tokens = self._known_slots(), self._known_grid().num_tokens
-        batch, windows, heads = weights.shape[:3]
-        dense = weights.new_zeros(batch, heads, num_tokens, num_tokens)
-        for window in range(windows):
-            real = slots[window] >= 0
-            tokens = slots[window][real]
-            dense[:, :, tokens[:, None], tokens] = weights[:, window][:, :, real][..., real]
-        return dense
+        slots, num_tokens = self.known_slots(), self.known_grid().num_tokens
+        batch, _, heads = weights.shape[:3]
+        sink = torch.where(slots < 0, num_tokens, slots)  # one row and column more, for padding
+        dense = weights.new_zeros(batch, heads, num_tokens + 1, num_tokens + 1)
+        dense[:, :, sink[:, :, None], sink[:, None, :]] = weights.transpose(1, 2)
+        return dense[:, :, :-1, :-1]
+
+    def on_padding(self) -> Float[Tensor, "batch head token"]:
+        """The share of each token's attention that falls on padding, where there is no picture."""
+        weights, slots, grid = self.weights(), self.known_slots(), self.known_grid()
+        real = slots >= 0
+        lost = (weights * ~real[:, None, None]).sum(-1).transpose(1, 2)  # (batch, head, window, slot)
+        shares = weights.new_zeros(*lost.shape[:2], grid.num_tokens)
+        shares[:, :, slots[real]] = lost[:, :, real]
+        return shares
 
     @property
     def is_plain(self) -> bool:
@@ -198,30 +92,39 @@ class AttentionStep:
             return False
         return self.slots is None or bool((self.slots[0] == torch.arange(tokens, device=self.slots.device)).all())
 
+    @property
+    def pairs(self) -> Tensor | None:
+        """(window, query, key), True where both are tokens; None where there is no padding."""
+        if self.slots is None or bool((self.slots >= 0).all()):
+            return None
+        real = self.slots >= 0
+        return real[:, :, None] & real[:, None, :]
+
     def row_sums(self, fused: Fused) -> ReadoutRow:
-        """(batch, token): the sum of each token's row of fused attention on the token grid."""
+        """(batch, token): the sum of each token's row of fused attention, what falls on padding included."""
         if self.is_plain:
             return fused[:, 0].sum(-1)
-        slots = self._known_slots()
+        slots = self.known_slots()
         real = slots >= 0
-        sums = (fused * real[:, None]).sum(-1) * real
-        total = sums.new_zeros(len(sums), self._known_grid().num_tokens)
-        return total.index_add_(1, slots.clamp_min(0).flatten(), sums.flatten(1))
+        sums = fused.new_zeros(len(fused), self.known_grid().num_tokens)
+        sums[:, slots[real]] = fused.sum(-1)[:, real]
+        return sums
 
-    def pull(self, rows: Rows, fused: Fused) -> Rows:
-        """Row vectors through fused attention: ``rows @ A`` with A on the token grid."""
+    def pull(self, rows: Rows, fused: Fused) -> tuple[Rows, Fallen]:
+        """Row vectors through fused attention: ``rows @ A`` with A on the token grid, and what fell on padding."""
         with in_float32(rows):
             if self.is_plain:
-                return rows @ fused[:, 0]
-            slots = self._known_slots()
+                return rows @ fused[:, 0], rows.new_zeros(rows.shape[:2])
+            slots = self.known_slots()
             real = slots >= 0
             inside = rows[:, :, slots.clamp_min(0)] * real  # (batch, row, window, slot)
-            looked_at = torch.einsum("brwq,bwqk->brwk", inside, fused) * real
+            looked_at = torch.einsum("brwq,bwqk->brwk", inside, fused)
         pulled = torch.zeros_like(rows)
-        return pulled.index_add_(2, slots.clamp_min(0).flatten(), looked_at.flatten(2))
+        pulled[:, :, slots[real]] = looked_at[:, :, real]
+        return pulled, (looked_at * ~real).sum((2, 3))
 
-    def looked_at(self, rows: Rows, head: Head) -> Rows:
-        """``rows @ A`` for one head or fused heads, computing only the rows of A that are asked for."""
+    def looked_at(self, rows: Rows, head: Head) -> tuple[Rows, Fallen]:
+        """:meth:`pull` for one head or fused heads, computing only the rows of A that are asked for."""
         head = self.known_head(head)
         if not self.is_plain:
             return self.pull(rows, self.fused(head))
@@ -232,7 +135,7 @@ class AttentionStep:
         for part, block in zip(parts, self.scores.blocks(parts), strict=True):
             with in_float32(rows):
                 pulled += rows[:, :, part] @ fuse_heads(block, head)[:, 0]
-        return pulled
+        return pulled, rows.new_zeros(rows.shape[:2])
 
     def known_head(self, head: Head) -> Head:
         """The head as it was meant; a CallError where there is none."""
@@ -244,15 +147,8 @@ class AttentionStep:
             raise CallError(f"head {head} is not there: layer {self.layer} has heads 0 to {self.num_heads - 1}")
         return head
 
-    def _known_slots(self) -> Slots:
-        if self.slots is None:
-            raise CallError(
-                f"{self.module} attends in {self.scores.shape[1]} windows whose places on the grid are unknown: "
-                "step.weights() gives each window by itself"
-            )
-        return self.slots
-
-    def _known_grid(self) -> Grid:
+    def known_grid(self) -> Grid:
+        """The token grid, or a CallError where nobody knows it."""
         if self.grid is None:
             raise CallError(
                 f"{self.module} belongs to a model whose token grid vitscope does not know; for a live module of your "
@@ -260,21 +156,111 @@ class AttentionStep:
             )
         return self.grid
 
+    def known_slots(self) -> Slots:
+        """Which tokens the windows hold, or a CallError where nobody knows."""
+        if self.slots is None:
+            raise CallError(
+                f"{self.module} attends in {self.scores.shape[1]} windows whose places on the grid are unknown: "
+                "step.weights() gives each window by itself"
+            )
+        return self.slots
+
+
+@dataclass(frozen=True, eq=False)
+class MergeStep(Compact):
+    """Patch merging: each token of the coarser grid is made of a 2 × 2 group of the finer one.
+
+    ``groups[merged, part]`` is a token of ``grid``, −1 where an odd grid was padded. ``norms`` says how long each
+    part's contribution to the merged token is: with the LayerNorm's deviation held, merging is affine,
+    ``y = Σ_q T_q x_q + c``, and the norm is ‖T_q x_q‖. It is None where a run did not keep it.
+    """
+
+    module: str
+    groups: Groups
+    grid: Grid
+    merged_grid: Grid
+    norms: Shares | None = None
+
+    def shares(self, merge: Merge) -> Shares:
+        """How much of each merged token is each of its four parts; the four sum to one.
+
+        ``"equal"``: a quarter each, padding included. ``"norm"``: ‖T_q x_q‖ / Σ, where padding, being zero, has none.
+        """
+        if merge == "equal":
+            return torch.full((1, *self.groups.shape), 0.25, device=self.groups.device)
+        if self.norms is None:
+            raise CallError(f"this trace does not hold the norms of {self.module}: capture it anew for merge='norm'")
+        totals = self.norms.sum(-1, keepdim=True)
+        return torch.where(totals > 0, self.norms / totals.clamp_min(torch.finfo(totals.dtype).tiny), 0.25)
+
+    def pull(self, rows: Rows, merge: Merge) -> tuple[Rows, Fallen]:
+        """Row vectors over merged tokens as rows over the finer ones, and what fell on padding."""
+        with in_float32(rows):
+            parts = rows[..., None] * self.shares(merge)[:, None]  # (batch, row, merged, 4)
+        real = self.groups >= 0
+        pulled = rows.new_zeros(*rows.shape[:2], self.grid.num_tokens)
+        pulled[:, :, self.groups[real]] = parts[:, :, real]
+        return pulled, (parts * ~real).sum((2, 3))
+
+
+def check_merge(merge: str) -> None:
+    if merge not in get_args(Merge):
+        raise CallError(f"unknown merge weights {merge!r}: choose equal or norm")
+
+
+@dataclass(frozen=True, eq=False)
+class PooledClassifier(Compact):
+    """A classifier that is linear in the mean of its tokens, so each logit is a sum over tokens, exactly.
+
+    ``logit_c = bias_c + mean_i weight_c · features_i``.
+    """
+
+    features: Float[Tensor, "batch token channel"]  # what is averaged: the last tokens after the last LayerNorm
+    weight: Float[Tensor, "label channel"]
+
+    def contributions(self, index: int) -> Float[Tensor, "batch token"]:
+        """What each token adds to the logit of a class: weight_c · features_i / tokens."""
+        with in_float32(self.features):
+            return self.features.float() @ self.weight[index].float() / self.features.shape[1]
+
+    def shares(self, index: int, label: str) -> ReadoutRow:
+        """The share of each token in what speaks for a class; tokens that speak against it have none."""
+        positive = self.contributions(index).clamp_min(0)
+        totals = positive.sum(-1, keepdim=True)
+        if not bool((totals > 0).all()):
+            raise CallError(f"no token speaks for {label!r}, so its readout has no row: take another target, or none")
+        return positive / totals
+
+
+Step = AttentionStep | MergeStep
+
 
 @dataclass(frozen=True, eq=False)
 class Trace:
-    """A model's run: attention steps in order of running, and the readout the classifier reads.
+    """A model's run: attention and merging in order of running, and the readout the classifier reads.
 
-    ``readout`` is (batch, token), non-negative, rows sum to one: one-hot on CLS, uniform where the model
-    mean-pools, the pooling attention where it attends, both where it concatenates. None for a foreign model.
+    ``readout`` is (batch, token) over the last grid, non-negative, rows sum to one: one-hot on CLS, uniform where
+    the model mean-pools, the pooling attention where it attends, both where it concatenates. None for a foreign model.
     """
 
-    steps: Sequence[AttentionStep]
+    steps: Sequence[Step]
     num_layers: int
     readout: ReadoutRow | None
     pictures: Sequence[Picture]
     prefix_names: tuple[str, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    labels: tuple[str, ...] | None = None
+    classifier: PooledClassifier | None = None
+
+    @property
+    def grid(self) -> Grid | None:
+        """The finest token grid, on which results that went through all blocks lie; None for a foreign model."""
+        return self.steps[0].grid
+
+    @property
+    def blocks(self) -> list[AttentionStep]:
+        """The attention steps alone."""
+        return [step for step in self.steps if isinstance(step, AttentionStep)]
 
     def step(self, layer: int) -> AttentionStep:
         """The attention of one block; ``layer`` counts blocks from 0, negative from the end."""
@@ -282,16 +268,17 @@ class Trace:
         if not -self.num_layers <= layer < self.num_layers:
             raise CallError(f"layer {layer} is not there: the model has layers 0 to {self.num_layers - 1}")
         wanted = layer % self.num_layers
-        for step in self.steps:
+        for step in self.blocks:
             if step.layer == wanted:
                 return step
-        raise CallError(f"layer {layer} was not kept: this trace holds layers {[step.layer for step in self.steps]}")
+        raise CallError(f"layer {layer} was not kept: this trace holds layers {[step.layer for step in self.blocks]}")
 
     def attention(self, layer: int) -> DenseAttention:
-        """Dense attention of one block.
+        """Dense attention of one block, on the block's own token grid.
 
         Returns:
-            float32 (batch, head, token, token), prefix tokens included, rows sum to one.
+            float32 (batch, head, token, token), prefix tokens included; zero between windows. Rows sum to one, less
+            what falls on padding (:meth:`AttentionStep.on_padding`).
         """
         return self.step(layer).attention()
 
@@ -302,24 +289,26 @@ class Trace:
             layer: counts attention blocks from 0, negative from the end.
             head: a head's number, or ``"mean"``, ``"max"``, ``"min"`` over heads.
             query: ``"readout"`` (what the classifier reads), the name of a prefix token (``"cls"``,
-                ``"distillation"``, ``"register_1"``, …), or a patch as (row, column).
+                ``"distillation"``, ``"register_1"``, …), or a patch of the block's grid as (row, column).
 
         Returns:
-            (batch, height, width) attention weights of the patches; the prefix tokens' share is left out and
-            nothing is rescaled.
+            (batch, height, width) attention weights of the patches, on the block's grid; the share of prefix tokens
+            and padding is left out and nothing is rescaled.
         """
+        return self.map_and_padding(layer, head, query)[0]
+
+    def map_and_padding(self, layer: int, head: Head, query: Query) -> tuple[Maps, Float[Tensor, " batch"]]:
+        """:meth:`map`, and the share of the query's attention that fell on padding."""
         step = self.step(layer)
-        grid = step._known_grid()
-        rows = self.query_row(step, query)[:, None]
-        return only_finite(grid.patches(step.looked_at(rows, head)[:, 0]), "attention")
+        grid = step.known_grid()
+        rows, fallen = step.looked_at(self.query_row(step, query)[:, None], head)
+        return only_finite(grid.patches(rows[:, 0]), "attention"), fallen[:, 0]
 
     def query_row(self, step: AttentionStep, query: Query) -> ReadoutRow:
-        """The row vector of a query: the readout, or one-hot on a token."""
-        grid = step._known_grid()
+        """The row vector of a query over a block's tokens: the readout, or one-hot on a token."""
+        grid = step.known_grid()
         if isinstance(query, str) and query == "readout":
-            if self.readout is None:
-                raise CallError("the readout of this model is unknown: name a query, or pass readout to vitscope.load")
-            return self.readout
+            return self.readout_at(step)
         if isinstance(query, str):
             if query not in self.prefix_names:
                 names = ", ".join(repr(name) for name in ("readout", *self.prefix_names))
@@ -330,6 +319,48 @@ class Trace:
         row = torch.zeros(step.scores.shape[0], grid.num_tokens, dtype=torch.float32, device=step.scores.device)
         row[:, token] = 1
         return row
+
+    def readout_at(self, step: AttentionStep) -> ReadoutRow:
+        """The readout over a block's tokens: the last grid's row brought back through merging alone, equal parts."""
+        rows = self.readout_row(None)[:, None]
+        for later in reversed(self.steps):
+            if later is step:
+                break
+            if isinstance(later, MergeStep):
+                rows, _ = later.pull(rows, "equal")
+        if rows.shape[-1] != step.known_grid().num_tokens:
+            raise CallError(
+                f"how tokens of layer {step.layer} reach the readout is unknown in this model: name a patch as "
+                "(row, column)"
+            )
+        return rows[:, 0]
+
+    def readout_row(self, target: int | str | None) -> ReadoutRow:
+        """The row over the last grid that a result starts from: what the classifier reads, or a class's own.
+
+        Args:
+            target: None for the readout; an index or a label for the share of each token in that class's logit,
+                ∝ (weight_c · features_i)⁺. Known where the classifier is linear in the mean of its tokens.
+        """
+        if self.readout is None:
+            raise CallError("the readout of this model is unknown: name a query, or pass readout to vitscope.load")
+        if target is None:
+            return self.readout
+        if self.classifier is None:
+            raise CallError(
+                f"{self.provenance.get('model', 'this model')} does not add up its logits token by token, so it has no "
+                "readout by class: leave target out"
+            )
+        index = self.target_index(target)
+        return self.classifier.shares(index, self.label(index))
+
+    def target_index(self, target: int | str) -> int:
+        """The class that was meant."""
+        classifier = self.classifier
+        return class_index(target, self.labels, 0 if classifier is None else len(classifier.weight))
+
+    def label(self, index: int) -> str:
+        return self.labels[index] if self.labels and index < len(self.labels) else f"class {index}"
 
 
 def _pair(query: Any) -> tuple[int, int]:

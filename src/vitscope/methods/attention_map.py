@@ -7,9 +7,11 @@ from torch import nn
 
 from vitscope.attribution import Attribution
 from vitscope.errors import CallError
+from vitscope.grid import Grid
 from vitscope.models.vision_model import VisionModel
 from vitscope.run import capture
-from vitscope.trace import Head, Query, Trace
+from vitscope.scores import Head
+from vitscope.trace import Query, Trace
 
 
 def attention_map(
@@ -31,11 +33,13 @@ def attention_map(
         model: a model and ``images``, or a :class:`~vitscope.Trace` alone.
         layer: counts attention blocks from 0, negative from the end.
         head: a head's number, or ``"mean"``, ``"max"``, ``"min"`` over heads.
-        query: ``"readout"``, the name of a prefix token such as ``"cls"``, or a patch as (row, column).
+        query: ``"readout"``, the name of a prefix token such as ``"cls"``, or a patch as (row, column) of the
+            block's own grid.
 
     Returns:
-        values (batch, height, width) in [0, 1], the patches' part of a row that sums to one (for max and min
-        fusion it does not), not rescaled.
+        values (batch, height, width) in [0, 1] on the block's grid, the patches' part of a row that sums to one (for
+        max and min fusion it does not), not rescaled. In a window transformer it is zero outside the query's window;
+        what fell on padding is ``provenance["padding_mass"]``.
 
     Raises:
         CallError: the layer, head or query is not there.
@@ -47,12 +51,13 @@ def attention_map(
     """
     trace = trace_of(model, images, lambda m, i: capture(m, i, layers=[layer]))
     step = trace.step(layer)
-    values = trace.map(layer, head, query)
+    values, fallen = trace.map_and_padding(layer, head, query)
     asked = query if isinstance(query, str) else [int(part) for part in query]
     parameters = {"layer": step.layer, "head": step.known_head(head), "query": asked}
     about = {**trace.provenance, "method": "attention_map", "parameters": parameters}
-    about["rows_sum_to_one"] = parameters["head"] not in ("max", "min")
-    return Attribution(values, grid_of(trace), trace.pictures, about)
+    about["padding_mass"] = fallen.tolist()
+    about["rows_sum_to_one"] = parameters["head"] not in ("max", "min") and not bool((fallen > 1e-4).any())
+    return Attribution(values, step.known_grid(), trace.pictures, about)
 
 
 def trace_of(
@@ -68,9 +73,9 @@ def trace_of(
     return run(model, images)
 
 
-def grid_of(trace: Trace) -> Any:
+def grid_of(trace: Trace) -> Grid:
     """The token grid that the results of a trace live on."""
-    grid = trace.steps[0].grid
+    grid = trace.grid
     if grid is None:
         raise CallError(
             "this model has a token grid vitscope does not know; for a live module of your own, pass patch_size, "

@@ -1,9 +1,11 @@
 """Two numbers a head: how widely it attends, and how far."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -17,9 +19,9 @@ from vitscope.trace import AttentionStep, Trace
 
 @dataclass(frozen=True, eq=False)
 class HeadStatistics:
-    """(batch, layer, head) each; layers in the order of the trace's steps.
+    """(batch, layer, head) each; layers in the order of the trace's blocks, NaN where a layer has fewer heads.
 
-    ``entropy`` is in nats, 0 (one token) to log(tokens) (all alike). ``distance`` is in patches.
+    ``entropy`` is in nats, 0 (one token) to log(tokens) (all alike). ``distance`` is in patches of the finest grid.
     """
 
     entropy: Float[Tensor, "batch layer head"]
@@ -30,9 +32,10 @@ class HeadStatistics:
 def head_statistics(model: VisionModel | nn.Module | Trace, images: Any = None) -> HeadStatistics:
     """Entropy and mean attention distance of every head.
 
-    ``entropy``: −Σ_k A log A of each query's row over all tokens, mean over all queries.
+    ``entropy``: −Σ_k A log A of each query's row over all it can look at, padding included, mean over all queries.
     ``distance``: Σ_k A_qk · ‖position(q) − position(k)‖ over patches, the row rescaled to sum to one over patches,
-    mean over the patches as queries. Multiply by the patch size for pixels.
+    mean over the patches as queries. Multiply by the patch size for pixels; after patch merging one step of the grid
+    is two, four or eight patches.
 
     Reference: distance: Dosovitskiy et al., 2020 (arXiv 2010.11929, appendix D.7), Raghu et al., 2021
     (arXiv 2108.08810).
@@ -47,28 +50,41 @@ def head_statistics(model: VisionModel | nn.Module | Trace, images: Any = None) 
         CallError: the token grid is unknown, or images are missing.
     """
     trace = trace_of(model, images, capture)
-    distances = patch_distances(grid_of(trace)).to(trace.steps[0].scores.device)
-    rows = [_statistics(step, distances, grid_of(trace).prefix) for step in trace.steps]
-    entropy, distance = (only_finite(torch.stack(column, dim=1), "attention") for column in zip(*rows, strict=True))
-    return HeadStatistics(entropy, distance, tuple(step.layer for step in trace.steps))
+    finest = grid_of(trace)
+    heads = max(step.num_heads for step in trace.blocks)
+    entropies, distances = [], []
+    for step in trace.blocks:
+        grid = step.known_grid()
+        patches = 2 ** round(math.log2(finest.height / grid.height))  # of the finest grid to one step of this one
+        entropy, distance = (only_finite(part, "attention") for part in _statistics(step))
+        missing = heads - step.num_heads
+        entropies.append(F.pad(entropy, (0, missing), value=math.nan))
+        distances.append(F.pad(distance * patches, (0, missing), value=math.nan))
+    layers = tuple(step.layer for step in trace.blocks)
+    return HeadStatistics(torch.stack(entropies, dim=1), torch.stack(distances, dim=1), layers)
 
 
-def patch_distances(grid: Grid) -> Float[Tensor, "patch other"]:
-    """Euclidean distance between the centres of all patches, in patches."""
-    rows, columns = torch.meshgrid(torch.arange(grid.height), torch.arange(grid.width), indexing="ij")
-    places = torch.stack([rows.flatten(), columns.flatten()], dim=1).float()
-    return torch.cdist(places, places)
-
-
-def _statistics(step: AttentionStep, distances: Tensor, prefix: int) -> tuple[Tensor, Tensor]:
-    batch, _, heads, tokens, _ = step.scores.shape
-    entropy = torch.zeros(batch, heads, dtype=torch.float32, device=distances.device)
+def _statistics(step: AttentionStep) -> tuple[Tensor, Tensor]:
+    """(batch, head) each: entropy, and distance in steps of the block's own grid."""
+    batch, _, heads, _, _ = step.scores.shape
+    grid, slots = step.known_grid(), step.known_slots()
+    places = _places(grid).to(slots.device)[slots]  # (window, slot, 2), NaN without a place
+    queries, patches = slots >= 0, slots >= grid.prefix
+    entropy = torch.zeros(batch, heads, dtype=torch.float32, device=slots.device)
     distance = torch.zeros_like(entropy)
     slices = step.row_slices()
     for part, block in zip(slices, step.scores.blocks(slices), strict=True):
-        weights = block[:, 0]
-        entropy += torch.special.entr(weights).sum((2, 3))
-        patches = weights[:, :, max(prefix - part.start, 0) :, prefix:]
-        far = distances[max(part.start - prefix, 0) : max(part.stop - prefix, 0)]
-        distance += ((patches * far).sum(-1) / patches.sum(-1).clamp_min(1e-30)).sum(-1)
-    return entropy / tokens, distance / (tokens - prefix)
+        entropy += (torch.special.entr(block).sum(-1) * queries[:, None, part]).sum((1, 3))
+        far = torch.cdist(places[:, part], places).nan_to_num(0.0)
+        weights = block * patches[:, None, None]
+        mean_far = (weights * far[:, None]).sum(-1) / weights.sum(-1).clamp_min(1e-30)
+        distance += (mean_far * patches[:, None, part]).sum((1, 3))
+    return entropy / queries.sum(), distance / patches.sum()
+
+
+def _places(grid: Grid) -> Float[Tensor, "token_and_padding 2"]:
+    """Row and column of each token, NaN for prefix tokens; the last line, index −1, is padding."""
+    rows, columns = torch.meshgrid(torch.arange(grid.height), torch.arange(grid.width), indexing="ij")
+    places = torch.full((grid.num_tokens + 1, 2), math.nan)
+    places[grid.prefix : grid.num_tokens] = torch.stack([rows.flatten(), columns.flatten()], dim=1).float()
+    return places

@@ -4,6 +4,7 @@ import difflib
 import math
 from collections.abc import Mapping
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import timm
@@ -13,12 +14,17 @@ from timm.data import ImageNetInfo, resolve_model_data_config
 from torch import nn
 
 from vitscope.errors import CallError, ModelUnavailableError, UnknownModelError
+from vitscope.grid import Grid
+from vitscope.models.hierarchy import Hierarchy, Merging, Projection, WindowBlock, joint_projection
 from vitscope.models.hub import hub_in_reach, offline
 from vitscope.models.vision_model import Layout, VisionModel
 from vitscope.picture import Preprocessing
+from vitscope.windows import Windows
 
 # Classes whose tokens are prefix, then patches row by row.
 _PLAIN = ("VisionTransformer", "VisionTransformerDistilled", "Eva", "Beit")
+
+_SWIN = ("SwinTransformer", "SwinTransformerV2")
 
 _RESAMPLE = {
     "bicubic": Image.Resampling.BICUBIC,
@@ -66,14 +72,73 @@ def wrap(module: nn.Module, *, image_size: tuple[int, int] | None, name: str | N
         "timm",
         module,
         (lambda pixels: module(pixels)) if num_classes else (lambda pixels: (module(pixels), None)[1]),
-        _layout(module) if type(module).__name__ in _PLAIN else None,
+        _layout(module),
         _preprocessing(module, size),
         _labels() if num_classes == 1000 else None,
         {"timm": timm.__version__},
     )
 
 
-def _layout(module: Any) -> Layout:
+def _layout(module: Any) -> Layout | None:
+    if type(module).__name__ in _SWIN:
+        return Layout(tuple(module.patch_embed.patch_size), (), {"patches": 1.0}, _swin(module))
+    if type(module).__name__ == "MaxxVit":
+        hierarchy = _maxvit(module)
+        return Layout(_MAXVIT_STEM, (), {"patches": 1.0}, hierarchy) if hierarchy.blocks else None
+    return _plain_layout(module) if type(module).__name__ in _PLAIN else None
+
+
+def _swin(module: Any) -> Hierarchy:
+    """Swin and Swin v2: each stage but the first begins with merging."""
+    head = getattr(module.head, "fc", None)
+    averages = getattr(getattr(module.head, "global_pool", None), "pool_type", "") == "avg"
+    return Hierarchy(
+        blocks={
+            f"{name}.attn": WindowBlock(block, partial(_windows, block), _projection(block))
+            for name, block in module.named_modules()
+            if type(block).__name__ in ("SwinTransformerBlock", "SwinTransformerV2Block")
+        },
+        mergings={
+            name: Merging(child, child.norm, child.reduction)
+            for name, child in module.named_modules()
+            if type(child).__name__ == "PatchMerging"
+        },
+        pooled=module.norm,
+        classifier=head if averages and isinstance(head, nn.Linear) else None,
+    )
+
+
+def _windows(block: Any, _: Grid) -> Windows:
+    return Windows(block.window_size, block.shift_size, roll_first=True)
+
+
+def _projection(block: Any) -> Projection | None:
+    if type(block).__name__ != "SwinTransformerBlock":
+        return None
+    return joint_projection(block.norm1, block.attn.qkv, block.attn.proj, block.attn.num_heads)
+
+
+# The stem has a stride of 2; each stage halves the grid once more before it attends.
+_MAXVIT_STEM = (2, 2)
+
+
+def _maxvit(module: Any) -> Hierarchy:
+    """MaxViT: windows, then the same number of tokens spread over the grid; strided convolutions between stages."""
+    return Hierarchy(
+        blocks={
+            f"{name}.attn": WindowBlock(block, partial(_partition, block))
+            for name, block in module.named_modules()
+            if type(block).__name__ == "PartitionAttentionCl"
+        },
+        shrinking=[stage.blocks[0].conv for stage in module.stages],
+    )
+
+
+def _partition(block: Any, _: Grid) -> Windows:
+    return Windows(tuple(block.partition_size), dilated=not block.partition_block)
+
+
+def _plain_layout(module: Any) -> Layout:
     names = []
     if getattr(module, "cls_token", None) is not None:
         names.append("cls")

@@ -1,6 +1,7 @@
 """torchvision: its vision transformer reads a CLS token and has one fixed, square input size."""
 
 import difflib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,21 @@ import torch
 import torchvision
 from PIL import Image
 from torch import nn
+from torchvision.models.swin_transformer import (
+    PatchMerging,
+    PatchMergingV2,
+    ShiftedWindowAttention,
+    ShiftedWindowAttentionV2,
+    SwinTransformerBlock,
+)
 
 from vitscope.errors import CallError, ModelUnavailableError, UnknownModelError
+from vitscope.grid import Grid
+from vitscope.models.hierarchy import Hierarchy, Merging, Projection, WindowBlock, joint_projection, restoring
 from vitscope.models.hub import answers
 from vitscope.models.vision_model import Layout, VisionModel
 from vitscope.picture import Preprocessing
+from vitscope.windows import Windows
 
 _RESAMPLE = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
@@ -75,6 +86,9 @@ def wrap(
                 f"this module takes {module.image_size}×{module.image_size} pixels, not {size[0]}×{size[1]}"
             )
         size = (module.image_size, module.image_size)
+    if isinstance(module, torchvision.models.SwinTransformer):
+        patches: Any = module.features[0][0]
+        layout = Layout(tuple(patches.stride), (), {"patches": 1.0}, _swin(module))
     weights = weights or torchvision.models.ViT_B_16_Weights.DEFAULT
     labels = tuple(weights.meta["categories"])
     classifier = [child for child in module.modules() if isinstance(child, nn.Linear)][-1:]
@@ -88,6 +102,40 @@ def wrap(
         labels if classifier and classifier[0].out_features == len(labels) else None,
         {"torchvision": torchvision.__version__},
     )
+
+
+def _swin(module: Any) -> Hierarchy:
+    """Swin and Swin v2: merging stands between the stages, windows and shifts in lists that blocks share."""
+    attentions = [child for child in module.modules() if isinstance(child, ShiftedWindowAttention)]
+    return Hierarchy(
+        blocks={
+            f"{name}.attn": WindowBlock(block, partial(_windows, block.attn), _projection(block))
+            for name, block in module.named_modules()
+            if isinstance(block, SwinTransformerBlock)
+        },
+        mergings={
+            name: Merging(child, child.norm, child.reduction)
+            for name, child in module.named_modules()
+            if isinstance(child, PatchMerging | PatchMergingV2)
+        },
+        pooled=module.norm,
+        classifier=module.head if isinstance(module.head, nn.Linear) else None,
+        # Some versions write the shift of a small grid into the list.
+        kept=lambda: restoring(module, attentions, ("shift_size",)),
+    )
+
+
+def _windows(attention: Any, grid: Grid) -> Windows:
+    height, width = attention.window_size
+    shift_down, shift_across = attention.shift_size
+    # One window along an axis is not shifted along it.
+    return Windows((height, width), (shift_down * (grid.height > height), shift_across * (grid.width > width)))
+
+
+def _projection(block: Any) -> Projection | None:
+    if isinstance(block.attn, ShiftedWindowAttentionV2):
+        return None
+    return joint_projection(block.norm1, block.attn.qkv, block.attn.proj, block.attn.num_heads)
 
 
 def _preprocessing(weights: Any, size: tuple[int, int] | None) -> Preprocessing:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
 from vitscope.errors import CallError, ModelUnavailableError, UnknownModelError
+from vitscope.models import transformers_swin
 from vitscope.models.hub import hub_in_reach
 from vitscope.models.vision_model import Layout, VisionModel
 from vitscope.picture import Preprocessing
@@ -89,6 +90,8 @@ FAMILIES: Mapping[str, Family] = {
         resize_positions=True,
         processor="SiglipImageProcessorPil",
     ),
+    "swin": Family(lambda _: (), lambda _: {"patches": 1.0}),
+    "swinv2": Family(lambda _: (), lambda _: {"patches": 1.0}),
 }
 
 # A model with a text half is read through its vision half.
@@ -147,7 +150,9 @@ def _describe(
     layout = None
     if family is not None:
         readout = family.heads.get(type(module).__name__, family.readout(config))
-        layout = Layout(_square(config.patch_size), family.prefix(config), readout)
+        windowed = config.model_type in transformers_swin.MODEL_TYPES
+        hierarchy = transformers_swin.hierarchy(module) if windowed else None
+        layout = Layout(_square(config.patch_size), family.prefix(config), readout, hierarchy, partial_patches=windowed)
     facts = family or Family(_cls)
     id2label: dict[int, str] = getattr(module.config, "id2label", {}) if has_head else {}
     return VisionModel(

@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -13,28 +13,35 @@ from torch import Tensor, nn
 from vitscope.arguments import whole_number
 from vitscope.errors import CallError, WorkError
 from vitscope.grid import Grid
+from vitscope.models.hierarchy import Hierarchy
 from vitscope.picture import Picture, Preprocessing, picture_of_unit, read_photo
 from vitscope.shapes import Pixels
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What the tokens of a plain transformer are, and which of them the classifier reads.
+    """What the tokens of a transformer are, and which of them the classifier reads.
 
     Attributes:
         patch_size: (height, width) of a patch in pixels of the input.
         prefix_names: the tokens before the patches, in order.
         readout: weights that sum to one over sources: the name of a prefix token, ``"patches"`` or ``"tokens"``
             (uniform), ``"pooling"`` (the attention of a pooling layer, seen while the model runs).
+        hierarchy: windows and merging, where attention is not over one grid of all tokens.
+        partial_patches: a last patch that the input fills only in part is padded, not left over.
     """
 
     patch_size: tuple[int, int]
     prefix_names: tuple[str, ...]
     readout: Mapping[str, float]
+    hierarchy: Hierarchy | None = None
+    partial_patches: bool = False
 
     def grid(self, height: int, width: int) -> Grid:
-        """The token grid of an input of ``height`` × ``width`` pixels; what is less than a patch is left over."""
+        """The (finest) token grid of an input of ``height`` × ``width`` pixels."""
         rows, columns = height // self.patch_size[0], width // self.patch_size[1]
+        if self.partial_patches:
+            rows, columns = -(-height // self.patch_size[0]), -(-width // self.patch_size[1])
         if not rows or not columns:
             patch = "×".join(map(str, self.patch_size))
             raise CallError(f"an input of {height}×{width} pixels is smaller than one patch of {patch}")
@@ -97,6 +104,9 @@ class VisionModel:
         if self.layout is not None:
             height, width = pixels.shape[-2:]
             grid, patch = self.layout.grid(height, width), self.layout.patch_size
+            refused = self.layout.hierarchy and self.layout.hierarchy.refusal(grid)
+            if refused:
+                raise CallError(f"{self.name} takes no input of {height}×{width} pixels: {refused}")
             seen = (grid.height * patch[0] / height, grid.width * patch[1] / width)
             pictures = [picture.top_left(*seen) for picture in pictures]
         return pixels.to(self.device, self.dtype), pictures
@@ -111,9 +121,16 @@ class VisionModel:
         if top_k < 1:
             raise CallError(f"top_k is {top_k}, at least 1 is expected")
         pixels, _ = self.prepare(images)
-        with torch.no_grad(), evaluating(self.module):
+        with torch.no_grad(), self.running():
             logits = self.answer(pixels)
         return self.predictions(logits, top_k)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Evaluation mode; flags and whatever the library sets while it runs are as before afterwards."""
+        hierarchy = None if self.layout is None else self.layout.hierarchy
+        with evaluating(self.module), nullcontext() if hierarchy is None else hierarchy.kept():
+            yield
 
     def answer(self, pixels: Pixels) -> Tensor | None:
         """Logits (batch, class), or None without a classifier; an input that the library refuses is a CallError."""

@@ -57,8 +57,8 @@ def explanation(trace: Trace, rollouts: Sequence[Attribution], *, index: int = 0
 
 def head_grid(trace: Trace, query: Query = "readout", *, index: int = 0) -> Scene:
     """Layers × heads, each the map of one head by itself."""
-    layers = [step.layer for step in trace.steps]
-    heads = max(step.num_heads for step in trace.steps)
+    layers = [step.layer for step in trace.blocks]
+    heads = max(step.num_heads for step in trace.blocks)
     return Scene(
         rows=[Row(_head_panels(trace, layer, query, index, alpha=1.0, titled=False), heads) for layer in layers],
         title=f"Attention of {trace.provenance['model']}, layer by layer and head by head",

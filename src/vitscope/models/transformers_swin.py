@@ -1,0 +1,84 @@
+"""transformers' Swin and Swin v2: their windows, and the settings that version 1 alters for good while it runs."""
+
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from vitscope.grid import Grid
+from vitscope.models.hierarchy import Hierarchy, Merging, Projection, WindowBlock, restoring
+from vitscope.windows import Windows, merged_grid
+
+MODEL_TYPES = ("swin", "swinv2")
+
+
+def hierarchy(module: Any) -> Hierarchy:
+    """The windows of a Swin model, with or without a head."""
+    parts = dict(module.named_modules())
+    layers = {name: child for name, child in parts.items() if type(child).__name__ in ("SwinLayer", "Swinv2Layer")}
+    backbone: Any = getattr(module, module.base_model_prefix, module)
+    classifier = getattr(module, "classifier", None)
+    return Hierarchy(
+        blocks={
+            f"{name}.attention": WindowBlock(layer, partial(_windows, layer), _projection(layer))
+            for name, layer in layers.items()
+        },
+        mergings={
+            name: Merging(child, child.norm, child.reduction)
+            for name, child in parts.items()
+            if type(child).__name__ in ("SwinPatchMerging", "Swinv2PatchMerging")
+        },
+        pooled=backbone.layernorm,
+        classifier=classifier if isinstance(classifier, nn.Linear) else None,
+        refusal=partial(_refusal, backbone),
+        kept=lambda: restoring(module, list(layers.values()), ("window_size", "shift_size")),
+    )
+
+
+def _windows(layer: Any, grid: Grid) -> Windows:
+    size, shift = layer.window_size, layer.shift_size
+    if _clamps(layer) and min(grid.height, grid.width) <= size:
+        size, shift = min(grid.height, grid.width), 0
+    return Windows((size, size), (shift, shift))
+
+
+def _clamps(layer: Any) -> bool:
+    """Version 1 shrinks its windows to the grid while it runs; version 2 did so when it was built, and pads."""
+    return type(layer).__name__ == "SwinLayer"
+
+
+def _projection(layer: Any) -> Projection | None:
+    if not _clamps(layer):
+        return None
+    attention = layer.attention
+
+    def qkv(tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return attention.q_proj(tokens), attention.k_proj(tokens), attention.v_proj(tokens)
+
+    return Projection(layer.layernorm_before, qkv, attention.o_proj, attention.num_attention_heads)
+
+
+def _refusal(backbone: Any, grid: Grid) -> str | None:
+    """Why transformers will not run a grid: its position embedding or a bias table does not fit."""
+    embeddings = backbone.embeddings
+    patch = embeddings.patch_embeddings.patch_size[0]
+    if embeddings.position_embeddings is not None and (grid.height, grid.width) != tuple(embeddings.patch_grid):
+        rows, columns = embeddings.patch_grid
+        return f"its position embedding fits {rows * patch}×{columns * patch} only"
+    stages = list(backbone.encoder.layers)
+    coarser = grid
+    for stage in stages:
+        for layer in stage.blocks:
+            if not _clamps(layer):
+                continue
+            table = layer.attention.relative_position_bias.window_size[0]
+            if layer.window_size != table:
+                return (
+                    f"its windows were set from {table} to {layer.window_size} tokens when it ran on a small picture "
+                    "outside vitscope: load it anew"
+                )
+            if _windows(layer, coarser).size[0] != table:
+                rows = (table - 1) * 2 ** (len(stages) - 1)
+                return f"its windows of {table}×{table} tokens need at least {rows * patch + 1} pixels a side"
+        coarser = merged_grid(coarser)
+    return None
