@@ -14,7 +14,7 @@ from tests.families import ALL, Family
 from tests.reference.attention import attention as library_attention
 from tests.reference.rollout import rollout as slow_rollout
 from vitscope.methods.rollout import discard_smallest
-from vitscope.scores import Factored, FusedWeights, Logits
+from vitscope.scores import Factored, KnownWeights, Logits
 from vitscope.trace import Trace
 
 FUSIONS = ["mean", "max", "min"]
@@ -196,7 +196,7 @@ def test_fusing_while_the_model_runs_changes_nothing(
     for pays in (False, True):
         monkeypatch.setattr("vitscope.run._Recorder._fusing_pays", lambda *_, pays=pays: pays)
         results.append(vs.rollout(model, pixels, **options))
-    assert kinds == [Logits if explicit else Factored, FusedWeights]
+    assert kinds == [Logits if explicit else Factored, KnownWeights]
     torch.testing.assert_close(results[0].values, results[1].values, atol=1e-6, rtol=1e-5)
     assert results[0].provenance["parameters"] == results[1].provenance["parameters"]
     assert torch.allclose(torch.tensor(results[0].provenance["row_sums"]), torch.ones(2), atol=1e-5)
@@ -216,7 +216,7 @@ def test_fusing_pays_when_tokens_are_few() -> None:
     import vitscope.run as running
 
     model = family("transformers-vit").model()
-    for size, kind in (((32, 48), FusedWeights), ((64, 64), Factored)):
+    for size, kind in (((32, 48), KnownWeights), ((64, 64), Factored)):
         made = running.run(model, torch.zeros(1, 3, *size), fuse="mean")
         assert {type(step.scores) for step in made.trace.steps} == {kind}
         assert torch.isfinite(made.logits).all()

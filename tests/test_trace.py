@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import vitscope as vs
 from tests.families import ALL, Family, every_family
-from vitscope.scores import Factored, FusedWeights, Logits
+from vitscope.scores import Factored, KnownWeights, Logits
 from vitscope.shelf import ALIGNMENT, SLAB_BYTES, Shelf
 from vitscope.trace import AttentionStep, Trace
 
@@ -130,7 +130,7 @@ def windowed(kind: str) -> AttentionStep:
         bias = random(1, 1, 3, 6, 6, seed=3)
         scores = Factored(random(2, 2, 3, 6, 4, seed=1), random(2, 2, 3, 6, 4, seed=2), 0.5, bias)
     else:
-        scores = FusedWeights(random(2, 2, 1, 6, 6).softmax(-1))
+        scores = KnownWeights(random(2, 2, 1, 6, 6).softmax(-1))
     return AttentionStep(0, "windows", scores, SLOTS, GRID)
 
 
@@ -161,7 +161,7 @@ def fused_padding(step: AttentionStep, head: Any) -> Tensor:
 
 def scores_by_hand(step: AttentionStep) -> Tensor:
     scores = step.scores
-    if isinstance(scores, FusedWeights):
+    if isinstance(scores, KnownWeights):
         return scores.weights
     if isinstance(scores, Logits):
         return scores.logits.softmax(-1)

@@ -14,7 +14,7 @@ _HOME = {
     "capture": "vitscope.run",
     "Trace": "vitscope.trace",
     "AttentionStep": "vitscope.trace",
-    "MergeStep": "vitscope.trace",
+    "MergeStep": "vitscope.merging",
     "Grid": "vitscope.grid",
     "Picture": "vitscope.picture",
     "Attribution": "vitscope.attribution",
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from vitscope.errors import VitscopeError as VitscopeError
     from vitscope.errors import WorkError as WorkError
     from vitscope.grid import Grid as Grid
+    from vitscope.merging import MergeStep as MergeStep
     from vitscope.methods.attention_map import attention_map as attention_map
     from vitscope.methods.head_statistics import HeadStatistics as HeadStatistics
     from vitscope.methods.head_statistics import head_statistics as head_statistics
@@ -46,7 +47,6 @@ if TYPE_CHECKING:
     from vitscope.picture import Picture as Picture
     from vitscope.run import capture as capture
     from vitscope.trace import AttentionStep as AttentionStep
-    from vitscope.trace import MergeStep as MergeStep
     from vitscope.trace import Trace as Trace
 
 __all__ = list(_HOME)

@@ -12,14 +12,15 @@ from torch import Tensor, nn
 from vitscope.arguments import whole_number
 from vitscope.errors import CallError, NoAttentionError, WorkError
 from vitscope.grid import Grid
+from vitscope.merging import Merge, MergeStep
 from vitscope.models.hierarchy import Hierarchy, Merging
 from vitscope.models.loading import load
 from vitscope.models.vision_model import Layout, VisionModel
-from vitscope.scores import Factored, FusedWeights, HeadFusion, Logits, Scores, fuse_heads
-from vitscope.shapes import ReadoutRow, Slots
+from vitscope.scores import Factored, HeadFusion, KnownWeights, Logits, Scores, fuse_heads
+from vitscope.shapes import ReadoutRow, Slots, Weights
 from vitscope.shelf import Shelf
 from vitscope.tap import AttentionCall, OnModule, Tap
-from vitscope.trace import AttentionStep, Merge, MergeStep, PooledClassifier, Step, Trace
+from vitscope.trace import AttentionStep, PooledClassifier, Step, Trace
 from vitscope.windows import Windows, merge_groups, merged_grid
 
 
@@ -197,9 +198,10 @@ class _Recorder:
     def _merge(self, path: str, merging: Merging, norms: bool, tokens: Tensor, _: Tensor) -> None:
         grid = self._known_grid()
         groups = merge_groups(grid).to(tokens.device)
-        measured = merging.norms(tokens.reshape(len(tokens), grid.num_tokens, -1), groups) if norms else None
+        tokens = tokens.detach().reshape(len(tokens), grid.num_tokens, -1)
+        reduction = merging.given(self.shelf.copy(tokens)) if norms else None
         self.grid = merged_grid(grid)
-        self.kept.add(MergeStep(path, groups, grid, self.grid, measured))
+        self.kept.add(MergeStep(path, groups, grid, self.grid, reduction))
 
     def _pool(self, classifier: nn.Linear, _: Tensor, features: Tensor) -> None:
         features = features.detach().flatten(1, -2)
@@ -212,8 +214,8 @@ class _Recorder:
     def _record(self, call: AttentionCall, layer: int) -> Tensor:
         scores: Scores = self._scores(call)
         step = AttentionStep(layer, call.module, scores, self._slots(call.module, scores), self.grid)
-        if self.fuse is not None and self._fusing_pays(scores):
-            output, scores = self._run_fused(call, step, self.fuse)
+        if self._weighing_pays(scores):
+            output, scores = self._weigh(call, step)
         else:
             output = call.run()
             if isinstance(scores, Factored):
@@ -246,9 +248,14 @@ class _Recorder:
         # Axes between the batch and the heads are windows of some kind.
         return tensor.reshape(self.batch, -1, *tensor.shape[-3:])
 
-    def _fusing_pays(self, scores: Scores) -> bool:
-        batch, window, _, query, key = scores.shape
-        return batch * window * query * key * torch.float32.itemsize <= scores.num_bytes
+    def _weighing_pays(self, scores: Scores) -> bool:
+        """Weights, all or fused, take no more room than what they are made of; so it is for small windows."""
+        batch, window, head, query, key = scores.shape
+        if self.fuse is not None:
+            head = 1
+        elif self.hierarchy is None:
+            return False  # a module that nobody knows might change its weights in place
+        return batch * window * head * query * key * torch.float32.itemsize <= scores.num_bytes
 
     def _slots(self, module: str, scores: Scores) -> Slots | None:
         """Which token each slot of each window is, computed once for each kind of block; None where nobody knows."""
@@ -268,29 +275,29 @@ class _Recorder:
             )
         return slots
 
-    def _run_fused(self, call: AttentionCall, step: AttentionStep, fuse: HeadFusion) -> tuple[Tensor, FusedWeights]:
-        """The call's output and its heads fused, from one softmax instead of two."""
-        batch, windows, _, tokens, _ = step.scores.shape
-        fused = self.shelf.empty((batch, windows, 1, tokens, tokens), torch.float32, step.scores.device)
-        slices = step.row_slices()
-        blocks = zip(slices, step.scores.blocks(slices), strict=True)
-        if call.value is None:
+    def _weigh(self, call: AttentionCall, step: AttentionStep) -> tuple[Tensor, KnownWeights]:
+        """The call's output and its weights, heads fused if asked to, from one softmax instead of two."""
+        if call.value is None or call.query is None:
             output = call.run()
             if output.dtype == torch.float32:
                 # The model's own softmax has just computed the weights.
-                fused[:, :, 0] = fuse_heads(self._windowed(output), fuse)
-            else:
-                for part, block in blocks:
-                    fused[:, :, 0, part] = fuse_heads(block, fuse)
-            return output, FusedWeights(fused)
-        assert call.query is not None
-        heads = call.query.shape[:-2]  # (batch·window, head), or both in one
-        output = call.value.new_empty(*heads, call.num_queries, call.value.shape[-1])
+                return output, KnownWeights(self._fused(self._windowed(output)))
+            return output, KnownWeights(step.weights() if self.fuse is None else step.fused(self.fuse)[:, :, None])
+        batch, windows, heads, tokens, _ = step.scores.shape
+        kept_heads = heads if self.fuse is None else 1
+        kept = self.shelf.empty((batch, windows, kept_heads, tokens, tokens), torch.float32, step.scores.device)
+        leading = call.query.shape[:-2]  # (batch·window, head), or both in one
         value = call.value.contiguous()
-        for part, block in blocks:
-            output[..., part, :] = block.reshape(*heads, *block.shape[-2:]).to(value.dtype) @ value
-            fused[:, :, 0, part] = fuse_heads(block, fuse)
-        return output, FusedWeights(fused)
+        output = value.new_empty(*leading, call.num_queries, value.shape[-1])
+        slices = step.row_slices()
+        for part, block in zip(slices, step.scores.blocks(slices), strict=True):
+            kept[:, :, :, part] = self._fused(block)
+            output[..., part, :] = block.reshape(*leading, *block.shape[-2:]).to(value.dtype) @ value
+        return output, KnownWeights(kept)
+
+    def _fused(self, weights: Weights) -> Tensor:
+        """The weights, or their fusion as if there were one head."""
+        return weights if self.fuse is None else fuse_heads(weights, self.fuse)[:, :, None]
 
     def _keep_pooling(self, call: AttentionCall) -> None:
         (weights,) = self._scores(call).blocks([slice(None)])

@@ -107,10 +107,10 @@ class Logits(Compact):
 
 
 @dataclass(frozen=True, eq=False)
-class FusedWeights(Compact):
-    """Attention whose heads were fused while the model ran: one map, as if there were one head."""
+class KnownWeights(Compact):
+    """Weights that were kept while the model ran; with heads fused it is one map, as if there were one head."""
 
-    weights: Float[Tensor, "batch window 1 query key"]
+    weights: Float[Tensor, "batch window head query key"]
 
     @property
     def shape(self) -> tuple[int, int, int, int, int]:
@@ -130,4 +130,4 @@ class FusedWeights(Compact):
             yield self.weights[:, :, :, part]
 
 
-Scores = Factored | Logits | FusedWeights
+Scores = Factored | Logits | KnownWeights

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -12,13 +12,13 @@ from vitscope.arguments import whole_number
 from vitscope.attribution import only_finite
 from vitscope.errors import CallError
 from vitscope.grid import Grid
+from vitscope.merging import MergeStep
 from vitscope.picture import Picture
 from vitscope.scores import Compact, Head, Scores, check_head_fusion, fuse_heads, in_float32
-from vitscope.shapes import DenseAttention, Fallen, Fused, Groups, Maps, ReadoutRow, Rows, Shares, Slots, Weights
+from vitscope.shapes import DenseAttention, Fallen, Fused, Maps, ReadoutRow, Rows, Slots, Weights
 from vitscope.target import class_index
 
 Query = str | tuple[int, int]
-Merge = Literal["equal", "norm"]
 
 # A block of attention weights holds about this many numbers: it stays in a processor's cache.
 BLOCK_NUMBERS = 1 << 21
@@ -164,48 +164,6 @@ class AttentionStep:
                 "step.weights() gives each window by itself"
             )
         return self.slots
-
-
-@dataclass(frozen=True, eq=False)
-class MergeStep(Compact):
-    """Patch merging: each token of the coarser grid is made of a 2 × 2 group of the finer one.
-
-    ``groups[merged, part]`` is a token of ``grid``, −1 where an odd grid was padded. ``norms`` says how long each
-    part's contribution to the merged token is: with the LayerNorm's deviation held, merging is affine,
-    ``y = Σ_q T_q x_q + c``, and the norm is ‖T_q x_q‖. It is None where a run did not keep it.
-    """
-
-    module: str
-    groups: Groups
-    grid: Grid
-    merged_grid: Grid
-    norms: Shares | None = None
-
-    def shares(self, merge: Merge) -> Shares:
-        """How much of each merged token is each of its four parts; the four sum to one.
-
-        ``"equal"``: a quarter each, padding included. ``"norm"``: ‖T_q x_q‖ / Σ, where padding, being zero, has none.
-        """
-        if merge == "equal":
-            return torch.full((1, *self.groups.shape), 0.25, device=self.groups.device)
-        if self.norms is None:
-            raise CallError(f"this trace does not hold the norms of {self.module}: capture it anew for merge='norm'")
-        totals = self.norms.sum(-1, keepdim=True)
-        return torch.where(totals > 0, self.norms / totals.clamp_min(torch.finfo(totals.dtype).tiny), 0.25)
-
-    def pull(self, rows: Rows, merge: Merge) -> tuple[Rows, Fallen]:
-        """Row vectors over merged tokens as rows over the finer ones, and what fell on padding."""
-        with in_float32(rows):
-            parts = rows[..., None] * self.shares(merge)[:, None]  # (batch, row, merged, 4)
-        real = self.groups >= 0
-        pulled = rows.new_zeros(*rows.shape[:2], self.grid.num_tokens)
-        pulled[:, :, self.groups[real]] = parts[:, :, real]
-        return pulled, (parts * ~real).sum((2, 3))
-
-
-def check_merge(merge: str) -> None:
-    if merge not in get_args(Merge):
-        raise CallError(f"unknown merge weights {merge!r}: choose equal or norm")
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from vitscope.arguments import ratio, whole_number
 from vitscope.attribution import Attribution, only_finite
 from vitscope.errors import CallError
+from vitscope.merging import Merge, MergeStep, check_merge
 from vitscope.methods.attention_map import grid_of, trace_of
 from vitscope.models.vision_model import VisionModel
 from vitscope.run import run
 from vitscope.scores import HeadFusion, check_head_fusion
 from vitscope.shapes import Fallen, Fused, ReadoutRow, Rows
-from vitscope.trace import AttentionStep, Merge, MergeStep, Trace, check_merge
+from vitscope.trace import AttentionStep, Trace
 
 
 def rollout(

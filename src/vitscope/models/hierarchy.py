@@ -9,58 +9,28 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from vitscope.grid import Grid
-from vitscope.scores import in_float32
-from vitscope.shapes import Groups, Shares
+from vitscope.merging import Reduction
 from vitscope.windows import Windows
 
 
 @dataclass(frozen=True, eq=False)
 class Merging:
-    """A patch merging layer: four neighbours side by side, a LayerNorm and a linear reduction, in either order."""
+    """A patch merging layer."""
 
     module: nn.Module
     norm: nn.LayerNorm
     reduction: nn.Linear
 
-    @property
-    def norm_first(self) -> bool:
-        """Swin norms the four parts together and reduces; Swin v2 reduces and then norms."""
-        return self.norm.normalized_shape[0] == self.reduction.in_features
-
-    def norms(self, tokens: Tensor, groups: Groups) -> Shares:
-        """‖T_q x_q‖ of each part of each merged token, the LayerNorm's deviation held at its value.
-
-        Args:
-            tokens: (batch, token, channel), what goes into merging.
-            groups: (merged, 4) tokens, −1 for padding, which is zero.
-        """
-        with in_float32(tokens):
-            parts = tokens.float()[:, groups.clamp_min(0)] * (groups >= 0)[..., None]  # (batch, merged, 4, channel)
-            channels = parts.shape[-1]
-            weight = self.reduction.weight.float().unflatten(1, (4, channels))  # (out, 4, channel)
-            gamma = self.norm.weight.float() if self.norm.elementwise_affine else None
-            if self.norm_first:
-                # LN(x)_q = γ_q (x_q − mean) / σ, and the mean is a sum of one share from each part.
-                if gamma is not None:
-                    weight = weight * gamma.view(4, channels)
-                moved = self._by_part(parts, weight)
-                moved -= parts.sum(-1, keepdim=True) / (4 * channels) * weight.sum((1, 2))
-                deviation = parts.flatten(2).var(-1, unbiased=False)
-            else:
-                moved = self._by_part(parts, weight)
-                deviation = moved.sum(2).var(-1, unbiased=False)
-                moved -= moved.mean(-1, keepdim=True)
-                moved = moved if gamma is None else moved * gamma
-            return moved.norm(dim=-1) / (deviation + self.norm.eps).sqrt()[..., None]
-
-    @staticmethod
-    def _by_part(parts: Tensor, weight: Tensor) -> Tensor:
-        """(batch, merged, 4, channel) through (out, 4, channel), each part by its own slice of the weight."""
-        merged = parts.permute(2, 0, 1, 3).flatten(1, 2) @ weight.permute(1, 2, 0)  # (4, batch·merged, out)
-        return merged.unflatten(1, parts.shape[:2]).permute(1, 2, 0, 3)
+    def given(self, tokens: Float[Tensor, "batch token channel"]) -> Reduction:
+        """What this layer makes of these tokens, its weights copied: they may be trained on."""
+        gamma = self.norm.weight.detach().clone() if self.norm.elementwise_affine else None
+        weight = self.reduction.weight.detach().clone()
+        norm_first = self.norm.normalized_shape[0] == self.reduction.in_features
+        return Reduction(tokens, weight, gamma, self.norm.eps, norm_first)
 
 
 @dataclass(frozen=True, eq=False)
