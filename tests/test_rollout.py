@@ -194,7 +194,7 @@ def test_fusing_while_the_model_runs_changes_nothing(
         use_softmax(model)
     results = []
     for pays in (False, True):
-        monkeypatch.setattr("vitscope.run._Recorder._fusing_pays", lambda *_, pays=pays: pays)
+        monkeypatch.setattr("vitscope.run._Recorder._weighing_pays", lambda *_, pays=pays: pays)
         results.append(vs.rollout(model, pixels, **options))
     assert kinds == [Logits if explicit else Factored, KnownWeights]
     torch.testing.assert_close(results[0].values, results[1].values, atol=1e-6, rtol=1e-5)
@@ -211,7 +211,7 @@ def use_softmax(model: vs.VisionModel) -> None:
         block.attn.fused_attn = False
 
 
-def test_fusing_pays_when_tokens_are_few() -> None:
+def test_weighing_pays_when_tokens_are_few() -> None:
     """One fused map a layer against queries and keys: 25 tokens against twice 32 channels, then 65 tokens."""
     import vitscope.run as running
 
@@ -227,7 +227,7 @@ def test_fusing_pays_when_tokens_are_few() -> None:
 @pytest.mark.parametrize("pays", [False, True], ids=["queries and keys", "fused"])
 @pytest.mark.parametrize("options", [{}, {"head_fusion": "max"}, {"discard_ratio": 0.5}, {"normalize": False}], ids=str)
 def test_nan_in_the_attention_is_refused(pays: bool, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vitscope.run._Recorder._fusing_pays", lambda *_: pays)
+    monkeypatch.setattr("vitscope.run._Recorder._weighing_pays", lambda *_: pays)
     model, pixels = family("timm-vit").model(), family("timm-vit").pixels()
     with torch.no_grad():
         model.module.blocks[1].attn.qkv.weight[3] = float("nan")

@@ -355,5 +355,5 @@ def test_every_shape_of_a_call_becomes_attention(
     torch.testing.assert_close(trace.attention(0), expected)
     rows = ((expected.mean(1) + torch.eye(8)) / 2).mean(1)
     for pays in (False, True):
-        monkeypatch.setattr("vitscope.run._Recorder._fusing_pays", lambda *_, pays=pays: pays)
+        monkeypatch.setattr("vitscope.run._Recorder._weighing_pays", lambda *_, pays=pays: pays)
         torch.testing.assert_close(vs.rollout(model, pixels).values.flatten(1), rows)
