@@ -1,6 +1,6 @@
 """capture(): run a model once and keep what its attention did."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
@@ -66,6 +66,7 @@ def run(
     start_layer: int = 0,
     merge: Merge | None = None,
     by_class: bool = True,
+    watch: Mapping[nn.Module, OnModule] | None = None,
 ) -> Run:
     """:func:`capture`, with the model's answer.
 
@@ -75,14 +76,15 @@ def run(
         start_layer: blocks before this one run untouched and leave no step.
         merge: ``"equal"`` where the norms of patch merging will not be asked for.
         by_class: False where no class will be asked for.
+        watch: modules whose first argument and output are asked for, and who asks.
     """
     model = as_vision_model(model)
     pixels, pictures = model.prepare(images)
     grid = None if model.layout is None else model.layout.grid(*pixels.shape[-2:])
     recorder = _Recorder(len(pixels), grid, _Kept(layers), fuse, start_layer)
     hierarchy = None if model.layout is None else model.layout.hierarchy
-    watch = {} if hierarchy is None else recorder.watch(hierarchy, norms=merge != "equal", pooled=by_class)
-    with torch.no_grad(), model.running(), Tap(model.module, recorder) as tap, tap.follow(watch):
+    watched = {} if hierarchy is None else recorder.watch(hierarchy, norms=merge != "equal", pooled=by_class)
+    with torch.no_grad(), model.running(), Tap(model.module, recorder) as tap, tap.follow({**watched, **(watch or {})}):
         logits = model.answer(pixels)
     if recorder.count == 0:
         raise NoAttentionError(

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -35,12 +34,31 @@ class Merging:
 
 @dataclass(frozen=True, eq=False)
 class Projection:
-    """How a block's own weights turn tokens into queries, keys, values, and attention into what the block adds."""
+    """A block's own layers that turn tokens into queries, keys and values, and attention into what the block adds."""
 
     norm: nn.LayerNorm
-    qkv: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]  # (…, channel) → three times (…, channel)
+    inputs: tuple[nn.Linear, ...]  # one layer each for queries, keys and values, or one for all in this order
     out: nn.Linear
     num_heads: int
+
+    def qkv(self, tokens: Tensor) -> list[Tensor]:
+        """(…, channel) → queries, keys and values, (…, channel) each."""
+        if len(self.inputs) == 1:
+            return list(self.inputs[0](tokens).chunk(3, dim=-1))
+        return [layer(tokens) for layer in self.inputs]
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """While held, what is computed with these layers leaves no gradient in them."""
+        layers = (self.norm, *self.inputs, self.out)
+        before = [(parameter, parameter.requires_grad) for layer in layers for parameter in layer.parameters()]
+        try:
+            for parameter, _ in before:
+                parameter.requires_grad_(False)
+            yield
+        finally:
+            for parameter, wanted in before:
+                parameter.requires_grad_(wanted)
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,16 +101,6 @@ class Hierarchy:
         while module and module not in self.blocks:
             module = module.rpartition(".")[0]
         return module or None
-
-
-def joint_projection(norm: nn.LayerNorm, joint: nn.Linear, out: nn.Linear, num_heads: int) -> Projection:
-    """A projection whose queries, keys and values come out of one linear layer, in this order."""
-
-    def qkv(tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        query, key, value = F.linear(tokens, joint.weight, joint.bias).chunk(3, dim=-1)
-        return query, key, value
-
-    return Projection(norm, qkv, out, num_heads)
 
 
 _turns: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()

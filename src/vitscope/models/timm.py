@@ -15,7 +15,7 @@ from torch import nn
 
 from vitscope.errors import CallError, ModelUnavailableError, UnknownModelError
 from vitscope.grid import Grid
-from vitscope.models.hierarchy import Hierarchy, Merging, Projection, WindowBlock, joint_projection
+from vitscope.models.hierarchy import Hierarchy, Merging, Projection, WindowBlock
 from vitscope.models.hub import hub_in_reach, offline
 from vitscope.models.vision_model import Layout, VisionModel
 from vitscope.picture import Preprocessing
@@ -115,7 +115,7 @@ def _windows(block: Any, _: Grid) -> Windows:
 def _projection(block: Any) -> Projection | None:
     if type(block).__name__ != "SwinTransformerBlock":
         return None
-    return joint_projection(block.norm1, block.attn.qkv, block.attn.proj, block.attn.num_heads)
+    return Projection(block.norm1, (block.attn.qkv,), block.attn.proj, block.attn.num_heads)
 
 
 # The stem has a stride of 2; each stage halves the grid once more before it attends.

@@ -19,7 +19,7 @@ from torchvision.models.swin_transformer import (
 
 from vitscope.errors import CallError, ModelUnavailableError, UnknownModelError
 from vitscope.grid import Grid
-from vitscope.models.hierarchy import Hierarchy, Merging, Projection, WindowBlock, joint_projection, restoring
+from vitscope.models.hierarchy import Hierarchy, Merging, Projection, WindowBlock, restoring
 from vitscope.models.hub import answers
 from vitscope.models.vision_model import Layout, VisionModel
 from vitscope.picture import Preprocessing
@@ -135,7 +135,7 @@ def _windows(attention: Any, grid: Grid) -> Windows:
 def _projection(block: Any) -> Projection | None:
     if isinstance(block.attn, ShiftedWindowAttentionV2):
         return None
-    return joint_projection(block.norm1, block.attn.qkv, block.attn.proj, block.attn.num_heads)
+    return Projection(block.norm1, (block.attn.qkv,), block.attn.proj, block.attn.num_heads)
 
 
 def _preprocessing(weights: Any, size: tuple[int, int] | None) -> Preprocessing:

@@ -3,7 +3,7 @@
 from functools import partial
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from vitscope.grid import Grid
 from vitscope.models.hierarchy import Hierarchy, Merging, Projection, WindowBlock, restoring
@@ -51,11 +51,8 @@ def _projection(layer: Any) -> Projection | None:
     if not _clamps(layer):
         return None
     attention = layer.attention
-
-    def qkv(tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return attention.q_proj(tokens), attention.k_proj(tokens), attention.v_proj(tokens)
-
-    return Projection(layer.layernorm_before, qkv, attention.o_proj, attention.num_attention_heads)
+    inputs = (attention.q_proj, attention.k_proj, attention.v_proj)
+    return Projection(layer.layernorm_before, inputs, attention.o_proj, attention.num_attention_heads)
 
 
 def _refusal(backbone: Any, grid: Grid) -> str | None:

@@ -1,0 +1,187 @@
+"""A CLS token in every window: what a token that reads its window, and that nothing reads, looks at."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vitscope.attribution import Attribution, only_finite
+from vitscope.errors import CallError
+from vitscope.models.hierarchy import Projection
+from vitscope.models.vision_model import VisionModel
+from vitscope.run import as_vision_model, run
+from vitscope.scores import Head, fuse_heads
+from vitscope.shapes import Maps, Slots
+from vitscope.trace import Trace
+
+WindowRows = Float[Tensor, "batch window head slot_and_self"]
+WindowAttention = Float[Tensor, "batch window head query key"]
+
+
+@dataclass(frozen=True, eq=False)
+class WindowCls:
+    """A run with a CLS token in every window of every block.
+
+    ``rows[layer]`` is what the tokens look at, (batch, window, head, 1 + slots): themselves first, then the slots of
+    their window. ``logits`` are the model's own, which the tokens do not touch.
+    """
+
+    trace: Trace
+    rows: Mapping[int, WindowRows]
+    logits: Tensor | None
+
+    def attention(self, layer: int) -> WindowAttention:
+        """Attention with the token in it.
+
+        Returns:
+            float32 (batch, window, head, 1 + slots, 1 + slots), rows sum to one. Row 0 is the token; column 0 is zero
+            below it, for nothing attends to it. ``trace.step(layer).slots`` says which token each slot is.
+        """
+        step = self.trace.step(layer)
+        weights = step.weights()
+        whole = weights.new_zeros(*weights.shape[:3], weights.shape[3] + 1, weights.shape[4] + 1)
+        whole[..., 0, :] = self.rows[step.layer]
+        whole[..., 1:, 1:] = weights
+        return whole
+
+    def map(self, layer: int = -1, head: Head = "mean") -> Maps:
+        """The first row without its first column, put back on the block's grid: each window's own summary.
+
+        Returns:
+            (batch, height, width). Each window sums to one less what its token keeps for itself and what falls on
+            padding; nothing is rescaled, so windows can be compared.
+        """
+        return self._map_and_padding(layer, head)[0]
+
+    def attribution(self, layer: int = -1, head: Head = "mean") -> Attribution:
+        """:meth:`map` as a result: to lay over the photo, to save, with its provenance."""
+        step = self.trace.step(layer)
+        values, fallen = self._map_and_padding(layer, head)
+        about = {
+            **self.trace.provenance,
+            "method": "window_cls",
+            "parameters": {"layer": step.layer, "head": step.known_head(head)},
+            "rows_sum_to_one": False,
+            "padding_mass": fallen.tolist(),
+        }
+        return Attribution(values, step.known_grid(), self.trace.pictures, about)
+
+    def _map_and_padding(self, layer: int, head: Head) -> tuple[Maps, Float[Tensor, " batch"]]:
+        """The map, and the share of the tokens' attention, all windows together, that fell on padding."""
+        step = self.trace.step(layer)
+        slots, grid = step.known_slots(), step.known_grid()
+        fused = fuse_heads(self.rows[step.layer], step.known_head(head))[..., 1:]
+        real = slots >= 0
+        tokens = fused.new_zeros(len(fused), grid.num_tokens)
+        tokens[:, slots[real]] = fused[:, real]
+        return only_finite(grid.patches(tokens), "attention"), (fused * ~real).sum((1, 2)) / len(slots)
+
+
+def window_cls(
+    model: VisionModel | nn.Module, images: Any, *, tokens: Sequence[Float[Tensor, " channel"]] | None = None
+) -> WindowCls:
+    """What a CLS token in every window looks at, in every block; nothing is trained and the model is not changed.
+
+    The token enters each block as the mean of its window's tokens and goes through the block's own LayerNorm, query,
+    key and softmax: softmax(q_cls · [k_cls, k_1, …, k_M]ᵀ / √d). It has no place in the window, so no position bias and
+    no mask between regions of a shifted window apply to it. No token attends to it.
+
+    Reference: the window attention is Liu et al., 2021 (arXiv 2103.14030).
+
+    Args:
+        model: Swin (version 1) of transformers, timm or torchvision.
+        images: as for :func:`vitscope.capture`.
+        tokens: for each stage a vector that enters instead of the windows' means, as :class:`WindowHead` learns them.
+
+    Raises:
+        CallError: the model is not of a kind whose blocks can be read this way.
+
+    Example:
+        >>> import skimage.data, vitscope as vs
+        >>> result = vs.window_cls(vs.load("swin-nano"), skimage.data.chelsea())
+        >>> result.attention(0).shape, result.map(0).shape
+        (torch.Size([1, 16, 4, 17, 17]), torch.Size([1, 16, 16]))
+    """
+    model = as_vision_model(model)
+    projections = block_projections(model)
+    stages = stage_of_block(projections)
+    inputs, trace, logits = block_inputs(model, images)
+    rows = {}
+    with torch.no_grad():
+        for step in trace.blocks:
+            entering = None if tokens is None else tokens[stages[step.module]]
+            weights, _ = read_window(projections[step.module], inputs[step.module], step.known_slots(), entering)
+            rows[step.layer] = weights
+    return WindowCls(trace, rows, logits)
+
+
+def block_projections(model: VisionModel) -> dict[str, Projection]:
+    """The weights of each block, by the path of its attention; a CallError where they are not known."""
+    blocks = {} if model.layout is None or model.layout.hierarchy is None else model.layout.hierarchy.blocks
+    known = {path: block.projection for path, block in blocks.items() if block.projection is not None}
+    if not known:
+        raise CallError(f"{model.name} has no windows that a CLS token can be put into: Swin (version 1) has")
+    return known
+
+
+def stage_of_block(projections: Mapping[str, Projection]) -> dict[str, int]:
+    """The stage of each block, from 0: the blocks of a stage are equally wide."""
+    widths = list(dict.fromkeys(projection.out.out_features for projection in projections.values()))
+    return {path: widths.index(projection.out.out_features) for path, projection in projections.items()}
+
+
+def block_inputs(
+    model: VisionModel, images: Any
+) -> tuple[dict[str, Float[Tensor, "batch token channel"]], Trace, Tensor | None]:
+    """The tokens that enter each block, the run's trace, and its logits."""
+    assert model.layout is not None
+    assert model.layout.hierarchy is not None
+    inputs: dict[str, Tensor] = {}
+
+    def keep(path: str) -> Any:
+        def note(tokens: Tensor, _: Any) -> None:
+            # (batch, token, channel) or (batch, row, column, channel)
+            inputs[path] = tokens.detach().flatten(1, -2)
+
+        return note
+
+    watch = {block.module: keep(path) for path, block in model.layout.hierarchy.blocks.items()}
+    done = run(model, images, by_class=False, merge="equal", watch=watch)
+    return inputs, done.trace, done.logits
+
+
+def read_window(
+    projection: Projection,
+    tokens: Float[Tensor, "batch token channel"],
+    slots: Slots,
+    entering: Float[Tensor, " channel"] | None = None,
+) -> tuple[WindowRows, Float[Tensor, "batch window channel"]]:
+    """One token in each window, through the block's own attention.
+
+    Args:
+        tokens: what enters the block.
+        slots: which of them each window holds.
+        entering: the vector that enters each window; by default the mean of its tokens.
+
+    Returns:
+        the token's attention to itself and then to each slot, and what attention adds to it.
+    """
+    real = slots >= 0
+    if entering is None:
+        inside = tokens[:, slots.clamp_min(0)] * real[..., None]
+        own = inside.sum(2) / real.sum(1, keepdim=True)
+    else:
+        own = entering.expand(len(tokens), len(slots), -1)
+    windows = projection.norm(tokens)[:, slots.clamp_min(0)] * real[..., None]  # padding is zero after the LayerNorm
+    own = projection.norm(own)[:, :, None]
+    query, key, value = projection.qkv(torch.cat([own, windows], dim=2))
+    query, key, value = (
+        part.unflatten(-1, (projection.num_heads, -1)).transpose(2, 3) for part in (query[:, :, :1], key, value)
+    )  # (batch, window, head, slot, channel)
+    scores = (query @ key.transpose(-1, -2)).float() * query.shape[-1] ** -0.5
+    weights = scores.softmax(-1)
+    added = projection.out((weights.to(value.dtype) @ value).squeeze(-2).flatten(-2))
+    return weights.squeeze(-2), added
