@@ -8,46 +8,15 @@ input loaded. All attention maps in float32 would be 2,765 MiB, all queries and 
 
 import argparse
 import json
-import subprocess
-import sys
-import threading
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 import transformers
+from measuring import in_fresh_process, peak_above_loaded
 
 import vitscope as vs
 
 WAYS = ("plain forward", "capture, then rollout", "rollout", "rollout discard", "eager, all maps")
-
-
-def anonymous_mebibytes() -> float:
-    """What this process holds itself; pages of libraries come and go with the system's needs and do not count."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("RssAnon"):
-            return int(line.split()[1]) / 1024
-    raise SystemExit("this benchmark reads /proc and runs on Linux only")
-
-
-def peak_above_loaded(call: Callable[[], object]) -> float:
-    """MiB of the peak while ``call`` runs, above what is held before it; looked at every two milliseconds."""
-    before = anonymous_mebibytes()
-    peak, done = before, threading.Event()
-
-    def watch() -> None:
-        nonlocal peak
-        while not done.wait(0.002):
-            peak = max(peak, anonymous_mebibytes())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        call()
-    finally:
-        done.set()
-        watcher.join()
-    return peak - before
 
 
 def child(way: str) -> None:
@@ -90,8 +59,7 @@ def main() -> None:
     print("|---|---|---|")
     plain = None
     for way in WAYS:
-        done = subprocess.run([sys.executable, __file__, "--child", way], check=True, capture_output=True, text=True)
-        peak = float(json.loads(done.stdout.splitlines()[-1]))
+        peak = in_fresh_process(__file__, "--child", way)
         plain = peak if plain is None else plain
         print(f"| {way} | {peak:,.0f} MiB | {peak - plain:,.0f} MiB |", flush=True)
 

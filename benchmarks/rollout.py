@@ -12,13 +12,10 @@ process, above what it held with model and input loaded.
 import argparse
 import json
 import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 
 import torch
-from memory import peak_above_loaded
+from measuring import in_fresh_process, median_ratio, peak_mebibytes, time_rounds
 from torch import Tensor
 
 import vitscope as vs
@@ -68,43 +65,11 @@ def prepare(size: str, device: str, dtype: str) -> dict[str, Callable[[], object
     return ways(model, torch.randn(batch, 3, pixels, pixels, device=device, dtype=model.dtype))
 
 
-def timed(call: Callable[[], object], device: str) -> float:
-    if device != "cpu":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    call()
-    if device != "cpu":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
-def time_ways(size: str, device: str, dtype: str, rounds: int) -> dict[str, list[float]]:
-    calls = prepare(size, device, dtype)
-    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
-    for _ in range(rounds + 1):
-        for way in WAYS:
-            seconds[way].append(timed(calls[way], device))
-    return {way: values[1:] for way, values in seconds.items()}  # the first round warms up
-
-
-def peak_mebibytes(size: str, way: str, device: str, dtype: str) -> float:
-    """Measured in a process of its own."""
-    command = [sys.executable, __file__, "--child", size, way, "--device", device, "--dtype", dtype]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    return float(json.loads(done.stdout.splitlines()[-1]))
-
-
 def child(size: str, way: str, device: str, dtype: str) -> None:
     call = prepare(size, device, dtype)[way]
     if device == "cpu":
         prepare("197", device, dtype)["plain"]()  # libraries, thread pools and scratch space are not the method's
-        print(json.dumps(peak_above_loaded(call)))
-    else:
-        torch.cuda.synchronize()
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        call()
-        print(json.dumps((torch.cuda.max_memory_allocated() - before) / 2**20))
+    print(json.dumps(peak_mebibytes(call, device)))
 
 
 def main() -> None:
@@ -121,11 +86,13 @@ def main() -> None:
         return
     print("| tokens | way | time | over plain | peak memory |")
     print("|---|---|---|---|---|")
+    settings = ("--device", args.device, "--dtype", args.dtype)
     for size in args.sizes:
-        seconds = time_ways(size, args.device, args.dtype, args.rounds)
+        seconds = time_rounds(prepare(size, args.device, args.dtype), args.device, args.rounds)
         for way in WAYS:
-            ratio = statistics.median(mine / plain for mine, plain in zip(seconds[way], seconds["plain"], strict=True))
-            memory = "" if args.no_memory else f"{peak_mebibytes(size, way, args.device, args.dtype):,.0f} MiB"
+            ratio = median_ratio(seconds[way], seconds["plain"])
+            peak = None if args.no_memory else in_fresh_process(__file__, "--child", size, way, *settings)
+            memory = "" if peak is None else f"{peak:,.0f} MiB"
             milliseconds = statistics.median(seconds[way]) * 1000
             print(f"| {size} | {way} | {milliseconds:,.0f} ms | {ratio:.2f} | {memory} |", flush=True)
 

@@ -22,6 +22,7 @@ _HOME = {
     "rollout": "vitscope.methods.rollout",
     "rollout_evolution": "vitscope.methods.rollout",
     "head_statistics": "vitscope.methods.head_statistics",
+    "window_attention": "vitscope.methods.window_attention",
     "window_cls": "vitscope.methods.window_cls",
     "WindowCls": "vitscope.methods.window_cls",
     "WindowHead": "vitscope.methods.window_head",
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from vitscope.methods.head_statistics import head_statistics as head_statistics
     from vitscope.methods.rollout import rollout as rollout
     from vitscope.methods.rollout import rollout_evolution as rollout_evolution
+    from vitscope.methods.window_attention import window_attention as window_attention
     from vitscope.methods.window_cls import WindowCls as WindowCls
     from vitscope.methods.window_cls import window_cls as window_cls
     from vitscope.methods.window_head import WindowHead as WindowHead

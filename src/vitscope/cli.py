@@ -31,7 +31,9 @@ app = typer.Typer(
 Photos = Annotated[list[Path], typer.Argument(help="One or more photos.", metavar="PHOTO...", show_default=False)]
 ModelName = Annotated[
     str,
-    typer.Option("--model", "-m", help="vit-nano, a hub id, a local folder, timm:<name> or torchvision:<name>."),
+    typer.Option(
+        "--model", "-m", help="vit-nano, swin-nano, a hub id, a local folder, timm:<name> or torchvision:<name>."
+    ),
 ]
 Out = Annotated[
     Path | None,
@@ -76,26 +78,49 @@ def attention(
         int | None, typer.Option("--layer", "-l", help="One layer's heads over the photo.", show_default="all layers")
     ] = None,
     query: QueryText = "readout",
+    shifted: Annotated[
+        bool, typer.Option("--shifted", help="Swin: the query in --layer and in its shifted partner.")
+    ] = False,
+    window_cls: Annotated[
+        bool, typer.Option("--window-cls", help="Swin: a CLS token in every window, beside rollout with --layer.")
+    ] = False,
     out: Out = None,
     overwrite: Overwrite = False,
     device: Device = None,
     json_: Json = False,
 ) -> None:
-    """Raw attention maps: all layers × heads, or the heads of one layer over the photo."""
+    """Raw attention maps: all layers × heads, or one layer's heads; for Swin all blocks, or one block's windows."""
+    from vitscope.methods.rollout import rollout as roll
+    from vitscope.methods.window_cls import window_cls as read_windows
     from vitscope.run import capture
-    from vitscope.view.scene import head_grid, head_overlays
+    from vitscope.view import windows as scenes
 
     wanted = _query(query)
+    if shifted and (layer is None or isinstance(wanted, str)):
+        raise CallError("--shifted compares one query in two layers: name both, as in --layer 2 --query 5,6")
     vision = _load(model, device, photos)
     with _reporting(json_) as report:
         for photo, path in _each(
             photos, [_target(photo, "attention", out, len(photos)) for photo in photos], overwrite
         ):
-            trace = capture(vision, photo, layers=None if layer is None else [layer])
-            scene = head_grid(trace, wanted) if layer is None else head_overlays(trace, layer, wanted)
+            about: dict[str, Any] = {"query": query}
+            if window_cls:
+                result = read_windows(vision, photo)
+                trace = result.trace
+                compared = None if layer is None else scenes.cls_comparison(result, roll(trace), layer)
+                scene = compared or scenes.cls_grid(result)
+                chosen = trace.blocks if layer is None else [trace.step(layer)]
+                about = {"window_cls_mean_of_heads": {str(s.layer): result.map(s.layer)[0].tolist() for s in chosen}}
+            else:
+                trace = capture(vision, photo)
+                if shifted and layer is not None and not isinstance(wanted, str):
+                    scene = scenes.shift_effect(trace, layer, wanted)
+                else:
+                    scene = scenes.attention_scene(trace, layer, wanted)
+                chosen = trace.blocks if layer is None else [trace.step(layer)]
+                maps = {str(s.layer): trace.map(s.layer, "mean", wanted)[0].tolist() for s in chosen}
+                about["values_mean_of_heads"] = maps
             _save(scene, path, overwrite)
-            maps = {str(s.layer): trace.map(s.layer, "mean", wanted)[0].tolist() for s in trace.blocks}
-            about = {"query": query, "values_mean_of_heads": maps}
             report.append({"picture": str(photo), "figure": str(path), "provenance": dict(trace.provenance), **about})
 
 
@@ -110,7 +135,14 @@ def rollout(
     discard_ratio: Annotated[float, typer.Option(help="Share of the lowest attention set to zero, 0 to 1.")] = 0.0,
     start_layer: Annotated[int, typer.Option(help="The first block that takes part.")] = 0,
     normalize: Annotated[bool, typer.Option(help="Divide each row of A + I by its sum.")] = True,
+    merge: Annotated[
+        Literal["equal", "norm"], typer.Option(help="Swin: how much of a merged patch each of its four parts is.")
+    ] = "equal",
+    target: Annotated[
+        str | None, typer.Option(help="Swin: start from a class's own tokens.", show_default="what the model reads")
+    ] = None,
     evolution: Annotated[bool, typer.Option("--evolution", help="The rollout after each block.")] = False,
+    stages: Annotated[bool, typer.Option("--stages", help="Swin: the rollout after each stage.")] = False,
     out: Out = None,
     overwrite: Overwrite = False,
     device: Device = None,
@@ -121,19 +153,22 @@ def rollout(
     from vitscope.methods.rollout import rollout_evolution
     from vitscope.run import capture
     from vitscope.view import scene as scenes
+    from vitscope.view.windows import stage_evolution
 
     options: dict[str, Any] = {
         "discard_ratio": discard_ratio,
         "start_layer": start_layer,
         "normalize": normalize,
+        "merge": merge,
+        "target": target,
     }
     vision = _load(model, device, photos)
     with _reporting(json_) as report:
         for photo, path in _each(photos, [_target(photo, "rollout", out, len(photos)) for photo in photos], overwrite):
             trace = capture(vision, photo)
-            if evolution:
+            if evolution or stages:
                 results = rollout_evolution(trace, head_fusion=head_fusion or "mean", **options)
-                scene = scenes.evolution(results)
+                scene = stage_evolution(trace, results) if stages else scenes.evolution(results)
             else:
                 fusions: Sequence[Literal["mean", "max", "min"]] = [head_fusion] if head_fusion else ["mean", "max"]
                 results = [roll(trace, head_fusion=fusion, **options) for fusion in fusions]

@@ -90,7 +90,7 @@ class MergeStep(Compact):
         totals = norms.sum(-1, keepdim=True)
         return torch.where(totals > 0, norms / totals.clamp_min(torch.finfo(totals.dtype).tiny), 0.25)
 
-    def pull(self, rows: Rows, merge: Merge) -> tuple[Rows, Fallen]:
+    def pull(self, rows: Float[Tensor, "batch row merged"], merge: Merge) -> tuple[Rows, Fallen]:
         """Row vectors over merged tokens as rows over the finer ones, and what fell on padding."""
         with in_float32(rows):
             parts = rows[..., None] * self.shares(merge)[:, None]  # (batch, row, merged, 4)

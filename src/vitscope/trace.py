@@ -220,6 +220,19 @@ class Trace:
         """The attention steps alone."""
         return [step for step in self.steps if isinstance(step, AttentionStep)]
 
+    @property
+    def stages(self) -> list[list[AttentionStep]]:
+        """The blocks between one merging and the next; a plain ViT is one stage."""
+        stages: list[list[AttentionStep]] = []
+        last: Step | None = None
+        for step in self.steps:
+            if isinstance(step, AttentionStep):
+                if not isinstance(last, AttentionStep) or last.grid != step.grid:
+                    stages.append([])
+                stages[-1].append(step)
+            last = step
+        return stages
+
     def step(self, layer: int) -> AttentionStep:
         """The attention of one block; ``layer`` counts blocks from 0, negative from the end."""
         layer = whole_number(layer, "layer")

@@ -73,16 +73,14 @@ class WindowCls:
         """The map, and the share of the tokens' attention, all windows together, that fell on padding."""
         step = self.trace.step(layer)
         slots, grid = step.known_slots(), step.known_grid()
-        fused = fuse_heads(self.rows[step.layer], step.known_head(head))[..., 1:]
+        fused = fuse_heads(self.rows[step.layer][..., None, 1:], step.known_head(head)).squeeze(-2)
         real = slots >= 0
         tokens = fused.new_zeros(len(fused), grid.num_tokens)
         tokens[:, slots[real]] = fused[:, real]
         return only_finite(grid.patches(tokens), "attention"), (fused * ~real).sum((1, 2)) / len(slots)
 
 
-def window_cls(
-    model: VisionModel | nn.Module, images: Any, *, tokens: Sequence[Float[Tensor, " channel"]] | None = None
-) -> WindowCls:
+def window_cls(model: VisionModel | nn.Module, images: Any, *, tokens: Sequence[Tensor] | None = None) -> WindowCls:
     """What a CLS token in every window looks at, in every block; nothing is trained and the model is not changed.
 
     The token enters each block as the mean of its window's tokens and goes through the block's own LayerNorm, query,
@@ -94,7 +92,8 @@ def window_cls(
     Args:
         model: Swin (version 1) of transformers, timm or torchvision.
         images: as for :func:`vitscope.capture`.
-        tokens: for each stage a vector that enters instead of the windows' means, as :class:`WindowHead` learns them.
+        tokens: for each stage a vector, as wide as the stage, that enters instead of the windows' means;
+            :class:`WindowHead` learns such.
 
     Raises:
         CallError: the model is not of a kind whose blocks can be read this way.

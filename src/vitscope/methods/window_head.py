@@ -30,8 +30,8 @@ class WindowHead(nn.Module):
 
     In each block the stage's token enters every window, attends to itself and the window through the block's own
     weights, and takes up what that adds. The mean over windows and blocks of a stage is the stage's summary; a
-    LayerNorm and one linear layer make logits of the summaries of all stages. Tokens of the picture do not attend to it, so the
-    backbone computes what it always did, and its weights get no gradient.
+    LayerNorm and one linear layer make logits of the summaries of all stages. Tokens of the picture do not attend to
+    it, so the backbone computes what it always did, and its weights get no gradient.
 
     ``parameters()`` and ``state_dict()`` are those of the tokens and the head alone.
 

@@ -6,7 +6,9 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from PIL import Image
 
 from vitscope.attribution import COLORMAP, blend, stretch
@@ -17,6 +19,7 @@ PAGE_WIDTH, PAGE_HEIGHT = 12.0, 14.0  # inches
 SMALLEST_PANEL, LARGEST_PANEL = 0.9, 4.0  # inches
 GAP = 0.08
 DPI = 160
+MARK, CASING = "#e8001f", "#ffffff"  # red on a thin white edge, for the colour map has reds of its own
 INK, FAINT = "#1b1b1f", "#6b6b76"
 CAPTION = "colours: each map from its lowest to its highest value"
 
@@ -66,6 +69,8 @@ def draw(scene: Scene) -> Figure:
             pixels = (max(round(width * DPI), 2), max(round(height * DPI), 2))
             axes.imshow(render(panel, pixels), interpolation="none", aspect="auto")
             axes.set_axis_off()
+            axes.autoscale(False)  # what is drawn beyond the photo is cut off
+            _outline(axes, panel, pixels)
             write(x, y - 0.07, panel.title, 9.0)
             if i == 0 and scene.column_names:
                 write(x + width / 2, y - 0.07, scene.column_names[j], 9.0, ha="center")
@@ -90,8 +95,36 @@ def render(panel: Panel, size: tuple[int, int]) -> Image.Image:
     photo = panel.picture.photo.resize(size, Image.Resampling.LANCZOS)
     if panel.values is None:
         return photo
-    heat = panel.picture.paint(panel.values, size, smooth=panel.alpha < 1)
+    heat = panel.picture.paint(panel.values, size, smooth=panel.alpha < 1 and not panel.flat)
     return blend(photo, stretch(heat), panel.alpha)
+
+
+def _outline(axes: Any, panel: Panel, size: tuple[int, int]) -> None:
+    """The borders between a panel's regions, and a square around each marked patch."""
+    if panel.regions is None:
+        return
+    regions = panel.regions
+    left, top, right, bottom = panel.picture.box
+    scale_x, scale_y = size[0] / panel.picture.photo.width, size[1] / panel.picture.photo.height
+    cell_x, cell_y = (right - left) / regions.shape[1], (bottom - top) / regions.shape[0]
+
+    def at(row: int, column: int) -> tuple[float, float]:
+        """A corner of the grid in the panel's pixels, whose centres lie on whole numbers."""
+        return (left + column * cell_x) * scale_x - 0.5, (top + row * cell_y) * scale_y - 0.5
+
+    framed = np.pad(regions, 1, constant_values=-1)
+    beside, below = framed[1:-1, 1:] != framed[1:-1, :-1], framed[1:, 1:-1] != framed[:-1, 1:-1]
+    lines = [(at(row, column), at(row + 1, column)) for row, column in np.argwhere(beside).tolist()]
+    lines += [(at(row, column), at(row, column + 1)) for row, column in np.argwhere(below).tolist()]
+    for colour, width in ((CASING, 1.8), (MARK, 1.0)):
+        axes.add_collection(LineCollection(lines, colors=colour, linewidths=width, capstyle="projecting"))
+    thick = min(
+        max(min(cell_x * scale_x, cell_y * scale_y) * 72 / DPI * 0.12, 0.5), 1.5
+    )  # points; patches may be small
+    for row, column in panel.marks:
+        (x, y), (far_x, far_y) = at(row, column), at(row + 1, column + 1)
+        for colour, width in ((CASING, 1.8 * thick), (MARK, thick)):
+            axes.add_patch(Rectangle((x, y), far_x - x, far_y - y, fill=False, edgecolor=colour, linewidth=width))
 
 
 def _legend(figure: Figure, place: tuple[float, float, float, float]) -> None:

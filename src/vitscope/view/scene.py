@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from vitscope.attribution import Attribution
 from vitscope.picture import Picture
@@ -15,12 +15,19 @@ OVERLAY = 0.6
 
 @dataclass(frozen=True, eq=False)
 class Panel:
-    """A photo (``values`` None), a map over its photo, or a map alone (``alpha`` 1)."""
+    """A photo (``values`` None), a map over its photo, or a map alone (``alpha`` 1).
+
+    ``regions`` are outlined and ``marks``, patches as (row, column), get a square; both count on the token grid. A map
+    with ``flat`` shows every patch as one block.
+    """
 
     picture: Picture
     values: Float[np.ndarray, "height width"] | None = None
     title: str = ""
     alpha: float = OVERLAY
+    regions: Int[np.ndarray, "rows columns"] | None = None
+    marks: Sequence[tuple[int, int]] = ()
+    flat: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +56,7 @@ def explanation(trace: Trace, rollouts: Sequence[Attribution], *, index: int = 0
     top = [Panel(trace.pictures[index], title="photo"), *_rollout_panels(rollouts, index)]
     heads = _head_panels(trace, -1, "readout", index, OVERLAY)
     return Scene(
-        rows=[Row(top, len(top)), *_wrapped(heads, min(len(heads), 2 * len(top)))],
+        rows=[Row(top, len(top)), *wrapped(heads, min(len(heads), 2 * len(top)))],
         title=f"What {trace.provenance['model']} looks at",
         note=f"attention rollout; below it the heads of the last layer ({trace.num_layers - 1}), readout as query",
     )
@@ -78,7 +85,7 @@ def head_overlays(trace: Trace, layer: int = -1, query: Query = "readout", *, in
     panels = [Panel(picture, title="photo"), Panel(picture, mean, "mean of heads")]
     panels += _head_panels(trace, layer, query, index, OVERLAY)
     return Scene(
-        rows=_wrapped(panels, _columns(len(panels))),
+        rows=wrapped(panels, columns_for(len(panels))),
         title=f"Heads of layer {step.layer} of {trace.provenance['model']}",
         note=f"query: {name_of(query)}",
     )
@@ -102,7 +109,7 @@ def evolution(rollouts: Sequence[Attribution], *, index: int = 0) -> Scene:
         panels.append(Panel(rollout.pictures[index], rollout.values[index].cpu().numpy(), f"after block {end}"))
     parameters = rollouts[0].provenance["parameters"]
     return Scene(
-        rows=_wrapped(panels, _columns(len(panels))),
+        rows=wrapped(panels, columns_for(len(panels))),
         title=f"Attention rollout of {rollouts[0].provenance['model']}, block by block",
         note=f"{parameters['head_fusion']} of heads, {_recipe(rollouts[0])}",
     )
@@ -145,10 +152,10 @@ def _recipe(rollout: Attribution) -> str:
     return ", ".join(parts)
 
 
-def _columns(panels: int) -> int:
+def columns_for(panels: int) -> int:
     """How many panels to a row: near a square, wider than high."""
     return next(columns for columns in range(1, panels + 1) if columns * columns >= panels * 1.3 or columns == panels)
 
 
-def _wrapped(panels: Sequence[Panel], columns: int) -> list[Row]:
+def wrapped(panels: Sequence[Panel], columns: int) -> list[Row]:
     return [Row(panels[start : start + columns], columns) for start in range(0, len(panels), columns)]

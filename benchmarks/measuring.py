@@ -1,0 +1,94 @@
+"""What the benchmarks measure with: times of interleaved rounds, and peak memory above what is held."""
+
+import ctypes
+import json
+import os
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+
+def timed(call: Callable[[], object], device: str) -> float:
+    if device != "cpu":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    call()
+    if device != "cpu":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def time_rounds(calls: Mapping[str, Callable[[], object]], device: str, rounds: int) -> dict[str, list[float]]:
+    """Seconds of each call in each round; a round runs every call once."""
+    seconds: dict[str, list[float]] = {way: [] for way in calls}
+    for _ in range(rounds + 1):
+        for way, call in calls.items():
+            seconds[way].append(timed(call, device))
+    return {way: values[1:] for way, values in seconds.items()}  # the first round warms up
+
+
+def median_ratio(mine: Sequence[float], base: Sequence[float]) -> float:
+    """The median over rounds of one call's time over another's in the same round."""
+    return statistics.median(one / other for one, other in zip(mine, base, strict=True))
+
+
+def anonymous_mebibytes() -> float:
+    """What this process holds itself; pages of libraries come and go with the system's needs and do not count."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon"):
+            return int(line.split()[1]) / 1024
+    raise SystemExit("this benchmark reads /proc and runs on Linux only")
+
+
+def return_freed() -> None:
+    """Give the system back what malloc keeps of freed memory, or a call would fill that first and seem to need less."""
+    ctypes.CDLL(None).malloc_trim(0)
+
+
+def peak_above_loaded(call: Callable[[], object]) -> float:
+    """MiB of the peak while ``call`` runs, above what is held before it; looked at every two milliseconds."""
+    before = anonymous_mebibytes()
+    peak, done = before, threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(0.002):
+            peak = max(peak, anonymous_mebibytes())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        call()
+    finally:
+        done.set()
+        watcher.join()
+    return peak - before
+
+
+def peak_mebibytes(call: Callable[[], object], device: str) -> float:
+    """The peak while ``call`` runs above what is held before it: of this process, or of the device's allocations."""
+    if device == "cpu":
+        return peak_above_loaded(call)
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    call()
+    return (torch.cuda.max_memory_allocated() - before) / 2**20
+
+
+def in_fresh_process(script: str, *arguments: str, large_blocks_mapped: bool = False) -> float:
+    """The number that ``script`` prints last, run with ``arguments`` in a process of its own.
+
+    ``large_blocks_mapped`` keeps blocks of 128 KiB and more off malloc's heap, whose holes come and go by chance and
+    move a peak by a fifth from run to run.
+    """
+    environment = {"MALLOC_MMAP_THRESHOLD_": str(1 << 17)} if large_blocks_mapped else {}
+    command = [sys.executable, script, *arguments]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env={**os.environ, **environment})
+    return float(json.loads(done.stdout.splitlines()[-1]))

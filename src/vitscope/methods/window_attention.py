@@ -1,0 +1,108 @@
+"""One query in each window, put together to a whole picture: what windows look like from inside."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from skimage.measure import label
+from torch import nn
+
+from vitscope.arguments import ratio
+from vitscope.attribution import Attribution, only_finite
+from vitscope.errors import CallError
+from vitscope.methods.attention_map import trace_of
+from vitscope.models.vision_model import VisionModel
+from vitscope.run import capture
+from vitscope.scores import Head
+from vitscope.trace import AttentionStep, Trace
+from vitscope.windows import window_of_token
+
+Regions = Int[np.ndarray, "height width"]
+
+
+def window_attention(
+    model: VisionModel | nn.Module | Trace,
+    images: Any = None,
+    *,
+    layer: int = -1,
+    head: Head = "mean",
+    place: tuple[float, float] = (0.5, 0.5),
+) -> Attribution:
+    """What one patch of every window looks at, all windows in one picture.
+
+    A shifted block's windows are cut apart where they wrap around the picture's edge, as the block's mask cuts them;
+    each part has a query of its own.
+
+    Reference: Liu et al., 2021 (arXiv 2103.14030).
+
+    Args:
+        model: a window transformer and ``images``, or a :class:`~vitscope.Trace` alone.
+        layer: counts attention blocks from 0, negative from the end.
+        head: a head's number, or ``"mean"``, ``"max"``, ``"min"`` over heads.
+        place: where in each window the query is, (down, across) from 0 to 1; the middle by default.
+
+    Returns:
+        values (batch, height, width) on the block's grid, each region summing to one (less what falls on padding);
+        ``provenance["queries"]`` lists the patches that look, as [row, column].
+
+    Raises:
+        CallError: the layer or head is not there, or the block's windows are not areas of the picture.
+
+    Example:
+        >>> import skimage.data, vitscope as vs
+        >>> vs.window_attention(vs.load("swin-nano"), skimage.data.chelsea(), layer=1).values.shape
+        torch.Size([1, 16, 16])
+    """
+    trace = trace_of(model, images, lambda m, i: capture(m, i, layers=[layer]))
+    step = trace.step(layer)
+    grid = step.known_grid()
+    queries = region_queries(window_regions(step), place)
+    row = torch.zeros(step.scores.shape[0], 1, grid.num_tokens, device=step.scores.device)
+    row[:, 0, [grid.token(*query) for query in queries]] = 1
+    values, fallen = step.looked_at(row, head)
+    about = {
+        **trace.provenance,
+        "method": "window_attention",
+        "parameters": {"layer": step.layer, "head": step.known_head(head), "place": list(place)},
+        "queries": [list(query) for query in queries],
+        "rows_sum_to_one": False,
+        "padding_mass": (fallen[:, 0] / len(queries)).tolist(),
+    }
+    return Attribution(only_finite(grid.patches(values[:, 0]), "attention"), grid, trace.pictures, about)
+
+
+def window_regions(step: AttentionStep) -> Regions:
+    """Which part of which window each patch belongs to, numbered from 0; parts that do not touch are apart."""
+    grid, slots = step.known_grid(), step.known_slots()
+    if grid.prefix:
+        raise CallError(f"layer {step.layer} attends over all tokens at once: there are no windows to show")
+    owners = window_of_token(slots.cpu(), grid.num_tokens).view(grid.height, grid.width)
+    regions: Regions = label(owners.numpy(), background=-1, connectivity=1) - 1
+    # Wrapping cuts few windows, and none into more than four parts; patches apart are regions of their own.
+    if len(slots) > 1 and regions.max() + 1 >= 4 * len(slots):
+        raise CallError(f"layer {step.layer} attends to patches spread over the picture: name one as query")
+    return regions
+
+
+def is_shifted(step: AttentionStep) -> bool:
+    """Whether a block's windows wrap around the picture's edge."""
+    try:
+        return bool(window_regions(step).max() + 1 > len(step.known_slots()))
+    except CallError:
+        return False
+
+
+def region_queries(regions: Regions, place: tuple[float, float] = (0.5, 0.5)) -> list[tuple[int, int]]:
+    """A patch of each region, at the same place in all of them."""
+    down, across = ratio(place[0], "place"), ratio(place[1], "place")
+    queries = []
+    for number in range(regions.max() + 1):
+        rows, columns = np.nonzero(regions == number)
+        queries.append((_between(rows, down), _between(columns, across)))
+    return queries
+
+
+def _between(numbers: np.ndarray, share: float) -> int:
+    low, high = int(numbers.min()), int(numbers.max())
+    return low + int((high - low) * share)

@@ -1,0 +1,198 @@
+"""Scenes of window transformers: windows and their queries, shifted partners, stages, CLS tokens in windows."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from vitscope.attribution import Attribution
+from vitscope.errors import CallError
+from vitscope.methods.window_attention import is_shifted, region_queries, window_attention, window_regions
+from vitscope.methods.window_cls import WindowCls
+from vitscope.trace import AttentionStep, Query, Trace
+from vitscope.view.scene import OVERLAY, Panel, Row, Scene, columns_for, head_grid, head_overlays, name_of, wrapped
+
+
+def attends_in_windows(step: AttentionStep) -> bool:
+    """Whether a block's attention is cut into windows that can be shown as areas."""
+    return step.grid is not None and step.slots is not None and len(step.slots) > 1
+
+
+def attention_scene(trace: Trace, layer: int | None, query: Query, *, index: int = 0) -> Scene:
+    """Raw attention in the form that suits the model: heads where it looks at everything, windows where it does not."""
+    if not any(attends_in_windows(step) for step in trace.blocks):
+        return (
+            head_grid(trace, query, index=index) if layer is None else head_overlays(trace, layer, query, index=index)
+        )
+    if layer is None:
+        return block_grid(trace, query, index=index)
+    if not attends_in_windows(trace.step(layer)):
+        return head_overlays(trace, layer, query, index=index)
+    if isinstance(query, str):
+        return window_heads(trace, layer, index=index)
+    return query_heads(trace, layer, query, index=index)
+
+
+def window_heads(trace: Trace, layer: int, *, index: int = 0) -> Scene:
+    """The windows of one block, a query in each, and what it looks at: the mean of heads, then each head."""
+    step = trace.step(layer)
+    regions = window_regions(step)
+    marks, picture = region_queries(regions), trace.pictures[index]
+    panels = [Panel(picture, title="photo, windows and queries", regions=regions, marks=marks)]
+    for head in ("mean", *range(step.num_heads)):
+        values = _numpy(window_attention(trace, layer=layer, head=head).values[index])
+        title = "mean of heads" if head == "mean" else f"head {head}"
+        panels.append(Panel(picture, values, title, OVERLAY, regions, marks, flat=True))
+    return Scene(
+        rows=wrapped(panels, columns_for(len(panels))),
+        title=f"Windows of {_block(trace, step)} of {trace.provenance['model']}",
+        note="red: windows as they lie on the picture, and in each the patch that looks; colours: what it looks at",
+    )
+
+
+def query_heads(trace: Trace, layer: int, query: tuple[int, int], *, index: int = 0) -> Scene:
+    """One patch of one block: its window and what it looks at, the mean of heads and each head."""
+    step = trace.step(layer)
+    panels = [Panel(trace.pictures[index], title="photo", regions=_regions(step), marks=[query])]
+    panels += _query_panels(trace, step, query, index)
+    return Scene(
+        rows=wrapped(panels, columns_for(len(panels))),
+        title=f"Heads of {_block(trace, step)} of {trace.provenance['model']}",
+        note=f"query: {name_of(query)}",
+    )
+
+
+def shift_effect(trace: Trace, layer: int, query: tuple[int, int], *, index: int = 0, heads: int = 4) -> Scene:
+    """The same query in a block and in its shifted partner, one above the other."""
+    pair = shifted_pair(trace, layer)
+    rows = []
+    for step in pair:
+        panels = [Panel(trace.pictures[index], title="photo", regions=_regions(step), marks=[query])]
+        panels += _query_panels(trace, step, query, index)[: heads + 1]
+        rows.append(Row(panels, len(panels)))
+    return Scene(
+        rows=rows,
+        title=f"What shifting does, in {trace.provenance['model']}",
+        note=f"query: {name_of(query)}; above {_block(trace, pair[0])}, below {_block(trace, pair[1])}",
+        row_names=[f"{step.layer}" for step in pair],
+        row_axis="layer",
+    )
+
+
+def shifted_pair(trace: Trace, layer: int) -> tuple[AttentionStep, AttentionStep]:
+    """A block and the one after or before it whose windows are shifted against it."""
+    step = trace.step(layer)
+    stage = next(stage for stage in trace.stages if step in stage)
+    place = stage.index(step)
+    partners = stage[place + 1 : place + 2] if not is_shifted(step) else stage[max(place - 1, 0) : place]
+    for partner in partners:
+        if is_shifted(partner) != is_shifted(step):
+            return (step, partner) if is_shifted(partner) else (partner, step)
+    raise CallError(f"layer {step.layer} has no shifted partner: its grid is a single window, or it stands alone")
+
+
+def block_grid(trace: Trace, query: Query = "readout", *, index: int = 0) -> Scene:
+    """Every block, a row for each stage, heads averaged, each on its own grid with its windows."""
+    rows = []
+    for stage in trace.stages:
+        panels = []
+        for step in stage:
+            values = _numpy(trace.map(step.layer, "mean", query)[index])
+            regions = _regions(step)
+            panels.append(Panel(trace.pictures[index], values, _short(step), 1.0, regions))
+        rows += wrapped(panels, min(max(len(stage) for stage in trace.stages), 6))
+    what = "how much each patch is looked at within its window" if query == "readout" else f"query: {name_of(query)}"
+    return Scene(
+        rows=rows,
+        title=f"Attention of {trace.provenance['model']}, block by block and stage by stage",
+        note=f"mean of heads; {what}",
+    )
+
+
+def stage_evolution(trace: Trace, rollouts: Sequence[Attribution], *, index: int = 0) -> Scene:
+    """The rollout after each stage."""
+    ends = {stage[-1].layer: number for number, stage in enumerate(trace.stages)}
+    panels = [Panel(trace.pictures[index], title="photo")]
+    for rollout in rollouts:
+        end = rollout.provenance["parameters"]["end_layer"]
+        if end in ends:
+            panels.append(Panel(rollout.pictures[index], _numpy(rollout.values[index]), f"after stage {ends[end]}"))
+    return Scene(
+        rows=wrapped(panels, len(panels)),
+        title=f"Attention rollout of {trace.provenance['model']}, stage by stage",
+        note="what has reached the tokens of each stage, on the finest grid",
+    )
+
+
+def cls_comparison(result: WindowCls, rollout: Attribution, layer: int, *, index: int = 0) -> Scene:
+    """A CLS token in every window of one block, beside the block's mean attention and the rollout."""
+    trace, step = result.trace, result.trace.step(layer)
+    picture, regions = trace.pictures[index], _regions(step)
+    mean = _numpy(trace.map(layer, "mean", "readout")[index])
+    top = [
+        Panel(picture, title="photo"),
+        Panel(picture, _numpy(result.map(layer)[index]), "CLS token in each window", regions=regions, flat=True),
+        Panel(picture, mean, "mean attention of the block", regions=regions, flat=True),
+        Panel(picture, _numpy(rollout.values[index]), "rollout"),
+    ]
+    heads = [
+        Panel(picture, _numpy(result.map(layer, head)[index]), f"CLS, head {head}", OVERLAY, regions, flat=True)
+        for head in range(step.num_heads)
+    ]
+    return Scene(
+        rows=[Row(top, len(top)), *wrapped(heads, min(max(len(heads), len(top)), 8))],
+        title=f"A CLS token in every window of {_block(trace, step)} of {trace.provenance['model']}",
+        note="each window's token enters as the mean of its window and reads it through the block's own weights",
+    )
+
+
+def cls_grid(result: WindowCls, *, index: int = 0) -> Scene:
+    """A CLS token in every window of every block, a row for each stage, heads averaged."""
+    trace = result.trace
+    widest = min(max(len(stage) for stage in trace.stages), 6)
+    rows = []
+    for stage in trace.stages:
+        panels = [
+            Panel(trace.pictures[index], _numpy(result.map(step.layer)[index]), _short(step), 1.0, _regions(step))
+            for step in stage
+        ]
+        rows += wrapped(panels, widest)
+    return Scene(
+        rows=rows,
+        title=f"A CLS token in every window of {trace.provenance['model']}",
+        note="mean of heads; each window's token reads its window through the block's own weights",
+    )
+
+
+def _query_panels(trace: Trace, step: AttentionStep, query: tuple[int, int], index: int) -> list[Panel]:
+    regions = _regions(step)
+    panels = []
+    for head in ("mean", *range(step.num_heads)):
+        values = _numpy(trace.map(step.layer, head, query)[index])
+        title = "mean of heads" if head == "mean" else f"head {head}"
+        panels.append(Panel(trace.pictures[index], values, title, OVERLAY, regions, [query], flat=True))
+    return panels
+
+
+def _regions(step: AttentionStep) -> np.ndarray:
+    """What to outline; where windows are no areas, the frame alone, on the block's grid."""
+    try:
+        return window_regions(step)
+    except CallError:
+        grid = step.known_grid()
+        return np.zeros((grid.height, grid.width), dtype=int)
+
+
+def _block(trace: Trace, step: AttentionStep) -> str:
+    stage = next(number for number, stage in enumerate(trace.stages) if step in stage)
+    shifted = ", shifted" if is_shifted(step) else ""
+    grid = step.known_grid()
+    return f"layer {step.layer} (stage {stage}{shifted}, {grid.height} × {grid.width} patches)"
+
+
+def _short(step: AttentionStep) -> str:
+    return f"layer {step.layer}, shifted" if is_shifted(step) else f"layer {step.layer}"
+
+
+def _numpy(values: torch.Tensor) -> np.ndarray:
+    return values.detach().cpu().numpy()
