@@ -10,7 +10,8 @@ measured it has to agree with vitscope's rollout, each token within 1e-4 of its 
 
 Noise on all weights makes windows look where they look: as initialised attention is so even that any grouping of
 tokens would agree. Times are the median of interleaved rounds, over the plain forward of the same round. Peak memory is
-that of a fresh process, above what it held after a plain forward with all that was freed handed back, and large blocks kept off malloc's heap.
+that of a fresh process, above what it held after a plain forward with all that was freed handed back; large blocks are
+kept off malloc's heap.
 """
 
 import argparse

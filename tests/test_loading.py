@@ -445,25 +445,16 @@ def test_a_size_that_is_none_is_refused(folder: Path, size: Any) -> None:
 # The model that comes along
 
 
-@pytest.mark.skipif(not (bundled_path("vit-nano") / "config.json").exists(), reason="vit-nano is not in this tree")
-def test_vit_nano_is_there_without_a_network(chelsea: np.ndarray) -> None:
-    model = vs.load("vit-nano")
-    assert repr(model) == "<VisionModel vit-nano (transformers) 32×32 px, patches of 4×4>"
+@pytest.mark.parametrize(("name", "patch", "grid"), [("vit-nano", "4×4", (8, 8)), ("swin-nano", "2×2", (16, 16))])
+def test_bundled_models_are_there_without_a_network(
+    chelsea: np.ndarray, name: str, patch: str, grid: tuple[int, int]
+) -> None:
+    model = vs.load(name)
+    assert repr(model) == f"<VisionModel {name} (transformers) 32×32 px, patches of {patch}>"
     assert model.labels is not None
-    assert set(model.labels) == {
-        "airplane",
-        "automobile",
-        "bird",
-        "cat",
-        "deer",
-        "dog",
-        "frog",
-        "horse",
-        "ship",
-        "truck",
-    }
+    classes = "airplane automobile bird cat deer dog frog horse ship truck"
+    assert sorted(model.labels) == classes.split()
     (row,) = model.predict(chelsea, top_k=10)
     assert sum(p.probability for p in row) == pytest.approx(1)
-    assert vs.rollout(model, chelsea).values.shape == (1, 8, 8)
-    size = sum(file.stat().st_size for file in bundled_path("vit-nano").iterdir())
-    assert size < 12_000_000
+    assert vs.rollout(model, chelsea).values.shape == (1, *grid)
+    assert sum(file.stat().st_size for file in bundled_path(name).iterdir()) < 12_000_000

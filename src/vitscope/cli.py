@@ -91,6 +91,7 @@ def attention(
 ) -> None:
     """Raw attention maps: all layers × heads, or one layer's heads; for Swin all blocks, or one block's windows."""
     from vitscope.methods.rollout import rollout as roll
+    from vitscope.methods.window_attention import window_attention
     from vitscope.methods.window_cls import window_cls as read_windows
     from vitscope.run import capture
     from vitscope.view import windows as scenes
@@ -98,6 +99,10 @@ def attention(
     wanted = _query(query)
     if shifted and (layer is None or isinstance(wanted, str)):
         raise CallError("--shifted compares one query in two layers: name both, as in --layer 2 --query 5,6")
+    if shifted and window_cls:
+        raise CallError("--shifted and --window-cls are two figures: ask for one at a time")
+    if window_cls and wanted != "readout":
+        raise CallError("--window-cls asks the CLS tokens and takes no --query")
     vision = _load(model, device, photos)
     with _reporting(json_) as report:
         for photo, path in _each(
@@ -118,7 +123,12 @@ def attention(
                 else:
                     scene = scenes.attention_scene(trace, layer, wanted)
                 chosen = trace.blocks if layer is None else [trace.step(layer)]
-                maps = {str(s.layer): trace.map(s.layer, "mean", wanted)[0].tolist() for s in chosen}
+                if layer is not None and wanted == "readout" and scenes.attends_in_windows(trace.step(layer)):
+                    maps = {str(chosen[0].layer): window_attention(trace, layer=layer).values[0].tolist()}
+                else:
+                    whole = layer is None  # then a patch counts on the finest grid
+                    asked = {s.layer: scenes.query_in(trace, s, wanted) if whole else wanted for s in chosen}
+                    maps = {str(at): trace.map(at, "mean", seen)[0].tolist() for at, seen in asked.items()}
                 about["values_mean_of_heads"] = maps
             _save(scene, path, overwrite)
             report.append({"picture": str(photo), "figure": str(path), "provenance": dict(trace.provenance), **about})
@@ -155,6 +165,8 @@ def rollout(
     from vitscope.view import scene as scenes
     from vitscope.view.windows import stage_evolution
 
+    if evolution and stages:
+        raise CallError("--evolution and --stages are two figures: ask for one at a time")
     options: dict[str, Any] = {
         "discard_ratio": discard_ratio,
         "start_layer": start_layer,

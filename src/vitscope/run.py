@@ -35,7 +35,8 @@ class Run:
 def capture(model: VisionModel | nn.Module, images: Any, *, layers: Sequence[int] | None = None) -> Trace:
     """Run the model once and keep its attention, whatever kernel computes it.
 
-    Queries and keys are kept, not maps: for each layer 2 · heads · tokens · channels numbers in the model's dtype.
+    Queries and keys are kept, not maps: for each layer 2 · heads · tokens · channels numbers in the model's dtype; of
+    small windows the weights, where they take no more room.
     Weights, hooks and training flags are as before afterwards, also after an exception.
 
     Args:
@@ -236,9 +237,6 @@ class _Recorder:
             # A bias of its own for each picture, window or head of the call is split as the queries are.
             if bias.ndim == call.query.ndim and len(bias) == len(call.query):
                 bias = self._windowed(bias)
-                # A mask of windows is the same for each picture: one is enough.
-                if self.batch > 1 and bool((bias == bias[:1]).all()):
-                    bias = bias[:1]
             while bias.ndim < 5:
                 bias = bias.unsqueeze(0)
         return Factored(self._windowed(call.query), self._windowed(call.key), call.scale, bias)
@@ -290,7 +288,8 @@ class _Recorder:
         kept = self.shelf.empty((batch, windows, kept_heads, tokens, tokens), torch.float32, step.scores.device)
         leading = call.query.shape[:-2]  # (batch·window, head), or both in one
         value = call.value.contiguous()
-        output = value.new_empty(*leading, call.num_queries, value.shape[-1])
+        # Heads beside channels, as libraries put them next: their own copy is then none.
+        output = value.new_empty(*leading[:-1], call.num_queries, leading[-1], value.shape[-1]).transpose(-3, -2)
         slices = step.row_slices()
         for part, block in zip(slices, step.scores.blocks(slices), strict=True):
             kept[:, :, :, part] = self._fused(block)

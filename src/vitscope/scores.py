@@ -66,12 +66,14 @@ class Factored(Compact):
 
     def blocks(self, parts: Sequence[Part]) -> Iterator[Weights]:
         """float32 attention weights of some queries at a time."""
-        # bmm copies a transposed key for every block unless it lies in one piece.
-        keys = self.key.float().contiguous().transpose(-1, -2)
-        queries = self.query.float() * self.scale
+        # In one piece, for bmm copies what is strided, again for every block.
+        queries, keys = (part.float().flatten(0, 2).contiguous() for part in (self.query, self.key))
+        keys = keys.transpose(1, 2)
         for part in parts:
             with in_float32(keys):
-                scores = queries[:, :, :, part] @ keys
+                asked = queries[:, part]
+                scores = torch.baddbmm(asked.new_empty(1), asked, keys, beta=0, alpha=self.scale)
+                scores = scores.view(*self.shape[:3], *scores.shape[1:])
                 if self.bias is not None:
                     scores += self.bias if self.bias.shape[-2] == 1 else self.bias[..., part, :]
                 # In place, a block is half as large and stays in cache; only the CPU's kernel is known to allow it.

@@ -212,7 +212,7 @@ class Trace:
 
     @property
     def grid(self) -> Grid | None:
-        """The finest token grid, on which results that went through all blocks lie; None for a foreign model."""
+        """The grid of the first step, on which results that went through all blocks lie; None for a foreign model."""
         return self.steps[0].grid
 
     @property

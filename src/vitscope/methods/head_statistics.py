@@ -15,6 +15,7 @@ from vitscope.methods.attention_map import grid_of, trace_of
 from vitscope.models.vision_model import VisionModel
 from vitscope.run import capture
 from vitscope.trace import AttentionStep, Trace
+from vitscope.windows import merged_grid
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,8 +55,10 @@ def head_statistics(model: VisionModel | nn.Module | Trace, images: Any = None) 
     heads = max(step.num_heads for step in trace.blocks)
     entropies, distances = [], []
     for step in trace.blocks:
-        grid = step.known_grid()
-        patches = 2 ** round(math.log2(finest.height / grid.height))  # of the finest grid to one step of this one
+        patches = 1  # of the finest grid to one step of this one
+        grid = finest
+        while grid != step.known_grid() and grid.num_patches > 1:
+            patches, grid = 2 * patches, merged_grid(grid)
         entropy, distance = (only_finite(part, "attention") for part in _statistics(step))
         missing = heads - step.num_heads
         entropies.append(F.pad(entropy, (0, missing), value=math.nan))

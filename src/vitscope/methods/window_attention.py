@@ -31,8 +31,9 @@ def window_attention(
 ) -> Attribution:
     """What one patch of every window looks at, all windows in one picture.
 
-    A shifted block's windows are cut apart where they wrap around the picture's edge, as the block's mask cuts them;
-    each part has a query of its own.
+    A shifted block's windows are cut apart where they wrap around the picture's edge, and each part has a query of its
+    own. The block's mask keeps parts from seeing each other, but for timm on grids that need padding: there some see
+    each other, and what their queries look at adds up.
 
     Reference: Liu et al., 2021 (arXiv 2103.14030).
 
@@ -43,8 +44,9 @@ def window_attention(
         place: where in each window the query is, (down, across) from 0 to 1; the middle by default.
 
     Returns:
-        values (batch, height, width) on the block's grid, each region summing to one (less what falls on padding);
-        ``provenance["queries"]`` lists the patches that look, as [row, column].
+        values (batch, height, width) on the block's grid, the sum of all queries' rows: where parts do not see each
+        other, each region sums to one, less what falls on padding. ``provenance["queries"]`` lists the patches that
+        look, as [row, column].
 
     Raises:
         CallError: the layer or head is not there, or the block's windows are not areas of the picture.
@@ -79,18 +81,15 @@ def window_regions(step: AttentionStep) -> Regions:
         raise CallError(f"layer {step.layer} attends over all tokens at once: there are no windows to show")
     owners = window_of_token(slots.cpu(), grid.num_tokens).view(grid.height, grid.width)
     regions: Regions = label(owners.numpy(), background=-1, connectivity=1) - 1
-    # Wrapping cuts few windows, and none into more than four parts; patches apart are regions of their own.
-    if len(slots) > 1 and regions.max() + 1 >= 4 * len(slots):
+    # Only wrapping cuts a window into parts; otherwise its patches lie apart.
+    if not is_shifted(step) and regions.max() + 1 > int((slots >= 0).any(1).sum()):
         raise CallError(f"layer {step.layer} attends to patches spread over the picture: name one as query")
     return regions
 
 
 def is_shifted(step: AttentionStep) -> bool:
-    """Whether a block's windows wrap around the picture's edge."""
-    try:
-        return bool(window_regions(step).max() + 1 > len(step.known_slots()))
-    except CallError:
-        return False
+    """Whether a block's windows are shifted: the first does not begin at the first patch."""
+    return step.slots is not None and int(step.slots[0, 0]) != 0
 
 
 def region_queries(regions: Regions, place: tuple[float, float] = (0.5, 0.5)) -> list[tuple[int, int]]:

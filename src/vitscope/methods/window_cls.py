@@ -13,7 +13,7 @@ from vitscope.errors import CallError
 from vitscope.models.hierarchy import Projection
 from vitscope.models.vision_model import VisionModel
 from vitscope.run import as_vision_model, run
-from vitscope.scores import Head, fuse_heads
+from vitscope.scores import Head, fuse_heads, in_float32
 from vitscope.shapes import Maps, Slots
 from vitscope.trace import Trace
 
@@ -107,6 +107,11 @@ def window_cls(model: VisionModel | nn.Module, images: Any, *, tokens: Sequence[
     model = as_vision_model(model)
     projections = block_projections(model)
     stages = stage_of_block(projections)
+    if tokens is not None:
+        widths = list(dict.fromkeys(projection.out.out_features for projection in projections.values()))
+        if [token.numel() for token in tokens] != widths:
+            given = [token.numel() for token in tokens]
+            raise CallError(f"tokens are {given} wide, but the stages of {model.name} are {widths}")
     inputs, trace, logits = block_inputs(model, images)
     rows = {}
     with torch.no_grad():
@@ -174,13 +179,13 @@ def read_window(
         own = inside.sum(2) / real.sum(1, keepdim=True)
     else:
         own = entering.expand(len(tokens), len(slots), -1)
-    windows = projection.norm(tokens)[:, slots.clamp_min(0)] * real[..., None]  # padding is zero after the LayerNorm
-    own = projection.norm(own)[:, :, None]
+    windows = projection.normed(tokens)[:, slots.clamp_min(0)] * real[..., None]  # padding is zero after the LayerNorm
+    own = projection.normed(own)[:, :, None]
     query, key, value = projection.qkv(torch.cat([own, windows], dim=2))
     query, key, value = (
         part.unflatten(-1, (projection.num_heads, -1)).transpose(2, 3) for part in (query[:, :, :1], key, value)
     )  # (batch, window, head, slot, channel)
-    scores = (query @ key.transpose(-1, -2)).float() * query.shape[-1] ** -0.5
-    weights = scores.softmax(-1)
-    added = projection.out((weights.to(value.dtype) @ value).squeeze(-2).flatten(-2))
+    with in_float32(query):
+        weights = (query.float() @ key.float().transpose(-1, -2) * query.shape[-1] ** -0.5).softmax(-1)
+    added = projection.added((weights.to(value.dtype) @ value).squeeze(-2).flatten(-2))
     return weights.squeeze(-2), added

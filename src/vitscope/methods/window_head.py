@@ -65,14 +65,19 @@ class WindowHead(nn.Module):
 
     def forward(self, pixels: Pixels) -> Float[Tensor, "batch label"]:
         """Logits of preprocessed pictures; gradients flow to the tokens and the head."""
+        here, there = self.head.weight, self.backbone
+        if (here.device, here.dtype) != (there.device, there.dtype):
+            raise CallError(
+                f"the head is {here.dtype} on {here.device}, its backbone {there.dtype} on {there.device}: move "
+                "head.backbone.module as well"
+            )
         inputs, trace, _ = block_inputs(self.backbone, pixels)
         projections = block_projections(self.backbone)
         summaries: list[list[Tensor]] = [[] for _ in self.tokens]
         for step in trace.blocks:
             stage = self._stages[step.module]
             token = self.tokens[stage]
-            with projections[step.module].frozen():
-                _, added = read_window(projections[step.module], inputs[step.module], step.known_slots(), token)
+            _, added = read_window(projections[step.module], inputs[step.module], step.known_slots(), token)
             summaries[stage].append(added.mean(1) + token)
         stages = [torch.stack(blocks).mean(0) for blocks in summaries]
         return self.head(self.norm(torch.cat(stages, dim=-1)))
@@ -109,11 +114,12 @@ class WindowHead(nn.Module):
             with safe_open(str(path), framework="pt") as file:
                 about = json.loads((file.metadata() or {})["about"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            made = cls(model, len(tensors["head.weight"]))
+            num_classes = len(tensors["head.weight"])
         except FileNotFoundError:
             raise CallError(f"{path} does not exist") from None
         except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
             raise WorkError(f"{path} is no saved window head: {error}") from None
+        made = cls(model, num_classes)
         here = {name: tuple(tensor.shape) for name, tensor in made.state_dict().items()}
         there = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         if here != there:

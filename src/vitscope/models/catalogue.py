@@ -13,12 +13,18 @@ class Entry:
 
 
 CATALOGUE = (
-    Entry("vitscope", "vit-nano: a small ViT trained on CIFAR-10, bundled, works offline", "vit-nano"),
+    Entry(
+        "vitscope", "vit-nano, swin-nano: a small ViT and Swin trained on CIFAR-10, bundled, work offline", "vit-nano"
+    ),
     Entry(
         "transformers",
-        "ViT, DeiT, DINOv2 (also with registers), DINOv3, BEiT, CLIP and SigLIP vision towers; local folders",
+        "ViT, DeiT, DINOv2 (also with registers), DINOv3, BEiT, CLIP and SigLIP vision towers, Swin, Swin v2; folders",
         "google/vit-base-patch16-224",
     ),
-    Entry("timm", "ViT, DeiT, DINOv2 with registers, DINOv3, BEiT, SigLIP vision towers", "timm:vit_small_patch16_224"),
-    Entry("torchvision", "ViT", "torchvision:vit_b_16"),
+    Entry(
+        "timm",
+        "ViT, DeiT, DINOv2 with registers, DINOv3, BEiT, SigLIP vision towers, Swin, Swin v2; MaxViT's attention maps",
+        "timm:swin_tiny_patch4_window7_224",
+    ),
+    Entry("torchvision", "ViT, Swin, Swin v2", "torchvision:swin_t"),
 )

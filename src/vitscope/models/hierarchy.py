@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -41,24 +42,28 @@ class Projection:
     out: nn.Linear
     num_heads: int
 
+    def normed(self, tokens: Tensor) -> Tensor:
+        """Tokens through the LayerNorm before attention; no gradient reaches its weights."""
+        norm = self.norm
+        weight, bias = (None if part is None else part.detach() for part in (norm.weight, norm.bias))
+        return F.layer_norm(tokens, norm.normalized_shape, weight, bias, norm.eps)
+
     def qkv(self, tokens: Tensor) -> list[Tensor]:
         """(…, channel) → queries, keys and values, (…, channel) each."""
         if len(self.inputs) == 1:
-            return list(self.inputs[0](tokens).chunk(3, dim=-1))
-        return [layer(tokens) for layer in self.inputs]
+            return list(_detached(self.inputs[0], tokens).chunk(3, dim=-1))
+        return [_detached(layer, tokens) for layer in self.inputs]
 
-    @contextmanager
-    def frozen(self) -> Iterator[None]:
-        """While held, what is computed with these layers leaves no gradient in them."""
-        layers = (self.norm, *self.inputs, self.out)
-        before = [(parameter, parameter.requires_grad) for layer in layers for parameter in layer.parameters()]
-        try:
-            for parameter, _ in before:
-                parameter.requires_grad_(False)
-            yield
-        finally:
-            for parameter, wanted in before:
-                parameter.requires_grad_(wanted)
+    def added(self, attended: Tensor) -> Tensor:
+        """What attention gathered, (…, channel), as the block adds it."""
+        return _detached(self.out, attended)
+
+
+def _detached(layer: nn.Linear, tokens: Tensor) -> Tensor:
+    """A linear layer that leaves no gradient in its weights; what an adapter has wrapped runs as it is."""
+    if type(layer) is not nn.Linear:
+        return layer(tokens)
+    return F.linear(tokens, layer.weight.detach(), None if layer.bias is None else layer.bias.detach())
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,9 +115,12 @@ _turns: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
 def restoring(module: nn.Module, owners: Sequence[Any], names: Sequence[str]) -> Iterator[None]:
     """Attributes that a library alters while it runs are as before afterwards; threads on one module take turns."""
     with _turns.setdefault(module, threading.RLock()):
-        before = [(owner, name, copy(getattr(owner, name))) for owner in owners for name in names]
+        held = [(owner, name, getattr(owner, name)) for owner in owners for name in names]
+        before = [(owner, name, value, copy(value)) for owner, name, value in held]
         try:
             yield
         finally:
-            for owner, name, value in before:
+            for owner, name, value, unaltered in before:
+                if isinstance(value, list):
+                    value[:] = unaltered
                 setattr(owner, name, value)

@@ -17,7 +17,7 @@ from vitscope.errors import CallError, ModelUnavailableError, UnknownModelError
 from vitscope.models.vision_model import Layout, VisionModel
 from vitscope.picture import Preprocessing
 
-BUNDLED = ("vit-nano",)
+BUNDLED = ("vit-nano", "swin-nano")
 LIBRARIES = ("transformers", "timm", "torchvision")
 
 Size = int | tuple[int, int]
@@ -42,7 +42,7 @@ def load(
     """Load a vision model by name, or take a live module as it is.
 
     Args:
-        model: ``"vit-nano"`` (bundled), a local transformers folder or a hub id, ``"timm:<name>"``,
+        model: ``"vit-nano"`` or ``"swin-nano"`` (bundled), a local transformers folder or a hub id, ``"timm:<name>"``,
             ``"torchvision:<name>"``, or an ``nn.Module``.
         pretrained: False gives random weights (seed torch yourself). For transformers a model type such as
             ``"vit"`` or ``"dinov2"`` is then a name too and means its default configuration.

@@ -84,7 +84,7 @@ def _layout(module: Any) -> Layout | None:
         return Layout(tuple(module.patch_embed.patch_size), (), {"patches": 1.0}, _swin(module))
     if type(module).__name__ == "MaxxVit":
         hierarchy = _maxvit(module)
-        return Layout(_MAXVIT_STEM, (), {"patches": 1.0}, hierarchy) if hierarchy.blocks else None
+        return None if hierarchy is None else Layout(_MAXVIT_STEM, (), {"patches": 1.0}, hierarchy)
     return _plain_layout(module) if type(module).__name__ in _PLAIN else None
 
 
@@ -122,16 +122,17 @@ def _projection(block: Any) -> Projection | None:
 _MAXVIT_STEM = (2, 2)
 
 
-def _maxvit(module: Any) -> Hierarchy:
-    """MaxViT: windows, then the same number of tokens spread over the grid; strided convolutions between stages."""
-    return Hierarchy(
-        blocks={
-            f"{name}.attn": WindowBlock(block, partial(_partition, block))
-            for name, block in module.named_modules()
-            if type(block).__name__ == "PartitionAttentionCl"
-        },
-        shrinking=[stage.blocks[0].conv for stage in module.stages],
-    )
+def _maxvit(module: Any) -> Hierarchy | None:
+    """MaxViT: windows, then the same number of tokens spread over the grid; strided convolutions between stages.
+
+    None for what else the class holds (CoAtNet), which has no windows.
+    """
+    blocks = {
+        f"{name}.attn": WindowBlock(block, partial(_partition, block))
+        for name, block in module.named_modules()
+        if type(block).__name__ == "PartitionAttentionCl"
+    }
+    return Hierarchy(blocks, shrinking=[stage.blocks[0].conv for stage in module.stages]) if blocks else None
 
 
 def _partition(block: Any, _: Grid) -> Windows:

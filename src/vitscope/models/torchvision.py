@@ -105,7 +105,7 @@ def wrap(
 
 
 def _swin(module: Any) -> Hierarchy:
-    """Swin and Swin v2: merging stands between the stages, windows and shifts in lists that blocks share."""
+    """Swin and Swin v2: merging stands between the stages."""
     attentions = [child for child in module.modules() if isinstance(child, ShiftedWindowAttention)]
     return Hierarchy(
         blocks={

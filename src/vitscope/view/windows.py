@@ -28,7 +28,7 @@ def attention_scene(trace: Trace, layer: int | None, query: Query, *, index: int
         return block_grid(trace, query, index=index)
     if not attends_in_windows(trace.step(layer)):
         return head_overlays(trace, layer, query, index=index)
-    if isinstance(query, str):
+    if query == "readout":
         return window_heads(trace, layer, index=index)
     return query_heads(trace, layer, query, index=index)
 
@@ -50,10 +50,10 @@ def window_heads(trace: Trace, layer: int, *, index: int = 0) -> Scene:
     )
 
 
-def query_heads(trace: Trace, layer: int, query: tuple[int, int], *, index: int = 0) -> Scene:
+def query_heads(trace: Trace, layer: int, query: Query, *, index: int = 0) -> Scene:
     """One patch of one block: its window and what it looks at, the mean of heads and each head."""
     step = trace.step(layer)
-    panels = [Panel(trace.pictures[index], title="photo", regions=_regions(step), marks=[query])]
+    panels = [Panel(trace.pictures[index], title="photo", regions=_regions(step), marks=_marks(query))]
     panels += _query_panels(trace, step, query, index)
     return Scene(
         rows=wrapped(panels, columns_for(len(panels))),
@@ -92,14 +92,17 @@ def shifted_pair(trace: Trace, layer: int) -> tuple[AttentionStep, AttentionStep
 
 
 def block_grid(trace: Trace, query: Query = "readout", *, index: int = 0) -> Scene:
-    """Every block, a row for each stage, heads averaged, each on its own grid with its windows."""
+    """Every block, a row for each stage, heads averaged, each on its own grid with its windows.
+
+    A patch as query counts on the finest grid; later blocks are asked for the patch that it has become part of.
+    """
     rows = []
     for stage in trace.stages:
         panels = []
         for step in stage:
-            values = _numpy(trace.map(step.layer, "mean", query)[index])
-            regions = _regions(step)
-            panels.append(Panel(trace.pictures[index], values, _short(step), 1.0, regions))
+            asked = query_in(trace, step, query)
+            values = _numpy(trace.map(step.layer, "mean", asked)[index])
+            panels.append(Panel(trace.pictures[index], values, _short(step), 1.0, _regions(step), _marks(asked)))
         rows += wrapped(panels, min(max(len(stage) for stage in trace.stages), 6))
     what = "how much each patch is looked at within its window" if query == "readout" else f"query: {name_of(query)}"
     return Scene(
@@ -107,6 +110,15 @@ def block_grid(trace: Trace, query: Query = "readout", *, index: int = 0) -> Sce
         title=f"Attention of {trace.provenance['model']}, block by block and stage by stage",
         note=f"mean of heads; {what}",
     )
+
+
+def query_in(trace: Trace, step: AttentionStep, query: Query) -> Query:
+    """A query on the finest grid as one on a block's own grid."""
+    if isinstance(query, str) or trace.grid is None:
+        return query
+    finest, grid = trace.grid, step.known_grid()
+    finest.token(*query)  # refuses what lies outside
+    return query[0] * grid.height // finest.height, query[1] * grid.width // finest.width
 
 
 def stage_evolution(trace: Trace, rollouts: Sequence[Attribution], *, index: int = 0) -> Scene:
@@ -164,14 +176,18 @@ def cls_grid(result: WindowCls, *, index: int = 0) -> Scene:
     )
 
 
-def _query_panels(trace: Trace, step: AttentionStep, query: tuple[int, int], index: int) -> list[Panel]:
+def _query_panels(trace: Trace, step: AttentionStep, query: Query, index: int) -> list[Panel]:
     regions = _regions(step)
     panels = []
     for head in ("mean", *range(step.num_heads)):
         values = _numpy(trace.map(step.layer, head, query)[index])
         title = "mean of heads" if head == "mean" else f"head {head}"
-        panels.append(Panel(trace.pictures[index], values, title, OVERLAY, regions, [query], flat=True))
+        panels.append(Panel(trace.pictures[index], values, title, OVERLAY, regions, _marks(query), flat=True))
     return panels
+
+
+def _marks(query: Query) -> list[tuple[int, int]]:
+    return [] if isinstance(query, str) else [query]
 
 
 def _regions(step: AttentionStep) -> np.ndarray:
