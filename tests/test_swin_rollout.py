@@ -16,6 +16,7 @@ from tests.swin_families import (
     LARGE,
     MAXVIT,
     PATCH,
+    SIZES,
     WINDOW,
     SwinFamily,
     every_swin,
@@ -249,3 +250,28 @@ def test_strided_convolutions_between_stages_have_no_rollout() -> None:
     assert trace.grid == vs.Grid(16, 16)
     torch.testing.assert_close(trace.map(3, 0, (5, 2))[:, 1::4, 2::4].sum((1, 2)), torch.ones(2))
     torch.testing.assert_close(trace.map(2, 0, (5, 2))[:, 4:6, 2:4].sum((1, 2)), torch.ones(2))
+
+
+@every_swin
+def test_the_readout_is_what_the_answer_depends_on(family: SwinFamily) -> None:
+    """Nudge the last block's output at one token at a time: the answer moves, and each token's readout is the same."""
+    model, images = family.model(), pixels(SIZES["fitting"], 1)
+    readout = vs.capture(model, images).readout[0]
+    assert torch.equal(readout, torch.full((16,), 1 / 16))
+    last = list(family.blocks(model.module).values())[-1]
+    answers = []
+    for token in [None, *range(16)]:
+
+        def nudge(_: Any, __: Any, output: Any, token: int | None = token) -> Any:
+            hidden = output[0] if isinstance(output, tuple) else output
+            if token is not None:
+                hidden.view(1, 16, -1)[:, token] += torch.linspace(-3, 3, hidden.shape[-1])
+            return output
+
+        handle = last.register_forward_hook(nudge)
+        try:
+            with torch.no_grad():
+                answers.append(model.forward(images))
+        finally:
+            handle.remove()
+    assert not any(torch.allclose(answers[0], answer, atol=1e-6) for answer in answers[1:])
