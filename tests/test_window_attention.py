@@ -130,6 +130,13 @@ def test_the_windows_figure_has_the_mean_and_every_head(trace: vs.Trace) -> None
     assert "stage 0, shifted, 16 × 16 patches" in made.title
 
 
+def test_stages_are_counted_also_where_only_some_layers_were_kept() -> None:
+    trace = vs.capture(family("torchvision-swin").model(), pixels(SIZES["fitting"], 1), layers=[2, -1])
+    assert [[step.layer for step in stage] for stage in trace.stages] == [[], [2], [5]]
+    assert "layer 2 (stage 1, 8 × 8 patches)" in windows.window_heads(trace, 2).title
+    assert [len(row.panels) for row in windows.block_grid(trace).rows] == [1, 1]
+
+
 @pytest.mark.parametrize("layer", [2, 3])
 def test_the_shifted_partner_is_the_other_block_of_the_pair(trace: vs.Trace, layer: int) -> None:
     made = windows.shift_effect(trace, layer, (3, 4))

@@ -222,15 +222,15 @@ class Trace:
 
     @property
     def stages(self) -> list[list[AttentionStep]]:
-        """The blocks between one merging and the next; a plain ViT is one stage."""
-        stages: list[list[AttentionStep]] = []
-        last: Step | None = None
+        """The blocks between one merging and the next, empty where none was kept; a plain ViT is one stage."""
+        stages: list[list[AttentionStep]] = [[]]
         for step in self.steps:
-            if isinstance(step, AttentionStep):
-                if not isinstance(last, AttentionStep) or last.grid != step.grid:
-                    stages.append([])
+            if isinstance(step, MergeStep):
+                stages.append([])
+            elif stages[-1] and stages[-1][-1].grid != step.grid:
+                stages.append([step])
+            else:
                 stages[-1].append(step)
-            last = step
         return stages
 
     def step(self, layer: int) -> AttentionStep:

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import copy
 from dataclasses import dataclass, field
-from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch.nn.functional as F
@@ -112,9 +111,9 @@ _turns: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
 
 
 @contextmanager
-def restoring(module: nn.Module, owners: Sequence[Any], names: Sequence[str]) -> Iterator[None]:
-    """Attributes that a library alters while it runs are as before afterwards; threads on one module take turns."""
-    with _turns.setdefault(module, threading.RLock()):
+def restoring(owners: Sequence[nn.Module], names: Sequence[str]) -> Iterator[None]:
+    """Attributes that a library alters while it runs are as before afterwards; threads on one model take turns."""
+    with _turns.setdefault(owners[0], threading.RLock()):
         held = [(owner, name, getattr(owner, name)) for owner in owners for name in names]
         before = [(owner, name, value, copy(value)) for owner, name, value in held]
         try:

@@ -121,7 +121,7 @@ def _swin(module: Any) -> Hierarchy:
         pooled=module.norm,
         classifier=module.head if isinstance(module.head, nn.Linear) else None,
         # Some versions write the shift of a small grid into the list.
-        kept=lambda: restoring(module, attentions, ("shift_size",)),
+        kept=lambda: restoring(attentions, ("shift_size",)),
     )
 
 

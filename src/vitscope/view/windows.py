@@ -123,7 +123,7 @@ def query_in(trace: Trace, step: AttentionStep, query: Query) -> Query:
 
 def stage_evolution(trace: Trace, rollouts: Sequence[Attribution], *, index: int = 0) -> Scene:
     """The rollout after each stage."""
-    ends = {stage[-1].layer: number for number, stage in enumerate(trace.stages)}
+    ends = {stage[-1].layer: number for number, stage in enumerate(trace.stages) if stage}
     panels = [Panel(trace.pictures[index], title="photo")]
     for rollout in rollouts:
         end = rollout.provenance["parameters"]["end_layer"]
