@@ -91,7 +91,6 @@ def attention(
 ) -> None:
     """Raw attention maps: all layers × heads, or one layer's heads; for Swin all blocks, or one block's windows."""
     from vitscope.methods.rollout import rollout as roll
-    from vitscope.methods.window_attention import window_attention
     from vitscope.methods.window_cls import window_cls as read_windows
     from vitscope.run import capture
     from vitscope.view import windows as scenes
@@ -108,28 +107,23 @@ def attention(
         for photo, path in _each(
             photos, [_target(photo, "attention", out, len(photos)) for photo in photos], overwrite
         ):
-            about: dict[str, Any] = {"query": query}
             if window_cls:
                 result = read_windows(vision, photo)
                 trace = result.trace
                 compared = None if layer is None else scenes.cls_comparison(result, roll(trace), layer)
                 scene = compared or scenes.cls_grid(result)
                 chosen = trace.blocks if layer is None else [trace.step(layer)]
-                about = {"window_cls_mean_of_heads": {str(s.layer): result.map(s.layer)[0].tolist() for s in chosen}}
+                shown = {step.layer: result.map(step.layer)[0] for step in chosen}
             else:
                 trace = capture(vision, photo)
+                shown = scenes.shown_values(trace, layer, wanted)
                 if shifted and layer is not None and not isinstance(wanted, str):
                     scene = scenes.shift_effect(trace, layer, wanted)
                 else:
                     scene = scenes.attention_scene(trace, layer, wanted)
-                chosen = trace.blocks if layer is None else [trace.step(layer)]
-                if layer is not None and wanted == "readout" and scenes.attends_in_windows(trace.step(layer)):
-                    maps = {str(chosen[0].layer): window_attention(trace, layer=layer).values[0].tolist()}
-                else:
-                    whole = layer is None  # then a patch counts on the finest grid
-                    asked = {s.layer: scenes.query_in(trace, s, wanted) if whole else wanted for s in chosen}
-                    maps = {str(at): trace.map(at, "mean", seen)[0].tolist() for at, seen in asked.items()}
-                about["values_mean_of_heads"] = maps
+            asked = {} if window_cls else {"query": query}
+            what = "window_cls_mean_of_heads" if window_cls else "values_mean_of_heads"
+            about = {**asked, what: {str(at): values.tolist() for at, values in shown.items()}}
             _save(scene, path, overwrite)
             report.append({"picture": str(photo), "figure": str(path), "provenance": dict(trace.provenance), **about})
 

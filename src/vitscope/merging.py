@@ -36,9 +36,8 @@ class Reduction(Compact):
     def norms(self, groups: Groups) -> Shares:
         """‖T_q x_q‖ of each part of each merged token; of padding, which is zero, 0."""
         with in_float32(self.tokens):
-            parts = (
-                self.tokens.float()[:, groups.clamp_min(0)] * (groups >= 0)[..., None]
-            )  # (batch, merged, 4, channel)
+            # (batch, merged, 4, channel)
+            parts = self.tokens.float()[:, groups.clamp_min(0)] * (groups >= 0)[..., None]
             channels = parts.shape[-1]
             weight = self.weight.float().unflatten(1, (4, channels))  # (out, 4, channel)
             gamma = None if self.gamma is None else self.gamma.float()

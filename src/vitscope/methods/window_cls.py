@@ -108,9 +108,8 @@ def window_cls(model: VisionModel | nn.Module, images: Any, *, tokens: Sequence[
     projections = block_projections(model)
     stages = stage_of_block(projections)
     if tokens is not None:
-        widths = list(dict.fromkeys(projection.out.out_features for projection in projections.values()))
-        if [token.numel() for token in tokens] != widths:
-            given = [token.numel() for token in tokens]
+        given, widths = [token.numel() for token in tokens], stage_widths(projections)
+        if given != widths:
             raise CallError(f"tokens are {given} wide, but the stages of {model.name} are {widths}")
     inputs, trace, logits = block_inputs(model, images)
     rows = {}
@@ -131,9 +130,14 @@ def block_projections(model: VisionModel) -> dict[str, Projection]:
     return known
 
 
+def stage_widths(projections: Mapping[str, Projection]) -> list[int]:
+    """How many channels the tokens of each stage have."""
+    return list(dict.fromkeys(projection.out.out_features for projection in projections.values()))
+
+
 def stage_of_block(projections: Mapping[str, Projection]) -> dict[str, int]:
     """The stage of each block, from 0: the blocks of a stage are equally wide."""
-    widths = list(dict.fromkeys(projection.out.out_features for projection in projections.values()))
+    widths = stage_widths(projections)
     return {path: widths.index(projection.out.out_features) for path, projection in projections.items()}
 
 

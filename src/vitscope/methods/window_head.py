@@ -17,6 +17,7 @@ from vitscope.methods.window_cls import (
     block_projections,
     read_window,
     stage_of_block,
+    stage_widths,
     window_cls,
 )
 from vitscope.models.vision_model import VisionModel
@@ -51,13 +52,13 @@ class WindowHead(nn.Module):
         self._backbone = (as_vision_model(model),)  # in a tuple: its weights are not this module's
         projections = block_projections(self.backbone)
         self._stages = stage_of_block(projections)
-        widths = {self._stages[path]: projection.out.out_features for path, projection in projections.items()}
+        widths = stage_widths(projections)
         device, dtype = self.backbone.device, self.backbone.dtype
         self.tokens = nn.ParameterList(
-            nn.Parameter(torch.randn(widths[stage], device=device, dtype=dtype) * 0.02) for stage in sorted(widths)
+            nn.Parameter(torch.randn(width, device=device, dtype=dtype) * 0.02) for width in widths
         )
-        self.norm = nn.LayerNorm(sum(widths.values()), device=device, dtype=dtype)
-        self.head = nn.Linear(sum(widths.values()), num_classes, device=device, dtype=dtype)
+        self.norm = nn.LayerNorm(sum(widths), device=device, dtype=dtype)
+        self.head = nn.Linear(sum(widths), num_classes, device=device, dtype=dtype)
 
     @property
     def backbone(self) -> VisionModel:

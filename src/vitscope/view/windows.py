@@ -1,6 +1,6 @@
 """Scenes of window transformers: windows and their queries, shifted partners, stages, CLS tokens in windows."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -9,6 +9,7 @@ from vitscope.attribution import Attribution
 from vitscope.errors import CallError
 from vitscope.methods.window_attention import is_shifted, region_queries, window_attention, window_regions
 from vitscope.methods.window_cls import WindowCls
+from vitscope.scores import Head
 from vitscope.trace import AttentionStep, Query, Trace
 from vitscope.view.scene import OVERLAY, Panel, Row, Scene, columns_for, head_grid, head_overlays, name_of, wrapped
 
@@ -21,9 +22,9 @@ def attends_in_windows(step: AttentionStep) -> bool:
 def attention_scene(trace: Trace, layer: int | None, query: Query, *, index: int = 0) -> Scene:
     """Raw attention in the form that suits the model: heads where it looks at everything, windows where it does not."""
     if not any(attends_in_windows(step) for step in trace.blocks):
-        return (
-            head_grid(trace, query, index=index) if layer is None else head_overlays(trace, layer, query, index=index)
-        )
+        if layer is None:
+            return head_grid(trace, query, index=index)
+        return head_overlays(trace, layer, query, index=index)
     if layer is None:
         return block_grid(trace, query, index=index)
     if not attends_in_windows(trace.step(layer)):
@@ -33,16 +34,26 @@ def attention_scene(trace: Trace, layer: int | None, query: Query, *, index: int
     return query_heads(trace, layer, query, index=index)
 
 
+def shown_values(trace: Trace, layer: int | None, query: Query, *, index: int = 0) -> dict[int, torch.Tensor]:
+    """By layer, the mean of heads as :func:`attention_scene` shows it."""
+    if layer is None:
+        return {s.layer: trace.map(s.layer, "mean", query_in(trace, s, query))[index] for s in trace.blocks}
+    step = trace.step(layer)
+    if query == "readout" and attends_in_windows(step):
+        return {step.layer: window_attention(trace, layer=layer).values[index]}
+    return {step.layer: trace.map(layer, "mean", query)[index]}
+
+
 def window_heads(trace: Trace, layer: int, *, index: int = 0) -> Scene:
     """The windows of one block, a query in each, and what it looks at: the mean of heads, then each head."""
     step = trace.step(layer)
-    regions = window_regions(step)
-    marks, picture = region_queries(regions), trace.pictures[index]
-    panels = [Panel(picture, title="photo, windows and queries", regions=regions, marks=marks)]
-    for head in ("mean", *range(step.num_heads)):
-        values = _numpy(window_attention(trace, layer=layer, head=head).values[index])
-        title = "mean of heads" if head == "mean" else f"head {head}"
-        panels.append(Panel(picture, values, title, OVERLAY, regions, marks, flat=True))
+    marks = region_queries(window_regions(step))
+
+    def values(head: Head) -> torch.Tensor:
+        return window_attention(trace, layer=layer, head=head).values
+
+    panels = [Panel(trace.pictures[index], title="photo, windows and queries", regions=_regions(step), marks=marks)]
+    panels += _mean_and_heads(trace, step, values, marks, index)
     return Scene(
         rows=wrapped(panels, columns_for(len(panels))),
         title=f"Windows of {_block(trace, step)} of {trace.provenance['model']}",
@@ -96,17 +107,15 @@ def block_grid(trace: Trace, query: Query = "readout", *, index: int = 0) -> Sce
 
     A patch as query counts on the finest grid; later blocks are asked for the patch that it has become part of.
     """
-    rows = []
-    for stage in trace.stages:
-        panels = []
-        for step in stage:
-            asked = query_in(trace, step, query)
-            values = _numpy(trace.map(step.layer, "mean", asked)[index])
-            panels.append(Panel(trace.pictures[index], values, _short(step), 1.0, _regions(step), _marks(asked)))
-        rows += wrapped(panels, min(max(len(stage) for stage in trace.stages), 6))
+
+    def panel(step: AttentionStep) -> Panel:
+        asked = query_in(trace, step, query)
+        values = _numpy(trace.map(step.layer, "mean", asked)[index])
+        return Panel(trace.pictures[index], values, _short(step), 1.0, _regions(step), _marks(asked))
+
     what = "how much each patch is looked at within its window" if query == "readout" else f"query: {name_of(query)}"
     return Scene(
-        rows=rows,
+        rows=_by_stage(trace, panel),
         title=f"Attention of {trace.provenance['model']}, block by block and stage by stage",
         note=f"mean of heads; {what}",
     )
@@ -161,29 +170,42 @@ def cls_comparison(result: WindowCls, rollout: Attribution, layer: int, *, index
 def cls_grid(result: WindowCls, *, index: int = 0) -> Scene:
     """A CLS token in every window of every block, a row for each stage, heads averaged."""
     trace = result.trace
-    widest = min(max(len(stage) for stage in trace.stages), 6)
-    rows = []
-    for stage in trace.stages:
-        panels = [
-            Panel(trace.pictures[index], _numpy(result.map(step.layer)[index]), _short(step), 1.0, _regions(step))
-            for step in stage
-        ]
-        rows += wrapped(panels, widest)
+
+    def panel(step: AttentionStep) -> Panel:
+        return Panel(trace.pictures[index], _numpy(result.map(step.layer)[index]), _short(step), 1.0, _regions(step))
+
     return Scene(
-        rows=rows,
+        rows=_by_stage(trace, panel),
         title=f"A CLS token in every window of {trace.provenance['model']}",
         note="mean of heads; each window's token reads its window through the block's own weights",
     )
 
 
 def _query_panels(trace: Trace, step: AttentionStep, query: Query, index: int) -> list[Panel]:
-    regions = _regions(step)
-    panels = []
-    for head in ("mean", *range(step.num_heads)):
-        values = _numpy(trace.map(step.layer, head, query)[index])
-        title = "mean of heads" if head == "mean" else f"head {head}"
-        panels.append(Panel(trace.pictures[index], values, title, OVERLAY, regions, _marks(query), flat=True))
-    return panels
+    return _mean_and_heads(trace, step, lambda head: trace.map(step.layer, head, query), _marks(query), index)
+
+
+def _mean_and_heads(
+    trace: Trace,
+    step: AttentionStep,
+    values: Callable[[Head], torch.Tensor],
+    marks: Sequence[tuple[int, int]],
+    index: int,
+) -> list[Panel]:
+    """The mean of heads and each head, windows outlined and queries marked."""
+    heads: list[Head] = ["mean", *range(step.num_heads)]
+    titles = ["mean of heads", *(f"head {head}" for head in range(step.num_heads))]
+    picture, regions = trace.pictures[index], _regions(step)
+    return [
+        Panel(picture, _numpy(values(head)[index]), title, OVERLAY, regions, marks, flat=True)
+        for head, title in zip(heads, titles, strict=True)
+    ]
+
+
+def _by_stage(trace: Trace, panel: Callable[[AttentionStep], Panel]) -> list[Row]:
+    """A panel for each block, a row for each stage, or several where it is deep."""
+    columns = min(max(len(stage) for stage in trace.stages), 6)
+    return [row for stage in trace.stages for row in wrapped([panel(step) for step in stage], columns)]
 
 
 def _marks(query: Query) -> list[tuple[int, int]]:
