@@ -22,6 +22,8 @@ _HOME = {
     "rollout": "vitscope.methods.rollout",
     "rollout_evolution": "vitscope.methods.rollout",
     "head_statistics": "vitscope.methods.head_statistics",
+    "lime": "vitscope.methods.lime",
+    "SegmentAttribution": "vitscope.segment_attribution",
     "window_attention": "vitscope.methods.window_attention",
     "window_cls": "vitscope.methods.window_cls",
     "WindowCls": "vitscope.methods.window_cls",
@@ -29,6 +31,7 @@ _HOME = {
     "HeadStatistics": "vitscope.methods.head_statistics",
     "VitscopeError": "vitscope.errors",
     "CallError": "vitscope.errors",
+    "VitscopeWarning": "vitscope.errors",
     "WorkError": "vitscope.errors",
 }
 
@@ -36,12 +39,14 @@ if TYPE_CHECKING:
     from vitscope.attribution import Attribution as Attribution
     from vitscope.errors import CallError as CallError
     from vitscope.errors import VitscopeError as VitscopeError
+    from vitscope.errors import VitscopeWarning as VitscopeWarning
     from vitscope.errors import WorkError as WorkError
     from vitscope.grid import Grid as Grid
     from vitscope.merging import MergeStep as MergeStep
     from vitscope.methods.attention_map import attention_map as attention_map
     from vitscope.methods.head_statistics import HeadStatistics as HeadStatistics
     from vitscope.methods.head_statistics import head_statistics as head_statistics
+    from vitscope.methods.lime import lime as lime
     from vitscope.methods.rollout import rollout as rollout
     from vitscope.methods.rollout import rollout_evolution as rollout_evolution
     from vitscope.methods.window_attention import window_attention as window_attention
@@ -54,6 +59,7 @@ if TYPE_CHECKING:
     from vitscope.models import load as load
     from vitscope.picture import Picture as Picture
     from vitscope.run import capture as capture
+    from vitscope.segment_attribution import SegmentAttribution as SegmentAttribution
     from vitscope.trace import AttentionStep as AttentionStep
     from vitscope.trace import Trace as Trace
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import matplotlib
 import numpy as np
@@ -20,6 +20,7 @@ from vitscope.saving import replacing
 from vitscope.shapes import Maps
 
 COLORMAP = "inferno"  # perceptually uniform: equal steps of value look like equal steps
+SIGNED_COLORMAP = "RdBu"  # red below zero, white at zero, blue above: told apart by most colour-blind eyes too
 
 
 def stretch(values: np.ndarray) -> np.ndarray:
@@ -30,10 +31,20 @@ def stretch(values: np.ndarray) -> np.ndarray:
     return (values - low) / (high - low) if high > low else values * 0
 
 
-def blend(photo: Image.Image, heat: np.ndarray, alpha: float) -> Image.Image:
+def stretch_signed(values: np.ndarray) -> np.ndarray:
+    """Values moved to [0, 1] with zero at a half, by the largest magnitude; NaN stays NaN."""
+    if not np.isfinite(values).any():
+        return values
+    most = np.nanmax(np.abs(values))
+    return 0.5 + values / (2 * most) if most > 0 else values * 0 + 0.5
+
+
+def blend(photo: Image.Image, heat: np.ndarray, alpha: float, *, colormap: str = COLORMAP) -> Image.Image:
     """A photo under a heat map of its own size in [0, 1]; where the heat is NaN the photo is greyed."""
     base = np.asarray(photo, dtype=np.float32)
-    colours = matplotlib.colormaps[COLORMAP](np.nan_to_num(heat))[..., :3].astype(np.float32) * 255
+    if colormap == SIGNED_COLORMAP:
+        base = base.mean(-1, keepdims=True).repeat(3, -1)  # colours of the photo would be taken for signs
+    colours = matplotlib.colormaps[colormap](np.nan_to_num(heat, nan=0.5))[..., :3].astype(np.float32) * 255
     mixed = (1 - alpha) * base + alpha * colours
     unseen = np.isnan(heat)
     mixed[unseen] = base[unseen].mean(-1, keepdims=True) * 0.35 + 160
@@ -50,6 +61,7 @@ class Attribution:
         pictures: the photos, with the way back to their pixels.
         provenance: method, parameters, model, versions, and what is to be known about the normalisation.
         target: what was explained; None for methods that look at attention alone.
+        signed: values speak for the target above zero and against it below.
     """
 
     values: Maps
@@ -57,6 +69,7 @@ class Attribution:
     pictures: Sequence[Picture] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
     target: str | None = None
+    signed: bool = False
 
     def __len__(self) -> int:
         return len(self.values)
@@ -66,7 +79,8 @@ class Attribution:
 
         Args:
             alpha: opacity of the map, 0 (photo alone) to 1 (map alone). The map's colours run from its own
-                smallest to its largest value. What the model did not see is grey.
+                smallest to its largest value; signed ones from red (against) over white to blue (for). What the model
+                did not see is grey.
             index: which picture of the batch.
 
         Raises:
@@ -79,13 +93,17 @@ class Attribution:
         if not self.pictures:
             raise CallError("this result was loaded from a file and holds no photos to draw on")
         picture = self.pictures[index]
-        return blend(picture.photo, stretch(picture.paint(self.values[index].cpu().numpy())), alpha)
+        heat = picture.paint(self.values[index].cpu().numpy())
+        if self.signed:
+            return blend(picture.photo, stretch_signed(heat), alpha, colormap=SIGNED_COLORMAP)
+        return blend(picture.photo, stretch(heat), alpha)
 
     def save(self, path: str | Path, *, index: int = 0) -> Path:
         """Write the result; the suffix says what.
 
-        ``.png`` is the overlay of picture ``index``; ``.safetensors`` and ``.npz`` hold the values of the whole
-        batch with the provenance, and ``.safetensors`` can be read back with :meth:`load`.
+        ``.png`` is the overlay of picture ``index``; ``.safetensors`` and ``.npz`` hold the arrays of the whole
+        batch with the provenance, and ``.safetensors`` can be read back with :meth:`load`. ``.json`` is for people
+        and other programs: :meth:`as_json`.
 
         Raises:
             SaveError: it cannot be written; an older file at ``path`` is untouched.
@@ -97,33 +115,50 @@ class Attribution:
                 image.save(beside)
         elif path.suffix == ".npz":
             with replacing(path) as beside:
-                np.savez(beside, values=self.values.cpu().numpy(), about=json.dumps(self._about()))
+                arrays = {name: tensor.cpu().numpy() for name, tensor in self._tensors().items()}
+                np.savez(beside, about=json.dumps(self._about()), **arrays)
+        elif path.suffix == ".json":
+            with replacing(path) as beside:
+                beside.write_text(json.dumps(self.as_json(), indent=2, allow_nan=False), encoding="utf-8")
         elif path.suffix == ".safetensors":
             with replacing(path) as beside:
                 try:
-                    save_file({"values": self.values.cpu().contiguous()}, beside, {"about": json.dumps(self._about())})
+                    tensors = {name: tensor.cpu().contiguous() for name, tensor in self._tensors().items()}
+                    save_file(tensors, beside, {"about": json.dumps(self._about())})
                 except SafetensorError as error:
                     raise OSError(str(error)) from error
         else:
-            raise CallError(f"cannot save as {path.name!r}: end the name in .png, .safetensors or .npz")
+            raise CallError(f"cannot save as {path.name!r}: end the name in .png, .safetensors, .npz or .json")
         return path
 
     @classmethod
-    def load(cls, path: str | Path) -> "Attribution":
+    def load(cls, path: str | Path) -> Self:
         """Read what :meth:`save` wrote as ``.safetensors``; the photos are not in it."""
         try:
             with safe_open(str(path), framework="pt") as file:
-                values = file.get_tensor("values")
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
                 about = json.loads(file.metadata()["about"])
-            return cls(values, Grid(**about["grid"]), (), about["provenance"], about["target"])
+            return cls._restored(tensors, about)
         except FileNotFoundError:
             raise CallError(f"{path} does not exist") from None
         except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
             raise WorkError(f"{path} is no saved result: {error}") from None
 
+    def as_json(self) -> dict[str, Any]:
+        """Everything but the photos, as what JSON has: numbers, text, lists and mappings."""
+        return {**self._about(), "values": self.values.tolist()}
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        return {"values": self.values}
+
     def _about(self) -> dict[str, Any]:
         grid = {"height": self.grid.height, "width": self.grid.width, "prefix": self.grid.prefix}
-        return {"grid": grid, "provenance": dict(self.provenance), "target": self.target}
+        return {"grid": grid, "provenance": dict(self.provenance), "target": self.target, "signed": self.signed}
+
+    @classmethod
+    def _restored(cls, tensors: Mapping[str, torch.Tensor], about: Mapping[str, Any]) -> Self:
+        grid, signed = Grid(**about["grid"]), about.get("signed", False)
+        return cls(tensors["values"], grid, (), about["provenance"], about["target"], signed)
 
 
 def only_finite(values: torch.Tensor, what: str) -> torch.Tensor:

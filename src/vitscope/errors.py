@@ -23,6 +23,10 @@ class VitscopeError(Exception):
     exit_code = 1
 
 
+class VitscopeWarning(UserWarning):
+    """The work went on, and something about it should be known."""
+
+
 class CallError(VitscopeError, ValueError):
     """An argument has a value or shape that cannot be meant."""
 

@@ -95,14 +95,7 @@ class Preprocessing:
     def __call__(self, photo: Image.Image, name: str = "") -> tuple[Tensor, Picture]:
         """The photo as (3, height, width) float32, and the picture that knows the way back."""
         height, width = self.size
-        fill_height, fill_width = self.resize_to or self.size
-        if self.fit == "crop":
-            # The libraries cut off the fraction of the longer side; timm rounds it where the input is no square.
-            whole = round if self.round_half_even and fill_height != fill_width else int
-            if photo.height * fill_width >= photo.width * fill_height:
-                fill_height = whole(fill_width * photo.height / photo.width)
-            else:
-                fill_width = whole(fill_height * photo.width / photo.height)
+        fill_height, fill_width = self._filled(photo.width, photo.height)
         if fill_height * fill_width > MAX_PIXELS:
             raise PictureError(
                 f"{name or 'the picture'} is {photo.width}×{photo.height} pixels, too thin a strip for a crop of "
@@ -118,6 +111,31 @@ class Preprocessing:
         scale_x, scale_y = photo.width / fill_width, photo.height / fill_height
         box = (left * scale_x, top * scale_y, (left + width) * scale_x, (top + height) * scale_y)
         return pixels, Picture(photo, box, name)
+
+    def _filled(self, width: int, height: int) -> tuple[int, int]:
+        """(height, width) that a photo is resized to before the centre is cut out."""
+        fill_height, fill_width = self.resize_to or self.size
+        if self.fit == "crop":
+            # The libraries cut off the fraction of the longer side; timm rounds it where the input is no square.
+            whole = round if self.round_half_even and fill_height != fill_width else int
+            if height * fill_width >= width * fill_height:
+                fill_height = whole(fill_width * height / width)
+            else:
+                fill_width = whole(fill_height * width / height)
+        return fill_height, fill_width
+
+    @property
+    def affine(self) -> tuple[Tensor, Tensor]:
+        """Factor and offset of each channel: input = byte · factor + offset."""
+        std = torch.tensor(self.std)
+        return 1 / (255 * std), -torch.tensor(self.mean) / std
+
+    def corner_of_uncut(self, width: int, height: int) -> tuple[int, int] | None:
+        """(top, left) of the input in a photo of this size, if its pixels are taken as they are; below 0 it is padded."""
+        fill_height, fill_width = self._filled(width, height)
+        if (fill_height, fill_width) != (height, width):
+            return None
+        return self._corner(height - self.size[0]), self._corner(width - self.size[1])
 
     def _corner(self, room: int) -> int:
         """Where the cut begins when ``room`` pixels are cut off; below zero the picture is padded with black."""

@@ -36,5 +36,7 @@ def class_index(target: int | str, labels: Sequence[str] | None, num_classes: in
     if wanted in synonyms:
         return synonyms[wanted]
     close = difflib.get_close_matches(wanted, [*synonyms, *whole], n=3, cutoff=0.5)
-    hint = f": did you mean {', '.join(dict.fromkeys(close))}?" if close else ""
-    raise CallError(f"target {target!r} is no label of this model{hint}")
+    if close:
+        raise CallError(f"target {target!r} is no label of this model: did you mean {', '.join(dict.fromkeys(close))}?")
+    nearest = difflib.get_close_matches(wanted, [*synonyms], n=3, cutoff=0)
+    raise CallError(f"target {target!r} is no label of this model; the nearest it has: {', '.join(nearest)}")

@@ -76,7 +76,14 @@ def wrap(module: nn.Module, *, image_size: tuple[int, int] | None, name: str | N
         _preprocessing(module, size),
         _labels() if num_classes == 1000 else None,
         {"timm": timm.__version__},
+        # Without a pooling layer the class gives all tokens; a mean over its places is what is left.
+        None if num_classes else (lambda pixels: _vector(module(pixels))),
     )
+
+
+def _vector(output: torch.Tensor) -> torch.Tensor:
+    """(batch, …, channel) → (batch, channel)."""
+    return output if output.ndim == 2 else output.flatten(1, -2).mean(1)
 
 
 def _layout(module: Any) -> Layout | None:

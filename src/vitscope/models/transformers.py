@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import transformers
+from jaxtyping import Float
 from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -164,15 +165,40 @@ def _describe(
         _preprocessing(facts, config, settings, image_size),
         tuple(id2label[i] for i in sorted(id2label)) or None,
         {"transformers": transformers.__version__},
+        None if has_head or layout is None else _embed(module, config, facts.resize_positions, layout),
     )
+
+
+def _embed(
+    module: nn.Module, config: Any, resize_positions: bool, layout: Layout
+) -> Callable[[Tensor], Float[Tensor, "batch channel"]]:
+    """The pooled output, or the readout of the last tokens where the pooling layer is one that needs training."""
+    trained = _square(getattr(config, "image_size", None))
+    untrained = hasattr(getattr(module, "pooler", None), "dense")
+
+    def embed(pixels: Tensor) -> Tensor:
+        output: Any = module(pixel_values=pixels, **_positions(pixels, trained, resize_positions))
+        pooled = getattr(output, "pooler_output", None)
+        if pooled is not None and not untrained:
+            return pooled
+        tokens, prefix = output.last_hidden_state, layout.prefix_names
+        sources = {name: tokens[:, i] for i, name in enumerate(prefix)}
+        sources |= {"patches": tokens[:, len(prefix) :].mean(1), "tokens": tokens.mean(1)}
+        return sum(weight * sources[source] for source, weight in layout.readout.items())
+
+    return embed
+
+
+def _positions(pixels: Tensor, trained: tuple[Any, Any], resize_positions: bool) -> dict[str, bool]:
+    """What a model is told that stretches its position embedding only when asked to."""
+    return {"interpolate_pos_encoding": True} if resize_positions and tuple(pixels.shape[-2:]) != trained else {}
 
 
 def _forward(module: nn.Module, config: Any, resize_positions: bool) -> Callable[[Tensor], Tensor | None]:
     trained = _square(getattr(config, "image_size", None))
 
     def forward(pixels: Tensor) -> Tensor | None:
-        options = {"interpolate_pos_encoding": True} if resize_positions and tuple(pixels.shape[-2:]) != trained else {}
-        return getattr(module(pixel_values=pixels, **options), "logits", None)
+        return getattr(module(pixel_values=pixels, **_positions(pixels, trained, resize_positions)), "logits", None)
 
     return forward
 

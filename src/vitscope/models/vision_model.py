@@ -8,6 +8,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from vitscope.arguments import whole_number
@@ -63,7 +64,8 @@ class VisionModel:
 
     ``layout`` is None for a module whose tokens are unknown (attention is still captured), ``preprocessing`` is
     None for a module that takes tensors only, ``labels`` is None without a classifier.
-    ``forward`` runs the module on its input and returns logits, or None where there is no classifier.
+    ``forward`` runs the module on its input and returns logits, or None where there is no classifier; then ``embed``
+    returns the features that a classifier would read, (batch, channel), and is None where nobody knows them.
     """
 
     name: str
@@ -74,6 +76,7 @@ class VisionModel:
     preprocessing: Preprocessing | None = None
     labels: tuple[str, ...] | None = None
     versions: Mapping[str, str] | None = None
+    embed: Callable[[Tensor], Tensor] | None = None
 
     def __repr__(self) -> str:
         size = "" if self.preprocessing is None else " {}×{} px".format(*self.preprocessing.size)
@@ -139,6 +142,12 @@ class VisionModel:
         except AssertionError as error:
             height, width = pixels.shape[-2:]
             raise CallError(f"{self.name} takes no input of {height}×{width} pixels: {error}") from None
+
+    def features(self, pixels: Pixels) -> Float[Tensor, "batch channel"]:
+        """What a classifier would read, of a model that has none."""
+        if self.embed is None:
+            raise CallError(f"{self.name} gives neither classes nor features that vitscope knows: nothing can be asked")
+        return self.embed(pixels)
 
     def predictions(self, logits: Tensor | None, top_k: int = 5) -> list[list[Prediction]]:
         """Logits (batch, class) as ranked classes."""

@@ -1,0 +1,275 @@
+"""LIME for images (Ribeiro et al., 2016): a linear model of what the classifier says when segments are hidden."""
+
+import math
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+from jaxtyping import Bool, Float
+from torch import nn
+
+from vitscope.arguments import ratio, whole_number
+from vitscope.errors import CallError, VitscopeWarning
+from vitscope.methods.asking import AskOptions, each_picture, inquiry_of, segment_result, warn_if_interrupted
+from vitscope.methods.surrogate import Surrogate, fit, quantile
+from vitscope.models.vision_model import VisionModel
+from vitscope.perturb import Inquiry
+from vitscope.perturb.masks import KernelSampler, PairedSampler, Sampler, UniformSampler
+from vitscope.segment_attribution import SegmentAttribution
+
+Sampling = Literal["lime", "paired", "glime"]
+
+# num_samples="auto": when it looks, and what it calls the same.
+FIRST_LOOK = 128
+GROWTH = 1.25
+MOST_SAMPLES = 10_000
+TIE = 0.1  # of the largest weight: top segments that differ by less than this need not be told apart
+
+
+def lime(
+    model: VisionModel | nn.Module,
+    images: Any,
+    *,
+    target: int | str | None = None,
+    num_samples: int | Literal["auto"] = 1000,
+    segments: Any = "quickshift",
+    hide: Any = "mean",
+    seed: int = 0,
+    batch_size: int = 64,
+    sampling: Sampling | None = None,
+    output: Literal["probability", "logit"] = "probability",
+    top_labels: int = 5,
+    kernel_width: float = 0.25,
+    alpha: float = 1.0,
+    confidence: float = 0.95,
+    top_segments: int = 5,
+    progress: Any = False,
+) -> SegmentAttribution | list[SegmentAttribution]:
+    """How much each segment of a picture adds to the probability of a class.
+
+    Segments are hidden at random, the model answers, and a ridge regression of the answers on what was shown, weighted
+    by nearness to the whole picture, gives one coefficient a segment. With ``sampling="lime"`` and the same segments
+    and seed, coefficients, intercept, score and local prediction are those of PyPI's ``lime`` 0.2
+    (``LimeImageExplainer(random_state=seed).explain_instance(photo, …)``).
+
+    Reference: Ribeiro, Singh & Guestrin, 2016 (arXiv 1602.04938); GLIME: Tan et al., 2023 (arXiv 2311.15722).
+
+    Args:
+        model: from :func:`vitscope.load`, or a live module.
+        images: a picture, a list of these, or a tensor (batch, 3, height, width) taken as already preprocessed.
+        target: the class, by index or label; by default the likeliest of each picture. ``"similarity"`` for a model
+            without a classifier: the cosine between its features and those of the whole picture.
+        num_samples: how many masks, the whole picture included; ``"auto"`` goes on until the order of the
+            ``top_segments`` weightiest is settled at ``confidence``: each pair of neighbours among them, and the last
+            of them against all others, is either told apart or known to differ by less than a tenth of the largest
+            weight; 10,000 at most.
+        segments: ``"quickshift"`` with lime's settings, ``"slic"``, ``"patches"``, labels (pixel height, pixel width)
+            of the photo, or a function of the photo that returns them.
+        hide: what stands in the place of hidden segments: ``"mean"`` (of each), ``"black"``, ``"grey"``, ``"blur"``,
+            ``"noise"``, a colour (0 to 255, one number or three), a picture, or ``"drop"``: no pixels at all, the
+            patches that are more than half hidden are left out of the computation, which is the faster the fewer are
+            left.
+        sampling: ``"lime"``, coin tosses; ``"paired"``, each mask with its complement; ``"glime"``, masks drawn from
+            the kernel with nothing left to weigh. By default lime's own, and paired where ``num_samples="auto"``.
+        output: what is explained, ``"probability"`` (softmax, as lime does) or ``"logit"``.
+        top_labels: how many of the likeliest classes are explained beside the target, from the same answers: see
+            :meth:`SegmentAttribution.of`.
+        kernel_width, alpha: of the exponential kernel over the cosine distance, and of the ridge penalty; lime's.
+        confidence: of the intervals and of ``num_samples="auto"``.
+        batch_size: pictures to a forward; it bounds memory and changes nothing else.
+        progress: True for a bar on stderr, or a function of (answered, in all).
+
+    Returns:
+        for one picture its result, for several a list. ``weights``, ``intervals``, ``intercept``, ``score``,
+        ``segments`` and ``values`` (1, pixel height, pixel width), the weights at each pixel of the photo. Ctrl-C
+        ends the asking early: the result then stands on the answers so far, a warning and
+        ``provenance["interrupted"]`` say so.
+
+    Raises:
+        CallError: an option is out of range, the target is not there, the picture is one single segment.
+
+    Example:
+        >>> import skimage.data, vitscope as vs
+        >>> result = vs.lime(vs.load("vit-nano"), skimage.data.chelsea(), segments="slic", num_samples=500)
+        >>> result.target, result.weights.shape == (len(result.intervals),)
+        ('cat', True)
+    """
+    plan = _Plan.checked(num_samples, sampling, kernel_width, alpha, confidence, top_segments, seed)
+    options = AskOptions(hide, output, batch_size, plan.seed, progress)
+    top_labels = whole_number(top_labels, "top_labels")
+
+    def explain(inquiry: Inquiry) -> SegmentAttribution:
+        return _explain(inquiry, plan, target, top_labels)
+
+    return each_picture(model, images, lambda m, subject: explain(inquiry_of(m, subject, segments, options)))
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """The checked options of the sampling and of the regression."""
+
+    num_samples: int | None  # None: until it is settled
+    sampling: Sampling
+    kernel_width: float
+    alpha: float
+    confidence: float
+    top_segments: int
+    seed: int
+
+    @classmethod
+    def checked(
+        cls,
+        num_samples: Any,
+        sampling: Any,
+        kernel_width: Any,
+        alpha: Any,
+        confidence: Any,
+        top_segments: Any,
+        seed: Any,
+    ) -> "_Plan":
+        if isinstance(num_samples, str) and num_samples != "auto":
+            raise CallError(f"num_samples is {num_samples!r}: pass a whole number, or 'auto'")
+        count = None if num_samples == "auto" else whole_number(num_samples, "num_samples")
+        if count is not None and count < 2:
+            raise CallError(f"num_samples is {count}, at least 2 are needed: the first shows the whole picture")
+        sampling = sampling or ("paired" if count is None else "lime")
+        if sampling not in get_args(Sampling):
+            raise CallError(f"unknown sampling {sampling!r}: choose {', '.join(get_args(Sampling))}")
+        if not (kernel_width > 0 and alpha >= 0):
+            raise CallError(f"kernel_width is {kernel_width} and alpha is {alpha}: above 0, and not below 0")
+        if not 0 < ratio(confidence, "confidence") < 1:
+            raise CallError(f"confidence is {confidence}: between 0 and 1 is expected, as 0.95")
+        top = whole_number(top_segments, "top_segments")
+        if top < 1:
+            raise CallError(f"top_segments is {top}, at least 1 is expected")
+        return cls(
+            count, sampling, float(kernel_width), float(alpha), float(confidence), top, whole_number(seed, "seed")
+        )
+
+    def sampler(self, segments: int) -> Sampler:
+        if self.sampling == "paired":
+            return PairedSampler(segments, self.seed)
+        if self.sampling == "glime":
+            return KernelSampler(segments, self.seed, lambda shown: kernel(shown / segments, self.kernel_width))
+        return UniformSampler(segments, self.seed)
+
+    def fitted(self, rows: Bool[np.ndarray, "sample segment"], answers: Float[np.ndarray, "sample label"]) -> Surrogate:
+        count = len(rows)
+        weighs = self.sampling != "glime"
+        weights = kernel(rows.mean(1), self.kernel_width) if weighs else np.ones(count)
+        groups = (np.arange(count) + 1) // 2 if self.sampling == "paired" else np.arange(count)
+        return fit(rows, answers, weights, self.alpha, groups)
+
+    def looks(self) -> Iterator[int]:
+        """How many samples there are when the order is looked at."""
+        if self.num_samples is not None:
+            yield self.num_samples
+            return
+        count = FIRST_LOOK
+        while count < MOST_SAMPLES:
+            yield count
+            count = math.ceil(count * GROWTH)
+        yield MOST_SAMPLES
+
+
+def kernel(shown: Float[np.ndarray, " sample"], width: float) -> Float[np.ndarray, " sample"]:
+    """lime's weight of a mask that shows this share of the segments: their cosine distance is 1 − √share."""
+    distance = 1 - np.sqrt(shown)
+    return np.sqrt(np.exp(-(distance**2) / width**2))
+
+
+def _explain(inquiry: Inquiry, plan: _Plan, target: int | str | None, top_labels: int) -> SegmentAttribution:
+    wanted = inquiry.target(target)
+    columns = list(dict.fromkeys([wanted, *inquiry.likeliest(top_labels)]))
+    assert inquiry.segments is not None
+    segments = inquiry.segments.count
+    if plan.num_samples is not None and plan.num_samples <= segments:
+        warnings.warn(
+            f"num_samples is {plan.num_samples} for {segments} segments: fewer questions than unknowns, so the weights "
+            f"are held up by the ridge penalty alone; take {5 * segments} or more, or fewer segments",
+            VitscopeWarning,
+            stacklevel=4,
+        )
+    sampler = plan.sampler(segments)
+    rows, answers = np.zeros((0, segments), dtype=bool), np.zeros((0, len(columns)))
+    settled, interrupted = None, False
+    for look, total in enumerate(plan.looks(), start=1):
+        drawn = sampler.draw(total - len(rows))
+        asked = inquiry.ask(inquiry.masks(drawn), columns, before=len(rows), total=plan.num_samples or MOST_SAMPLES)
+        rows, answers = _joined(rows, answers, drawn, asked.outputs, asked.asked)
+        interrupted = asked.interrupted
+        surrogate = plan.fitted(rows, answers)
+        if plan.num_samples is None:
+            settled = is_settled(surrogate, plan.top_segments, _error_at(look, plan.confidence))
+        if settled or interrupted:
+            break
+    if plan.num_samples is None and not settled and not interrupted:
+        warnings.warn(
+            f"after {len(rows)} samples the order of the top {plan.top_segments} segments is still not settled at "
+            f"{plan.confidence:.0%}: look at the intervals",
+            VitscopeWarning,
+            stacklevel=4,
+        )
+    if (np.ptp(answers[:, 0]) == 0) and len(rows) > 1:
+        warnings.warn(
+            f"the answer for {inquiry.label(wanted)!r} did not change with any of {len(rows)} masks: all weights are "
+            "zero",
+            VitscopeWarning,
+            stacklevel=4,
+        )
+    warn_if_interrupted(interrupted, len(rows), plan.num_samples)
+    parameters = {
+        "num_samples": "auto" if plan.num_samples is None else plan.num_samples,
+        "sampling": plan.sampling,
+        "kernel_width": plan.kernel_width,
+        "alpha": plan.alpha,
+        "confidence": plan.confidence,
+        "seed": plan.seed,
+    }
+    if plan.num_samples is None:
+        parameters |= {"top_segments": plan.top_segments, "settled": bool(settled)}
+    return segment_result(
+        inquiry,
+        "lime",
+        parameters,
+        columns,
+        surrogate.weights,
+        surrogate.intervals(plan.confidence),
+        surrogate.intercepts,
+        surrogate.scores,
+        samples=len(rows),
+        interrupted=interrupted,
+    )
+
+
+def _joined(
+    rows: np.ndarray, answers: np.ndarray, drawn: np.ndarray, outputs: np.ndarray, asked: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    return np.concatenate([rows, drawn[asked]]), np.concatenate([answers, outputs[asked]])
+
+
+def _error_at(look: int, confidence: float) -> float:
+    """The error that one of many looks may make, so that all of them together make no more than was asked for."""
+    return (1 - confidence) / (look * (look + 1))
+
+
+def is_settled(surrogate: Surrogate, top: int, error: float) -> bool:
+    """Whether the order of the ``top`` largest weights of the first class can be relied on.
+
+    Neighbours in that order, and the last of them and each that follows, are told apart or known to be as good as
+    equal. The error is shared out evenly among these comparisons.
+    """
+    weights, influences = surrogate.weights[0], surrogate.influences[0]
+    order = np.argsort(-weights, kind="stable")
+    top = min(top, len(order) - 1)
+    pairs = [(order[i], order[i + 1]) for i in range(top - 1)]
+    pairs += [(order[top - 1], below) for below in order[top:]]
+    first, second = np.array(pairs).T
+    differences = weights[first] - weights[second]
+    spread = quantile(1 - error / len(pairs), surrogate.freedom) * np.sqrt(
+        ((influences[:, first] - influences[:, second]) ** 2).sum(0)
+    )
+    same = spread + differences <= TIE * np.abs(weights).max()
+    return bool(((differences > spread) | same).all())

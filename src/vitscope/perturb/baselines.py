@@ -1,0 +1,71 @@
+"""What stands in the place of a hidden part."""
+
+from typing import Any, Literal, get_args
+
+import numpy as np
+from PIL import Image
+from skimage.filters import gaussian
+
+from vitscope.errors import CallError
+from vitscope.perturb.segments import Segments
+from vitscope.picture import read_photo
+
+HideName = Literal["mean", "black", "grey", "blur", "noise", "drop"]
+
+GREY = 128
+BLUR = 5 / 224  # standard deviation over the shorter side, as the insertion metric of RISE blurs
+
+
+def fill(photo: np.ndarray, hide: Any, segments: Segments | None, seed: int) -> np.ndarray:
+    """A picture of the photo's size and dtype, values 0 … 255, that hidden parts are taken from.
+
+    Args:
+        hide: ``"mean"`` (of each segment; without segments of the picture), ``"black"``, ``"grey"``, ``"blur"``,
+            ``"noise"`` (uniform, from ``seed``), a colour as one number or three in 0 … 255, or another picture.
+        segments: of the photo, if it was cut into any.
+
+    Raises:
+        CallError: no such way of hiding.
+    """
+    whole = photo.dtype == np.uint8
+    if isinstance(hide, str) and hide in get_args(HideName):
+        made = _named(photo.astype(np.float64), hide, segments, seed)
+        # Means are cut off rather than rounded, as PyPI's lime does by writing them into bytes.
+        return made.astype(np.uint8) if whole else made.astype(photo.dtype)
+    if isinstance(hide, int | float | tuple) or (isinstance(hide, list) and len(hide) == 3):
+        return _coloured(photo, hide)
+    try:
+        other, _ = read_photo(hide)
+    except CallError as error:
+        names = ", ".join(name for name in get_args(HideName))
+        raise CallError(f"hide is {hide!r}: choose {names}, a colour (0 to 255), or pass a picture ({error})") from None
+    resized = other.resize((photo.shape[1], photo.shape[0]), Image.Resampling.BICUBIC)
+    return np.asarray(resized).astype(photo.dtype)
+
+
+def _named(photo: np.ndarray, hide: str, segments: Segments | None, seed: int) -> np.ndarray:
+    if hide == "mean":
+        return _means(photo, segments)
+    if hide == "blur":
+        return gaussian(photo, sigma=BLUR * min(photo.shape[:2]), channel_axis=-1)
+    if hide == "noise":
+        return np.random.default_rng(seed).integers(0, 256, photo.shape).astype(np.float64)
+    return np.full(photo.shape, float(GREY if hide == "grey" else 0))
+
+
+def _means(photo: np.ndarray, segments: Segments | None) -> np.ndarray:
+    if segments is None:
+        return np.broadcast_to(photo.mean((0, 1)), photo.shape).copy()
+    index = segments.index.ravel()
+    inside, filled = index >= 0, photo.reshape(-1, 3).copy()
+    for channel in range(3):
+        sums = np.bincount(index[inside], weights=filled[inside, channel], minlength=segments.count)
+        filled[inside, channel] = (sums / np.maximum(segments.sizes, 1))[index[inside]]
+    return filled.reshape(photo.shape)
+
+
+def _coloured(photo: np.ndarray, colour: Any) -> np.ndarray:
+    parts = np.broadcast_to(np.asarray(colour, dtype=np.float64), (3,)) if np.size(colour) in (1, 3) else None
+    if parts is None or not ((parts >= 0) & (parts <= 255)).all() or isinstance(colour, bool):
+        raise CallError(f"hide is {colour!r}: a colour is one number or three, each from 0 to 255")
+    return np.broadcast_to(parts, photo.shape).astype(photo.dtype)

@@ -1,0 +1,225 @@
+"""Patches that are not there: tokens left out of a plain transformer, keys masked in a window transformer."""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Int
+from torch import Tensor, nn
+
+from vitscope.errors import CallError
+from vitscope.grid import Grid
+from vitscope.models.hierarchy import Hierarchy
+from vitscope.models.vision_model import VisionModel
+from vitscope.run import run
+from vitscope.shapes import Pixels
+from vitscope.tap import AttentionCall, Tap
+from vitscope.trace import AttentionStep
+from vitscope.windows import PADDING, merge_groups, merged_grid
+
+Shown = Bool[Tensor, "batch patch"]
+Answer = Callable[[Pixels, Shown], Tensor]
+
+
+def without_hidden(model: VisionModel, pixels: Pixels, answer: Callable[[Pixels], Tensor]) -> Answer:
+    """A function of (pixels of one picture, shown patches (batch, patch)) that answers without the hidden ones.
+
+    A plain transformer runs on the tokens that are left, their positions having been added before (rotary ones go with
+    them, and so does a relative bias). In a window transformer no token looks at a hidden one; where merging mixes
+    them in they are the picture's mean colour, and the mean that the classifier reads leaves out what is wholly hidden.
+
+    Raises:
+        CallError: the model's tokens are unknown, or it cannot run without some of them.
+    """
+    layout = model.layout
+    if layout is None:
+        raise CallError(f"hide='drop' needs a model whose tokens are known, {model.name} is not: pass patch_size to load")
+    grid = layout.grid(*pixels.shape[-2:])
+    if layout.hierarchy is not None:
+        if layout.hierarchy.pooled is None:
+            raise CallError(f"hide='drop' cannot be had of {model.name}: it does not average its last tokens")
+        return partial(_masked, model, answer, grid, layout.hierarchy)
+    return partial(_left_out, model, answer, grid, _Entry(model, pixels, grid))
+
+
+class _Entry:
+    """Where the tokens of a plain transformer enter its blocks."""
+
+    def __init__(self, model: VisionModel, pixels: Pixels, grid: Grid) -> None:
+        trace = run(model, pixels, layers=[0]).trace
+        step = trace.step(0)
+        self.biased = _has_bias(step)
+        for path in _ancestors(step.module):
+            module = model.module.get_submodule(path)
+            if self._is_given_tokens(model, module, pixels, grid):
+                self.first = module
+                self.blocks = list(model.module.get_submodule(path.rpartition(".")[0]).children())
+                return
+        raise CallError(f"hide='drop' cannot be had of {model.name}: where its tokens enter the first block is unknown")
+
+    @staticmethod
+    def _is_given_tokens(model: VisionModel, module: nn.Module, pixels: Pixels, grid: Grid) -> bool:
+        given: list[tuple[int, ...]] = []
+
+        def look(_: nn.Module, args: Any, kwargs: Any) -> None:
+            given.extend(tuple(part.shape) for part in (*args[:1], kwargs.get("hidden_states")) if _is_tensor(part))
+
+        handle = module.register_forward_pre_hook(look, with_kwargs=True)
+        try:
+            with torch.no_grad(), model.running():
+                model.answer(pixels)
+        finally:
+            handle.remove()
+        return any(len(shape) == 3 and shape[:2] == (1, grid.num_tokens) for shape in given)
+
+
+def _has_bias(step: AttentionStep) -> bool:
+    return getattr(step.scores, "bias", None) is not None
+
+
+def _ancestors(path: str) -> list[str]:
+    """The modules around an attention module, outermost first, without the model itself."""
+    parts = path.split(".")
+    return [".".join(parts[: i + 1]) for i in range(len(parts) - 1)]
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, Tensor)
+
+
+def _left_out(
+    model: VisionModel, answer: Callable[[Pixels], Tensor], grid: Grid, entry: _Entry, pixels: Pixels, shown: Shown
+) -> Tensor:
+    """Rows of ``shown`` must have equally many patches."""
+    left = int(shown[0].sum())
+    if left + grid.prefix == 0:
+        raise CallError(f"hide='drop' leaves {model.name} no token at all when everything is hidden: choose another hide")
+    patches = shown.nonzero()[:, 1].view(len(shown), left)
+    prefix = torch.arange(grid.prefix, device=shown.device).expand(len(shown), -1)
+    tokens = torch.cat([prefix, patches + grid.prefix], dim=1)
+    pixels = pixels.expand(len(shown), -1, -1, -1)
+    with _gathering(entry, grid, tokens, patches):
+        if not entry.biased:
+            return answer(pixels)
+        with Tap(model.module, partial(_with_bias_of, tokens, grid.num_tokens)):
+            return answer(pixels)
+
+
+@contextmanager
+def _gathering(
+    entry: _Entry, grid: Grid, tokens: Int[Tensor, "batch kept"], patches: Int[Tensor, "batch left"]
+) -> Iterator[None]:
+    """While held, this thread's first block is given ``tokens`` alone, and every block the positions of ``patches``."""
+    thread = threading.get_ident()
+
+    def positions(value: Any) -> Any:
+        if isinstance(value, tuple | list):
+            return type(value)(positions(part) for part in value)
+        if not isinstance(value, Tensor) or value.ndim < 2 or value.shape[-2] != grid.num_patches:
+            return value
+        # (patch, channel) or (head, patch, channel) → (batch, 1 or head, patch, channel)
+        heads = value if value.ndim > 2 else value[None]
+        return heads[..., patches, :].movedim(-3, 0)
+
+    def enter(module: nn.Module, args: Any, kwargs: Any) -> Any:
+        if threading.get_ident() != thread:
+            return None
+        first, rest = (args[0], args[1:]) if args else (kwargs.pop("hidden_states"), ())
+        if module is entry.first:
+            first = first[torch.arange(len(tokens), device=tokens.device)[:, None], tokens]
+        return (first, *(positions(arg) for arg in rest)), {key: positions(arg) for key, arg in kwargs.items()}
+
+    handles = [block.register_forward_pre_hook(enter, with_kwargs=True) for block in entry.blocks]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _with_bias_of(tokens: Int[Tensor, "batch kept"], num_tokens: int, call: AttentionCall) -> Tensor:
+    """Attention whose bias between all tokens is cut down to those that are left."""
+    bias = call.bias
+    if bias is None or call.query is None or bias.shape[-1] != num_tokens:
+        return call.run()
+    # (1, head, token, token) → (batch, head, kept, kept)
+    bias = bias[0][:, tokens[:, :, None], tokens[:, None, :]].transpose(0, 1)
+    return _attend(call, bias)
+
+
+def _attend(call: AttentionCall, bias: Tensor) -> Tensor:
+    assert call.query is not None
+    assert call.key is not None
+    assert call.value is not None
+    return F.scaled_dot_product_attention(
+        call.query, call.key, call.value, attn_mask=bias.to(call.query.dtype), scale=call.scale
+    )
+
+
+def _masked(
+    model: VisionModel, answer: Callable[[Pixels], Tensor], grid: Grid, windows: Hierarchy, pixels: Pixels, shown: Shown
+) -> Tensor:
+    shown_pixels = shown.unflatten(1, (grid.height, grid.width))
+    for axis, side in ((1, pixels.shape[-2]), (2, pixels.shape[-1])):
+        shown_pixels = shown_pixels.repeat_interleave(-(-side // shown_pixels.shape[axis]), axis).narrow(axis, 0, side)
+    pixels = torch.where(shown_pixels[:, None], pixels, pixels.mean((2, 3), keepdim=True))
+    keys = _Keys(grid, windows, shown)
+    assert windows.pooled is not None
+    handle = windows.pooled.register_forward_hook(keys.pool)
+    try:
+        with Tap(model.module, keys) as tap, tap.follow(keys.watched()):
+            return answer(pixels)
+    finally:
+        handle.remove()
+
+
+class _Keys:
+    """Which tokens of a window transformer are hidden, block after block."""
+
+    def __init__(self, grid: Grid, windows: Hierarchy, shown: Shown) -> None:
+        self.grid, self.windows, self.shown = grid, windows, shown
+        self.thread = threading.get_ident()
+
+    def watched(self) -> dict[nn.Module, Callable[[Tensor, Any], None]]:
+        return {merging.module: self._merge for merging in self.windows.mergings.values()}
+
+    def _merge(self, tokens: Tensor, _: Any) -> None:
+        """A merged token is hidden where all of its four are."""
+        groups = merge_groups(self.grid).to(self.shown.device)
+        self.shown = (self.shown[:, groups.clamp_min(0)] & (groups != PADDING)).any(-1)
+        self.grid = merged_grid(self.grid)
+
+    def __call__(self, call: AttentionCall) -> Tensor:
+        path = self.windows.block_of(call.module)
+        if path is None:
+            return call.run()
+        slots = self.windows.blocks[path].windows(self.grid).slots(self.grid).to(self.shown.device)
+        shown = self.shown[:, slots.clamp_min(0)] & (slots != PADDING)  # (batch, window, slot)
+        hidden = ~self.shown[:, slots.clamp_min(0)] & (slots != PADDING)
+        hidden &= shown.any(-1, keepdim=True)  # whom nobody shown looks at may look where it likes
+        leading = call.leading_axes[:-1]
+        mask = torch.zeros(hidden.shape, device=hidden.device).masked_fill_(hidden, float("-inf"))
+        mask = mask.view(*leading, 1, 1, -1)
+        if call.logits is not None:
+            return (call.logits + mask.to(call.logits.dtype)).softmax(-1)
+        return _attend(call, mask if call.bias is None else call.bias + mask)
+
+    def pool(self, _: nn.Module, __: Any, features: Tensor) -> Tensor | None:
+        """The last tokens, scaled so that their mean is that of the shown ones."""
+        if threading.get_ident() != self.thread:
+            return None
+        weight = self.shown.float() / self.shown.float().mean(1, keepdim=True)
+        weight = torch.where(self.shown.any(1, keepdim=True), weight, torch.ones_like(weight))
+        return features * weight.view(len(weight), *features.shape[1:-1], 1).to(features.dtype)
+
+
+def equal_lengths(counts: Sequence[int], most: int) -> list[list[int]]:
+    """Places of ``counts``, in groups of one count each and of at most ``most``."""
+    groups: dict[int, list[int]] = {}
+    for at, count in enumerate(counts):
+        groups.setdefault(count, []).append(at)
+    return [group[i : i + most] for group in groups.values() for i in range(0, len(group), most)]

@@ -1,0 +1,139 @@
+"""Pictures with hidden parts as a model's input: through the whole preprocessing, or at once where it only scales."""
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vitscope.errors import CallError
+from vitscope.models.vision_model import VisionModel
+from vitscope.perturb.baselines import fill
+from vitscope.perturb.masks import Masks
+from vitscope.perturb.segments import Segments
+from vitscope.picture import Picture, read_photo
+
+# Larger photos are perturbed on a smaller copy: a model's input holds far less than this.
+MAX_PERTURBED_PIXELS = 2_000_000
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """The picture that is perturbed, and the model's input of it unperturbed.
+
+    ``values`` is (pixel height, pixel width, 3) in 0 … 255: the photo's bytes, or for a tensor floating point.
+    ``view`` is the photo with the part that the model sees. ``scaling`` says how values become the tensor they came
+    from, ``values · factor + offset`` for each channel; None for a photo.
+    """
+
+    values: np.ndarray
+    view: Picture
+    pixels: Tensor
+    scaling: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.values.shape[0], self.values.shape[1]
+
+
+def subjects(model: VisionModel, images: Any) -> list[Subject]:
+    """Each picture of what :meth:`VisionModel.prepare` takes."""
+    if isinstance(images, Tensor):
+        pixels, pictures = model.prepare(images)
+        return [_of_tensor(model, one, picture) for one, picture in zip(pixels, pictures, strict=True)]
+    several = isinstance(images, Sequence) and not isinstance(images, str | bytes)
+    return [_of_photo(model, source) for source in (images if several else [images])]
+
+
+def _of_photo(model: VisionModel, source: Any) -> Subject:
+    photo, name = read_photo(source)
+    copy, shrink = photo, (MAX_PERTURBED_PIXELS / (photo.width * photo.height)) ** 0.5
+    if shrink < 1:
+        copy = photo.resize((round(photo.width * shrink), round(photo.height * shrink)), Image.Resampling.LANCZOS)
+    pixels, (picture,) = model.prepare(copy)
+    across, down = photo.width / copy.width, photo.height / copy.height
+    left, top, right, bottom = picture.box
+    view = Picture(photo, (left * across, top * down, right * across, bottom * down), name)
+    return Subject(np.asarray(copy), view, pixels)
+
+
+def _of_tensor(model: VisionModel, pixels: Tensor, picture: Picture) -> Subject:
+    """Floating point all the way: what is not hidden stays bit for bit."""
+    if model.preprocessing is not None:
+        factor, offset = model.preprocessing.affine
+    else:
+        low, high = pixels.float().amin().cpu(), pixels.float().amax().cpu()
+        factor, offset = ((high - low) / 255).expand(3), low.expand(3)
+    shown = (pixels.float().cpu().permute(1, 2, 0) - offset) / factor.clamp_min(1e-12)
+    return Subject(shown.numpy(), picture, pixels[None], (factor, offset))
+
+
+class Renderer:
+    """Makes the model's input for any mask.
+
+    A photo that is resized on its way is perturbed before, in bytes, so that the model gets what it would have got
+    from the perturbed file. One that keeps its size is perturbed after, on the model's device, which is the same.
+    """
+
+    def __init__(self, model: VisionModel, subject: Subject, hide: Any, segments: Segments | None, seed: int) -> None:
+        self._model, self._subject = model, subject
+        self._filling = fill(subject.values, hide, segments, seed)
+        self._after = self._cut()
+        if self._after is not None:
+            self._filled = self._input_of(self._filling)
+
+    def start(self, pool: Executor, masks: Masks, at: Sequence[int]) -> "list[Future[Any]]":
+        """Begin with a batch, in the pool's threads."""
+        return [pool.submit(self._one, masks, i) for i in at]
+
+    def finish(self, begun: "list[Future[Any]]") -> Tensor:
+        """The batch (batch, 3, height, width), in the model's dtype and on its device."""
+        parts, pixels = torch.stack([part.result() for part in begun]), self._subject.pixels
+        if self._after is None:
+            return parts.to(pixels.device, pixels.dtype)
+        visible = parts.to(pixels.device)[:, None]
+        if visible.dtype == torch.bool:
+            return torch.where(visible, pixels, self._filled)
+        return (self._filled + visible * (pixels.float() - self._filled.float())).to(pixels.dtype)
+
+    def _one(self, masks: Masks, at: int) -> Tensor:
+        visible = masks.visible(at)
+        if self._after is not None:
+            return torch.from_numpy(np.ascontiguousarray(visible[self._after]))
+        photo, filling = self._subject.values, self._filling
+        if visible.dtype == bool:
+            mixed = np.where(visible[..., None], photo, filling)
+        else:
+            share = visible[..., None].astype(np.float32)
+            mixed = (share * photo + (1 - share) * filling).round().astype(np.uint8)
+        assert self._model.preprocessing is not None
+        return self._model.preprocessing(Image.fromarray(mixed))[0]
+
+    def _cut(self) -> tuple[slice, slice] | None:
+        """The part of the picture that is the model's input pixel for pixel, if one is."""
+        (height, width), pixels = self._subject.size, self._subject.pixels.shape[-2:]
+        if self._subject.scaling is not None:
+            return slice(None), slice(None)
+        recipe = self._model.preprocessing
+        assert recipe is not None
+        box = recipe.corner_of_uncut(width, height)
+        if box is None or min(box) < 0 or box[0] + pixels[0] > height or box[1] + pixels[1] > width:
+            return None
+        return slice(box[0], box[0] + pixels[0]), slice(box[1], box[1] + pixels[1])
+
+    def _input_of(self, values: np.ndarray) -> Tensor:
+        like = self._subject.pixels
+        if self._subject.scaling is None:
+            return self._model.prepare(values)[0].to(like)
+        factor, offset = self._subject.scaling
+        return (torch.from_numpy(values) * factor + offset).permute(2, 0, 1)[None].to(like)
+
+
+def pool() -> ThreadPoolExecutor:
+    """Threads that render the next batch while the model runs on this one."""
+    return ThreadPoolExecutor(min(os.cpu_count() or 1, 8), thread_name_prefix="vitscope-render")
