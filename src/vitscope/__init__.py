@@ -23,6 +23,11 @@ _HOME = {
     "rollout_evolution": "vitscope.methods.rollout",
     "head_statistics": "vitscope.methods.head_statistics",
     "lime": "vitscope.methods.lime",
+    "kernel_shap": "vitscope.methods.kernel_shap",
+    "occlusion": "vitscope.methods.occlusion",
+    "rise": "vitscope.methods.rise",
+    "agreement": "vitscope.methods.agreement",
+    "Agreement": "vitscope.methods.agreement",
     "SegmentAttribution": "vitscope.segment_attribution",
     "window_attention": "vitscope.methods.window_attention",
     "window_cls": "vitscope.methods.window_cls",
@@ -43,10 +48,15 @@ if TYPE_CHECKING:
     from vitscope.errors import WorkError as WorkError
     from vitscope.grid import Grid as Grid
     from vitscope.merging import MergeStep as MergeStep
+    from vitscope.methods.agreement import Agreement as Agreement
+    from vitscope.methods.agreement import agreement as agreement
     from vitscope.methods.attention_map import attention_map as attention_map
     from vitscope.methods.head_statistics import HeadStatistics as HeadStatistics
     from vitscope.methods.head_statistics import head_statistics as head_statistics
+    from vitscope.methods.kernel_shap import kernel_shap as kernel_shap
     from vitscope.methods.lime import lime as lime
+    from vitscope.methods.occlusion import occlusion as occlusion
+    from vitscope.methods.rise import rise as rise
     from vitscope.methods.rollout import rollout as rollout
     from vitscope.methods.rollout import rollout_evolution as rollout_evolution
     from vitscope.methods.window_attention import window_attention as window_attention

@@ -116,7 +116,7 @@ class Attribution:
         elif path.suffix == ".npz":
             with replacing(path) as beside:
                 arrays = {name: tensor.cpu().numpy() for name, tensor in self._tensors().items()}
-                np.savez(beside, about=json.dumps(self._about()), **arrays)
+                np.savez(beside, allow_pickle=False, about=np.array(json.dumps(self._about())), **arrays)
         elif path.suffix == ".json":
             with replacing(path) as beside:
                 beside.write_text(json.dumps(self.as_json(), indent=2, allow_nan=False), encoding="utf-8")

@@ -131,7 +131,7 @@ class Preprocessing:
         return 1 / (255 * std), -torch.tensor(self.mean) / std
 
     def corner_of_uncut(self, width: int, height: int) -> tuple[int, int] | None:
-        """(top, left) of the input in a photo of this size, if its pixels are taken as they are; below 0 it is padded."""
+        """(top, left) of the input in a photo of this size whose pixels are taken as they are, else None."""
         fill_height, fill_width = self._filled(width, height)
         if (fill_height, fill_width) != (height, width):
             return None

@@ -85,9 +85,7 @@ def warn_if_interrupted(interrupted: bool, answered: int, total: int | None) -> 
     """One line when Ctrl-C ended the asking."""
     if interrupted:
         of = "" if total is None else f" of {total}"
-        warnings.warn(
-            f"interrupted: the result stands on {answered}{of} samples", VitscopeWarning, stacklevel=2
-        )
+        warnings.warn(f"interrupted: the result stands on {answered}{of} samples", VitscopeWarning, stacklevel=2)
 
 
 def about(

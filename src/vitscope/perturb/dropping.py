@@ -37,7 +37,9 @@ def without_hidden(model: VisionModel, pixels: Pixels, answer: Callable[[Pixels]
     """
     layout = model.layout
     if layout is None:
-        raise CallError(f"hide='drop' needs a model whose tokens are known, {model.name} is not: pass patch_size to load")
+        raise CallError(
+            f"hide='drop' needs a model whose tokens are known, {model.name} is not: pass patch_size to load"
+        )
     grid = layout.grid(*pixels.shape[-2:])
     if layout.hierarchy is not None:
         if layout.hierarchy.pooled is None:
@@ -47,17 +49,17 @@ def without_hidden(model: VisionModel, pixels: Pixels, answer: Callable[[Pixels]
 
 
 class _Entry:
-    """Where the tokens of a plain transformer enter its blocks."""
+    """Where the tokens of a plain transformer, their positions added, enter its stack of blocks."""
 
     def __init__(self, model: VisionModel, pixels: Pixels, grid: Grid) -> None:
         trace = run(model, pixels, layers=[0]).trace
         step = trace.step(0)
         self.biased = _has_bias(step)
         for path in _ancestors(step.module):
-            module = model.module.get_submodule(path)
-            if self._is_given_tokens(model, module, pixels, grid):
-                self.first = module
-                self.blocks = list(model.module.get_submodule(path.rpartition(".")[0]).children())
+            module, around = model.module.get_submodule(path), model.module.get_submodule(path.rpartition(".")[0])
+            stacked = isinstance(around, nn.ModuleList | nn.Sequential)
+            if stacked and self._is_given_tokens(model, module, pixels, grid):
+                self.first, self.blocks = module, list(around.children())
                 return
         raise CallError(f"hide='drop' cannot be had of {model.name}: where its tokens enter the first block is unknown")
 
@@ -97,7 +99,9 @@ def _left_out(
     """Rows of ``shown`` must have equally many patches."""
     left = int(shown[0].sum())
     if left + grid.prefix == 0:
-        raise CallError(f"hide='drop' leaves {model.name} no token at all when everything is hidden: choose another hide")
+        raise CallError(
+            f"hide='drop' leaves {model.name} no token at all when everything is hidden: choose another hide"
+        )
     patches = shown.nonzero()[:, 1].view(len(shown), left)
     prefix = torch.arange(grid.prefix, device=shown.device).expand(len(shown), -1)
     tokens = torch.cat([prefix, patches + grid.prefix], dim=1)
@@ -163,9 +167,12 @@ def _attend(call: AttentionCall, bias: Tensor) -> Tensor:
 def _masked(
     model: VisionModel, answer: Callable[[Pixels], Tensor], grid: Grid, windows: Hierarchy, pixels: Pixels, shown: Shown
 ) -> Tensor:
-    shown_pixels = shown.unflatten(1, (grid.height, grid.width))
-    for axis, side in ((1, pixels.shape[-2]), (2, pixels.shape[-1])):
-        shown_pixels = shown_pixels.repeat_interleave(-(-side // shown_pixels.shape[axis]), axis).narrow(axis, 0, side)
+    assert model.layout is not None
+    high, wide = model.layout.patch_size
+    blocks = shown.unflatten(1, (grid.height, grid.width)).repeat_interleave(high, 1).repeat_interleave(wide, 2)
+    # The last patch may reach beyond the input, and the input beyond the last patch.
+    beyond = (0, pixels.shape[-1] - blocks.shape[-1], 0, pixels.shape[-2] - blocks.shape[-2])
+    shown_pixels = F.pad(blocks, beyond, value=True)
     pixels = torch.where(shown_pixels[:, None], pixels, pixels.mean((2, 3), keepdim=True))
     keys = _Keys(grid, windows, shown)
     assert windows.pooled is not None
@@ -187,7 +194,7 @@ class _Keys:
     def watched(self) -> dict[nn.Module, Callable[[Tensor, Any], None]]:
         return {merging.module: self._merge for merging in self.windows.mergings.values()}
 
-    def _merge(self, tokens: Tensor, _: Any) -> None:
+    def _merge(self, *_: Any) -> None:
         """A merged token is hidden where all of its four are."""
         groups = merge_groups(self.grid).to(self.shown.device)
         self.shown = (self.shown[:, groups.clamp_min(0)] & (groups != PADDING)).any(-1)

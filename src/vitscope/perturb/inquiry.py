@@ -150,7 +150,7 @@ class Inquiry:
                     ready = begun if begun is not None else self._begin(threads, masks, at)
                     begun = self._begin(threads, masks, waiting[0]) if waiting else None
                     try:
-                        answers = self._outputs(self._run(masks, at, ready))
+                        answers = self._outputs(self._run(at, ready))
                     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                         waiting, begun = self._smaller([at, *waiting], error), None
                         continue
@@ -177,7 +177,7 @@ class Inquiry:
     def _begin(self, threads: Any, masks: Masks, at: list[int]) -> Any:
         return None if self._points is not None else self._renderer.start(threads, masks, at)
 
-    def _run(self, masks: Masks, at: list[int], ready: Any) -> Tensor:
+    def _run(self, at: list[int], ready: Any) -> Tensor:
         pixels = self.subject.pixels
         if self._points is not None:
             return self._answer_without(pixels, self._shown[at].to(pixels.device))

@@ -122,7 +122,9 @@ class KernelSampler:
     def __init__(self, segments: int, seed: int, weight: Callable[[np.ndarray], np.ndarray]) -> None:
         self._random = np.random.default_rng(seed)
         counts = np.arange(segments + 1)
-        logs = np.array([math.lgamma(segments + 1) - math.lgamma(k + 1) - math.lgamma(segments - k + 1) for k in counts])
+        logs = np.array(
+            [math.lgamma(segments + 1) - math.lgamma(k + 1) - math.lgamma(segments - k + 1) for k in counts]
+        )
         chances = np.exp(logs - logs.max()) * weight(counts)
         self._chances, self._counts, self._first = chances / chances.sum(), counts, True
 

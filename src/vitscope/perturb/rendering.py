@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vitscope.errors import CallError
 from vitscope.models.vision_model import VisionModel
 from vitscope.perturb.baselines import fill
 from vitscope.perturb.masks import Masks

@@ -1,0 +1,94 @@
+"""Occlusion (Zeiler & Fergus, 2014): what is lost when a window of patches is hidden."""
+
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from vitscope.arguments import whole_number
+from vitscope.attribution import Attribution
+from vitscope.errors import CallError
+from vitscope.grid import Grid
+from vitscope.methods.asking import AskOptions, about, each_picture, inquiry_of, warn_if_interrupted
+from vitscope.models.vision_model import VisionModel
+from vitscope.perturb.inquiry import Inquiry, cells_of
+
+
+def occlusion(
+    model: VisionModel | nn.Module,
+    images: Any,
+    *,
+    target: int | str | None = None,
+    window: int = 1,
+    stride: int = 1,
+    hide: Any = "grey",
+    seed: int = 0,
+    batch_size: int = 64,
+    output: Literal["probability", "logit"] = "probability",
+    progress: Any = False,
+) -> Attribution | list[Attribution]:
+    """How much the answer falls when each patch is hidden.
+
+    A window slides over the patches and hides what it covers; a patch's value is the mean fall over the windows that
+    cover it. Cost: one forward a window.
+
+    Reference: Zeiler & Fergus, 2014 (arXiv 1311.2901).
+
+    Args:
+        window: its side, in patches of a plain transformer, or tokens of the last stage of a window transformer.
+        stride: by how many patches it moves on; no larger than the window, so that every patch is covered.
+        hide, target, seed, batch_size, output, progress: see :func:`vitscope.lime`.
+
+    Returns:
+        values (1, height, width) on the grid of patches, answer of the whole picture minus answer without; for several
+        pictures a list.
+
+    Raises:
+        CallError: the window does not fit, or as for :func:`vitscope.lime`.
+    """
+    options = AskOptions(hide, output, batch_size, whole_number(seed, "seed"), progress)
+    window, stride = whole_number(window, "window"), whole_number(stride, "stride")
+    if not 1 <= stride <= window:
+        raise CallError(f"stride is {stride} and window is {window}: 1 ≤ stride ≤ window is expected")
+
+    def explain(inquiry: Inquiry) -> Attribution:
+        view, cells = cells_of(inquiry.model, inquiry.subject)
+        assert cells is not None, "segments of patches were made from them"
+        column = inquiry.target(target)
+        covers = _windows(cells, window, stride)
+        asked = inquiry.ask(inquiry.masks(~covers), [column])
+        warn_if_interrupted(asked.interrupted, int(asked.asked.sum()), len(covers))
+        falls = np.where(asked.asked, inquiry.original[column] - asked.outputs[:, 0], 0.0)
+        covered = covers[asked.asked].sum(0)
+        values = torch.from_numpy(falls @ covers / np.maximum(covered, 1)).float()
+        parameters = {"window": window, "stride": stride}
+        answered = int(asked.asked.sum())
+        return Attribution(
+            values.view(1, cells.height, cells.width),
+            cells,
+            [view],
+            about(inquiry, "occlusion", parameters, samples=answered, interrupted=asked.interrupted),
+            inquiry.label(column),
+            True,
+        )
+
+    return each_picture(model, images, lambda m, subject: explain(inquiry_of(m, subject, "patches", options)))
+
+
+def _windows(cells: Grid, window: int, stride: int) -> np.ndarray:
+    """(window, patch), True where a window covers a patch; the last ones are moved in to end at the edge."""
+    if window > min(cells.height, cells.width):
+        raise CallError(f"a window of {window} patches does not fit the grid of {cells.height}×{cells.width}")
+    covers = []
+    for top in _starts(cells.height, window, stride):
+        for left in _starts(cells.width, window, stride):
+            cover = np.zeros((cells.height, cells.width), dtype=bool)
+            cover[top : top + window, left : left + window] = True
+            covers.append(cover.ravel())
+    return np.stack(covers)
+
+
+def _starts(side: int, window: int, stride: int) -> list[int]:
+    last = side - window
+    return sorted({*range(0, last + 1, stride), last})

@@ -1,0 +1,105 @@
+"""RISE (Petsiuk et al., 2018): the mean of random soft masks, weighed by what the model says to each."""
+
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import nn
+
+from vitscope.arguments import ratio, whole_number
+from vitscope.attribution import Attribution
+from vitscope.errors import CallError
+from vitscope.grid import Grid
+from vitscope.methods.asking import AskOptions, about, each_picture, inquiry_of, warn_if_interrupted, whole
+from vitscope.models.vision_model import VisionModel
+from vitscope.perturb import Inquiry, PixelMasks
+
+# Maps are as smooth as the masks: more pixels than these a side would hold nothing new.
+MAX_SIDE = 512
+
+
+def rise(
+    model: VisionModel | nn.Module,
+    images: Any,
+    *,
+    target: int | str | None = None,
+    num_samples: int = 4000,
+    cells: int = 7,
+    shown: float = 0.5,
+    hide: Any = "black",
+    seed: int = 0,
+    batch_size: int = 64,
+    output: Literal["probability", "logit"] = "probability",
+    progress: Any = False,
+) -> Attribution | list[Attribution]:
+    """Which places of a picture, when they are seen, go with a high answer.
+
+    A grid of ``cells`` × ``cells`` coin tosses is blown up bilinearly, moved by a random part of a cell, and laid over
+    the picture; the map is Σ answer · mask / (samples · shown).
+
+    Reference: Petsiuk, Das & Saenko, 2018 (arXiv 1806.07421).
+
+    Args:
+        num_samples: how many masks; the paper takes 4,000 to 8,000.
+        cells: of the coarse grid, a side.
+        shown: the chance of a cell to be seen.
+        hide, target, seed, batch_size, output, progress: see :func:`vitscope.lime`. With ``"drop"`` patches whose mask
+            is below a half are left out.
+
+    Returns:
+        values (1, height, width) over the photo, at most 512 a side: an expected answer given that the place is seen,
+        not a difference. For several pictures a list.
+
+    Raises:
+        CallError: an option is out of range, or as for :func:`vitscope.lime`.
+    """
+    options = AskOptions(hide, output, batch_size, whole_number(seed, "seed"), progress)
+    count, cells = whole_number(num_samples, "num_samples"), whole_number(cells, "cells")
+    if count < 1 or cells < 2:
+        raise CallError(f"num_samples is {count} and cells is {cells}: at least 1 and at least 2 are expected")
+    if not 0 < ratio(shown, "shown") < 1:
+        raise CallError(f"shown is {shown}: a chance between 0 and 1 is expected")
+
+    def explain(inquiry: Inquiry) -> Attribution:
+        column = inquiry.target(target)
+        random = np.random.default_rng(options.seed)
+        tossed = random.random((count, cells, cells)) < shown
+        shifts = random.random((count, 2))
+        make = partial(_mask, tossed, shifts)
+        asked = inquiry.ask(PixelMasks(count, lambda at: make(at, inquiry.subject.size)), [column])
+        answered = int(asked.asked.sum())
+        warn_if_interrupted(asked.interrupted, answered, count)
+        size = _within(inquiry.subject.size)
+        summed = np.zeros(size)
+        for at in np.flatnonzero(asked.asked).tolist():
+            summed += asked.outputs[at, 0] * make(at, size)
+        parameters = {"num_samples": count, "cells": cells, "shown": shown, "seed": options.seed}
+        return Attribution(
+            torch.from_numpy(summed / (answered * shown)).float()[None],
+            Grid(*size),
+            [whole(inquiry.subject.view)],
+            about(inquiry, "rise", parameters, samples=answered, interrupted=asked.interrupted),
+            inquiry.label(column),
+        )
+
+    return each_picture(model, images, lambda m, subject: explain(inquiry_of(m, subject, None, options)))
+
+
+def _mask(
+    tossed: np.ndarray, shifts: np.ndarray, at: int, size: tuple[int, int]
+) -> Float[np.ndarray, "pixel_height pixel_width"]:
+    """One mask in [0, 1]: the coarse grid blown up to one cell more a side than the picture holds, then cut."""
+    cells = tossed.shape[1]
+    cell = [-(-side // cells) for side in size]
+    coarse = Image.fromarray(tossed[at].astype(np.float32))
+    blown = coarse.resize(((cells + 1) * cell[1], (cells + 1) * cell[0]), Image.Resampling.BILINEAR)
+    top, left = (int(shift * side) for shift, side in zip(shifts[at], cell, strict=True))
+    return np.asarray(blown)[top : top + size[0], left : left + size[1]]
+
+
+def _within(size: tuple[int, int]) -> tuple[int, int]:
+    shrink = min(MAX_SIDE / max(size), 1)
+    return max(round(size[0] * shrink), 1), max(round(size[1] * shrink), 1)
