@@ -1,8 +1,8 @@
 """The one kind of result: a value for every place, and how it came about."""
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -74,6 +74,27 @@ class Attribution:
     def __len__(self) -> int:
         return len(self.values)
 
+    def __getitem__(self, index: int) -> Self:
+        """The result of one picture of the batch, a batch of one."""
+        if not -len(self) <= index < len(self):
+            raise CallError(f"picture {index} is not there: this result holds {len(self)}")
+        return replace(self, **self._one(index % len(self)))
+
+    def __iter__(self) -> Iterator[Self]:
+        return (self[index] for index in range(len(self)))
+
+    @classmethod
+    def joined(cls, results: Sequence[Self]) -> Self:
+        """Results of single pictures as that of a batch.
+
+        Raises:
+            CallError: their maps are of different sizes.
+        """
+        sizes = dict.fromkeys(f"{result.grid.height}×{result.grid.width}" for result in results)
+        if len(sizes) > 1:
+            raise CallError(f"results of {' and '.join(sizes)} make no batch: explain pictures of different size apart")
+        return replace(results[0], **cls._together(results))
+
     def overlay(self, alpha: float = 0.6, *, index: int = 0) -> Image.Image:
         """One photo under its map, at the photo's own size.
 
@@ -138,7 +159,7 @@ class Attribution:
             with safe_open(str(path), framework="pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
                 about = json.loads(file.metadata()["about"])
-            return cls._restored(tensors, about)
+            return cls(**cls._fields(tensors, about))
         except FileNotFoundError:
             raise CallError(f"{path} does not exist") from None
         except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
@@ -156,9 +177,25 @@ class Attribution:
         return {"grid": grid, "provenance": dict(self.provenance), "target": self.target, "signed": self.signed}
 
     @classmethod
-    def _restored(cls, tensors: Mapping[str, torch.Tensor], about: Mapping[str, Any]) -> Self:
+    def _fields(cls, tensors: Mapping[str, torch.Tensor], about: Mapping[str, Any]) -> dict[str, Any]:
+        """What :meth:`_tensors` and :meth:`_about` were made of."""
         grid, signed = Grid(**about["grid"]), about.get("signed", False)
-        return cls(tensors["values"], grid, (), about["provenance"], about["target"], signed)
+        kept = {"provenance": about["provenance"], "target": about["target"]}
+        return {"values": tensors["values"], "grid": grid, "signed": signed, **kept}
+
+    def _one(self, at: int) -> dict[str, Any]:
+        """What differs in the result of one picture of the batch."""
+        return {"values": self.values[at : at + 1], "pictures": self.pictures[at : at + 1]}
+
+    @classmethod
+    def _together(cls, results: Sequence[Self]) -> dict[str, Any]:
+        """What differs in the result of a batch from that of its first picture."""
+        targets = {result.target for result in results}
+        return {
+            "values": torch.cat([result.values for result in results]),
+            "pictures": [picture for result in results for picture in result.pictures],
+            "target": targets.pop() if len(targets) == 1 else None,
+        }
 
 
 def only_finite(values: torch.Tensor, what: str) -> torch.Tensor:

@@ -16,6 +16,9 @@
 A message is one line that says what was got, what was expected and what to do.
 """
 
+import inspect
+import warnings
+
 
 class VitscopeError(Exception):
     """The root: catch this to catch everything vitscope raises on purpose."""
@@ -63,3 +66,11 @@ class PictureError(WorkError):
 
 class SaveError(WorkError, OSError):
     """A result could not be written. What stood at its path before is untouched."""
+
+
+def warn(message: str) -> None:
+    """A :class:`VitscopeWarning` that points at the line which called vitscope."""
+    frame, level = inspect.currentframe(), 0
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("vitscope", "jaxtyping"):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, VitscopeWarning, stacklevel=level + 1)

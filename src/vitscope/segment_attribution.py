@@ -11,7 +11,6 @@ from torch import Tensor
 from vitscope.arguments import whole_number
 from vitscope.attribution import Attribution
 from vitscope.errors import CallError
-from vitscope.grid import Grid
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,67 +33,115 @@ class Weighing:
     intercept: float
     score: float
 
-    @property
-    def local_prediction(self) -> float:
-        """What the linear model says of the whole picture."""
-        return self.intercept + float(self.weights.sum())
+    def as_json(self) -> dict[str, Any]:
+        intervals = None if self.intervals is None else self.intervals.tolist()
+        return {**vars(self), "weights": self.weights.tolist(), "intervals": intervals}
+
+
+@dataclass(frozen=True, eq=False)
+class SegmentedPicture:
+    """The segments of one picture, and the linear model of each class that was asked about.
+
+    Attributes:
+        segments: (pixel height, pixel width), the labels.
+        index: the place of each pixel's label among the weights; −1 where nothing is ever hidden.
+        weighings: one for each class, the target's first.
+    """
+
+    segments: Int[Tensor, "pixel_height pixel_width"]
+    index: Int[Tensor, "pixel_height pixel_width"]
+    weighings: Sequence[Weighing]
+
+    def of(self, target: str) -> "SegmentedPicture":
+        """The same with another class first."""
+        labels = [weighing.label for weighing in self.weighings]
+        if target not in labels:
+            raise CallError(f"{target!r} was not asked about: this result has {', '.join(labels)}")
+        order = sorted(self.weighings, key=lambda weighing: weighing.label != target)
+        return replace(self, weighings=order)
+
+    def values(self) -> Float[Tensor, "1 pixel_height pixel_width"]:
+        """The first class's weights at every pixel, float32; 0 where there is no segment."""
+        weights = self.weighings[0].weights[self.index.clamp_min(0)]
+        return torch.where(self.index >= 0, weights, 0.0).float()[None]
+
+    def as_json(self) -> dict[str, Any]:
+        """Where each segment lies, and each class's weights with intervals."""
+        inside, count = self.index >= 0, len(self.weighings[0].weights)
+        index = self.index[inside]
+        sizes = torch.bincount(index, minlength=count)
+        labels = torch.zeros(count, dtype=self.segments.dtype).scatter_(0, index, self.segments[inside])
+        rows, columns = (
+            torch.bincount(index, weights=places, minlength=count) / sizes.clamp_min(1)
+            for places in inside.nonzero().double().unbind(1)
+        )
+        segments = [
+            {"label": label, "pixels": size, "centre": [round(row, 1), round(column, 1)]}
+            for label, size, row, column in zip(*(t.tolist() for t in (labels, sizes, rows, columns)), strict=True)
+        ]
+        return {"segments": segments, "classes": [weighing.as_json() for weighing in self.weighings]}
 
 
 @dataclass(frozen=True, eq=False)
 class SegmentAttribution(Attribution):
     """One weight for each segment of a picture, painted on its pixels.
 
-    ``values`` are the weights at every pixel, float32 (1, pixel height, pixel width). The same questions were answered
-    for several classes: :meth:`of` is the result for another one of :attr:`classes`, without asking the model again.
-
-    Attributes:
-        segments: (pixel height, pixel width), the labels.
-        index: the place of each pixel's label in :attr:`weights`; −1 where nothing is ever hidden.
-        weighings: one for each class, the target's first.
+    ``values`` are the weights at every pixel, float32 (batch, pixel height, pixel width). The same questions were
+    answered for several classes: :meth:`of` is the result for another one of :attr:`classes`, without asking the model
+    again. What follows is of one picture; of a result of several take ``result[i]`` first.
     """
 
-    segments: Int[Tensor, "pixel_height pixel_width"] = field(kw_only=True)
-    index: Int[Tensor, "pixel_height pixel_width"] = field(kw_only=True)
-    weighings: Sequence[Weighing] = field(kw_only=True)
+    parts: Sequence[SegmentedPicture] = field(kw_only=True)
+
+    @property
+    def segments(self) -> Int[Tensor, "pixel_height pixel_width"]:
+        """The label of each pixel."""
+        return self._part.segments
+
+    @property
+    def index(self) -> Int[Tensor, "pixel_height pixel_width"]:
+        """The place of each pixel's label in :attr:`weights`; −1 where nothing is ever hidden."""
+        return self._part.index
 
     @property
     def classes(self) -> list[str]:
         """The classes that :meth:`of` has, the target first."""
-        return [weighing.label for weighing in self.weighings]
+        return [weighing.label for weighing in self._part.weighings]
 
     @property
     def weights(self) -> Float[Tensor, " segment"]:
         """Float64: what each segment adds to the target's answer, in the order of the segments' sorted labels."""
-        return self.weighings[0].weights
+        return self._weighing.weights
 
     @property
     def intervals(self) -> Float[Tensor, "segment 2"] | None:
         """Float64: lower and upper end of the interval of each weight; None where the method gives none."""
-        return self.weighings[0].intervals
+        return self._weighing.intervals
+
+    @property
+    def answer(self) -> float:
+        """The model's answer to the whole picture."""
+        return self._weighing.answer
 
     @property
     def intercept(self) -> float:
         """The linear model's answer when everything is hidden."""
-        return self.weighings[0].intercept
+        return self._weighing.intercept
 
     @property
     def score(self) -> float:
         """The weighted R² of the linear model."""
-        return self.weighings[0].score
+        return self._weighing.score
 
     @property
     def local_prediction(self) -> float:
         """The linear model's answer to the whole picture."""
-        return self.weighings[0].local_prediction
+        return self.intercept + float(self.weights.sum())
 
     def of(self, target: str) -> Self:
         """The same questions' result for another class."""
-        for at, weighing in enumerate(self.weighings):
-            if weighing.label == target:
-                others = [other for i, other in enumerate(self.weighings) if i != at]
-                values = spread(self.index, weighing.weights)[None]
-                return replace(self, values=values, target=weighing.label, weighings=[weighing, *others])
-        raise CallError(f"{target!r} was not asked about: this result has {', '.join(self.classes)}")
+        parts = [part.of(target) for part in self.parts]
+        return replace(self, values=torch.cat([part.values() for part in parts]), target=target, parts=parts)
 
     def top(self, count: int = 5, *, sign: str = "positive") -> list[int]:
         """Places of the weightiest segments among the sorted labels: supporting ones, ``"negative"`` or ``"both"``."""
@@ -112,71 +159,53 @@ class SegmentAttribution(Attribution):
         return (self.index >= 0) & chosen[self.index.clamp_min(0)]
 
     def as_json(self) -> dict[str, Any]:
-        """Each class's weights with intervals, and where each segment lies; the arrays are in the other formats."""
-        inside, count = self.index >= 0, len(self.weights)
-        index = self.index[inside]
-        sizes = torch.bincount(index, minlength=count)
-        labels = torch.zeros(count, dtype=self.segments.dtype).scatter_(0, index, self.segments[inside])
-        rows, columns = (
-            torch.bincount(index, weights=places, minlength=count) / sizes.clamp_min(1)
-            for places in inside.nonzero().double().unbind(1)
-        )
-        segments = [
-            {"label": label, "pixels": size, "centre": [round(row, 1), round(column, 1)]}
-            for label, size, row, column in zip(*(t.tolist() for t in (labels, sizes, rows, columns)), strict=True)
-        ]
-        return {**self._about(), "segments": segments}
+        """Segments, weights and intervals of each picture; the arrays are in the other formats."""
+        return {**self._about(), "pictures": [part.as_json() for part in self.parts]}
+
+    @property
+    def _part(self) -> SegmentedPicture:
+        if len(self.parts) != 1:
+            raise CallError(f"this result holds {len(self.parts)} pictures: take one, as in result[0]")
+        return self.parts[0]
+
+    @property
+    def _weighing(self) -> Weighing:
+        return self._part.weighings[0]
+
+    def _one(self, at: int) -> dict[str, Any]:
+        part = self.parts[at]
+        return {**super()._one(at), "parts": [part], "target": part.weighings[0].label}
+
+    @classmethod
+    def _together(cls, results: Sequence[Self]) -> dict[str, Any]:
+        return {**super()._together(results), "parts": [part for result in results for part in result.parts]}
 
     def _tensors(self) -> dict[str, Tensor]:
-        tensors = {**super()._tensors(), "segments": self.segments, "index": self.index}
-        for at, weighing in enumerate(self.weighings):
-            tensors[f"weights.{at}"] = weighing.weights
-            if weighing.intervals is not None:
-                tensors[f"intervals.{at}"] = weighing.intervals
+        tensors = super()._tensors()
+        for at, part in enumerate(self.parts):
+            tensors |= {f"segments.{at}": part.segments, f"index.{at}": part.index}
+            for rank, weighing in enumerate(part.weighings):
+                tensors[f"weights.{at}.{rank}"] = weighing.weights
+                if weighing.intervals is not None:
+                    tensors[f"intervals.{at}.{rank}"] = weighing.intervals
         return tensors
 
     def _about(self) -> dict[str, Any]:
-        classes = [
-            {
-                "label": weighing.label,
-                "answer": weighing.answer,
-                "intercept": weighing.intercept,
-                "score": weighing.score,
-                "weights": weighing.weights.tolist(),
-                "intervals": None if weighing.intervals is None else weighing.intervals.tolist(),
-            }
-            for weighing in self.weighings
-        ]
-        return {**super()._about(), "classes": classes}
+        scalars = ("label", "answer", "intercept", "score")
+        parts = [[{name: getattr(one, name) for name in scalars} for one in part.weighings] for part in self.parts]
+        return {**super()._about(), "parts": parts}
 
     @classmethod
-    def _restored(cls, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> Self:
-        weighings = [
-            Weighing(
-                entry["label"],
-                entry["answer"],
-                tensors[f"weights.{at}"],
-                tensors.get(f"intervals.{at}"),
-                entry["intercept"],
-                entry["score"],
-            )
-            for at, entry in enumerate(about["classes"])
-        ]
-        return cls(
-            tensors["values"],
-            Grid(**about["grid"]),
-            (),
-            about["provenance"],
-            about["target"],
-            True,
-            segments=tensors["segments"],
-            index=tensors["index"],
-            weighings=weighings,
-        )
-
-
-def spread(
-    index: Int[Tensor, "pixel_height pixel_width"], weights: Float[Tensor, " segment"]
-) -> Float[Tensor, "pixel_height pixel_width"]:
-    """Each segment's weight at its pixels, float32; 0 where there is no segment."""
-    return torch.where(index >= 0, weights[index.clamp_min(0)], 0.0).float()
+    def _fields(cls, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> dict[str, Any]:
+        parts = []
+        for at, classes in enumerate(about["parts"]):
+            weighings = [
+                Weighing(
+                    **entry,
+                    weights=tensors[f"weights.{at}.{rank}"],
+                    intervals=tensors.get(f"intervals.{at}.{rank}"),
+                )
+                for rank, entry in enumerate(classes)
+            ]
+            parts.append(SegmentedPicture(tensors[f"segments.{at}"], tensors[f"index.{at}"], weighings))
+        return {**super()._fields(tensors, about), "parts": parts}

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -36,6 +37,12 @@ class Agreement:
     @property
     def chance(self) -> float:
         return self.top / (2 - self.top)
+
+    def as_json(self) -> dict[str, Any]:
+        """What JSON has; None for a correlation that does not exist."""
+        correlation = [[None if np.isnan(one) else one for one in row] for row in self.rank_correlation.tolist()]
+        about = {"top": self.top, "chance": self.chance}
+        return {"names": list(self.names), "rank_correlation": correlation, "overlap": self.overlap.tolist(), **about}
 
 
 def agreement(results: Sequence[Attribution], *, names: Sequence[str] | None = None, top: float = 0.2) -> Agreement:

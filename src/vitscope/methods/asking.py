@@ -1,7 +1,7 @@
 """What the methods that question a model have in common: pictures in, a progress bar, a result with its provenance."""
 
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -10,17 +10,18 @@ import torch
 from jaxtyping import Float
 from torch import nn
 
-from vitscope.errors import CallError, VitscopeWarning
+from vitscope.attribution import Attribution
+from vitscope.errors import CallError, warn
 from vitscope.grid import Grid
 from vitscope.models.vision_model import VisionModel
 from vitscope.perturb import Inquiry
 from vitscope.perturb.inquiry import Progress
-from vitscope.perturb.rendering import Subject, subjects
+from vitscope.perturb.rendering import subjects
 from vitscope.picture import Picture
 from vitscope.run import as_vision_model, provenance
-from vitscope.segment_attribution import SegmentAttribution, Weighing, spread
+from vitscope.segment_attribution import SegmentAttribution, SegmentedPicture, Weighing
 
-Result = TypeVar("Result")
+Result = TypeVar("Result", bound=Attribution)
 
 
 @dataclass(frozen=True)
@@ -35,57 +36,66 @@ class AskOptions:
 
 
 def each_picture(
-    model: VisionModel | nn.Module, images: Any, explain: Callable[[VisionModel, Subject], Result]
-) -> Result | list[Result]:
-    """One result for one picture, a list for several."""
+    model: VisionModel | nn.Module,
+    images: Any,
+    segments: Any,
+    options: AskOptions,
+    explain: Callable[[Inquiry], Result],
+    *,
+    on_pixels: bool = True,
+) -> Result:
+    """The results of all pictures, one after another, as one.
+
+    Maps ``on_pixels`` are as large as the photos, so photos of different size are refused before anything is asked.
+    """
     vision = as_vision_model(model)
     given = subjects(vision, images)
     if not given:
         raise CallError("no picture was given")
-    results = [explain(vision, subject) for subject in given]
-    return results[0] if len(results) == 1 else results
+    sizes = dict.fromkeys("×".join(map(str, subject.view.photo.size[::-1])) for subject in given)
+    if on_pixels and len(sizes) > 1:
+        raise CallError(
+            f"the pictures are {' and '.join(sizes)} pixels large, so their maps make no batch: explain them one by one"
+        )
+    results: list[Result] = []
+    for subject in given:
+        with _progress(options.progress) as tell:
+            inquiry = Inquiry(
+                vision,
+                subject,
+                segments=segments,
+                hide=options.hide,
+                output=options.output,
+                batch_size=options.batch_size,
+                seed=options.seed,
+                progress=tell,
+            )
+            results.append(explain(inquiry))
+        if results[-1].provenance["interrupted"]:
+            break
+    return results[0] if len(given) == 1 else results[0].joined(results)
 
 
-def inquiry_of(model: VisionModel, subject: Subject, segments: Any, options: AskOptions) -> Inquiry:
-    """An inquiry about one picture."""
-    return Inquiry(
-        model,
-        subject,
-        segments=segments,
-        hide=options.hide,
-        output=options.output,
-        batch_size=options.batch_size,
-        seed=options.seed,
-        progress=_progress(options.progress),
-    )
-
-
-def _progress(wanted: Any) -> Progress | None:
-    if not isinstance(wanted, bool):
-        return wanted
-    if not wanted:
-        return None
+@contextmanager
+def _progress(wanted: Any) -> Iterator[Progress | None]:
+    """Whom to tell about progress: a bar on stderr where one was asked for and someone can see it."""
+    if not isinstance(wanted, bool) or not wanted:
+        yield wanted or None
+        return
     from rich.console import Console
     from rich.progress import Progress as Bar
 
-    bar = Bar(console=Console(stderr=True), transient=True)
-    task = bar.add_task("asking the model")
-
-    def tell(answered: int, total: int) -> None:
-        if not bar.live.is_started:
-            bar.start()
-        bar.update(task, completed=answered, total=total)
-        if answered >= total:
-            bar.stop()
-
-    return tell
+    console = Console(stderr=True)
+    with Bar(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("asking the model", total=None)
+        yield lambda answered, total: bar.update(task, completed=answered, total=total)
 
 
 def warn_if_interrupted(interrupted: bool, answered: int, total: int | None) -> None:
     """One line when Ctrl-C ended the asking."""
     if interrupted:
         of = "" if total is None else f" of {total}"
-        warnings.warn(f"interrupted: the result stands on {answered}{of} samples", VitscopeWarning, stacklevel=2)
+        warn(f"interrupted: the result stands on {answered}{of} samples")
 
 
 def about(
@@ -132,15 +142,14 @@ def segment_result(
         )
         for at, column in enumerate(columns)
     ]
-    index = torch.from_numpy(inquiry.segments.index)
+    labels, index = (torch.from_numpy(np.array(part)) for part in (inquiry.segments.labels, inquiry.segments.index))
+    part = SegmentedPicture(labels, index, weighings)
     return SegmentAttribution(
-        spread(index, weighings[0].weights)[None],
+        part.values(),
         Grid(*index.shape),
         [whole(inquiry.subject.view)],
         about(inquiry, method, parameters, samples=samples, interrupted=interrupted),
         weighings[0].label,
         True,
-        segments=torch.from_numpy(np.array(inquiry.segments.labels)),
-        index=index,
-        weighings=weighings,
+        parts=[part],
     )

@@ -1,6 +1,5 @@
 """KernelSHAP (Lundberg & Lee, 2017): Shapley values of segments, from a regression over coalitions."""
 
-import warnings
 from itertools import combinations
 from math import comb
 from typing import Any, Literal
@@ -10,8 +9,8 @@ from jaxtyping import Bool, Float
 from torch import nn
 
 from vitscope.arguments import whole_number
-from vitscope.errors import CallError, VitscopeWarning
-from vitscope.methods.asking import AskOptions, each_picture, inquiry_of, segment_result, warn_if_interrupted
+from vitscope.errors import CallError, warn
+from vitscope.methods.asking import AskOptions, each_picture, segment_result, warn_if_interrupted
 from vitscope.models.vision_model import VisionModel
 from vitscope.perturb import Inquiry
 from vitscope.segment_attribution import SegmentAttribution
@@ -30,7 +29,7 @@ def kernel_shap(
     output: Literal["probability", "logit"] = "probability",
     top_labels: int = 5,
     progress: Any = False,
-) -> SegmentAttribution | list[SegmentAttribution]:
+) -> SegmentAttribution:
     """The share of each segment in the answer: a fair one, in the sense of Shapley.
 
     The weights and the intercept (the answer to nothing but baseline) add up to the answer to the whole picture.
@@ -45,7 +44,7 @@ def kernel_shap(
         segments, hide, target, seed, batch_size, output, top_labels, progress: see :func:`vitscope.lime`.
 
     Returns:
-        for one picture its result, for several a list; ``intervals`` is None.
+        as :func:`vitscope.lime`; ``intervals`` is None.
 
     Raises:
         CallError: as for :func:`vitscope.lime`.
@@ -61,11 +60,9 @@ def kernel_shap(
         assert inquiry.segments is not None
         rows, kernel = coalitions(inquiry.segments.count, count, options.seed)
         if len(rows) < inquiry.segments.count:
-            warnings.warn(
+            warn(
                 f"num_samples is {count} for {inquiry.segments.count} segments: fewer questions than unknowns, so the "
-                "values are the smallest that fit; take more samples or fewer segments",
-                VitscopeWarning,
-                stacklevel=4,
+                "values are the smallest that fit; take more samples or fewer segments"
             )
         ends = np.stack([np.zeros(rows.shape[1], dtype=bool), np.ones(rows.shape[1], dtype=bool)])
         asked = inquiry.ask(inquiry.masks(np.concatenate([ends, rows])), columns)
@@ -87,7 +84,7 @@ def kernel_shap(
             interrupted=asked.interrupted,
         )
 
-    return each_picture(model, images, lambda m, subject: explain(inquiry_of(m, subject, segments, options)))
+    return each_picture(model, images, segments, options, explain)
 
 
 def coalitions(

@@ -1,7 +1,6 @@
 """LIME for images (Ribeiro et al., 2016): a linear model of what the classifier says when segments are hidden."""
 
 import math
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -11,8 +10,8 @@ from jaxtyping import Bool, Float
 from torch import nn
 
 from vitscope.arguments import ratio, whole_number
-from vitscope.errors import CallError, VitscopeWarning
-from vitscope.methods.asking import AskOptions, each_picture, inquiry_of, segment_result, warn_if_interrupted
+from vitscope.errors import CallError, warn
+from vitscope.methods.asking import AskOptions, each_picture, segment_result, warn_if_interrupted
 from vitscope.methods.surrogate import Surrogate, fit, quantile
 from vitscope.models.vision_model import VisionModel
 from vitscope.perturb import Inquiry
@@ -46,7 +45,7 @@ def lime(
     confidence: float = 0.95,
     top_segments: int = 5,
     progress: Any = False,
-) -> SegmentAttribution | list[SegmentAttribution]:
+) -> SegmentAttribution:
     """How much each segment of a picture adds to the probability of a class.
 
     Segments are hidden at random, the model answers, and a ridge regression of the answers on what was shown, weighted
@@ -82,13 +81,14 @@ def lime(
         progress: True for a bar on stderr, or a function of (answered, in all).
 
     Returns:
-        for one picture its result, for several a list. ``weights``, ``intervals``, ``intercept``, ``score``,
-        ``segments`` and ``values`` (1, pixel height, pixel width), the weights at each pixel of the photo. Ctrl-C
-        ends the asking early: the result then stands on the answers so far, a warning and
+        ``values`` (batch, pixel height, pixel width), the weights at each pixel of the photo, and for one picture
+        ``weights``, ``intervals``, ``intercept``, ``score`` and ``segments``; of a batch take ``result[i]`` first.
+        Ctrl-C ends the asking early: the result then stands on the answers so far, a warning and
         ``provenance["interrupted"]`` say so.
 
     Raises:
-        CallError: an option is out of range, the target is not there, the picture is one single segment.
+        CallError: an option is out of range, the target is not there, the picture is one single segment, pictures
+            differ in size.
 
     Example:
         >>> import skimage.data, vitscope as vs
@@ -103,7 +103,7 @@ def lime(
     def explain(inquiry: Inquiry) -> SegmentAttribution:
         return _explain(inquiry, plan, target, top_labels)
 
-    return each_picture(model, images, lambda m, subject: explain(inquiry_of(m, subject, segments, options)))
+    return each_picture(model, images, segments, options, explain)
 
 
 @dataclass(frozen=True)
@@ -186,11 +186,9 @@ def _explain(inquiry: Inquiry, plan: _Plan, target: int | str | None, top_labels
     assert inquiry.segments is not None
     segments = inquiry.segments.count
     if plan.num_samples is not None and plan.num_samples <= segments:
-        warnings.warn(
+        warn(
             f"num_samples is {plan.num_samples} for {segments} segments: fewer questions than unknowns, so the weights "
-            f"are held up by the ridge penalty alone; take {5 * segments} or more, or fewer segments",
-            VitscopeWarning,
-            stacklevel=4,
+            f"are held up by the ridge penalty alone; take {5 * segments} or more, or fewer segments"
         )
     sampler = plan.sampler(segments)
     rows, answers = np.zeros((0, segments), dtype=bool), np.zeros((0, len(columns)))
@@ -206,18 +204,14 @@ def _explain(inquiry: Inquiry, plan: _Plan, target: int | str | None, top_labels
         if settled or interrupted:
             break
     if plan.num_samples is None and not settled and not interrupted:
-        warnings.warn(
+        warn(
             f"after {len(rows)} samples the order of the top {plan.top_segments} segments is still not settled at "
-            f"{plan.confidence:.0%}: look at the intervals",
-            VitscopeWarning,
-            stacklevel=4,
+            f"{plan.confidence:.0%}: look at the intervals"
         )
     if (np.ptp(answers[:, 0]) == 0) and len(rows) > 1:
-        warnings.warn(
+        warn(
             f"the answer for {inquiry.label(wanted)!r} did not change with any of {len(rows)} masks: all weights are "
-            "zero",
-            VitscopeWarning,
-            stacklevel=4,
+            "zero"
         )
     warn_if_interrupted(interrupted, len(rows), plan.num_samples)
     parameters = {

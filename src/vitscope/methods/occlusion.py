@@ -10,7 +10,7 @@ from vitscope.arguments import whole_number
 from vitscope.attribution import Attribution
 from vitscope.errors import CallError
 from vitscope.grid import Grid
-from vitscope.methods.asking import AskOptions, about, each_picture, inquiry_of, warn_if_interrupted
+from vitscope.methods.asking import AskOptions, about, each_picture, warn_if_interrupted
 from vitscope.models.vision_model import VisionModel
 from vitscope.perturb.inquiry import Inquiry, cells_of
 
@@ -27,7 +27,7 @@ def occlusion(
     batch_size: int = 64,
     output: Literal["probability", "logit"] = "probability",
     progress: Any = False,
-) -> Attribution | list[Attribution]:
+) -> Attribution:
     """How much the answer falls when each patch is hidden.
 
     A window slides over the patches and hides what it covers; a patch's value is the mean fall over the windows that
@@ -41,8 +41,7 @@ def occlusion(
         hide, target, seed, batch_size, output, progress: see :func:`vitscope.lime`.
 
     Returns:
-        values (1, height, width) on the grid of patches, answer of the whole picture minus answer without; for several
-        pictures a list.
+        values (batch, height, width) on the grid of patches, answer of the whole picture minus answer without.
 
     Raises:
         CallError: the window does not fit, or as for :func:`vitscope.lime`.
@@ -73,7 +72,7 @@ def occlusion(
             True,
         )
 
-    return each_picture(model, images, lambda m, subject: explain(inquiry_of(m, subject, "patches", options)))
+    return each_picture(model, images, "patches", options, explain, on_pixels=False)
 
 
 def _windows(cells: Grid, window: int, stride: int) -> np.ndarray:

@@ -13,7 +13,7 @@ from vitscope.arguments import ratio, whole_number
 from vitscope.attribution import Attribution
 from vitscope.errors import CallError
 from vitscope.grid import Grid
-from vitscope.methods.asking import AskOptions, about, each_picture, inquiry_of, warn_if_interrupted, whole
+from vitscope.methods.asking import AskOptions, about, each_picture, warn_if_interrupted, whole
 from vitscope.models.vision_model import VisionModel
 from vitscope.perturb import Inquiry, PixelMasks
 
@@ -34,7 +34,7 @@ def rise(
     batch_size: int = 64,
     output: Literal["probability", "logit"] = "probability",
     progress: Any = False,
-) -> Attribution | list[Attribution]:
+) -> Attribution:
     """Which places of a picture, when they are seen, go with a high answer.
 
     A grid of ``cells`` × ``cells`` coin tosses is blown up bilinearly, moved by a random part of a cell, and laid over
@@ -50,8 +50,8 @@ def rise(
             is below a half are left out.
 
     Returns:
-        values (1, height, width) over the photo, at most 512 a side: an expected answer given that the place is seen,
-        not a difference. For several pictures a list.
+        values (batch, height, width) over the photo, at most 512 a side: an expected answer given that the place is
+        seen, not a difference.
 
     Raises:
         CallError: an option is out of range, or as for :func:`vitscope.lime`.
@@ -85,7 +85,7 @@ def rise(
             inquiry.label(column),
         )
 
-    return each_picture(model, images, lambda m, subject: explain(inquiry_of(m, subject, None, options)))
+    return each_picture(model, images, None, options, explain)
 
 
 def _mask(

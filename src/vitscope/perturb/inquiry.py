@@ -1,6 +1,5 @@
 """Inquiry: one picture, one model, and what it answers when parts of the picture are hidden."""
 
-import warnings
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from vitscope.arguments import whole_number
 from vitscope.attribution import only_finite
-from vitscope.errors import CallError, VitscopeWarning, WorkError
+from vitscope.errors import CallError, WorkError, warn
 from vitscope.grid import Grid
 from vitscope.models.vision_model import VisionModel
 from vitscope.perturb.dropping import equal_lengths, without_hidden
@@ -219,9 +218,7 @@ class Inquiry:
         if self.subject.pixels.is_cuda:
             torch.cuda.empty_cache()
         self.batch_size = len(at) // 2
-        warnings.warn(
-            f"no memory for a batch of {len(at)}: going on with {self.batch_size}", VitscopeWarning, stacklevel=2
-        )
+        warn(f"no memory for a batch of {len(at)}: going on with {self.batch_size}")
         most = self.batch_size
         return deque(batch[i : i + most] for batch in waiting for i in range(0, len(batch), most))
 

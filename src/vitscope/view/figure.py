@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from vitscope.attribution import COLORMAP, blend, stretch
+from vitscope.attribution import COLORMAP, SIGNED_COLORMAP, blend, stretch, stretch_signed
 from vitscope.saving import replacing
-from vitscope.view.scene import Panel, Scene
+from vitscope.view.scene import SIGNED_CAPTION, Bars, Panel, Scene
 
 PAGE_WIDTH, PAGE_HEIGHT = 12.0, 14.0  # inches
 SMALLEST_PANEL, LARGEST_PANEL = 0.9, 4.0  # inches
@@ -21,7 +21,7 @@ GAP = 0.08
 DPI = 160
 MARK, CASING = "#e8001f", "#ffffff"  # red on a thin white edge, for the colour map has reds of its own
 INK, FAINT = "#1b1b1f", "#6b6b76"
-CAPTION = "colours: each map from its lowest to its highest value"
+FOR, AGAINST = "#2a6cad", "#b5293c"  # the ends of the signed colour map, a little darker
 
 
 def save_figure(scene: Scene, path: str | Path, *, overwrite: bool = True) -> Path:
@@ -40,7 +40,7 @@ def save_figure(scene: Scene, path: str | Path, *, overwrite: bool = True) -> Pa
 
 def draw(scene: Scene) -> Figure:
     """The scene as a matplotlib figure, laid out in inches."""
-    photo = scene.rows[0].panels[0].picture.photo
+    photo = next(panel.picture.photo for row in scene.rows for panel in row.panels if isinstance(panel, Panel))
     ratio = photo.height / photo.width
     left = 0.55 if scene.row_names else 0.2
     top, bottom = (1.12 if scene.column_names else 0.82), 0.5
@@ -65,6 +65,11 @@ def draw(scene: Scene) -> Figure:
         y, height = tops[i] + above, width * ratio
         for j, panel in enumerate(row.panels):
             x = left + j * (width + GAP)
+            if isinstance(panel, Bars):
+                margin = 0.35  # inches for the names
+                _bars(figure.add_axes(place(x + margin, y, width - margin, height)), panel)
+                write(x + margin, y - 0.07, panel.title, 9.0)
+                continue
             axes = figure.add_axes(place(x, y, width, height))
             pixels = (max(round(width * DPI), 2), max(round(height * DPI), 2))
             axes.imshow(render(panel, pixels), interpolation="none", aspect="auto")
@@ -78,8 +83,9 @@ def draw(scene: Scene) -> Figure:
             write(left - 0.09, y + height / 2, scene.row_names[i], 9.0, ha="right", va="center")
     write((left + right) / 2, top - 0.28, scene.column_axis, 9.0, FAINT, ha="center")
     write(0.2, top + sum(heights) / 2, scene.row_axis, 9.0, FAINT, ha="center", va="center", rotation="vertical")
-    _legend(figure, place(left, page_height - 0.31, 1.3, 0.1))
-    write(left + 1.4, page_height - 0.22, CAPTION, 8.0, FAINT)
+    colours = SIGNED_COLORMAP if scene.caption == SIGNED_CAPTION else COLORMAP
+    _legend(figure, place(left, page_height - 0.31, 1.3, 0.1), colours)
+    write(left + 1.4, page_height - 0.22, scene.caption, 8.0, FAINT)
     return figure
 
 
@@ -93,22 +99,62 @@ def _panel_width(columns: int, rows: int, left: float, ratio: float) -> float:
 def render(panel: Panel, size: tuple[int, int]) -> Image.Image:
     """A panel at ``size`` = (width, height) pixels."""
     photo = panel.picture.photo.resize(size, Image.Resampling.LANCZOS)
+    if panel.lit is not None:
+        photo = _faded(photo, panel.picture.paint(panel.lit.astype(np.float32), size, smooth=False) > 0.5)
     if panel.values is None:
         return photo
+    if panel.signed:
+        heat = panel.picture.paint(panel.values, size, smooth=not panel.flat)
+        return blend(photo, stretch_signed(heat), panel.alpha, colormap=SIGNED_COLORMAP)
     heat = panel.picture.paint(panel.values, size, smooth=panel.alpha < 1 and not panel.flat)
     return blend(photo, stretch(heat), panel.alpha)
 
 
+def _faded(photo: Image.Image, lit: np.ndarray) -> Image.Image:
+    """The photo with all but its lit part grey and pale."""
+    pixels = np.asarray(photo, dtype=np.float32)
+    pale = pixels.mean(-1, keepdims=True) * 0.25 + 185
+    return Image.fromarray(np.where(lit[..., None], pixels, pale).round().astype(np.uint8))
+
+
+def _bars(axes: Any, bars: Bars) -> None:
+    """Horizontal bars from zero, the interval of each as a line, the value beside it."""
+    ends = bars.intervals or [(value, value) for value in bars.values]
+    reach = max(*(abs(end) for pair in ends for end in pair), *(abs(value) for value in bars.values), 1e-12)
+    lowest, highest = min(0.0, *(low for low, _ in ends)), max(0.0, *(high for _, high in ends))
+    for at, (name, value, (low, high)) in enumerate(zip(bars.names, bars.values, ends, strict=True)):
+        axes.barh(at, value, height=0.62, color=FOR if value >= 0 else AGAINST, alpha=0.85, linewidth=0)
+        if bars.intervals is not None:
+            axes.plot([low, high], [at, at], color=INK, linewidth=1.4, solid_capstyle="butt")
+        side = 1.0 if value >= 0 else -1.0
+        tip = max(value, high, 0.0) if side > 0 else min(value, low, 0.0)
+        axes.text(
+            tip + side * 0.03 * reach,
+            at,
+            f"{value:+.3f}".replace("-", "−"),
+            fontsize=8,
+            color=INK,
+            va="center",
+            ha="left" if side > 0 else "right",
+        )
+        axes.text(-0.03, at, name, fontsize=9, color=INK, va="center", ha="right", transform=axes.get_yaxis_transform())
+    room = 0.36 * reach  # for the numbers beside the bars
+    axes.set_xlim(lowest - room * (min(bars.values) < 0), highest + room * (max(bars.values) >= 0))
+    axes.set_ylim(len(bars.values) - 0.4, -0.6)
+    axes.axvline(0, color=FAINT, linewidth=0.8)
+    axes.set_axis_off()
+
+
 def _outline(axes: Any, panel: Panel, size: tuple[int, int]) -> None:
-    """The borders between a panel's regions, and a square around each marked patch."""
+    """The borders between a panel's regions, a square around each marked patch, numbers where they belong."""
     if panel.regions is None:
         return
-    regions = panel.regions
+    regions = _at_most(panel.regions, size)
     left, top, right, bottom = panel.picture.box
     scale_x, scale_y = size[0] / panel.picture.photo.width, size[1] / panel.picture.photo.height
     cell_x, cell_y = (right - left) / regions.shape[1], (bottom - top) / regions.shape[0]
 
-    def at(row: int, column: int) -> tuple[float, float]:
+    def at(row: float, column: float) -> tuple[float, float]:
         """A corner of the grid in the panel's pixels, whose centres lie on whole numbers."""
         return (left + column * cell_x) * scale_x - 0.5, (top + row * cell_y) * scale_y - 0.5
 
@@ -125,9 +171,24 @@ def _outline(axes: Any, panel: Panel, size: tuple[int, int]) -> None:
         (x, y), (far_x, far_y) = at(row, column), at(row + 1, column + 1)
         for colour, width in ((CASING, 1.8 * thick), (MARK, thick)):
             axes.add_patch(Rectangle((x, y), far_x - x, far_y - y, fill=False, edgecolor=colour, linewidth=width))
+    down, across = (of / side for of, side in zip(regions.shape, panel.regions.shape, strict=True))
+    for high, far, text in panel.numbers:
+        _number(axes, *at((high + 0.5) * down, (far + 0.5) * across), text)
 
 
-def _legend(figure: Figure, place: tuple[float, float, float, float]) -> None:
+def _number(axes: Any, x: float, y: float, text: str) -> None:
+    """White on ink, in a circle: readable on any photo."""
+    circle = {"boxstyle": "circle,pad=0.22", "facecolor": INK, "edgecolor": CASING, "linewidth": 0.8}
+    axes.text(x, y, text, fontsize=7.5, color=CASING, ha="center", va="center", weight="bold", bbox=circle)
+
+
+def _at_most(regions: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Regions with no more cells than the panel has pixels."""
+    sides = zip((size[1], size[0]), regions.shape, strict=True)
+    return regions[np.ix_(*(np.arange(min(side, of)) * of // min(side, of) for side, of in sides))]
+
+
+def _legend(figure: Figure, place: tuple[float, float, float, float], colours: str) -> None:
     axes = figure.add_axes(place)
-    axes.imshow(np.linspace(0, 1, 256)[None], cmap=matplotlib.colormaps[COLORMAP], aspect="auto")
+    axes.imshow(np.linspace(0, 1, 256)[None], cmap=matplotlib.colormaps[colours], aspect="auto")
     axes.set_axis_off()

@@ -4,13 +4,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from vitscope.attribution import Attribution
 from vitscope.picture import Picture
 from vitscope.trace import Query, Trace
 
 OVERLAY = 0.6
+UNSIGNED_CAPTION = "colours: each map from its lowest to its highest value"
+SIGNED_CAPTION = "colours: against the class, nothing, for the class, by the largest weight of each map"
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,7 +20,8 @@ class Panel:
     """A photo (``values`` None), a map over its photo, or a map alone (``alpha`` 1).
 
     ``regions`` are outlined and ``marks``, patches as (row, column), get a square; both count on the token grid. A map
-    with ``flat`` shows every patch as one block.
+    with ``flat`` shows every patch as one block, one that is ``signed`` has zero in the middle of its colours. Where
+    ``lit`` is False the photo is faded. ``numbers`` are written at (row, column) of the token grid.
     """
 
     picture: Picture
@@ -28,13 +31,26 @@ class Panel:
     regions: Int[np.ndarray, "rows columns"] | None = None
     marks: Sequence[tuple[int, int]] = ()
     flat: bool = False
+    signed: bool = False
+    lit: Bool[np.ndarray, "rows columns"] | None = None
+    numbers: Sequence[tuple[float, float, str]] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Bars:
+    """Values with their intervals, one bar each, from top to bottom."""
+
+    names: Sequence[str]
+    values: Sequence[float]
+    intervals: Sequence[tuple[float, float]] | None = None
+    title: str = ""
 
 
 @dataclass(frozen=True, eq=False)
 class Row:
     """Panels from left to right, each one of ``columns`` equal parts of the page."""
 
-    panels: Sequence[Panel]
+    panels: Sequence[Panel | Bars]
     columns: int
 
 
@@ -49,6 +65,7 @@ class Scene:
     column_names: Sequence[str] = ()
     row_axis: str = ""
     column_axis: str = ""
+    caption: str = UNSIGNED_CAPTION
 
 
 def explanation(trace: Trace, rollouts: Sequence[Attribution], *, index: int = 0) -> Scene:
@@ -157,5 +174,5 @@ def columns_for(panels: int) -> int:
     return next(columns for columns in range(1, panels + 1) if columns * columns >= panels * 1.3 or columns == panels)
 
 
-def wrapped(panels: Sequence[Panel], columns: int) -> list[Row]:
+def wrapped(panels: Sequence[Panel | Bars], columns: int) -> list[Row]:
     return [Row(panels[start : start + columns], columns) for start in range(0, len(panels), columns)]

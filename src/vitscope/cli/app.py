@@ -1,0 +1,85 @@
+"""The command line's frame: options that commands share, and errors as one line with an exit code."""
+
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from vitscope.errors import VitscopeError, VitscopeWarning
+
+DEBUG_VARIABLE = "VITSCOPE_DEBUG"
+INTERRUPTED = 130  # what the command line parser makes of Ctrl-C
+
+app = typer.Typer(
+    help="See what a vision transformer looks at.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Photos = Annotated[list[Path], typer.Argument(help="One or more photos.", metavar="PHOTO...", show_default=False)]
+ModelName = Annotated[
+    str,
+    typer.Option(
+        "--model", "-m", help="vit-nano, swin-nano, a hub id, a local folder, timm:<name> or torchvision:<name>."
+    ),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option("--out", "-o", help="The PNG to write; for several photos a folder.", show_default="a new name"),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Allow --out to replace a file.")]
+Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, …", show_default="cuda if there is one")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+TopK = Annotated[int, typer.Option("--top-k", min=1, help="How many classes to list.")]
+QueryText = Annotated[str, typer.Option("--query", help="readout, cls, register_1, …, or a patch as row,column.")]
+
+
+Target = Annotated[
+    str | None,
+    typer.Option("--target", "-t", help="The class, by label or index.", show_default="the likeliest"),
+]
+
+
+def main() -> NoReturn:
+    """Run the command line; every error is one line on stderr, with exit code 1 (work) or 2 (call)."""
+    warnings.showwarning = _one_line
+    try:
+        code = app(standalone_mode=False)
+        if code == INTERRUPTED:
+            raise KeyboardInterrupt
+        sys.exit(code if isinstance(code, int) else 0)
+    except VitscopeError as error:
+        _fail(str(error), error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        _fail("interrupted; what was finished before is kept", 1)
+    except Exception as error:
+        if os.environ.get(DEBUG_VARIABLE):
+            raise
+        if type(error).__name__ == "NoArgsIsHelpError":
+            typer.echo(str(error), err=True)
+            sys.exit(2)
+        if hasattr(error, "format_message"):  # what the parser of the command line raises
+            _fail(error.format_message(), 2)
+        first = str(error).strip().splitlines()[0] if str(error).strip() else ""
+        _fail(f"{type(error).__name__}: {first} (set {DEBUG_VARIABLE}=1 for the whole story)", 1)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    typer.echo(f"vitscope: {' '.join(message.split())}", err=True)
+    sys.exit(code)
+
+
+_shown_by_python = warnings.showwarning
+
+
+def _one_line(message: Any, category: Any, *where: Any, **options: Any) -> None:
+    """vitscope's own warnings as one line; others as Python shows them."""
+    if issubclass(category, VitscopeWarning):
+        typer.echo(f"vitscope: {' '.join(str(message).split())}", err=True)
+    else:
+        _shown_by_python(message, category, *where, **options)

@@ -1,0 +1,192 @@
+"""Commands for a photo as a whole: what it is taken for, and what any of the methods says about it."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vitscope.cli.app import Device, Json, ModelName, Out, Overwrite, Photos, Target, TopK, app
+from vitscope.cli.output import (
+    each,
+    fresh,
+    load_model,
+    print_agreement,
+    print_classes,
+    print_table,
+    reporting,
+    save,
+    target_path,
+)
+from vitscope.errors import CallError
+
+if TYPE_CHECKING:
+    from vitscope.models import VisionModel
+
+
+@app.command()
+def demo(out: Out = None, overwrite: Overwrite = False, device: Device = None, json_: Json = False) -> None:
+    """Explain a photo of a cat with the bundled model: no network, no file needed."""
+    from PIL import Image
+    from skimage.data import chelsea
+
+    photo = Image.fromarray(chelsea())
+    _explain([("chelsea", photo)], "vit-nano", out or fresh("vitscope-demo"), overwrite, device, json_, top_k=5)
+
+
+@app.command()
+def explain(
+    photos: Photos,
+    model: ModelName = "vit-nano",
+    out: Out = None,
+    overwrite: Overwrite = False,
+    device: Device = None,
+    json_: Json = False,
+    top_k: TopK = 5,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--method", help="Another method, as lime; several are set side by side.", show_default="rollout and heads"
+        ),
+    ] = None,
+    target: Target = None,
+) -> None:
+    """The top classes of a photo, its rollout and the heads of the last layer, or what other methods say."""
+    named = [(str(photo), photo) for photo in photos]
+    if method is None and target is not None:
+        raise CallError("--target needs a --method that explains a class, as --method lime")
+    _explain(named, model, out, overwrite, device, json_, top_k, method, target)
+
+
+@app.command()
+def models(json_: Json = False) -> None:
+    """Which models can be loaded here."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    from vitscope.models.catalogue import CATALOGUE
+
+    rows = []
+    for entry in CATALOGUE:
+        try:
+            installed = version(entry.library)
+        except PackageNotFoundError:
+            installed = None
+        rows.append(
+            {"library": entry.library, "installed": installed, "families": entry.families, "example": entry.example}
+        )
+    if json_:
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    for row in rows:
+        state = row["installed"] or f"not installed: pip install 'vitscope[{row['library']}]'"
+        typer.echo(f"{typer.style(str(row['library']), bold=True)} {state}")
+        typer.echo(f"  {row['families']}")
+        typer.echo(f"  --model {row['example']}\n")
+
+
+def _explain(
+    photos: Sequence[tuple[str, Any]],
+    model: str,
+    out: Path | None,
+    overwrite: bool,
+    device: str | None,
+    json_: bool,
+    top_k: int,
+    methods: Sequence[str] | None = None,
+    target: str | None = None,
+) -> None:
+    from vitscope.methods.rollout import rollout as roll
+    from vitscope.run import run
+    from vitscope.view.scene import explanation
+
+    check_methods(methods or ())
+    vision = load_model(model, device, [photo for _, photo in photos if isinstance(photo, Path)])
+    with reporting(json_) as report:
+        targets = [target_path(Path(name), "explain", out, len(photos)) for name, _ in photos]
+        for (name, photo), path in each(photos, targets, overwrite, bar=methods is None):
+            if methods is not None:
+                report.append(compared(vision, name, photo, path, methods, target, overwrite, json_, top_k))
+                continue
+            done = run(vision, photo)
+            rollouts = [roll(done.trace, head_fusion=fusion) for fusion in ("mean", "max")]
+            predictions = [] if done.logits is None else vision.predictions(done.logits, top_k)[0]
+            save(explanation(done.trace, rollouts), path, overwrite)
+            if not json_:
+                print_classes(name, vision, predictions)
+            report.append(
+                {
+                    "picture": name,
+                    "predictions": [vars(prediction) for prediction in predictions],
+                    "figure": str(path),
+                    "rollouts": [{"provenance": dict(r.provenance), "values": r.values[0].tolist()} for r in rollouts],
+                }
+            )
+
+
+@app.command()
+def methods(json_: Json = False) -> None:
+    """Which methods explain takes."""
+    from vitscope.methods.table import METHODS
+
+    rows = [
+        {"method": name, "shows": row.about, "forwards": row.forwards, "source": row.source}
+        for name, row in METHODS.items()
+    ]
+    if json_:
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    print_table(("method", "shows", "forwards", "source"), [tuple(row.values()) for row in rows], right=(2,))
+
+
+def check_methods(names: Sequence[str]) -> None:
+    from vitscope.methods.table import METHODS
+
+    for name in names:
+        if name not in METHODS:
+            raise CallError(f"unknown method {name!r}: choose {', '.join(METHODS)}")
+
+
+def compared(
+    vision: "VisionModel",
+    name: str,
+    photo: Any,
+    path: Path,
+    methods: Sequence[str],
+    target: str | None,
+    overwrite: bool,
+    json_: bool,
+    top_k: int,
+) -> dict[str, Any]:
+    """Methods side by side over one photo, and how far they agree."""
+    from vitscope.methods.agreement import agreement
+    from vitscope.methods.table import METHODS
+    from vitscope.view.segments import side_by_side
+
+    predictions = [] if vision.labels is None else vision.predict(photo, top_k)[0]
+    results = []
+    for method in methods:
+        asks = METHODS[method].kind == "asking"
+        options = {"target": target, "progress": not json_} if asks else {}
+        results.append(METHODS[method].compute(vision, photo, **options))
+        if results[-1].provenance.get("interrupted"):
+            break
+    shown = methods[: len(results)]
+    explained = next((result.target for result in results if result.target), None)
+    title = f"What {vision.name} looks at" if explained is None else f"Why {vision.name} says {explained}"
+    save(side_by_side(results, shown, title=title), path, overwrite)
+    alike = agreement(results, names=shown) if len(results) > 1 else None
+    if not json_:
+        print_classes(name, vision, predictions)
+        if alike is not None:
+            print_agreement(alike)
+    report = {
+        "picture": name,
+        "predictions": [vars(prediction) for prediction in predictions],
+        "figure": str(path),
+        "results": {
+            method: {"target": r.target, "provenance": dict(r.provenance)}
+            for method, r in zip(shown, results, strict=True)
+        },
+    }
+    return report if alike is None else report | {"agreement": alike.as_json()}

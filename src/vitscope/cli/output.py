@@ -1,0 +1,155 @@
+"""Where figures go, what is printed, and how photos and models are read on the command line."""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from vitscope.errors import CallError, OutputExistsError
+
+if TYPE_CHECKING:
+    from vitscope.methods.agreement import Agreement
+    from vitscope.models import Prediction, VisionModel
+    from vitscope.segment_attribution import SegmentAttribution
+    from vitscope.view.scene import Scene
+
+
+def load_model(name: str, device: str | None, photos: Sequence[Path]) -> "VisionModel":
+    """The model, once every photo is known to be there."""
+    import torch
+
+    from vitscope.models import load
+    from vitscope.picture import check_file
+
+    for photo in photos:
+        check_file(photo)
+
+    return load(name, device=device or ("cuda" if torch.cuda.is_available() else None))
+
+
+def target_path(photo: Path, what: str, out: Path | None, count: int) -> Path:
+    """Where a photo's figure goes: --out, a name in the folder --out, or a new name here."""
+    name = f"{photo.stem}-{what}"
+    if out is None:
+        return fresh(name)
+    if out.is_dir():
+        return out / f"{name}.png"
+    if count > 1:
+        if out.suffix or out.exists():
+            raise CallError(f"--out is {out}, one file for {count} photos: pass a folder")
+        return out / f"{name}.png"
+    if out.suffix.lower() != ".png":
+        raise CallError(f"--out is {out}: figures are PNG, end the name in .png")
+    return out
+
+
+def fresh(name: str) -> Path:
+    """A name in this folder that is not taken."""
+    path, number = Path(f"{name}.png"), 1
+    while path.exists():
+        number += 1
+        path = Path(f"{name}-{number}.png")
+    return path
+
+
+def each(
+    items: Sequence[Any], targets: Sequence[Path], overwrite: bool, *, bar: bool = True
+) -> Iterator[tuple[Any, Path]]:
+    """Each item with its target, behind a progress bar where there is more than one and they have none themselves."""
+    taken = [target for target in targets if target.exists() and not overwrite]
+    if taken:
+        raise OutputExistsError(f"{taken[0]} exists already: pass --overwrite or another --out")
+    if len(set(targets)) < len(targets):
+        raise CallError("two photos have the same name, so their figures would too: explain them one by one")
+    if len(items) == 1 or not bar:
+        yield from zip(items, targets, strict=True)
+        return
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    pairs = list(zip(items, targets, strict=True))
+    yield from track(pairs, description="photos", console=console, transient=True, disable=not console.is_terminal)
+
+
+def save(scene: "Scene", path: Path, overwrite: bool) -> None:
+    from vitscope.view.figure import save_figure
+
+    save_figure(scene, path, overwrite=overwrite)
+
+
+@contextmanager
+def reporting(json_: bool) -> Iterator[list[dict[str, Any]]]:
+    """A list of what was made, printed in the end; also when a later photo fails."""
+    report: list[dict[str, Any]] = []
+    try:
+        yield report
+    finally:
+        if json_ and report:
+            typer.echo(json.dumps(report, indent=2, allow_nan=False))
+        for entry in () if json_ else report:
+            typer.echo(f"wrote {entry['figure']}")
+
+
+def print_classes(name: str, model: "VisionModel", predictions: Sequence["Prediction"]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console()
+    console.print(f"{name}, as {model.name} sees it:", highlight=False, markup=False, emoji=False, soft_wrap=True)
+    if not predictions:
+        console.print("  this model has no classifier, so it names no class", highlight=False)
+        return
+    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 2))
+    table.add_column("class")
+    table.add_column("probability", justify="right")
+    table.add_column("")
+    for prediction in predictions:
+        bar = "█" * round(prediction.probability * 30)
+        table.add_row(Text(prediction.label), f"{prediction.probability:.1%}", Text(bar, "cyan"))
+    console.print(table)
+
+
+def print_segments(result: "SegmentAttribution", count: int) -> None:
+    """The weightiest segments for and against the target, named as in the figure, and where they are."""
+    from vitscope.view.segments import named_places
+
+    places = named_places(result, count)
+    segments = result.as_json()["pictures"][0]["segments"]
+    rows = []
+    for name, place in places.items():
+        row, column = segments[place]["centre"]
+        interval = "" if result.intervals is None else "{:+.3f} to {:+.3f}".format(*result.intervals[place].tolist())
+        where = f"row {row:.0f}, column {column:.0f}"
+        rows.append((name, str(segments[place]["label"]), f"{result.weights[place]:+.4f}", interval, where))
+    print_table(("", "segment", "weight", "interval", "centre, in pixels"), rows, right=(1, 2))
+
+
+def print_agreement(alike: "Agreement") -> None:
+    """Each pair's rank correlation, and the overlap of its top regions beside what chance would give."""
+    rows = [
+        (f"{first} and {second}", f"{alike.rank_correlation[i, j]:+.2f}", f"{alike.overlap[i, j]:.0%}")
+        for i, first in enumerate(alike.names)
+        for j, second in enumerate(alike.names)
+        if i < j
+    ]
+    overlap = f"top {alike.top:.0%} overlap (chance {alike.chance:.0%})"
+    print_table(("agreement", "rank correlation", overlap), rows, right=(1, 2))
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[int]) -> None:
+    """Columns under their names; those of ``right`` end in line."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 2))
+    for at, name in enumerate(header):
+        table.add_column(name, justify="right" if at in right else "left")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    Console().print(table)

@@ -1,0 +1,90 @@
+"""LIME as Ribeiro et al. (2016) write it, in float64 and loops, and models whose answers are known beforehand."""
+
+import itertools
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+def kernel(row: np.ndarray, width: float = 0.25) -> float:
+    """The exponential kernel over the cosine distance between a row and the row that shows everything."""
+    ones = np.ones(len(row))
+    length = np.linalg.norm(row.astype(float)) * np.linalg.norm(ones)
+    distance = 1 - (float(row.astype(float) @ ones) / length if length > 0 else 0.0)
+    return float(np.sqrt(np.exp(-(distance**2) / width**2)))
+
+
+def ridge(
+    rows: np.ndarray, answers: np.ndarray, weights: np.ndarray, alpha: float
+) -> tuple[np.ndarray, float, float]:
+    """Coefficients, intercept and weighted R²: the normal equations, the intercept a column that costs nothing."""
+    segments = rows.shape[1]
+    left, right = np.zeros((segments + 1, segments + 1)), np.zeros(segments + 1)
+    for row, answer, weight in zip(rows, answers, weights, strict=True):
+        entries = np.append(row.astype(float), 1.0)
+        for i in range(segments + 1):
+            right[i] += weight * entries[i] * answer
+            for j in range(segments + 1):
+                left[i, j] += weight * entries[i] * entries[j]
+    for i in range(segments):
+        left[i, i] += alpha
+    solved = np.linalg.solve(left, right)
+    mean = sum(w * y for w, y in zip(weights, answers, strict=True)) / sum(weights)
+    missed = varied = 0.0
+    for row, answer, weight in zip(rows, answers, weights, strict=True):
+        said = float(solved[-1]) + sum(float(solved[i]) for i in range(segments) if row[i])
+        missed += weight * (answer - said) ** 2
+        varied += weight * (answer - mean) ** 2
+    return solved[:-1], float(solved[-1]), 1 - missed / varied
+
+
+def hidden(photo: np.ndarray, labels: np.ndarray, row: np.ndarray) -> np.ndarray:
+    """The photo with each segment of a False in ``row`` filled with its mean colour, cut off to bytes."""
+    changed = photo.copy()
+    for label, shown in zip(np.unique(labels), row, strict=True):
+        if not shown:
+            for channel in range(3):
+                changed[labels == label, channel] = int(photo[labels == label, channel].astype(float).mean())
+    return changed
+
+
+def all_rows(segments: int) -> np.ndarray:
+    """Every mask there is, (2ⁿ, n)."""
+    return np.array(list(itertools.product([False, True], repeat=segments)))
+
+
+def population(answers: np.ndarray, segments: int, weights: np.ndarray | None = None) -> np.ndarray:
+    """The coefficients that infinitely many samples would give: least squares over all masks, weighed by the kernel."""
+    rows = all_rows(segments)
+    weights = np.array([kernel(row) for row in rows]) if weights is None else weights
+    return ridge(rows, answers, weights, 0.0)[0]
+
+
+def stripes(count: int, size: tuple[int, int] = (8, 16)) -> np.ndarray:
+    """Labels of upright stripes."""
+    return np.broadcast_to(np.arange(size[1]) * count // size[1], size).copy()
+
+
+WHITE = np.full((8, 16, 3), 255, np.uint8)
+
+
+class Known(nn.Module):
+    """Logits that are a function of the brightness of each segment, 0 … 1: of a white photo the share that is shown."""
+
+    def __init__(self, labels: np.ndarray, logits: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.logits, unique = logits, np.unique(labels)
+        inside = np.stack([(labels == label).ravel() for label in unique])
+        self.register_buffer("shares", torch.from_numpy(inside / inside.sum(1, keepdims=True)).T.float())
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        brightness = (pixels.mean(1).flatten(1) + 1) / 2
+        return self.logits(brightness @ self.shares)
+
+
+def linear(labels: np.ndarray, coefficients: np.ndarray, base: float = 0.0) -> Known:
+    """Logits base + brightness · coefficients, (segment, class)."""
+    matrix = torch.from_numpy(coefficients).float()
+    return Known(labels, lambda shown: base + shown @ matrix)

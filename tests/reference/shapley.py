@@ -1,0 +1,23 @@
+"""Shapley values by their definition: what a player adds to every coalition of the others."""
+
+from collections.abc import Callable
+from itertools import combinations
+from math import factorial
+
+import numpy as np
+
+
+def shapley(value: Callable[[np.ndarray], float], players: int) -> np.ndarray:
+    """Σ over coalitions S without the player of |S|! (n − |S| − 1)! / n! · (value(S and the player) − value(S))."""
+    values = np.zeros(players)
+    for player in range(players):
+        others = [other for other in range(players) if other != player]
+        for size in range(players):
+            share = factorial(size) * factorial(players - size - 1) / factorial(players)
+            for chosen in combinations(others, size):
+                row = np.zeros(players, dtype=bool)
+                row[list(chosen)] = True
+                joined = row.copy()
+                joined[player] = True
+                values[player] += share * (value(joined) - value(row))
+    return values
