@@ -162,7 +162,7 @@ def test_it_equals_the_slow_twin(nano: vs.VisionModel, cat: np.ndarray, sampling
         assert mine.intercept == pytest.approx(intercept, rel=1e-6)
         assert mine.score == pytest.approx(score, rel=1e-6)
         assert mine.local_prediction == pytest.approx(intercept + coefficients.sum(), rel=1e-6)
-        assert mine.weighings[0].answer == pytest.approx(answers[0, index], rel=1e-6)
+        assert mine.answer == pytest.approx(answers[0, index], rel=1e-6)
 
 
 @pytest.mark.parametrize("width", [0.1, 0.25, 1.0])
@@ -262,9 +262,7 @@ def test_batch_size_changes_nothing(nano: vs.VisionModel, cat: np.ndarray, sampl
 
 
 @every_sampling
-def test_a_seed_gives_one_result_and_another_seed_another(
-    nano: vs.VisionModel, cat: np.ndarray, sampling: str
-) -> None:
+def test_a_seed_gives_one_result_and_another_seed_another(nano: vs.VisionModel, cat: np.ndarray, sampling: str) -> None:
     options: dict[str, Any] = {"num_samples": 40, "segments": blocks(40, 60, 20), "sampling": sampling}
     first, again, other = (vs.lime(nano, cat, seed=seed, **options) for seed in (3, 3, 4))
     assert torch.equal(first.weights, again.weights)
@@ -306,8 +304,8 @@ def test_the_logit_is_explained_when_it_is_asked_for(nano: vs.VisionModel, cat: 
     probability, logit = vs.lime(nano, cat, **options), vs.lime(nano, cat, output="logit", **options)
     with torch.no_grad(), nano.running():
         logits = nano.answer(nano.prepare(cat)[0])[0]
-    assert logit.weighings[0].answer == pytest.approx(float(logits[3]), rel=1e-6)
-    assert probability.weighings[0].answer == pytest.approx(float(logits.softmax(-1)[3]), rel=1e-6)
+    assert logit.answer == pytest.approx(float(logits[3]), rel=1e-6)
+    assert probability.answer == pytest.approx(float(logits.softmax(-1)[3]), rel=1e-6)
     assert not torch.allclose(probability.weights, logit.weights)
     assert logit.provenance["parameters"]["output"] == "logit"
 
@@ -556,7 +554,7 @@ def test_a_saved_result_reads_back(result: vs.SegmentAttribution, tmp_path: Path
         assert torch.equal(saved.weights, mine.weights)
         assert torch.equal(saved.intervals, mine.intervals)
         assert (saved.intercept, saved.score, saved.target) == (mine.intercept, mine.score, mine.target)
-        assert saved.weighings[0].answer == mine.weighings[0].answer
+        assert saved.answer == mine.answer
     assert back.provenance == result.provenance
     assert back.signed
     assert back.top(3) == result.top(3)
@@ -570,17 +568,20 @@ def test_a_result_is_arrays_for_numpy_numbers_for_others_and_a_picture_for_peopl
 ) -> None:
     with np.load(result.save(tmp_path / "cat.npz")) as arrays:
         assert np.array_equal(arrays["values"], result.values.numpy())
-        assert np.array_equal(arrays["segments"], result.segments.numpy())
-        assert np.array_equal(arrays["weights.0"], result.weights.numpy())
-        assert np.array_equal(arrays["intervals.1"], result.weighings[1].intervals.numpy())
+        assert np.array_equal(arrays["segments.0"], result.segments.numpy())
+        assert np.array_equal(arrays["weights.0.0"], result.weights.numpy())
+        assert np.array_equal(arrays["intervals.0.1"], result.of(result.classes[1]).intervals.numpy())
         assert json.loads(str(arrays["about"]))["target"] == result.target
     about = json.loads(result.save(tmp_path / "cat.json").read_text())
-    assert [entry["label"] for entry in about["classes"]] == result.classes
-    assert about["classes"][0]["weights"] == result.weights.tolist()
-    assert about["classes"][0]["intervals"] == result.intervals.tolist()
-    assert [entry["label"] for entry in about["segments"]] == np.unique(blocks(40, 60, 10)).tolist()
-    assert all(entry["pixels"] == 100 for entry in about["segments"])
-    assert about["segments"][7]["centre"] == [14.5, 14.5]
+    (picture,) = about["pictures"]
+    assert [entry["label"] for entry in picture["classes"]] == result.classes
+    for entry in picture["classes"]:
+        mine = result.of(entry["label"])
+        assert (entry["weights"], entry["intervals"]) == (mine.weights.tolist(), mine.intervals.tolist())
+        assert (entry["intercept"], entry["score"], entry["answer"]) == (mine.intercept, mine.score, mine.answer)
+    assert [entry["label"] for entry in picture["segments"]] == np.unique(blocks(40, 60, 10)).tolist()
+    assert all(entry["pixels"] == 100 for entry in picture["segments"])
+    assert picture["segments"][7]["centre"] == [14.5, 14.5]
     assert about["provenance"]["method"] == "lime"
     with Image.open(result.save(tmp_path / "cat.png")) as picture:
         assert (picture.size, picture.mode) == ((60, 40), "RGB")
@@ -597,24 +598,56 @@ def test_provenance_says_how_the_result_came_about(nano: vs.VisionModel, cat: np
     assert json.loads(json.dumps(dict(about))) == about
 
 
-def test_several_pictures_give_a_list(nano: vs.VisionModel, cat: np.ndarray) -> None:
-    astronaut = shrunk("astronaut", (48, 40))
+def test_several_pictures_are_explained_one_by_one(nano: vs.VisionModel, cat: np.ndarray, tmp_path: Path) -> None:
+    astronaut = shrunk("astronaut", (60, 40))
     options: dict[str, Any] = {"num_samples": 80, "segments": "patches"}
-    several = vs.lime(nano, [cat, astronaut], **options)
-    assert isinstance(several, list)
-    for photo, one in zip((cat, astronaut), several, strict=True):
-        alone = vs.lime(nano, photo, **options)
-        assert isinstance(alone, vs.SegmentAttribution)
-        assert torch.equal(alone.weights, one.weights)
-        assert one.values.shape == (1, *photo.shape[:2])
-    pixels = nano.prepare([cat, astronaut])[0]
-    from_tensor = vs.lime(nano, pixels, **options)
-    assert isinstance(from_tensor, list)
-    for at, one in enumerate(from_tensor):
-        alone = vs.lime(nano, pixels[at : at + 1], **options)
-        assert isinstance(alone, vs.SegmentAttribution)
-        assert torch.equal(alone.weights, one.weights)
-        assert one.values.shape == (1, 32, 32)
+    alone = [vs.lime(nano, photo, **options) for photo in (cat, astronaut)]
+    together = vs.lime(nano, [cat, astronaut], **options)
+    assert len(together) == 2
+    assert together.values.shape == (2, 40, 60)
+    assert together.target is None
+    assert alone[0].target != alone[1].target
+    back = vs.SegmentAttribution.load(together.save(tmp_path / "both.safetensors"))
+    for at, one in enumerate(together):
+        for same in (one, together[at - 2], back[at]):
+            assert torch.equal(same.weights, alone[at].weights)
+            assert torch.equal(same.intervals, alone[at].intervals)
+            assert torch.equal(same.values, alone[at].values)
+            assert (same.target, same.classes) == (alone[at].target, alone[at].classes)
+        assert one.overlay() == alone[at].overlay()
+    for what in (lambda: together.weights, together.top, lambda: together.segments):
+        with pytest.raises(vs.CallError, match=r"this result holds 2 pictures: take one, as in result\[0\]"):
+            what()
+    for at in (2, -3):
+        with pytest.raises(vs.CallError, match=f"picture {at} is not there: this result holds 2"):
+            together[at]
+
+
+def test_one_class_of_several_pictures(nano: vs.VisionModel, cat: np.ndarray) -> None:
+    options: dict[str, Any] = {"num_samples": 80, "segments": "patches", "top_labels": 10}
+    both = vs.lime(nano, [cat, shrunk("astronaut", (60, 40))], **options).of("dog")
+    assert both.target == "dog"
+    assert [one.target for one in both] == ["dog", "dog"]
+    assert torch.equal(both.values[0], both[0].values[0])
+    assert not torch.equal(both.values[0], both.values[1])
+
+
+def test_a_tensor_of_several_pictures(nano: vs.VisionModel, cat: np.ndarray) -> None:
+    pixels = nano.prepare([cat, shrunk("astronaut", (48, 40))])[0]
+    options: dict[str, Any] = {"num_samples": 80, "segments": "patches", "target": 3}
+    together = vs.lime(nano, pixels, **options)
+    assert together.values.shape == (2, 32, 32)
+    assert together.target == "cat"
+    for at in (0, 1):
+        assert torch.equal(vs.lime(nano, pixels[at : at + 1], **options).weights, together[at].weights)
+
+
+def test_pictures_of_different_size_are_refused_before_anything_is_asked(nano: vs.VisionModel, cat: np.ndarray) -> None:
+    asked: list[tuple[int, int]] = []
+    with pytest.raises(vs.CallError, match=r"the pictures are 60×40 and 32×40 pixels large") as caught:
+        vs.lime(nano, [cat, shrunk("astronaut", (32, 40))], progress=lambda *numbers: asked.append(numbers))
+    assert "\n" not in str(caught.value)
+    assert not asked
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -643,7 +676,7 @@ def test_a_model_without_a_classifier_is_asked_how_alike_its_features_stay(cat: 
     )
     assert (result.target, result.classes) == ("similarity", ["similarity"])
     assert result.provenance["parameters"]["output"] == "similarity"
-    assert result.weighings[0].answer == pytest.approx(1, abs=1e-6)
+    assert result.answer == pytest.approx(1, abs=1e-6)
     rows = PairedSampler(6, 1).draw(40)
     with torch.no_grad(), model.running():
         features = model.features(model.prepare([slow.hidden(cat, labels, row) for row in rows])[0]).double()

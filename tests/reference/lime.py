@@ -16,9 +16,7 @@ def kernel(row: np.ndarray, width: float = 0.25) -> float:
     return float(np.sqrt(np.exp(-(distance**2) / width**2)))
 
 
-def ridge(
-    rows: np.ndarray, answers: np.ndarray, weights: np.ndarray, alpha: float
-) -> tuple[np.ndarray, float, float]:
+def ridge(rows: np.ndarray, answers: np.ndarray, weights: np.ndarray, alpha: float) -> tuple[np.ndarray, float, float]:
     """Coefficients, intercept and weighted R²: the normal equations, the intercept a column that costs nothing."""
     segments = rows.shape[1]
     left, right = np.zeros((segments + 1, segments + 1)), np.zeros(segments + 1)

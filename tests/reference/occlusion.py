@@ -14,9 +14,7 @@ def places(side: int, window: int, stride: int) -> list[int]:
     return found if found[-1] + window == side else [*found, side - window]
 
 
-def occlusion(
-    answer: Callable[[np.ndarray], float], height: int, width: int, window: int, stride: int
-) -> np.ndarray:
+def occlusion(answer: Callable[[np.ndarray], float], height: int, width: int, window: int, stride: int) -> np.ndarray:
     """The mean fall of the answer over the windows that cover each cell; ``answer`` takes which cells are hidden."""
     whole = answer(np.zeros((height, width), dtype=bool))
     falls, covered = np.zeros((height, width)), np.zeros((height, width))

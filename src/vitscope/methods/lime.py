@@ -1,7 +1,6 @@
 """LIME for images (Ribeiro et al., 2016): a linear model of what the classifier says when segments are hidden."""
 
-import math
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -12,7 +11,7 @@ from torch import nn
 from vitscope.arguments import ratio, whole_number
 from vitscope.errors import CallError, warn
 from vitscope.methods.asking import AskOptions, each_picture, segment_result, warn_if_interrupted
-from vitscope.methods.surrogate import Surrogate, fit, quantile
+from vitscope.methods.surrogate import Surrogate, fit, upper_tail
 from vitscope.models.vision_model import VisionModel
 from vitscope.perturb import Inquiry
 from vitscope.perturb.masks import KernelSampler, PairedSampler, Sampler, UniformSampler
@@ -20,11 +19,9 @@ from vitscope.segment_attribution import SegmentAttribution
 
 Sampling = Literal["lime", "paired", "glime"]
 
-# num_samples="auto": when it looks, and what it calls the same.
-FIRST_LOOK = 128
-GROWTH = 1.25
+# num_samples="auto": at how many samples it looks whether the order is settled.
 MOST_SAMPLES = 10_000
-TIE = 0.1  # of the largest weight: top segments that differ by less than this need not be told apart
+LOOKS = [*(round(128 * 1.25**look) for look in range(20)), MOST_SAMPLES]
 
 
 def lime(
@@ -44,6 +41,7 @@ def lime(
     alpha: float = 1.0,
     confidence: float = 0.95,
     top_segments: int = 5,
+    tie: float = 0.1,
     progress: Any = False,
 ) -> SegmentAttribution:
     """How much each segment of a picture adds to the probability of a class.
@@ -62,7 +60,7 @@ def lime(
             without a classifier: the cosine between its features and those of the whole picture.
         num_samples: how many masks, the whole picture included; ``"auto"`` goes on until the order of the
             ``top_segments`` weightiest is settled at ``confidence``: each pair of neighbours among them, and the last
-            of them against all others, is either told apart or known to differ by less than a tenth of the largest
+            of them against all others, is either told apart or known to differ by less than ``tie`` times the largest
             weight; 10,000 at most.
         segments: ``"quickshift"`` with lime's settings, ``"slic"``, ``"patches"``, labels (pixel height, pixel width)
             of the photo, or a function of the photo that returns them.
@@ -96,7 +94,7 @@ def lime(
         >>> result.target, result.weights.shape == (len(result.intervals),)
         ('cat', True)
     """
-    plan = _Plan.checked(num_samples, sampling, kernel_width, alpha, confidence, top_segments, seed)
+    plan = _Plan.checked(num_samples, sampling, kernel_width, alpha, confidence, top_segments, tie, seed)
     options = AskOptions(hide, output, batch_size, plan.seed, progress)
     top_labels = whole_number(top_labels, "top_labels")
 
@@ -116,6 +114,7 @@ class _Plan:
     alpha: float
     confidence: float
     top_segments: int
+    tie: float
     seed: int
 
     @classmethod
@@ -127,6 +126,7 @@ class _Plan:
         alpha: Any,
         confidence: Any,
         top_segments: Any,
+        tie: Any,
         seed: Any,
     ) -> "_Plan":
         if isinstance(num_samples, str) and num_samples != "auto":
@@ -145,7 +145,14 @@ class _Plan:
         if top < 1:
             raise CallError(f"top_segments is {top}, at least 1 is expected")
         return cls(
-            count, sampling, float(kernel_width), float(alpha), float(confidence), top, whole_number(seed, "seed")
+            count,
+            sampling,
+            float(kernel_width),
+            float(alpha),
+            float(confidence),
+            top,
+            ratio(tie, "tie"),
+            whole_number(seed, "seed"),
         )
 
     def sampler(self, segments: int) -> Sampler:
@@ -162,16 +169,10 @@ class _Plan:
         groups = (np.arange(count) + 1) // 2 if self.sampling == "paired" else np.arange(count)
         return fit(rows, answers, weights, self.alpha, groups)
 
-    def looks(self) -> Iterator[int]:
-        """How many samples there are when the order is looked at."""
-        if self.num_samples is not None:
-            yield self.num_samples
-            return
-        count = FIRST_LOOK
-        while count < MOST_SAMPLES:
-            yield count
-            count = math.ceil(count * GROWTH)
-        yield MOST_SAMPLES
+    @property
+    def looks(self) -> Sequence[int]:
+        """How many samples there are each time that the order is looked at."""
+        return LOOKS if self.num_samples is None else [self.num_samples]
 
 
 def kernel(shown: Float[np.ndarray, " sample"], width: float) -> Float[np.ndarray, " sample"]:
@@ -193,14 +194,15 @@ def _explain(inquiry: Inquiry, plan: _Plan, target: int | str | None, top_labels
     sampler = plan.sampler(segments)
     rows, answers = np.zeros((0, segments), dtype=bool), np.zeros((0, len(columns)))
     settled, interrupted = None, False
-    for look, total in enumerate(plan.looks(), start=1):
+    for total in plan.looks:
         drawn = sampler.draw(total - len(rows))
         asked = inquiry.ask(inquiry.masks(drawn), columns, before=len(rows), total=plan.num_samples or MOST_SAMPLES)
         rows, answers = _joined(rows, answers, drawn, asked.outputs, asked.asked)
         interrupted = asked.interrupted
         surrogate = plan.fitted(rows, answers)
         if plan.num_samples is None:
-            settled = is_settled(surrogate, plan.top_segments, _error_at(look, plan.confidence))
+            # Each look may be wrong; all of them together no more often than was asked for.
+            settled = is_settled(surrogate, plan.top_segments, (1 - plan.confidence) / len(LOOKS), plan.tie)
         if settled or interrupted:
             break
     if plan.num_samples is None and not settled and not interrupted:
@@ -223,7 +225,7 @@ def _explain(inquiry: Inquiry, plan: _Plan, target: int | str | None, top_labels
         "seed": plan.seed,
     }
     if plan.num_samples is None:
-        parameters |= {"top_segments": plan.top_segments, "settled": bool(settled)}
+        parameters |= {"top_segments": plan.top_segments, "tie": plan.tie, "settled": bool(settled)}
     return segment_result(
         inquiry,
         "lime",
@@ -244,26 +246,21 @@ def _joined(
     return np.concatenate([rows, drawn[asked]]), np.concatenate([answers, outputs[asked]])
 
 
-def _error_at(look: int, confidence: float) -> float:
-    """The error that one of many looks may make, so that all of them together make no more than was asked for."""
-    return (1 - confidence) / (look * (look + 1))
-
-
-def is_settled(surrogate: Surrogate, top: int, error: float) -> bool:
+def is_settled(surrogate: Surrogate, top: int, error: float, tie: float) -> bool:
     """Whether the order of the ``top`` largest weights of the first class can be relied on.
 
-    Neighbours in that order, and the last of them and each that follows, are told apart or known to be as good as
-    equal. The error is shared out evenly among these comparisons.
+    Neighbours in that order, and the last of them and each that follows, are taken for different or, if that is the
+    surer, for within ``tie`` times the largest weight. The chances that one of these is wrong add up to no more than
+    ``error``.
     """
     weights, influences = surrogate.weights[0], surrogate.influences[0]
     order = np.argsort(-weights, kind="stable")
     top = min(top, len(order) - 1)
-    pairs = [(order[i], order[i + 1]) for i in range(top - 1)]
-    pairs += [(order[top - 1], below) for below in order[top:]]
-    first, second = np.array(pairs).T
+    first = np.concatenate([order[: top - 1], np.full(len(order) - top, order[top - 1])])
+    second = order[1:]
     differences = weights[first] - weights[second]
-    spread = quantile(1 - error / len(pairs), surrogate.freedom) * np.sqrt(
-        ((influences[:, first] - influences[:, second]) ** 2).sum(0)
-    )
-    same = spread + differences <= TIE * np.abs(weights).max()
-    return bool(((differences > spread) | same).all())
+    deviations = np.sqrt(((influences[:, first] - influences[:, second]) ** 2).sum(0))
+    deviations = np.maximum(deviations, np.finfo(float).tiny)
+    room = tie * np.abs(weights).max() - differences
+    wrong = upper_tail(np.maximum(differences, room) / deviations, surrogate.freedom)
+    return bool(wrong.sum() <= error)
