@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import nn
 
 from vitscope.arguments import ratio, whole_number
@@ -94,7 +94,16 @@ def lime(
         >>> result.target, result.weights.shape == (len(result.intervals),)
         ('cat', True)
     """
-    plan = _Plan.checked(num_samples, sampling, kernel_width, alpha, confidence, top_segments, tie, seed)
+    plan = Plan.checked(
+        num_samples=num_samples,
+        sampling=sampling,
+        kernel_width=kernel_width,
+        alpha=alpha,
+        confidence=confidence,
+        top_segments=top_segments,
+        tie=tie,
+        seed=seed,
+    )
     options = AskOptions(hide, output, batch_size, plan.seed, progress)
     top_labels = whole_number(top_labels, "top_labels")
 
@@ -105,8 +114,8 @@ def lime(
 
 
 @dataclass(frozen=True)
-class _Plan:
-    """The checked options of the sampling and of the regression."""
+class Plan:
+    """How masks are drawn and the regression is weighted."""
 
     num_samples: int | None  # None: until it is settled
     sampling: Sampling
@@ -120,15 +129,17 @@ class _Plan:
     @classmethod
     def checked(
         cls,
-        num_samples: Any,
-        sampling: Any,
-        kernel_width: Any,
-        alpha: Any,
-        confidence: Any,
-        top_segments: Any,
-        tie: Any,
-        seed: Any,
-    ) -> "_Plan":
+        *,
+        num_samples: Any = 1000,
+        sampling: Any = None,
+        kernel_width: Any = 0.25,
+        alpha: Any = 1.0,
+        confidence: Any = 0.95,
+        top_segments: Any = 5,
+        tie: Any = 0.1,
+        seed: Any = 0,
+    ) -> "Plan":
+        """Options as :func:`lime` takes them, or a CallError that says which cannot be meant."""
         if isinstance(num_samples, str) and num_samples != "auto":
             raise CallError(f"num_samples is {num_samples!r}: pass a whole number, or 'auto'")
         count = None if num_samples == "auto" else whole_number(num_samples, "num_samples")
@@ -162,12 +173,17 @@ class _Plan:
             return KernelSampler(segments, self.seed, lambda shown: kernel(shown / segments, self.kernel_width))
         return UniformSampler(segments, self.seed)
 
-    def fitted(self, rows: Bool[np.ndarray, "sample segment"], answers: Float[np.ndarray, "sample label"]) -> Surrogate:
-        count = len(rows)
-        weighs = self.sampling != "glime"
-        weights = kernel(rows.mean(1), self.kernel_width) if weighs else np.ones(count)
-        groups = (np.arange(count) + 1) // 2 if self.sampling == "paired" else np.arange(count)
-        return fit(rows, answers, weights, self.alpha, groups)
+    def fitted(
+        self,
+        rows: Bool[np.ndarray, "sample segment"],
+        answers: Float[np.ndarray, "sample label"],
+        drawn: Int[np.ndarray, " sample"] | None = None,
+    ) -> Surrogate:
+        """The regression; ``drawn`` says which of the sampler's rows these are, all by default."""
+        drawn = np.arange(len(rows)) if drawn is None else drawn
+        weights = np.ones(len(rows)) if self.sampling == "glime" else kernel(rows.mean(1), self.kernel_width)
+        groups = (drawn + 1) // 2 if self.sampling == "paired" else drawn
+        return fit(rows, answers, weights, self.alpha, np.unique(groups, return_inverse=True)[1])
 
     @property
     def looks(self) -> Sequence[int]:
@@ -181,7 +197,7 @@ def kernel(shown: Float[np.ndarray, " sample"], width: float) -> Float[np.ndarra
     return np.sqrt(np.exp(-(distance**2) / width**2))
 
 
-def _explain(inquiry: Inquiry, plan: _Plan, target: int | str | None, top_labels: int) -> SegmentAttribution:
+def _explain(inquiry: Inquiry, plan: Plan, target: int | str | None, top_labels: int) -> SegmentAttribution:
     wanted = inquiry.target(target)
     columns = list(dict.fromkeys([wanted, *inquiry.likeliest(top_labels)]))
     assert inquiry.segments is not None
@@ -193,13 +209,16 @@ def _explain(inquiry: Inquiry, plan: _Plan, target: int | str | None, top_labels
         )
     sampler = plan.sampler(segments)
     rows, answers = np.zeros((0, segments), dtype=bool), np.zeros((0, len(columns)))
+    drawn = np.zeros(0, dtype=np.int64)
     settled, interrupted = None, False
     for total in plan.looks:
-        drawn = sampler.draw(total - len(rows))
-        asked = inquiry.ask(inquiry.masks(drawn), columns, before=len(rows), total=plan.num_samples or MOST_SAMPLES)
-        rows, answers = _joined(rows, answers, drawn, asked.outputs, asked.asked)
+        masks = sampler.draw(total - len(rows))
+        asked = inquiry.ask(inquiry.masks(masks), columns, before=len(rows), total=plan.num_samples or MOST_SAMPLES)
+        drawn = np.concatenate([drawn, len(rows) + np.flatnonzero(asked.asked)])
+        rows = np.concatenate([rows, masks[asked.asked]])
+        answers = np.concatenate([answers, asked.outputs[asked.asked]])
         interrupted = asked.interrupted
-        surrogate = plan.fitted(rows, answers)
+        surrogate = plan.fitted(rows, answers, drawn)
         if plan.num_samples is None:
             # Each look may be wrong; all of them together no more often than was asked for.
             settled = is_settled(surrogate, plan.top_segments, (1 - plan.confidence) / len(LOOKS), plan.tie)
@@ -238,12 +257,6 @@ def _explain(inquiry: Inquiry, plan: _Plan, target: int | str | None, top_labels
         samples=len(rows),
         interrupted=interrupted,
     )
-
-
-def _joined(
-    rows: np.ndarray, answers: np.ndarray, drawn: np.ndarray, outputs: np.ndarray, asked: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    return np.concatenate([rows, drawn[asked]]), np.concatenate([answers, outputs[asked]])
 
 
 def is_settled(surrogate: Surrogate, top: int, error: float, tie: float) -> bool:

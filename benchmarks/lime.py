@@ -1,0 +1,130 @@
+"""LIME with vitscope and with PyPI's lime: time and peak memory, beside the model's forwards alone, in one run.
+
+    python benchmarks/lime.py                      # the table of docs/performance.md
+    python benchmarks/lime.py --device cuda --samples 1000 --models vit-b
+
+Needs ``pip install lime``. The photo is scikit-image's cat, cut by quickshift with lime's settings, hidden segments in
+their mean colour; both use the same batch size and, before they are measured, have to give the same coefficients.
+"Forwards" runs the model on as many pictures that are ready. "Segmentation" is quickshift alone, which both ways pay.
+Times are medians of interleaved rounds, ratios are to the forwards of the same round. Peak memory is that of a fresh
+process, above what it held after one batch with all that was freed handed back.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import statistics
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import skimage.data
+import torch
+from measuring import in_fresh_process, median_ratio, peak_mebibytes, return_freed, time_rounds
+from torch import Tensor
+
+import vitscope as vs
+from vitscope.perturb.segments import segment
+
+MODELS = {"vit-nano": "vit-nano", "swin-nano": "swin-nano", "vit-b": "vit"}
+WAYS = ("forwards", "lime", "vitscope", "vitscope drop")
+BATCH = 64
+
+
+def loaded(name: str, device: str) -> vs.VisionModel:
+    torch.manual_seed(0)
+    return vs.load(MODELS[name], pretrained=name != "vit-b", device=device)
+
+
+def forwards(model: vs.VisionModel, pixels: Tensor, samples: int) -> None:
+    with torch.no_grad(), model.running():
+        for start in range(0, samples, BATCH):
+            model.answer(pixels[: min(BATCH, samples - start)])
+
+
+def with_lime(model: vs.VisionModel, photo: np.ndarray, samples: int) -> Any:
+    """What a user of the package writes."""
+    from lime.lime_image import LimeImageExplainer
+
+    def classify(pictures: np.ndarray) -> np.ndarray:
+        pixels, _ = model.prepare(list(pictures))
+        with torch.no_grad(), model.running():
+            logits = model.answer(pixels)
+        return logits.softmax(-1).cpu().numpy()
+
+    explainer = LimeImageExplainer(random_state=0)
+    with contextlib.redirect_stderr(io.StringIO()):
+        return explainer.explain_instance(photo, classify, num_samples=samples, batch_size=BATCH)
+
+
+def with_vitscope(model: vs.VisionModel, photo: np.ndarray, samples: int, hide: str = "mean") -> vs.SegmentAttribution:
+    return vs.lime(model, photo, num_samples=samples, batch_size=BATCH, hide=hide)
+
+
+def ways(model: vs.VisionModel, samples: int) -> dict[str, Callable[[], object]]:
+    photo = skimage.data.chelsea()
+    pixels, _ = model.prepare(photo)
+    pixels = pixels.repeat(BATCH, 1, 1, 1)
+    return {
+        "forwards": partial(forwards, model, pixels, samples),
+        "lime": partial(with_lime, model, photo, samples),
+        "vitscope": partial(with_vitscope, model, photo, samples),
+        "vitscope drop": partial(with_vitscope, model, photo, samples, "drop"),
+    }
+
+
+def check_equal(model: vs.VisionModel) -> None:
+    photo, samples = skimage.data.chelsea(), 120
+    theirs, ours = with_lime(model, photo, samples), with_vitscope(model, photo, samples)
+    for label in theirs.top_labels:
+        weights = np.zeros(len(ours.weights))
+        for at, weight in theirs.local_exp[label]:
+            weights[at] = weight
+        difference = np.abs(weights - ours.of(model.label(label)).weights.numpy()).max()
+        assert difference <= 1e-6 * np.abs(weights).max(), f"the coefficients differ by {difference}"
+
+
+def segmentation() -> float:
+    photo = skimage.data.chelsea()
+    (picture,) = vs.load("vit-nano").prepare(photo)[1]
+    seconds = time_rounds({"quickshift": lambda: segment(photo, "quickshift", picture, None)}, "cpu", 3)
+    return statistics.median(seconds["quickshift"])
+
+
+def peak(name: str, way: str, samples: int, device: str) -> float:
+    model = loaded(name, device)
+    ways(model, 2 * BATCH)[way]()
+    return_freed()
+    return peak_mebibytes(ways(model, samples)[way], device)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", default=",".join(MODELS))
+    parser.add_argument("--samples", type=int, help="by default 1,000, of vit-b 256")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--peak", nargs=2, metavar=("MODEL", "WAY"), help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.peak:
+        print(json.dumps(peak(*given.peak, given.samples, given.device)))
+        return
+    print(f"quickshift alone: {segmentation():.2f} s\n")
+    print("| model | samples | way | time | over the forwards | peak memory |\n|---|---|---|---|---|---|")
+    for name in given.models.split(","):
+        samples = given.samples or (256 if name == "vit-b" else 1000)
+        model = loaded(name, given.device)
+        check_equal(model)
+        seconds = time_rounds(ways(model, samples), given.device, given.rounds)
+        for way in WAYS:
+            arguments = ("--samples", str(samples), "--device", given.device, "--peak", name, way)
+            memory = in_fresh_process(__file__, *arguments, large_blocks_mapped=True)
+            ratio = median_ratio(seconds[way], seconds["forwards"])
+            time = statistics.median(seconds[way])
+            print(f"| {name} | {samples:,} | {way} | {time:.2f} s | {ratio:.2f} | {memory:,.0f} MiB |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""How many forwards LIME needs until its seeds agree: lime's own sampling, paired masks and GLIME, on your photos.
+
+    python benchmarks/steadiness.py shared/photos/*.png --model vit-nano      # the tables of docs/lime.md
+
+For each photo and way of sampling, ten seeds draw up to 4,000 masks. "Forwards" is the smallest number of samples from
+which on, at every larger number looked at, all seeds have the same five segments on top. "Overlap at 1,000" is the mean
+over pairs of seeds of how many of their top five are the same, "scatter" the standard deviation of a coefficient over
+seeds, as a share of the largest, at 1,000 samples. Photos are shrunk to 200 pixels a side and cut by quickshift.
+With ``--auto`` the stopping rule is run with each seed instead: how many samples it took, and whether the seeds agree.
+"""
+
+import argparse
+import itertools
+import statistics
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+import vitscope as vs
+from vitscope.methods.lime import Plan
+from vitscope.perturb import Inquiry
+from vitscope.perturb.rendering import subjects
+
+SEEDS, MOST, TOP = range(10), 4000, 5
+LOOKS = (250, 500, 750, 1000, 1500, 2000, 3000, 4000)
+AT = 1000
+SAMPLINGS = ("lime", "paired", "glime")
+
+
+def shrunk(path: Path) -> Image.Image:
+    photo = Image.open(path).convert("RGB")
+    photo.thumbnail((200, 200))
+    return photo
+
+
+def top(weights: np.ndarray) -> frozenset[int]:
+    return frozenset(np.argsort(-weights, kind="stable")[:TOP].tolist())
+
+
+def coefficients(inquiry: Inquiry, sampling: str, seed: int) -> dict[int, np.ndarray]:
+    """The target's coefficients at each number of samples, the smaller being the beginning of the larger."""
+    plan = Plan.checked(num_samples=MOST, sampling=sampling, seed=seed)
+    rows = plan.sampler(inquiry.segments.count).draw(MOST)
+    answers = inquiry.ask(inquiry.masks(rows), inquiry.likeliest(1)).outputs
+    return {look: plan.fitted(rows[:look], answers[:look]).weights[0] for look in LOOKS}
+
+
+def forwards_needed(runs: list[dict[int, np.ndarray]]) -> int | None:
+    agreed = [look for look in LOOKS if len({top(run[look]) for run in runs}) == 1]
+    needed = None
+    for look in reversed(LOOKS):
+        if look not in agreed:
+            break
+        needed = look
+    return needed
+
+
+def overlap(tops: list[frozenset[int]]) -> float:
+    return statistics.mean(len(first & second) / TOP for first, second in itertools.combinations(tops, 2))
+
+
+def compare(model: vs.VisionModel, paths: list[Path]) -> None:
+    print("| photo | segments | sampling | forwards | overlap at 1,000 | scatter at 1,000 |\n|---|---|---|---|---|---|")
+    for path in paths:
+        (subject,) = subjects(model, shrunk(path))
+        inquiry = Inquiry(model, subject, segments="quickshift", batch_size=128)
+        for sampling in SAMPLINGS:
+            runs = [coefficients(inquiry, sampling, seed) for seed in SEEDS]
+            needed = forwards_needed(runs)
+            at = np.stack([run[AT] for run in runs])
+            scatter = at.std(0, ddof=1).mean() / np.abs(at.mean(0)).max()
+            print(
+                f"| {path.stem} | {inquiry.segments.count} | {sampling} | "
+                f"{f'{needed:,}' if needed else f'more than {MOST:,}'} | "
+                f"{overlap([top(one) for one in at]):.2f} | {scatter:.3f} |",
+                flush=True,
+            )
+
+
+def automatic(model: vs.VisionModel, paths: list[Path]) -> None:
+    print("| photo | samples, median | fewest | most | settled | overlap of the top five |\n|---|---|---|---|---|---|")
+    for path in paths:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", vs.VitscopeWarning)
+            results = [vs.lime(model, shrunk(path), num_samples="auto", seed=seed, batch_size=128) for seed in SEEDS]
+        samples = [result.provenance["samples"] for result in results]
+        settled = sum(result.provenance["parameters"]["settled"] for result in results)
+        alike = overlap([top(result.weights.numpy()) for result in results])
+        print(
+            f"| {path.stem} | {statistics.median(samples):,.0f} | {min(samples):,} | {max(samples):,} | "
+            f"{settled} of {len(results)} | {alike:.2f} |",
+            flush=True,
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("photos", nargs="+", type=Path)
+    parser.add_argument("--model", default="vit-nano")
+    parser.add_argument("--auto", action="store_true")
+    given = parser.parse_args()
+    (automatic if given.auto else compare)(vs.load(given.model), given.photos)
+
+
+if __name__ == "__main__":
+    main()
