@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 import vitscope as vs
 from vitscope import attribution
-from vitscope.attribution import blend, only_finite, stretch
+from vitscope.attribution import blend, only_finite, stretch, stretch_signed
 
 GRID = vs.Grid(2, 3, prefix=1)
 ABOUT = {"method": "rollout", "parameters": {"discard_ratio": 0.5}, "versions": {"torch": "2"}, "row_sums": [1.0, 1.0]}
@@ -105,7 +105,8 @@ def test_npz_holds_the_whole_batch(result: vs.Attribution, tmp_path: Path) -> No
         assert set(file) == {"values", "about"}
         assert np.array_equal(file["values"], result.values.numpy())
         about = json.loads(str(file["about"]))
-    assert about == {"grid": {"height": 2, "width": 3, "prefix": 1}, "provenance": ABOUT, "target": "tabby"}
+    grid = {"height": 2, "width": 3, "prefix": 1}
+    assert about == {"grid": grid, "provenance": ABOUT, "target": "tabby", "signed": False}
 
 
 def test_png_is_the_overlay(result: vs.Attribution, tmp_path: Path) -> None:
@@ -117,7 +118,7 @@ def test_png_is_the_overlay(result: vs.Attribution, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["map.jpg", "map", "map.pt", ".png"])
 def test_unknown_suffixes_are_refused(result: vs.Attribution, name: str, tmp_path: Path) -> None:
-    with pytest.raises(vs.CallError, match=r"cannot save as .*: end the name in \.png, \.safetensors or \.npz"):
+    with pytest.raises(vs.CallError, match=r"cannot save as .*: end the name in \.png, \.safetensors, \.npz or \.json"):
         result.save(tmp_path / name)
     assert list(tmp_path.iterdir()) == []
 
@@ -226,3 +227,48 @@ def test_only_finite(bad: float) -> None:
     values[1, 2] = bad
     with pytest.raises(vs.WorkError, match="rollout came out as NaN or infinity"):
         only_finite(values, "rollout")
+
+
+def test_json_has_the_values_and_how_they_came_about(result: vs.Attribution, tmp_path: Path) -> None:
+    about = json.loads(result.save(tmp_path / "map.json").read_text())
+    assert about["values"] == result.values.tolist()
+    assert (about["target"], about["provenance"]["method"]) == ("tabby", "rollout")
+
+
+def test_a_batch_is_its_pictures_one_by_one(result: vs.Attribution) -> None:
+    first, second = result
+    assert torch.equal(second.values, result.values[1:])
+    assert second.pictures == [result.pictures[1]]
+    assert torch.equal(result[-1].values, second.values)
+    joined = vs.Attribution.joined([first, second])
+    assert torch.equal(joined.values, result.values)
+    assert list(joined.pictures) == list(result.pictures)
+    with pytest.raises(vs.CallError, match="holds 2"):
+        result[2]
+
+
+def test_results_on_other_grids_make_no_batch(result: vs.Attribution) -> None:
+    other = vs.Attribution(torch.rand(1, 3, 3), vs.Grid(3, 3), result.pictures[:1], ABOUT)
+    with pytest.raises(vs.CallError, match="2×3 and 3×3"):
+        vs.Attribution.joined([result[0], other])
+
+
+def test_a_signed_map_has_its_zero_in_the_middle_of_the_colours() -> None:
+    assert stretch_signed(np.array([-1.0, 0.0, 4.0])).tolist() == [0.375, 0.5, 1.0]
+    assert stretch_signed(np.zeros(2)).tolist() == [0.5, 0.5]
+    photo = Image.new("RGB", (30, 20), "white")
+    values = torch.tensor([[[-1.0, 0.0, 1.0]]])
+    picture = vs.Picture(photo, (0.0, 0.0, 30.0, 20.0))
+    drawn = np.asarray(vs.Attribution(values, vs.Grid(1, 3), [picture], {}, "tabby", True).overlay(1.0)).astype(int)
+    (red, _, blue), middle = drawn[10, 2], drawn[10, 15]
+    assert red > blue + 50, "against is red"
+    assert drawn[10, 28, 2] > drawn[10, 28, 0] + 50, "for is blue"
+    assert middle.min() > 235, "nothing is white"
+    kept = vs.Attribution(values, vs.Grid(1, 3), [picture], {}, "tabby", True)
+    assert kept[0].signed
+
+
+def test_a_signed_result_stays_signed_on_disk(result: vs.Attribution, tmp_path: Path) -> None:
+    signed = vs.Attribution(result.values, GRID, (), ABOUT, "tabby", True)
+    assert vs.Attribution.load(signed.save(tmp_path / "map.safetensors")).signed
+    assert not vs.Attribution.load(result.save(tmp_path / "other.safetensors")).signed

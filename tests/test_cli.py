@@ -199,7 +199,7 @@ def test_models_lists_every_library(capsys, monkeypatch):
 
 def test_the_command_is_installed():
     done = subprocess.run([sys.executable, "-m", "vitscope.cli", "--help"], capture_output=True, text=True, check=True)
-    for command in ("demo", "explain", "attention", "rollout", "models"):
+    for command in ("demo", "explain", "attention", "rollout", "lime", "methods", "models"):
         assert command in done.stdout
 
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, TypeVar
 
 import matplotlib
 import numpy as np
@@ -18,6 +18,8 @@ from vitscope.grid import Grid
 from vitscope.picture import Picture
 from vitscope.saving import replacing
 from vitscope.shapes import Maps
+
+Own = TypeVar("Own", bound="Attribution")
 
 COLORMAP = "inferno"  # perceptually uniform: equal steps of value look like equal steps
 SIGNED_COLORMAP = "RdBu"  # red below zero, white at zero, blue above: told apart by most colour-blind eyes too
@@ -74,17 +76,17 @@ class Attribution:
     def __len__(self) -> int:
         return len(self.values)
 
-    def __getitem__(self, index: int) -> Self:
+    def __getitem__(self: Own, index: int) -> Own:
         """The result of one picture of the batch, a batch of one."""
         if not -len(self) <= index < len(self):
             raise CallError(f"picture {index} is not there: this result holds {len(self)}")
         return replace(self, **self._one(index % len(self)))
 
-    def __iter__(self) -> Iterator[Self]:
+    def __iter__(self: Own) -> Iterator[Own]:
         return (self[index] for index in range(len(self)))
 
     @classmethod
-    def joined(cls, results: Sequence[Self]) -> Self:
+    def joined(cls: type[Own], results: Sequence[Own]) -> Own:
         """Results of single pictures as that of a batch.
 
         Raises:
@@ -153,12 +155,12 @@ class Attribution:
         return path
 
     @classmethod
-    def load(cls, path: str | Path) -> Self:
+    def load(cls: type[Own], path: str | Path) -> Own:
         """Read what :meth:`save` wrote as ``.safetensors``; the photos are not in it."""
         try:
             with safe_open(str(path), framework="pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-                about = json.loads(file.metadata()["about"])
+                about = dict(json.loads(file.metadata()["about"]))
             return cls(**cls._fields(tensors, about))
         except FileNotFoundError:
             raise CallError(f"{path} does not exist") from None
@@ -188,7 +190,7 @@ class Attribution:
         return {"values": self.values[at : at + 1], "pictures": self.pictures[at : at + 1]}
 
     @classmethod
-    def _together(cls, results: Sequence[Self]) -> dict[str, Any]:
+    def _together(cls: type[Own], results: Sequence[Own]) -> dict[str, Any]:
         """What differs in the result of a batch from that of its first picture."""
         targets = {result.target for result in results}
         return {

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -11,6 +11,8 @@ from torch import Tensor
 from vitscope.arguments import whole_number
 from vitscope.attribution import Attribution
 from vitscope.errors import CallError
+
+Own = TypeVar("Own", bound="SegmentAttribution")
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,7 +140,7 @@ class SegmentAttribution(Attribution):
         """The linear model's answer to the whole picture."""
         return self.intercept + float(self.weights.sum())
 
-    def of(self, target: str) -> Self:
+    def of(self: Own, target: str) -> Own:
         """The same questions' result for another class."""
         parts = [part.of(target) for part in self.parts]
         return replace(self, values=torch.cat([part.values() for part in parts]), target=target, parts=parts)
@@ -177,7 +179,7 @@ class SegmentAttribution(Attribution):
         return {**super()._one(at), "parts": [part], "target": part.weighings[0].label}
 
     @classmethod
-    def _together(cls, results: Sequence[Self]) -> dict[str, Any]:
+    def _together(cls: type[Own], results: Sequence[Own]) -> dict[str, Any]:
         return {**super()._together(results), "parts": [part for result in results for part in result.parts]}
 
     def _tensors(self) -> dict[str, Tensor]:

@@ -47,9 +47,11 @@ Target = Annotated[
 
 def main() -> NoReturn:
     """Run the command line; every error is one line on stderr, with exit code 1 (work) or 2 (call)."""
-    warnings.showwarning = _one_line
     try:
-        code = app(standalone_mode=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", VitscopeWarning)
+            warnings.showwarning = _one_line
+            code = app(standalone_mode=False)
         if code == INTERRUPTED:
             raise KeyboardInterrupt
         sys.exit(code if isinstance(code, int) else 0)

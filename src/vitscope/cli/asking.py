@@ -97,10 +97,12 @@ def lime(
 
 
 def _count(text: str) -> int | str:
+    if text == "auto":
+        return text
     try:
         return int(text)
     except ValueError:
-        return text  # "auto", or what lime() refuses
+        raise CallError(f"--num-samples is {text!r}: pass a whole number, or 'auto'") from None
 
 
 def _segments(text: str) -> "str | np.ndarray":

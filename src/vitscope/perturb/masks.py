@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
@@ -13,6 +13,7 @@ from vitscope.perturb.segments import Segments
 Visible = Shaped[np.ndarray, "pixel_height pixel_width"]  # bool, or from 0 (hidden) to 1 (shown)
 
 
+@runtime_checkable
 class Masks(Protocol):
     """A number of masks over the pixels of one picture."""
 
@@ -66,6 +67,7 @@ class PixelMasks:
         return np.stack([self.make(i).ravel()[points].mean(-1, dtype=float) for i in at])
 
 
+@runtime_checkable
 class Sampler(Protocol):
     """Rows of zeros and ones over segments, drawn in parts of any size; the first row shows everything."""
 

@@ -154,7 +154,7 @@ def _outline(axes: Any, panel: Panel, size: tuple[int, int]) -> None:
     scale_x, scale_y = size[0] / panel.picture.photo.width, size[1] / panel.picture.photo.height
     cell_x, cell_y = (right - left) / regions.shape[1], (bottom - top) / regions.shape[0]
 
-    def at(row: float, column: float) -> tuple[float, float]:
+    def at(row: int | float, column: int | float) -> tuple[float, float]:
         """A corner of the grid in the panel's pixels, whose centres lie on whole numbers."""
         return (left + column * cell_x) * scale_x - 0.5, (top + row * cell_y) * scale_y - 0.5
 
