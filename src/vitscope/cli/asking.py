@@ -78,9 +78,10 @@ def lime(
             if alike is None:
                 scene = supporting_regions(results[0])
             else:
-                scene = side_by_side(
-                    results, [seen_as(result) for result in results], title="What speaks for the class"
-                )
+                names = [seen_as(result) for result in results]
+                samples = ", ".join(f"{result.provenance['samples']:,}" for result in results)
+                title, note = "What speaks for the class", f"lime, samples: {samples}"
+                scene = side_by_side(results, names, title=title, note=note)
             save(scene, path, overwrite)
             if arrays is not None:
                 results[0].save(arrays)

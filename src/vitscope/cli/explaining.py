@@ -174,7 +174,8 @@ def compared(
     shown = methods[: len(results)]
     explained = next((result.target for result in results if result.target), None)
     title = f"What {vision.name} looks at" if explained is None else f"Why {vision.name} says {explained}"
-    save(side_by_side(results, shown, title=title), path, overwrite)
+    asked = [f"{method} {r.provenance.get('samples', 1):,}" for method, r in zip(shown, results, strict=True)]
+    save(side_by_side(results, shown, title=title, note=f"forwards: {', '.join(asked)}"), path, overwrite)
     alike = agreement(results, names=shown) if len(results) > 1 else None
     if not json_:
         print_classes(name, vision, predictions)

@@ -22,7 +22,7 @@ def kernel_shap(
     *,
     target: int | str | None = None,
     num_samples: int = 2048,
-    segments: Any = "slic",
+    segments: Any = "quickshift",
     hide: Any = "mean",
     seed: int = 0,
     batch_size: int = 64,
