@@ -17,8 +17,8 @@ from vitscope.perturb.masks import Masks
 from vitscope.perturb.segments import Segments
 from vitscope.picture import Picture, read_photo
 
-# Larger photos are perturbed on a smaller copy: a model's input holds far less than this.
-MAX_PERTURBED_PIXELS = 2_000_000
+# Larger photos are perturbed on a smaller copy, of this size or twice the model's input: more detail never reaches it.
+MAX_PERTURBED_PIXELS = 400_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +51,9 @@ def subjects(model: VisionModel, images: Any) -> list[Subject]:
 
 def _of_photo(model: VisionModel, source: Any) -> Subject:
     photo, name = read_photo(source)
-    copy, shrink = photo, (MAX_PERTURBED_PIXELS / (photo.width * photo.height)) ** 0.5
+    sides = (0, 0) if model.preprocessing is None else model.preprocessing.size
+    most = max(MAX_PERTURBED_PIXELS, 2 * sides[0] * sides[1])
+    copy, shrink = photo, (most / (photo.width * photo.height)) ** 0.5
     if shrink < 1:
         copy = photo.resize((round(photo.width * shrink), round(photo.height * shrink)), Image.Resampling.LANCZOS)
     pixels, (picture,) = model.prepare(copy)

@@ -3,18 +3,20 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from torch import Tensor
 
 from vitscope.attribution import Attribution
 from vitscope.segment_attribution import SegmentAttribution
 from vitscope.view.scene import OVERLAY, SIGNED_CAPTION, UNSIGNED_CAPTION, Bars, Panel, Row, Scene, columns_for, wrapped
 
 COUNT = 5  # segments that are numbered, as many as a reader can hold apart
+MAX_SIDE = 1024  # of the maps in a figure: more pixels than a panel has show nothing
 
 
 def supporting_regions(result: SegmentAttribution, *, count: int = COUNT) -> Scene:
     """All weights, and what speaks for the target and for the likeliest other class, with weights and intervals."""
     shown = [result] + ([result.of(result.classes[1])] if len(result.classes) > 1 else [])
-    photo = Panel(result.pictures[0], title="photo and segments", regions=result.index.numpy())
+    photo = Panel(result.pictures[0], title="photo and segments", regions=_thinned(result.index))
     rows = [Row([photo, *(_weights(one) for one in shown)], 3)]
     rows += [Row(_for_and_against(one, count), 3) for one in shown]
     speaking = " and for ".join(_name(one.target) for one in shown)
@@ -38,7 +40,7 @@ def side_by_side(results: Sequence[Attribution], names: Sequence[str], *, title:
     panels += [
         Panel(
             result.pictures[0],
-            result.values[0].cpu().numpy(),
+            _thinned(result.values[0]),
             name,
             flat=isinstance(result, SegmentAttribution),
             signed=result.signed,
@@ -53,7 +55,7 @@ def side_by_side(results: Sequence[Attribution], names: Sequence[str], *, title:
 
 
 def _weights(result: SegmentAttribution) -> Panel:
-    values = result.values[0].numpy()
+    values = _thinned(result.values[0])
     return Panel(
         result.pictures[0], values, f"all weights, {_answer(result)}", alpha=OVERLAY + 0.15, flat=True, signed=True
     )
@@ -86,7 +88,7 @@ def _for_and_against(result: SegmentAttribution, count: int) -> list[Panel | Bar
 
 def _lit(result: SegmentAttribution, places: Mapping[str, int], title: str) -> Panel:
     """The photo with nothing but these segments in colour."""
-    index = result.index.numpy()
+    index = _thinned(result.index)
     lit = np.isin(index, list(places.values()))
     return Panel(
         result.pictures[0],
@@ -95,6 +97,12 @@ def _lit(result: SegmentAttribution, places: Mapping[str, int], title: str) -> P
         lit=lit,
         numbers=[(*_inside(index == place), name) for name, place in places.items()],
     )
+
+
+def _thinned(pixels: Tensor) -> np.ndarray:
+    """Every so many of the pixels, as many as a figure can show."""
+    step = -(-max(pixels.shape) // MAX_SIDE)
+    return pixels[::step, ::step].cpu().numpy()
 
 
 def _inside(segment: np.ndarray) -> tuple[float, float]:
