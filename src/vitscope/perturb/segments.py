@@ -85,7 +85,7 @@ def segment(photo: np.ndarray, how: Any, view: Picture, cells: Grid | None) -> S
                 raise CallError("segments='patches' needs a model whose patches are known: choose quickshift or slic")
             index = cell_labels(photo.shape[:2], view, cells)
             return Segments(index, index, cells.num_patches, how)
-        return _counted(_grown(photo, how), how)
+        return _counted(_grown(photo, how), how).at(photo.shape[:2])
     labels, name = (how(photo), getattr(how, "__name__", "function")) if callable(how) else (how, "labels")
     return _counted(_checked(labels, photo.shape[:2]), name)
 
@@ -113,7 +113,7 @@ def _checked(labels: Any, size: tuple[int, int]) -> np.ndarray:
 
 
 def _grown(photo: np.ndarray, how: str) -> np.ndarray:
-    """Segments that follow the picture; of a large one on a smaller copy."""
+    """Segments that follow the picture; of a large one those of a smaller copy."""
     height, width = photo.shape[:2]
     eight_bits = photo if photo.dtype == np.uint8 else photo.round().clip(0, 255).astype(np.uint8)
     shrink = (MAX_SEGMENTED_PIXELS / (height * width)) ** 0.5
@@ -122,11 +122,7 @@ def _grown(photo: np.ndarray, how: str) -> np.ndarray:
         eight_bits = np.asarray(Image.fromarray(eight_bits).resize(small, Image.Resampling.BOX))
     grow: Callable[..., np.ndarray] = quickshift if how == "quickshift" else slic
     options = {"kernel_size": 4, "max_dist": 200, "ratio": 0.2} if how == "quickshift" else {"start_label": 0}
-    labels = grow(eight_bits, **options)
-    if shrink < 1:
-        sides = zip((height, width), labels.shape, strict=True)
-        labels = labels[np.ix_(*(np.arange(side) * of // side for side, of in sides))]
-    return labels
+    return grow(eight_bits, **options)
 
 
 def cell_labels(size: tuple[int, int], view: Picture, cells: Grid) -> Int[np.ndarray, "pixel_height pixel_width"]:
