@@ -3,10 +3,10 @@
     python benchmarks/agreement.py photos/*.jpg --models vit-nano,swin-nano     # the table of docs/lime.md
 
 Each photo is cut by quickshift, and both models explain the class that the first finds likeliest. Beside their
-agreement stand two others: that of the first model with itself under another seed, which is as much as can be asked for,
-and that of maps of different photos (each with the next), which is what any two maps have in common. Photos are shrunk to
-200 × 200 pixels, proportions lost, so that maps of different photos can be compared. Intervals are of the mean over
-photos.
+agreement stand two others: that of the first model with itself under another seed, which is as much as can be asked
+for, and that of maps of different photos (each with the next), which is what any two maps have in common. Photos are
+shrunk to 200 × 200 pixels, proportions lost, so that maps of different photos can be compared. Intervals are of the
+mean over photos.
 """
 
 import argparse

@@ -14,8 +14,8 @@ from PIL import Image
 import vitscope as vs
 from tests import families, tiny
 from tests.reference import lime as slow
-from vitscope.methods.lime import TIE, is_settled, kernel
-from vitscope.methods.surrogate import Surrogate, fit, quantile
+from vitscope.methods.lime import Plan, is_settled, kernel
+from vitscope.methods.surrogate import Surrogate, fit, quantile, upper_tail
 from vitscope.perturb.masks import KernelSampler, PairedSampler, Sampler, UniformSampler
 
 SAMPLINGS = ["lime", "paired", "glime"]
@@ -330,6 +330,32 @@ def test_intervals_hold_the_weights_and_grow_with_confidence(
     assert widths[0] < widths[-1]
 
 
+@every_sampling
+def test_variances_equal_the_slow_twin(sampling: str) -> None:
+    rows = sampler_of(sampling, 6, 2).draw(60)
+    answers = np.random.default_rng(3).random((60, 2))
+    groups = (np.arange(60) + 1) // 2 if sampling == "paired" else np.arange(60)
+    weights = np.ones(60) if sampling == "glime" else kernel(rows.mean(1), 0.25)
+    for alpha in (0.0, 1.0, 30.0):
+        got = fit(rows, answers, weights, alpha, groups)
+        for label in (0, 1):
+            expected = slow.variances(rows, answers[:, label], weights, alpha, groups)
+            assert_close((got.influences[label] ** 2).sum(0), expected, 1e-9)
+
+
+def test_intervals_undo_the_penalty_to_first_order() -> None:
+    rows, random = UniformSampler(6, 0).draw(80), np.random.default_rng(0)
+    answers = rows @ random.normal(size=(6, 1)) + 0.1 * random.normal(size=(80, 1))
+    free, held = (fitted("lime", rows, answers, alpha) for alpha in (0.0, 0.5))
+    assert np.abs(free.shrinkage).max() == 0
+    missed = np.abs(held.weights - free.weights).max()
+    assert np.abs(held.weights + held.shrinkage - free.weights).max() < 0.15 * missed
+    centres = held.intervals(0.95).mean(-1)
+    reaching = np.abs(held.shrinkage) < quantile(0.95, held.freedom) * np.sqrt((held.influences**2).sum(1))
+    assert bool(reaching.any())
+    assert centres[reaching] == pytest.approx((held.weights + held.shrinkage)[reaching])
+
+
 N = 8
 
 
@@ -442,14 +468,14 @@ def test_auto_goes_on_until_the_true_top_segments_are_found() -> None:
         assert result.provenance["parameters"]["settled"] is True
         taken.append(result.provenance["samples"])
         weights = result.weights.numpy()
-        ties = TIE * np.abs(weights).max()
+        ties = 0.1 * np.abs(weights).max()
         for at, segment in enumerate(result.top(3)):
             assert segment == true[at] or abs(weights[segment] - weights[true[at]]) < ties
     assert max(taken) < 10_000
 
 
 def test_auto_gives_up_with_a_warning(nano: vs.VisionModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vitscope.methods.lime.MOST_SAMPLES", 160)
+    monkeypatch.setattr("vitscope.methods.lime.LOOKS", [128, 160])
     labels = np.arange(64).reshape(8, 8).repeat(4, 0).repeat(4, 1)
     photo = shrunk("chelsea", (32, 32))
     with pytest.warns(vs.VitscopeWarning, match=r"after 160 samples the order of the top 5 segments is still not") as c:
@@ -492,18 +518,67 @@ def surrogate(weights: list[float], spreads: list[float]) -> Surrogate:
 def test_the_order_is_settled_when_neighbours_are_told_apart(
     weights: list[float], spreads: list[float], top: int, settled: bool
 ) -> None:
-    assert is_settled(surrogate(weights, spreads), top, 0.05) is settled
+    assert is_settled(surrogate(weights, spreads), top, 0.05, 0.1) is settled
 
 
 def test_what_moves_two_weights_together_does_not_unsettle_their_order() -> None:
     together = dataclasses.replace(surrogate([2.0, 1.0], [0.0, 0.0]), influences=np.full((1, 4, 2), 5.0))
-    assert is_settled(together, 1, 0.05)
+    assert is_settled(together, 1, 0.05, 0.0)
 
 
 def test_a_smaller_error_asks_for_more() -> None:
     unsure = surrogate([1.0, 0.0], [0.3, 0.3])
-    assert is_settled(unsure, 1, 0.05)
-    assert not is_settled(unsure, 1, 0.001)
+    assert is_settled(unsure, 1, 0.05, 0.0)
+    assert not is_settled(unsure, 1, 0.001, 0.0)
+
+
+def test_a_wider_tie_asks_for_less() -> None:
+    near = surrogate([1.0, 0.9], [0.05, 0.05])
+    assert not is_settled(near, 1, 0.05, 0.0)
+    assert not is_settled(near, 1, 0.05, 0.1)
+    assert is_settled(near, 1, 0.05, 0.3)
+
+
+def test_chances_of_error_add_up() -> None:
+    """Each of ten comparisons would be settled alone."""
+    assert is_settled(surrogate([3.0, 0.0], [1.0, 0.0]), 1, 0.01, 0.0)
+    assert not is_settled(surrogate([3.0, *[0.0] * 10], [1.0, *[0.0] * 10]), 1, 0.01, 0.0)
+
+
+@pytest.mark.parametrize("freedom", [1, 3, 10, 100, 5000])
+def test_the_tail_is_students(freedom: int) -> None:
+    from scipy.stats import t
+
+    values = np.array([-2.0, 0.0, 0.5, 1.0, 2.0, 3.5, 6.0])
+    expected = t.sf(values, freedom)
+    tolerance = {1: 0.25, 3: 0.12, 10: 0.06}.get(freedom, 0.02)
+    assert upper_tail(values, freedom) == pytest.approx(expected, rel=tolerance)
+
+
+def test_answers_that_never_change_settle_at_once() -> None:
+    model = vs.load(slow.Known(slow.stripes(4), lambda shown: torch.zeros(len(shown), 2)), image_size=(8, 16))
+    with pytest.warns(vs.VitscopeWarning) as caught:
+        result = vs.lime(model, slow.WHITE, num_samples="auto", segments=slow.stripes(4), hide="black")
+    assert ["did not change" in str(warning.message) for warning in caught] == [True]
+    assert result.provenance["samples"] == 128
+
+
+def test_pairs_that_were_answered_in_part_stay_pairs() -> None:
+    """Which of the drawn rows were answered says who belongs together."""
+    plan = Plan.checked(sampling="paired")
+    rows = plan.sampler(5).draw(41)
+    said = np.random.default_rng(0).random((41, 1))
+    kept = np.sort(np.random.default_rng(1).permutation(41)[:30])
+    part = plan.fitted(rows[kept], said[kept], kept)
+    expected = fit(
+        rows[kept],
+        said[kept],
+        kernel(rows[kept].mean(1), 0.25),
+        1.0,
+        np.unique((kept + 1) // 2, return_inverse=True)[1],
+    )
+    assert_close(part.intervals(0.9), expected.intervals(0.9), 1e-12)
+    assert part.influences.shape[1] == len({(at + 1) // 2 for at in kept.tolist()})
 
 
 # Results
@@ -644,7 +719,7 @@ def test_a_tensor_of_several_pictures(nano: vs.VisionModel, cat: np.ndarray) -> 
 
 def test_pictures_of_different_size_are_refused_before_anything_is_asked(nano: vs.VisionModel, cat: np.ndarray) -> None:
     asked: list[tuple[int, int]] = []
-    with pytest.raises(vs.CallError, match=r"the pictures are 60×40 and 32×40 pixels large") as caught:
+    with pytest.raises(vs.CallError, match=r"the pictures are 40×60 and 40×32 pixels large") as caught:
         vs.lime(nano, [cat, shrunk("astronaut", (32, 40))], progress=lambda *numbers: asked.append(numbers))
     assert "\n" not in str(caught.value)
     assert not asked

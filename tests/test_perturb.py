@@ -70,6 +70,15 @@ def test_quickshift_is_limes(cat: np.ndarray) -> None:
     assert (made.count, made.name) == (len(np.unique(expected)), "quickshift")
 
 
+def test_quickshift_is_asked_for_with_limes_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(
+        "vitscope.perturb.segments.quickshift", lambda _, **options: asked.append(options) or squares(6, 9, 3)
+    )
+    assert cut(noise(6, 9), "quickshift").count == 6
+    assert asked == [{"kernel_size": 4, "max_dist": 200, "ratio": 0.2}]
+
+
 def test_slic_cuts_into_about_a_hundred(cat: np.ndarray) -> None:
     made = cut(cat, "slic")
     assert 40 <= made.count <= 130
@@ -194,6 +203,8 @@ def test_points_of_a_patch_lie_in_it() -> None:
     assert points.shape == (24, 64)
     inside = squares(64, 96, 16).ravel()[points]
     assert np.array_equal(inside, np.arange(24)[:, None].repeat(64, 1))
+    rows, columns = np.divmod(patch_points((24, 24), view_of(noise(24, 24)), vs.Grid(1, 1)), 24)
+    assert (rows.mean(), columns.mean()) == (11.5, 11.5)
     half = patch_points((32, 48), view_of(photo), vs.Grid(4, 6))
     assert np.array_equal(squares(32, 48, 8).ravel()[half], inside)
 
@@ -225,7 +236,9 @@ WRONG_SEGMENTS: list[tuple[Any, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("how", "message"), WRONG_SEGMENTS, ids=lambda part: str(part)[:30])
+@pytest.mark.parametrize(
+    ("how", "message"), WRONG_SEGMENTS, ids=lambda part: part[:30] if isinstance(part, str) else type(part).__name__
+)
 def test_segments_that_cannot_be_meant_are_refused(how: Any, message: str) -> None:
     with pytest.raises(vs.CallError, match=message) as caught:
         cut(noise(6, 9), how)
@@ -424,15 +437,23 @@ def test_a_tensor_is_hidden_in_the_colour_that_a_photo_would_be() -> None:
 
 
 def test_a_huge_photo_is_perturbed_on_a_smaller_copy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vitscope.perturb.rendering.MAX_PERTURBED_PIXELS", 2000)
-    model, photo = family("timm-vit").model(), noise(80, 100)
+    monkeypatch.setattr("vitscope.perturb.rendering.MAX_PERTURBED_PIXELS", 8000)
+    model, photo = family("timm-vit").model(), noise(160, 200)
     (subject,) = subjects(model, photo)
-    assert subject.size == (40, 50)
-    assert subject.view.photo.size == (100, 80)
-    result = vs.lime(model, photo, target=0, num_samples=60, segments=squares(80, 100, 25), hide="black")
-    assert result.values.shape == (1, 80, 100)
-    assert result.index.shape == (80, 100)
-    assert result.overlay().size == (100, 80)
+    assert subject.size == (80, 100)
+    assert subject.view.photo.size == (200, 160)
+    _, (whole,) = model.prepare(photo)
+    assert subject.view.box == pytest.approx(whole.box, abs=3.0)
+    result = vs.lime(model, photo, target=0, num_samples=60, segments=squares(160, 200, 50), hide="black")
+    assert result.values.shape == (1, 160, 200)
+    assert result.index.shape == (160, 200)
+    assert result.overlay().size == (200, 160)
+
+
+def test_a_copy_is_never_smaller_than_twice_the_models_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vitscope.perturb.rendering.MAX_PERTURBED_PIXELS", 10)
+    (subject,) = subjects(family("timm-vit").model(), noise(160, 200))
+    assert 0.9 < subject.size[0] * subject.size[1] / (2 * 32 * 48) < 1.1
 
 
 # Sampling
@@ -732,7 +753,7 @@ LEAVING = ["timm-vit", "transformers-beit", "transformers-dinov3", "torchvision-
 
 
 def every_way(model: Any, pixels: Tensor) -> list[Callable[[], Any]]:
-    bare = isinstance(model, vs.VisionModel) and model.labels is None and model.embed is not None
+    bare = (model if isinstance(model, vs.VisionModel) else vs.load(model)).embed is not None
     common: dict[str, Any] = {"target": "similarity" if bare else 0}
     return [
         lambda: vs.lime(model, pixels, num_samples=30, segments="patches", hide="drop", **common),

@@ -1,9 +1,12 @@
 """Numbers as callers pass them: numpy's and torch's whole numbers count, truth values and 1.5 do not."""
 
+import math
 import operator
 from typing import Any
 
 from vitscope.errors import CallError
+
+MOST_SEED = 2**32 - 1  # numpy's generators take no more
 
 
 def whole_number(value: Any, what: str) -> int:
@@ -16,12 +19,39 @@ def whole_number(value: Any, what: str) -> int:
         raise CallError(f"{what} is {value!r}, a whole number is expected") from None
 
 
+def at_least(least: int, value: Any, what: str) -> int:
+    """The value as an int that is not below ``least``."""
+    whole = whole_number(value, what)
+    if whole < least:
+        raise CallError(f"{what} is {whole}, at least {least} is expected")
+    return whole
+
+
+def seed_number(value: Any) -> int:
+    """The value as a seed for random numbers."""
+    seed = whole_number(value, "seed")
+    if not 0 <= seed <= MOST_SEED:
+        raise CallError(f"seed is {seed}, a whole number from 0 to {MOST_SEED} is expected")
+    return seed
+
+
+def number(value: Any, what: str) -> float:
+    """The value as a finite float."""
+    try:
+        found = float("nan") if isinstance(value, str | bool) else float(value)
+    except (TypeError, ValueError):
+        found = float("nan")
+    if not math.isfinite(found):
+        raise CallError(f"{what} is {value!r}, a number is expected")
+    return found
+
+
 def ratio(value: Any, what: str) -> float:
     """The value as a float between 0 and 1."""
     try:
-        number = float(value) if not isinstance(value, str) else float("nan")
-    except (TypeError, ValueError):
-        number = float("nan")
-    if not 0 <= number <= 1:
+        share = number(value, what)
+    except CallError:
+        share = -1.0
+    if not 0 <= share <= 1:
         raise CallError(f"{what} is {value!r}, a share between 0 and 1 is expected")
-    return number
+    return share

@@ -187,13 +187,24 @@ class Attribution:
 
     def _one(self, at: int) -> dict[str, Any]:
         """What differs in the result of one picture of the batch."""
-        return {"values": self.values[at : at + 1], "pictures": self.pictures[at : at + 1]}
+        own = {"values": self.values[at : at + 1], "pictures": self.pictures[at : at + 1]}
+        if "pictures" not in self.provenance:
+            return own
+        about = dict(self.provenance["pictures"][at])
+        return {**own, "target": about.pop("target"), "provenance": about}
 
     @classmethod
     def _together(cls: type[Own], results: Sequence[Own]) -> dict[str, Any]:
         """What differs in the result of a batch from that of its first picture."""
         targets = {result.target for result in results}
+        about = dict(results[0].provenance)
+        if len(targets) > 1 or any(result.provenance != about for result in results):
+            about["pictures"] = [{**result.provenance, "target": result.target} for result in results]
+            for what in ("interrupted", "samples"):
+                if what in about:
+                    about[what] = type(about[what])(sum(result.provenance[what] for result in results))
         return {
+            "provenance": about,
             "values": torch.cat([result.values for result in results]),
             "pictures": [picture for result in results for picture in result.pictures],
             "target": targets.pop() if len(targets) == 1 else None,

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from vitscope.arguments import whole_number
+from vitscope.arguments import at_least
 from vitscope.attribution import Attribution
 from vitscope.errors import CallError
 
@@ -151,7 +151,7 @@ class SegmentAttribution(Attribution):
         if sign not in signs:
             raise CallError(f"sign is {sign!r}: choose {', '.join(signs)}")
         strength = signs[sign]
-        order = strength.argsort(descending=True, stable=True)[: whole_number(count, "count")]
+        order = strength.argsort(descending=True, stable=True)[: at_least(0, count, "count")]
         return [at for at in order.tolist() if strength[at] > 0]
 
     def regions(self, count: int = 5, *, sign: str = "positive") -> Bool[Tensor, "pixel_height pixel_width"]:

@@ -38,6 +38,25 @@ def ridge(rows: np.ndarray, answers: np.ndarray, weights: np.ndarray, alpha: flo
     return solved[:-1], float(solved[-1]), 1 - missed / varied
 
 
+def variances(
+    rows: np.ndarray, answers: np.ndarray, weights: np.ndarray, alpha: float, groups: np.ndarray
+) -> np.ndarray:
+    """The sandwich of MacKinnon & White (1985, HC3), summed within groups: its diagonal without the intercept."""
+    segments = rows.shape[1]
+    design = np.append(rows.astype(float), np.ones((len(rows), 1)), axis=1)
+    penalty = np.diag([alpha] * segments + [0.0])
+    bread = np.linalg.inv(design.T @ np.diag(weights) @ design + penalty)
+    coefficients = bread @ design.T @ np.diag(weights) @ answers
+    meat = np.zeros((segments + 1, segments + 1))
+    for group in np.unique(groups):
+        pull = np.zeros(segments + 1)
+        for at in np.flatnonzero(groups == group):
+            leverage = weights[at] * design[at] @ bread @ design[at]
+            pull += weights[at] * design[at] * (answers[at] - design[at] @ coefficients) / (1 - leverage)
+        meat += np.outer(pull, pull)
+    return np.diag(bread @ meat @ bread)[:-1]
+
+
 def hidden(photo: np.ndarray, labels: np.ndarray, row: np.ndarray) -> np.ndarray:
     """The photo with each segment of a False in ``row`` filled with its mean colour, cut off to bytes."""
     changed = photo.copy()

@@ -80,6 +80,8 @@ def each_picture(
 def _progress(wanted: Any) -> Iterator[Progress | None]:
     """Whom to tell about progress: a bar on stderr where one was asked for and someone can see it."""
     if not isinstance(wanted, bool) or not wanted:
+        if wanted and not callable(wanted):
+            raise CallError(f"progress is {wanted!r}: pass True, or a function of (answered, in all)")
         yield wanted or None
         return
     from rich.console import Console
@@ -130,7 +132,7 @@ def segment_result(
     interrupted: bool,
 ) -> SegmentAttribution:
     """One weight a segment for each class of ``columns``, the first of which is the target."""
-    assert inquiry.segments is not None
+    segments = inquiry.known_segments()
     weighings = [
         Weighing(
             inquiry.label(column),
@@ -142,7 +144,7 @@ def segment_result(
         )
         for at, column in enumerate(columns)
     ]
-    labels, index = (torch.from_numpy(np.array(part)) for part in (inquiry.segments.labels, inquiry.segments.index))
+    labels, index = (torch.from_numpy(np.array(part)) for part in (segments.labels, segments.index))
     part = SegmentedPicture(labels, index, weighings)
     return SegmentAttribution(
         part.values(),

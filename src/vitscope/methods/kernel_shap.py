@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Bool, Float
 from torch import nn
 
-from vitscope.arguments import whole_number
-from vitscope.errors import CallError, warn
+from vitscope.arguments import at_least, seed_number
+from vitscope.errors import warn
 from vitscope.methods.asking import AskOptions, each_picture, segment_result, warn_if_interrupted
 from vitscope.models.vision_model import VisionModel
 from vitscope.perturb import Inquiry
@@ -49,19 +49,17 @@ def kernel_shap(
     Raises:
         CallError: as for :func:`vitscope.lime`.
     """
-    options = AskOptions(hide, output, batch_size, whole_number(seed, "seed"), progress)
-    count, top_labels = whole_number(num_samples, "num_samples"), whole_number(top_labels, "top_labels")
-    if count < 2:
-        raise CallError(f"num_samples is {count}, at least 2 are expected")
+    options = AskOptions(hide, output, batch_size, seed_number(seed), progress)
+    count, top_labels = at_least(2, num_samples, "num_samples"), at_least(0, top_labels, "top_labels")
 
     def explain(inquiry: Inquiry) -> SegmentAttribution:
         wanted = inquiry.target(target)
         columns = list(dict.fromkeys([wanted, *inquiry.likeliest(top_labels)]))
-        assert inquiry.segments is not None
-        rows, kernel = coalitions(inquiry.segments.count, count, options.seed)
-        if len(rows) < inquiry.segments.count:
+        players = inquiry.known_segments().count
+        rows, kernel = coalitions(players, count, options.seed)
+        if len(rows) < players:
             warn(
-                f"num_samples is {count} for {inquiry.segments.count} segments: fewer questions than unknowns, so the "
+                f"num_samples is {count} for {players} segments: fewer questions than unknowns, so the "
                 "values are the smallest that fit; take more samples or fewer segments"
             )
         ends = np.stack([np.zeros(rows.shape[1], dtype=bool), np.ones(rows.shape[1], dtype=bool)])

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from torch import nn
 
-from vitscope.arguments import ratio, whole_number
+from vitscope.arguments import at_least, number, ratio, seed_number, whole_number
 from vitscope.errors import CallError, warn
 from vitscope.methods.asking import AskOptions, each_picture, segment_result, warn_if_interrupted
 from vitscope.methods.surrogate import Surrogate, fit, upper_tail
@@ -105,7 +105,7 @@ def lime(
         seed=seed,
     )
     options = AskOptions(hide, output, batch_size, plan.seed, progress)
-    top_labels = whole_number(top_labels, "top_labels")
+    top_labels = at_least(0, top_labels, "top_labels")
 
     def explain(inquiry: Inquiry) -> SegmentAttribution:
         return _explain(inquiry, plan, target, top_labels)
@@ -144,26 +144,24 @@ class Plan:
             raise CallError(f"num_samples is {num_samples!r}: pass a whole number, or 'auto'")
         count = None if num_samples == "auto" else whole_number(num_samples, "num_samples")
         if count is not None and count < 2:
-            raise CallError(f"num_samples is {count}, at least 2 are needed: the first shows the whole picture")
+            raise CallError(f"num_samples is {count}, at least 2 are expected: the first shows the whole picture")
         sampling = sampling or ("paired" if count is None else "lime")
         if sampling not in get_args(Sampling):
             raise CallError(f"unknown sampling {sampling!r}: choose {', '.join(get_args(Sampling))}")
-        if not (kernel_width > 0 and alpha >= 0):
-            raise CallError(f"kernel_width is {kernel_width} and alpha is {alpha}: above 0, and not below 0")
+        width, penalty = number(kernel_width, "kernel_width"), number(alpha, "alpha")
+        if not (width > 0 and penalty >= 0):
+            raise CallError(f"kernel_width is {width} and alpha is {penalty}: above 0, and not below 0, are expected")
         if not 0 < ratio(confidence, "confidence") < 1:
             raise CallError(f"confidence is {confidence}: between 0 and 1 is expected, as 0.95")
-        top = whole_number(top_segments, "top_segments")
-        if top < 1:
-            raise CallError(f"top_segments is {top}, at least 1 is expected")
         return cls(
             count,
             sampling,
-            float(kernel_width),
-            float(alpha),
+            width,
+            penalty,
             float(confidence),
-            top,
+            at_least(1, top_segments, "top_segments"),
             ratio(tie, "tie"),
-            whole_number(seed, "seed"),
+            seed_number(seed),
         )
 
     def sampler(self, segments: int) -> Sampler:
@@ -200,8 +198,7 @@ def kernel(shown: Float[np.ndarray, " sample"], width: float) -> Float[np.ndarra
 def _explain(inquiry: Inquiry, plan: Plan, target: int | str | None, top_labels: int) -> SegmentAttribution:
     wanted = inquiry.target(target)
     columns = list(dict.fromkeys([wanted, *inquiry.likeliest(top_labels)]))
-    assert inquiry.segments is not None
-    segments = inquiry.segments.count
+    segments = inquiry.known_segments().count
     if plan.num_samples is not None and plan.num_samples <= segments:
         warn(
             f"num_samples is {plan.num_samples} for {segments} segments: fewer questions than unknowns, so the weights "
@@ -273,7 +270,7 @@ def is_settled(surrogate: Surrogate, top: int, error: float, tie: float) -> bool
     second = order[1:]
     differences = weights[first] - weights[second]
     deviations = np.sqrt(((influences[:, first] - influences[:, second]) ** 2).sum(0))
-    deviations = np.maximum(deviations, np.finfo(float).tiny)
     room = tie * np.abs(weights).max() - differences
-    wrong = upper_tail(np.maximum(differences, room) / deviations, surrogate.freedom)
-    return bool(wrong.sum() <= error)
+    known = deviations == 0
+    wrong = upper_tail(np.maximum(differences, room) / np.where(known, 1.0, deviations), surrogate.freedom)
+    return bool(wrong[~known].sum() <= error)

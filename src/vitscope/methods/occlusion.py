@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from vitscope.arguments import whole_number
+from vitscope.arguments import seed_number, whole_number
 from vitscope.attribution import Attribution
 from vitscope.errors import CallError
 from vitscope.grid import Grid
@@ -46,7 +46,7 @@ def occlusion(
     Raises:
         CallError: the window does not fit, or as for :func:`vitscope.lime`.
     """
-    options = AskOptions(hide, output, batch_size, whole_number(seed, "seed"), progress)
+    options = AskOptions(hide, output, batch_size, seed_number(seed), progress)
     window, stride = whole_number(window, "window"), whole_number(stride, "stride")
     if not 1 <= stride <= window:
         raise CallError(f"stride is {stride} and window is {window}: 1 ≤ stride ≤ window is expected")

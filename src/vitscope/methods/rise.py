@@ -9,7 +9,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import nn
 
-from vitscope.arguments import ratio, whole_number
+from vitscope.arguments import at_least, ratio, seed_number
 from vitscope.attribution import Attribution
 from vitscope.errors import CallError
 from vitscope.grid import Grid
@@ -56,10 +56,8 @@ def rise(
     Raises:
         CallError: an option is out of range, or as for :func:`vitscope.lime`.
     """
-    options = AskOptions(hide, output, batch_size, whole_number(seed, "seed"), progress)
-    count, cells = whole_number(num_samples, "num_samples"), whole_number(cells, "cells")
-    if count < 1 or cells < 2:
-        raise CallError(f"num_samples is {count} and cells is {cells}: at least 1 and at least 2 are expected")
+    options = AskOptions(hide, output, batch_size, seed_number(seed), progress)
+    count, cells = at_least(1, num_samples, "num_samples"), at_least(2, cells, "cells")
     if not 0 < ratio(shown, "shown") < 1:
         raise CallError(f"shown is {shown}: a chance between 0 and 1 is expected")
 

@@ -96,5 +96,6 @@ def quantile(confidence: float, freedom: int) -> float:
 
 def upper_tail(values: Float[np.ndarray, " value"], freedom: int) -> Float[np.ndarray, " value"]:
     """The chance that Student's t lies above each value, from the normal one (Wallace, 1959)."""
+    values = np.clip(values, -1e6, 1e6)  # squares have to stay finite
     normal = np.sign(values) * np.sqrt(freedom * np.log1p(values**2 / freedom)) * (8 * freedom + 1) / (8 * freedom + 3)
     return np.array([0.5 * erfc(value / sqrt(2)) for value in normal])

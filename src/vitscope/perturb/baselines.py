@@ -3,6 +3,7 @@
 from typing import Any, Literal, get_args
 
 import numpy as np
+from jaxtyping import Float
 from PIL import Image
 from skimage.filters import gaussian
 
@@ -32,13 +33,13 @@ def fill(photo: np.ndarray, hide: Any, segments: Segments | None, seed: int) -> 
         made = _named(photo.astype(np.float64), hide, segments, seed)
         # Means are cut off rather than rounded, as PyPI's lime does by writing them into bytes.
         return made.astype(np.uint8) if whole else made.astype(photo.dtype)
-    if isinstance(hide, int | float | tuple) or (isinstance(hide, list) and len(hide) == 3):
-        return _coloured(photo, hide)
+    if (colour := _colour(hide)) is not None:
+        return np.broadcast_to(colour, photo.shape).astype(photo.dtype)
     try:
         other, _ = read_photo(hide)
     except CallError as error:
-        names = ", ".join(name for name in get_args(HideName))
-        raise CallError(f"hide is {hide!r}: choose {names}, a colour (0 to 255), or pass a picture ({error})") from None
+        got = f"hide is {hide!r}" if isinstance(hide, str | None) else f"hide is {type(hide).__name__}"
+        raise CallError(f"{got}: choose {', '.join(get_args(HideName))}, a colour, or a picture ({error})") from None
     resized = other.resize((photo.shape[1], photo.shape[0]), Image.Resampling.BICUBIC)
     return np.asarray(resized).astype(photo.dtype)
 
@@ -64,8 +65,23 @@ def _means(photo: np.ndarray, segments: Segments | None) -> np.ndarray:
     return filled.reshape(photo.shape)
 
 
-def _coloured(photo: np.ndarray, colour: Any) -> np.ndarray:
-    parts = np.broadcast_to(np.asarray(colour, dtype=np.float64), (3,)) if np.size(colour) in (1, 3) else None
-    if parts is None or not ((parts >= 0) & (parts <= 255)).all() or isinstance(colour, bool):
-        raise CallError(f"hide is {colour!r}: a colour is one number or three, each from 0 to 255")
-    return np.broadcast_to(parts, photo.shape).astype(photo.dtype)
+def _colour(hide: Any) -> Float[np.ndarray, " 3"] | None:
+    """One number or three as a colour; None for what is neither."""
+    flat = isinstance(hide, np.ndarray) and hide.ndim < 2
+    if not flat and not isinstance(hide, int | float | np.number | tuple | list):
+        return None
+    try:
+        parts = np.broadcast_to(np.asarray(hide, dtype=np.float64), (3,))
+    except (TypeError, ValueError):
+        parts = np.full(3, -1.0)
+    if isinstance(hide, bool) or not ((parts >= 0) & (parts <= 255)).all():
+        raise CallError(f"hide is {hide!r}: a colour is one number or three, each from 0 to 255")
+    return parts
+
+
+def described(hide: Any) -> str | list[float]:
+    """What stood in the place of hidden parts, as the provenance says it."""
+    if isinstance(hide, str) and hide in get_args(HideName):
+        return hide
+    colour = _colour(hide)
+    return "a picture" if colour is None else colour.tolist()

@@ -21,16 +21,17 @@ from vitscope.tap import AttentionCall, Tap
 from vitscope.trace import AttentionStep
 from vitscope.windows import PADDING, merge_groups, merged_grid
 
-Shown = Bool[Tensor, "batch patch"]
+Shown = Bool[Tensor, "mask patch"]
 Answer = Callable[[Pixels, Shown], Tensor]
 
 
 def without_hidden(model: VisionModel, pixels: Pixels, answer: Callable[[Pixels], Tensor]) -> Answer:
-    """A function of (pixels of one picture, shown patches (batch, patch)) that answers without the hidden ones.
+    """A function of (pixels of one picture, shown patches (mask, patch)) that answers without the hidden ones.
 
     A plain transformer runs on the tokens that are left, their positions having been added before (rotary ones go with
     them, and so does a relative bias). In a window transformer no token looks at a hidden one; where merging mixes
-    them in they are the picture's mean colour, and the mean that the classifier reads leaves out what is wholly hidden.
+    them in they are the mean colour of what is shown, and the mean that the classifier reads leaves out what is wholly
+    hidden. Where a model that reads patches is shown none, it is given an empty picture: zeros after normalisation.
 
     Raises:
         CallError: the model's tokens are unknown, or it cannot run without some of them.
@@ -45,7 +46,24 @@ def without_hidden(model: VisionModel, pixels: Pixels, answer: Callable[[Pixels]
         if layout.hierarchy.pooled is None:
             raise CallError(f"hide='drop' cannot be had of {model.name}: it does not average its last tokens")
         return partial(_masked, model, answer, grid, layout.hierarchy)
-    return partial(_left_out, model, answer, grid, _Entry(model, pixels, grid))
+    left_out = partial(_left_out, model, answer, grid, _Entry(model, pixels, grid))
+    _try_one_missing(model, left_out, pixels, grid)
+    return left_out
+
+
+def _try_one_missing(model: VisionModel, left_out: Answer, pixels: Pixels, grid: Grid) -> None:
+    """Attention that is written out adds a bias between all tokens where nobody can cut it down."""
+    shown = torch.ones(1, grid.num_patches, dtype=torch.bool, device=pixels.device)
+    shown[0, -1] = grid.num_patches == 1
+    try:
+        left_out(pixels, shown)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise CallError(
+            f"{model.name} does not run without some of its tokens ({str(error).splitlines()[0]}): let it use fused "
+            "attention (attn_implementation='sdpa', or fused_attn in timm), or choose another hide"
+        ) from None
 
 
 class _Entry:
@@ -98,10 +116,9 @@ def _left_out(
 ) -> Tensor:
     """Rows of ``shown`` must have equally many patches."""
     left = int(shown[0].sum())
-    if left + grid.prefix == 0:
-        raise CallError(
-            f"hide='drop' leaves {model.name} no token at all when everything is hidden: choose another hide"
-        )
+    assert model.layout is not None
+    if left == 0 and (grid.prefix == 0 or "patches" in model.layout.readout):
+        return answer(torch.zeros_like(pixels).expand(len(shown), -1, -1, -1))
     patches = shown.nonzero()[:, 1].view(len(shown), left)
     prefix = torch.arange(grid.prefix, device=shown.device).expand(len(shown), -1)
     tokens = torch.cat([prefix, patches + grid.prefix], dim=1)
@@ -172,8 +189,10 @@ def _masked(
     blocks = shown.unflatten(1, (grid.height, grid.width)).repeat_interleave(high, 1).repeat_interleave(wide, 2)
     # The last patch may reach beyond the input, and the input beyond the last patch.
     beyond = (0, pixels.shape[-1] - blocks.shape[-1], 0, pixels.shape[-2] - blocks.shape[-2])
-    shown_pixels = F.pad(blocks, beyond, value=True)
-    pixels = torch.where(shown_pixels[:, None], pixels, pixels.mean((2, 3), keepdim=True))
+    shown_pixels = F.pad(blocks, beyond, value=False)
+    weights = shown_pixels[:, None].float()
+    colour = (weights * pixels).sum((2, 3), keepdim=True) / weights.sum((2, 3), keepdim=True).clamp_min(1)
+    pixels = torch.where(shown_pixels[:, None], pixels, colour.to(pixels.dtype))
     keys = _Keys(grid, windows, shown)
     assert windows.pooled is not None
     handle = windows.pooled.register_forward_hook(keys.pool)

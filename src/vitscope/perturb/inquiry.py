@@ -10,11 +10,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from vitscope.arguments import whole_number
+from vitscope.arguments import at_least
 from vitscope.attribution import only_finite
 from vitscope.errors import CallError, WorkError, warn
 from vitscope.grid import Grid
 from vitscope.models.vision_model import VisionModel
+from vitscope.perturb.baselines import described
 from vitscope.perturb.dropping import equal_lengths, without_hidden
 from vitscope.perturb.masks import Masks, SegmentMasks
 from vitscope.perturb.rendering import Renderer, Subject, pool
@@ -75,9 +76,7 @@ class Inquiry:
     ) -> None:
         if output not in get_args(Output):
             raise CallError(f"unknown output {output!r}: choose {' or '.join(get_args(Output))}")
-        self.batch_size = whole_number(batch_size, "batch_size")
-        if self.batch_size < 1:
-            raise CallError(f"batch_size is {self.batch_size}, at least 1 is expected")
+        self.batch_size = at_least(1, batch_size, "batch_size")
         self.model, self.subject, self._output, self._progress = model, subject, output, progress
         self.features: Tensor | None = None
         self.original = self._first()
@@ -87,7 +86,7 @@ class Inquiry:
             self.segments = segment(photo, segments, *cells_of(model, subject))
         self.parameters = {
             "segments": None if self.segments is None else self.segments.name,
-            "hide": hide if isinstance(hide, str | int | float) else describe(hide),
+            "hide": described(hide),
             "output": SIMILARITY if self.features is not None else output,
         }
         self._points = None
@@ -118,8 +117,13 @@ class Inquiry:
 
     def masks(self, rows: Bool[np.ndarray, "mask segment"]) -> SegmentMasks:
         """Rows of zeros and ones over the segments, as masks of the picture that is perturbed."""
-        assert self.segments is not None
-        return SegmentMasks(rows, self.segments.at(self.subject.size))
+        return SegmentMasks(rows, self.known_segments().at(self.subject.size))
+
+    def known_segments(self) -> Segments:
+        """The segments, or a CallError where the picture was cut into none."""
+        if self.segments is None:
+            raise CallError("segments is None: pass quickshift, slic, patches, or labels as large as the picture")
+        return self.segments
 
     def likeliest(self, count: int) -> list[int]:
         """The columns with the highest answers to the whole picture, highest first."""
@@ -225,11 +229,6 @@ class Inquiry:
     def _known_grid(self) -> Grid:
         assert self.model.layout is not None, "asked for after dropping was found to be possible"
         return self.model.layout.grid(*self.subject.pixels.shape[-2:])
-
-
-def describe(hide: Any) -> str | list[float]:
-    """What stood in the place of hidden parts, as the provenance says it."""
-    return [float(part) for part in hide] if isinstance(hide, tuple | list) else "a picture"
 
 
 def cells_of(model: VisionModel, subject: Subject) -> tuple[Picture, Grid | None]:

@@ -95,7 +95,7 @@ def _counted(labels: np.ndarray, name: str) -> Segments:
     if len(unique) < 2:
         raise CallError(
             f"the picture has one segment only ({name}), so there is nothing to compare: pass segments='patches', "
-            "'slic', or labels of your own"
+            "or labels of your own"
         )
     return Segments(labels, index.reshape(labels.shape), len(unique), name)
 
@@ -107,7 +107,8 @@ def _checked(labels: Any, size: tuple[int, int]) -> np.ndarray:
             f"the segment labels are {'×'.join(map(str, array.shape)) or 'one number'} where the picture is "
             f"{size[0]}×{size[1]} (height×width): pass one label a pixel"
         )
-    if array.dtype == bool or not (np.issubdtype(array.dtype, np.integer) or np.array_equal(array, np.rint(array))):
+    whole = np.issubdtype(array.dtype, np.integer)
+    if not whole and not (np.issubdtype(array.dtype, np.floating) and np.array_equal(array, np.rint(array))):
         raise CallError(f"the segment labels are {array.dtype}, whole numbers are expected")
     return array.astype(np.int64)
 
