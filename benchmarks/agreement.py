@@ -57,7 +57,8 @@ def main() -> None:
         correlations = [float(pair.rank_correlation[0, 1]) for pair in pairs]
         overlaps = [float(pair.overlap[0, 1]) for pair in pairs]
         print(f"| {name} | {summary(correlations)} | {summary(overlaps)} |")
-    print(f"\nBy chance the top fifths of two maps overlap by {pairs[0].chance:.2f}.")
+    chance = statistics.mean(float(pair.chance[0, 1]) for pair in pairs)
+    print(f"\nBy chance regions as large as these overlap by {chance:.2f}.")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from tests.tiny import LABELS, tiny_vit
 from vitscope.methods.kernel_shap import coalitions, shapley
 from vitscope.methods.rise import _mask
 from vitscope.methods.table import METHODS
+from vitscope.perturb import Inquiry
 
 
 def family(name: str) -> Family:
@@ -368,7 +369,10 @@ def test_ctrl_c_in_the_second_picture_is_said() -> None:
             raise KeyboardInterrupt
 
     options: dict[str, Any] = {"target": 0, "num_samples": 40, "segments": "patches", "batch_size": 10}
-    with pytest.warns(vs.VitscopeWarning, match="interrupted: the result stands on 20 of 40"):
+    with (
+        pytest.warns(vs.VitscopeWarning, match="interrupted: the result stands on 20 of 40"),
+        pytest.warns(vs.VitscopeWarning, match="interrupted: the result holds the first 2 of 3 pictures"),
+    ):
         result = vs.lime(model, [noise(20, 30, seed) for seed in range(3)], progress=press, **options)
     assert len(result) == 2
     assert result.provenance["interrupted"] is True
@@ -430,9 +434,18 @@ def test_maps_that_have_nothing_to_do_with_each_other_overlap_by_chance(photo: I
     for top in (0.1, 0.2, 0.5):
         found = vs.agreement([attribution(random.random((24, 36)), photo) for _ in range(30)], top=top)
         others = ~np.eye(30, dtype=bool)
-        assert found.overlap[others].mean() == pytest.approx(found.chance, abs=0.01)
+        assert found.overlap[others].mean() == pytest.approx(found.chance[others].mean(), abs=0.01)
         assert abs(found.rank_correlation[others].mean()) < 0.02
-        assert found.chance == pytest.approx(top / (2 - top))
+        np.testing.assert_allclose(found.chance, top / (2 - top), atol=0.005)
+
+
+def test_chance_is_that_of_the_regions_as_they_are(photo: Image.Image) -> None:
+    """Halves are regions of a half, whatever share was asked for."""
+    left, upper = np.zeros((24, 36)), np.zeros((24, 36))
+    left[:, :18], upper[:12] = 1, 1
+    found = vs.agreement([attribution(left, photo), attribution(upper, photo)], top=0.4)
+    assert found.overlap[0, 1] == pytest.approx(1 / 3)
+    assert found.chance[0, 1] == pytest.approx(1 / 3)
 
 
 def test_a_constant_map_has_no_rank_correlation(photo: Image.Image) -> None:
@@ -441,7 +454,7 @@ def test_a_constant_map_has_no_rank_correlation(photo: Image.Image) -> None:
     about = json.loads(json.dumps(found.as_json(), allow_nan=False))
     assert about["rank_correlation"][0][1] is None
     assert about["overlap"] == found.overlap.tolist()
-    assert (about["top"], about["chance"]) == (0.2, found.chance)
+    assert (about["top"], about["chance"]) == (0.2, found.chance.tolist())
 
 
 def test_grids_of_any_kind_are_compared_on_the_photo(photo: Image.Image) -> None:
@@ -626,7 +639,7 @@ def test_patches_are_needed_where_patches_are_hidden() -> None:
         lambda: vs.lime(model, slow.WHITE, segments="patches"),
         lambda: vs.kernel_shap(model, slow.WHITE, segments="patches"),
     ):
-        with pytest.raises(vs.CallError, match="needs a model whose patches are known") as caught:
+        with pytest.raises(vs.CallError, match="the patches of this model are unknown") as caught:
             ask()
         assert "\n" not in str(caught.value)
 
@@ -645,3 +658,48 @@ def test_a_warning_points_at_the_line_that_asked() -> None:
     with pytest.warns(vs.VitscopeWarning) as caught:
         vs.lime(vs.load(tiny_vit()), PHOTO, num_samples=10, segments="patches")
     assert caught[0].filename == __file__
+
+
+def test_ctrl_c_before_the_second_picture_is_answered_keeps_the_first() -> None:
+    model = vs.load(tiny_vit())
+    told: list[int] = []
+    pictures = [noise(20, 30, seed) for seed in range(2)]
+    whole = vs.lime(model, pictures[0], target=0, num_samples=40, segments="patches")
+
+    def asked_first(*_: Any) -> None:
+        told.append(1)
+
+    options: dict[str, Any] = {"target": 0, "num_samples": 40, "segments": "patches", "progress": asked_first}
+    ask = Inquiry.ask
+
+    def broken(self: Any, *args: Any, **given: Any) -> Any:
+        if told:
+            raise KeyboardInterrupt
+        return ask(self, *args, **given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Inquiry, "ask", broken)
+        with pytest.warns(vs.VitscopeWarning, match="the first 1 of 2 pictures"):
+            result = vs.lime(model, pictures, **options)
+    torch.testing.assert_close(result.weights, whole.weights)
+
+
+def test_shapley_values_move_with_their_segments_even_when_too_few_are_asked() -> None:
+    random = np.random.default_rng(0)
+    rows, kernel = coalitions(12, 6, 0)
+    answers, ends = random.random((len(rows), 1)), np.array([[0.0], [7.8]])
+    order = random.permutation(12)
+    values, _ = shapley(rows, kernel, answers, ends)
+    moved, _ = shapley(rows[:, order], kernel, answers, ends)
+    np.testing.assert_allclose(moved, values[:, order], atol=1e-10)
+    equal, _ = shapley(rows[:0], kernel[:0], answers[:0], ends)
+    np.testing.assert_allclose(equal, 7.8 / 12)
+    assert values.sum() == pytest.approx(7.8)
+
+
+def test_a_picture_with_fewer_pixels_than_patches_is_refused() -> None:
+    model = vs.load("vit-nano")
+    for method in (vs.occlusion, vs.lime):
+        options = {"segments": "patches"} if method is vs.lime else {}
+        with pytest.raises(vs.CallError, match=r"6×6 pixels .* enlarge it first"):
+            method(model, noise(6, 6, 0), **options)

@@ -15,7 +15,7 @@ import vitscope as vs
 from tests import families, swin_families
 from tests.families import Family, every_family
 from tests.swin_families import SwinFamily, each_size
-from vitscope.perturb.dropping import equal_lengths, without_hidden
+from vitscope.perturb.dropping import batches, without_hidden
 from vitscope.perturb.inquiry import cells_of
 from vitscope.perturb.rendering import subjects
 from vitscope.tap import AttentionCall, Tap
@@ -323,11 +323,32 @@ def test_a_foreign_module_whose_layout_is_said_can_drop_tokens() -> None:
     torch.testing.assert_close(got, without(pixels, shown), atol=1e-6, rtol=1e-5)
 
 
-def test_groups_have_one_number_of_patches_each() -> None:
-    counts = [3, 5, 3, 3, 0, 5, 3]
-    assert equal_lengths(counts, 2) == [[0, 2], [3, 6], [1, 5], [4]]
-    assert equal_lengths(counts, 99) == [[0, 2, 3, 6], [1, 5], [4]]
-    assert equal_lengths([], 4) == []
+def some_masks(counts: list[int], patches: int) -> np.ndarray:
+    return np.stack([np.arange(patches) < count for count in counts])
+
+
+def test_a_model_that_averages_is_asked_for_one_number_of_patches_at_a_time() -> None:
+    shown = some_masks([3, 5, 3, 3, 0, 5, 3], 8)
+    assert sorted(batches(plain("timm-vit-mean").model(), shown, 2)) == [[0, 2], [1, 5], [3, 6], [4]]
+    assert sorted(batches(plain("timm-vit-mean").model(), shown, 99)) == [[0, 2, 3, 6], [1, 5], [4]]
+
+
+def test_others_are_asked_for_about_as_many_patches_at_a_time() -> None:
+    shown = some_masks([3, 5, 3, 3, 0, 5, 3], 8)
+    assert sorted(batches(plain("timm-vit").model(), shown, 4)) == [[4, 0, 2, 3], [6, 1, 5]]
+    made = batches(plain("timm-siglip").model(), shown, 99)
+    assert [sorted(batch) for batch in made] == [list(range(7))]
+
+
+@every_family
+def test_a_batch_with_fillers_answers_as_each_mask_alone(family: Family) -> None:
+    if {"patches", "tokens"} & set(family.readout):
+        pytest.skip("a model that averages its patches never meets a filler")
+    _, pixels, without, _ = prepared(family.name)
+    generator = torch.Generator().manual_seed(4)
+    shown = torch.rand(6, family.grid.num_patches, generator=generator) < torch.linspace(0.2, 1.0, 6)[:, None]
+    alone = torch.cat([without(pixels, row[None]) for row in shown])
+    torch.testing.assert_close(without(pixels, shown), alone, atol=1e-5, rtol=1e-5)
 
 
 # Window transformers

@@ -14,6 +14,7 @@ from PIL import Image
 import vitscope as vs
 from tests import families, tiny
 from tests.reference import lime as slow
+from tests.tiny import tiny_vit
 from vitscope.methods.lime import Plan, is_settled, kernel
 from vitscope.methods.surrogate import Surrogate, fit, quantile, upper_tail
 from vitscope.perturb.masks import KernelSampler, PairedSampler, Sampler, UniformSampler
@@ -285,9 +286,21 @@ def test_a_target_is_an_index_a_label_or_another_class_of_the_same_answers(
     assert other.target == "dog"
     assert sorted(other.classes) == sorted(default.classes)
     assert torch.equal(other.of(default.target).weights, default.weights)
-    with pytest.raises(vs.CallError, match=r"'ship' was not asked about: this result has ") as caught:
-        vs.lime(nano, cat, top_labels=1, **options).of("ship")
-    assert "\n" not in str(caught.value)
+    index = default.class_indices[default.classes.index("dog")]
+    torch.testing.assert_close(default.of(index).weights, dog.weights)
+    few = vs.lime(nano, cat, top_labels=1, **options)
+    for missing in ("ship", 9, "9"):
+        with pytest.raises(vs.CallError, match="cat") as caught:
+            few.of(missing)
+        assert "\n" not in str(caught.value)
+
+
+def test_another_class_may_be_named_by_a_synonym_or_told_apart_by_its_index() -> None:
+    twin = tiny_vit()
+    twin.config.id2label = {0: "plane, airplane", 1: "thing", 2: "thing", 3: "d", 4: "e", 5: "f", 6: "g"}
+    result = vs.lime(vs.load(twin), torch.randn(1, 3, 32, 32), num_samples=40, segments="patches", top_labels=7)
+    assert result.of("airplane").target == "plane, airplane"
+    assert not torch.equal(result.of(1).weights, result.of(2).weights)
 
 
 def test_top_labels_says_how_many_classes_come_beside_the_target(nano: vs.VisionModel, cat: np.ndarray) -> None:
@@ -667,7 +680,7 @@ def test_provenance_says_how_the_result_came_about(nano: vs.VisionModel, cat: np
     about = vs.lime(nano, cat, segments="patches", hide=(1, 2, 3), confidence=0.9, **options).provenance
     assert about["method"] == "lime"
     expected = options | {"segments": "patches", "hide": [1.0, 2.0, 3.0], "output": "probability", "confidence": 0.9}
-    assert about["parameters"] == expected
+    assert about["parameters"] == expected | {"perturbed_at": [40, 60]}
     assert (about["samples"], about["interrupted"]) == (70, False)
     assert (about["model"], about["library"]) == ("vit-nano", "transformers")
     assert json.loads(json.dumps(dict(about))) == about

@@ -8,9 +8,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from vitscope.arguments import at_least
+from vitscope.arguments import at_least, whole_number
 from vitscope.attribution import Attribution
 from vitscope.errors import CallError
+from vitscope.target import class_index
 
 Own = TypeVar("Own", bound="SegmentAttribution")
 
@@ -21,6 +22,7 @@ class Weighing:
 
     Attributes:
         label: the class.
+        index: its place among the model's classes.
         answer: the model's answer to the whole picture.
         weights: float64, one a segment, in the order of the sorted labels.
         intervals: float64 (segment, 2), lower and upper end; None where a method has none.
@@ -29,6 +31,7 @@ class Weighing:
     """
 
     label: str
+    index: int
     answer: float
     weights: Float[Tensor, " segment"]
     intervals: Float[Tensor, "segment 2"] | None
@@ -54,13 +57,19 @@ class SegmentedPicture:
     index: Int[Tensor, "pixel_height pixel_width"]
     weighings: Sequence[Weighing]
 
-    def of(self, target: str) -> "SegmentedPicture":
+    def of(self, target: int | str) -> "SegmentedPicture":
         """The same with another class first."""
         labels = [weighing.label for weighing in self.weighings]
-        if target not in labels:
-            raise CallError(f"{target!r} was not asked about: this result has {', '.join(labels)}")
-        order = sorted(self.weighings, key=lambda weighing: weighing.label != target)
-        return replace(self, weighings=order)
+        if isinstance(target, str) and not target.isdecimal():
+            at = class_index(target, labels, len(labels))
+        else:
+            indices = [weighing.index for weighing in self.weighings]
+            wanted = whole_number(int(target) if isinstance(target, str) else target, "target")
+            if wanted not in indices:
+                raise CallError(f"class {wanted} was not asked about: this result has {indices} ({'; '.join(labels)})")
+            at = indices.index(wanted)
+        first = self.weighings[at]
+        return replace(self, weighings=[first, *(other for other in self.weighings if other is not first)])
 
     def values(self) -> Float[Tensor, "1 pixel_height pixel_width"]:
         """The first class's weights at every pixel, float32; 0 where there is no segment."""
@@ -140,10 +149,20 @@ class SegmentAttribution(Attribution):
         """The linear model's answer to the whole picture."""
         return self.intercept + float(self.weights.sum())
 
-    def of(self: Own, target: str) -> Own:
-        """The same questions' result for another class."""
+    @property
+    def class_indices(self) -> list[int]:
+        """The places of :attr:`classes` among the model's classes."""
+        return [weighing.index for weighing in self._part.weighings]
+
+    def of(self: Own, target: int | str) -> Own:
+        """The same questions' result for another class, by index or label.
+
+        Raises:
+            CallError: it was not asked about.
+        """
         parts = [part.of(target) for part in self.parts]
-        return replace(self, values=torch.cat([part.values() for part in parts]), target=target, parts=parts)
+        values, label = torch.cat([part.values() for part in parts]), parts[0].weighings[0].label
+        return replace(self, values=values, target=label, parts=parts)
 
     def top(self, count: int = 5, *, sign: str = "positive") -> list[int]:
         """Places of the weightiest segments among the sorted labels: supporting ones, ``"negative"`` or ``"both"``."""
@@ -193,7 +212,7 @@ class SegmentAttribution(Attribution):
         return tensors
 
     def _about(self) -> dict[str, Any]:
-        scalars = ("label", "answer", "intercept", "score")
+        scalars = ("label", "index", "answer", "intercept", "score")
         parts = [[{name: getattr(one, name) for name in scalars} for one in part.weighings] for part in self.parts]
         return {**super()._about(), "parts": parts}
 

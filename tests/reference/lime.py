@@ -41,7 +41,7 @@ def ridge(rows: np.ndarray, answers: np.ndarray, weights: np.ndarray, alpha: flo
 def variances(
     rows: np.ndarray, answers: np.ndarray, weights: np.ndarray, alpha: float, groups: np.ndarray
 ) -> np.ndarray:
-    """The sandwich of MacKinnon & White (1985, HC3), summed within groups: its diagonal without the intercept."""
+    """The sandwich over residuals of groups left out (CR3; HC3 where each is one): its diagonal, intercept apart."""
     segments = rows.shape[1]
     design = np.append(rows.astype(float), np.ones((len(rows), 1)), axis=1)
     penalty = np.diag([alpha] * segments + [0.0])
@@ -49,10 +49,11 @@ def variances(
     coefficients = bread @ design.T @ np.diag(weights) @ answers
     meat = np.zeros((segments + 1, segments + 1))
     for group in np.unique(groups):
-        pull = np.zeros(segments + 1)
-        for at in np.flatnonzero(groups == group):
-            leverage = weights[at] * design[at] @ bread @ design[at]
-            pull += weights[at] * design[at] * (answers[at] - design[at] @ coefficients) / (1 - leverage)
+        members = np.flatnonzero(groups == group)
+        hat = design[members] @ bread @ design[members].T @ np.diag(weights[members])
+        residuals = answers[members] - design[members] @ coefficients
+        left_out = np.linalg.solve(np.eye(len(members)) - hat, residuals)
+        pull = design[members].T @ (weights[members] * left_out)
         meat += np.outer(pull, pull)
     return np.diag(bread @ meat @ bread)[:-1]
 

@@ -27,7 +27,7 @@ def lime(
         str, typer.Option(help="quickshift, slic, patches, or a file of labels (.npy, or a picture).")
     ] = "quickshift",
     hide: Annotated[
-        str, typer.Option(help="mean, black, grey, blur, noise, drop, or a picture: in the place of hidden parts.")
+        str, typer.Option(help="mean, black, grey, blur, noise, drop, a colour (0 to 255, or r,g,b) or a picture.")
     ] = "mean",
     sampling: Annotated[
         Literal["lime", "paired", "glime"] | None,
@@ -56,7 +56,7 @@ def lime(
         "target": target,
         "num_samples": _count(num_samples),
         "segments": _segments(segments),
-        "hide": hide,
+        "hide": _hide(hide),
         "sampling": sampling,
         "output": output,
         "seed": seed,
@@ -64,13 +64,15 @@ def lime(
         "progress": not json_,
     }
     if arrays is not None:
-        _check_arrays(arrays, len(photos), overwrite)
+        _check_arrays(arrays, len(photos) * (1 + len(compare or ())), overwrite)
     models = [load_model(name, device, photos) for name in [model, *(compare or [])]]
     with reporting(json_) as report:
         targets = [target_path(photo, "lime", out, len(photos)) for photo in photos]
         for photo, path in each(photos, targets, overwrite, bar=False):
             results = [explain(models[0], photo, **options)]
             for other in models[1:]:
+                if results[-1].provenance["interrupted"]:
+                    break
                 # The same question to all: the first model's class, where the others know it.
                 known = target is None and results[0].target in (other.labels or ())
                 results.append(explain(other, photo, **options | ({"target": results[0].target} if known else {})))
@@ -106,6 +108,15 @@ def _count(text: str) -> int | str:
         raise CallError(f"--num-samples is {text!r}: pass a whole number, or 'auto'") from None
 
 
+def _hide(text: str) -> str | list[float]:
+    """A colour as 128 or 0,64,255, or what lime() takes by name."""
+    try:
+        parts = [float(part) for part in text.split(",")]
+    except ValueError:
+        return text
+    return parts * 3 if len(parts) == 1 else parts
+
+
 def _segments(text: str) -> "str | np.ndarray":
     """The name of a way to cut the photo, or the labels in a file."""
     path = Path(text)
@@ -119,13 +130,14 @@ def _segments(text: str) -> "str | np.ndarray":
     check_file(path)
     try:
         return np.load(path, allow_pickle=False) if path.suffix == ".npy" else np.asarray(Image.open(path))
-    except (OSError, ValueError) as error:
-        raise CallError(f"{path} holds no segment labels: {str(error).splitlines()[0]}") from None
+    except (OSError, ValueError, EOFError) as error:
+        reason = str(error).splitlines()[0] if str(error) else "it ends early"
+        raise CallError(f"{path} holds no segment labels: {reason}") from None
 
 
-def _check_arrays(path: Path, photos: int, overwrite: bool) -> None:
-    if photos > 1:
-        raise CallError(f"--arrays is {path}, one file for {photos} photos: explain them one by one")
+def _check_arrays(path: Path, results: int, overwrite: bool) -> None:
+    if results > 1:
+        raise CallError(f"--arrays is {path}, one file for {results} results: explain one photo with one model")
     if path.suffix not in (".safetensors", ".npz", ".json"):
         raise CallError(f"--arrays is {path}: end the name in .safetensors, .npz or .json")
     if path.exists() and not overwrite:

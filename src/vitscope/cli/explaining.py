@@ -100,13 +100,17 @@ def _explain(
     from vitscope.run import run
     from vitscope.view.scene import explanation
 
-    check_methods(methods or ())
+    methods = None if methods is None else list(dict.fromkeys(methods))
+    check_methods(methods or (), target)
     vision = load_model(model, device, [photo for _, photo in photos if isinstance(photo, Path)])
     with reporting(json_) as report:
         targets = [target_path(Path(name), "explain", out, len(photos)) for name, _ in photos]
         for (name, photo), path in each(photos, targets, overwrite, bar=methods is None):
             if methods is not None:
-                report.append(compared(vision, name, photo, path, methods, target, overwrite, json_, top_k))
+                made, interrupted = compared(vision, name, photo, path, methods, target, overwrite, json_, top_k)
+                report.append(made)
+                if interrupted:
+                    raise KeyboardInterrupt
                 continue
             done = run(vision, photo)
             rollouts = [roll(done.trace, head_fusion=fusion) for fusion in ("mean", "max")]
@@ -139,12 +143,16 @@ def methods(json_: Json = False) -> None:
     print_table(("method", "shows", "forwards", "source"), [tuple(row.values()) for row in rows], right=(2,))
 
 
-def check_methods(names: Sequence[str]) -> None:
+def check_methods(names: Sequence[str], target: str | None) -> None:
+    """Refuse what is no method, and a class that none of them explains."""
     from vitscope.methods.table import METHODS
 
     for name in names:
         if name not in METHODS:
             raise CallError(f"unknown method {name!r}: choose {', '.join(METHODS)}")
+    if target is not None and all(METHODS[name].kind == "reading" for name in names):
+        asking = ", ".join(name for name, method in METHODS.items() if method.kind == "asking")
+        raise CallError(f"--target is {target!r}, but {', '.join(names)} explain no class: add one of {asking}")
 
 
 def compared(
@@ -157,19 +165,27 @@ def compared(
     overwrite: bool,
     json_: bool,
     top_k: int,
-) -> dict[str, Any]:
-    """Methods side by side over one photo, and how far they agree."""
+) -> tuple[dict[str, Any], bool]:
+    """Methods side by side over one photo, and how far they agree; and whether Ctrl-C ended it early."""
     from vitscope.methods.agreement import agreement
     from vitscope.methods.table import METHODS
+    from vitscope.run import run
     from vitscope.view.segments import side_by_side
 
-    predictions = [] if vision.labels is None else vision.predict(photo, top_k)[0]
-    results = []
+    logits = run(vision, photo).logits
+    predictions = [] if logits is None else vision.predictions(logits, top_k)[0]
+    results, interrupted = [], False
     for method in methods:
         asks = METHODS[method].kind == "asking"
         options = {"target": target, "progress": not json_} if asks else {}
-        results.append(METHODS[method].compute(vision, photo, **options))
-        if results[-1].provenance.get("interrupted"):
+        try:
+            results.append(METHODS[method].compute(vision, photo, **options))
+        except KeyboardInterrupt:
+            if not results:
+                raise
+            interrupted = True
+        if interrupted or results[-1].provenance.get("interrupted"):
+            interrupted = True
             break
     shown = methods[: len(results)]
     explained = next((result.target for result in results if result.target), None)
@@ -181,13 +197,12 @@ def compared(
         print_classes(name, vision, predictions)
         if alike is not None:
             print_agreement(alike)
-    report = {
+    report: dict[str, Any] = {
         "picture": name,
         "predictions": [vars(prediction) for prediction in predictions],
         "figure": str(path),
-        "results": {
-            method: {"target": r.target, "provenance": dict(r.provenance)}
-            for method, r in zip(shown, results, strict=True)
-        },
+        "results": {method: r.as_json() for method, r in zip(shown, results, strict=True)},
     }
-    return report if alike is None else report | {"agreement": alike.as_json()}
+    if alike is not None:
+        report["agreement"] = alike.as_json()
+    return report, interrupted

@@ -132,13 +132,18 @@ def print_segments(result: "SegmentAttribution", count: int) -> None:
 def print_agreement(alike: "Agreement") -> None:
     """Each pair's rank correlation, and the overlap of its top regions beside what chance would give."""
     rows = [
-        (f"{first} and {second}", f"{alike.rank_correlation[i, j]:+.2f}", f"{alike.overlap[i, j]:.0%}")
+        (
+            f"{first} and {second}",
+            f"{alike.rank_correlation[i, j]:+.2f}",
+            f"{alike.overlap[i, j]:.0%}",
+            f"{alike.chance[i, j]:.0%}",
+        )
         for i, first in enumerate(alike.names)
         for j, second in enumerate(alike.names)
         if i < j
     ]
-    overlap = f"top {alike.top:.0%} overlap (chance {alike.chance:.0%})"
-    print_table(("agreement", "rank correlation", overlap), rows, right=(1, 2))
+    overlap = f"top {alike.top:.0%} overlap"
+    print_table(("agreement", "rank correlation", overlap, "by chance"), rows, right=(1, 2, 3))
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[int]) -> None:

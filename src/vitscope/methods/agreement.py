@@ -25,23 +25,21 @@ class Agreement:
         rank_correlation: (name, name) in [−1, 1], Spearman's over the pixels that all of them cover; 1 on the
             diagonal, NaN where a map is constant.
         overlap: (name, name) in [0, 1], the top regions' intersection over union.
-        top: the share of the picture that is a top region.
-        chance: the overlap to expect of two maps that have nothing to do with each other.
+        chance: (name, name), the overlap to expect of two regions as large as these that have nothing to do with each
+            other.
+        top: the share of the picture that a top region was to have.
     """
 
     names: Sequence[str]
     rank_correlation: Float[np.ndarray, "name name"]
     overlap: Float[np.ndarray, "name name"]
+    chance: Float[np.ndarray, "name name"]
     top: float
-
-    @property
-    def chance(self) -> float:
-        return self.top / (2 - self.top)
 
     def as_json(self) -> dict[str, Any]:
         """What JSON has; None for a correlation that does not exist."""
         correlation = [[None if np.isnan(one) else one for one in row] for row in self.rank_correlation.tolist()]
-        about = {"top": self.top, "chance": self.chance}
+        about = {"top": self.top, "chance": self.chance.tolist()}
         return {"names": list(self.names), "rank_correlation": correlation, "overlap": self.overlap.tolist(), **about}
 
 
@@ -57,6 +55,8 @@ def agreement(results: Sequence[Attribution], *, names: Sequence[str] | None = N
     Raises:
         CallError: fewer than two results, several pictures in one, or results of different photos.
     """
+    if not all(isinstance(result, Attribution) for result in results):
+        raise CallError("agreement compares attributions, as vitscope.lime or vitscope.rollout return them")
     if len(results) < 2:
         raise CallError(f"agreement needs two results or more, {len(results)} came")
     if not 0 < ratio(top, "top") < 1:
@@ -79,7 +79,10 @@ def agreement(results: Sequence[Attribution], *, names: Sequence[str] | None = N
     regions = [_top(one, top) for one in values]
     correlation = np.array([[_correlation(first, second) for second in ranks] for first in ranks])
     overlap = np.array([[(a & b).sum() / (a | b).sum() for b in regions] for a in regions])
-    return Agreement(names or _names(results), correlation, overlap, float(top))
+    shares = np.array([region.mean() for region in regions])
+    both = np.outer(shares, shares)
+    chance = both / (shares[:, None] + shares - both)
+    return Agreement(names or _names(results), correlation, overlap, chance, float(top))
 
 
 def _same(photo: Image.Image, other: Image.Image) -> bool:

@@ -59,20 +59,27 @@ def each_picture(
         )
     results: list[Result] = []
     for subject in given:
-        with _progress(options.progress) as tell:
-            inquiry = Inquiry(
-                vision,
-                subject,
-                segments=segments,
-                hide=options.hide,
-                output=options.output,
-                batch_size=options.batch_size,
-                seed=options.seed,
-                progress=tell,
-            )
-            results.append(explain(inquiry))
+        try:
+            with _progress(options.progress) as tell:
+                inquiry = Inquiry(
+                    vision,
+                    subject,
+                    segments=segments,
+                    hide=options.hide,
+                    output=options.output,
+                    batch_size=options.batch_size,
+                    seed=options.seed,
+                    progress=tell,
+                )
+                results.append(explain(inquiry))
+        except KeyboardInterrupt:
+            if not results:
+                raise
+            break
         if results[-1].provenance["interrupted"]:
             break
+    if len(results) < len(given):
+        warn(f"interrupted: the result holds the first {len(results)} of {len(given)} pictures")
     return results[0] if len(given) == 1 else results[0].joined(results)
 
 
@@ -136,6 +143,7 @@ def segment_result(
     weighings = [
         Weighing(
             inquiry.label(column),
+            column,
             float(inquiry.original[column]),
             torch.from_numpy(weights[at].copy()),
             None if intervals is None else torch.from_numpy(intervals[at].copy()),

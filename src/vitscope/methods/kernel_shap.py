@@ -130,12 +130,13 @@ def shapley(
     """Least squares under the constraint that the values add up to ends[1] − ends[0], and its weighted R²."""
     nothing, everything = ends
     masks, gains = rows.astype(np.float64), answers - nothing
-    # The last value is what the others leave of the whole.
-    last = masks[:, -1:]
-    design = masks[:, :-1] - last
+    # Equal shares, and what departs from them, which adds up to nothing: the smallest departures that fit do.
+    equal = (everything - nothing) / masks.shape[1]
     root = np.sqrt(kernel)[:, None]
-    free, *_ = np.linalg.lstsq(root * design, root * (gains - last * (everything - nothing)), rcond=None)
-    values = np.concatenate([free, (everything - nothing) - free.sum(0, keepdims=True)])
+    sizes = masks.sum(1, keepdims=True)
+    design = masks - sizes / masks.shape[1]
+    departures, *_ = np.linalg.lstsq(root * design, root * (gains - sizes * equal), rcond=None)
+    values = equal + departures
     residuals = gains - masks @ values
     total = kernel.sum()
     moved = answers - (kernel @ answers / total if total > 0 else 0.0)

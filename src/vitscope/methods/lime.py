@@ -23,6 +23,8 @@ Sampling = Literal["lime", "paired", "glime"]
 MOST_SAMPLES = 10_000
 LOOKS = [*(round(128 * 1.25**look) for look in range(20)), MOST_SAMPLES]
 
+NARROWEST = 1e-3  # kernels: narrower ones weigh nothing but the whole picture
+
 
 def lime(
     model: VisionModel | nn.Module,
@@ -49,7 +51,8 @@ def lime(
     Segments are hidden at random, the model answers, and a ridge regression of the answers on what was shown, weighted
     by nearness to the whole picture, gives one coefficient a segment. With ``sampling="lime"`` and the same segments
     and seed, coefficients, intercept, score and local prediction are those of PyPI's ``lime`` 0.2
-    (``LimeImageExplainer(random_state=seed).explain_instance(photo, …)``).
+    (``LimeImageExplainer(random_state=seed).explain_instance(photo, …)``). A photo of more than 400,000 pixels is
+    explained on a smaller copy; ``provenance["parameters"]["perturbed_at"]`` says at which size.
 
     Reference: Ribeiro, Singh & Guestrin, 2016 (arXiv 1602.04938); GLIME: Tan et al., 2023 (arXiv 2311.15722).
 
@@ -149,8 +152,8 @@ class Plan:
         if sampling not in get_args(Sampling):
             raise CallError(f"unknown sampling {sampling!r}: choose {', '.join(get_args(Sampling))}")
         width, penalty = number(kernel_width, "kernel_width"), number(alpha, "alpha")
-        if not (width > 0 and penalty >= 0):
-            raise CallError(f"kernel_width is {width} and alpha is {penalty}: above 0, and not below 0, are expected")
+        if width < NARROWEST or penalty < 0:
+            raise CallError(f"kernel_width is {width} and alpha is {penalty}: at least {NARROWEST} and 0 are expected")
         if not 0 < ratio(confidence, "confidence") < 1:
             raise CallError(f"confidence is {confidence}: between 0 and 1 is expected, as 0.95")
         return cls(
@@ -208,19 +211,28 @@ def _explain(inquiry: Inquiry, plan: Plan, target: int | str | None, top_labels:
     rows, answers = np.zeros((0, segments), dtype=bool), np.zeros((0, len(columns)))
     drawn = np.zeros(0, dtype=np.int64)
     settled, interrupted = None, False
+    surrogate = None
     for total in plan.looks:
-        masks = sampler.draw(total - len(rows))
-        asked = inquiry.ask(inquiry.masks(masks), columns, before=len(rows), total=plan.num_samples or MOST_SAMPLES)
-        drawn = np.concatenate([drawn, len(rows) + np.flatnonzero(asked.asked)])
-        rows = np.concatenate([rows, masks[asked.asked]])
-        answers = np.concatenate([answers, asked.outputs[asked.asked]])
-        interrupted = asked.interrupted
-        surrogate = plan.fitted(rows, answers, drawn)
-        if plan.num_samples is None:
-            # Each look may be wrong; all of them together no more often than was asked for.
-            settled = is_settled(surrogate, plan.top_segments, (1 - plan.confidence) / len(LOOKS), plan.tie)
+        try:
+            masks = sampler.draw(total - len(rows))
+            asked = inquiry.ask(inquiry.masks(masks), columns, before=len(rows), total=plan.num_samples or MOST_SAMPLES)
+            drawn = np.concatenate([drawn, len(rows) + np.flatnonzero(asked.asked)])
+            rows = np.concatenate([rows, masks[asked.asked]])
+            answers = np.concatenate([answers, asked.outputs[asked.asked]])
+            interrupted = asked.interrupted
+            surrogate = plan.fitted(rows, answers, drawn)
+            if plan.num_samples is None:
+                # Each look may be wrong; all of them together no more often than was asked for.
+                settled = is_settled(surrogate, plan.top_segments, (1 - plan.confidence) / len(LOOKS), plan.tie)
+        except KeyboardInterrupt:
+            # It came between two questions.
+            if len(rows) < 2 or len(rows) != len(answers):
+                raise
+            interrupted = True
         if settled or interrupted:
             break
+    if surrogate is None or interrupted:
+        surrogate = plan.fitted(rows, answers, drawn[: len(rows)])
     if plan.num_samples is None and not settled and not interrupted:
         warn(
             f"after {len(rows)} samples the order of the top {plan.top_segments} segments is still not settled at "

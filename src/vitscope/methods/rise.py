@@ -58,7 +58,8 @@ def rise(
     """
     options = AskOptions(hide, output, batch_size, seed_number(seed), progress)
     count, cells = at_least(1, num_samples, "num_samples"), at_least(2, cells, "cells")
-    if not 0 < ratio(shown, "shown") < 1:
+    shown = ratio(shown, "shown")
+    if not 0 < shown < 1:
         raise CallError(f"shown is {shown}: a chance between 0 and 1 is expected")
 
     def explain(inquiry: Inquiry) -> Attribution:

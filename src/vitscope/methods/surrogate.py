@@ -1,11 +1,12 @@
 """A weighted ridge regression over masks, for many classes at once, and how sure its coefficients are."""
 
 from dataclasses import dataclass
-from math import erfc, sqrt
-from statistics import NormalDist
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
+from scipy.special import stdtr, stdtrit
+
+LEAST = 1e-3  # of what a sample's leverage leaves
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,8 +51,9 @@ def fit(
 ) -> Surrogate:
     """``argmin_β Σ w (y − β₀ − z·β)² + α‖β‖²`` for every class, with one factorisation.
 
-    The variance is the heteroscedasticity-robust sandwich with each residual divided by 1 − its leverage (HC3;
-    MacKinnon & White, 1985), summed first within ``groups`` of samples that were not drawn apart (Liang & Zeger, 1986).
+    The variance is the heteroscedasticity-robust sandwich over residuals that are taken as if their own sample, or
+    the group of two that was not drawn apart, had been left out (HC3, MacKinnon & White, 1985; CR3, Bell & McCaffrey,
+    2002).
     """
     masks, total = rows.astype(np.float64), sample_weights.sum()
     centred = masks - sample_weights @ masks / total
@@ -59,13 +61,14 @@ def fit(
     moved = answers - means
     moved[:, np.ptp(answers, axis=0) == 0] = 0.0  # rounding in the mean is no answer
     weighted = centred * sample_weights[:, None]
-    inverse = np.linalg.inv(centred.T @ weighted + alpha * np.eye(masks.shape[1]))
+    # Without a penalty the matrix may have no inverse; the smallest coefficients that fit are then as good as any.
+    gram = centred.T @ weighted + alpha * np.eye(masks.shape[1])
+    inverse = np.linalg.inv(gram) if alpha > 0 else np.linalg.pinv(gram, hermitian=True)
     weights = inverse @ (weighted.T @ moved)
     residuals = moved - centred @ weights
 
     projected = weighted @ inverse  # what a unit of each sample's answer moves the coefficients by
-    leverage = (projected * centred).sum(1) + sample_weights / total
-    errors = residuals / np.maximum(1 - leverage, 1e-3)[:, None]
+    errors = _left_out(residuals, centred @ inverse, weighted, sample_weights, groups)
     influences = np.zeros((answers.shape[1], int(groups.max()) + 1, masks.shape[1]))
     for label, column in enumerate(errors.T):
         np.add.at(influences[label], groups, projected * column[:, None])
@@ -83,19 +86,36 @@ def fit(
     )
 
 
+def _left_out(
+    residuals: Float[np.ndarray, "sample label"],
+    sandwich: Float[np.ndarray, "sample segment"],
+    weighted: Float[np.ndarray, "sample segment"],
+    sample_weights: Float[np.ndarray, " sample"],
+    groups: Int[np.ndarray, " sample"],
+) -> Float[np.ndarray, "sample label"]:
+    """Each residual as if its group had not been in the fit: (1 − H)⁻¹ e with H the group's block of the hat matrix.
+
+    Groups hold one sample or two.
+    """
+    total = sample_weights.sum()
+    own = 1 - (sandwich * weighted).sum(1) - sample_weights / total
+    order = np.argsort(groups, kind="stable")
+    twins = np.flatnonzero(groups[order][1:] == groups[order][:-1])
+    first, second = order[twins], order[twins + 1]
+    corrected = residuals / np.maximum(own, LEAST)[:, None]
+    shared = (sandwich[first] * weighted[second]).sum(1) / sample_weights[second] + 1 / total
+    room = np.maximum(own[first] * own[second] - sample_weights[first] * sample_weights[second] * shared**2, LEAST**2)
+    for one, other in ((first, second), (second, first)):
+        moved = own[other][:, None] * residuals[one] + (sample_weights[other] * shared)[:, None] * residuals[other]
+        corrected[one] = moved / room[:, None]
+    return corrected
+
+
 def quantile(confidence: float, freedom: int) -> float:
-    """The two-sided quantile of Student's t, from the normal one (Fisher & Cornish, 1960)."""
-    z = NormalDist().inv_cdf(0.5 + confidence / 2)
-    terms = (
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-    )
-    return z + sum(term / freedom**power for power, term in enumerate(terms, start=1))
+    """The two-sided quantile of Student's t."""
+    return float(stdtrit(freedom, 0.5 + confidence / 2))
 
 
 def upper_tail(values: Float[np.ndarray, " value"], freedom: int) -> Float[np.ndarray, " value"]:
-    """The chance that Student's t lies above each value, from the normal one (Wallace, 1959)."""
-    values = np.clip(values, -1e6, 1e6)  # squares have to stay finite
-    normal = np.sign(values) * np.sqrt(freedom * np.log1p(values**2 / freedom)) * (8 * freedom + 1) / (8 * freedom + 3)
-    return np.array([0.5 * erfc(value / sqrt(2)) for value in normal])
+    """The chance that Student's t lies above each value."""
+    return stdtr(freedom, -values)

@@ -1,11 +1,12 @@
 """Patches that are not there: tokens left out of a plain transformer, keys masked in a window transformer."""
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Int
@@ -114,19 +115,21 @@ def _is_tensor(value: Any) -> bool:
 def _left_out(
     model: VisionModel, answer: Callable[[Pixels], Tensor], grid: Grid, entry: _Entry, pixels: Pixels, shown: Shown
 ) -> Tensor:
-    """Rows of ``shown`` must have equally many patches."""
-    left = int(shown[0].sum())
+    """Rows of ``shown`` with fewer patches than others are filled up with hidden ones that nobody looks at."""
+    counts = shown.sum(1)
+    left = int(counts.max())
     assert model.layout is not None
     if left == 0 and (grid.prefix == 0 or "patches" in model.layout.readout):
         return answer(torch.zeros_like(pixels).expand(len(shown), -1, -1, -1))
-    patches = shown.nonzero()[:, 1].view(len(shown), left)
+    patches = (~shown).to(torch.uint8).argsort(dim=1, stable=True)[:, :left]  # the shown ones first, in order
     prefix = torch.arange(grid.prefix, device=shown.device).expand(len(shown), -1)
     tokens = torch.cat([prefix, patches + grid.prefix], dim=1)
+    filler = torch.arange(tokens.shape[1], device=shown.device) >= (grid.prefix + counts)[:, None]
     pixels = pixels.expand(len(shown), -1, -1, -1)
     with _gathering(entry, grid, tokens, patches):
-        if not entry.biased:
+        if not entry.biased and not bool(filler.any()):
             return answer(pixels)
-        with Tap(model.module, partial(_with_bias_of, tokens, grid.num_tokens)):
+        with Tap(model.module, partial(_among_kept, tokens, filler, grid.num_tokens)):
             return answer(pixels)
 
 
@@ -162,14 +165,23 @@ def _gathering(
             handle.remove()
 
 
-def _with_bias_of(tokens: Int[Tensor, "batch kept"], num_tokens: int, call: AttentionCall) -> Tensor:
-    """Attention whose bias between all tokens is cut down to those that are left."""
-    bias = call.bias
-    if bias is None or call.query is None or bias.shape[-1] != num_tokens:
+def _among_kept(
+    tokens: Int[Tensor, "mask kept"], filler: Bool[Tensor, "mask kept"], num_tokens: int, call: AttentionCall
+) -> Tensor:
+    """Attention among the tokens that are left: a bias between all tokens cut down to them, no filler looked at."""
+    heads, apart = divmod(call.leading_axes[0], len(tokens))  # more than one where they share an axis with the masks
+    if call.num_keys != tokens.shape[1] or apart:
         return call.run()
-    # (1, head, token, token) → (batch, head, kept, kept)
-    bias = bias[0][:, tokens[:, :, None], tokens[:, None, :]].transpose(0, 1)
-    return _attend(call, bias)
+    hidden = torch.zeros(filler.shape, device=filler.device).masked_fill_(filler, float("-inf"))
+    hidden = hidden.repeat_interleave(heads, dim=0).view(call.leading_axes[0], *[1] * len(call.leading_axes), -1)
+    if call.logits is not None:
+        return (call.logits + hidden.to(call.logits.dtype)).softmax(-1)
+    if call.bias is None:
+        return _attend(call, hidden)
+    if call.bias.shape[-1] != num_tokens:
+        return _attend(call, call.bias + hidden)
+    # (1, head, token, token) → (mask, head, kept, kept)
+    return _attend(call, call.bias[0][:, tokens[:, :, None], tokens[:, None, :]].transpose(0, 1) + hidden)
 
 
 def _attend(call: AttentionCall, bias: Tensor) -> Tensor:
@@ -243,9 +255,20 @@ class _Keys:
         return features * weight.view(len(weight), *features.shape[1:-1], 1).to(features.dtype)
 
 
-def equal_lengths(counts: Sequence[int], most: int) -> list[list[int]]:
-    """Places of ``counts``, in groups of one count each and of at most ``most``."""
-    groups: dict[int, list[int]] = {}
-    for at, count in enumerate(counts):
-        groups.setdefault(count, []).append(at)
-    return [group[i : i + most] for group in groups.values() for i in range(0, len(group), most)]
+def batches(model: VisionModel, shown: Bool[np.ndarray, "mask patch"], most: int) -> list[list[int]]:
+    """Which masks are asked for together: those that leave about as many tokens, so that little is computed in vain.
+
+    A model that averages its patches must not meet a filler, so its batches leave exactly as many. The order of the
+    batches is mixed: of a run that is interrupted no kind of mask is missing altogether.
+    """
+    layout = model.layout
+    if layout is None or layout.hierarchy is not None:
+        return [list(range(at, min(at + most, len(shown)))) for at in range(0, len(shown), most)]
+    counts = shown.sum(1)
+    order = counts.argsort(kind="stable")
+    if {"patches", "tokens"} & set(layout.readout):
+        groups = np.split(order, np.flatnonzero(np.diff(counts[order])) + 1)
+    else:
+        groups = [order]
+    made = [group[at : at + most].tolist() for group in groups for at in range(0, len(group), most)]
+    return [made[at] for at in np.random.default_rng(0).permutation(len(made))]

@@ -16,7 +16,7 @@ from vitscope.errors import CallError, WorkError, warn
 from vitscope.grid import Grid
 from vitscope.models.vision_model import VisionModel
 from vitscope.perturb.baselines import described
-from vitscope.perturb.dropping import equal_lengths, without_hidden
+from vitscope.perturb.dropping import batches, without_hidden
 from vitscope.perturb.masks import Masks, SegmentMasks
 from vitscope.perturb.rendering import Renderer, Subject, pool
 from vitscope.perturb.segments import Segments, patch_points, segment
@@ -87,6 +87,7 @@ class Inquiry:
         self.parameters = {
             "segments": None if self.segments is None else self.segments.name,
             "hide": described(hide),
+            "perturbed_at": list(subject.size),
             "output": SIMILARITY if self.features is not None else output,
         }
         self._points = None
@@ -144,10 +145,9 @@ class Inquiry:
         outputs = np.full((len(masks), len(columns)), np.nan)
         asked = np.zeros(len(masks), dtype=bool)
         interrupted = False
-        waiting = self._batches(masks)
         with pool() as threads:
-            begun: Any = None
             try:
+                waiting, begun = self._batches(masks), None
                 while waiting:
                     at = waiting.popleft()
                     ready = begun if begun is not None else self._begin(threads, masks, at)
@@ -173,9 +173,7 @@ class Inquiry:
             return deque(list(range(start, min(start + self.batch_size, len(masks)))) for start in starts)
         shown = masks.patch_shares(range(len(masks)), self._points) >= 0.5 - 1e-9
         self._shown = torch.from_numpy(shown)
-        hierarchy = self.model.layout is not None and self.model.layout.hierarchy is not None
-        counts = [0] * len(shown) if hierarchy else shown.sum(1).tolist()
-        return deque(equal_lengths(counts, self.batch_size))
+        return deque(batches(self.model, shown, self.batch_size))
 
     def _begin(self, threads: Any, masks: Masks, at: list[int]) -> Any:
         return None if self._points is not None else self._renderer.start(threads, masks, at)

@@ -71,15 +71,11 @@ class PixelMasks:
 class Sampler(Protocol):
     """Rows of zeros and ones over segments, drawn in parts of any size; the first row shows everything."""
 
-    paired: bool
-
     def draw(self, count: int) -> Bool[np.ndarray, "mask segment"]: ...
 
 
 class UniformSampler:
     """Each segment shown or hidden by the toss of a coin, in the order in which PyPI's lime tosses it."""
-
-    paired = False
 
     def __init__(self, segments: int, seed: int) -> None:
         self._random = np.random.RandomState(seed)
@@ -96,8 +92,6 @@ class UniformSampler:
 
 class PairedSampler:
     """Coin tosses, each row followed by its complement: effects of even order cancel."""
-
-    paired = True
 
     def __init__(self, segments: int, seed: int) -> None:
         self._random = np.random.default_rng(seed)
@@ -118,8 +112,6 @@ class KernelSampler:
     ``weight(k)`` is the kernel's weight of a row with k of its segments shown. GLIME: Tan et al., 2023
     (arXiv 2311.15722).
     """
-
-    paired = False
 
     def __init__(self, segments: int, seed: int, weight: Callable[[np.ndarray], np.ndarray]) -> None:
         self._random = np.random.default_rng(seed)

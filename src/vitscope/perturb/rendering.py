@@ -43,7 +43,7 @@ class Subject:
 def subjects(model: VisionModel, images: Any) -> list[Subject]:
     """Each picture of what :meth:`VisionModel.prepare` takes."""
     if isinstance(images, Tensor):
-        pixels, pictures = model.prepare(images)
+        pixels, pictures = model.prepare(images.detach())
         return [_of_tensor(model, one, picture) for one, picture in zip(pixels, pictures, strict=True)]
     several = isinstance(images, Sequence) and not isinstance(images, str | bytes)
     return [_of_photo(model, source) for source in (images if several else [images])]

@@ -19,6 +19,9 @@ SegmentsName = Literal["quickshift", "slic", "patches"]
 # more segments than anyone asks about.
 MAX_SEGMENTED_PIXELS = 400_000
 
+# The regression inverts a matrix of segments × segments.
+MOST_SEGMENTS = 4_000
+
 # A patch is sampled at this many points a side to see which segments it lies in.
 POINTS = 8
 
@@ -51,10 +54,6 @@ class Segments:
         """Pixels of each segment."""
         return np.bincount(self.index[self.index >= 0], minlength=self.count)
 
-    def spread(self, values: Float[np.ndarray, " segment"], elsewhere: float) -> Float[np.ndarray, "height width"]:
-        """A value of each segment at each of its pixels."""
-        return np.append(values, elsewhere)[self.index]
-
     def coverage(self, points: Int[np.ndarray, "patch point"]) -> Float[np.ndarray, "patch segment"]:
         """The share of each patch, sampled at ``points``, that lies in each segment."""
         found = self.index.ravel()[points]
@@ -82,8 +81,9 @@ def segment(photo: np.ndarray, how: Any, view: Picture, cells: Grid | None) -> S
             )
         if how == "patches":
             if cells is None:
-                raise CallError("segments='patches' needs a model whose patches are known: choose quickshift or slic")
+                raise CallError("the patches of this model are unknown: pass patch_size to vitscope.load")
             index = cell_labels(photo.shape[:2], view, cells)
+            _check_cells(photo.shape[:2], view, cells)
             return Segments(index, index, cells.num_patches, how)
         return _counted(_grown(photo, how), how).at(photo.shape[:2])
     labels, name = (how(photo), getattr(how, "__name__", "function")) if callable(how) else (how, "labels")
@@ -97,11 +97,31 @@ def _counted(labels: np.ndarray, name: str) -> Segments:
             f"the picture has one segment only ({name}), so there is nothing to compare: pass segments='patches', "
             "or labels of your own"
         )
+    if len(unique) > MOST_SEGMENTS:
+        raise CallError(
+            f"the picture has {len(unique):,} segments ({name}), more than the {MOST_SEGMENTS:,} that can be told "
+            "apart: pass labels of larger ones"
+        )
     return Segments(labels, index.reshape(labels.shape), len(unique), name)
 
 
+def _check_cells(size: tuple[int, int], view: Picture, cells: Grid) -> None:
+    """A patch of a pixel or less cannot be hidden in its own mean."""
+    left, top, right, bottom = view.box
+    high = (bottom - top) / cells.height * size[0] / view.photo.height
+    wide = (right - left) / cells.width * size[1] / view.photo.width
+    if min(high, wide) < 2:
+        raise CallError(
+            f"the picture has {size[0]}×{size[1]} pixels (height×width), fewer than two a side for each of the model's "
+            f"{cells.height}×{cells.width} patches: enlarge it first"
+        )
+
+
 def _checked(labels: Any, size: tuple[int, int]) -> np.ndarray:
-    array = np.asarray(labels)
+    try:
+        array = np.asarray(labels)
+    except ValueError:
+        raise CallError("the segment labels are rows of different length: pass one label a pixel") from None
     if array.shape != size:
         raise CallError(
             f"the segment labels are {'×'.join(map(str, array.shape)) or 'one number'} where the picture is "

@@ -15,7 +15,7 @@ MAX_SIDE = 1024  # of the maps in a figure: more pixels than a panel has show no
 
 def supporting_regions(result: SegmentAttribution, *, count: int = COUNT) -> Scene:
     """All weights, and what speaks for the target and for the likeliest other class, with weights and intervals."""
-    shown = [result] + ([result.of(result.classes[1])] if len(result.classes) > 1 else [])
+    shown = [result] + ([result.of(result.class_indices[1])] if len(result.classes) > 1 else [])
     photo = Panel(result.pictures[0], title="photo and segments", regions=_thinned(result.index))
     rows = [Row([photo, *(_weights(one) for one in shown)], 3)]
     rows += [Row(_for_and_against(one, count), 3) for one in shown]
