@@ -1,6 +1,7 @@
 """How many forwards LIME needs until its seeds agree: lime's own sampling, paired masks and GLIME, on your photos.
 
-    python benchmarks/steadiness.py shared/photos/*.png --model vit-nano      # the tables of docs/lime.md
+    python benchmarks/steadiness.py photos/*.jpg --model vit-nano             # the table of docs/lime.md
+    python benchmarks/steadiness.py photos/*.jpg --model vit-nano --auto      # the other one
 
 For each photo and way of sampling, ten seeds draw up to 4,000 masks. "Forwards" is the smallest number of samples from
 which on, at every larger number looked at, all seeds have the same five segments on top. "Overlap at 1,000" is the mean
