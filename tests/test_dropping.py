@@ -334,10 +334,10 @@ def test_a_model_that_averages_is_asked_for_one_number_of_patches_at_a_time() ->
 
 
 def test_others_are_asked_for_about_as_many_patches_at_a_time() -> None:
-    shown = some_masks([3, 5, 3, 3, 0, 5, 3], 8)
-    assert sorted(batches(plain("timm-vit").model(), shown, 4)) == [[4, 0, 2, 3], [6, 1, 5]]
-    made = batches(plain("timm-siglip").model(), shown, 99)
-    assert [sorted(batch) for batch in made] == [list(range(7))]
+    shown = some_masks([100, 50, 105, 52, 0, 111, 50, 110], 200)
+    assert sorted(batches(plain("timm-vit").model(), shown, 9)) == [[0, 2, 7], [1, 6, 3], [4], [5]]
+    assert sorted(batches(plain("timm-siglip").model(), shown, 2)) == [[0, 2], [1, 6], [3], [4], [7, 5]]
+    assert batches(plain("timm-vit").model(), shown[:0], 2) == []
 
 
 @every_family

@@ -94,6 +94,16 @@ class Preprocessing:
 
     def __call__(self, photo: Image.Image, name: str = "") -> tuple[Tensor, Picture]:
         """The photo as (3, height, width) float32, and the picture that knows the way back."""
+        cut, picture = self.cut(photo, name)
+        return self.normalized(torch.from_numpy(cut).permute(2, 0, 1)), picture
+
+    def normalized(self, cut: Tensor) -> Tensor:
+        """Bytes (…, 3, height, width) as float32 input, on their device."""
+        mean, std = (self._channels(values).to(cut.device) for values in (self.mean, self.std))
+        return (cut.float() / 255 - mean) / std
+
+    def cut(self, photo: Image.Image, name: str = "") -> tuple[np.ndarray, Picture]:
+        """The photo's bytes as the model sees them, (height, width, 3), and the picture that knows the way back."""
         height, width = self.size
         fill_height, fill_width = self._filled(photo.width, photo.height)
         if fill_height * fill_width > MAX_PIXELS:
@@ -106,11 +116,9 @@ class Preprocessing:
         )
         top, left = self._corner(fill_height - height), self._corner(fill_width - width)
         cut = resized.crop((left, top, left + width, top + height))
-        pixels = torch.from_numpy(np.array(cut)).permute(2, 0, 1).float() / 255
-        pixels = (pixels - self._channels(self.mean)) / self._channels(self.std)
         scale_x, scale_y = photo.width / fill_width, photo.height / fill_height
         box = (left * scale_x, top * scale_y, (left + width) * scale_x, (top + height) * scale_y)
-        return pixels, Picture(photo, box, name)
+        return np.array(cut), Picture(photo, box, name)
 
     def _filled(self, width: int, height: int) -> tuple[int, int]:
         """(height, width) that a photo is resized to before the centre is cut out."""

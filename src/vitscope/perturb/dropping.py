@@ -22,6 +22,9 @@ from vitscope.tap import AttentionCall, Tap
 from vitscope.trace import AttentionStep
 from vitscope.windows import PADDING, merge_groups, merged_grid
 
+# A mask may be filled up to this many times its patches to be asked for with others.
+MOST_FILLED = 1.1
+
 Shown = Bool[Tensor, "mask patch"]
 Answer = Callable[[Pixels, Shown], Tensor]
 
@@ -264,11 +267,11 @@ def batches(model: VisionModel, shown: Bool[np.ndarray, "mask patch"], most: int
     layout = model.layout
     if layout is None or layout.hierarchy is not None:
         return [list(range(at, min(at + most, len(shown)))) for at in range(0, len(shown), most)]
-    counts = shown.sum(1)
-    order = counts.argsort(kind="stable")
-    if {"patches", "tokens"} & set(layout.readout):
-        groups = np.split(order, np.flatnonzero(np.diff(counts[order])) + 1)
-    else:
-        groups = [order]
-    made = [group[at : at + most].tolist() for group in groups for at in range(0, len(group), most)]
+    counts = shown.sum(1).tolist()
+    stretch = 1.0 if {"patches", "tokens"} & set(layout.readout) else MOST_FILLED
+    made: list[list[int]] = []
+    for at in np.argsort(counts, kind="stable").tolist():
+        if not made or len(made[-1]) == most or counts[at] > stretch * counts[made[-1][0]]:
+            made.append([])
+        made[-1].append(at)
     return [made[at] for at in np.random.default_rng(0).permutation(len(made))]

@@ -15,7 +15,7 @@ from vitscope.models.vision_model import VisionModel
 from vitscope.perturb.baselines import fill
 from vitscope.perturb.masks import Masks
 from vitscope.perturb.segments import Segments
-from vitscope.picture import Picture, read_photo
+from vitscope.picture import Picture, Preprocessing, read_photo
 
 # Larger photos are perturbed on a smaller copy, of this size or twice the model's input: more detail never reaches it.
 MAX_PERTURBED_PIXELS = 400_000
@@ -96,7 +96,7 @@ class Renderer:
         """The batch (batch, 3, height, width), in the model's dtype and on its device."""
         parts, pixels = torch.stack([part.result() for part in begun]), self._subject.pixels
         if self._after is None:
-            return parts.to(pixels.device, pixels.dtype)
+            return self._recipe().normalized(parts.to(pixels.device).permute(0, 3, 1, 2)).to(pixels.dtype)
         visible = parts.to(pixels.device)[:, None]
         if visible.dtype == torch.bool:
             return torch.where(visible, pixels, self._filled)
@@ -112,17 +112,19 @@ class Renderer:
         else:
             share = visible[..., None].astype(np.float32)
             mixed = (share * photo + (1 - share) * filling).round().astype(np.uint8)
-        assert self._model.preprocessing is not None
-        return self._model.preprocessing(Image.fromarray(mixed))[0]
+        # Bytes: a thread that computes with torch would bring threads of its own, which the model needs.
+        return torch.from_numpy(self._recipe().cut(Image.fromarray(mixed))[0])
+
+    def _recipe(self) -> Preprocessing:
+        assert self._model.preprocessing is not None, "a photo was preprocessed"
+        return self._model.preprocessing
 
     def _cut(self) -> tuple[slice, slice] | None:
         """The part of the picture that is the model's input pixel for pixel, if one is."""
         (height, width), pixels = self._subject.size, self._subject.pixels.shape[-2:]
         if self._subject.scaling is not None:
             return slice(None), slice(None)
-        recipe = self._model.preprocessing
-        assert recipe is not None
-        box = recipe.corner_of_uncut(width, height)
+        box = self._recipe().corner_of_uncut(width, height)
         if box is None or min(box) < 0 or box[0] + pixels[0] > height or box[1] + pixels[1] > width:
             return None
         return slice(box[0], box[0] + pixels[0]), slice(box[1], box[1] + pixels[1])
