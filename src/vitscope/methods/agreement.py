@@ -11,6 +11,7 @@ from PIL import Image
 from vitscope.arguments import ratio
 from vitscope.attribution import Attribution
 from vitscope.errors import CallError
+from vitscope.picture import nearest_pixels
 
 # Attributions are compared on the photo, at no more than this many pixels a side.
 MAX_SIDE = 256
@@ -96,9 +97,7 @@ def _map(result: Attribution, size: tuple[int, int]) -> Float[np.ndarray, "heigh
     fine = values.shape[0] >= size[1] and values.shape[1] >= size[0]
     if not fine:
         return picture.paint(values, size)
-    painted = picture.paint(values, smooth=False)
-    rows, columns = (np.arange(side) * of // side for side, of in zip(size[::-1], painted.shape, strict=True))
-    return painted[np.ix_(rows, columns)]
+    return nearest_pixels(picture.paint(values, smooth=False), size[::-1])
 
 
 def _ranks(values: Float[np.ndarray, " pixel"]) -> Float[np.ndarray, " pixel"]:

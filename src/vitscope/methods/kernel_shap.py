@@ -11,6 +11,7 @@ from torch import nn
 from vitscope.arguments import at_least, seed_number
 from vitscope.errors import warn
 from vitscope.methods.asking import AskOptions, each_picture, segment_result, warn_if_interrupted
+from vitscope.methods.surrogate import r_squared
 from vitscope.models.vision_model import VisionModel
 from vitscope.perturb import Inquiry
 from vitscope.segment_attribution import SegmentAttribution
@@ -53,8 +54,7 @@ def kernel_shap(
     count, top_labels = at_least(2, num_samples, "num_samples"), at_least(0, top_labels, "top_labels")
 
     def explain(inquiry: Inquiry) -> SegmentAttribution:
-        wanted = inquiry.target(target)
-        columns = list(dict.fromkeys([wanted, *inquiry.likeliest(top_labels)]))
+        columns = inquiry.columns(target, top_labels)
         players = inquiry.known_segments().count
         rows, kernel = coalitions(players, count, options.seed)
         if len(rows) < players:
@@ -140,6 +140,4 @@ def shapley(
     residuals = gains - masks @ values
     total = kernel.sum()
     moved = answers - (kernel @ answers / total if total > 0 else 0.0)
-    varied = kernel @ moved**2
-    scores = np.where(varied > 0, 1 - (kernel @ residuals**2) / np.where(varied > 0, varied, 1.0), 1.0)
-    return values.T, scores
+    return values.T, r_squared(residuals, moved, kernel)

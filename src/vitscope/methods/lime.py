@@ -199,8 +199,7 @@ def kernel(shown: Float[np.ndarray, " sample"], width: float) -> Float[np.ndarra
 
 
 def _explain(inquiry: Inquiry, plan: Plan, target: int | str | None, top_labels: int) -> SegmentAttribution:
-    wanted = inquiry.target(target)
-    columns = list(dict.fromkeys([wanted, *inquiry.likeliest(top_labels)]))
+    columns = inquiry.columns(target, top_labels)
     segments = inquiry.known_segments().count
     if plan.num_samples is not None and plan.num_samples <= segments:
         warn(
@@ -240,8 +239,8 @@ def _explain(inquiry: Inquiry, plan: Plan, target: int | str | None, top_labels:
         )
     if (np.ptp(answers[:, 0]) == 0) and len(rows) > 1:
         warn(
-            f"the answer for {inquiry.label(wanted)!r} did not change with any of {len(rows)} masks: all weights are "
-            "zero"
+            f"the answer for {inquiry.label(columns[0])!r} did not change with any of {len(rows)} masks: "
+            "all weights are zero"
         )
     warn_if_interrupted(interrupted, len(rows), plan.num_samples)
     parameters = {

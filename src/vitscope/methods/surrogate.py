@@ -73,17 +73,24 @@ def fit(
     for label, column in enumerate(errors.T):
         np.add.at(influences[label], groups, projected * column[:, None])
 
-    unexplained = sample_weights @ residuals**2
-    varied = sample_weights @ moved**2
-    scores = np.where(varied > 0, 1 - unexplained / np.where(varied > 0, varied, 1.0), 1.0)
     return Surrogate(
         weights=weights.T,
         intercepts=means - (sample_weights @ masks / total) @ weights,
-        scores=scores,
+        scores=r_squared(residuals, moved, sample_weights),
         influences=influences,
         shrinkage=alpha * (inverse @ weights).T,
         freedom=max(influences.shape[1] - masks.shape[1] - 1, 1),
     )
+
+
+def r_squared(
+    residuals: Float[np.ndarray, "sample label"],
+    moved: Float[np.ndarray, "sample label"],
+    sample_weights: Float[np.ndarray, " sample"],
+) -> Float[np.ndarray, " label"]:
+    """The weighted share that is explained of what answers vary by, ``moved`` from their mean; 1 if nothing varies."""
+    varied = sample_weights @ moved**2
+    return np.where(varied > 0, 1 - (sample_weights @ residuals**2) / np.where(varied > 0, varied, 1.0), 1.0)
 
 
 def _left_out(

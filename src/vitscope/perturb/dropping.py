@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -175,19 +176,20 @@ def _among_kept(
     heads, apart = divmod(call.leading_axes[0], len(tokens))  # more than one where they share an axis with the masks
     if call.num_keys != tokens.shape[1] or apart:
         return call.run()
-    hidden = torch.zeros(filler.shape, device=filler.device).masked_fill_(filler, float("-inf"))
-    hidden = hidden.repeat_interleave(heads, dim=0).view(call.leading_axes[0], *[1] * len(call.leading_axes), -1)
+    if call.bias is not None and call.bias.shape[-1] == num_tokens:
+        # (1, head, token, token) → (mask, head, kept, kept)
+        call = replace(call, bias=call.bias[0][:, tokens[:, :, None], tokens[:, None, :]].transpose(0, 1))
+    hidden = filler.repeat_interleave(heads, dim=0)
+    return _attend_without(call, hidden.view(call.leading_axes[0], *[1] * len(call.leading_axes), -1))
+
+
+def _attend_without(call: AttentionCall, hidden: Bool[Tensor, "..."]) -> Tensor:
+    """The call's output if nobody looks at the hidden keys."""
+    bias = torch.zeros(hidden.shape, device=hidden.device).masked_fill_(hidden, float("-inf"))
     if call.logits is not None:
-        return (call.logits + hidden.to(call.logits.dtype)).softmax(-1)
-    if call.bias is None:
-        return _attend(call, hidden)
-    if call.bias.shape[-1] != num_tokens:
-        return _attend(call, call.bias + hidden)
-    # (1, head, token, token) → (mask, head, kept, kept)
-    return _attend(call, call.bias[0][:, tokens[:, :, None], tokens[:, None, :]].transpose(0, 1) + hidden)
-
-
-def _attend(call: AttentionCall, bias: Tensor) -> Tensor:
+        return (call.logits + bias.to(call.logits.dtype)).softmax(-1)
+    if call.bias is not None:
+        bias = call.bias + bias
     assert call.query is not None
     assert call.key is not None
     assert call.value is not None
@@ -242,12 +244,7 @@ class _Keys:
         shown = self.shown[:, slots.clamp_min(0)] & (slots != PADDING)  # (batch, window, slot)
         hidden = ~self.shown[:, slots.clamp_min(0)] & (slots != PADDING)
         hidden &= shown.any(-1, keepdim=True)  # whom nobody shown looks at may look where it likes
-        leading = call.leading_axes[:-1]
-        mask = torch.zeros(hidden.shape, device=hidden.device).masked_fill_(hidden, float("-inf"))
-        mask = mask.view(*leading, 1, 1, -1)
-        if call.logits is not None:
-            return (call.logits + mask.to(call.logits.dtype)).softmax(-1)
-        return _attend(call, mask if call.bias is None else call.bias + mask)
+        return _attend_without(call, hidden.view(*call.leading_axes[:-1], 1, 1, -1))
 
     def pool(self, _: nn.Module, __: Any, features: Tensor) -> Tensor | None:
         """The last tokens, scaled so that their mean is that of the shown ones."""

@@ -130,6 +130,10 @@ class Inquiry:
         """The columns with the highest answers to the whole picture, highest first."""
         return np.argsort(-self.original, kind="stable")[:count].tolist()
 
+    def columns(self, wanted: int | str | None, others: int) -> list[int]:
+        """The target's column, then those of so many of the likeliest classes."""
+        return list(dict.fromkeys([self.target(wanted), *self.likeliest(others)]))
+
     def ask(self, masks: Masks, columns: Sequence[int], *, before: int = 0, total: int | None = None) -> Answers:
         """The model's answers to masks.
 

@@ -11,7 +11,7 @@ from skimage.segmentation import quickshift, slic
 
 from vitscope.errors import CallError
 from vitscope.grid import Grid
-from vitscope.picture import Picture
+from vitscope.picture import Picture, nearest_pixels
 
 SegmentsName = Literal["quickshift", "slic", "patches"]
 
@@ -46,8 +46,8 @@ class Segments:
         """The same segments for a copy of the picture with ``size`` = (height, width) pixels."""
         if self.index.shape == size:
             return self
-        cut = np.ix_(*(np.arange(side) * of // side for side, of in zip(size, self.index.shape, strict=True)))
-        return Segments(self.labels[cut], self.index[cut], self.count, self.name)
+        labels, index = (nearest_pixels(part, size) for part in (self.labels, self.index))
+        return Segments(labels, index, self.count, self.name)
 
     @property
     def sizes(self) -> Int[np.ndarray, " segment"]:

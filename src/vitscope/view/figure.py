@@ -12,6 +12,7 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from vitscope.attribution import COLORMAP, SIGNED_COLORMAP, blend, stretch, stretch_signed
+from vitscope.picture import nearest_pixels
 from vitscope.saving import replacing
 from vitscope.view.scene import SIGNED_CAPTION, Bars, Panel, Scene
 
@@ -184,8 +185,7 @@ def _number(axes: Any, x: float, y: float, text: str) -> None:
 
 def _at_most(regions: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Regions with no more cells than the panel has pixels."""
-    sides = zip((size[1], size[0]), regions.shape, strict=True)
-    return regions[np.ix_(*(np.arange(min(side, of)) * of // min(side, of) for side, of in sides))]
+    return nearest_pixels(regions, (min(size[1], regions.shape[0]), min(size[0], regions.shape[1])))
 
 
 def _legend(figure: Figure, place: tuple[float, float, float, float], colours: str) -> None:
