@@ -143,3 +143,24 @@ def test_methods_lists_the_table(capsys, monkeypatch):
     assert [row["method"] for row in json.loads(out)] == list(METHODS)
     code, out, _ = run(capsys, monkeypatch, "methods")
     assert "occlusion" in out
+
+
+@pytest.mark.parametrize(("text", "colour"), [("128", [128.0] * 3), ("0,64,255", [0.0, 64.0, 255.0])])
+def test_hidden_parts_may_be_given_a_colour(photo, capsys, monkeypatch, text, colour):
+    code, out, _ = run(capsys, monkeypatch, "lime", photo, *QUICK, "--hide", text, "--json")
+    assert code == 0
+    assert json.loads(out)[0]["results"][0]["provenance"]["parameters"]["hide"] == colour
+
+
+def test_ctrl_c_in_one_method_ends_explain_with_what_there_is(photo, capsys, monkeypatch):
+    from vitscope.perturb import Inquiry
+
+    def interrupted(_, masks, *__, **___):
+        raise KeyboardInterrupt if len(masks) > 64 else AssertionError("occlusion came after the interruption")
+
+    monkeypatch.setattr(Inquiry, "ask", interrupted)
+    methods = ("--method", "rollout", "--method", "lime", "--method", "occlusion")
+    code, out, err = run(capsys, monkeypatch, "explain", photo, *methods)
+    assert code == 1
+    assert "interrupted" in err
+    assert "wrote cat-explain.png" in out
