@@ -15,7 +15,7 @@ from vitscope.errors import CallError, warn
 from vitscope.grid import Grid
 from vitscope.models.vision_model import VisionModel
 from vitscope.perturb import Inquiry
-from vitscope.perturb.inquiry import Progress
+from vitscope.perturb.asker import Progress
 from vitscope.perturb.rendering import subjects
 from vitscope.picture import Picture
 from vitscope.run import as_vision_model, provenance

@@ -1,6 +1,6 @@
 """Hide parts of a picture and ask the model again: what LIME, occlusion and their kin stand on."""
 
-from vitscope.perturb.inquiry import Answers as Answers
+from vitscope.perturb.asker import Answers as Answers
 from vitscope.perturb.inquiry import Inquiry as Inquiry
 from vitscope.perturb.masks import PixelMasks as PixelMasks
 from vitscope.perturb.masks import SegmentMasks as SegmentMasks
