@@ -20,15 +20,19 @@ LAYERS = (
     ("errors", "arguments", "shapes", "grid", "saving", "shelf", "windows"),
     ("picture", "scores", "merging", "trace", "attribution", "segment_attribution", "target"),
     ("models",),
-    ("tap", "run", "perturb"),
-    ("methods", "compose"),
+    ("tap", "run", "positions", "perturb"),
+    ("methods", "composites"),
     ("view",),
     ("tune", "batch"),
     ("cli",),
 )
 # The face of the package may name everything, and nothing inside may look at the face.
 FACE = {"vitscope", "vitscope.__main__"}
-OWNERS = {"timm": "vitscope.models.timm", "torchvision": "vitscope.models.torchvision"}
+OWNERS = {
+    "timm": "vitscope.models.timm",
+    "torchvision": "vitscope.models.torchvision",
+    "cv2": "vitscope.composites.grabcut",
+}
 
 
 def module_name(path: Path) -> str:

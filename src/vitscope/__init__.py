@@ -29,6 +29,15 @@ _HOME = {
     "agreement": "vitscope.methods.agreement",
     "Agreement": "vitscope.methods.agreement",
     "SegmentAttribution": "vitscope.segment_attribution",
+    "compose": "vitscope.composites.composing",
+    "effects": "vitscope.composites.effects",
+    "Effect": "vitscope.composites.effects",
+    "by_example": "vitscope.models.by_example",
+    "Composition": "vitscope.composites.composition",
+    "Composite": "vitscope.composites.stage",
+    "Placement": "vitscope.composites.stage",
+    "outline": "vitscope.composites.outlines",
+    "Outline": "vitscope.composites.outlines",
     "window_attention": "vitscope.methods.window_attention",
     "window_cls": "vitscope.methods.window_cls",
     "WindowCls": "vitscope.methods.window_cls",
@@ -42,6 +51,14 @@ _HOME = {
 
 if TYPE_CHECKING:
     from vitscope.attribution import Attribution as Attribution
+    from vitscope.composites.composing import compose as compose
+    from vitscope.composites.composition import Composition as Composition
+    from vitscope.composites.effects import Effect as Effect
+    from vitscope.composites.effects import effects as effects
+    from vitscope.composites.outlines import Outline as Outline
+    from vitscope.composites.outlines import outline as outline
+    from vitscope.composites.stage import Composite as Composite
+    from vitscope.composites.stage import Placement as Placement
     from vitscope.errors import CallError as CallError
     from vitscope.errors import VitscopeError as VitscopeError
     from vitscope.errors import VitscopeWarning as VitscopeWarning
@@ -67,6 +84,7 @@ if TYPE_CHECKING:
     from vitscope.models import Prediction as Prediction
     from vitscope.models import VisionModel as VisionModel
     from vitscope.models import load as load
+    from vitscope.models.by_example import by_example as by_example
     from vitscope.picture import Picture as Picture
     from vitscope.run import capture as capture
     from vitscope.segment_attribution import SegmentAttribution as SegmentAttribution

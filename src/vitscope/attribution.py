@@ -25,12 +25,12 @@ COLORMAP = "inferno"  # perceptually uniform: equal steps of value look like equ
 SIGNED_COLORMAP = "RdBu"  # red below zero, white at zero, blue above: told apart by most colour-blind eyes too
 
 
-def stretch(values: np.ndarray) -> np.ndarray:
-    """Values moved to [0, 1]; NaN stays NaN, a constant map becomes 0."""
+def stretch(values: np.ndarray, limits: tuple[float, float] | None = None) -> np.ndarray:
+    """Values moved to [0, 1], from their own ends or from ``limits``; NaN stays NaN, a constant map becomes 0."""
     if not np.isfinite(values).any():
         return values
-    low, high = np.nanmin(values), np.nanmax(values)
-    return (values - low) / (high - low) if high > low else values * 0
+    low, high = (np.nanmin(values), np.nanmax(values)) if limits is None else limits
+    return ((values - low) / (high - low)).clip(0, 1) if high > low else values * 0
 
 
 def stretch_signed(values: np.ndarray) -> np.ndarray:

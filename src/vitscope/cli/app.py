@@ -38,7 +38,13 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a tabl
 TopK = Annotated[int, typer.Option("--top-k", min=1, help="How many classes to list.")]
 QueryText = Annotated[str, typer.Option("--query", help="readout, cls, register_1, …, or a patch as row,column.")]
 
-
+Examples = Annotated[
+    Path | None,
+    typer.Option(help="Classes by example, for a model without a classifier: a folder with a folder for each class."),
+]
+Compared = Annotated[
+    list[str] | None, typer.Option("--compare", help="Another model to set beside the first; may be repeated.")
+]
 Target = Annotated[
     str | None,
     typer.Option("--target", "-t", help="The class, by label or index.", show_default="the likeliest"),

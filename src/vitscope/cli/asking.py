@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from vitscope.cli.app import Device, Json, ModelName, Out, Overwrite, Photos, Target, app
-from vitscope.cli.output import each, load_model, print_agreement, print_segments, reporting, save, target_path
+from vitscope.cli.app import Compared, Device, Examples, Json, ModelName, Out, Overwrite, Photos, Target, app
+from vitscope.cli.output import each, fill_of, load_model, print_agreement, print_segments, reporting, save, target_path
 from vitscope.errors import CallError
 
 if TYPE_CHECKING:
@@ -36,9 +36,8 @@ def lime(
     output: Annotated[Literal["probability", "logit"], typer.Option(help="What is explained.")] = "probability",
     seed: Annotated[int, typer.Option(help="Of the masks.")] = 0,
     batch_size: Annotated[int, typer.Option(help="Pictures to a forward.")] = 64,
-    compare: Annotated[
-        list[str] | None, typer.Option("--compare", help="Another model to explain beside the first; may be repeated.")
-    ] = None,
+    compare: Compared = None,
+    examples: Examples = None,
     arrays: Annotated[
         Path | None, typer.Option(help="Also write the numbers: .safetensors, .npz or .json; for one photo.")
     ] = None,
@@ -56,7 +55,7 @@ def lime(
         "target": target,
         "num_samples": _count(num_samples),
         "segments": _segments(segments),
-        "hide": _hide(hide),
+        "hide": fill_of(hide),
         "sampling": sampling,
         "output": output,
         "seed": seed,
@@ -65,7 +64,7 @@ def lime(
     }
     if arrays is not None:
         _check_arrays(arrays, len(photos) * (1 + len(compare or ())), overwrite)
-    models = [load_model(name, device, photos) for name in [model, *(compare or [])]]
+    models = [load_model(name, device, photos, examples) for name in [model, *(compare or [])]]
     with reporting(json_) as report:
         targets = [target_path(photo, "lime", out, len(photos)) for photo in photos]
         for photo, path in each(photos, targets, overwrite, bar=False):
@@ -106,15 +105,6 @@ def _count(text: str) -> int | str:
         return int(text)
     except ValueError:
         raise CallError(f"--num-samples is {text!r}: pass a whole number, or 'auto'") from None
-
-
-def _hide(text: str) -> str | list[float]:
-    """A colour as 128 or 0,64,255, or what lime() takes by name."""
-    try:
-        parts = [float(part) for part in text.split(",")]
-    except ValueError:
-        return text
-    return parts * 3 if len(parts) == 1 else parts
 
 
 def _segments(text: str) -> "str | np.ndarray":

@@ -11,14 +11,18 @@ import typer
 from vitscope.errors import CallError, OutputExistsError
 
 if TYPE_CHECKING:
+    from vitscope.composites.composition import Composition
+    from vitscope.composites.effects import Effect
     from vitscope.methods.agreement import Agreement
     from vitscope.models import Prediction, VisionModel
     from vitscope.segment_attribution import SegmentAttribution
     from vitscope.view.scene import Scene
 
+WIDE = 120  # letters of a terminal that has room for explanations
 
-def load_model(name: str, device: str | None, photos: Sequence[Path]) -> "VisionModel":
-    """The model, once every photo is known to be there."""
+
+def load_model(name: str, device: str | None, photos: Sequence[Path], examples: Path | None = None) -> "VisionModel":
+    """The model, once every photo is known to be there; with classes by example, where a folder of them is given."""
     import torch
 
     from vitscope.models import load
@@ -27,7 +31,12 @@ def load_model(name: str, device: str | None, photos: Sequence[Path]) -> "Vision
     for photo in photos:
         check_file(photo)
 
-    return load(name, device=device or ("cuda" if torch.cuda.is_available() else None))
+    model = load(name, device=device or ("cuda" if torch.cuda.is_available() else None))
+    if examples is None:
+        return model
+    from vitscope.models.by_example import by_example
+
+    return by_example(model, examples)
 
 
 def target_path(photo: Path, what: str, out: Path | None, count: int) -> Path:
@@ -46,12 +55,12 @@ def target_path(photo: Path, what: str, out: Path | None, count: int) -> Path:
     return out
 
 
-def fresh(name: str) -> Path:
+def fresh(name: str, suffix: str = ".png") -> Path:
     """A name in this folder that is not taken."""
-    path, number = Path(f"{name}.png"), 1
+    path, number = Path(f"{name}{suffix}"), 1
     while path.exists():
         number += 1
-        path = Path(f"{name}-{number}.png")
+        path = Path(f"{name}-{number}{suffix}")
     return path
 
 
@@ -75,6 +84,23 @@ def each(
     yield from track(pairs, description="photos", console=console, transient=True, disable=not console.is_terminal)
 
 
+def fill_of(text: str) -> str | list[float]:
+    """A colour as 128 or 0,64,255, or a way to fill by name."""
+    try:
+        parts = numbers(text, "a colour")
+    except CallError:
+        return text
+    return parts * 3 if len(parts) == 1 else parts
+
+
+def numbers(text: str, what: str) -> list[float]:
+    """Numbers with commas between them; whole ones stay whole."""
+    try:
+        return [int(part) if part.strip().lstrip("-").isdecimal() else float(part) for part in text.split(",")]
+    except ValueError:
+        raise CallError(f"{what} is {text!r}: numbers with commas between them are expected") from None
+
+
 def save(scene: "Scene", path: Path, overwrite: bool) -> None:
     from vitscope.view.figure import save_figure
 
@@ -91,7 +117,8 @@ def reporting(json_: bool) -> Iterator[list[dict[str, Any]]]:
         if json_ and report:
             typer.echo(json.dumps(report, indent=2, allow_nan=False))
         for entry in () if json_ else report:
-            typer.echo(f"wrote {entry['figure']}")
+            for written in entry.get("files") or [entry["figure"]]:
+                typer.echo(f"wrote {written}")
 
 
 def print_classes(name: str, model: "VisionModel", predictions: Sequence["Prediction"]) -> None:
@@ -144,6 +171,60 @@ def print_agreement(alike: "Agreement") -> None:
     ]
     overlap = f"top {alike.top:.0%} overlap"
     print_table(("agreement", "rank correlation", overlap, "by chance"), rows, right=(1, 2, 3))
+
+
+def print_composites(result: "Composition", top_k: int) -> None:
+    """The classes of every picture of the plate and of the controls, changes against the original beside them."""
+    from vitscope.view.composites import answer, change, on_controls, on_plate
+
+    rows: list[list[str]] = []
+    printed, test = set(), "original"
+    for at in [*on_plate(result), *(n for name in result.outlines for n in on_controls(result, name))]:
+        one = result.composites[at]
+        shown = (one.show, one.background, one.neutral)
+        if shown in printed:
+            continue  # "no dog" is "dog left out"
+        printed.add(shown)
+        if one.test != test:
+            rows.append([])
+            test = one.test
+        rows.append([one.name])
+        for ranked in result.ranking(at, top_k).classes:
+            cell = f"{ranked.label.split(',')[0]} {answer(ranked.value, result.output, unit=False)}"
+            rows[-1].append(f"{cell} {change(ranked, result.output)}" if at else cell)
+    count = max(map(len, rows))
+    ranks = ["1st", "2nd", "3rd", *(f"{rank}th" for rank in range(4, count))][: count - 1]
+    unit = ", %" if result.output == "probability" else ""
+    print_table(["picture", *(f"{rank}{unit}" for rank in ranks)], rows, right=())
+    for name in result.tested("location"):
+        if set(result.select("location", name)) <= set(result.asked):
+            places = result.location_map(name)
+            low, high = (answer(float(end), result.output) for end in (places.values.min(), places.values.max()))
+            typer.echo(f"  {places.target} by the place of {name}: {low} to {high}")
+
+
+def print_effects(found: Sequence["Effect"], model: str, output: str) -> None:
+    """Each effect in points of probability, or in the unit of the answers, with its interval."""
+    from rich.console import Console
+
+    unit = 100 if output == "probability" else 1
+    rows = [
+        [
+            one.name,
+            f"{unit * one.mean:+.2f}",
+            "" if one.interval is None else f"{unit * one.interval[0]:+.2f} to {unit * one.interval[1]:+.2f}",
+            "" if one.standardized is None else f"{one.standardized:+.2f}",
+            one.about,
+        ]
+        for one in found
+    ]
+    header = ["effect", "mean", "95 % interval", "d", "what less what"]
+    if Console().width < WIDE:  # what less what would be broken into many lines
+        header, rows = header[:-1], [row[:-1] for row in rows]
+    count = len(found[0].values)
+    what = "percentage points" if output == "probability" else output
+    typer.echo(f"effects on {model}, {count} picture{'s' if count > 1 else ''}, in {what}:")
+    print_table(header, rows, right=(1, 2, 3))
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[int]) -> None:

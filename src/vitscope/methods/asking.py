@@ -60,7 +60,7 @@ def each_picture(
     results: list[Result] = []
     for subject in given:
         try:
-            with _progress(options.progress) as tell:
+            with telling(options.progress) as tell:
                 inquiry = Inquiry(
                     vision,
                     subject,
@@ -84,7 +84,7 @@ def each_picture(
 
 
 @contextmanager
-def _progress(wanted: Any) -> Iterator[Progress | None]:
+def telling(wanted: Any, what: str = "asking the model") -> Iterator[Progress | None]:
     """Whom to tell about progress: a bar on stderr where one was asked for and someone can see it."""
     if not isinstance(wanted, bool) or not wanted:
         if wanted and not callable(wanted):
@@ -96,7 +96,7 @@ def _progress(wanted: Any) -> Iterator[Progress | None]:
 
     console = Console(stderr=True)
     with Bar(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("asking the model", total=None)
+        task = bar.add_task(what, total=None)
         yield lambda answered, total: bar.update(task, completed=answered, total=total)
 
 

@@ -9,12 +9,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import FuncFormatter, PercentFormatter
 from PIL import Image
 
 from vitscope.attribution import COLORMAP, SIGNED_COLORMAP, blend, stretch, stretch_signed
 from vitscope.picture import nearest_pixels
 from vitscope.saving import replacing
-from vitscope.view.scene import SIGNED_CAPTION, Bars, Panel, Scene
+from vitscope.view.scene import SIGNED_CAPTION, Bars, Curves, Panel, Row, Scene
 
 PAGE_WIDTH, PAGE_HEIGHT = 12.0, 14.0  # inches
 SMALLEST_PANEL, LARGEST_PANEL = 0.9, 4.0  # inches
@@ -23,6 +24,12 @@ DPI = 160
 MARK, CASING = "#e8001f", "#ffffff"  # red on a thin white edge, for the colour map has reds of its own
 INK, FAINT = "#1b1b1f", "#6b6b76"
 FOR, AGAINST = "#2a6cad", "#b5293c"  # the ends of the signed colour map, a little darker
+LINE = 0.155  # inches for a line of text under a panel
+NAME = 0.068  # inches for a letter beside a bar
+BAR = 0.27  # inches for a bar in a row of bars alone
+NUMBER = 0.62  # inches for a number beside a bar
+AXIS = 0.42  # inches for the numbers under curves
+SERIES = (("#0072b2", "o"), ("#d55e00", "s"), ("#009e73", "^"), ("#cc79a7", "D"), ("#56b4e9", "v"), ("#e69f00", "P"))
 
 
 def save_figure(scene: Scene, path: str | Path, *, overwrite: bool = True) -> Path:
@@ -45,9 +52,12 @@ def draw(scene: Scene) -> Figure:
     ratio = photo.height / photo.width
     left = 0.55 if scene.row_names else 0.2
     top, bottom = (1.12 if scene.column_names else 0.82), 0.5
-    widths = [_panel_width(row.columns, len(scene.rows), left, ratio) for row in scene.rows]
+    widths = [row.width or _panel_width(row.columns, len(scene.rows), left, ratio) for row in scene.rows]
     title_heights = [0.26 if any(panel.title for panel in row.panels) else 0.0 for row in scene.rows]
-    heights = [width * ratio + above + GAP for width, above in zip(widths, title_heights, strict=True)]
+    heights = [
+        _height(row, width, ratio) + above + _below(row) + GAP
+        for row, width, above in zip(scene.rows, widths, title_heights, strict=True)
+    ]
     tops = [top + sum(heights[:i]) for i in range(len(heights))]
     right = max(left + row.columns * (width + GAP) for row, width in zip(scene.rows, widths, strict=True))
     page_width, page_height = max(right + 0.12, 6.4), top + sum(heights) + bottom
@@ -63,13 +73,17 @@ def draw(scene: Scene) -> Figure:
     write(left, 0.36, scene.title, 13.0, weight="bold")
     write(left, 0.60, scene.note, 9.0, FAINT)
     for i, (row, width, above) in enumerate(zip(scene.rows, widths, title_heights, strict=True)):
-        y, height = tops[i] + above, width * ratio
+        y, height = tops[i] + above, _height(row, width, ratio)
         for j, panel in enumerate(row.panels):
             x = left + j * (width + GAP)
             if isinstance(panel, Bars):
-                margin = 0.35  # inches for the names
+                margin = max(NAME * max(map(len, panel.names)) + 0.1, 0.35)  # inches for the names
                 _bars(figure.add_axes(place(x + margin, y, width - margin, height)), panel)
                 write(x + margin, y - 0.07, panel.title, 9.0)
+                continue
+            if isinstance(panel, Curves):
+                _curves(figure.add_axes(place(x + AXIS, y, width - AXIS - 0.1, height - AXIS)), panel)
+                write(x + AXIS, y - 0.07, panel.title, 9.0)
                 continue
             axes = figure.add_axes(place(x, y, width, height))
             pixels = (max(round(width * DPI), 2), max(round(height * DPI), 2))
@@ -78,6 +92,8 @@ def draw(scene: Scene) -> Figure:
             axes.autoscale(False)  # what is drawn beyond the photo is cut off
             _outline(axes, panel, pixels)
             write(x, y - 0.07, panel.title, 9.0)
+            for line, text in enumerate(panel.lines):
+                write(x, y + height + LINE * (line + 0.95), text, 7.5, INK if line == 0 else FAINT)
             if i == 0 and scene.column_names:
                 write(x + width / 2, y - 0.07, scene.column_names[j], 9.0, ha="center")
         if scene.row_names:
@@ -85,9 +101,23 @@ def draw(scene: Scene) -> Figure:
     write((left + right) / 2, top - 0.28, scene.column_axis, 9.0, FAINT, ha="center")
     write(0.2, top + sum(heights) / 2, scene.row_axis, 9.0, FAINT, ha="center", va="center", rotation="vertical")
     colours = SIGNED_COLORMAP if scene.caption == SIGNED_CAPTION else COLORMAP
-    _legend(figure, place(left, page_height - 0.31, 1.3, 0.1), colours)
+    if scene.caption:
+        _legend(figure, place(left, page_height - 0.31, 1.3, 0.1), colours)
     write(left + 1.4, page_height - 0.22, scene.caption, 8.0, FAINT)
     return figure
+
+
+def _height(row: Row, width: float, ratio: float) -> float:
+    """Inches of a row's panels; bars by themselves need no more than their number."""
+    if all(isinstance(panel, Bars) for panel in row.panels):
+        return BAR * max(len(panel.names) for panel in row.panels if isinstance(panel, Bars))
+    return width * ratio
+
+
+def _below(row: Row) -> float:
+    """Inches for the lines under a row's panels."""
+    lines = max((len(panel.lines) for panel in row.panels if isinstance(panel, Panel)), default=0)
+    return lines * LINE + 0.12 if lines else 0.0
 
 
 def _panel_width(columns: int, rows: int, left: float, ratio: float) -> float:
@@ -108,7 +138,7 @@ def render(panel: Panel, size: tuple[int, int]) -> Image.Image:
         heat = panel.picture.paint(panel.values, size, smooth=not panel.flat)
         return blend(photo, stretch_signed(heat), panel.alpha, colormap=SIGNED_COLORMAP)
     heat = panel.picture.paint(panel.values, size, smooth=panel.alpha < 1 and not panel.flat)
-    return blend(photo, stretch(heat), panel.alpha)
+    return blend(photo, stretch(heat, panel.limits), panel.alpha)
 
 
 def _faded(photo: Image.Image, lit: np.ndarray) -> Image.Image:
@@ -139,11 +169,47 @@ def _bars(axes: Any, bars: Bars) -> None:
             ha="left" if side > 0 else "right",
         )
         axes.text(-0.03, at, name, fontsize=9, color=INK, va="center", ha="right", transform=axes.get_yaxis_transform())
-    room = 0.36 * reach  # for the numbers beside the bars
-    axes.set_xlim(lowest - room * (min(bars.values) < 0), highest + room * (max(bars.values) >= 0))
+    ends_with_numbers = [min(bars.values) < 0, max(bars.values) >= 0]
+    inches = axes.get_window_extent().width / DPI
+    room = NUMBER * max(highest - lowest, 1e-12) / max(inches - NUMBER * sum(ends_with_numbers), NUMBER)
+    axes.set_xlim(lowest - room * ends_with_numbers[0], highest + room * ends_with_numbers[1])
     axes.set_ylim(len(bars.values) - 0.4, -0.6)
     axes.axvline(0, color=FAINT, linewidth=0.8)
     axes.set_axis_off()
+
+
+def _curves(axes: Any, curves: Curves) -> None:
+    """Lines with a mark at every point, told apart by colour and by mark."""
+    for at, (name, x, y) in enumerate(zip(curves.names, curves.xs, curves.ys, strict=True)):
+        colour, mark = SERIES[at % len(SERIES)]
+        axes.plot(x, y, color=colour, marker=mark, markersize=4, linewidth=1.4, label=name, clip_on=False)
+    if curves.limits is not None:
+        axes.set_ylim(*curves.limits)
+    shown = PercentFormatter(1.0, decimals=None)
+    axes.set_xscale("log", base=2)
+    ticks = sorted({value for x in curves.xs for value in x})
+    axes.set_xticks(_apart(ticks), minor=False)
+    axes.minorticks_off()
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.2g} %"))
+    if curves.percent:
+        axes.yaxis.set_major_formatter(shown)
+    axes.set_xlabel(curves.x_axis, fontsize=8, color=FAINT)
+    axes.tick_params(labelsize=7.5, colors=INK, length=2)
+    axes.grid(axis="y", color="#e4e4ea", linewidth=0.7)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    if any(curves.names):
+        axes.legend(fontsize=7.5, frameon=False, labelcolor=INK, loc="best")
+
+
+def _apart(ticks: list[float]) -> list[float]:
+    """Those that can be written beside each other on a logarithmic axis."""
+    kept: list[float] = []
+    for tick in ticks:
+        if not kept or tick >= 1.55 * kept[-1]:
+            kept.append(tick)
+    return kept
 
 
 def _outline(axes: Any, panel: Panel, size: tuple[int, int]) -> None:

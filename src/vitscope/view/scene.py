@@ -21,7 +21,8 @@ class Panel:
 
     ``regions`` are outlined and ``marks``, patches as (row, column), get a square; both count on the token grid. A map
     with ``flat`` shows every patch as one block, one that is ``signed`` has zero in the middle of its colours. Where
-    ``lit`` is False the photo is faded. ``numbers`` are written at (row, column) of the token grid.
+    ``lit`` is False the photo is faded. ``numbers`` are written at (row, column) of the token grid. ``limits`` are the
+    values at the ends of the colours, the map's own by default. ``lines`` are written under the panel.
     """
 
     picture: Picture
@@ -34,6 +35,8 @@ class Panel:
     signed: bool = False
     lit: Bool[np.ndarray, "rows columns"] | None = None
     numbers: Sequence[tuple[float, float, str]] = ()
+    limits: tuple[float, float] | None = None
+    lines: Sequence[str] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,11 +50,28 @@ class Bars:
 
 
 @dataclass(frozen=True, eq=False)
-class Row:
-    """Panels from left to right, each one of ``columns`` equal parts of the page."""
+class Curves:
+    """Lines over a common axis: for each name its x and y. ``limits`` are the ends of the y axis."""
 
-    panels: Sequence[Panel | Bars]
+    names: Sequence[str]
+    xs: Sequence[Sequence[float]]
+    ys: Sequence[Sequence[float]]
+    title: str = ""
+    x_axis: str = ""
+    limits: tuple[float, float] | None = None
+    percent: bool = False
+
+
+Shown = Panel | Bars | Curves
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """Panels from left to right, each one of ``columns`` equal parts of the page, or ``width`` inches wide."""
+
+    panels: Sequence[Shown]
     columns: int
+    width: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,5 +194,5 @@ def columns_for(panels: int) -> int:
     return next(columns for columns in range(1, panels + 1) if columns * columns >= panels * 1.3 or columns == panels)
 
 
-def wrapped(panels: Sequence[Panel | Bars], columns: int) -> list[Row]:
+def wrapped(panels: Sequence[Shown], columns: int) -> list[Row]:
     return [Row(panels[start : start + columns], columns) for start in range(0, len(panels), columns)]

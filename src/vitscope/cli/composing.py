@@ -1,0 +1,227 @@
+"""The command that puts pictures together: compose."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from vitscope.cli.app import Compared, Device, Examples, Json, ModelName, Overwrite, Target, TopK, app
+from vitscope.cli.output import fill_of, fresh, load_model, numbers, print_composites, print_effects, reporting, save
+from vitscope.errors import CallError, OutputExistsError
+
+if TYPE_CHECKING:
+    from vitscope.composites.composition import Composition
+    from vitscope.composites.outlines import Outline
+    from vitscope.composites.stage import Composite
+
+TESTS = ("size", "location", "split")
+
+
+@dataclass(frozen=True)
+class Marked:
+    """A photo with its objects, and composites of its own."""
+
+    photo: Path
+    objects: Sequence["Outline"]
+    composites: Sequence["Composite"] = ()
+
+
+@app.command()
+def compose(
+    photos: Annotated[
+        list[Path] | None, typer.Argument(help="A photo; with --recipe several, or none.", metavar="[PHOTO]...")
+    ] = None,
+    objects: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--object",
+            "-b",
+            help="An object: x,y,w,h in pixels, a mask file, or segments:3,4; with a name, as dog=76,12,90,108. "
+            "May be repeated.",
+        ),
+    ] = None,
+    recipe: Annotated[
+        Path | None, typer.Option(help="A TOML file of photos, outlines and composites, in place of --object.")
+    ] = None,
+    model: ModelName = "vit-nano",
+    tests: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--test", help="size, location, split, controls or none; repeat it.", show_default="the first three"
+        ),
+    ] = None,
+    target: Target = None,
+    refine: Annotated[bool, typer.Option("--refine", help="Move rough outlines to the objects' borders.")] = False,
+    segments: Annotated[str, typer.Option(help="What segments: counts: quickshift, slic.")] = "quickshift",
+    scales: Annotated[
+        str | None, typer.Option(help="Of the size test, as 0.5,1.", show_default="areas that double")
+    ] = None,
+    places: Annotated[str, typer.Option(help="Rows and columns of the location test.")] = "7,7",
+    location_scale: Annotated[float, typer.Option(help="The object's size in the location test.")] = 1.0,
+    fill: Annotated[str, typer.Option(help="In holes: inpaint, mean, blur, a colour or a picture.")] = "inpaint",
+    background: Annotated[
+        Path | None, typer.Option(help="The other background, a picture.", show_default="a texture of grass")
+    ] = None,
+    feather: Annotated[float | None, typer.Option(help="Pixels over which edges fade.", show_default="1 %")] = None,
+    attention: Annotated[bool, typer.Option(help="Also show where the model looked: rollouts.")] = True,
+    output: Annotated[Literal["probability", "logit"], typer.Option(help="What is asked for.")] = "probability",
+    seed: Annotated[int, typer.Option(help="Of the shuffled background.")] = 0,
+    batch_size: Annotated[int, typer.Option(help="Pictures to a forward.")] = 64,
+    top_k: TopK = 3,
+    compare: Compared = None,
+    examples: Examples = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The folder to write to.", show_default="a new one")
+    ] = None,
+    overwrite: Overwrite = False,
+    device: Device = None,
+    json_: Json = False,
+) -> None:
+    """What a model says when an object is smaller, elsewhere, apart, or over another background."""
+    from vitscope.composites.composing import compose as composed
+    from vitscope.composites.effects import effects
+    from vitscope.view.composites import controls
+
+    given = list(photos or ())
+    names = [model, *(compare or [])]
+    models = [load_model(name, device, given, examples) for name in names]
+    marked = _marked(given, objects or [], recipe, refine=refine, cut=segments)
+    wanted = [name for name in tests or TESTS if name != "none"]
+    rows = numbers(places, "--places")
+    options: dict[str, Any] = {
+        "tests": wanted,
+        "target": target,
+        "scales": None if scales is None else numbers(scales, "--scales"),
+        "places": rows * 2 if len(rows) == 1 else rows,
+        "location_scale": location_scale,
+        "fill": fill_of(fill),
+        "background": background,
+        "feather": feather,
+        "attention": attention,
+        "output": output,
+        "seed": seed,
+        "batch_size": batch_size,
+        "progress": not json_,
+    }
+    folders = _folders(marked, out)
+    files = [_files(folder, [one.name for one in models], wanted) for folder in folders]
+    together = _controls_files(folders, [one.name for one in models]) if "controls" in wanted else []
+    _check_free([*(path for one in files for path in one.values()), *together], overwrite)
+    made: list[list[Composition]] = [[] for _ in models]
+    with reporting(json_) as report:
+        for one, targets in zip(marked, files, strict=True):
+            results: list[Composition] = []
+            for at, vision in enumerate(models):
+                results.append(composed(vision, one.photo, one.objects, composites=one.composites, **options))
+                made[at].append(results[-1])
+                if results[-1].provenance["interrupted"]:
+                    break
+            written = _write(results, targets, target, overwrite)
+            for result in () if json_ else results:
+                typer.echo(f"{one.photo}, as {result.provenance['model']} sees it:")
+                print_composites(result, top_k)
+            shown = [result.as_json() for result in results]
+            report.append({"picture": str(one.photo), "files": [str(path) for path in written], "results": shown})
+            if results[-1].provenance["interrupted"]:
+                raise KeyboardInterrupt
+        for path, ones, vision in zip(together, made, models, strict=False):
+            found = effects(ones, target=target)
+            save(controls(ones, found, target), path, overwrite)
+            if not json_:
+                print_effects(found, vision.name, ones[0].output)
+            shown = [effect.as_json() for effect in found]
+            report.append({"model": vision.name, "files": [str(path)], "effects": shown})
+
+
+def _marked(
+    photos: Sequence[Path], objects: Sequence[str], recipe: Path | None, *, refine: bool, cut: str
+) -> list[Marked]:
+    """Every photo with its objects, from the recipe or from the command line."""
+    if recipe is not None:
+        from vitscope.composites.recipe import read_recipe
+
+        if objects:
+            raise CallError("--recipe and --object both mark objects: pass one of them")
+        return [Marked(one.photo, one.objects, one.composites) for one in read_recipe(recipe, photos)]
+    if len(photos) != 1 or not objects:
+        raise CallError(
+            f"{len(photos)} photos and {len(objects)} objects came: pass one photo and mark an object in it, as "
+            "--object 105,20,235,200 (x,y,width,height), or pass --recipe"
+        )
+    found = [_object(photos[0], text, at, len(objects), refine, cut) for at, text in enumerate(objects)]
+    return [Marked(photos[0], found)]
+
+
+def _object(photo: Path, text: str, at: int, count: int, refine: bool, cut: str) -> "Outline":
+    from vitscope.composites.outlines import outline
+
+    name, equals, what = text.partition("=")
+    if not equals:
+        name, what = "object" if count == 1 else f"object {at + 1}", text
+    way: Mapping[str, Any]
+    if what.startswith("segments:"):
+        way = {"segments": numbers(what.removeprefix("segments:"), "--object segments")}
+    elif Path(what).suffix and not what.replace(",", "").replace(".", "").strip("-").isdecimal():
+        way = {"mask": what}
+    else:
+        way = {"box": numbers(what, "--object")}
+    return outline(photo, **way, refine=refine, cut=cut, name=name)
+
+
+def _folders(marked: Sequence[Marked], out: Path | None) -> list[Path]:
+    """Where the results of each photo go: --out, or a folder in it where there are several photos."""
+    if out is not None and (out.is_file() or out.suffix.lower() in (".png", ".csv", ".json")):
+        raise CallError(f"--out is {out}: compose writes several files, pass a folder")
+    if len(marked) == 1:
+        return [out or fresh(f"{marked[0].photo.stem}-compose", "")]
+    whole = out or fresh("compose", "")
+    stems = [one.photo.stem for one in marked]
+    if len(set(stems)) < len(stems):
+        raise CallError("two photos of the recipe have the same name, so their folders would too")
+    return [whole / stem for stem in stems]
+
+
+def _files(folder: Path, models: Sequence[str], tests: Sequence[str]) -> dict[str, Path]:
+    """The files of a photo by what they hold, those of each model by its number."""
+    kinds = ("plate.png", "table.csv", "result.json")
+    files = {f"{what} {at}": folder / name for what in kinds for at, name in enumerate(_of_models(models, what))}
+    return files | ({"places": folder / "places-and-sizes.png"} if {"size", "location"} & set(tests) else {})
+
+
+def _controls_files(folders: Sequence[Path], models: Sequence[str]) -> list[Path]:
+    """The figures of all photos together, one for each model."""
+    folder = folders[0] if len(folders) == 1 else folders[0].parent
+    return [folder / name for name in _of_models(models, "controls.png")]
+
+
+def _of_models(models: Sequence[str], what: str) -> list[str]:
+    """A file's name for each model; where there are several it carries theirs."""
+    if len(models) == 1:
+        return [what]
+    return [f"{Path(name).name.replace(':', '-')}-{what}" for name in models]
+
+
+def _check_free(paths: Sequence[Path], overwrite: bool) -> None:
+    taken = [path for path in paths if path.exists() and not overwrite]
+    if taken:
+        raise OutputExistsError(f"{taken[0]} exists already: pass --overwrite or another --out")
+    if len(set(paths)) < len(paths):
+        raise CallError("two models have the same name, so their files would too: compare them one by one")
+
+
+def _write(
+    results: Sequence["Composition"], files: Mapping[str, Path], target: str | None, overwrite: bool
+) -> list[Path]:
+    from vitscope.view.composites import places_and_sizes, plate
+
+    written = []
+    for at, result in enumerate(results):
+        figure, table, whole = (files[f"{what} {at}"] for what in ("plate.png", "table.csv", "result.json"))
+        save(plate(result), figure, overwrite)
+        written += [figure, result.save(table), result.save(whole)]
+    if "places" in files and not results[-1].provenance["interrupted"]:
+        save(places_and_sizes(results, target), files["places"], overwrite)
+        written.append(files["places"])
+    return written

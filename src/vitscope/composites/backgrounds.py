@@ -1,0 +1,133 @@
+"""What is behind the objects: the photo with its holes filled, and other backgrounds to set objects on."""
+
+from typing import Any, Literal, get_args
+
+import numpy as np
+from jaxtyping import Bool, Float, Shaped
+from PIL import Image, ImageOps
+from skimage.data import grass
+from skimage.filters import gaussian
+from skimage.restoration import inpaint_biharmonic
+
+from vitscope.errors import CallError
+from vitscope.perturb.baselines import BLUR, fill
+from vitscope.picture import nearest_pixels, read_photo
+
+FillName = Literal["inpaint", "mean", "blur"]
+BackgroundName = Literal["own", "blank", "blurred", "shuffled", "other"]
+
+# Inpainting solves for all missing pixels at once: seconds for 100,000. Larger holes are filled on a smaller copy.
+MOST_INPAINTED = 40_000
+TILES = 8  # a side, of a shuffled background
+STRONG = 4  # times the blur that hides details, so that nothing of the scene is left but its light
+
+Values = Shaped[np.ndarray, "pixel_height pixel_width 3"]  # 0 … 255, bytes or floating point
+Hole = Bool[np.ndarray, "pixel_height pixel_width"]
+
+
+def filled(photo: Values, hole: Hole, how: Any, seed: int) -> Values:
+    """The photo with other pixels where ``hole`` is True; all others are as they were.
+
+    Args:
+        how: ``"inpaint"`` (biharmonic: Damelin & Hoang, 2018), ``"mean"`` (the colour around the hole), ``"blur"``
+            (what is around it, blurred into it), or a colour, a picture, ``"grey"``, ``"black"`` or ``"noise"`` as
+            for :func:`vitscope.lime`.
+
+    Raises:
+        CallError: no such way of filling.
+    """
+    known = ~hole
+    if isinstance(how, str) and how in get_args(FillName):
+        made = {"inpaint": _inpainted, "mean": _mean, "blur": _blurred}[how](photo.astype(np.float64), known)
+    elif isinstance(how, str) and how == "drop":
+        raise CallError("fill is 'drop': a hole needs pixels; choose inpaint, mean, blur, a colour or a picture")
+    else:
+        made = fill(photo, how, None, seed).astype(np.float64)
+    return np.where(hole[..., None], _as(made, photo), photo)
+
+
+def _as(made: Float[np.ndarray, "..."], like: Values) -> Values:
+    made = made.clip(0, 255).round() if like.dtype == np.uint8 else made
+    return made.astype(like.dtype)
+
+
+def _mean(photo: Float[np.ndarray, "..."], known: Hole) -> Float[np.ndarray, "..."]:
+    return np.broadcast_to(photo[known].mean(0), photo.shape)
+
+
+def _blurred(photo: Float[np.ndarray, "..."], known: Hole) -> Float[np.ndarray, "..."]:
+    """What is known, spread into the hole; deep inside, where nothing reaches, the mean colour."""
+    sigma = BLUR * min(known.shape) * STRONG / 2
+    weight = gaussian(known.astype(np.float64), sigma=sigma)[..., None]
+    spread = gaussian(photo * known[..., None], sigma=sigma, channel_axis=-1)
+    faint = 1e-3
+    return (spread + faint * _mean(photo, known)) / (weight + faint)
+
+
+def _inpainted(photo: Float[np.ndarray, "..."], known: Hole) -> Float[np.ndarray, "..."]:
+    shrink = (MOST_INPAINTED / max(int((~known).sum()), 1)) ** 0.5
+    if shrink >= 1:
+        return inpaint_biharmonic(photo, ~known, channel_axis=-1)
+    size = (max(round(known.shape[1] * shrink), 2), max(round(known.shape[0] * shrink), 2))
+    weight = resized(known, size)
+    small = np.stack([resized(photo[..., i] * known, size) for i in range(3)], axis=-1)
+    small /= np.maximum(weight, 1e-6)[..., None]
+    hole = weight < 0.5
+    if hole.all():
+        return _blurred(photo, known)
+    made = inpaint_biharmonic(small, hole, channel_axis=-1)
+    return np.stack([resized(made[..., i], known.shape[::-1]) for i in range(3)], axis=-1)
+
+
+def resized(plane: Float[np.ndarray, "..."], size: tuple[int, int]) -> Float[np.ndarray, "..."]:
+    """One channel at ``size`` = (width, height)."""
+    image = Image.fromarray(np.ascontiguousarray(plane, dtype=np.float32))
+    return np.asarray(image.resize(size, Image.Resampling.BICUBIC))
+
+
+def background(own: Values, name: str, other: Any, seed: int) -> Values:
+    """A background as large as the photo without its objects, ``own``.
+
+    Args:
+        name: ``"own"``, ``"blank"`` (its mean colour), ``"blurred"`` (until only light and shade are left),
+            ``"shuffled"`` (cut into 8 × 8 tiles that change places: the same colours and textures, no scene), or
+            ``"other"``.
+        other: the picture that ``"other"`` means, cut to the photo's proportions; by default a texture of grass.
+
+    Raises:
+        CallError: no such background.
+    """
+    if name not in get_args(BackgroundName):
+        raise CallError(f"unknown background {name!r}: choose {', '.join(get_args(BackgroundName))}")
+    if name == "blank":
+        return _as(np.broadcast_to(own.astype(np.float64).mean((0, 1)), own.shape), own)
+    if name == "blurred":
+        sigma = BLUR * STRONG * min(own.shape[:2])
+        return _as(gaussian(own.astype(np.float64), sigma=sigma, channel_axis=-1), own)
+    if name == "shuffled":
+        return _shuffled(own, seed)
+    if name == "other":
+        photo, _ = read_photo(grass() if other is None else other)
+        height, width = own.shape[:2]
+        return np.asarray(ImageOps.fit(photo, (width, height), Image.Resampling.BICUBIC)).astype(own.dtype)
+    return own
+
+
+def _shuffled(own: Values, seed: int) -> Values:
+    """Tiles in another order; pixels left over at the right and at the bottom stay."""
+    tiles = min(TILES, *own.shape[:2])
+    high, wide = own.shape[0] // tiles, own.shape[1] // tiles
+    order = np.random.default_rng(seed).permutation(tiles * tiles)
+    whole = own[: tiles * high, : tiles * wide]
+    # (row, high, column, wide, 3) → (tile, high, wide, 3)
+    cut = whole.reshape(tiles, high, tiles, wide, 3).swapaxes(1, 2).reshape(-1, high, wide, 3)
+    made = own.copy()
+    made[: tiles * high, : tiles * wide] = (
+        cut[order].reshape(tiles, tiles, high, wide, 3).swapaxes(1, 2).reshape(whole.shape)
+    )
+    return made
+
+
+def at_size(mask: Hole, size: tuple[int, int]) -> Hole:
+    """A mask for a copy of the photo with ``size`` = (height, width) pixels."""
+    return mask if mask.shape == size else nearest_pixels(mask, size)
