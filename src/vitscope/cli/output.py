@@ -87,13 +87,13 @@ def each(
 def fill_of(text: str) -> str | list[float]:
     """A colour as 128 or 0,64,255, or a way to fill by name."""
     try:
-        parts = numbers(text, "a colour")
+        parts = [float(part) for part in numbers(text, "a colour")]
     except CallError:
         return text
     return parts * 3 if len(parts) == 1 else parts
 
 
-def numbers(text: str, what: str) -> list[float]:
+def numbers(text: str, what: str) -> list[int | float]:
     """Numbers with commas between them; whole ones stay whole."""
     try:
         return [int(part) if part.strip().lstrip("-").isdecimal() else float(part) for part in text.split(",")]
