@@ -1,6 +1,5 @@
 """Classes by example: a classifier for a model that has none, from a few pictures of each class."""
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -12,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitscope.arguments import number
+from vitscope.attribution import only_finite
 from vitscope.errors import CallError
 from vitscope.models.vision_model import VisionModel
 from vitscope.picture import check_file
@@ -25,11 +25,11 @@ def by_example(
 ) -> VisionModel:
     """The same model with classes: how alike a picture's features are to the mean of each class's examples.
 
-    With f the features of a picture divided by their length and m_c the mean of those of class c, divided by its own,
-    the logit is f·m_c / temperature.
+    With f the features of a picture, m_c their mean over the examples of class c and μ the mean of all m_c, the logit
+    of c is cos(f − μ, m_c − μ) / temperature. Without μ, which all pictures share, all classes look alike.
 
-    Reference: nearest class mean, Mensink et al., 2013; with features of a network, Snell et al., 2017
-    (arXiv 1703.05175); the temperature, Caron et al., 2021 (arXiv 2104.14294).
+    Reference: nearest class mean, Mensink et al., 2013; centred features of a network, Wang et al., 2019
+    (arXiv 1911.04623); the temperature, Caron et al., 2021 (arXiv 2104.14294).
 
     Args:
         model: one that gives features, as DINOv2 without a head.
@@ -50,29 +50,27 @@ def by_example(
     if len(examples) < 2:
         raise CallError(f"classes by example need two classes or more, {len(examples)} came")
     means = torch.stack([_mean(model, pictures) for pictures in examples.values()])
-    embed = model.embed
+    middle, embed = means.mean(0), model.embed
+    classes = F.normalize(means - middle, dim=-1)
 
     def forward(pixels: Tensor) -> Tensor:
-        features = F.normalize(embed(pixels).float(), dim=-1)
-        return features @ means.to(features.device).T / temperature
+        features = F.normalize(embed(pixels).float() - middle, dim=-1)
+        return features @ classes.T / temperature
 
     return replace(model, forward=forward, labels=tuple(examples), embed=None)
 
 
 def _mean(model: VisionModel, pictures: Any) -> Tensor:
-    """(channel,) of length one."""
+    """(channel,) over the pictures of one class."""
     several = isinstance(pictures, list | tuple)
     features = []
     for picture in pictures if several else [pictures]:
         pixels, _ = model.prepare(picture)
         with torch.no_grad(), model.running():
-            features.append(F.normalize(model.features(pixels).float(), dim=-1))
+            features.append(model.features(pixels).float())
     if not features:
         raise CallError("a class has no examples: pass one picture or more for each")
-    mean = torch.cat(features).mean(0)
-    if not math.isfinite(float(mean.norm())):
-        raise CallError(f"the features of {model.name} came out as NaN or infinity")
-    return F.normalize(mean, dim=0)
+    return only_finite(torch.cat(features).mean(0), f"the features of {model.name}")
 
 
 def _in_folder(folder: Path) -> dict[str, list[Path]]:
