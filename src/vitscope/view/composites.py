@@ -139,9 +139,9 @@ def on_controls(result: Composition, name: str) -> list[int]:
 
 def _pictures(result: Composition, numbers: Sequence[int]) -> list[Row]:
     """A row of the plate, and under it the row of where the model looked."""
-    rows = [Row([_panel(result, at) for at in numbers], COLUMNS, WIDTH)]
+    rows = [Row([_panel(result, at) for at in numbers], len(numbers), WIDTH)]
     if result.rollouts is not None:
-        rows.append(Row([_rollout(result, at) for at in numbers], COLUMNS, WIDTH))
+        rows.append(Row([_rollout(result, at) for at in numbers], len(numbers), WIDTH))
     return rows
 
 
