@@ -72,6 +72,9 @@ def compose(
     top_k: TopK = 3,
     compare: Compared = None,
     examples: Examples = None,
+    image_size: Annotated[
+        int | None, typer.Option(help="Pixels a side of the models' input.", show_default="what they were trained with")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="The folder to write to.", show_default="a new one")
     ] = None,
@@ -86,7 +89,7 @@ def compose(
 
     given = list(photos or ())
     names = [model, *(compare or [])]
-    models = [load_model(name, device, given, examples) for name in names]
+    models = [load_model(name, device, given, examples, image_size) for name in names]
     marked = _marked(given, objects or [], recipe, refine=refine, cut=segments)
     wanted = [name for name in tests or TESTS if name != "none"]
     rows = numbers(places, "--places")

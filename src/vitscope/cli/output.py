@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 WIDE = 120  # letters of a terminal that has room for explanations
 
 
-def load_model(name: str, device: str | None, photos: Sequence[Path], examples: Path | None = None) -> "VisionModel":
+def load_model(
+    name: str, device: str | None, photos: Sequence[Path], examples: Path | None = None, image_size: int | None = None
+) -> "VisionModel":
     """The model, once every photo is known to be there; with classes by example, where a folder of them is given."""
     import torch
 
@@ -31,7 +33,7 @@ def load_model(name: str, device: str | None, photos: Sequence[Path], examples: 
     for photo in photos:
         check_file(photo)
 
-    model = load(name, device=device or ("cuda" if torch.cuda.is_available() else None))
+    model = load(name, device=device or ("cuda" if torch.cuda.is_available() else None), image_size=image_size)
     if examples is None:
         return model
     from vitscope.models.by_example import by_example
