@@ -38,8 +38,8 @@ def compose(
         typer.Option(
             "--object",
             "-b",
-            help="An object: x,y,w,h in pixels, a mask file, or segments:3,4; with a name, as dog=76,12,90,108. "
-            "May be repeated.",
+            help="An object: x,y,w,h in pixels, the corners x,y,x,y,x,y,… of an outline, a mask file, or segments:3,4; "
+            "with a name, as dog=76,12,90,108. May be repeated.",
         ),
     ] = None,
     recipe: Annotated[
@@ -169,7 +169,9 @@ def _object(photo: Path, text: str, at: int, count: int, refine: bool, cut: str)
     elif Path(what).suffix and not what.replace(",", "").replace(".", "").strip("-").isdecimal():
         way = {"mask": what}
     else:
-        way = {"box": numbers(what, "--object")}
+        parts = numbers(what, "--object")
+        corners = len(parts) > 4 and len(parts) % 2 == 0
+        way = {"polygon": list(zip(parts[::2], parts[1::2], strict=True))} if corners else {"box": parts}
     return outline(photo, **way, refine=refine, cut=cut, name=name)
 
 

@@ -1,5 +1,6 @@
 """Scenes of composites: the plate of pictures with their classes, maps by place, curves by size, effects."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -26,8 +27,9 @@ def plate(result: Composition) -> Scene:
     """The composites with their likeliest classes, and under each where the model looked, if that was kept."""
     rows: list[Row] = []
     numbers = on_plate(result)
-    for start in range(0, len(numbers), COLUMNS):
-        rows += _pictures(result, numbers[start : start + COLUMNS])
+    columns = math.ceil(len(numbers) / math.ceil(len(numbers) / COLUMNS))  # no row of one picture after full ones
+    for start in range(0, len(numbers), columns):
+        rows += _pictures(result, numbers[start : start + columns])
     made = result.provenance["parameters"]
     return Scene(
         rows=rows,

@@ -1,0 +1,178 @@
+"""Composites put together one pixel at a time, in float64, and models of which one knows what they look at."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import vitscope as vs
+
+GROUND, RED = (90, 120, 150), (255, 0, 0)
+
+
+def hole(mask: np.ndarray, margin: int) -> np.ndarray:
+    """The pixels at most ``margin`` steps up, down, left or right from the mask."""
+    made = np.zeros_like(mask)
+    inside = np.argwhere(mask)
+    for row, column in np.ndindex(*mask.shape):
+        made[row, column] = np.abs(inside - (row, column)).sum(1).min() <= margin
+    return made
+
+
+def opacity(mask: np.ndarray, feather: float) -> np.ndarray:
+    """From nothing outside to all of it ``feather`` + 1 pixels inside; beyond the picture nothing is the object."""
+    padded = np.pad(mask, 1)
+    outside = np.argwhere(~padded)
+    made = np.zeros(mask.shape)
+    for row, column in np.argwhere(mask):
+        nearest = np.sqrt(((outside - (row + 1, column + 1)) ** 2).sum(1).min())
+        made[row, column] = min(nearest / (feather + 1), 1.0)
+    return made
+
+
+def territories(masks: Mapping[str, np.ndarray], margin: int) -> dict[str, np.ndarray]:
+    """Of all holes together what is nearest to each object, the first where it is as near to two."""
+    union = np.any([hole(mask, margin) for mask in masks.values()], axis=0)
+    made = {name: np.zeros_like(union) for name in masks}
+    for row, column in np.argwhere(union):
+        distances = {
+            name: np.sqrt(((np.argwhere(mask) - (row, column)) ** 2).sum(1).min()) for name, mask in masks.items()
+        }
+        made[min(distances, key=lambda name: distances[name])][row, column] = True
+    return made
+
+
+def composed(
+    photo: np.ndarray,
+    masks: Mapping[str, np.ndarray],
+    show: Sequence[vs.Placement],
+    background: np.ndarray,
+    *,
+    own: bool,
+    feather: float,
+    margin: int,
+) -> np.ndarray:
+    """The picture: ``background``, what stays at home over its ``own``, and the rest, back to front. Scale 1 only."""
+    canvas, original = background.astype(np.float64), photo.astype(np.float64)
+    boxes = {}
+    for name, mask in masks.items():
+        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+        boxes[name] = (rows[0], rows[-1] + 1, columns[0], columns[-1] + 1)
+
+    def at_home(placed: vs.Placement) -> bool:
+        top, bottom, left, right = boxes[placed.name]
+        here = placed.centre is None or placed.centre == ((left + right) / 2, (top + bottom) / 2)
+        return own and here and not placed.mirrored
+
+    grounds = territories(masks, margin)
+    for placed in show:
+        if at_home(placed):
+            canvas[grounds[placed.name]] = original[grounds[placed.name]]
+    behind = True
+    for placed in show:
+        if behind and at_home(placed):
+            continue
+        behind = False
+        top, bottom, left, right = boxes[placed.name]
+        x, y = placed.centre or ((left + right) / 2, (top + bottom) / 2)
+        down, across = round(y - (bottom - top) / 2) - top, round(x - (right - left) / 2) - left
+        alpha = opacity(masks[placed.name], feather)
+        for row, column in np.argwhere(masks[placed.name]):
+            shown = (row, left + right - 1 - column) if placed.mirrored else (row, column)
+            to = (shown[0] + down, shown[1] + across)
+            if 0 <= to[0] < len(photo) and 0 <= to[1] < photo.shape[1]:
+                share = alpha[row, column]
+                canvas[to] = share * original[row, column] + (1 - share) * canvas[to]
+    return canvas
+
+
+def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def boxed(height: int, width: int, box: tuple[int, int, int, int]) -> np.ndarray:
+    """A mask of (left, top, width, height)."""
+    made = np.zeros((height, width), dtype=bool)
+    made[box[1] : box[1] + box[3], box[0] : box[0] + box[2]] = True
+    return made
+
+
+def painted(height: int, width: int, *boxes: tuple[int, int, int, int], ground: Any = GROUND) -> np.ndarray:
+    """Red boxes on a ground of one colour, or on a picture."""
+    made = np.empty((height, width, 3), np.uint8)
+    made[:] = ground
+    for box in boxes:
+        made[boxed(height, width, box)] = RED
+    return made
+
+
+class Seeing(nn.Module):
+    """Logits that are a function of the pixels in 0 … 1."""
+
+    def __init__(self, look: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.look = look
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.look((pixels + 1) / 2)
+
+
+def redness(unit: Tensor) -> Tensor:
+    """How much more red than green each pixel has, (batch, height, width): 1 in a red box, 0 on its ground."""
+    return (unit[:, 0] - unit[:, 1]).clamp(0, 1)
+
+
+def two(answer: Tensor) -> Tensor:
+    """The answer as the logit of class 0, nothing as that of class 1."""
+    return torch.stack([answer, torch.zeros_like(answer)], 1)
+
+
+def share_of_red(unit: Tensor) -> Tensor:
+    """A model that ignores where things are."""
+    return two(redness(unit).mean((1, 2)))
+
+
+def red_at_the_centre(unit: Tensor) -> Tensor:
+    """A model that only looks at the middle of the picture."""
+    height, width = unit.shape[-2:]
+    ys, xs = (torch.arange(side) - (side - 1) / 2 for side in (height, width))
+    weight = torch.exp(-(ys[:, None] ** 2 + xs[None] ** 2) / (2 * (min(height, width) / 5) ** 2))
+    return two((redness(unit) * weight / weight.sum()).sum((1, 2)))
+
+
+def seeing(look: Callable[[Tensor], Tensor], height: int, width: int) -> vs.VisionModel:
+    return vs.load(Seeing(look), image_size=(height, width))
+
+
+class Placed(nn.Module):
+    """Redness of each patch, weighed by an embedding of its place: patches of 4 pixels, class 0."""
+
+    def __init__(self, weights: np.ndarray) -> None:
+        super().__init__()
+        self.pos_embed = nn.Parameter(torch.from_numpy(weights).float().reshape(1, -1, 1))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        patches = nn.functional.avg_pool2d(redness((pixels + 1) / 2)[:, None], 4).flatten(2).mT
+        return two((patches * self.pos_embed).mean((1, 2)))
+
+
+def placed(weights: np.ndarray) -> vs.VisionModel:
+    size = (4 * weights.shape[0], 4 * weights.shape[1])
+    return vs.load(Placed(weights), image_size=size, patch_size=4, readout="patches")
+
+
+def student(values: Sequence[float], confidence: float) -> tuple[float, float]:
+    """The interval of the mean, from the density of Student's t integrated by the trapezium rule."""
+    count = len(values)
+    mean = sum(values) / count
+    deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (count - 1))
+    grid = np.linspace(0, 400, 4_000_001)
+    degrees = count - 1
+    density = math.gamma((degrees + 1) / 2) / math.sqrt(degrees * math.pi) / math.gamma(degrees / 2)
+    heights = density * (1 + grid**2 / degrees) ** (-(degrees + 1) / 2)
+    mass = np.concatenate([[0], np.cumsum((heights[1:] + heights[:-1]) / 2 * (grid[1] - grid[0]))])
+    half = float(grid[np.searchsorted(mass, confidence / 2)]) * deviation / math.sqrt(count)
+    return mean - half, mean + half
