@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import vitscope as vs
 
-GROUND, RED = (90, 120, 150), (255, 0, 0)
+GROUND, RED = (120, 120, 150), (255, 0, 0)
 
 
 def hole(mask: np.ndarray, margin: int) -> np.ndarray:

@@ -1,6 +1,7 @@
 """compose(): what a model says when an object is smaller, elsewhere, apart, or over another background."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -102,10 +103,8 @@ def compose(
         seed=seed,
     )
     known = _positions(vision, asked, wanted)
-    arena = _arena(subject.view)
-    asked = Tests(asked.names, asked.scales, asked.places, asked.location_scale, known.can_be_neutral)
-    planned_ones = planned(stage, arena, asked)
-    shown = [planned_ones[0], *wanted, *planned_ones[1:]]
+    original, *tested = planned(stage, _arena(subject.view), replace(asked, can_be_neutral=known.can_be_neutral))
+    shown = [original, *wanted, *tested]
     _check(vision, shown, stage, known)
     with telling(progress, "showing composites") as tell:
         showing = Showing(

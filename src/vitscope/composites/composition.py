@@ -74,8 +74,11 @@ class Composition:
         composites: what was shown; the first is the original.
         outputs: float64 (composite, class): probabilities or logits, or in one column the similarity to the original
             of a model that has no classes. NaN where Ctrl-C came first.
-        labels: of the columns, with ``known`` those that the model itself has.
+        labels: of the columns.
         provenance: model, options, versions.
+        stage: puts the pictures together again.
+        known: the model's own labels, by which classes are asked for; None where it has none.
+        target: the column that was asked for, if one was.
         rollouts: float32 (composite, height, width), NaN where there is none; None if they were not asked for.
         grid: of the rollouts.
     """
