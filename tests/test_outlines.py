@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import vitscope as vs
-from tests.reference.stage import boxed, noise, painted
+from tests.reference.stage import boxed, noise
 from vitscope.composites import grabcut
 from vitscope.composites.outlines import outlined
 from vitscope.perturb.segments import segment
@@ -85,10 +85,10 @@ def test_segments_are_picked_by_their_labels() -> None:
     labels = np.arange(30)[:, None] // 10 * 4 + np.arange(40) // 10
     picked = vs.outline(PHOTO, segments=[1, 6], cut=labels).mask
     assert np.array_equal(picked, (labels == 1) | (labels == 6))
-    photo = painted(30, 40, BOX)
-    whole = (0.0, 0.0, 40.0, 30.0)
+    photo = scene()
+    whole = (0.0, 0.0, 100.0, 80.0)
     cut = segment(photo, "quickshift", vs.Picture(Image.fromarray(photo), whole), None).labels
-    assert np.array_equal(vs.outline(photo, segments=[int(cut[12, 10])]).mask, cut == cut[12, 10])
+    assert np.array_equal(vs.outline(photo, segments=[int(cut[42, 50])]).mask, cut == cut[42, 50])
 
 
 def test_a_path_is_a_photo_too(tmp_path: Path) -> None:

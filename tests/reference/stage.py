@@ -67,7 +67,7 @@ def composed(
         here = placed.centre is None or placed.centre == ((left + right) / 2, (top + bottom) / 2)
         return own and here and not placed.mirrored
 
-    grounds = territories(masks, margin)
+    grounds = territories(masks, margin) if any(map(at_home, show)) else {}
     for placed in show:
         if at_home(placed):
             canvas[grounds[placed.name]] = original[grounds[placed.name]]

@@ -1,5 +1,6 @@
 """The command that puts pictures together: compose."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from vitscope.composites.composition import Composition
     from vitscope.composites.outlines import Outline
     from vitscope.composites.stage import Composite
+    from vitscope.models import VisionModel
 
 TESTS = ("size", "location", "split")
 
@@ -83,7 +85,6 @@ def compose(
     json_: Json = False,
 ) -> None:
     """What a model says when an object is smaller, elsewhere, apart, or over another background."""
-    from vitscope.composites.composing import compose as composed
     from vitscope.composites.effects import effects
     from vitscope.view.composites import controls
 
@@ -112,30 +113,45 @@ def compose(
     files = [_files(folder, [one.name for one in models], wanted) for folder in folders]
     together = _controls_files(folders, [one.name for one in models]) if "controls" in wanted else []
     _check_free([*(path for one in files for path in one.values()), *together], overwrite)
-    made: list[list[Composition]] = [[] for _ in models]
+    made: list[list[Composition]] = []
     with reporting(json_) as report:
         for one, targets in zip(marked, files, strict=True):
-            results: list[Composition] = []
-            for at, vision in enumerate(models):
-                results.append(composed(vision, one.photo, one.objects, composites=one.composites, **options))
-                made[at].append(results[-1])
-                if results[-1].provenance["interrupted"]:
-                    break
-            written = _write(results, targets, target, overwrite)
+            results, interrupted = _asked(models, one, options)
+            written = _write(results, targets, target, overwrite, whole=not interrupted)
             for result in () if json_ else results:
                 typer.echo(f"{one.photo}, as {result.provenance['model']} sees it:")
                 print_composites(result, top_k)
             shown = [result.as_json() for result in results]
             report.append({"picture": str(one.photo), "files": [str(path) for path in written], "results": shown})
-            if results[-1].provenance["interrupted"]:
+            if interrupted:
                 raise KeyboardInterrupt
-        for path, ones, vision in zip(together, made, models, strict=False):
-            found = effects(ones, target=target)
+            made.append(results)
+        for path, ones in zip(together, zip(*made, strict=True), strict=False):
+            found, name = effects(ones, target=target), ones[0].provenance["model"]
             save(controls(ones, found, target), path, overwrite)
             if not json_:
-                print_effects(found, vision.name, ones[0].output)
+                print_effects(found, name, ones[0].output)
             shown = [effect.as_json() for effect in found]
-            report.append({"model": vision.name, "files": [str(path)], "effects": shown})
+            report.append({"model": name, "files": [str(path)], "effects": shown})
+
+
+def _asked(
+    models: Sequence["VisionModel"], marked: Marked, options: Mapping[str, Any]
+) -> tuple[list["Composition"], bool]:
+    """Each model's answers, and whether Ctrl-C came; those of the models before are kept."""
+    from vitscope.composites.composing import compose as composed
+
+    results: list[Composition] = []
+    for model in models:
+        try:
+            results.append(composed(model, marked.photo, marked.objects, composites=marked.composites, **options))
+        except KeyboardInterrupt:
+            if not results:
+                raise
+            return results, True
+        if results[-1].provenance["interrupted"]:
+            return results, True
+    return results, False
 
 
 def _marked(
@@ -166,7 +182,7 @@ def _object(photo: Path, text: str, at: int, count: int, refine: bool, cut: str)
     way: Mapping[str, Any]
     if what.startswith("segments:"):
         way = {"segments": numbers(what.removeprefix("segments:"), "--object segments")}
-    elif Path(what).suffix and not what.replace(",", "").replace(".", "").strip("-").isdecimal():
+    elif Path(what).suffix and not re.fullmatch(r"[-+\d.,\s]+", what):
         way = {"mask": what}
     else:
         parts = numbers(what, "--object")
@@ -217,16 +233,17 @@ def _check_free(paths: Sequence[Path], overwrite: bool) -> None:
 
 
 def _write(
-    results: Sequence["Composition"], files: Mapping[str, Path], target: str | None, overwrite: bool
+    results: Sequence["Composition"], files: Mapping[str, Path], target: str | None, overwrite: bool, *, whole: bool
 ) -> list[Path]:
+    """The files of a photo; what needs all answers only where they are ``whole``."""
     from vitscope.view.composites import places_and_sizes, plate
 
     written = []
     for at, result in enumerate(results):
-        figure, table, whole = (files[f"{what} {at}"] for what in ("plate.png", "table.csv", "result.json"))
+        figure, table, everything = (files[f"{what} {at}"] for what in ("plate.png", "table.csv", "result.json"))
         save(plate(result), figure, overwrite)
-        written += [figure, result.save(table), result.save(whole)]
-    if "places" in files and not results[-1].provenance["interrupted"]:
+        written += [figure, result.save(table), result.save(everything)]
+    if "places" in files and whole:
         save(places_and_sizes(results, target), files["places"], overwrite)
         written.append(files["places"])
     return written

@@ -11,7 +11,7 @@ from skimage.data import grass
 from skimage.filters import gaussian
 
 from vitscope.errors import CallError
-from vitscope.perturb.baselines import BLUR, fill
+from vitscope.perturb.baselines import BLUR, HideName, fill
 from vitscope.picture import nearest_pixels, read_photo
 
 FillName = Literal["inpaint", "mean", "blur"]
@@ -46,7 +46,8 @@ def filled(photo: Values, hole: Hole, how: Any, seed: int) -> Values:
     elif isinstance(how, str) and how == "drop":
         raise CallError("fill is 'drop': a hole needs pixels; choose inpaint, mean, blur, a colour or a picture")
     else:
-        made = fill(photo, how, None, seed).astype(np.float64)
+        others = [name for name in get_args(HideName) if name not in ("drop", *get_args(FillName))]
+        made = fill(photo, how, None, seed, what="fill", names=(*get_args(FillName), *others)).astype(np.float64)
     return np.where(hole[..., None], _as(made, photo), photo)
 
 
@@ -73,7 +74,7 @@ def _inpainted(photo: Float[np.ndarray, "..."], known: Hole) -> Float[np.ndarray
     if shrink >= 1:
         return _interpolated(photo, ~known)
     size = (max(round(known.shape[1] * shrink), 2), max(round(known.shape[0] * shrink), 2))
-    weight = resized(known, size)
+    weight = resized(known.astype(np.float32), size)
     small = np.stack([resized(photo[..., i] * known, size) for i in range(3)], axis=-1).astype(np.float64)
     small /= np.maximum(weight, 1e-6)[..., None]
     hole = weight < 0.5
@@ -145,6 +146,6 @@ def _shuffled(own: Values, seed: int) -> Values:
     return made
 
 
-def at_size(mask: Hole, size: tuple[int, int]) -> Hole:
+def at_size(mask: Bool[np.ndarray, "height width"], size: tuple[int, int]) -> Hole:
     """A mask for a copy of the photo with ``size`` = (height, width) pixels."""
     return mask if mask.shape == size else nearest_pixels(mask, size)

@@ -11,7 +11,7 @@ from torch import nn
 from vitscope.arguments import seed_number
 from vitscope.composites.composition import Composition
 from vitscope.composites.outlines import outlined
-from vitscope.composites.placing import PLACES, Arena, Tests, asked_tests, free, planned
+from vitscope.composites.placing import PLACES, Arena, Tests, asked_tests, check_names, planned
 from vitscope.composites.showing import Showing
 from vitscope.composites.stage import Composite, Stage
 from vitscope.errors import CallError
@@ -33,7 +33,7 @@ def compose(
     composites: Sequence[Composite] = (),
     target: int | str | None = None,
     scales: Sequence[float | int] | None = None,
-    places: tuple[int, int] | int = PLACES,
+    places: Sequence[int] | int = PLACES,
     location_scale: float | int = 1.0,
     fill: Any = "inpaint",
     background: Any = None,
@@ -92,7 +92,6 @@ def compose(
     subject = _one(vision, image)
     photo = subject.view.photo
     asked = asked_tests(tests, scales, places, location_scale)
-    wanted = free(composites)
     stage = Stage(
         subject.values,
         outlined(photo, objects),
@@ -102,15 +101,18 @@ def compose(
         feather=feather,
         seed=seed,
     )
-    known = _positions(vision, asked, wanted)
+    known = _positions(vision, asked, composites)
     original, *tested = planned(stage, _arena(subject.view), replace(asked, can_be_neutral=known.can_be_neutral))
-    shown = [original, *wanted, *tested]
+    shown = [original, *composites, *tested]
     _check(vision, shown, stage, known)
     with telling(progress, "showing composites") as tell:
         showing = Showing(
             vision, subject, known, attention=attention, output=output, batch_size=batch_size, progress=tell
         )
         column = None if target is None else showing.target(target)
+        for one in stage.outlines.values() if vision.labels else ():
+            if one.label is not None:
+                showing.target(one.label)  # an unknown class is refused before anything is shown
         answers = showing.show(stage, shown)
     warn_if_interrupted(answers.interrupted, int(answers.asked.sum()), len(shown))
     rollouts = None
@@ -151,7 +153,7 @@ def compose(
 
 
 def _one(model: VisionModel, image: Any) -> Subject:
-    if isinstance(image, list | tuple) or (isinstance(image, torch.Tensor) and len(image) != 1):
+    if isinstance(image, list | tuple | torch.Tensor) and len(image) != 1:
         raise CallError(f"compose takes one picture a call, {len(image)} came: objects are marked in each by itself")
     (subject,) = subjects(model, image)
     return subject
@@ -171,6 +173,7 @@ def _positions(model: VisionModel, tests: Tests, wanted: Sequence[Composite]) ->
 
 
 def _check(model: VisionModel, shown: Sequence[Composite], stage: Stage, known: Positions) -> None:
+    check_names(shown)
     for one in shown:
         if one.neutral and not known.can_be_neutral:
             how = "they are rotary" if known.rotary else "none are known"

@@ -156,7 +156,7 @@ class Composition:
         outline = self.outlines[name] if name is not None else None
         if outline is not None and outline.label is not None:
             return class_index(outline.label, self.known, self.outputs.shape[1])
-        if outline is not None and self.known is not None:
+        if outline is not None and self.known is not None and not outline.name.isdecimal():
             try:
                 return class_index(outline.name, self.known, self.outputs.shape[1])
             except CallError:
@@ -248,6 +248,7 @@ class Composition:
             **self.provenance,
             "method": "location map",
             "object": name,
+            "class_index": column,
             "background": background,
             "positions": "neutral" if neutral else "as they are",
         }

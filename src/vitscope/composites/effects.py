@@ -119,14 +119,15 @@ def _of_picture(result: Composition, target: int | str | None) -> Mapping[str, f
     if result.provenance["interrupted"]:
         raise CallError("the controls were interrupted: their effects are not whole")
     measured = [_of_object(result, name, target) for name in objects]
-    return {name: float(np.mean([one[name] for one in measured])) for name in measured[0]}
+    shared = [name for name in measured[0] if all(name in one for one in measured)]
+    return {name: float(np.mean([one[name] for one in measured])) for name in shared}
 
 
 def _of_object(result: Composition, name: str, target: int | str | None) -> dict[str, float]:
     def value(composite: str) -> float:
         return result.value(composite, target, name)
 
-    def place(background: str, *, neutral: bool = False) -> float:
+    def place(background: str, *, neutral: bool = False) -> float | None:
         found = result.location_map(name, target, test="controls", background=background, neutral=neutral)
         return centre_against_rim(found, result)
 
@@ -135,17 +136,22 @@ def _of_object(result: Composition, name: str, target: int | str | None) -> dict
     for background in BACKGROUNDS:
         (on_it,) = result.select("controls", name, background=background, placed=False)
         found[f"context: {background}"] = result.value(alone, target, name) - result.value(on_it, target, name)
-    found |= {"place": place("own"), "place, blank": place("blank")}
-    found["place by context"] = found["place"] - found["place, blank"]
+    own, blank = place("own"), place("blank")
+    if own is not None and blank is not None:
+        found |= {"place": own, "place, blank": blank, "place by context": own - blank}
     if result.select("controls", name, neutral=True):
-        found["place, blank, neutral"] = place("blank", neutral=True)
-        found["place by position"] = found["place, blank"] - found["place, blank, neutral"]
         found["position"] = value("original") - value("positions neutral")
+        neutral = place("blank", neutral=True)
+        if blank is not None and neutral is not None:
+            found |= {"place, blank, neutral": neutral, "place by position": blank - neutral}
     return found
 
 
-def centre_against_rim(places: Attribution, result: Composition) -> float:
-    """The mean over the places nearest the middle of what the model sees, less the mean over the outermost ones."""
+def centre_against_rim(places: Attribution, result: Composition) -> float | None:
+    """The mean over the places nearest the middle of what the model sees, less the mean over the outermost ones.
+
+    None where all places are as near.
+    """
     values = places.values[0].double().cpu().numpy()
     left, top, right, bottom = places.pictures[0].box
     height, width = values.shape
@@ -158,4 +164,4 @@ def centre_against_rim(places: Attribution, result: Composition) -> float:
     # A grid of one row, or one column, has its rim at the two ends.
     rim[(slice(1, -1) if height > 1 else slice(None)), (slice(1, -1) if width > 1 else slice(None))] = False
     rim &= ~nearest
-    return float(values[nearest].mean() - values[rim].mean()) if rim.any() else 0.0
+    return float(values[nearest].mean() - values[rim].mean()) if rim.any() else None

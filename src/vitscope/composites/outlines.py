@@ -55,10 +55,10 @@ class Outline:
 def outline(
     image: Any,
     *,
-    box: Sequence[int | float] | None = None,
+    box: Any = None,
     polygon: Any = None,
     mask: Any = None,
-    segments: Sequence[int] | None = None,
+    segments: Any = None,
     cut: Any = "quickshift",
     refine: bool = False,
     name: str = "object",
@@ -110,7 +110,7 @@ def outlined(image: Any, objects: Any) -> list[Outline]:
         CallError: none, two of one name, of another photo, or two that overlap.
     """
     named: Any = objects
-    if isinstance(objects, Outline | np.ndarray | str | Path) or _is_box(objects):
+    if isinstance(objects, Outline | np.ndarray | str | Path | Image.Image) or _is_box(objects) or _is_polygon(objects):
         named = [objects]
     if not isinstance(named, Mapping):
         try:
@@ -138,7 +138,9 @@ def _outlined(image: Any, name: str, given: Any) -> Outline:
         return Outline(name, given.mask, given.label)
     if _is_box(given):
         return outline(image, box=given, name=name)
-    if isinstance(given, np.ndarray | str | Path | Image.Image) and not _is_polygon(given):
+    if _is_polygon(given):
+        return outline(image, polygon=given, name=name)
+    if isinstance(given, np.ndarray | str | Path | Image.Image):
         return outline(image, mask=given, name=name)
     return outline(image, polygon=given, name=name)
 
@@ -149,10 +151,20 @@ def _is_box(given: Any) -> bool:
 
 
 def _is_polygon(given: Any) -> bool:
-    return isinstance(given, np.ndarray) and given.ndim == 2 and given.shape[1] == 2
+    if isinstance(given, np.ndarray):
+        return given.ndim == 2 and given.shape[1] == 2 and len(given) > 2
+    pairs = isinstance(given, Sequence) and not isinstance(given, str) and len(given) > 2
+    return pairs and all(
+        isinstance(corner, Sequence | np.ndarray)
+        and len(corner) == 2
+        and all(isinstance(part, int | float | np.number) for part in corner)
+        for corner in given
+    )
 
 
-def _boxed(box: Sequence[int | float], photo: Image.Image, name: str) -> np.ndarray:
+def _boxed(box: Any, photo: Image.Image, name: str) -> np.ndarray:
+    if isinstance(box, str) or np.ndim(box) != 1:
+        raise CallError(f"the box of {name} is {box!r}: left, top, width, height are expected")
     if len(box) != 4:
         raise CallError(f"the box of {name} has {len(box)} numbers: left, top, width, height are expected")
     left, top, width, height = (number(part, f"the box of {name}") for part in box)
@@ -210,10 +222,10 @@ def _read_mask(path: Path) -> Any:
         raise CallError(f"{path} holds no mask: {reason}") from None
 
 
-def _picked(labels: Sequence[int], cut: Any, photo: Image.Image, name: str) -> np.ndarray:
+def _picked(labels: Any, cut: Any, photo: Image.Image, name: str) -> np.ndarray:
     pixels = np.asarray(photo)
     segments = segment(pixels, cut, Picture(photo, (0.0, 0.0, float(photo.width), float(photo.height))), None)
-    wanted = [whole_number(label, f"a segment of {name}") for label in labels]
+    wanted = [whole_number(label, f"a segment of {name}") for label in np.atleast_1d(labels).tolist()]
     known = set(np.unique(segments.labels).tolist())
     missing = [label for label in wanted if label not in known]
     if missing:

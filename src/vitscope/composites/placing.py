@@ -1,6 +1,6 @@
 """The tests: which composites of a photo's objects are looked at, and what each is called."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, pairwise
 from typing import Any, Literal, get_args
@@ -38,7 +38,7 @@ def asked_tests(names: Any, scales: Any, places: Any, location_scale: Any) -> Te
     Raises:
         CallError: an unknown test, a scale that is none, or a grid of places that is none.
     """
-    names = (names,) if isinstance(names, str) else tuple(names)
+    names = (names,) if isinstance(names, str) or not isinstance(names, Iterable) else tuple(names)
     for name in names:
         if name not in get_args(TestName):
             raise CallError(f"unknown test {name!r}: choose {', '.join(get_args(TestName))}")
@@ -214,10 +214,8 @@ def _controls(stage: Stage, arena: Arena, name: str, tests: Tests) -> Iterator[C
             yield replace(composite, test="controls", background=setting, neutral=neutral)
 
 
-def free(given: Sequence[Composite]) -> list[Composite]:
-    """Composites of the caller's own, by names that no other has."""
-    names = [one.name for one in given]
-    twice = [name for first, name in pairwise(sorted(names)) if first == name]
-    if twice or "original" in names:
-        raise CallError(f"two composites are called {(twice or ['original'])[0]!r}: give each a name of its own")
-    return list(given)
+def check_names(composites: Sequence[Composite]) -> None:
+    """Refuse two of one name: they are asked for by name."""
+    twice = [name for first, name in pairwise(sorted(one.name for one in composites)) if first == name]
+    if twice:
+        raise CallError(f"two composites are called {twice[0]!r}: give each a name of its own")

@@ -3,6 +3,7 @@
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -91,9 +92,9 @@ def _object(path: Path, table: Mapping[str, Any], image: Any, where: str) -> Out
         mask=None if mask is None else path.parent / str(mask),
         segments=table.get("segments"),
         cut=table.get("cut", "quickshift"),
-        refine=bool(table.get("refine", False)),
+        refine=_flag(table, "refine", where),
         name=name,
-        label=table.get("class"),
+        label=_text(table, "class", f"{where}: {name}") if "class" in table else None,
     )
 
 
@@ -101,14 +102,15 @@ def _composite(table: Mapping[str, Any], where: str) -> Composite:
     _check_keys(table, COMPOSITE, f"{where}: a composite")
     name = _text(table, "name", f"{where}: a composite")
     show = tuple(_placement(one, f"{where}: {name}") for one in _tables(table, "show", f"{where}: {name}"))
-    return Composite(name, show, table.get("background", "own"), bool(table.get("neutral", False)))
+    background = _text(table, "background", f"{where}: {name}") if "background" in table else "own"
+    return Composite(name, show, background, _flag(table, "neutral", where))
 
 
 def _placement(table: Mapping[str, Any], where: str) -> Placement:
     _check_keys(table, PLACEMENT, where)
     centre = table.get("centre")
     numbers = (*(centre if isinstance(centre, list) else [centre] if centre is not None else []), table.get("scale", 1))
-    whole = all(isinstance(part, int | float) and not isinstance(part, bool) for part in numbers)
+    whole = all(isinstance(part, int | float) and not isinstance(part, bool) and isfinite(part) for part in numbers)
     if not whole or (centre is not None and len(numbers) != 3):
         raise CallError(
             f"{where}: centre is {centre!r} and scale {table.get('scale', 1)!r}; [x, y] and a number are expected"
@@ -117,7 +119,7 @@ def _placement(table: Mapping[str, Any], where: str) -> Placement:
         _text(table, "name", where),
         None if centre is None else (float(numbers[0]), float(numbers[1])),
         float(numbers[-1]),
-        bool(table.get("mirrored", False)),
+        _flag(table, "mirrored", where),
     )
 
 
@@ -130,8 +132,14 @@ def _tables(table: Mapping[str, Any], key: str, where: str) -> list[Mapping[str,
 
 def _text(table: Mapping[str, Any], key: str, where: str) -> str:
     if not isinstance(table.get(key), str) or not table[key]:
-        raise CallError(f"{where} has no {key}")
+        raise CallError(f"{where} has no {key}: text is expected")
     return table[key]
+
+
+def _flag(table: Mapping[str, Any], key: str, where: str) -> bool:
+    if not isinstance(table.get(key, False), bool):
+        raise CallError(f"{where}: {key} is {table[key]!r}, true or false is expected")
+    return bool(table.get(key, False))
 
 
 def _check_keys(table: Mapping[str, Any], known: set[str], where: str) -> None:

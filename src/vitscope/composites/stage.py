@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.ndimage import binary_dilation, distance_transform_edt
 
+from vitscope.arguments import number
 from vitscope.composites.backgrounds import BackgroundName, Hole, Values, at_size, background, filled, resized
 from vitscope.composites.outlines import LEAST_SIDE, Outline
 from vitscope.errors import CallError
@@ -16,6 +17,8 @@ from vitscope.errors import CallError
 MARGIN = 0.015  # of the shorter side: the fringe around an object that its hole takes with it
 FEATHER = 0.01  # of the shorter side
 LEAST_BACKGROUND = 0.05  # of the photo: less is nothing to fill a hole from
+
+Cut = Float[np.ndarray, "height width 3"]  # an object's own pixels, 0 … 255
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ class _Thing:
 
     outline: Outline
     box: tuple[int, int, int, int]  # left, top, width, height, in pixels of the stage
-    pixels: Values
+    pixels: Cut
     alpha: Float[np.ndarray, "height width"]
     territory: Hole
     mask: Hole
@@ -104,7 +107,7 @@ class Stage:
         self.photo, self.size, self.outlines = photo, size, {one.name: one for one in outlines}
         self._other, self._seed = other, seed
         shorter = min(photo.shape[:2])
-        self.feather = max(FEATHER * shorter, 1.0) if feather is None else float(feather)
+        self.feather = max(FEATHER * shorter, 1.0) if feather is None else number(feather, "feather")
         if not 0 <= self.feather <= shorter / 4:
             raise CallError(
                 f"feather is {feather}, 0 to {shorter / 4:g} pixels are expected (a quarter of the picture)"
@@ -178,7 +181,7 @@ class Stage:
         if self.is_home(placement):
             return
         beyond = max(width / 2 - x, x + width / 2 - self.size[0], height / 2 - y, y + height / 2 - self.size[1])
-        if beyond > 0.5:
+        if not (math.isfinite(x) and math.isfinite(y) and beyond <= 0.5):
             raise CallError(
                 f"{shown} and does not fit around ({x:.0f}, {y:.0f}) in the picture of {self.size[0]}×{self.size[1]}: "
                 "choose a smaller scale or another place"
@@ -237,7 +240,7 @@ class Stage:
         mixed = shown * pixels[inner] + (1 - shown) * canvas[place]
         canvas[place] = mixed.round().clip(0, 255) if canvas.dtype == np.uint8 else mixed
 
-    def _laid(self, placement: Placement) -> tuple[Any, Any, Values, Float[np.ndarray, "height width"]]:
+    def _laid(self, placement: Placement) -> tuple[Any, Any, Cut, Float[np.ndarray, "height width"]]:
         """Where on the canvas which part of the object goes, and the object as it is shown."""
         thing = self._things[placement.name]
         pixels, alpha = self._scaled(thing, placement.scale, placement.mirrored)
@@ -255,7 +258,7 @@ class Stage:
         return (rows, columns), inner, pixels, alpha
 
     @staticmethod
-    def _scaled(thing: _Thing, scale: float, mirrored: bool) -> tuple[Values, Float[np.ndarray, "height width"]]:
+    def _scaled(thing: _Thing, scale: float, mirrored: bool) -> tuple[Cut, Float[np.ndarray, "height width"]]:
         if (scale, mirrored) not in thing.scaled:
             pixels, alpha = thing.pixels, thing.alpha
             if scale != 1.0:

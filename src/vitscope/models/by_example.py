@@ -80,8 +80,15 @@ def _in_folder(folder: Path) -> dict[str, list[Path]]:
     for entry in sorted(folder.iterdir()):
         if entry.name.startswith("."):
             continue
-        pictures = sorted(part for part in entry.iterdir() if part.is_file()) if entry.is_dir() else [entry]
+        inside = (
+            (part for part in entry.iterdir() if part.is_file() and not part.name.startswith("."))
+            if entry.is_dir()
+            else [entry]
+        )
+        pictures = sorted(inside)
         name = WORDNET_NUMBER.sub("", entry.stem if entry.is_file() else entry.name).replace("_", " ")
+        if not pictures:
+            raise CallError(f"{entry} holds no pictures of {name}: put some there, or take the folder away")
         for picture in pictures:
             check_file(picture)
             found.setdefault(name, []).append(picture)

@@ -1,5 +1,6 @@
 """What stands in the place of a hidden part."""
 
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -17,13 +18,22 @@ GREY = 128
 BLUR = 5 / 224  # standard deviation over the shorter side, as the insertion metric of RISE blurs
 
 
-def fill(photo: np.ndarray, hide: Any, segments: Segments | None, seed: int) -> np.ndarray:
+def fill(
+    photo: np.ndarray,
+    hide: Any,
+    segments: Segments | None,
+    seed: int,
+    *,
+    what: str = "hide",
+    names: Sequence[str] = get_args(HideName),
+) -> np.ndarray:
     """A picture of the photo's size and dtype, values 0 … 255, that hidden parts are taken from.
 
     Args:
         hide: ``"mean"`` (of each segment; without segments of the picture), ``"black"``, ``"grey"``, ``"blur"``,
             ``"noise"`` (uniform, from ``seed``), a colour as one number or three in 0 … 255, or another picture.
         segments: of the photo, if it was cut into any.
+        what, names: the option that is refused where it cannot be meant, and its choices.
 
     Raises:
         CallError: no such way of hiding.
@@ -33,13 +43,13 @@ def fill(photo: np.ndarray, hide: Any, segments: Segments | None, seed: int) -> 
         made = _named(photo.astype(np.float64), hide, segments, seed)
         # Means are cut off rather than rounded, as PyPI's lime does by writing them into bytes.
         return made.astype(np.uint8) if whole else made.astype(photo.dtype)
-    if (colour := _colour(hide)) is not None:
+    if (colour := _colour(hide, what)) is not None:
         return np.broadcast_to(colour, photo.shape).astype(photo.dtype)
     try:
         other, _ = read_photo(hide)
     except CallError as error:
-        got = f"hide is {hide!r}" if isinstance(hide, str | None) else f"hide is {type(hide).__name__}"
-        raise CallError(f"{got}: choose {', '.join(get_args(HideName))}, a colour, or a picture ({error})") from None
+        got = f"{what} is {hide!r}" if isinstance(hide, str | None) else f"{what} is {type(hide).__name__}"
+        raise CallError(f"{got}: choose {', '.join(names)}, a colour, or a picture ({error})") from None
     resized = other.resize((photo.shape[1], photo.shape[0]), Image.Resampling.BICUBIC)
     return np.asarray(resized).astype(photo.dtype)
 
@@ -65,7 +75,7 @@ def _means(photo: np.ndarray, segments: Segments | None) -> np.ndarray:
     return filled.reshape(photo.shape)
 
 
-def _colour(hide: Any) -> Float[np.ndarray, " 3"] | None:
+def _colour(hide: Any, what: str = "hide") -> Float[np.ndarray, " 3"] | None:
     """One number or three as a colour; None for what is neither."""
     flat = isinstance(hide, np.ndarray) and hide.ndim < 2
     if not flat and not isinstance(hide, int | float | np.number | tuple | list):
@@ -75,7 +85,7 @@ def _colour(hide: Any) -> Float[np.ndarray, " 3"] | None:
     except (TypeError, ValueError):
         parts = np.full(3, -1.0)
     if isinstance(hide, bool) or not ((parts >= 0) & (parts <= 255)).all():
-        raise CallError(f"hide is {hide!r}: a colour is one number or three, each from 0 to 255")
+        raise CallError(f"{what} is {hide!r}: a colour is one number or three, each from 0 to 255")
     return parts
 
 

@@ -169,7 +169,7 @@ def _whole(picture: Picture) -> Picture:
 
 def _map_panel(found: Attribution, limits: tuple[float, float] | None, title: str, result: Composition) -> Panel:
     low, high = float(found.values.min()), float(found.values.max())
-    original = result.outputs[0, result.labels.index(str(found.target))]
+    original = result.outputs[0, found.provenance["class_index"]]
     lines = [
         f"{answer(low, result.output)} to {answer(high, result.output)}",
         f"original: {answer(float(original), result.output)}",

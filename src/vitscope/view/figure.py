@@ -26,6 +26,7 @@ INK, FAINT = "#1b1b1f", "#6b6b76"
 FOR, AGAINST = "#2a6cad", "#b5293c"  # the ends of the signed colour map, a little darker
 LINE = 0.155  # inches for a line of text under a panel
 NAME = 0.068  # inches for a letter beside a bar
+WITHOUT_PHOTO = 0.7  # height over width of a panel
 BAR = 0.27  # inches for a bar in a row of bars alone
 NUMBER = 0.62  # inches for a number beside a bar
 AXIS = 0.42  # inches for the numbers under curves
@@ -48,8 +49,8 @@ def save_figure(scene: Scene, path: str | Path, *, overwrite: bool = True) -> Pa
 
 def draw(scene: Scene) -> Figure:
     """The scene as a matplotlib figure, laid out in inches."""
-    photo = next(panel.picture.photo for row in scene.rows for panel in row.panels if isinstance(panel, Panel))
-    ratio = photo.height / photo.width
+    photos = (panel.picture.photo for row in scene.rows for panel in row.panels if isinstance(panel, Panel))
+    ratio = next((photo.height / photo.width for photo in photos), WITHOUT_PHOTO)
     left = 0.55 if scene.row_names else 0.2
     top, bottom = (1.12 if scene.column_names else 0.82), 0.5
     widths = [row.width or _panel_width(row.columns, len(scene.rows), left, ratio) for row in scene.rows]
