@@ -225,6 +225,25 @@ def test_objects_too_large_to_stand_apart_are_made_smaller() -> None:
     }
 
 
+def test_each_goes_to_the_edge_that_it_is_nearer_to() -> None:
+    objects = {"right": (40, 14, 12, 16), "left": (4, 10, 10, 8)}
+    result = vs.compose(seeing(slow.share_of_red, 40, 60), noise(40, 60), objects, tests="split")
+    assert {one.name: one.centre for one in result.composites[1].show} == {"left": (5.0, 14.0), "right": (54.0, 22.0)}
+
+
+def test_what_is_set_apart_or_exchanged_stays_in_what_the_model_sees() -> None:
+    """In a crop of the middle, of an object that stood beyond it."""
+    recipe = Preprocessing((40, 40), fit="crop", resize_to=(40, 40))
+    model = dataclasses.replace(seeing(slow.share_of_red, 40, 40), preprocessing=recipe)
+    objects = {"a": (2, 3, 10, 8), "b": (30, 80, 8, 14)}
+    apart, exchanged = vs.compose(model, noise(100, 40), objects, tests="split").composites[1:3]
+    assert {one.name: one.centre for one in apart.show} == {"a": (5.0, 34.0), "b": (36.0, 63.0)}
+    assert {one.name: one.centre for one in exchanged.show} == {"a": (34.0, 66.0), "b": (7.0, 37.0)}
+    wide = {"a": (80, 2, 14, 8), "b": (50, 20, 8, 14)}
+    beside = vs.compose(model, noise(40, 100), wide, tests="split").composites[1]
+    assert all(30 <= one.centre[0] <= 70 for one in beside.show)
+
+
 def test_three_objects_are_split_two_by_two_and_the_third_stays() -> None:
     objects = {"a": (2, 2, 8, 8), "b": (20, 12, 8, 8), "c": (40, 24, 8, 8)}
     result = vs.compose(seeing(slow.share_of_red, 40, 60), noise(40, 60), objects, tests="split")

@@ -136,6 +136,14 @@ def test_between_middle_and_rim_places_count_for_neither() -> None:
     assert centre_against_rim(line, made) == pytest.approx(values[3, 3] - (values[3, 0] + values[3, 6]) / 2)
 
 
+def test_a_place_is_of_the_middle_or_of_the_rim() -> None:
+    """Of two rows all places are on the rim, and the middle ones are not counted there."""
+    made = controls(seeing(slow.red_at_the_centre, 40, 56), painted(40, 56, BOX), places=(2, 3))
+    found = made.location_map(test="controls")
+    values = found.values[0].double().numpy()
+    assert centre_against_rim(found, made) == pytest.approx(values[:, 1].mean() - values[:, [0, 2]].mean())
+
+
 def test_the_middle_is_that_of_what_the_model_sees() -> None:
     """In a crop the middle of the places is the middle of the crop."""
     from vitscope.picture import Preprocessing

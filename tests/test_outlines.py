@@ -1,6 +1,7 @@
 """Outlines: boxes, polygons, masks and segments as the pixels of an object, refined, and what is refused."""
 
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,24 @@ def test_nothing_found_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(vs.CallError, match="GrabCut found nothing of dog in its outline") as caught:
         vs.outline(scene(), box=(26, 18, 48, 48), refine=True, name="dog")
     assert "\n" not in str(caught.value)
+
+
+def test_what_refining_made_of_an_outline_is_checked_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    cv2 = pytest.importorskip("cv2")
+    monkeypatch.setattr(cv2, "grabCut", lambda _, marks, *__: marks.fill(cv2.GC_FGD))
+    with pytest.raises(vs.CallError, match="dog is the whole picture"):
+        vs.outline(scene(), box=(26, 18, 48, 48), refine=True, name="dog")
+
+
+def test_opencvs_random_numbers_do_not_matter() -> None:
+    cv2 = pytest.importorskip("cv2")
+    found = []
+    for seed in range(4):
+        cv2.setRNGSeed(seed)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", vs.VitscopeWarning)
+            found.append(vs.outline(noise(60, 80), box=(20, 15, 40, 30), refine=True).mask)
+    assert all(np.array_equal(one, found[0]) for one in found)
 
 
 def test_without_opencv_a_line_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from tests.families import Family, every_family
 from tests.reference.stage import placed
 from tests.swin_families import SwinFamily, every_swin
 from tests.test_leaks import TroubleError, assert_same, state, together
-from vitscope.positions import neutral_positions, positions
+from vitscope.positions import Positions, neutral_positions, positions
 
 ROTARY = ("transformers-dinov3", "timm-dinov3")
 
@@ -182,6 +182,12 @@ def test_a_foreign_embedding_is_known_by_its_name() -> None:
 def test_a_model_that_says_nothing_of_places_has_none() -> None:
     known = positions(vs.load(nn.Conv2d(3, 4, 8, stride=8), image_size=16, patch_size=8, readout="patches"))
     assert (known.neutral, known.kinds, known.rotary, known.can_be_neutral) == ({}, (), False, False)
+
+
+def test_what_is_rotary_besides_is_not_made_equal_by_half() -> None:
+    tensor = torch.zeros(1)
+    assert Positions({tensor: tensor}, ("position embedding",), False).can_be_neutral
+    assert not Positions({tensor: tensor}, ("position embedding",), True).can_be_neutral
 
 
 def test_an_embedding_that_fits_no_grid_is_refused() -> None:

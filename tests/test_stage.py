@@ -244,6 +244,15 @@ def test_of_a_ramp_the_inpainting_is_the_ramp() -> None:
     np.testing.assert_allclose(filled(spoilt, HOLE, "inpaint", 0), ramp, atol=0.05)
 
 
+@pytest.mark.parametrize("box", [(14, 10, 12, 9), (0, 0, 9, 12), (30, 20, 14, 10)], ids=str)
+def test_inpainting_equals_the_slow_twin(box: tuple[int, int, int, int]) -> None:
+    """At a corner the slopes of the rim would go on beyond its colours."""
+    hole = boxed(30, 44, box)
+    ramp = np.mgrid[:30, :44].sum(0)[..., None].astype(np.float32) * 3
+    for photo in (noise(30, 44).astype(np.float32), ramp + noise(30, 44) / np.float32(20)):
+        np.testing.assert_allclose(filled(photo, hole, "inpaint", 0), slow.inpainted(photo, hole), atol=0.01)
+
+
 def test_inpainting_is_no_brighter_or_darker_than_the_rim() -> None:
     photo = noise(30, 44)
     rim = slow.hole(HOLE, backgrounds.RIM) & ~HOLE

@@ -192,10 +192,12 @@ def print_composites(result: "Composition", top_k: int) -> None:
             test = one.test
         rows.append([one.name])
         for ranked in result.ranking(at, top_k).classes:
-            cell = f"{ranked.label.split(',')[0]} {answer(ranked.value, result.output, unit=False)}"
+            named = "" if result.output == "similarity" else f"{ranked.label.split(',')[0]} "
+            cell = f"{named}{answer(ranked.value, result.output, unit=False)}"
             rows[-1].append(f"{cell} {change(ranked, result.output)}" if at else cell)
     count = max(map(len, rows))
     ranks = ["1st", "2nd", "3rd", *(f"{rank}th" for rank in range(4, count))][: count - 1]
+    ranks = ["similarity"] if result.output == "similarity" else ranks
     unit = ", %" if result.output == "probability" else ""
     print_table(["picture", *(f"{rank}{unit}" for rank in ranks)], rows, right=())
     for name in result.tested("location"):
