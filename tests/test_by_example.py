@@ -183,3 +183,8 @@ def test_examples_that_cannot_be_meant_are_refused(tmp_path: Path) -> None:
         with pytest.raises(vs.VitscopeError, match=message) as caught:
             vs.by_example(model, examples, **options)
         assert "\n" not in str(caught.value)
+
+
+def test_a_live_module_is_loaded_first() -> None:
+    made = vs.by_example(bare().module, EXAMPLES)
+    assert made.labels == tuple(EXAMPLES)

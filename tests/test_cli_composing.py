@@ -111,6 +111,7 @@ def test_effects_are_printed_and_drawn(photo, capsys, monkeypatch):
     expected = vs.effects(vs.compose(vs.load("vit-nano"), photo, {"cat": (105, 20, 120, 100)}, **made))
     for one in expected:
         assert any(line.split()[-1] == f"{100 * one.mean:+.2f}" for line in out.splitlines() if one.name in line)
+    assert "positions neutral" in out
     code, out, _ = run(capsys, monkeypatch, *arguments, "--json")
     entry = json.loads(out)[-1]
     assert entry["model"] == "vit-nano"
@@ -304,7 +305,10 @@ MISTAKES = [
     (["cat.png", *BOX, "--compare", "vit-nanoo"], "did you mean"),
     (["cat.png", *BOX, "--out", "figure.png"], "compose writes several files, pass a folder"),
     (["cat.png", *BOX, "--out", "cat.png"], "pass a folder"),
-    (["cat.png", *BOX, "--recipe", "recipe.toml"], "--recipe and --object both mark objects"),
+    (["cat.png", *BOX, "--recipe", "recipe.toml"], "--recipe marks objects itself: --object"),
+    (["cat.png", "--recipe", "recipe.toml", "--refine"], "--recipe marks objects itself: --object, --refine"),
+    (["cat.png", "--recipe", "recipe.toml", "--segments", "slic"], "and --segments are for photos without one"),
+    (["cat.png", *BOX, "--background", "nowhere.png"], "nowhere.png does not exist"),
     (["--recipe", "nowhere.toml"], "nowhere.toml does not exist"),
     (["--recipe", "cat.png"], "is no recipe"),
     (["cat.png", *BOX, "--examples", "nowhere"], "has classes already"),

@@ -166,6 +166,19 @@ def test_places_lie_in_what_the_model_sees() -> None:
     assert found.pictures[0].box == pytest.approx((17, -5, 47, 37))
 
 
+def test_what_is_wider_than_the_models_view_is_exchanged_smaller() -> None:
+    recipe = Preprocessing((32, 32), fit="crop", resize_to=(32, 32))
+    model = dataclasses.replace(seeing(slow.share_of_red, 32, 32), preprocessing=recipe)
+    objects = {"a": (2, 3, 48, 8), "b": (20, 18, 10, 10)}
+    result = vs.compose(model, noise(32, 64), objects, tests="split", **LOGIT)
+    (one,) = [one for one in result.composites if "exchanged" in one.name]
+    assert one.name == "a and b exchanged × 0.67"
+    placed = {placement.name: placement for placement in one.show}
+    assert placed["a"].scale == placed["b"].scale == pytest.approx(32 / 48)
+    assert placed["a"].centre == pytest.approx((32, 23))  # as wide as the view, from 16 to 48
+    assert placed["b"].centre == pytest.approx((26, 7))
+
+
 def test_where_there_is_little_room_there_are_few_places() -> None:
     photo = painted(40, 56, (1, 10, 53, 8))
     options = {"tests": "location", "places": (3, 9)} | LOGIT

@@ -462,6 +462,16 @@ def test_what_cannot_be_meant_is_refused_before_anything_is_shown(options: dict[
     assert not shown
 
 
+def test_one_composite_needs_no_list() -> None:
+    one = vs.Composite("alone", (vs.Placement("a"),))
+    assert composed(tests=(), composites=one).names == composed(tests=(), composites=[one]).names
+
+
+def test_a_background_that_is_none_is_refused_though_no_test_uses_it() -> None:
+    with pytest.raises(vs.CallError, match=r"nowhere.png does not exist"):
+        composed(tests="split", background="nowhere.png")
+
+
 def test_a_list_of_one_picture_is_one_picture() -> None:
     made = vs.compose(vs.load(tiny_vit()), [PHOTO], OBJECTS, tests="split")
     np.testing.assert_array_equal(made.outputs, composed(tests="split").outputs)

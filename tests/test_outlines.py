@@ -1,7 +1,6 @@
 """Outlines: boxes, polygons, masks and segments as the pixels of an object, refined, and what is refused."""
 
 import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -182,13 +181,15 @@ def test_what_refining_made_of_an_outline_is_checked_too(monkeypatch: pytest.Mon
 
 
 def test_opencvs_random_numbers_do_not_matter() -> None:
+    """A disc whose colours and those around it run into each other: the start of the clustering shows."""
     cv2 = pytest.importorskip("cv2")
+    ys, xs = np.ogrid[:60, :80]
+    photo = np.random.default_rng(0).integers(0, 150, (60, 80, 3))
+    photo[(ys - 30) ** 2 + (xs - 40) ** 2 < 15**2] += 90
     found = []
-    for seed in range(4):
+    for seed in range(3):
         cv2.setRNGSeed(seed)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", vs.VitscopeWarning)
-            found.append(vs.outline(noise(60, 80), box=(20, 15, 40, 30), refine=True).mask)
+        found.append(vs.outline(photo.astype(np.uint8), box=(20, 10, 40, 40), refine=True).mask)
     assert all(np.array_equal(one, found[0]) for one in found)
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from vitscope.composites.stage import Composite
     from vitscope.models import VisionModel
 
+CUT = "quickshift"
 TESTS = ("size", "location", "split")
 
 
@@ -56,7 +57,7 @@ def compose(
     ] = None,
     target: Target = None,
     refine: Annotated[bool, typer.Option("--refine", help="Move rough outlines to the objects' borders.")] = False,
-    segments: Annotated[str, typer.Option(help="What segments: counts: quickshift, slic.")] = "quickshift",
+    segments: Annotated[str, typer.Option(help="What segments: counts: quickshift, slic.")] = CUT,
     scales: Annotated[
         str | None, typer.Option(help="Of the size test, as 0.5,1.", show_default="areas that double")
     ] = None,
@@ -161,8 +162,10 @@ def _marked(
     if recipe is not None:
         from vitscope.composites.recipe import read_recipe
 
-        if objects:
-            raise CallError("--recipe and --object both mark objects: pass one of them")
+        if objects or refine or cut != CUT:
+            raise CallError(
+                "--recipe marks objects itself: --object, --refine and --segments are for photos without one"
+            )
         return [Marked(one.photo, one.objects, one.composites) for one in read_recipe(recipe, photos)]
     if len(photos) != 1 or not objects:
         raise CallError(

@@ -181,7 +181,8 @@ def print_composites(result: "Composition", top_k: int) -> None:
 
     rows: list[list[str]] = []
     printed, test = set(), "original"
-    for at in [*on_plate(result), *(n for name in result.outlines for n in on_controls(result, name))]:
+    neutral = [at for at in result.select("controls", neutral=True, placed=False) if at in result.asked]
+    for at in [*on_plate(result), *(n for name in result.outlines for n in on_controls(result, name)), *neutral]:
         one = result.composites[at]
         shown = (one.show, one.background, one.neutral)
         if shown in printed:

@@ -19,7 +19,7 @@ from vitscope.methods.asking import telling, warn_if_interrupted
 from vitscope.models.vision_model import VisionModel
 from vitscope.perturb.baselines import described
 from vitscope.perturb.rendering import Subject, subjects
-from vitscope.picture import Picture
+from vitscope.picture import Picture, read_photo
 from vitscope.positions import Positions, positions
 from vitscope.run import as_vision_model, provenance
 
@@ -30,7 +30,7 @@ def compose(
     objects: Any,
     *,
     tests: Sequence[Literal["size", "location", "split", "controls"]] | str = ("size", "location", "split"),
-    composites: Sequence[Composite] = (),
+    composites: Sequence[Composite] | Composite = (),
     target: int | str | None = None,
     scales: Sequence[float | int] | None = None,
     places: Sequence[int] | int = PLACES,
@@ -89,6 +89,9 @@ def compose(
         torch.Size([1, 3, 3])
     """
     vision, seed = as_vision_model(model), seed_number(seed)
+    own = [composites] if isinstance(composites, Composite) else list(composites)
+    if background is not None:
+        read_photo(background)  # refused now, though not every test uses it
     subject = _one(vision, image)
     photo = subject.view.photo
     asked = asked_tests(tests, scales, places, location_scale)
@@ -101,9 +104,9 @@ def compose(
         feather=feather,
         seed=seed,
     )
-    known = _positions(vision, asked, composites)
+    known = _positions(vision, asked, own)
     original, *tested = planned(stage, _arena(subject.view), replace(asked, can_be_neutral=known.can_be_neutral))
-    shown = [original, *composites, *tested]
+    shown = [original, *own, *tested]
     _check(vision, shown, stage, known)
     with telling(progress, "showing composites") as tell:
         showing = Showing(

@@ -151,8 +151,7 @@ def _split(stage: Stage, arena: Arena) -> Iterator[Composite]:
     names = list(stage.outlines)
     for one, other in combinations(names, 2):
         yield _apart(stage, arena, one, other)
-        swapped = [_moved(stage, arena, a, stage.known(b).centre) for a, b in ((one, other), (other, one))]
-        yield Composite(f"{one} and {other} exchanged", (*_others(stage, one, other), *swapped), test="split")
+        yield _exchanged(stage, arena, one, other)
     for name in names:
         yield Composite(
             f"{name} mirrored",
@@ -164,15 +163,25 @@ def _split(stage: Stage, arena: Arena) -> Iterator[Composite]:
         yield Composite(f"{name} left out", _others(stage, name), test="split", subject=name)
 
 
-def _moved(stage: Stage, arena: Arena, name: str, to: tuple[float, float]) -> Placement:
-    """The object as near to a place as it fits."""
-    width, height = stage.size_of(name)
-    half = (width / 2, height / 2)
-    x, y = (
-        min(max(to[axis], arena[axis] + half[axis]), max(arena[axis + 2] - half[axis], arena[axis] + half[axis]))
-        for axis in (0, 1)
+def _exchanged(stage: Stage, arena: Arena, one: str, other: str) -> Composite:
+    """Each where the other was, or as near as it can be seen whole; both smaller where one cannot."""
+    room = (arena[2] - arena[0], arena[3] - arena[1])
+    scale = min(1.0, *(of / side for name in (one, other) for of, side in zip(room, stage.size_of(name), strict=True)))
+    shown = [_moved(stage, arena, a, stage.known(b).centre, scale) for a, b in ((one, other), (other, one))]
+    return Composite(
+        f"{one} and {other} exchanged{_smaller(scale)}", (*_others(stage, one, other), *shown), test="split"
     )
-    return Placement(name, (x, y))
+
+
+def _smaller(scale: float) -> str:
+    return "" if scale == 1 else f" × {scale:.2f}"
+
+
+def _moved(stage: Stage, arena: Arena, name: str, to: tuple[float, float], scale: float) -> Placement:
+    """The object as near to a place as it fits."""
+    half = [side / 2 for side in stage.size_of(name, scale)]
+    x, y = (min(max(to[axis], arena[axis] + half[axis]), arena[axis + 2] - half[axis]) for axis in (0, 1))
+    return Placement(name, (x, y), scale)
 
 
 def _apart(stage: Stage, arena: Arena, one: str, other: str) -> Composite:
@@ -194,8 +203,7 @@ def _apart(stage: Stage, arena: Arena, one: str, other: str) -> Composite:
         across = 1 - axis
         centre[across] = min(max(centre[across], arena[across] + half[across]), arena[across + 2] - half[across])
         shown.append(Placement(name, (centre[0], centre[1]), scale))
-    smaller = "" if scale == 1 else f" × {scale:.2f}"
-    return Composite(f"{one} and {other} apart{smaller}", (*_others(stage, one, other), *shown), test="split")
+    return Composite(f"{one} and {other} apart{_smaller(scale)}", (*_others(stage, one, other), *shown), test="split")
 
 
 def _controls(stage: Stage, arena: Arena, name: str, tests: Tests) -> Iterator[Composite]:

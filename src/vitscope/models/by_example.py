@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from vitscope.arguments import number
 from vitscope.attribution import only_finite
 from vitscope.errors import CallError
+from vitscope.models.loading import load
 from vitscope.models.vision_model import VisionModel
 from vitscope.picture import check_file
 
@@ -21,7 +22,10 @@ WORDNET_NUMBER = re.compile(r"^n\d{8}_")  # how ImageNet's pictures are named
 
 
 def by_example(
-    model: VisionModel, examples: Mapping[str, Any] | str | Path, *, temperature: float | int = TEMPERATURE
+    model: VisionModel | nn.Module,
+    examples: Mapping[str, Any] | str | Path,
+    *,
+    temperature: float | int = TEMPERATURE,
 ) -> VisionModel:
     """The same model with classes: how alike a picture's features are to the mean of each class's examples.
 
@@ -32,7 +36,7 @@ def by_example(
     (arXiv 1911.04623); the temperature, Caron et al., 2021 (arXiv 2104.14294).
 
     Args:
-        model: one that gives features, as DINOv2 without a head.
+        model: one that gives features, as DINOv2 without a head; from :func:`vitscope.load`, or a live module.
         examples: for each class its pictures, as :meth:`VisionModel.prepare` takes them; or a folder, with a folder of
             pictures for each class, or one picture for each class, named as it.
         temperature: above 0; the smaller, the surer the answers.
@@ -40,6 +44,8 @@ def by_example(
     Raises:
         CallError: fewer than two classes, a folder without pictures, or a model that has classes already.
     """
+    if isinstance(model, nn.Module):
+        model = load(model)
     if model.embed is None:
         why = "has classes already" if model.labels is not None else "gives no features that vitscope knows"
         raise CallError(f"{model.name} {why}: classes by example are for models without a classifier")
