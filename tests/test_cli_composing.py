@@ -120,6 +120,23 @@ def test_effects_are_printed_and_drawn(photo, capsys, monkeypatch):
     assert [one["mean"] for one in entry["effects"]] == pytest.approx([one.mean for one in expected], abs=1e-5)
 
 
+def test_several_classes_may_be_asked_for(photo, capsys, monkeypatch):
+    code, out, err = run(capsys, monkeypatch, "compose", photo, *BOX, *SMALL, "--target", "dog", "-t", "cat", "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(out)[0]["results"][0]["objects"][0]["class"] == "dog"
+    one = Path("cat-compose/places-and-sizes.png").read_bytes()
+    run(capsys, monkeypatch, "compose", photo, *BOX, *SMALL, "--target", "dog")
+    assert Path("cat-compose-2/places-and-sizes.png").read_bytes() != one
+    assert run(capsys, monkeypatch, "compose", photo, *BOX, *SMALL, "-t", "cat", "-t", "tabby")[0] == 2
+
+
+def test_what_a_model_crops_off_an_object_is_said(photo, capsys, monkeypatch):
+    monkeypatch.setattr(vs.Composition, "seen", lambda *_: 0.42)
+    code, _, err = run(capsys, monkeypatch, "compose", photo, *QUICK)
+    assert code == 0
+    assert err == "vitscope: vit-nano sees 42% of cat where it is: it crops the photo\n"
+
+
 def test_a_wide_terminal_says_what_less_what(photo, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     _, out, _ = run(capsys, monkeypatch, "compose", photo, *BOX, "--test", "controls", *SMALL)

@@ -161,6 +161,10 @@ def test_places_lie_in_what_the_model_sees() -> None:
     assert xs == pytest.approx([20, 26, 32, 38, 44])
     assert ys == pytest.approx([2, 16, 30])
     assert [composite.place for composite in result.composites[1:]] == [(i // 5, i % 5) for i in range(15)]
+    assert result.seen("object") == 1
+    cut = vs.compose(model, photo, (10, 15, 8, 4), tests=(), **LOGIT)
+    assert cut.seen("object") == pytest.approx(2 / 8)  # of columns 10 to 17 the model sees 16 and 17
+    assert cut.as_json()["objects"][0]["seen"] == cut.seen("object")
     found = result.location_map()
     np.testing.assert_allclose(found.values, 8 * 4 / 32 / 32, atol=1e-6)
     assert found.pictures[0].box == pytest.approx((17, -5, 47, 37))

@@ -231,7 +231,7 @@ def test_models_stand_below_each_other_with_their_names(result: vs.Composition) 
     second = dataclasses.replace(
         result, provenance={**result.provenance, "model": "another"}, outputs=result.outputs / 2
     )
-    made = places_and_sizes([result, second], target=1)
+    made = places_and_sizes([result, second], [1])
     assert len(made.rows) == 2
     for row, name in zip(made.rows, (result.provenance["model"], "another"), strict=True):
         assert all(panel.title.startswith(f"{name}: ") for panel in row.panels)
@@ -243,12 +243,21 @@ def test_models_stand_below_each_other_with_their_names(result: vs.Composition) 
             assert panel.limits == pytest.approx((min(ends), max(ends)))
 
 
+def test_several_classes_stand_side_by_side(result) -> None:
+    (row,) = places_and_sizes([result], [0, 1]).rows[:1]
+    names = [result.labels[at] for at in (0, 1)]
+    titles = [f"{label} by the place of {name}" for name in result.tested("location") for label in names]
+    assert [panel.title for panel in row.panels] == titles[: len(row.panels)]
+    curves = [panel for row in places_and_sizes([result], [0, 1]).rows for panel in row.panels if hasattr(panel, "xs")]
+    assert [name.split(",")[0] for name in curves[0].names] == names * len(result.tested("size"))
+
+
 def test_the_original_beside_a_map_is_of_its_class() -> None:
     """ImageNet has two cranes."""
     base = seeing(lambda unit: torch.stack([slow.redness(unit).mean((1, 2)), unit[:, 2].mean((1, 2))], 1), 40, 56)
     model = dataclasses.replace(base, labels=("crane", "crane"))
     made = vs.compose(model, painted(40, 56, (6, 9, 9, 9)), (6, 9, 9, 9), tests="location", places=2, output="logit")
-    panel = places_and_sizes([made], target=1).rows[0].panels[0]
+    panel = places_and_sizes([made], [1]).rows[0].panels[0]
     assert panel.lines[1] == f"original: {made.outputs[0, 1]:.2f}"
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from vitscope.cli.app import Compared, Device, Examples, Json, ModelName, Overwrite, Target, TopK, app
+from vitscope.cli.app import Compared, Device, Examples, Json, ModelName, Overwrite, TopK, app
 from vitscope.cli.output import fill_of, fresh, load_model, numbers, print_composites, print_effects, reporting, save
 from vitscope.errors import CallError, OutputExistsError
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from vitscope.composites.stage import Composite
     from vitscope.models import VisionModel
 
+SEEN = 0.9  # of an object: less is worth a line
 CUT = "quickshift"
 TESTS = ("size", "location", "split")
 
@@ -55,7 +56,15 @@ def compose(
             "--test", help="size, location, split, controls or none; repeat it.", show_default="the first three"
         ),
     ] = None,
-    target: Target = None,
+    targets: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--target",
+            "-t",
+            help="A class, by label or index; several are set side by side.",
+            show_default="each object's",
+        ),
+    ] = None,
     refine: Annotated[bool, typer.Option("--refine", help="Move rough outlines to the objects' borders.")] = False,
     segments: Annotated[str, typer.Option(help="What segments: counts: quickshift, slic.")] = CUT,
     scales: Annotated[
@@ -95,6 +104,7 @@ def compose(
     marked = _marked(given, objects or [], recipe, refine=refine, cut=segments)
     wanted = [name for name in tests or TESTS if name != "none"]
     rows = numbers(places, "--places")
+    target = targets[0] if targets else None
     options: dict[str, Any] = {
         "tests": wanted,
         "target": target,
@@ -116,9 +126,10 @@ def compose(
     _check_free([*(path for one in files for path in one.values()), *together], overwrite)
     made: list[list[Composition]] = []
     with reporting(json_) as report:
-        for one, targets in zip(marked, files, strict=True):
+        for one, paths in zip(marked, files, strict=True):
             results, interrupted = _asked(models, one, options)
-            written = _write(results, targets, target, overwrite, whole=not interrupted)
+            written = _write(results, paths, targets or (None,), overwrite, whole=not interrupted)
+            _say_what_is_cropped(results)
             for result in () if json_ else results:
                 typer.echo(f"{one.photo}, as {result.provenance['model']} sees it:")
                 print_composites(result, top_k)
@@ -153,6 +164,15 @@ def _asked(
         if results[-1].provenance["interrupted"]:
             return results, True
     return results, False
+
+
+def _say_what_is_cropped(results: Sequence["Composition"]) -> None:
+    """One line for each object that a model does not see whole where it is."""
+    for result in results:
+        for name in result.outlines:
+            if (seen := result.seen(name)) < SEEN:
+                model = result.provenance["model"]
+                typer.echo(f"vitscope: {model} sees {seen:.0%} of {name} where it is: it crops the photo", err=True)
 
 
 def _marked(
@@ -236,7 +256,12 @@ def _check_free(paths: Sequence[Path], overwrite: bool) -> None:
 
 
 def _write(
-    results: Sequence["Composition"], files: Mapping[str, Path], target: str | None, overwrite: bool, *, whole: bool
+    results: Sequence["Composition"],
+    files: Mapping[str, Path],
+    targets: Sequence[str | None],
+    overwrite: bool,
+    *,
+    whole: bool,
 ) -> list[Path]:
     """The files of a photo; what needs all answers only where they are ``whole``."""
     from vitscope.view.composites import places_and_sizes, plate
@@ -247,6 +272,6 @@ def _write(
         save(plate(result), figure, overwrite)
         written += [figure, result.save(table), result.save(everything)]
     if "places" in files and whole:
-        save(places_and_sizes(results, target), files["places"], overwrite)
+        save(places_and_sizes(results, targets), files["places"], overwrite)
         written.append(files["places"])
     return written

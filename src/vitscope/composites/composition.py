@@ -270,6 +270,13 @@ class Composition:
         scales, values = (np.array(part) for part in zip(*points, strict=True))
         return SizeCurve(name, self.labels[column], scales, self.outlines[name].area * scales**2, values)
 
+    def seen(self, name: str) -> float:
+        """The share of an object, where it is in the photo, that the model sees: less than 1 where it is cropped."""
+        mask = self.stage.known(name).mask
+        left, top, right, bottom = (round(side) for side in self.picture.box)
+        inside = mask[max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)]
+        return float(inside.sum() / mask.sum())
+
     def looked(self, which: int | str, name: str) -> tuple[float, float]:
         """The share of a composite's rollout that lies on an object, and the share of the model's view it covers.
 
@@ -327,6 +334,7 @@ class Composition:
                     "name": one.name,
                     "box": list(one.box),
                     "area": one.area,
+                    "seen": self.seen(name),
                     "class": self.labels[self.column(None, name)],
                 }
                 for name, one in self.outlines.items()

@@ -36,6 +36,7 @@ class Effect:
         values: (picture,) the difference in each, the mean over its objects.
         mean: of these.
         interval: (low, high) of the mean, Student's; None for one picture.
+        confidence: of the interval.
         standardized: Cohen's d of paired differences, mean / standard deviation; None for one picture, or where all
             are the same.
     """
@@ -45,6 +46,7 @@ class Effect:
     mean: float
     interval: tuple[float, float] | None
     standardized: float | None
+    confidence: float = 0.95
 
     @property
     def about(self) -> str:
@@ -58,6 +60,7 @@ class Effect:
             "about": self.about,
             "mean": self.mean,
             "interval": None if self.interval is None else list(self.interval),
+            "confidence": self.confidence,
             "standardized": self.standardized,
             "values": self.values.tolist(),
         }
@@ -105,10 +108,12 @@ def effects(
 def _effect(name: str, values: Float[np.ndarray, " picture"], confidence: float) -> Effect:
     mean, count = float(values.mean()), len(values)
     if count < 2:
-        return Effect(name, values, mean, None, None)
+        return Effect(name, values, mean, None, None, confidence)
     deviation = float(values.std(ddof=1))
     half = float(student.ppf((1 + confidence) / 2, count - 1)) * deviation / count**0.5
-    return Effect(name, values, mean, (mean - half, mean + half), mean / deviation if deviation > 0 else None)
+    return Effect(
+        name, values, mean, (mean - half, mean + half), mean / deviation if deviation > 0 else None, confidence
+    )
 
 
 def _of_picture(result: Composition, target: int | str | None) -> Mapping[str, float]:

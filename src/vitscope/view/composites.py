@@ -9,12 +9,13 @@ from vitscope.attribution import Attribution
 from vitscope.composites.composition import Composition, Ranked
 from vitscope.composites.effects import Effect
 from vitscope.picture import Picture
-from vitscope.view.scene import Bars, Curves, Panel, Row, Scene, Shown
+from vitscope.view.scene import Bars, Curves, Panel, Row, Scene, Shown, wrapped
 
 COLUMNS = 6
 WIDTH = 1.95  # inches of a picture on the plate: room for the classes under it
 MAP = 3.95  # inches of a location map
 LETTERS = 27  # that fit above a picture of the plate
+MAPS = 5  # location maps and curves to a row
 EXTREMES = 3  # places shown where the answer is highest, and as many where it is lowest
 SETTINGS = (
     ("own", False, "its own background"),
@@ -42,9 +43,16 @@ def plate(result: Composition) -> Scene:
     )
 
 
-def places_and_sizes(results: Sequence[Composition], target: int | str | None = None) -> Scene:
-    """Location maps over the photo and size curves, a row for each model; the colours are the same in all maps."""
-    maps = [[(name, result.location_map(name, target)) for name in result.tested("location")] for result in results]
+def places_and_sizes(results: Sequence[Composition], targets: Sequence[int | str | None] = (None,)) -> Scene:
+    """Location maps over the photo and size curves, a row for each model; the colours are the same in all maps.
+
+    Args:
+        targets: the classes, each with every object; None: the class of the object.
+    """
+    maps = [
+        [(name, result.location_map(name, target)) for name in result.tested("location") for target in targets]
+        for result in results
+    ]
     limits = _limits([found for row in maps for _, found in row])
     rows = []
     for result, found in zip(results, maps, strict=True):
@@ -54,10 +62,10 @@ def places_and_sizes(results: Sequence[Composition], target: int | str | None = 
             )
             for name, one in found
         ]
-        rows.append([*panels, *_curves(result, target, len(results))])
+        rows.append([*panels, *_curves(result, targets, len(results))])
     widest = max(map(len, rows))
     return Scene(
-        rows=[Row(row, max(widest, 2)) for row in rows],
+        rows=[part for row in rows for part in wrapped(row, min(max(widest, 2), MAPS))],
         title=f"{_what(results[0])} by place and by size",
         note="maps: a cell is where the middle of the object's box was put; grey: it does not fit; ×: where it stood",
         caption=_scale(limits, results[0]) if limits else "",
@@ -88,7 +96,8 @@ def controls(results: Sequence[Composition], found: Sequence[Effect], target: in
             for one, (_, _, words) in zip(row, settings, strict=True)
         ]
         rows.append(Row(panels, len(panels), MAP))
-    several = f", {len(results)} pictures, 95 % intervals" if len(results) > 1 else ", this picture"
+    sure = f"{100 * found[0].confidence:g} % intervals" if found else ""
+    several = f", {len(results)} pictures, {sure}" if len(results) > 1 else ", this picture"
     bars = Bars(
         [one.name for one in found],
         [one.mean for one in found],
@@ -189,8 +198,8 @@ def _limits(maps: Sequence[Attribution]) -> tuple[float, float] | None:
     return min(float(one.values.min()) for one in maps), max(float(one.values.max()) for one in maps)
 
 
-def _curves(result: Composition, target: int | str | None, models: int) -> list[Curves]:
-    curves = [result.size_curve(name, target) for name in result.tested("size")]
+def _curves(result: Composition, targets: Sequence[int | str | None], models: int) -> list[Curves]:
+    curves = [result.size_curve(name, target) for name in result.tested("size") for target in targets]
     if not curves:
         return []
     names = [f"{_short(one.target)}, {one.name} scaled" for one in curves]
