@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ class Outline:
     mask: Bool[np.ndarray, "pixel_height pixel_width"]
     label: str | None = None
 
-    @property
+    @cached_property
     def box(self) -> tuple[int, int, int, int]:
         """(left, top, width, height) of the pixels it covers."""
         rows, columns = np.flatnonzero(self.mask.any(1)), np.flatnonzero(self.mask.any(0))
@@ -46,7 +47,7 @@ class Outline:
         left, top, width, height = self.box
         return left + width / 2, top + height / 2
 
-    @property
+    @cached_property
     def area(self) -> float:
         """The share of the photo that it covers."""
         return float(self.mask.mean())
