@@ -20,8 +20,8 @@ from tests.swin_families import SwinFamily, every_swin
 from tests.test_leaks import TroubleError, assert_same, mixed, state
 from tests.tiny import tiny_vit
 from vitscope.composites.stage import Stage
+from vitscope.models.positions import neutral_positions, positions
 from vitscope.perturb.rendering import subjects
-from vitscope.positions import neutral_positions, positions
 from vitscope.run import run
 
 ALL_TESTS = ("size", "location", "split", "controls")

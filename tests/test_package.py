@@ -20,7 +20,7 @@ LAYERS = (
     ("errors", "arguments", "shapes", "grid", "saving", "shelf", "windows"),
     ("picture", "scores", "merging", "trace", "attribution", "segment_attribution", "target"),
     ("models",),
-    ("tap", "run", "positions", "perturb"),
+    ("tap", "run", "perturb"),
     ("methods", "composites"),
     ("view",),
     ("tune", "batch"),

@@ -13,7 +13,7 @@ from tests.families import Family, every_family
 from tests.reference.stage import placed
 from tests.swin_families import SwinFamily, every_swin
 from tests.test_leaks import TroubleError, assert_same, state, together
-from vitscope.positions import Positions, neutral_positions, positions
+from vitscope.models.positions import Positions, neutral_positions, positions
 
 ROTARY = ("transformers-dinov3", "timm-dinov3")
 

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -16,11 +15,11 @@ from vitscope.composites.showing import Showing
 from vitscope.composites.stage import Composite, Stage
 from vitscope.errors import CallError
 from vitscope.methods.asking import telling, warn_if_interrupted
+from vitscope.models.positions import Positions, positions
 from vitscope.models.vision_model import VisionModel
 from vitscope.perturb.baselines import described
 from vitscope.perturb.rendering import Subject, subjects
 from vitscope.picture import Picture, read_photo
-from vitscope.positions import Positions, positions
 from vitscope.run import as_vision_model, provenance
 
 
@@ -61,7 +60,7 @@ def compose(
             ``"controls"``: each object alone, over its own background, a blank, a blurred, a shuffled and another one
             (``background``, a picture; by default a texture of grass), at its place and, over its own and the blank
             one, at ``places``, there also with the model's position embeddings made equal (where
-            :func:`vitscope.positions.positions` knows how); the picture without it.
+            :func:`vitscope.models.positions.positions` knows how); the picture without it.
         composites: pictures of your own, asked about after the original.
         target: the class that maps and curves show by default; see :meth:`Composition.column`.
         scales: of an object's sides; by default areas that double from 1/16, those that fit.
@@ -118,40 +117,36 @@ def compose(
                 showing.target(one.label)  # an unknown class is refused before anything is shown
         answers = showing.show(stage, shown)
     warn_if_interrupted(answers.interrupted, int(answers.asked.sum()), len(shown))
-    rollouts = None
-    if attention:
-        blank = np.full_like(next(iter(showing.rollouts.values())), np.nan)
-        rollouts = np.stack([showing.rollouts.get(at, blank) for at in range(len(shown))])
-    about = {
-        **provenance(vision),
-        "method": "compose",
-        "parameters": {
-            "tests": list(asked.names),
-            "scales": None if asked.scales is None else list(asked.scales),
-            "places": list(asked.places),
-            "location_scale": asked.location_scale,
-            "fill": fill if isinstance(fill, str) else described(fill),
-            "background": "grass" if background is None else "a picture",
-            "feather": stage.feather,
-            "composed_at": list(subject.size),
-            "positions": list(known.kinds),
-            "output": showing.output,
-            "seed": seed,
-        },
-        "samples": int(answers.asked.sum()),
-        "interrupted": answers.interrupted,
+    parameters = {
+        "tests": list(asked.names),
+        "scales": None if asked.scales is None else list(asked.scales),
+        "places": list(asked.places),
+        "location_scale": asked.location_scale,
+        "fill": fill if isinstance(fill, str) else described(fill),
+        "background": "grass" if background is None else "a picture",
+        "feather": stage.feather,
+        "composed_at": list(subject.size),
+        "positions": list(known.kinds),
+        "output": showing.output,
+        "seed": seed,
     }
     return Composition(
         picture=subject.view,
         composites=shown,
         outputs=answers.outputs,
         labels=[showing.label(at) for at in range(answers.outputs.shape[1])],
-        provenance=about,
+        provenance={
+            **provenance(vision),
+            "method": "compose",
+            "parameters": parameters,
+            "samples": int(answers.asked.sum()),
+            "interrupted": answers.interrupted,
+        },
         stage=stage,
         known=vision.labels,
         target=column,
-        rollouts=rollouts,
-        grid=None if rollouts is None or vision.layout is None else vision.layout.grid(*subject.pixels.shape[-2:]),
+        rollouts=showing.rollouts_of(len(shown)) if attention else None,
+        grid=vision.layout.grid(*subject.pixels.shape[-2:]) if attention and vision.layout is not None else None,
     )
 
 

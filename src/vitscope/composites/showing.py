@@ -12,10 +12,10 @@ from torch import Tensor
 
 from vitscope.composites.stage import Composite, Stage
 from vitscope.methods.rollout import rollout
+from vitscope.models.positions import Positions, neutral_positions
 from vitscope.models.vision_model import VisionModel
 from vitscope.perturb.asker import Answers, Asker, Progress
 from vitscope.perturb.rendering import Subject
-from vitscope.positions import Positions, neutral_positions
 from vitscope.run import run
 
 
@@ -66,6 +66,11 @@ class Showing(Asker):
                 return self._looked(at, pixels)
 
         return self._ask(len(composites), batches, start, finish, range(len(self.original)))
+
+    def rollouts_of(self, count: int) -> Float[np.ndarray, "composite height width"]:
+        """The rollouts of so many composites, NaN where Ctrl-C came first."""
+        blank = np.full_like(next(iter(self.rollouts.values())), np.nan)
+        return np.stack([self.rollouts.get(at, blank) for at in range(count)])
 
     def _made(self, stage: Stage, composite: Composite) -> Tensor:
         """What the model is given: bytes that are cut for it, or (for a tensor) values in 0 … 255."""

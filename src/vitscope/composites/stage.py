@@ -47,7 +47,7 @@ class Composite:
         show: the objects that are there, back to front; others are left out and their holes filled.
         background: ``"own"``, ``"blank"``, ``"blurred"``, ``"shuffled"`` or ``"other"``.
         neutral: the model is asked with its position embeddings made equal, see
-            :mod:`vitscope.positions`.
+            :mod:`vitscope.models.positions`.
         test: what it belongs to: ``"original"``, ``"size"``, ``"location"``, ``"split"``, ``"controls"``, ``"free"``.
         subject: the object that is tested, where one is.
         place: (row, column) of the location grid, where the object stands on one.
