@@ -291,8 +291,8 @@ def test_nothing_is_replaced_unless_it_is_allowed(photo, tmp_path, capsys, monke
 
 MISTAKES = [
     (["cat.png"], "mark an object in it, as --object 105,20,235,200"),
-    (["--object", "1,2,30,40"], "0 photos and 1 objects came"),
-    (["cat.png", "cat.png", *BOX], "2 photos and 1 objects came"),
+    (["--object", "1,2,30,40"], "photos: 0, objects: 1"),
+    (["cat.png", "cat.png", *BOX], "photos: 2, objects: 1"),
     (["nowhere.png", *BOX], "nowhere.png does not exist"),
     (["cat.png", "--object", "1,2,3"], "has 3 numbers: left, top, width, height"),
     (["cat.png", "--object", "cat"], "numbers with commas between them are expected"),

@@ -189,8 +189,8 @@ def _marked(
         return [Marked(one.photo, one.objects, one.composites) for one in read_recipe(recipe, photos)]
     if len(photos) != 1 or not objects:
         raise CallError(
-            f"{len(photos)} photos and {len(objects)} objects came: pass one photo and mark an object in it, as "
-            "--object 105,20,235,200 (x,y,width,height), or pass --recipe"
+            "pass one photo and mark an object in it, as --object 105,20,235,200 (x,y,width,height), or pass --recipe; "
+            f"photos: {len(photos)}, objects: {len(objects)}"
         )
     found = [_object(photos[0], text, at, len(objects), refine, cut) for at, text in enumerate(objects)]
     return [Marked(photos[0], found)]

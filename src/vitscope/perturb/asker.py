@@ -80,7 +80,8 @@ class Asker:
                 return 0
             raise CallError(
                 f"{self.model.name} has no classifier, so there is no class to explain: pass target='similarity' to "
-                "explain how alike its features stay, or look at attention_map and rollout, which need no class"
+                "explain how alike its features stay, give it classes by examples (vitscope.by_example), or look at "
+                "attention_map and rollout, which need no class"
             )
         if wanted is None:
             return int(self.original.argmax())
