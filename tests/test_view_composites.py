@@ -244,12 +244,12 @@ def test_models_stand_below_each_other_with_their_names(result: vs.Composition) 
 
 
 def test_several_classes_stand_side_by_side(result) -> None:
-    (row,) = places_and_sizes([result], [0, 1]).rows[:1]
+    panels = [panel for row in places_and_sizes([result], [0, 1]).rows for panel in row.panels]
     names = [result.labels[at] for at in (0, 1)]
     titles = [f"{label} by the place of {name}" for name in result.tested("location") for label in names]
-    assert [panel.title for panel in row.panels] == titles[: len(row.panels)]
-    curves = [panel for row in places_and_sizes([result], [0, 1]).rows for panel in row.panels if hasattr(panel, "xs")]
-    assert [name.split(",")[0] for name in curves[0].names] == names * len(result.tested("size"))
+    assert [panel.title for panel in panels if isinstance(panel, Panel)] == titles
+    (curves,) = (panel for panel in panels if isinstance(panel, Curves))
+    assert [name.split(",")[0] for name in curves.names] == names * len(result.tested("size"))
 
 
 def test_the_original_beside_a_map_is_of_its_class() -> None:
