@@ -42,6 +42,12 @@ _HOME = {
     "window_cls": "vitscope.methods.window_cls",
     "WindowCls": "vitscope.methods.window_cls",
     "WindowHead": "vitscope.methods.window_head",
+    "finetune": "vitscope.tune.finetuning",
+    "Tuned": "vitscope.tune.finetuning",
+    "load_data": "vitscope.tune.data",
+    "Data": "vitscope.tune.data",
+    "inspect": "vitscope.tune.inspecting",
+    "Recipe": "vitscope.tune.recipe",
     "HeadStatistics": "vitscope.methods.head_statistics",
     "VitscopeError": "vitscope.errors",
     "CallError": "vitscope.errors",
@@ -90,6 +96,12 @@ if TYPE_CHECKING:
     from vitscope.segment_attribution import SegmentAttribution as SegmentAttribution
     from vitscope.trace import AttentionStep as AttentionStep
     from vitscope.trace import Trace as Trace
+    from vitscope.tune.data import Data as Data
+    from vitscope.tune.data import load_data as load_data
+    from vitscope.tune.finetuning import Tuned as Tuned
+    from vitscope.tune.finetuning import finetune as finetune
+    from vitscope.tune.inspecting import inspect as inspect
+    from vitscope.tune.recipe import Recipe as Recipe
 
 __all__ = list(_HOME)
 

@@ -1,6 +1,7 @@
 """Writing results so that nothing which existed is lost."""
 
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -45,3 +46,25 @@ def replacing(path: str | Path, *, overwrite: bool = True) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             beside.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_folder(path: str | Path) -> Iterator[Path]:
+    """A folder beside ``path`` to fill; it takes ``path``'s place when the block ends well.
+
+    Raises:
+        SaveError: it cannot be written; an older folder at ``path`` survives.
+    """
+    path = Path(path)
+    beside, old = (path.with_name(f".{secrets.token_hex(4)}") for _ in range(2))
+    try:
+        beside.mkdir(parents=True)
+        yield beside
+        if path.exists():
+            path.rename(old)
+        beside.rename(path)
+    except OSError as error:
+        raise SaveError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        for left in (beside, old):
+            shutil.rmtree(left, ignore_errors=True)

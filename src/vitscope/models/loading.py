@@ -1,12 +1,9 @@
 """load(): a name, folder or live module becomes a :class:`VisionModel`."""
 
 import difflib
-import importlib
-import importlib.util
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -14,11 +11,12 @@ from torch import Tensor, nn
 
 from vitscope.arguments import whole_number
 from vitscope.errors import CallError, ModelUnavailableError, UnknownModelError
+from vitscope.models.folder import load_folder, manifest_folder
+from vitscope.models.libraries import LIBRARIES, library_module
 from vitscope.models.vision_model import Layout, VisionModel
 from vitscope.picture import Preprocessing
 
 BUNDLED = ("vit-nano", "swin-nano")
-LIBRARIES = ("transformers", "timm", "torchvision")
 
 Size = int | tuple[int, int]
 
@@ -85,11 +83,16 @@ def load(
 def _load_named(name: str, pretrained: bool, size: tuple[int, int] | None, dtype: torch.dtype | None) -> VisionModel:
     library, colon, rest = name.partition(":")
     if colon and library in LIBRARIES:
-        return _library(library).load(rest, pretrained=pretrained, image_size=size, dtype=dtype)
+        return library_module(library).load(rest, pretrained=pretrained, image_size=size, dtype=dtype)
     if name in BUNDLED:
         path = str(bundled_path(name))
-        return _library("transformers").load(path, pretrained=pretrained, image_size=size, dtype=dtype, name=name)
+        return library_module("transformers").load(path, pretrained=pretrained, image_size=size, dtype=dtype, name=name)
     path_like = Path(name)
+    tuned = manifest_folder(path_like)
+    if tuned is not None:
+        if not pretrained:
+            raise CallError(f"{name} is a tuned model: it has weights, pretrained=False is for models without")
+        return load_folder(tuned, image_size=size, dtype=dtype)
     close = difflib.get_close_matches(name, BUNDLED, n=1, cutoff=0.85)
     if close and not path_like.exists():
         raise UnknownModelError(f"unknown model {name!r}: did you mean {close[0]!r}?")
@@ -99,7 +102,7 @@ def _load_named(name: str, pretrained: bool, size: tuple[int, int] | None, dtype
             "a hub id such as google/vit-base-patch16-224, timm:<name> or torchvision:<name>"
         )
     target = str(path_like) if path_like.exists() else name
-    return _library("transformers").load(target, pretrained=pretrained, image_size=size, dtype=dtype)
+    return library_module("transformers").load(target, pretrained=pretrained, image_size=size, dtype=dtype)
 
 
 def _wrap(module: nn.Module, size: tuple[int, int] | None, layout: Layout | None) -> VisionModel:
@@ -108,7 +111,7 @@ def _wrap(module: nn.Module, size: tuple[int, int] | None, layout: Layout | None
         for cls in type(module).__mro__:
             library = cls.__module__.partition(".")[0]
             if library in LIBRARIES:
-                return _library(library).wrap(module, image_size=size)
+                return library_module(library).wrap(module, image_size=size)
     preprocessing = None if size is None else Preprocessing(size)
     return VisionModel(type(module).__name__, "module", module, _foreign(module), layout, preprocessing)
 
@@ -135,26 +138,6 @@ def _layout(patch_size: Size | None, prefix: Sequence[str], readout: str | Mappi
     if not weights or not known.issuperset(weights) or abs(sum(weights.values()) - 1) > 1e-6:
         raise CallError(f"readout is {readout!r}: pass one of {sorted(known)}, or weights over them that sum to one")
     return Layout(pair, tuple(prefix), weights)
-
-
-def _library(name: str) -> ModuleType:
-    # transformers imports torchvision wherever it is installed, so one that does not work breaks it too.
-    needed = ("torchvision",) if name == "transformers" and importlib.util.find_spec("torchvision") else ()
-    for library in (*needed, name):
-        try:
-            importlib.import_module(library)
-        except ModuleNotFoundError as error:
-            if error.name not in (None, library):
-                raise ModelUnavailableError(f"{library} needs {error.name}: pip install {error.name}") from None
-            raise ModelUnavailableError(f"{library} is not installed: pip install 'vitscope[{library}]'") from None
-        except (ImportError, RuntimeError, OSError, AttributeError) as error:
-            # Its compiled operators refuse a torch of another version while they are imported.
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ModelUnavailableError(
-                f"{library} does not match torch {torch.__version__} ({reason}): install the {library} made for it, "
-                f"or pip uninstall {library}"
-            ) from None
-    return importlib.import_module(f"vitscope.models.{name}")
 
 
 def _pair(size: Size | None, what: str) -> tuple[int, int] | None:

@@ -1,8 +1,9 @@
 """timm: which tokens its vision transformers have, and which of them their heads read."""
 
 import difflib
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -194,3 +195,33 @@ def _preprocessing(module: nn.Module, size: tuple[int, int]) -> Preprocessing:
 def _labels() -> tuple[str, ...]:
     info = ImageNetInfo()
     return tuple(info.index_to_description(i) for i in range(info.num_classes()))
+
+
+def with_classes(module: Any, labels: Sequence[str]) -> nn.Module:
+    """The same module with an untrained classifier."""
+    module.reset_classifier(len(labels))
+    like = next(module.parameters())
+    return module.to(like.device, like.dtype)
+
+
+def heads(module: Any) -> list[nn.Linear]:
+    """The linear layers that give the logits."""
+    found = module.get_classifier()
+    return [layer for layer in (found if isinstance(found, tuple) else (found,)) if isinstance(layer, nn.Linear)]
+
+
+def architecture(module: Any) -> Mapping[str, Any]:
+    """What :func:`build` needs, as JSON has it: timm's name, and how the module differs from it."""
+    if hasattr(timm.models, "get_model_args"):
+        options = timm.models.get_model_args(module)
+    else:  # timm before 1.0.31 keeps no record
+        options = {"num_classes": module.num_classes, "img_size": _input_size(module)}
+    return {"name": module.pretrained_cfg.get("architecture", ""), "options": json.loads(json.dumps(options))}
+
+
+def build(architecture: Mapping[str, Any]) -> nn.Module:
+    """The model without its weights."""
+    options = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in architecture["options"].items()
+    }
+    return timm.create_model(architecture["name"], pretrained=False, **options)

@@ -1,6 +1,7 @@
 """torchvision: its vision transformer reads a CLS token and has one fixed, square input size."""
 
 import difflib
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,11 @@ from torchvision.models.swin_transformer import (
     PatchMergingV2,
     ShiftedWindowAttention,
     ShiftedWindowAttentionV2,
+    SwinTransformer,
     SwinTransformerBlock,
+    SwinTransformerBlockV2,
 )
+from torchvision.models.vision_transformer import VisionTransformer
 
 from vitscope.errors import CallError, ModelUnavailableError, UnknownModelError
 from vitscope.grid import Grid
@@ -151,3 +155,52 @@ def _preprocessing(weights: Any, size: tuple[int, int] | None) -> Preprocessing:
         round_half_even=True,
     )
     return made if size is None or size == made.size else made.resized(size)
+
+
+def with_classes(module: Any, labels: Sequence[str]) -> nn.Module:
+    """The same module with an untrained classifier."""
+    (old,) = heads(module)
+    new = nn.Linear(old.in_features, len(labels)).to(old.weight.device, old.weight.dtype)
+    if isinstance(module, VisionTransformer):
+        module.heads.head, module.num_classes = new, len(labels)
+    else:
+        module.head = new
+    return module
+
+
+def heads(module: Any) -> list[nn.Linear]:
+    """The linear layer that gives the logits."""
+    if isinstance(module, VisionTransformer):
+        return [module.heads.head]
+    return [module.head] if isinstance(getattr(module, "head", None), nn.Linear) else []
+
+
+def architecture(module: Any) -> Mapping[str, Any]:
+    """What :func:`build` needs, as JSON has it: the arguments of the class, read off the module."""
+    (head,) = heads(module)
+    if isinstance(module, VisionTransformer):
+        names = ("image_size", "patch_size", "hidden_dim", "mlp_dim", "num_classes", "representation_size")
+        layers = list(module.encoder.layers)
+        counts = {"num_layers": len(layers), "num_heads": layers[0].num_heads}
+        return {"class": "VisionTransformer", "options": {name: getattr(module, name) for name in names} | counts}
+    stages = list(module.features[1::2])
+    block, patches = stages[0][0], module.features[0][0]
+    options = {
+        "patch_size": list(patches.kernel_size),
+        "embed_dim": patches.out_channels,
+        "depths": [len(stage) for stage in stages],
+        "num_heads": [stage[0].attn.num_heads for stage in stages],
+        "window_size": list(block.attn.window_size),
+        "mlp_ratio": block.mlp[0].out_features / block.mlp[0].in_features,
+        "num_classes": head.out_features,
+    }
+    return {"class": type(block).__name__, "options": options}
+
+
+def build(architecture: Mapping[str, Any]) -> nn.Module:
+    """The model without its weights."""
+    if architecture["class"] == "VisionTransformer":
+        return VisionTransformer(**architecture["options"])
+    second = {"block": SwinTransformerBlockV2, "downsample_layer": PatchMergingV2}
+    versions: Mapping[str, Any] = {"SwinTransformerBlock": {}, "SwinTransformerBlockV2": second}
+    return SwinTransformer(**architecture["options"], **versions[architecture["class"]])

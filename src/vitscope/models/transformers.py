@@ -1,8 +1,6 @@
 """transformers: which tokens its vision models have, and which of them their heads read."""
 
-import logging
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,11 +11,17 @@ from jaxtyping import Float
 from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers.utils import logging as transformers_logging
 
 from vitscope.errors import CallError, ModelUnavailableError, UnknownModelError
 from vitscope.models import transformers_swin
 from vitscope.models.hub import hub_in_reach
+from vitscope.models.transformers_classes import architecture as architecture
+from vitscope.models.transformers_classes import build as build
+from vitscope.models.transformers_classes import heads as heads
+from vitscope.models.transformers_classes import quiet
+from vitscope.models.transformers_classes import read as read
+from vitscope.models.transformers_classes import with_classes as with_classes
+from vitscope.models.transformers_classes import write as write
 from vitscope.models.vision_model import Layout, VisionModel
 from vitscope.picture import Preprocessing
 
@@ -108,7 +112,7 @@ def load(
     name: str | None = None,
 ) -> VisionModel:
     """A hub id, a local folder or, for random weights, a model type."""
-    with _quiet():
+    with quiet():
         if not pretrained and name_or_path in transformers.CONFIG_MAPPING:
             config, source, local_only = transformers.CONFIG_MAPPING[name_or_path](), "", True
         else:
@@ -132,7 +136,7 @@ def load(
 def wrap(module: nn.Module, *, image_size: tuple[int, int] | None) -> VisionModel:
     """A live transformers model with the facts of its family; its preprocessing if it is on this machine."""
     source = getattr(module.config, "_name_or_path", "")
-    with _quiet():
+    with quiet():
         settings = _processor_settings(source, local_only=True)
     name = Path(source).name if Path(source).is_dir() else source  # a folder's path belongs to one machine only
     return _describe(module, settings, image_size, name or type(module).__name__)
@@ -205,9 +209,9 @@ def _forward(module: nn.Module, config: Any, resize_positions: bool) -> Callable
 
 def _class_for(config: Any) -> Any:
     """The class with the classifier that the weights were saved from, else the vision tower, else the bare model."""
-    for architecture in config.architectures or ():
-        if "ForImageClassification" in architecture and hasattr(transformers, architecture):
-            return getattr(transformers, architecture)
+    for name in config.architectures or ():
+        if "ForImageClassification" in name and hasattr(transformers, name):
+            return getattr(transformers, name)
     if config.model_type in _TOWERS:
         return getattr(transformers, _TOWERS[config.model_type])
     with_head = transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
@@ -309,20 +313,3 @@ def _square(size: Any) -> tuple[Any, Any]:
 
 def _first_line(error: BaseException) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bars and notes of the library on a terminal that belongs to vitscope."""
-    loggers = [logging.getLogger(name) for name in ("transformers", "huggingface_hub")]
-    levels, bars = [logger.level for logger in loggers], transformers_logging.is_progress_bar_enabled()
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-        if bars:
-            transformers_logging.enable_progress_bar()

@@ -1,0 +1,118 @@
+"""A model with classes of one's own: an untrained classifier on any backbone, and what is needed to build it again."""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vitscope.errors import CallError
+from vitscope.models.libraries import LIBRARIES, library_module
+from vitscope.models.vision_model import VisionModel
+from vitscope.picture import Preprocessing
+
+HEAD_STD = 0.02  # of the untrained classifier's weights, in all libraries
+
+
+class Classified(nn.Module):
+    """A backbone whose library has no classifier for it, and a linear layer on its features."""
+
+    def __init__(self, backbone: nn.Module, features: int, classes: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        like = next(backbone.parameters())
+        self.classifier = nn.Linear(features, classes).to(like.device, like.dtype)
+
+
+def with_classes(model: VisionModel, labels: Sequence[str]) -> VisionModel:
+    """A copy of the model with an untrained classifier for these classes; ``model`` stays as it is.
+
+    The classifier is the library's own where it has one for this model. Its weights are drawn from a normal
+    distribution with a standard deviation of 0.02 (torch's random numbers: seed them), its bias is zero.
+
+    Raises:
+        CallError: the model is of none of the three libraries.
+    """
+    if model.library not in LIBRARIES:
+        raise CallError(f"{model.name} is of none of the libraries {', '.join(LIBRARIES)}: its classifier is not known")
+    library = library_module(model.library)
+    module: nn.Module | None = None
+    if not isinstance(model.module, Classified):
+        module = library.with_classes(_copy(model.module), labels)
+    if module is None:
+        module = _classified(model, len(labels))
+    made = described(model.library, module, labels, model.preprocessing, model.name)
+    with torch.no_grad():
+        for head in heads(made):
+            head.weight.normal_(std=HEAD_STD)
+            if head.bias is not None:
+                head.bias.zero_()
+    return made
+
+
+def heads(model: VisionModel) -> list[nn.Linear]:
+    """The linear layers that give the logits: one, or two where a model was distilled."""
+    if isinstance(model.module, Classified):
+        return [model.module.classifier]
+    return library_module(model.library).heads(model.module)
+
+
+def architecture(model: VisionModel) -> Mapping[str, Any]:
+    """What :func:`build` needs, as JSON has it."""
+    library, module = library_module(model.library), model.module
+    if not isinstance(module, Classified):
+        return library.architecture(module)
+    sizes = {"features": module.classifier.in_features, "classes": module.classifier.out_features}
+    return {"backbone": library.architecture(module.backbone), **sizes}
+
+
+def build(library: str, architecture: Mapping[str, Any]) -> nn.Module:
+    """The module without its weights."""
+    build_module: Callable[[Mapping[str, Any]], nn.Module] = library_module(library).build
+    if "backbone" not in architecture:
+        return build_module(architecture)
+    return Classified(build_module(architecture["backbone"]), architecture["features"], architecture["classes"])
+
+
+def described(
+    library: str, module: nn.Module, labels: Sequence[str], preprocessing: Preprocessing | None, name: str
+) -> VisionModel:
+    """A module with a classifier as a :class:`VisionModel`."""
+    size = None if preprocessing is None else preprocessing.size
+    known: dict[str, Any] = {"labels": tuple(labels), "name": name, "embed": None}
+    wrap = library_module(library).wrap
+    if not isinstance(module, Classified):
+        wrapped: VisionModel = wrap(module, image_size=size)
+        return replace(wrapped, preprocessing=preprocessing or wrapped.preprocessing, **known)
+    backbone: VisionModel = wrap(module.backbone, image_size=size)
+    embed, classifier = backbone.embed, module.classifier
+    assert embed is not None
+
+    def forward(pixels: Tensor) -> Tensor:
+        return classifier(embed(pixels))
+
+    settings = preprocessing or backbone.preprocessing
+    return replace(backbone, module=module, forward=forward, preprocessing=settings, **known)
+
+
+def _classified(model: VisionModel, classes: int) -> Classified:
+    if isinstance(model.module, Classified):
+        backbone = _copy(model.module.backbone)
+        return Classified(backbone, model.module.classifier.in_features, classes)
+    if model.embed is None or model.preprocessing is None:
+        raise CallError(f"{model.name} gives no features that vitscope knows: a classifier has nothing to read")
+    with torch.no_grad(), model.running():
+        blank = torch.zeros(1, 3, *model.preprocessing.size, device=model.device, dtype=model.dtype)
+        features = model.features(blank).shape[-1]
+    return Classified(_copy(model.module), features, classes)
+
+
+def _copy(module: nn.Module) -> nn.Module:
+    """A copy that trains: weights that were frozen, or made in inference mode, take gradients again."""
+    copied = copy.deepcopy(module)
+    for parameter in copied.parameters():
+        parameter.grad = None
+        parameter.requires_grad_(True)
+    return copied

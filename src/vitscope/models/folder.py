@@ -1,0 +1,153 @@
+"""A tuned model as a folder: one file says how to build it, one holds its weights, and nothing is unpickled."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from vitscope.errors import CallError, ModelUnavailableError, WorkError
+from vitscope.models.adapters import add_adapters
+from vitscope.models.classes import architecture, build, described
+from vitscope.models.libraries import library_module
+from vitscope.models.vision_model import VisionModel
+from vitscope.picture import Preprocessing
+from vitscope.saving import replacing_folder
+
+MANIFEST = "vitscope.json"
+PLAIN, ADAPTED = "model.safetensors", "adapted.safetensors"
+WITHIN = "model"  # where a training run leaves its model
+
+
+def manifest_folder(path: Path) -> Path | None:
+    """The folder with the manifest: this one, or the model of this training run."""
+    return next((folder for folder in (path, path / WITHIN) if (folder / MANIFEST).is_file()), None)
+
+
+def save_folder(
+    model: VisionModel, folder: str | Path, *, adapters: Mapping[str, Any] | None = None, about: Mapping[str, Any]
+) -> Path:
+    """Write a model with classes so that :func:`vitscope.load` takes the folder, whole or not at all.
+
+    One of transformers without adapters is an ordinary transformers folder too. With adapters the weights have another
+    name, so that nobody loads the model without them by mistake.
+
+    Args:
+        adapters: what :func:`~vitscope.models.adapters.add_adapters` was given.
+        about: where the model comes from, for people to read.
+
+    Raises:
+        SaveError: it cannot be written; what stood there is still there.
+    """
+    folder, plain = Path(folder), adapters is None
+    native = plain and model.library == "transformers" and "backbone" not in architecture(model)
+    manifest = {
+        "format": 1,
+        "name": model.name,
+        "library": model.library,
+        "architecture": architecture(model),
+        "adapters": adapters,
+        "labels": model.labels,
+        "preprocessing": None if model.preprocessing is None else asdict(model.preprocessing),
+        "native": native,
+        "about": dict(about),
+    }
+    with replacing_folder(folder) as beside:
+        try:
+            if native:
+                library_module(model.library).write(model.module, beside, model.preprocessing)
+            else:
+                tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in _state(model).items()}
+                save_file(tensors, beside / (PLAIN if plain else ADAPTED))
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
+        (beside / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    return folder
+
+
+def load_folder(folder: Path, *, image_size: tuple[int, int] | None, dtype: torch.dtype | None) -> VisionModel:
+    """What :func:`save_folder` wrote.
+
+    Raises:
+        ModelUnavailableError: files are missing or damaged, or do not belong together.
+    """
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        built = manifest["architecture"]
+        if manifest["native"]:
+            module = library_module(manifest["library"]).read(folder, built)
+        else:
+            module = build(manifest["library"], built)
+            if manifest["adapters"]:
+                add_adapters(module, **manifest["adapters"])
+            weights = load_file(folder / (ADAPTED if manifest["adapters"] else PLAIN))
+            module.load_state_dict(_with_shared(weights, module))
+        settings = manifest["preprocessing"]
+        preprocessing = None if settings is None else _preprocessing(settings)
+        labels, name = manifest["labels"], manifest["name"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError, RuntimeError) as error:
+        if isinstance(error, WorkError | CallError):
+            raise
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelUnavailableError(f"{folder} holds no whole tuned model: {reason}") from None
+    if preprocessing is not None and image_size is not None:
+        preprocessing = preprocessing.resized(image_size)
+    module = module.eval() if dtype is None else module.eval().to(dtype)
+    return described(manifest["library"], module, labels, preprocessing, name)
+
+
+def _state(model: VisionModel) -> dict[str, torch.Tensor]:
+    """Each tensor once: names that share one keep the first."""
+    kept: dict[str, torch.Tensor] = {}
+    seen: set[tuple[int, tuple[int, ...]]] = set()
+    for name, tensor in model.module.state_dict().items():
+        key = (tensor.data_ptr(), tuple(tensor.shape))
+        if tensor.numel() == 0 or key not in seen:
+            kept[name] = tensor
+        seen.add(key)
+    return kept
+
+
+def _with_shared(weights: dict[str, torch.Tensor], module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The weights under every name that the module shares them by."""
+    owners: dict[int, str] = {}
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        first = owners.setdefault(id(tensor), name)
+        if name not in weights and first in weights:
+            weights[name] = weights[first]
+    return weights
+
+
+def _preprocessing(settings: Mapping[str, Any]) -> Preprocessing:
+    known: dict[str, Any] = {name: tuple(one) if isinstance(one, list) else one for name, one in settings.items()}
+    return Preprocessing(**known | {"resample": Image.Resampling(settings["resample"])})
+
+
+def check_folder(model: VisionModel) -> None:
+    """Refuse a model that could not be built again from its folder, before anybody trains it.
+
+    Raises:
+        CallError: its library cannot say how it was made.
+    """
+    refused = (
+        f"{model.name} could not be built again from a folder: load it by name, as timm:<name> or torchvision:<name>"
+    )
+    try:
+        built = build(model.library, json.loads(json.dumps(architecture(model)))).to(model.device, model.dtype)
+        built.load_state_dict(model.module.state_dict())
+    except (TypeError, ValueError, RuntimeError, KeyError, AttributeError, AssertionError):
+        raise CallError(refused) from None
+    assert model.labels is not None
+    again = described(model.library, built.eval(), model.labels, model.preprocessing, model.name)
+    if model.preprocessing is None:
+        raise CallError(f"{model.name} came without preprocessing: pass image_size to vitscope.load")
+    blank = torch.zeros(1, 3, *model.preprocessing.size, device=model.device, dtype=model.dtype)
+    with torch.no_grad(), model.running(), again.running():
+        first, second = model.answer(blank), again.answer(blank)
+    if first is None or second is None or not torch.allclose(first, second, atol=1e-5):
+        raise CallError(refused)

@@ -1,0 +1,146 @@
+"""Checkpoints of a training run: safetensors and JSON, written beside and then renamed, never unpickled."""
+
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from vitscope.errors import WorkError
+
+WEIGHTS, OPTIMIZER, RANDOM, STATE = "trained.safetensors", "optimizer.safetensors", "random.safetensors", "state.json"
+NAME = re.compile(r"checkpoint-(\d+)$")
+
+
+def trained_state(module: nn.Module) -> dict[str, Tensor]:
+    """What learns, and what is counted on the way: parameters with gradients, and floating-point buffers."""
+    learning = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+    kept = set(module.state_dict())
+    buffers = {name: one for name, one in module.named_buffers() if name in kept and one.is_floating_point()}
+    return {name: tensor.detach() for name, tensor in (learning | buffers).items()}
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Tensors of any device and layout as safetensors."""
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+
+
+def load_trained(module: nn.Module, folder: Path) -> None:
+    """Put back what :func:`trained_state` gave.
+
+    Raises:
+        WorkError: the file is damaged, or of another model or tuning.
+    """
+    found, wanted = _read(folder / WEIGHTS), trained_state(module)
+    shapes = ({name: tuple(tensor.shape) for name, tensor in one.items()} for one in (found, wanted))
+    there, here = shapes
+    if there != here:
+        odd = sorted(name for name in there.keys() | here.keys() if there.get(name) != here.get(name))
+        raise WorkError(f"{folder} is of another model or tuning: {odd[0]} does not fit (and {len(odd) - 1} more)")
+    with torch.no_grad():
+        for name, tensor in wanted.items():
+            tensor.copy_(found[name])
+
+
+def save_optimizer(optimizer: torch.optim.Optimizer, schedule: Any, seconds: float, folder: Path) -> None:
+    """Tensors as safetensors, numbers as JSON; also how long the run has taken."""
+    state = optimizer.state_dict()
+    tensors = {
+        f"{place}.{name}": value
+        for place, values in state["state"].items()
+        for name, value in values.items()
+        if isinstance(value, Tensor)
+    }
+    numbers = {
+        "seconds": seconds,
+        "groups": state["param_groups"],
+        "schedule": {name: value for name, value in schedule.state_dict().items() if _is_json(value)},
+    }
+    save_tensors(tensors, folder / OPTIMIZER)
+    (folder / STATE).write_text(json.dumps(numbers), encoding="utf-8")
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, schedule: Any, folder: Path) -> float:
+    """Put back what :func:`save_optimizer` wrote; returns how long the run had taken.
+
+    Raises:
+        WorkError: it is damaged, or of another optimizer.
+    """
+    tensors, numbers = _read(folder / OPTIMIZER), _json(folder / STATE)
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        place, _, key = name.partition(".")
+        state.setdefault(int(place), {})[key] = tensor
+    try:
+        optimizer.load_state_dict({"state": state, "param_groups": numbers["groups"]})
+        schedule.load_state_dict(numbers["schedule"])
+        return float(numbers["seconds"])
+    except (KeyError, ValueError) as error:
+        raise WorkError(f"{folder} is of another optimizer: {error}") from None
+
+
+def save_random(states: list[dict[str, Tensor]], folder: Path) -> None:
+    """The random state of each process."""
+    named = {f"{place}.{name}": tensor for place, one in enumerate(states) for name, tensor in one.items()}
+    save_tensors(named, folder / RANDOM)
+
+
+def load_random(folder: Path, process: int) -> None:
+    """Put back the random state of one process; one that was not there before keeps its own."""
+    for name, tensor in _read(folder / RANDOM).items():
+        place, _, device = name.partition(".")
+        if int(place) != process:
+            continue
+        if device == "cpu":
+            torch.set_rng_state(tensor)
+        elif torch.cuda.is_available():
+            torch.cuda.set_rng_state(tensor)
+
+
+def random_state() -> dict[str, Tensor]:
+    """Where torch's random numbers are, on the CPU and the current GPU."""
+    state = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The whole checkpoints in a folder, oldest first."""
+    found = [entry for entry in folder.glob("checkpoint-*") if NAME.fullmatch(entry.name)]
+    return sorted(found, key=lambda entry: int(entry.name.partition("-")[2]))
+
+
+def sweep(folder: Path, keep: set[Path]) -> None:
+    """Delete all checkpoints but these, and what broken-off writing left."""
+    for entry in folder.iterdir() if folder.is_dir() else ():
+        if entry.is_dir() and entry not in keep and (NAME.fullmatch(entry.name) or entry.name.startswith(".")):
+            shutil.rmtree(entry, ignore_errors=True)
+
+
+def _read(path: Path) -> Mapping[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise WorkError(f"{path} is no whole checkpoint: {error}") from None
+
+
+def _json(path: Path) -> Mapping[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise WorkError(f"{path} is no whole checkpoint: {error}") from None
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError):
+        return False
+    return True

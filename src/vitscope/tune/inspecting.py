@@ -1,0 +1,207 @@
+"""Every picture of a data set read once: which cannot be read, which are there twice, what a class looks like."""
+
+import hashlib
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from PIL import Image
+
+from vitscope.arguments import ratio
+from vitscope.errors import PictureError, WorkError, warn
+from vitscope.tune.data import Data, Pictures, without
+
+THUMBNAIL, MEAN_SIDE = 32, 64  # pixels a side
+NEAR = 0.99  # correlation of grey thumbnails
+FLAT = 2.0  # standard deviation in grey levels: below it a picture has no structure to compare
+BLOCK = 2048  # pictures compared at a time
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Inspection:
+    """What was found in a data set.
+
+    Attributes:
+        unreadable: ("train" or "test", place, why), in order.
+        exact: (place in train, place in test) of pictures that are the same pixel by pixel.
+        near: the same for pictures whose grey thumbnails correlate by at least ``threshold``, exact ones not counted.
+        repeated: how many training pictures are pixel by pixel there before.
+        contradictions: how many of ``exact`` and ``near`` carry different labels.
+        means: (class, 64, 64, 3) in [0, 255], the mean training picture of each class; NaN where none could be read.
+    """
+
+    data: Data
+    unreadable: tuple[tuple[str, int, str], ...]
+    exact: tuple[tuple[int, int], ...]
+    near: tuple[tuple[int, int], ...]
+    repeated: int
+    contradictions: int
+    means: Float[np.ndarray, "label height width 3"]
+    threshold: float
+
+    def without_duplicates(self) -> Data:
+        """The data set without the training pictures that are in the test set as well; the test set stays whole."""
+        return without(self.data, sorted({train for train, _ in (*self.exact, *self.near)}))
+
+    def without_unreadable(self) -> Data:
+        """The data set without the files that hold no picture."""
+        places = {name: [at for where, at, _ in self.unreadable if where == name] for name in ("train", "test")}
+        return without(self.data, places["train"], places["test"])
+
+    def as_json(self) -> dict[str, Any]:
+        names = [
+            {"train": self.data.train.name(a), "test": self.data.test.name(b), "exact": (a, b) in set(self.exact)}
+            for a, b in (*self.exact, *self.near)
+        ]
+        return {
+            "name": self.data.name,
+            "classes": {label: {"train": a, "test": b} for label, (a, b) in self.data.counts().items()},
+            "unreadable": [reason for _, _, reason in self.unreadable],
+            "duplicates": names,
+            "repeated_in_train": self.repeated,
+            "contradictions": self.contradictions,
+            "threshold": self.threshold,
+        }
+
+
+def inspect(data: Data, *, threshold: float | int = NEAR, progress: Progress | None = None) -> Inspection:
+    """Read every picture once and look for leaks between train and test.
+
+    Two pictures are near duplicates when their grey thumbnails of 32 × 32 pixels correlate by ``threshold`` or more:
+    so are copies that were saved again, made larger, brighter or of more contrast; mirrored ones are not.
+    """
+    threshold = ratio(threshold, "threshold")
+    total = len(data.train) + len(data.test)
+    unreadable: list[tuple[str, int, str]] = []
+    sums = np.zeros((len(data.labels), MEAN_SIDE, MEAN_SIDE, 3))
+    read = np.zeros(len(data.labels))
+    looks: dict[str, list[_Look | None]] = {}
+    done = 0
+    for name, split in (("train", data.train), ("test", data.test)):
+        looks[name] = []
+        for at, look in enumerate(_looks(split)):
+            done += 1
+            if progress is not None:
+                progress(done, total)
+            if isinstance(look, str):
+                unreadable.append((name, at, look))
+                looks[name].append(None)
+                continue
+            looks[name].append(look)
+            if name == "train":
+                sums[split.classes[at]] += look.small
+                read[split.classes[at]] += 1
+    digests = {name: [None if look is None else look.digest for look in some] for name, some in looks.items()}
+    exact = _same(digests["train"], digests["test"])
+    near = _near(_vectors(looks["train"]), _vectors(looks["test"]), threshold, set(exact))
+    there = [digest for digest in digests["train"] if digest is not None]
+    pairs = (*exact, *near)
+    return Inspection(
+        data,
+        tuple(unreadable),
+        tuple(exact),
+        tuple(near),
+        repeated=len(there) - len(set(there)),
+        contradictions=sum(data.train.classes[a] != data.test.classes[b] for a, b in pairs),
+        means=sums / np.where(read, read, np.nan)[:, None, None, None],
+        threshold=threshold,
+    )
+
+
+def usable(inspection: Inspection, *, unreadable: str = "refuse", drop_duplicates: bool = False) -> Data:
+    """The data set to work with: unreadable pictures refused or skipped, duplicates told of or dropped.
+
+    Raises:
+        WorkError: pictures cannot be read and ``unreadable`` is ``"refuse"``.
+    """
+    data = inspection.data
+    if inspection.unreadable:
+        named = "; ".join(reason for _, _, reason in inspection.unreadable[:3])
+        more = len(inspection.unreadable) - 3
+        count = len(inspection.unreadable)
+        story = f"{count} picture{'s' if count > 1 else ''} of {data.name} cannot be read: {named}" + (
+            f"; and {more} more" if more > 0 else ""
+        )
+        if unreadable != "skip":
+            raise WorkError(f"{story}: mend or delete them, or have them skipped (unreadable='skip')")
+        warn(f"{story}: skipped")
+    leaks = {train for train, _ in (*inspection.exact, *inspection.near)}
+    if leaks and not drop_duplicates:
+        warn(
+            f"{len(leaks)} training pictures of {data.name} are in the test set too ({len(inspection.exact)} pairs are "
+            f"exact, {len(inspection.near)} near): the accuracy will be too high; drop them (drop_duplicates)"
+        )
+    skipped = [at for where, at, _ in inspection.unreadable if where == "train"]
+    lost = [at for where, at, _ in inspection.unreadable if where == "test"]
+    return without(data, [*skipped, *(leaks if drop_duplicates else ())], lost)
+
+
+@dataclass(frozen=True, eq=False)
+class _Look:
+    digest: bytes
+    grey: Float[np.ndarray, " pixel"]
+    small: Float[np.ndarray, "height width 3"]
+
+
+def _looks(pictures: Pictures) -> Iterator["_Look | str"]:
+    """Each picture's look, or why it has none, in order; a few threads ahead."""
+
+    def look(at: int) -> _Look | str:
+        try:
+            photo = pictures.read(at)
+        except PictureError as error:
+            return str(error)
+        grey = photo.convert("L").resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
+        small = photo.resize((MEAN_SIDE, MEAN_SIDE), Image.Resampling.BOX)
+        size = np.asarray(photo.size, np.int64).tobytes()
+        digest = hashlib.blake2b(size + photo.tobytes(), digest_size=16).digest()
+        return _Look(digest, np.asarray(grey, np.float32).ravel(), np.asarray(small, np.float32))
+
+    workers = max(os.cpu_count() or 1, 2)
+    with ThreadPoolExecutor(workers) as threads:
+        waiting = deque(threads.submit(look, at) for at in range(min(4 * workers, len(pictures))))
+        for at in range(4 * workers, len(pictures) + 4 * workers):
+            if not waiting:
+                return
+            found = waiting.popleft().result()
+            if at < len(pictures):
+                waiting.append(threads.submit(look, at))
+            yield found
+
+
+def _same(train: list[bytes | None], test: list[bytes | None]) -> list[tuple[int, int]]:
+    places: dict[bytes, list[int]] = {}
+    for at, digest in enumerate(train):
+        if digest is not None:
+            places.setdefault(digest, []).append(at)
+    return [(a, b) for b, digest in enumerate(test) if digest is not None for a in places.get(digest, [])]
+
+
+def _vectors(looks: list[_Look | None]) -> Float[np.ndarray, "picture pixel"]:
+    """Grey thumbnails of mean 0 and length 1; zero for what is flat or could not be read."""
+    grey = np.stack([np.zeros(THUMBNAIL**2, np.float32) if look is None else look.grey for look in looks])
+    grey -= grey.mean(1, keepdims=True)
+    length = np.linalg.norm(grey, axis=1, keepdims=True)
+    return np.where(length > FLAT * THUMBNAIL, grey / np.maximum(length, 1e-6), 0)
+
+
+def _near(
+    train: Float[np.ndarray, "train pixel"],
+    test: Float[np.ndarray, "test pixel"],
+    threshold: float,
+    exact: set[tuple[int, int]],
+) -> list[tuple[int, int]]:
+    found: list[tuple[int, int]] = []
+    for start in range(0, len(test), BLOCK):
+        for first in range(0, len(train), BLOCK):
+            alike = test[start : start + BLOCK] @ train[first : first + BLOCK].T
+            rows, columns = np.nonzero(alike >= threshold)
+            found += zip((columns + first).tolist(), (rows + start).tolist(), strict=True)
+    return sorted(pair for pair in found if pair not in exact)
