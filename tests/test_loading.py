@@ -273,7 +273,7 @@ def test_a_library_that_is_missing_or_broken_is_one_line(monkeypatch: pytest.Mon
 
         return import_module
 
-    module = "vitscope.models.loading.importlib.import_module"
+    module = "vitscope.models.libraries.importlib.import_module"
     with monkeypatch.context() as patch:
         patch.setattr(module, fail(ModuleNotFoundError("no module", name="timm")))
         message = refusal(ModelUnavailableError, "timm:test_vit")
