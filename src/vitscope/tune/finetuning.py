@@ -115,7 +115,7 @@ def finetune(
         made = with_classes(base, data.labels)
         check_folder(made)
         prepared = prepare(made, tuning, rank=rank)
-        settings = _settings(base, data, tuning, rank, chosen)
+        settings = settings_of(base, data, tuning, rank, chosen)
         if _finished(out, settings, overwrite):
             return read_run(out)
         tuned = _Run(made, prepared, data, tuning, chosen, out, settings)
@@ -243,7 +243,7 @@ class _Run:
         trainer.accelerator.wait_for_everyone()
 
 
-def _settings(base: VisionModel, data: Data, tuning: str, rank: int | None, recipe: Recipe) -> dict[str, Any]:
+def settings_of(base: VisionModel, data: Data, tuning: str, rank: int | None, recipe: Recipe) -> dict[str, Any]:
     """Everything that the weights of a run follow from."""
     size = None if base.preprocessing is None else list(base.preprocessing.size)
     return {

@@ -109,7 +109,7 @@ def inspect(data: Data, *, threshold: float | int = NEAR, progress: Progress | N
         tuple(exact),
         tuple(near),
         repeated=len(there) - len(set(there)),
-        contradictions=sum(data.train.classes[a] != data.test.classes[b] for a, b in pairs),
+        contradictions=sum(int(data.train.classes[a] != data.test.classes[b]) for a, b in pairs),
         means=sums / np.where(read, read, np.nan)[:, None, None, None],
         threshold=threshold,
     )

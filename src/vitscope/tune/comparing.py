@@ -1,0 +1,302 @@
+"""compare(): models × tunings × seeds on one data set, cell by cell, and what the cells say together."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vitscope.arguments import at_least
+from vitscope.errors import CallError, OutputExistsError
+from vitscope.models.folder import WITHIN
+from vitscope.models.loading import load
+from vitscope.models.vision_model import VisionModel
+from vitscope.picture import Picture
+from vitscope.saving import replacing
+from vitscope.tune import measures
+from vitscope.tune.attention_change import AttentionChange, attention_change
+from vitscope.tune.data import Data, load_data
+from vitscope.tune.finetuning import Tuned, finetune, settings_of
+from vitscope.tune.inspecting import Inspection, inspect, usable
+from vitscope.tune.recipe import Recipe, read_recipe
+from vitscope.tune.tunings import known_tuning
+
+BASE = "head"  # what gains are measured against
+CELL, CELLS, EXAMPLES = "cell.json", "cells", 8
+
+Progress = Callable[[str, Mapping[str, float]], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """One model, tuned in one way with one seed.
+
+    ``about`` is what :class:`~vitscope.tune.finetuning.Tuned` holds, and ``attention`` what tuning did to it.
+    """
+
+    model: str
+    tuning: str
+    seed: int
+    about: Mapping[str, Any]
+
+    @property
+    def right(self) -> np.ndarray:
+        """(picture,) whether each test picture was named rightly."""
+        return np.asarray(self.about["said"]) == np.asarray(self.about["truth"])
+
+
+@dataclass(frozen=True, eq=False)
+class Summary:
+    """The cells of one model and tuning together: means over seeds, the accuracy with its 95 % interval."""
+
+    model: str
+    tuning: str
+    accuracy: float
+    interval: tuple[float, float]
+    macro_f1: float
+    confusion: np.ndarray
+    trained: int
+    head: int
+    seconds: float
+    peak_mib: float
+    distances: tuple[float, ...] | None
+    correlation: float | None
+    faithfulness: Mapping[str, float] | None
+    gain: tuple[float, tuple[float, float]] | None
+
+
+@dataclass(frozen=True)
+class Interaction:
+    """How much more ``first`` gains over the head alone by a tuning than ``second`` does, with its 95 % interval."""
+
+    tuning: str
+    first: str
+    second: str
+    value: float
+    interval: tuple[float, float]
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """All cells of a comparison.
+
+    Attributes:
+        labels: the classes.
+        cells: in order of models, tunings, seeds.
+        inspection: what was found in the data set; None where it came checked.
+        pictures: for each model the test pictures whose attention was compared, as it sees them.
+    """
+
+    data: str
+    labels: tuple[str, ...]
+    cells: tuple[Cell, ...]
+    recipe: Mapping[str, Any]
+    inspection: Inspection | None
+    folder: Path
+    pictures: Mapping[str, Sequence[Picture]]
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(cell.model for cell in self.cells))
+
+    @property
+    def tunings(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(cell.tuning for cell in self.cells))
+
+    def of(self, model: str, tuning: str) -> list[Cell]:
+        return [cell for cell in self.cells if (cell.model, cell.tuning) == (model, tuning)]
+
+    def attention(self, model: str, tuning: str) -> AttentionChange:
+        """What tuning did to the attention, with the first seed."""
+        return AttentionChange.of_json(self.of(model, tuning)[0].about["attention"])
+
+    def right(self, model: str, tuning: str) -> np.ndarray:
+        """(seed, picture)."""
+        return np.stack([cell.right for cell in self.of(model, tuning)])
+
+    def summaries(self) -> list[Summary]:
+        """One row for each model and tuning."""
+        return [self._summary(model, tuning) for model in self.models for tuning in self.tunings]
+
+    def interactions(self) -> list[Interaction]:
+        """For each tuning and each two models, who gains more; empty without ``head`` or with one model."""
+        if BASE not in self.tunings:
+            return []
+        found = []
+        for tuning in self.tunings:
+            for first, second in combinations(reversed(self.models), 2) if tuning != BASE else ():
+                pairs = [(self.right(model, tuning), self.right(model, BASE)) for model in (first, second)]
+                found.append(Interaction(tuning, first, second, *measures.interaction(pairs[0], pairs[1])))
+        return found
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "data": self.data,
+            "labels": list(self.labels),
+            "recipe": dict(self.recipe),
+            "inspection": None if self.inspection is None else self.inspection.as_json(),
+            "summaries": [
+                {**one.__dict__, "confusion": one.confusion.tolist(), "gain": _gain_json(one.gain)}
+                for one in self.summaries()
+            ],
+            "interactions": [one.__dict__ for one in self.interactions()],
+        }
+
+    def _summary(self, model: str, tuning: str) -> Summary:
+        cells, right = self.of(model, tuning), self.right(model, tuning)
+        mean = {name: float(np.mean([cell.about[name] for cell in cells])) for name in ("macro_f1", "seconds")}
+        attention = [cell.about["attention"] for cell in cells if cell.about.get("attention")]
+        faithful = [one["faithfulness"] for one in attention if one["faithfulness"]]
+        related = [one["correlation"] for one in attention if one["correlation"] is not None]
+        gain = None
+        if tuning != BASE and BASE in self.tunings:
+            gain = measures.gain(right, self.right(model, BASE))
+        return Summary(
+            model,
+            tuning,
+            float(right.mean()),
+            measures.accuracy_interval(right),
+            mean["macro_f1"],
+            np.sum([cell.about["confusion"] for cell in cells], axis=0),
+            cells[0].about["trained"],
+            cells[0].about["head"],
+            mean["seconds"],
+            max(cell.about["peak_mib"] for cell in cells),
+            tuple(np.mean([one["distances"] for one in attention], axis=0).tolist()) if attention else None,
+            float(np.mean(related)) if related else None,
+            {name: float(np.mean([one[name] for one in faithful])) for name in faithful[0]} if faithful else None,
+            gain,
+        )
+
+
+def compare(
+    data: Data | str | Path,
+    models: Sequence[str | Path | VisionModel],
+    *,
+    out: str | Path,
+    tunings: Sequence[str] = (BASE, "adapter-mlp", "lora"),
+    seeds: int | Sequence[int] = 3,
+    recipe: Recipe | str | Path = "modern",
+    unreadable: str = "refuse",
+    drop_duplicates: bool = False,
+    keep_models: bool = False,
+    test_share: float | int = 0.2,
+    per_class: int | None = None,
+    image_size: int | None = None,
+    device: str | None = None,
+    progress: Progress | None = None,
+    **changes: Any,
+) -> Comparison:
+    """Tune each model in each way with each seed on one data set, and compare.
+
+    A comparison that was broken off goes on where it stopped when it is called again in the same way: finished cells
+    are not run again, a broken-off cell goes on from its last checkpoint.
+
+    Args:
+        data, unreadable, drop_duplicates, recipe, changes: as for :func:`vitscope.finetune`.
+        models: two or more, by name or from :func:`vitscope.load`; one is possible too.
+        tunings: what learns; gains are measured against ``"head"`` where it is among them.
+        seeds: how many, counted from 0, or which.
+        out: the folder of the comparison.
+        keep_models: keep the tuned models of all cells, in ``out/cells``; otherwise only what they said.
+        test_share, per_class: see :func:`~vitscope.tune.data.load_data`.
+        image_size, device: of models given by name, see :func:`vitscope.load`.
+        progress: told of every step: the cell, and as in :func:`vitscope.finetune`.
+
+    Raises:
+        CallError: an argument is wrong, or ``out`` holds something else.
+        WorkError: a cell fails; what was finished before is kept.
+    """
+    chosen = read_recipe(recipe, **changes)
+    listed = list(range(at_least(1, seeds, "seeds"))) if isinstance(seeds, int) else [int(seed) for seed in seeds]
+    for tuning in tunings:
+        known_tuning(tuning)
+    if not models or not tunings or not listed:
+        raise CallError("a comparison needs a model, a tuning and a seed at least")
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / CELLS).is_dir())):
+        raise OutputExistsError(f"{out} holds something else than a comparison: choose another folder")
+    inspection: Inspection | None = None
+    if not isinstance(data, Data):
+        inspection = inspect(load_data(data, test_share=test_share, per_class=per_class))
+        data = usable(inspection, unreadable=unreadable, drop_duplicates=drop_duplicates)
+    loaded = [_loaded(model, image_size, device) for model in models]
+    names = [model.name for model in loaded]
+    if len(set(names)) < len(names):
+        raise CallError(f"two models have the same name, {names[0]}: compare different ones")
+    pictures = _examples(data)
+    cells: list[Cell] = []
+    for model, tuning, seed in _order(loaded, tunings, listed):
+        folder = out / CELLS / f"{_plain(model.name)}-{tuning}-{seed}"
+        work = _Work(model, data, tuning, replace(chosen, seed=seed), folder, pictures, keep_models)
+        cells.append(work.cell(progress))
+    views = {model.name: model.prepare(list(pictures))[1] for model in loaded}
+    done = Comparison(data.name, data.labels, tuple(cells), chosen.as_json(), inspection, out, views)
+    with replacing(out / "comparison.json") as beside:
+        beside.write_text(json.dumps(done.as_json(), indent=1) + "\n", encoding="utf-8")
+    return done
+
+
+@dataclass(frozen=True, eq=False)
+class _Work:
+    """One cell to run, or to read if it has been run."""
+
+    model: VisionModel
+    data: Data
+    tuning: str
+    recipe: Recipe
+    folder: Path
+    pictures: Sequence[Any]
+    keep: bool
+
+    def cell(self, progress: Progress | None) -> Cell:
+        kept = self.folder / CELL
+        if not kept.is_file():
+            tuned = self._tuned(progress)
+            change = attention_change(self.model, tuned.model, self.pictures)
+            with replacing(kept) as beside:
+                beside.write_text(json.dumps({**tuned.about, "attention": change.as_json()}), encoding="utf-8")
+            if not self.keep:
+                shutil.rmtree(self.folder / WITHIN, ignore_errors=True)
+        about = json.loads(kept.read_text(encoding="utf-8"))
+        settings = settings_of(self.model, self.data, self.tuning, None, self.recipe)
+        odd = [name for name in settings if about.get(name) != settings[name]]
+        if odd:
+            raise OutputExistsError(
+                f"{self.folder} holds a cell with another {odd[0]}: choose another folder for this comparison"
+            )
+        return Cell(self.model.name, self.tuning, self.recipe.seed, about)
+
+    def _tuned(self, progress: Progress | None) -> Tuned:
+        name = f"{self.model.name}, {self.tuning}, seed {self.recipe.seed}"
+        tell = None if progress is None else lambda found: progress(name, found)
+        return finetune(self.model, self.data, out=self.folder, tuning=self.tuning, recipe=self.recipe, progress=tell)
+
+
+def _loaded(model: str | Path | VisionModel, image_size: int | None, device: str | None) -> VisionModel:
+    return model if isinstance(model, VisionModel) else load(model, image_size=image_size, device=device)
+
+
+def _order(
+    models: Sequence[VisionModel], tunings: Sequence[str], seeds: Sequence[int]
+) -> Iterator[tuple[VisionModel, str, int]]:
+    return ((model, tuning, seed) for model in models for tuning in dict.fromkeys(tunings) for seed in seeds)
+
+
+def _examples(data: Data) -> list[Any]:
+    """Test pictures of as many classes as there are examples, one after the other."""
+    firsts = [np.flatnonzero(data.test.classes == one) for one in range(len(data.labels))]
+    rounds = [places[at] for at in range(EXAMPLES) for places in firsts if at < len(places)]
+    return [data.test.read(int(place)) for place in rounds[:EXAMPLES]]
+
+
+def _plain(name: str) -> str:
+    return "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in Path(name).name or name)
+
+
+def _gain_json(gain: tuple[float, tuple[float, float]] | None) -> Any:
+    return None if gain is None else {"value": gain[0], "interval": list(gain[1])}
