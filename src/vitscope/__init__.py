@@ -48,6 +48,12 @@ _HOME = {
     "Data": "vitscope.tune.data",
     "inspect": "vitscope.tune.inspecting",
     "Recipe": "vitscope.tune.recipe",
+    "compare": "vitscope.tune.comparing",
+    "Comparison": "vitscope.tune.comparing",
+    "attention_change": "vitscope.tune.attention_change",
+    "AttentionChange": "vitscope.tune.attention_change",
+    "faithfulness": "vitscope.methods.faithfulness",
+    "Faithfulness": "vitscope.methods.faithfulness",
     "HeadStatistics": "vitscope.methods.head_statistics",
     "VitscopeError": "vitscope.errors",
     "CallError": "vitscope.errors",
@@ -74,6 +80,8 @@ if TYPE_CHECKING:
     from vitscope.methods.agreement import Agreement as Agreement
     from vitscope.methods.agreement import agreement as agreement
     from vitscope.methods.attention_map import attention_map as attention_map
+    from vitscope.methods.faithfulness import Faithfulness as Faithfulness
+    from vitscope.methods.faithfulness import faithfulness as faithfulness
     from vitscope.methods.head_statistics import HeadStatistics as HeadStatistics
     from vitscope.methods.head_statistics import head_statistics as head_statistics
     from vitscope.methods.kernel_shap import kernel_shap as kernel_shap
@@ -96,6 +104,10 @@ if TYPE_CHECKING:
     from vitscope.segment_attribution import SegmentAttribution as SegmentAttribution
     from vitscope.trace import AttentionStep as AttentionStep
     from vitscope.trace import Trace as Trace
+    from vitscope.tune.attention_change import AttentionChange as AttentionChange
+    from vitscope.tune.attention_change import attention_change as attention_change
+    from vitscope.tune.comparing import Comparison as Comparison
+    from vitscope.tune.comparing import compare as compare
     from vitscope.tune.data import Data as Data
     from vitscope.tune.data import load_data as load_data
     from vitscope.tune.finetuning import Tuned as Tuned

@@ -103,6 +103,11 @@ def numbers(text: str, what: str) -> list[int | float]:
         raise CallError(f"{what} is {text!r}: numbers with commas between them are expected") from None
 
 
+def split_list(text: str) -> list[str]:
+    """Names with commas between them."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
 def save(scene: "Scene", path: Path, overwrite: bool) -> None:
     from vitscope.view.figure import save_figure
 

@@ -174,7 +174,7 @@ class Comparison:
 
 
 def compare(
-    data: Data | str | Path,
+    data: Data | Inspection | str | Path,
     models: Sequence[str | Path | VisionModel],
     *,
     out: str | Path,
@@ -184,10 +184,6 @@ def compare(
     unreadable: str = "refuse",
     drop_duplicates: bool = False,
     keep_models: bool = False,
-    test_share: float | int = 0.2,
-    per_class: int | None = None,
-    image_size: int | None = None,
-    device: str | None = None,
     progress: Progress | None = None,
     **changes: Any,
 ) -> Comparison:
@@ -197,14 +193,13 @@ def compare(
     are not run again, a broken-off cell goes on from its last checkpoint.
 
     Args:
-        data, unreadable, drop_duplicates, recipe, changes: as for :func:`vitscope.finetune`.
+        data: also as :func:`vitscope.inspect` gives it.
+        unreadable, drop_duplicates, recipe, changes: as for :func:`vitscope.finetune`.
         models: two or more, by name or from :func:`vitscope.load`; one is possible too.
         tunings: what learns; gains are measured against ``"head"`` where it is among them.
         seeds: how many, counted from 0, or which.
         out: the folder of the comparison.
         keep_models: keep the tuned models of all cells, in ``out/cells``; otherwise only what they said.
-        test_share, per_class: see :func:`~vitscope.tune.data.load_data`.
-        image_size, device: of models given by name, see :func:`vitscope.load`.
         progress: told of every step: the cell, and as in :func:`vitscope.finetune`.
 
     Raises:
@@ -222,9 +217,9 @@ def compare(
         raise OutputExistsError(f"{out} holds something else than a comparison: choose another folder")
     inspection: Inspection | None = None
     if not isinstance(data, Data):
-        inspection = inspect(load_data(data, test_share=test_share, per_class=per_class))
+        inspection = data if isinstance(data, Inspection) else inspect(load_data(data))
         data = usable(inspection, unreadable=unreadable, drop_duplicates=drop_duplicates)
-    loaded = [_loaded(model, image_size, device) for model in models]
+    loaded = [model if isinstance(model, VisionModel) else load(model) for model in models]
     names = [model.name for model in loaded]
     if len(set(names)) < len(names):
         raise CallError(f"two models have the same name, {names[0]}: compare different ones")
@@ -275,10 +270,6 @@ class _Work:
         name = f"{self.model.name}, {self.tuning}, seed {self.recipe.seed}"
         tell = None if progress is None else lambda found: progress(name, found)
         return finetune(self.model, self.data, out=self.folder, tuning=self.tuning, recipe=self.recipe, progress=tell)
-
-
-def _loaded(model: str | Path | VisionModel, image_size: int | None, device: str | None) -> VisionModel:
-    return model if isinstance(model, VisionModel) else load(model, image_size=image_size, device=device)
 
 
 def _order(

@@ -6,7 +6,7 @@ import math
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -234,8 +234,13 @@ class _Run:
                 "said": said.tolist(),
                 "truth": truth.tolist(),
             }
+            base = self.model.name
+            name = f"{Path(base).name if Path(base).is_dir() else base} ({self.tuning})"
             save_folder(
-                self.model, self.out / WITHIN, adapters=self.prepared.adapters, about={**self.settings, "said": None}
+                replace(self.model, name=name),
+                self.out / WITHIN,
+                adapters=self.prepared.adapters,
+                about={**self.settings, "said": None},
             )
             with replacing(self.out / RESULT) as beside:
                 beside.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")

@@ -9,13 +9,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import FuncFormatter, PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 from PIL import Image
 
 from vitscope.attribution import COLORMAP, SIGNED_COLORMAP, blend, stretch, stretch_signed
 from vitscope.picture import nearest_pixels
 from vitscope.saving import replacing
-from vitscope.view.scene import SIGNED_CAPTION, Bars, Curves, Panel, Row, Scene
+from vitscope.view.scene import SIGNED_CAPTION, Bars, Curves, Dots, Matrix, Panel, Row, Scene
 
 PAGE_WIDTH, PAGE_HEIGHT = 12.0, 14.0  # inches
 SMALLEST_PANEL, LARGEST_PANEL = 0.9, 4.0  # inches
@@ -29,6 +29,7 @@ NAME = 0.068  # inches for a letter beside a bar
 WITHOUT_PHOTO = 0.7  # height over width of a panel
 BAR = 0.27  # inches for a bar in a row of bars alone
 NUMBER = 0.62  # inches for a number beside a bar
+MOST_NUMBERS = 16  # rows of a matrix whose cells can hold a number
 AXIS = 0.42  # inches for the numbers under curves
 SERIES = (("#0072b2", "o"), ("#d55e00", "s"), ("#009e73", "^"), ("#cc79a7", "D"), ("#56b4e9", "v"), ("#e69f00", "P"))
 
@@ -77,14 +78,19 @@ def draw(scene: Scene) -> Figure:
         y, height = tops[i] + above, _height(row, width, ratio)
         for j, panel in enumerate(row.panels):
             x = left + j * (width + GAP)
-            if isinstance(panel, Bars):
+            if isinstance(panel, Bars | Dots):
                 margin = max(NAME * max(map(len, panel.names)) + 0.1, 0.35)  # inches for the names
-                _bars(figure.add_axes(place(x + margin, y, width - margin, height)), panel)
+                beside = figure.add_axes(place(x + margin, y, width - margin, height))
+                _bars(beside, panel) if isinstance(panel, Bars) else _dots(beside, panel)
                 write(x + margin, y - 0.07, panel.title, 9.0)
                 continue
             if isinstance(panel, Curves):
                 _curves(figure.add_axes(place(x + AXIS, y, width - AXIS - 0.1, height - AXIS)), panel)
                 write(x + AXIS, y - 0.07, panel.title, 9.0)
+                continue
+            if isinstance(panel, Matrix):
+                _matrix(figure, place, (x, y, width, height), panel)
+                write(x, y - 0.07, panel.title, 9.0)
                 continue
             axes = figure.add_axes(place(x, y, width, height))
             pixels = (max(round(width * DPI), 2), max(round(height * DPI), 2))
@@ -110,8 +116,8 @@ def draw(scene: Scene) -> Figure:
 
 def _height(row: Row, width: float, ratio: float) -> float:
     """Inches of a row's panels; bars by themselves need no more than their number."""
-    if all(isinstance(panel, Bars) for panel in row.panels):
-        return BAR * max(len(panel.names) for panel in row.panels if isinstance(panel, Bars))
+    if all(isinstance(panel, Bars | Dots) for panel in row.panels):
+        return BAR * max(len(panel.names) for panel in row.panels if isinstance(panel, Bars | Dots))
     return width * ratio
 
 
@@ -179,6 +185,50 @@ def _bars(axes: Any, bars: Bars) -> None:
     axes.set_axis_off()
 
 
+def _dots(axes: Any, dots: Dots) -> None:
+    """A dot for each value, its interval as a line, the value beside it."""
+    ends = [end for pair in dots.intervals for end in pair] + ([0.0] if dots.signed else [])
+    low, high = min(*ends, *dots.values), max(*ends, *dots.values)
+    room = max(high - low, 1e-3) * 0.04
+    for at, (name, value, interval) in enumerate(zip(dots.names, dots.values, dots.intervals, strict=True)):
+        colour, mark = SERIES[dots.groups[at] % len(SERIES)]
+        axes.plot(interval, [at, at], color=colour, linewidth=1.6, solid_capstyle="butt")
+        axes.plot([value], [at], color=colour, marker=mark, markersize=5)
+        number = f"{100 * value:+.1f}".replace("-", "−") if dots.signed else f"{100 * value:.1f} %"
+        axes.text(max(value, interval[1]) + room, at, number, fontsize=8, color=INK, va="center", ha="left")
+        axes.text(-0.03, at, name, fontsize=9, color=INK, va="center", ha="right", transform=axes.get_yaxis_transform())
+    inches = axes.get_window_extent().width / DPI
+    axes.set_xlim(low - room, high + room + (high - low + 2 * room) * NUMBER / max(inches - NUMBER, NUMBER))
+    axes.set_ylim(len(dots.values) - 0.4, -0.6)
+    if dots.signed:
+        axes.axvline(0, color=FAINT, linewidth=0.8)
+    axes.set_axis_off()
+
+
+def _matrix(figure: Figure, place: Any, room: tuple[float, float, float, float], matrix: Matrix) -> None:
+    """A square of shades with its counts, names beside and below."""
+    x, y, width, height = room
+    beside = min(NAME * max(map(len, matrix.names)) + 0.25, width * 0.45)
+    side = min(width - beside - 0.1, height - AXIS - 0.1)
+    axes = figure.add_axes(place(x + beside, y, side, side))
+    shares = matrix.values / np.maximum(matrix.values.sum(1, keepdims=True), 1)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    count = len(matrix.names)
+    for row, column in np.ndindex(*matrix.values.shape) if count <= MOST_NUMBERS else ():
+        shade = "#ffffff" if shares[row, column] > 0.55 else INK
+        axes.text(column, row, f"{matrix.values[row, column]}", fontsize=7.5, color=shade, ha="center", va="center")
+    letters = max(int(side / count / NAME), 2)
+    short = [name if len(name) <= letters else f"{name[: letters - 1]}…" for name in matrix.names]
+    step = max(round(count / 20), 1)
+    axes.set_xticks(range(0, count, step), short[::step], fontsize=7.5)
+    axes.set_yticks(range(0, count, step), matrix.names[::step], fontsize=7.5)
+    axes.tick_params(length=0, colors=INK)
+    axes.set_xlabel(matrix.column_axis, fontsize=8, color=FAINT)
+    axes.set_ylabel(matrix.row_axis, fontsize=8, color=FAINT)
+    for spine in axes.spines.values():
+        spine.set_color("#c8c8d0")
+
+
 def _curves(axes: Any, curves: Curves) -> None:
     """Lines with a mark at every point, told apart by colour and by mark."""
     for at, (name, x, y) in enumerate(zip(curves.names, curves.xs, curves.ys, strict=True)):
@@ -187,11 +237,14 @@ def _curves(axes: Any, curves: Curves) -> None:
     if curves.limits is not None:
         axes.set_ylim(*curves.limits)
     shown = PercentFormatter(1.0, decimals=None)
-    axes.set_xscale("log", base=2)
-    ticks = sorted({value for x in curves.xs for value in x})
-    axes.set_xticks(_apart(ticks), minor=False)
-    axes.minorticks_off()
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.2g} %"))
+    if curves.counted:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+    else:
+        axes.set_xscale("log", base=2)
+        ticks = sorted({value for x in curves.xs for value in x})
+        axes.set_xticks(_apart(ticks), minor=False)
+        axes.minorticks_off()
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.2g} %"))
     if curves.percent:
         axes.yaxis.set_major_formatter(shown)
     axes.set_xlabel(curves.x_axis, fontsize=8, color=FAINT)

@@ -50,8 +50,34 @@ class Bars:
 
 
 @dataclass(frozen=True, eq=False)
+class Dots:
+    """Shares with their intervals, a line each from top to bottom; names that share a group share a colour."""
+
+    names: Sequence[str]
+    values: Sequence[float]
+    intervals: Sequence[tuple[float, float]]
+    groups: Sequence[int]
+    title: str = ""
+    signed: bool = False  # differences: a line at zero, values with their sign
+
+
+@dataclass(frozen=True, eq=False)
+class Matrix:
+    """Counts by row and column, each row's share of its sum as a shade."""
+
+    values: Int[np.ndarray, "row column"]
+    names: Sequence[str]
+    title: str = ""
+    row_axis: str = ""
+    column_axis: str = ""
+
+
+@dataclass(frozen=True, eq=False)
 class Curves:
-    """Lines over a common axis: for each name its x and y. ``limits`` are the ends of the y axis."""
+    """Lines over a common axis: for each name its x and y. ``limits`` are the ends of the y axis.
+
+    The x axis is one of shares, each twice the one before, or ``counted``: whole numbers.
+    """
 
     names: Sequence[str]
     xs: Sequence[Sequence[float]]
@@ -60,9 +86,10 @@ class Curves:
     x_axis: str = ""
     limits: tuple[float, float] | None = None
     percent: bool = False
+    counted: bool = False
 
 
-Shown = Panel | Bars | Curves
+Shown = Panel | Bars | Dots | Matrix | Curves
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,296 @@
+"""The commands that train: data, finetune, compare."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from vitscope.cli.app import Device, Json, Overwrite, app
+from vitscope.cli.output import fresh, load_model, print_table, save, split_list
+from vitscope.errors import OutputExistsError
+
+if TYPE_CHECKING:
+    from vitscope.tune.data import Data
+    from vitscope.tune.finetuning import Tuned
+    from vitscope.tune.inspecting import Inspection
+
+DataName = Annotated[
+    str,
+    typer.Argument(
+        help="A folder of pictures, cifar10, fashion-mnist, eurosat, brain-mri, birds-525, or owner/name of the hub.",
+        metavar="DATA",
+        show_default=False,
+    ),
+]
+TestShare = Annotated[float, typer.Option(help="Of each class, where the data set has no split.")]
+SplitSeed = Annotated[int, typer.Option(help="Of the split and of --per-class.")]
+PerClass = Annotated[int | None, typer.Option(help="At most so many training pictures of a class.", show_default="all")]
+Unreadable = Annotated[Literal["refuse", "skip"], typer.Option(help="Pictures that cannot be read.")]
+DropDuplicates = Annotated[
+    bool, typer.Option("--drop-duplicates", help="Leave out training pictures that are in the test set too.")
+]
+RecipeName = Annotated[str, typer.Option("--recipe", "-r", help="report, modern, or a TOML file.")]
+Epochs = Annotated[int | None, typer.Option(help="In place of the recipe's.", show_default="the recipe's")]
+LearningRate = Annotated[float | None, typer.Option(help="In place of the recipe's.", show_default="the recipe's")]
+BatchSize = Annotated[int | None, typer.Option(help="In place of the recipe's.", show_default="the recipe's")]
+Precision = Annotated[
+    Literal["float32", "bfloat16", "float16"] | None,
+    typer.Option(help="Of the forward.", show_default="the recipe's"),
+]
+ImageSize = Annotated[int | None, typer.Option(help="Pixels a side of the input.", show_default="the model's")]
+READING = "reading pictures"
+
+Folder = Annotated[Path | None, typer.Option("--out", "-o", help="The folder to write to.", show_default="a new one")]
+
+
+@app.command()
+def data(
+    data: DataName,
+    test_share: TestShare = 0.2,
+    split_seed: SplitSeed = 0,
+    per_class: PerClass = None,
+    threshold: Annotated[float, typer.Option(help="Correlation from which two pictures are near duplicates.")] = 0.99,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The PNG to write.", show_default="a new name")
+    ] = None,
+    overwrite: Overwrite = False,
+    json_: Json = False,
+) -> None:
+    """Classes and counts of a data set, pictures that leak from train to test, the mean picture of each class."""
+    from vitscope.methods.asking import telling
+    from vitscope.tune.data import load_data
+    from vitscope.tune.inspecting import inspect
+    from vitscope.tune.showing import data_scene
+
+    path = out or fresh(f"{Path(data).name}-data")
+    if path.exists() and not overwrite:
+        raise OutputExistsError(f"{path} exists already: pass --overwrite or another --out")
+    loaded = load_data(data, test_share=test_share, seed=split_seed, per_class=per_class)
+    with telling(not json_, READING) as tell:
+        found = inspect(loaded, threshold=threshold, progress=tell)
+    save(data_scene(found), path, overwrite)
+    if json_:
+        typer.echo(json.dumps({**found.as_json(), "figure": str(path)}, indent=2))
+        return
+    _print_data(found)
+    typer.echo(f"wrote {path}")
+
+
+@app.command()
+def finetune(
+    data: DataName,
+    model: Annotated[str, typer.Option("--model", "-m", help="What is tuned; as for explain.")] = "vit-nano",
+    tuning: Annotated[
+        str,
+        typer.Option(
+            "--tuning",
+            "-t",
+            help="What learns: head, full, bitfit, layernorm, adapter-attention, adapter-mlp, adapter-both, "
+            "adapter-parallel, lora.",
+        ),
+    ] = "head",
+    recipe: RecipeName = "modern",
+    epochs: Epochs = None,
+    learning_rate: LearningRate = None,
+    batch_size: BatchSize = None,
+    precision: Precision = None,
+    accumulate: Annotated[int | None, typer.Option(help="Batches to a step.", show_default="the recipe's")] = None,
+    early_stop: Annotated[
+        int | None, typer.Option(help="Epochs without a better validation accuracy; holds out a tenth of train.")
+    ] = None,
+    rank: Annotated[int | None, typer.Option(help="Of adapters and LoRA.", show_default="64 and 8")] = None,
+    seed: Annotated[int, typer.Option(help="Of the training.")] = 0,
+    test_share: TestShare = 0.2,
+    split_seed: SplitSeed = 0,
+    per_class: PerClass = None,
+    unreadable: Unreadable = "refuse",
+    drop_duplicates: DropDuplicates = False,
+    image_size: ImageSize = None,
+    save_steps: Annotated[
+        int | None, typer.Option(help="Steps between checkpoints.", show_default="an epoch's")
+    ] = None,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also write logs for TensorBoard.")] = False,
+    out: Folder = None,
+    overwrite: Overwrite = False,
+    device: Device = None,
+    json_: Json = False,
+) -> None:
+    """Train a model on pictures of your own; the same call goes on where it was broken off."""
+    from vitscope.tune.finetuning import finetune as tune
+    from vitscope.tune.showing import run_scene
+    from vitscope.tune.tunings import known_tuning
+
+    known_tuning(tuning)
+    base = load_model(model, device, (), image_size=image_size)
+    folder = out or Path(f"{Path(data).name}-{Path(model).name.replace(':', '-')}-{tuning}")
+    changes: dict[str, Any] = {
+        "epochs": epochs,
+        "learning_rate": learning_rate,
+        "batch_size": batch_size,
+        "precision": precision,
+        "accumulate": accumulate,
+        "early_stop": early_stop,
+        "validation": None if early_stop is None else 0.1,
+        "seed": seed,
+    }
+    pictures = _read(data, test_share, split_seed, per_class, unreadable, drop_duplicates, shown=not json_)
+    with _training(not json_) as tell:
+        tuned = tune(
+            base,
+            pictures,
+            out=folder,
+            tuning=tuning,
+            recipe=recipe,
+            rank=rank,
+            save_steps=save_steps,
+            tensorboard=tensorboard,
+            overwrite=overwrite,
+            progress=lambda found: tell(tuning, found),
+            **changes,
+        )
+    save(run_scene(tuned), folder / "report.png", overwrite=True)
+    if json_:
+        left_out = {"said", "truth", "history"}
+        about = {name: value for name, value in tuned.about.items() if name not in left_out}
+        typer.echo(json.dumps({**about, "folder": str(folder)}, indent=2))
+        return
+    _print_tuned(tuned)
+    typer.echo(f"wrote {folder}: explain it with --model {folder}")
+
+
+@app.command()
+def compare(
+    data: DataName,
+    models: Annotated[str, typer.Option("--models", "-m", help="With commas between them.")] = "vit-nano,swin-nano",
+    tunings: Annotated[
+        str, typer.Option("--tunings", "-t", help="With commas between them.")
+    ] = "head,adapter-mlp,lora",
+    seeds: Annotated[int, typer.Option(help="How many, counted from 0.")] = 3,
+    recipe: RecipeName = "modern",
+    epochs: Epochs = None,
+    learning_rate: LearningRate = None,
+    batch_size: BatchSize = None,
+    precision: Precision = None,
+    test_share: TestShare = 0.2,
+    split_seed: SplitSeed = 0,
+    per_class: PerClass = None,
+    unreadable: Unreadable = "refuse",
+    drop_duplicates: DropDuplicates = False,
+    image_size: ImageSize = None,
+    keep_models: Annotated[bool, typer.Option("--keep-models", help="Keep every cell's model.")] = False,
+    out: Folder = None,
+    device: Device = None,
+    json_: Json = False,
+) -> None:
+    """Models by ways to tune by seeds: accuracies, who gains more, and what tuning did to attention."""
+    from vitscope.methods.asking import telling
+    from vitscope.tune.comparing import compare as run
+    from vitscope.tune.data import load_data
+    from vitscope.tune.inspecting import inspect
+    from vitscope.tune.page import INTERACTION_HEADER, SUMMARY_HEADER, interaction_rows, summary_rows, write_page
+
+    folder = out or Path(f"{Path(data).name}-comparison")
+    loaded = [load_model(name, device, (), image_size=image_size) for name in split_list(models)]
+    pictures = load_data(data, test_share=test_share, seed=split_seed, per_class=per_class)
+    with telling(not json_, READING) as tell:
+        inspection = inspect(pictures, progress=tell)
+    with _training(not json_) as told:
+        result = run(
+            inspection,
+            loaded,
+            out=folder,
+            tunings=split_list(tunings),
+            seeds=seeds,
+            recipe=recipe,
+            unreadable=unreadable,
+            drop_duplicates=drop_duplicates,
+            keep_models=keep_models,
+            progress=told,
+            epochs=epochs,
+            learning_rate=learning_rate,
+            batch_size=batch_size,
+            precision=precision,
+        )
+    written = write_page(result, folder)
+    if json_:
+        typer.echo(json.dumps({**result.as_json(), "files": [str(path) for path in written]}, indent=2))
+        return
+    print_table(SUMMARY_HEADER[:9], [row[:9] for row in summary_rows(result)], right=range(2, 9))
+    between = interaction_rows(result)
+    if between:
+        print_table(INTERACTION_HEADER, between, right=(2, 3))
+    typer.echo(f"wrote {written[0]} and {len(written) - 1} figures beside it")
+
+
+def _read(
+    name: str,
+    test_share: float,
+    seed: int,
+    per_class: int | None,
+    unreadable: str,
+    drop_duplicates: bool,
+    *,
+    shown: bool,
+) -> "Data":
+    from vitscope.methods.asking import telling
+    from vitscope.tune.data import load_data
+    from vitscope.tune.inspecting import inspect, usable
+
+    loaded = load_data(name, test_share=test_share, seed=seed, per_class=per_class)
+    with telling(shown, READING) as tell:
+        found = inspect(loaded, progress=tell)
+    return usable(found, unreadable=unreadable, drop_duplicates=drop_duplicates)
+
+
+@contextmanager
+def _training(shown: bool) -> Iterator[Callable[[str, Mapping[str, float]], None]]:
+    """A bar on stderr: what is trained, steps, the accuracy of the last epoch."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[accuracy]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not (shown and console.is_terminal)) as bar:
+        task = bar.add_task("training", total=None, accuracy="")
+
+        def tell(what: str, found: Mapping[str, float]) -> None:
+            accuracy = found["accuracy"]
+            known = "" if accuracy != accuracy else f"accuracy {accuracy:.1%}"
+            bar.update(task, description=what, completed=found["step"], total=found["steps"], accuracy=known)
+
+        yield tell
+
+
+def _print_data(found: "Inspection") -> None:
+    rows = [(label, f"{train:,}", f"{test:,}") for label, (train, test) in found.data.counts().items()]
+    print_table(("class", "train", "test"), rows, right=(1, 2))
+    leaks = len({train for train, _ in (*found.exact, *found.near)})
+    typer.echo(
+        f"{leaks} training pictures are in the test set too: {len(found.exact)} pairs are the same, {len(found.near)} "
+        f"nearly, {found.contradictions} of them with different labels; {found.repeated} training pictures are repeated"
+    )
+    for _, _, reason in found.unreadable[:10]:
+        typer.echo(f"unreadable: {reason}")
+    if len(found.unreadable) > 10:
+        typer.echo(f"and {len(found.unreadable) - 10} more that cannot be read")
+
+
+def _print_tuned(tuned: "Tuned") -> None:
+    about = tuned.about
+    low, high = about["interval"]
+    rows = [
+        ("accuracy", f"{about['accuracy']:.1%}, 95 % interval {low:.1%} to {high:.1%}"),
+        ("macro F1", f"{about['macro_f1']:.3f}"),
+        ("trained", f"{about['trained']:,} weights and {about['head']:,} of the classifier"),
+        ("time", f"{about['seconds']:.0f} s, {about['peak_mib']:.0f} MiB at the peak"),
+    ]
+    print_table(("", f"{about['tuning']} on {about['data']}"), rows, right=())
