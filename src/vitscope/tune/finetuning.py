@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from torch import Tensor, nn
 
 from vitscope.arguments import at_least
@@ -162,7 +163,7 @@ class _Run:
             train, watched = self._feeds()
             frozen = isinstance(train, FeatureFeed) or self.tuning == "head"
             classifier = Classifier(self.model, float(self.recipe.label_smoothing), frozen=frozen)
-            per_step = self.recipe.batch_size * self.recipe.accumulate
+            per_step = self.recipe.batch_size * self.recipe.accumulate * PartialState().num_processes
             steps = self.recipe.epochs * math.ceil(len(train) / per_step)
             folder = self.out / CHECKPOINTS
             args = arguments(self.recipe, self.tuning, folder, steps, save_steps=save_steps, tensorboard=tensorboard)

@@ -64,6 +64,8 @@ def arguments(recipe: Recipe, tuning: str, out: Path, steps: int, *, save_steps:
         label_names=["labels"],
         log_level="error",
         use_cpu=not torch.cuda.is_available(),
+        # What a family keeps and does not use may be among the weights that were there before.
+        ddp_find_unused_parameters=tuning in ("full", "bitfit", "layernorm"),
         **options,
     )
 

@@ -1,0 +1,103 @@
+"""Pictures a second while tuning, beside a plain PyTorch loop over the same batches.
+
+python benchmarks/finetuning.py [--models timm:vit_base_patch16_224 torchvision:swin_b] [--precision bfloat16]
+
+Random weights, random pictures in memory. Each tuning runs twice in turn: through vitscope.finetune and through a loop that
+does what a user would write: forward, cross entropy, backward, clip, AdamW. The first steps are not counted.
+"""
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+import vitscope as vs
+from vitscope.models.classes import with_classes
+from vitscope.tune.data import Pictures
+from vitscope.tune.feeding import Feed
+from vitscope.tune.tunings import prepare
+
+WARM_UP = 2  # steps
+CLASSES = 4
+
+
+def random_data(count: int, size: int) -> vs.Data:
+    generator = np.random.default_rng(0)
+    source = generator.integers(0, 256, (count + CLASSES, size, size, 3), dtype=np.uint8)
+    classes = np.arange(count + CLASSES) % CLASSES
+    places = np.arange(count + CLASSES)
+    parts = [Pictures(source, part, classes[part]) for part in (places[:count], places[count:])]
+    return vs.Data("random", tuple(f"class {i}" for i in range(CLASSES)), *parts)
+
+
+def through_vitscope(model: vs.VisionModel, data: vs.Data, tuning: str, recipe: vs.Recipe) -> float:
+    """Seconds a step."""
+    ticks: list[float] = []
+    with tempfile.TemporaryDirectory() as folder:
+        vs.finetune(
+            model,
+            data,
+            out=Path(folder) / "run",
+            tuning=tuning,
+            recipe=recipe,
+            save_steps=10**6,
+            progress=lambda found: (
+                ticks.append(time.perf_counter()) if found["accuracy"] != found["accuracy"] else None
+            ),
+        )
+    return median(np.diff(ticks)[WARM_UP:])
+
+
+def by_hand(model: vs.VisionModel, data: vs.Data, tuning: str, recipe: vs.Recipe, device: torch.device) -> float:
+    """Seconds a step."""
+    made = with_classes(model, data.labels)
+    prepare(made, tuning)
+    module = made.module.to(device).train(tuning != "head")
+    feed = Feed(data.train, made.preprocessing)
+    learning = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(learning, lr=1e-4)
+    dtype = getattr(torch, recipe.precision)
+    ticks = []
+    for start in range(0, len(data.train), recipe.batch_size):
+        batch = feed.__getitems__(list(range(start, start + recipe.batch_size)))
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+            logits = made.forward(batch["pixel_values"].to(device))
+        loss = F.cross_entropy(logits.float(), batch["labels"].to(device))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(learning, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        loss.item()
+        ticks.append(time.perf_counter())
+    return median(np.diff(ticks)[WARM_UP:])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=["vit-nano", "swin-nano", "timm:vit_small_patch16_224"])
+    parser.add_argument("--tunings", nargs="+", default=["head", "lora", "full"])
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--precision", default="float32")
+    args = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    # One change keeps the pictures going through the backbone when only the classifier learns.
+    recipe = vs.Recipe(epochs=1, batch_size=args.batch_size, precision=args.precision, augment=("mirror",))
+    print(f"{'model':34} {'tuning':8} {'by hand':>12} {'vitscope':>12} {'ratio':>6}   pictures a second")
+    for name in args.models:
+        model = vs.load(name, pretrained=":" not in name)
+        data = random_data(args.batch_size * (args.steps + WARM_UP + 1), model.preprocessing.size[0])
+        for tuning in args.tunings:
+            plain = by_hand(model, data, tuning, recipe, device)
+            ours = through_vitscope(model, data, tuning, recipe)
+            rates = [args.batch_size / seconds for seconds in (plain, ours)]
+            print(f"{name:34} {tuning:8} {rates[0]:12.1f} {rates[1]:12.1f} {rates[1] / rates[0]:6.2f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
