@@ -2,8 +2,8 @@
 
 python benchmarks/finetuning.py [--models timm:vit_base_patch16_224 torchvision:swin_b] [--precision bfloat16]
 
-Random weights, random pictures in memory. Each tuning runs twice in turn: through vitscope.finetune and through a loop that
-does what a user would write: forward, cross entropy, backward, clip, AdamW. The first steps are not counted.
+Random weights, random pictures in memory. Each tuning runs twice in turn: through vitscope.finetune and through a loop
+that does what a user would write: forward, cross entropy, backward, clip, AdamW. The first steps are not counted.
 """
 
 import argparse

@@ -309,7 +309,7 @@ def _readout(
     layout: Layout | None, grid: Grid | None, pooling: Tensor | None, batch: int, device: torch.device
 ) -> ReadoutRow | None:
     """The row over tokens that the classifier reads."""
-    if layout is None or grid is None:
+    if layout is None or grid is None or not layout.readout:
         return None
     row = torch.zeros(batch, grid.num_tokens, dtype=torch.float32, device=device)
     for source, weight in layout.readout.items():

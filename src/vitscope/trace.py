@@ -314,7 +314,10 @@ class Trace:
                 ∝ (weight_c · features_i)⁺. Known where the classifier is linear in the mean of its tokens.
         """
         if self.readout is None:
-            raise CallError("the readout of this model is unknown: name a query, or pass readout to vitscope.load")
+            raise CallError(
+                "the readout of this model is unknown: name a query, or pass readout to vitscope.load; for one tuned with "
+                "CLS tokens in its windows vitscope.window_cls shows what they look at"
+            )
         if target is None:
             return self.readout
         if self.classifier is None:

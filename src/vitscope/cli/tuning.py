@@ -90,7 +90,7 @@ def finetune(
             "--tuning",
             "-t",
             help="What learns: head, full, bitfit, layernorm, adapter-attention, adapter-mlp, adapter-both, "
-            "adapter-parallel, lora.",
+            "adapter-parallel, lora, window-cls.",
         ),
     ] = "head",
     recipe: RecipeName = "modern",

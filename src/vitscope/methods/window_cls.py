@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from vitscope.attribution import Attribution, only_finite
 from vitscope.errors import CallError
-from vitscope.models.hierarchy import Projection
+from vitscope.models.classes import WindowClassified
 from vitscope.models.vision_model import VisionModel
+from vitscope.models.window_reader import WindowRows, block_projections, read_window, stage_of_block, stage_widths
 from vitscope.run import as_vision_model, run
-from vitscope.scores import Head, fuse_heads, in_float32
-from vitscope.shapes import Maps, Slots
+from vitscope.scores import Head, fuse_heads
+from vitscope.shapes import Maps
 from vitscope.trace import Trace
 
-WindowRows = Float[Tensor, "batch window head slot_and_self"]
 WindowAttention = Float[Tensor, "batch window head query key"]
 
 
@@ -93,7 +93,7 @@ def window_cls(model: VisionModel | nn.Module, images: Any, *, tokens: Sequence[
         model: Swin (version 1) of transformers, timm or torchvision.
         images: as for :func:`vitscope.capture`.
         tokens: for each stage a vector, as wide as the stage, that enters instead of the windows' means;
-            :class:`WindowHead` learns such.
+            :class:`WindowHead` learns such. Of a model tuned with ``window-cls`` its own by default.
 
     Raises:
         CallError: the model is not of a kind whose blocks can be read this way.
@@ -107,6 +107,8 @@ def window_cls(model: VisionModel | nn.Module, images: Any, *, tokens: Sequence[
     model = as_vision_model(model)
     projections = block_projections(model)
     stages = stage_of_block(projections)
+    if tokens is None and isinstance(model.module, WindowClassified):
+        tokens = [token.detach() for token in model.module.reader.tokens]
     if tokens is not None:
         given, widths = [token.numel() for token in tokens], stage_widths(projections)
         if given != widths:
@@ -119,26 +121,6 @@ def window_cls(model: VisionModel | nn.Module, images: Any, *, tokens: Sequence[
             weights, _ = read_window(projections[step.module], inputs[step.module], step.known_slots(), entering)
             rows[step.layer] = weights
     return WindowCls(trace, rows, logits)
-
-
-def block_projections(model: VisionModel) -> dict[str, Projection]:
-    """The weights of each block, by the path of its attention; a CallError where they are not known."""
-    blocks = {} if model.layout is None or model.layout.hierarchy is None else model.layout.hierarchy.blocks
-    known = {path: block.projection for path, block in blocks.items() if block.projection is not None}
-    if not known:
-        raise CallError(f"{model.name} has no windows that a CLS token can be put into: Swin (version 1) has")
-    return known
-
-
-def stage_widths(projections: Mapping[str, Projection]) -> list[int]:
-    """How many channels the tokens of each stage have."""
-    return list(dict.fromkeys(projection.out.out_features for projection in projections.values()))
-
-
-def stage_of_block(projections: Mapping[str, Projection]) -> dict[str, int]:
-    """The stage of each block, from 0: the blocks of a stage are equally wide."""
-    widths = stage_widths(projections)
-    return {path: widths.index(projection.out.out_features) for path, projection in projections.items()}
 
 
 def block_inputs(
@@ -159,37 +141,3 @@ def block_inputs(
     watch = {block.module: keep(path) for path, block in model.layout.hierarchy.blocks.items()}
     done = run(model, images, by_class=False, merge="equal", watch=watch)
     return inputs, done.trace, done.logits
-
-
-def read_window(
-    projection: Projection,
-    tokens: Float[Tensor, "batch token channel"],
-    slots: Slots,
-    entering: Float[Tensor, " channel"] | None = None,
-) -> tuple[WindowRows, Float[Tensor, "batch window channel"]]:
-    """One token in each window, through the block's own attention.
-
-    Args:
-        tokens: what enters the block.
-        slots: which of them each window holds.
-        entering: the vector that enters each window; by default the mean of its tokens.
-
-    Returns:
-        the token's attention to itself and then to each slot, and what attention adds to it.
-    """
-    real = slots >= 0
-    if entering is None:
-        inside = tokens[:, slots.clamp_min(0)] * real[..., None]
-        own = inside.sum(2) / real.sum(1, keepdim=True)
-    else:
-        own = entering.expand(len(tokens), len(slots), -1)
-    windows = projection.normed(tokens)[:, slots.clamp_min(0)] * real[..., None]  # padding is zero after the LayerNorm
-    own = projection.normed(own)[:, :, None]
-    query, key, value = projection.qkv(torch.cat([own, windows], dim=2))
-    query, key, value = (
-        part.unflatten(-1, (projection.num_heads, -1)).transpose(2, 3) for part in (query[:, :, :1], key, value)
-    )  # (batch, window, head, slot, channel)
-    with in_float32(query):
-        weights = (query.float() @ key.float().transpose(-1, -2) * query.shape[-1] ** -0.5).softmax(-1)
-    added = projection.added((weights.to(value.dtype) @ value).squeeze(-2).flatten(-2))
-    return weights.squeeze(-2), added

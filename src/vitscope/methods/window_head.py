@@ -4,29 +4,21 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vitscope.errors import CallError, WorkError
-from vitscope.methods.window_cls import (
-    WindowCls,
-    block_inputs,
-    block_projections,
-    read_window,
-    stage_of_block,
-    stage_widths,
-    window_cls,
-)
+from vitscope.methods.window_cls import WindowCls, window_cls
 from vitscope.models.vision_model import VisionModel
+from vitscope.models.window_reader import WindowReader
 from vitscope.run import as_vision_model
 from vitscope.saving import replacing
 from vitscope.shapes import Pixels
 
 
-class WindowHead(nn.Module):
+class WindowHead(WindowReader):
     """Learnable CLS tokens in the windows of a frozen Swin, and a small head that reads nothing else.
 
     In each block the stage's token enters every window, attends to itself and the window through the block's own
@@ -48,17 +40,9 @@ class WindowHead(nn.Module):
     """
 
     def __init__(self, model: VisionModel | nn.Module, num_classes: int) -> None:
-        super().__init__()
-        self._backbone = (as_vision_model(model),)  # in a tuple: its weights are not this module's
-        projections = block_projections(self.backbone)
-        self._stages = stage_of_block(projections)
-        widths = stage_widths(projections)
-        device, dtype = self.backbone.device, self.backbone.dtype
-        self.tokens = nn.ParameterList(
-            nn.Parameter(torch.randn(width, device=device, dtype=dtype) * 0.02) for width in widths
-        )
-        self.norm = nn.LayerNorm(sum(widths), device=device, dtype=dtype)
-        self.head = nn.Linear(sum(widths), num_classes, device=device, dtype=dtype)
+        backbone = as_vision_model(model)
+        super().__init__(backbone, num_classes)
+        self._backbone = (backbone,)  # in a tuple: its weights are not this module's
 
     @property
     def backbone(self) -> VisionModel:
@@ -72,16 +56,7 @@ class WindowHead(nn.Module):
                 f"the head is {here.dtype} on {here.device}, its backbone {there.dtype} on {there.device}: move "
                 "head.backbone.module as well"
             )
-        inputs, trace, _ = block_inputs(self.backbone, pixels)
-        projections = block_projections(self.backbone)
-        summaries: list[list[Tensor]] = [[] for _ in self.tokens]
-        for step in trace.blocks:
-            stage = self._stages[step.module]
-            token = self.tokens[stage]
-            _, added = read_window(projections[step.module], inputs[step.module], step.known_slots(), token)
-            summaries[stage].append(added.mean(1) + token)
-        stages = [torch.stack(blocks).mean(0) for blocks in summaries]
-        return self.head(self.norm(torch.cat(stages, dim=-1)))
+        return self.read(self.backbone, pixels)
 
     def explain(self, images: Any) -> WindowCls:
         """What the learned tokens look at, in every block."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from vitscope.errors import CallError
 from vitscope.models.libraries import LIBRARIES, library_module
 from vitscope.models.vision_model import VisionModel
+from vitscope.models.window_reader import WindowReader
 from vitscope.picture import Preprocessing
 
 HEAD_STD = 0.02  # of the untrained classifier's weights, in all libraries
@@ -26,11 +27,23 @@ class Classified(nn.Module):
         self.classifier = nn.Linear(features, classes).to(like.device, like.dtype)
 
 
-def with_classes(model: VisionModel, labels: Sequence[str]) -> VisionModel:
+class WindowClassified(nn.Module):
+    """A Swin with a CLS token in every window, and the head that reads these."""
+
+    def __init__(self, backbone: VisionModel, classes: int) -> None:
+        super().__init__()
+        self.backbone = backbone.module
+        self.reader = WindowReader(backbone, classes)
+
+
+def with_classes(model: VisionModel, labels: Sequence[str], *, by_windows: bool = False) -> VisionModel:
     """A copy of the model with an untrained classifier for these classes; ``model`` stays as it is.
 
     The classifier is the library's own where it has one for this model. Its weights are drawn from a normal
     distribution with a standard deviation of 0.02 (torch's random numbers: seed them), its bias is zero.
+
+    Args:
+        by_windows: the classifier reads CLS tokens in the windows of a Swin, see :class:`vitscope.WindowHead`.
 
     Raises:
         CallError: the model is of none of the three libraries.
@@ -39,7 +52,9 @@ def with_classes(model: VisionModel, labels: Sequence[str]) -> VisionModel:
         raise CallError(f"{model.name} is of none of the libraries {', '.join(LIBRARIES)}: its classifier is not known")
     library = library_module(model.library)
     module: nn.Module | None = None
-    if not isinstance(model.module, Classified):
+    if by_windows:
+        module = WindowClassified(_wrapped(model.library, _copy(_bare(model)), model.preprocessing), len(labels))
+    elif not isinstance(model.module, Classified | WindowClassified):
         module = library.with_classes(_copy(model.module), labels)
     if module is None:
         module = _classified(model, len(labels))
@@ -56,12 +71,16 @@ def heads(model: VisionModel) -> list[nn.Linear]:
     """The linear layers that give the logits: one, or two where a model was distilled."""
     if isinstance(model.module, Classified):
         return [model.module.classifier]
+    if isinstance(model.module, WindowClassified):
+        return [model.module.reader.head]
     return library_module(model.library).heads(model.module)
 
 
 def architecture(model: VisionModel) -> Mapping[str, Any]:
     """What :func:`build` needs, as JSON has it."""
     library, module = library_module(model.library), model.module
+    if isinstance(module, WindowClassified):
+        return {"windows": library.architecture(module.backbone), "classes": module.reader.head.out_features}
     if not isinstance(module, Classified):
         return library.architecture(module)
     sizes = {"features": module.classifier.in_features, "classes": module.classifier.out_features}
@@ -71,6 +90,9 @@ def architecture(model: VisionModel) -> Mapping[str, Any]:
 def build(library: str, architecture: Mapping[str, Any]) -> nn.Module:
     """The module without its weights."""
     build_module: Callable[[Mapping[str, Any]], nn.Module] = library_module(library).build
+    if "windows" in architecture:
+        backbone = _wrapped(library, build_module(architecture["windows"]), None)
+        return WindowClassified(backbone, architecture["classes"])
     if "backbone" not in architecture:
         return build_module(architecture)
     return Classified(build_module(architecture["backbone"]), architecture["features"], architecture["classes"])
@@ -80,27 +102,57 @@ def described(
     library: str, module: nn.Module, labels: Sequence[str], preprocessing: Preprocessing | None, name: str
 ) -> VisionModel:
     """A module with a classifier as a :class:`VisionModel`."""
-    size = None if preprocessing is None else preprocessing.size
     known: dict[str, Any] = {"labels": tuple(labels), "name": name, "embed": None}
-    wrap = library_module(library).wrap
+    if isinstance(module, WindowClassified):
+        return _read_by_windows(_wrapped(library, module.backbone, preprocessing), module, known)
     if not isinstance(module, Classified):
-        wrapped: VisionModel = wrap(module, image_size=size)
-        return replace(wrapped, preprocessing=preprocessing or wrapped.preprocessing, **known)
-    backbone: VisionModel = wrap(module.backbone, image_size=size)
+        return replace(_wrapped(library, module, preprocessing), **known)
+    backbone = _wrapped(library, module.backbone, preprocessing)
     embed, classifier = backbone.embed, module.classifier
     assert embed is not None
 
     def forward(pixels: Tensor) -> Tensor:
         return classifier(embed(pixels))
 
-    settings = preprocessing or backbone.preprocessing
-    return replace(backbone, module=module, forward=forward, preprocessing=settings, **known)
+    return replace(backbone, module=module, forward=forward, **known)
+
+
+def _wrapped(library: str, module: nn.Module, preprocessing: Preprocessing | None) -> VisionModel:
+    """A module of a library as it is, with this preprocessing or the library's own."""
+    size = None if preprocessing is None else preprocessing.size
+    wrapped: VisionModel = library_module(library).wrap(module, image_size=size)
+    return replace(wrapped, preprocessing=preprocessing or wrapped.preprocessing)
+
+
+def _read_by_windows(backbone: VisionModel, module: WindowClassified, known: Mapping[str, Any]) -> VisionModel:
+    """Attention is the backbone's; what the classifier reads are tokens that no row of it leads to."""
+    layout = backbone.layout
+    assert layout is not None
+    assert layout.hierarchy is not None
+    within: dict[str, Any] = {
+        name: {f"backbone.{path}": part for path, part in getattr(layout.hierarchy, name).items()}
+        for name in ("blocks", "mergings")
+    }
+    hierarchy = replace(layout.hierarchy, classifier=None, **within)
+    return replace(
+        backbone,
+        module=module,
+        forward=lambda pixels: module.reader.read(backbone, pixels),
+        layout=replace(layout, readout={}, hierarchy=hierarchy),
+        **known,
+    )
+
+
+def _bare(model: VisionModel) -> nn.Module:
+    return model.module.backbone if isinstance(model.module, WindowClassified) else model.module
 
 
 def _classified(model: VisionModel, classes: int) -> Classified:
     if isinstance(model.module, Classified):
         backbone = _copy(model.module.backbone)
         return Classified(backbone, model.module.classifier.in_features, classes)
+    if isinstance(model.module, WindowClassified):
+        raise CallError(f"{model.name} reads its windows: tune the Swin it was made from")
     if model.embed is None or model.preprocessing is None:
         raise CallError(f"{model.name} gives no features that vitscope knows: a classifier has nothing to read")
     with torch.no_grad(), model.running():

@@ -45,12 +45,13 @@ def save_folder(
         SaveError: it cannot be written; what stood there is still there.
     """
     folder, plain = Path(folder), adapters is None
-    native = plain and model.library == "transformers" and "backbone" not in architecture(model)
+    built = architecture(model)
+    native = plain and model.library == "transformers" and "class" in built
     manifest = {
         "format": 1,
         "name": model.name,
         "library": model.library,
-        "architecture": architecture(model),
+        "architecture": built,
         "adapters": adapters,
         "labels": model.labels,
         "preprocessing": None if model.preprocessing is None else asdict(model.preprocessing),

@@ -27,7 +27,8 @@ class Layout:
         patch_size: (height, width) of a patch in pixels of the input.
         prefix_names: the tokens before the patches, in order.
         readout: weights that sum to one over sources: the name of a prefix token, ``"patches"`` or ``"tokens"``
-            (uniform), ``"pooling"`` (the attention of a pooling layer, seen while the model runs).
+            (uniform), ``"pooling"`` (the attention of a pooling layer, seen while the model runs). Empty where the
+            classifier reads something that no token leads to.
         hierarchy: windows and merging, where attention is not over one grid of all tokens.
         partial_patches: a last patch that the input fills only in part is padded, not left over.
     """

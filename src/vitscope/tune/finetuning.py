@@ -30,7 +30,7 @@ from vitscope.tune.inspecting import inspect, usable
 from vitscope.tune.memory import peak_memory
 from vitscope.tune.recipe import Recipe, read_recipe
 from vitscope.tune.trainer import Progress, Reporting, Trainer, arguments
-from vitscope.tune.tunings import Prepared, prepare
+from vitscope.tune.tunings import READS_WINDOWS, Prepared, known_tuning, prepare
 
 RUN, RESULT, LOG, CHECKPOINTS = "run.json", "result.json", "log.jsonl", "checkpoints"
 
@@ -104,6 +104,7 @@ def finetune(
         WorkError: pictures cannot be read, the loss is not finite, or a result cannot be written.
     """
     chosen = read_recipe(recipe, **changes)
+    known_tuning(tuning)
     if unreadable not in ("refuse", "skip"):
         raise CallError(f"unreadable is {unreadable!r}: refuse or skip")
     if save_steps is not None:
@@ -113,7 +114,7 @@ def finetune(
         data = usable(inspect(load_data(data)), unreadable=unreadable, drop_duplicates=drop_duplicates)
     out = Path(out)
     with _kept_random(chosen.seed):
-        made = with_classes(base, data.labels)
+        made = with_classes(base, data.labels, by_windows=tuning == READS_WINDOWS)
         check_folder(made)
         prepared = prepare(made, tuning, rank=rank)
         settings = settings_of(base, data, tuning, rank, chosen)
@@ -161,7 +162,7 @@ class _Run:
         self.model.module.to(self.device)
         with peak_memory(self.device) as peak:
             train, watched = self._feeds()
-            frozen = isinstance(train, FeatureFeed) or self.tuning == "head"
+            frozen = self.tuning in ("head", READS_WINDOWS)
             classifier = Classifier(self.model, float(self.recipe.label_smoothing), frozen=frozen)
             per_step = self.recipe.batch_size * self.recipe.accumulate * PartialState().num_processes
             steps = self.recipe.epochs * math.ceil(len(train) / per_step)

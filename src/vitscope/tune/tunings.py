@@ -10,10 +10,11 @@ from torch import nn
 from vitscope.arguments import at_least
 from vitscope.errors import CallError
 from vitscope.models.adapters import add_adapters
-from vitscope.models.classes import heads
+from vitscope.models.classes import WindowClassified, heads
 from vitscope.models.vision_model import VisionModel
 from vitscope.tune.low_rank import add_low_rank
 
+READS_WINDOWS = "window-cls"
 ADAPTER_RANK, LORA_RANK, LORA_ALPHA = 64, 8, 16.0
 
 
@@ -39,6 +40,7 @@ TUNINGS: Mapping[str, Way] = {
     "adapter-parallel": Way(
         "a bottleneck beside the MLP (AdaptFormer, Chen et al., 2022, arXiv 2205.13535)", ("parallel",), ADAPTER_RANK
     ),
+    READS_WINDOWS: Way("a CLS token in every window of a Swin, see vitscope.WindowHead"),
     "lora": Way("W + (α/r)·BA for queries and values (Hu et al., 2021, arXiv 2106.09685)", rank=LORA_RANK),
 }
 
@@ -90,6 +92,8 @@ def prepare(model: VisionModel, tuning: str, *, rank: int | None = None) -> Prep
         _learn(
             parameter for part in module.modules() if isinstance(part, nn.LayerNorm) for parameter in part.parameters()
         )
+    elif isinstance(module, WindowClassified):
+        _learn(module.reader.parameters())
     elif way.places:
         assert chosen is not None
         add_adapters(module, way.places, chosen)
