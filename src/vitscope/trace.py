@@ -315,8 +315,8 @@ class Trace:
         """
         if self.readout is None:
             raise CallError(
-                "the readout of this model is unknown: name a query, or pass readout to vitscope.load; for one tuned with "
-                "CLS tokens in its windows vitscope.window_cls shows what they look at"
+                "the readout of this model is unknown: name a query, or pass readout to vitscope.load; for one tuned "
+                "with CLS tokens in its windows vitscope.window_cls shows what they look at"
             )
         if target is None:
             return self.readout

@@ -97,8 +97,11 @@ def _explain(
     target: str | None = None,
 ) -> None:
     from vitscope.methods.rollout import rollout as roll
+    from vitscope.methods.window_cls import window_cls
+    from vitscope.models.classes import WindowClassified
     from vitscope.run import run
     from vitscope.view.scene import explanation
+    from vitscope.view.windows import cls_grid
 
     methods = None if methods is None else list(dict.fromkeys(methods))
     check_methods(methods or (), target)
@@ -113,9 +116,11 @@ def _explain(
                     raise KeyboardInterrupt
                 continue
             done = run(vision, photo)
-            rollouts = [roll(done.trace, head_fusion=fusion) for fusion in ("mean", "max")]
+            reads_windows = isinstance(vision.module, WindowClassified)
+            rollouts = [] if reads_windows else [roll(done.trace, head_fusion=fusion) for fusion in ("mean", "max")]
             predictions = [] if done.logits is None else vision.predictions(done.logits, top_k)[0]
-            save(explanation(done.trace, rollouts), path, overwrite)
+            scene = cls_grid(window_cls(vision, photo)) if reads_windows else explanation(done.trace, rollouts)
+            save(scene, path, overwrite)
             if not json_:
                 print_classes(name, vision, predictions)
             report.append(

@@ -53,7 +53,8 @@ def attention(
             if window_cls:
                 result = read_windows(vision, photo)
                 trace = result.trace
-                compared = None if layer is None else scenes.cls_comparison(result, roll(trace), layer)
+                whole = None if trace.readout is None or layer is None else roll(trace)
+                compared = None if layer is None else scenes.cls_comparison(result, whole, layer)
                 scene = compared or scenes.cls_grid(result)
                 chosen = trace.blocks if layer is None else [trace.step(layer)]
                 shown = {step.layer: result.map(step.layer)[0] for step in chosen}

@@ -145,17 +145,18 @@ def stage_evolution(trace: Trace, rollouts: Sequence[Attribution], *, index: int
     )
 
 
-def cls_comparison(result: WindowCls, rollout: Attribution, layer: int, *, index: int = 0) -> Scene:
-    """A CLS token in every window of one block, beside the block's mean attention and the rollout."""
+def cls_comparison(result: WindowCls, rollout: Attribution | None, layer: int, *, index: int = 0) -> Scene:
+    """A CLS token in every window of one block; beside the block's mean attention and the rollout, if there is one."""
     trace, step = result.trace, result.trace.step(layer)
     picture, regions = trace.pictures[index], _regions(step)
-    mean = _numpy(trace.map(layer, "mean", "readout")[index])
     top = [
         Panel(picture, title="photo"),
         Panel(picture, _numpy(result.map(layer)[index]), "CLS token in each window", regions=regions, flat=True),
-        Panel(picture, mean, "mean attention of the block", regions=regions, flat=True),
-        Panel(picture, _numpy(rollout.values[index]), "rollout"),
     ]
+    if rollout is not None:
+        mean = _numpy(trace.map(layer, "mean", "readout")[index])
+        top.append(Panel(picture, mean, "mean attention of the block", regions=regions, flat=True))
+        top.append(Panel(picture, _numpy(rollout.values[index]), "rollout"))
     heads = [
         Panel(picture, _numpy(result.map(layer, head)[index]), f"CLS, head {head}", OVERLAY, regions, flat=True)
         for head in range(step.num_heads)
