@@ -149,6 +149,7 @@ def finetune(
             save_steps=save_steps,
             tensorboard=tensorboard,
             overwrite=overwrite,
+            device=device,
             progress=lambda found: tell(tuning, found),
             **changes,
         )
@@ -211,6 +212,7 @@ def compare(
             unreadable=unreadable,
             drop_duplicates=drop_duplicates,
             keep_models=keep_models,
+            device=device,
             progress=told,
             epochs=epochs,
             learning_rate=learning_rate,

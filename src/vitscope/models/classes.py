@@ -25,6 +25,7 @@ class Classified(nn.Module):
         self.backbone = backbone
         like = next(backbone.parameters())
         self.classifier = nn.Linear(features, classes).to(like.device, like.dtype)
+        self.training = self.classifier.training = backbone.training
 
 
 class WindowClassified(nn.Module):
@@ -33,7 +34,8 @@ class WindowClassified(nn.Module):
     def __init__(self, backbone: VisionModel, classes: int) -> None:
         super().__init__()
         self.backbone = backbone.module
-        self.reader = WindowReader(backbone, classes)
+        self.reader = WindowReader(backbone, classes).train(backbone.module.training)
+        self.training = backbone.module.training
 
 
 def with_classes(model: VisionModel, labels: Sequence[str], *, by_windows: bool = False) -> VisionModel:

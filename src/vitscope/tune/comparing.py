@@ -184,6 +184,7 @@ def compare(
     unreadable: str = "refuse",
     drop_duplicates: bool = False,
     keep_models: bool = False,
+    device: str | None = None,
     progress: Progress | None = None,
     **changes: Any,
 ) -> Comparison:
@@ -200,6 +201,7 @@ def compare(
         seeds: how many, counted from 0, or which.
         out: the folder of the comparison.
         keep_models: keep the tuned models of all cells, in ``out/cells``; otherwise only what they said.
+        device: where to train; by default on the GPU if there is one.
         progress: told of every step: the cell, and as in :func:`vitscope.finetune`.
 
     Raises:
@@ -227,7 +229,7 @@ def compare(
     cells: list[Cell] = []
     for model, tuning, seed in _order(loaded, tunings, listed):
         folder = out / CELLS / f"{_plain(model.name)}-{tuning}-{seed}"
-        work = _Work(model, data, tuning, replace(chosen, seed=seed), folder, pictures, keep_models)
+        work = _Work(model, data, tuning, replace(chosen, seed=seed), folder, pictures, keep_models, device)
         cells.append(work.cell(progress))
     views = {model.name: model.prepare(list(pictures))[1] for model in loaded}
     done = Comparison(data.name, data.labels, tuple(cells), chosen.as_json(), inspection, out, views)
@@ -247,6 +249,7 @@ class _Work:
     folder: Path
     pictures: Sequence[Any]
     keep: bool
+    device: str | None
 
     def cell(self, progress: Progress | None) -> Cell:
         kept = self.folder / CELL
@@ -269,7 +272,15 @@ class _Work:
     def _tuned(self, progress: Progress | None) -> Tuned:
         name = f"{self.model.name}, {self.tuning}, seed {self.recipe.seed}"
         tell = None if progress is None else lambda found: progress(name, found)
-        return finetune(self.model, self.data, out=self.folder, tuning=self.tuning, recipe=self.recipe, progress=tell)
+        return finetune(
+            self.model,
+            self.data,
+            out=self.folder,
+            tuning=self.tuning,
+            recipe=self.recipe,
+            device=self.device,
+            progress=tell,
+        )
 
 
 def _order(

@@ -29,7 +29,7 @@ from vitscope.tune.feeding import FeatureFeed, Feed, as_they_come
 from vitscope.tune.inspecting import inspect, usable
 from vitscope.tune.memory import peak_memory
 from vitscope.tune.recipe import Recipe, read_recipe
-from vitscope.tune.trainer import Progress, Reporting, Trainer, arguments
+from vitscope.tune.trainer import Progress, Reporting, Trainer, arguments, tensorboard_logs
 from vitscope.tune.tunings import READS_WINDOWS, Prepared, known_tuning, prepare
 
 RUN, RESULT, LOG, CHECKPOINTS = "run.json", "result.json", "log.jsonl", "checkpoints"
@@ -74,6 +74,7 @@ def finetune(
     save_steps: int | None = None,
     tensorboard: bool = False,
     overwrite: bool = False,
+    device: str | torch.device | None = None,
     progress: Progress | None = None,
     **changes: Any,
 ) -> Tuned:
@@ -97,6 +98,7 @@ def finetune(
         save_steps: a checkpoint after so many steps; by default after every epoch.
         tensorboard: write logs for TensorBoard into ``out``.
         overwrite: replace another run in ``out``.
+        device: where to train; by default on the GPU if there is one.
         progress: told of every step: step, steps, accuracy.
 
     Raises:
@@ -120,8 +122,8 @@ def finetune(
         settings = settings_of(base, data, tuning, rank, chosen)
         if _finished(out, settings, overwrite):
             return read_run(out)
-        tuned = _Run(made, prepared, data, tuning, chosen, out, settings)
-        return tuned.trained(save_steps, tensorboard, progress)
+        run = _Run(made, prepared, data, tuning, chosen, out, settings, _device(device))
+        return run.trained(save_steps, tensorboard, progress)
 
 
 def read_run(folder: str | Path) -> Tuned:
@@ -151,12 +153,13 @@ class _Run:
         recipe: Recipe,
         out: Path,
         settings: Mapping[str, Any],
+        device: torch.device,
     ) -> None:
         self.model, self.prepared, self.data, self.tuning = model, prepared, data, tuning
         self.recipe, self.out, self.settings = recipe, out, settings
         assert model.preprocessing is not None
         self.preprocessing = model.preprocessing
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = device
 
     def trained(self, save_steps: int | None, tensorboard: bool, progress: Progress | None) -> Tuned:
         self.model.module.to(self.device)
@@ -167,7 +170,11 @@ class _Run:
             per_step = self.recipe.batch_size * self.recipe.accumulate * PartialState().num_processes
             steps = self.recipe.epochs * math.ceil(len(train) / per_step)
             folder = self.out / CHECKPOINTS
-            args = arguments(self.recipe, self.tuning, folder, steps, save_steps=save_steps, tensorboard=tensorboard)
+            on_cpu = self.device.type == "cpu"
+            args = arguments(self.recipe, self.tuning, folder, steps, save_steps=save_steps, on_cpu=on_cpu)
+            callbacks = [Reporting(progress, self.out / LOG, self.recipe.early_stop)]
+            if tensorboard:
+                callbacks.append(tensorboard_logs(self.out / "tensorboard"))
             trainer = Trainer(
                 recipe=self.recipe,
                 classifier=classifier,
@@ -176,7 +183,7 @@ class _Run:
                 train_dataset=train,
                 eval_dataset=watched,
                 data_collator=as_they_come,
-                callbacks=[Reporting(progress, self.out / LOG, self.recipe.early_stop)],
+                callbacks=callbacks,
             )
             there = checkpoints.checkpoints(folder)
             trainer.train(resume_from_checkpoint=str(there[-1]) if there else None)
@@ -248,6 +255,14 @@ class _Run:
                 beside.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
             checkpoints.sweep(self.out / CHECKPOINTS, set())
         trainer.accelerator.wait_for_everyone()
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    there = torch.cuda.is_available()
+    chosen = torch.device(device if device is not None else "cuda" if there else "cpu")
+    if chosen.type not in ("cpu", "cuda") or (chosen.type == "cuda" and not there):
+        raise CallError(f"device {str(device)!r} cannot be trained on here: cpu{' and cuda' if there else ''} can")
+    return chosen
 
 
 def settings_of(base: VisionModel, data: Data, tuning: str, rank: int | None, recipe: Recipe) -> dict[str, Any]:

@@ -12,9 +12,10 @@ import transformers
 from accelerate.utils import gather_object
 from safetensors import SafetensorError
 from torch import nn
+from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import TrainerCallback
 
-from vitscope.errors import WorkError
+from vitscope.errors import ModelUnavailableError, WorkError
 from vitscope.models.blocks import blocks
 from vitscope.saving import replacing, replacing_folder
 from vitscope.tune import checkpoints
@@ -28,7 +29,7 @@ SCHEDULES = {"constant": "constant_with_warmup", "cosine": "cosine", "trapezoid"
 Progress = Callable[[Mapping[str, float]], None]
 
 
-def arguments(recipe: Recipe, tuning: str, out: Path, steps: int, *, save_steps: int | None, tensorboard: bool) -> Any:
+def arguments(recipe: Recipe, tuning: str, out: Path, steps: int, *, save_steps: int | None, on_cpu: bool) -> Any:
     """A recipe as TrainingArguments; ``steps`` is how many the whole run takes."""
     watched = recipe.early_stop is not None
     options: dict[str, Any] = {}
@@ -57,13 +58,13 @@ def arguments(recipe: Recipe, tuning: str, out: Path, steps: int, *, save_steps:
         greater_is_better=True if watched else None,
         logging_strategy="epoch",
         logging_nan_inf_filter=False,
-        report_to="tensorboard" if tensorboard else "none",
+        report_to="none",
         disable_tqdm=True,
-        dataloader_pin_memory=torch.cuda.is_available(),
+        dataloader_pin_memory=not on_cpu,
         remove_unused_columns=False,
         label_names=["labels"],
         log_level="error",
-        use_cpu=not torch.cuda.is_available(),
+        use_cpu=on_cpu,
         # What a family keeps and does not use may be among the weights that were there before.
         ddp_find_unused_parameters=tuning in ("full", "bitfit", "layernorm"),
         **options,
@@ -175,6 +176,19 @@ class Reporting(TrainerCallback):  # type: ignore[misc]
     def _tell(self, state: Any) -> None:
         if self.progress is not None and state.is_world_process_zero:
             self.progress({"step": state.global_step, "steps": state.max_steps, "accuracy": self.accuracy})
+
+
+def tensorboard_logs(folder: Path) -> TrainerCallback:
+    """Writes what is logged for TensorBoard.
+
+    Raises:
+        ModelUnavailableError: it is not installed.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise ModelUnavailableError("TensorBoard is not installed: pip install 'vitscope[tune]'") from None
+    return TensorBoardCallback(SummaryWriter(str(folder)))
 
 
 def _accuracy(found: Any) -> dict[str, float]:
