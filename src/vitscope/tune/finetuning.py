@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from torch import Tensor, nn
+from transformers import TrainerState
 
 from vitscope.arguments import at_least
 from vitscope.errors import CallError, OutputExistsError
@@ -29,7 +30,7 @@ from vitscope.tune.feeding import FeatureFeed, Feed, as_they_come
 from vitscope.tune.inspecting import inspect, usable
 from vitscope.tune.memory import peak_memory
 from vitscope.tune.recipe import Recipe, read_recipe
-from vitscope.tune.trainer import Progress, Reporting, Trainer, arguments, tensorboard_logs
+from vitscope.tune.trainer import STATE, Progress, Reporting, Trainer, arguments, stopped, tensorboard_logs
 from vitscope.tune.tunings import READS_WINDOWS, Prepared, known_tuning, prepare
 
 RUN, RESULT, LOG, CHECKPOINTS = "run.json", "result.json", "log.jsonl", "checkpoints"
@@ -186,15 +187,24 @@ class _Run:
                 callbacks=callbacks,
             )
             there = checkpoints.checkpoints(folder)
-            trainer.train(resume_from_checkpoint=str(there[-1]) if there else None)
-            if self.recipe.early_stop is not None and trainer.state.best_model_checkpoint:
-                checkpoints.load_trained(self.model.module, Path(trainer.state.best_model_checkpoint))
+            if there and self._had_stopped(there[-1]):
+                trainer.state = TrainerState.load_from_json(str(there[-1] / STATE))
+            else:
+                trainer.train(resume_from_checkpoint=str(there[-1]) if there else None)
+            if self.recipe.early_stop is not None:
+                checkpoints.load_trained(self.model.module, trainer.best)
         self.prepared.finish()
         for parameter in self.model.module.parameters():
             parameter.requires_grad_(True).grad = None
         self.model.module.eval()
         self._test(trainer, peak.mib)
         return read_run(self.out)
+
+    def _had_stopped(self, last: Path) -> bool:
+        """Whether the run was broken off after it had stopped early, before it was tested."""
+        if self.recipe.early_stop is None:
+            return False
+        return stopped(TrainerState.load_from_json(str(last / STATE)).log_history, self.recipe.early_stop)
 
     def _feeds(self) -> tuple[Any, Any]:
         """What is trained on and what is watched: pictures, or features where the backbone has nothing to learn."""

@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +86,11 @@ class Trainer(transformers.Trainer):  # type: ignore[misc]
         """Spent on training, also before the run was broken off."""
         return self._before + time.perf_counter() - self._started
 
+    @property
+    def best(self) -> Path:
+        """The checkpoint of the best epoch, where one was looked for."""
+        return Path(self.args.output_dir, f"checkpoint-{self.state.best_global_step}")
+
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:  # noqa: ARG002
         """Weight decay on the weights of linear layers and convolutions alone."""
         if self.optimizer is None:  # type: ignore[has-type]
@@ -106,8 +111,6 @@ class Trainer(transformers.Trainer):  # type: ignore[misc]
         step = self.state.global_step
         run, states = Path(self.args.output_dir), gather_object([checkpoints.random_state()])
         folder = run / f"checkpoint-{step}"
-        if self.state.best_global_step == step:
-            self.state.best_model_checkpoint = str(folder)
         if not self.args.should_save:
             return
         trained = checkpoints.trained_state(self._module)
@@ -128,8 +131,7 @@ class Trainer(transformers.Trainer):  # type: ignore[misc]
             if scaler is not None:
                 (beside / "scaler.json").write_text(json.dumps(scaler.state_dict()), encoding="utf-8")
             self.state.save_to_json(str(beside / STATE))
-        best = self.state.best_model_checkpoint
-        checkpoints.sweep(run, {folder} | ({Path(best)} if best else set()))
+        checkpoints.sweep(run, {folder, self.best})
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:  # noqa: ARG002
         checkpoints.load_trained(self._module, Path(resume_from_checkpoint))
@@ -166,16 +168,19 @@ class Reporting(TrainerCallback):  # type: ignore[misc]
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **_: Any) -> None:  # noqa: ARG002
         self.accuracy = (metrics or {}).get("eval_accuracy", math.nan)
         self._tell(state)
-        if self.early_stop is None:
-            return
-        seen = [row["eval_accuracy"] for row in state.log_history if "eval_accuracy" in row]
-        best = seen.index(max(seen))
-        if len(seen) - 1 - best >= self.early_stop:
-            control.should_training_stop = True
+        if self.early_stop is not None:
+            control.should_save = True  # also between the steps that are saved: the best epoch must be there
+            control.should_training_stop = stopped(state.log_history, self.early_stop)
 
     def _tell(self, state: Any) -> None:
         if self.progress is not None and state.is_world_process_zero:
             self.progress({"step": state.global_step, "steps": state.max_steps, "accuracy": self.accuracy})
+
+
+def stopped(history: Sequence[Mapping[str, Any]], early_stop: int) -> bool:
+    """Whether so many epochs went by without a better accuracy."""
+    seen = [row["eval_accuracy"] for row in history if "eval_accuracy" in row]
+    return bool(seen) and len(seen) - 1 - seen.index(max(seen)) >= early_stop
 
 
 def tensorboard_logs(folder: Path) -> TrainerCallback:
