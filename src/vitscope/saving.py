@@ -62,7 +62,12 @@ def replacing_folder(path: str | Path) -> Iterator[Path]:
         yield beside
         if path.exists():
             path.rename(old)
-        beside.rename(path)
+        try:
+            beside.rename(path)
+        except OSError:
+            if old.exists():
+                old.rename(path)
+            raise
     except OSError as error:
         raise SaveError(f"cannot write {path}: {error.strerror or error}") from error
     finally:

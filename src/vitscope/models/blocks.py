@@ -13,6 +13,8 @@ ATTENTION = ("attention", "attn", "self_attn", "self_attention")
 NORM_BEFORE_MLP = ("layernorm_after", "norm2", "layer_norm2", "ln_2")
 NORM_AFTER_ATTENTION = ("layernorm_before", "norm1")  # of blocks that normalise what a branch gave (Swin v2)
 LAYER_SCALES = (("layer_scale1", "layer_scale2"), ("ls1", "ls2"))
+# Where the scale is a parameter of the block, a branch ends in its stochastic depth, if each branch has one of its own.
+SCALE, DEPTHS = "gamma_1", ("drop_path1", "drop_path2")
 POST_NORM = ("Swinv2Layer", "SwinTransformerV2Block", "SwinTransformerBlockV2")
 
 
@@ -23,7 +25,8 @@ class Block:
     Attributes:
         module: the block, and its ``path``.
         attention: the attention module.
-        attention_end, mlp_end: the modules whose output is added to the stream.
+        attention_end, mlp_end: the modules whose output is added to the stream; in transformers' BEiT it is multiplied
+            by a parameter first.
         stream: the module whose input is the stream that the MLP's branch leaves from.
         width: channels of the stream.
     """
@@ -67,6 +70,8 @@ def _block(path: str, module: nn.Module) -> Block | None:
     for scales in LAYER_SCALES:
         if all(_scales(parts.get(name)) for name in scales):
             ends = parts[scales[0]], parts[scales[1]]
+    if getattr(module, SCALE, None) is not None and all(name in parts for name in DEPTHS):
+        ends = parts[DEPTHS[0]], parts[DEPTHS[1]]
     return Block(path, module, attention, *ends, norm, width)
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vitscope.errors import CallError
+from vitscope.models.adapters import Adapter, ParallelAdapter
 from vitscope.models.libraries import LIBRARIES, library_module
 from vitscope.models.vision_model import VisionModel
 from vitscope.models.window_reader import WindowReader
@@ -48,10 +49,14 @@ def with_classes(model: VisionModel, labels: Sequence[str], *, by_windows: bool 
         by_windows: the classifier reads CLS tokens in the windows of a Swin, see :class:`vitscope.WindowHead`.
 
     Raises:
-        CallError: the model is of none of the three libraries.
+        CallError: the model is of none of the three libraries, or has adapters.
     """
     if model.library not in LIBRARIES:
         raise CallError(f"{model.name} is of none of the libraries {', '.join(LIBRARIES)}: its classifier is not known")
+    if any(isinstance(child, Adapter | ParallelAdapter) for child in model.module.modules()):
+        raise CallError(
+            f"{model.name} has adapters, which another classifier would lose: tune the model it was made from"
+        )
     library = library_module(model.library)
     module: nn.Module | None = None
     if by_windows:

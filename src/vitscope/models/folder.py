@@ -63,8 +63,7 @@ def save_folder(
             if native:
                 library_module(model.library).write(model.module, beside, model.preprocessing)
             else:
-                tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in _state(model).items()}
-                save_file(tensors, beside / (PLAIN if plain else ADAPTED))
+                save_file(_state(model), beside / (PLAIN if plain else ADAPTED))
         except SafetensorError as error:
             raise OSError(str(error)) from error
         (beside / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
@@ -87,7 +86,7 @@ def load_folder(folder: Path, *, image_size: tuple[int, int] | None, dtype: torc
             if manifest["adapters"]:
                 add_adapters(module, **manifest["adapters"])
             weights = load_file(folder / (ADAPTED if manifest["adapters"] else PLAIN))
-            module.load_state_dict(_with_shared(weights, module))
+            module.load_state_dict(weights)
         settings = manifest["preprocessing"]
         preprocessing = None if settings is None else _preprocessing(settings)
         labels, name = manifest["labels"], manifest["name"]
@@ -103,25 +102,11 @@ def load_folder(folder: Path, *, image_size: tuple[int, int] | None, dtype: torc
 
 
 def _state(model: VisionModel) -> dict[str, torch.Tensor]:
-    """Each tensor once: names that share one keep the first."""
-    kept: dict[str, torch.Tensor] = {}
-    seen: set[tuple[int, tuple[int, ...]]] = set()
-    for name, tensor in model.module.state_dict().items():
-        key = (tensor.data_ptr(), tuple(tensor.shape))
-        if tensor.numel() == 0 or key not in seen:
-            kept[name] = tensor
-        seen.add(key)
-    return kept
-
-
-def _with_shared(weights: dict[str, torch.Tensor], module: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """The weights under every name that the module shares them by."""
-    owners: dict[int, str] = {}
-    for name, tensor in module.state_dict(keep_vars=True).items():
-        first = owners.setdefault(id(tensor), name)
-        if name not in weights and first in weights:
-            weights[name] = weights[first]
-    return weights
+    """Every tensor by itself, also those that are one in the model."""
+    return {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in model.module.state_dict().items()
+    }
 
 
 def _preprocessing(settings: Mapping[str, Any]) -> Preprocessing:

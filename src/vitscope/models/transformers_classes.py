@@ -70,9 +70,19 @@ def write(module: Any, folder: Path, preprocessing: Preprocessing | None) -> Non
 
 
 def read(folder: Path, architecture: Mapping[str, Any]) -> nn.Module:
-    """What :func:`write` wrote."""
+    """What :func:`write` wrote.
+
+    Raises:
+        ValueError: the weights are of another model; transformers itself would draw what is missing at random.
+    """
     with quiet():
-        return getattr(transformers, architecture["class"]).from_pretrained(folder, local_files_only=True)
+        module, found = getattr(transformers, architecture["class"]).from_pretrained(
+            folder, local_files_only=True, output_loading_info=True
+        )
+    odd = [*found["missing_keys"], *found["unexpected_keys"], *found["mismatched_keys"]]
+    if odd:
+        raise ValueError(f"its weights are of another model ({odd[0]})")
+    return module
 
 
 def _class_with_head(module: Any) -> Any:

@@ -96,7 +96,7 @@ def finetune(
         rank: of adapters (64) and of LoRA (8).
         unreadable: ``"refuse"`` or ``"skip"`` pictures that cannot be read.
         drop_duplicates: leave out training pictures that are in the test set too.
-        save_steps: a checkpoint after so many steps; by default after every epoch.
+        save_steps: a checkpoint after so many steps too, not after every epoch alone.
         tensorboard: write logs for TensorBoard into ``out``.
         overwrite: replace another run in ``out``.
         device: where to train; by default on the GPU if there is one.
@@ -172,8 +172,8 @@ class _Run:
             steps = self.recipe.epochs * math.ceil(len(train) / per_step)
             folder = self.out / CHECKPOINTS
             on_cpu = self.device.type == "cpu"
-            args = arguments(self.recipe, self.tuning, folder, steps, save_steps=save_steps, on_cpu=on_cpu)
-            callbacks = [Reporting(progress, self.out / LOG, self.recipe.early_stop)]
+            args = arguments(self.recipe, self.tuning, folder, steps, on_cpu=on_cpu)
+            callbacks = [Reporting(progress, self.out / LOG, self.recipe.early_stop, train, save_steps)]
             if tensorboard:
                 callbacks.append(tensorboard_logs(self.out / "tensorboard"))
             trainer = Trainer(
@@ -239,7 +239,6 @@ class _Run:
             right = int((said == truth).sum())
             about = {
                 **self.settings,
-                "labels": list(self.data.labels),
                 "accuracy": right / len(truth),
                 "interval": measures.wilson(right, len(truth)),
                 "macro_f1": measures.macro_f1(table),
@@ -285,19 +284,30 @@ def settings_of(base: VisionModel, data: Data, tuning: str, rank: int | None, re
         "image_size": size,
         "data": data.name,
         "pictures": {"train": len(data.train), "test": len(data.test)},
-        "labels_and_order": _digest([data.train.classes, data.test.classes]),
+        "labels": list(data.labels),
+        "order": _digest([part for split in (data.train, data.test) for part in (split.index, split.classes)]),
+        "files": _digest([_names(split) for split in (data.train, data.test)]),
         "tuning": tuning,
         "rank": rank,
         "recipe": json.loads(json.dumps(recipe.as_json())),
     }
 
 
-def _digest(tensors: Any) -> str:
+def _digest(parts: Any) -> str:
+    """Of tensors and arrays, one after another."""
     found = hashlib.blake2b(digest_size=12)
-    for tensor in tensors:
-        one = tensor if isinstance(tensor, Tensor) else torch.from_numpy(np.ascontiguousarray(tensor))
-        found.update(one.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    for part in parts:
+        if isinstance(part, Tensor):
+            part = part.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+        found.update(np.ascontiguousarray(part).tobytes())
     return found.hexdigest()
+
+
+def _names(pictures: Pictures) -> np.ndarray:
+    """The files' names and folders as bytes, wherever the data set lies; nothing for other sources."""
+    places = [pictures.source[int(at)] for at in pictures.index] if isinstance(pictures.source, list) else []
+    names = ["/".join(place.parts[-2:]) for place in places if isinstance(place, Path)]
+    return np.frombuffer("\n".join(names).encode(), dtype=np.uint8)
 
 
 def _finished(out: Path, settings: Mapping[str, Any], overwrite: bool) -> bool:

@@ -98,4 +98,5 @@ def _package(name: str, version: str) -> dict[str, bytes]:
                 if (found := archive.extractfile(member)) is not None
             }
     except (tarfile.TarError, EOFError, OSError) as error:
-        raise WorkError(f"{kept} is no whole package ({error}): delete it, and it is fetched anew") from None
+        reason = str(error).splitlines()[0] if str(error) else "it ends early"
+        raise WorkError(f"{kept} is no whole package ({reason}): delete it, and it is fetched anew") from None

@@ -29,7 +29,7 @@ SCHEDULES = {"constant": "constant_with_warmup", "cosine": "cosine", "trapezoid"
 Progress = Callable[[Mapping[str, float]], None]
 
 
-def arguments(recipe: Recipe, tuning: str, out: Path, steps: int, *, save_steps: int | None, on_cpu: bool) -> Any:
+def arguments(recipe: Recipe, tuning: str, out: Path, steps: int, *, on_cpu: bool) -> Any:
     """A recipe as TrainingArguments; ``steps`` is how many the whole run takes."""
     watched = recipe.early_stop is not None
     options: dict[str, Any] = {}
@@ -51,8 +51,7 @@ def arguments(recipe: Recipe, tuning: str, out: Path, steps: int, *, save_steps:
         seed=recipe.seed,
         data_seed=recipe.seed,
         eval_strategy="epoch",
-        save_strategy="epoch" if save_steps is None else "steps",
-        save_steps=save_steps or 500,
+        save_strategy="epoch",
         load_best_model_at_end=False,
         metric_for_best_model="accuracy" if watched else None,
         greater_is_better=True if watched else None,
@@ -153,12 +152,24 @@ class Trainer(transformers.Trainer):  # type: ignore[misc]
 class Reporting(TrainerCallback):  # type: ignore[misc]
     """Tells of every step and every epoch, and ends a run that no longer gets better."""
 
-    def __init__(self, progress: Progress | None, log: Path | None, early_stop: int | None) -> None:
+    def __init__(
+        self, progress: Progress | None, log: Path | None, early_stop: int | None, feed: Any, save_steps: int | None
+    ) -> None:
         self.progress, self.log, self.early_stop = progress, log, early_stop
+        self.feed, self.save_steps = feed, save_steps
         self.accuracy = math.nan
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+        # accelerate does not tell a loader that begins in the middle of an epoch.
+        if hasattr(self.feed, "set_epoch"):
+            self.feed.set_epoch(int(state.epoch or 0))
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._tell(state)
+        # After the last step of an epoch comes its evaluation, and then a checkpoint anyhow.
+        ends_epoch = state.global_step % (state.max_steps // math.ceil(args.num_train_epochs)) == 0
+        if self.save_steps and state.global_step % self.save_steps == 0 and not ends_epoch:
+            control.should_save = True
 
     def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
         if self.log is not None and state.is_world_process_zero:
@@ -169,7 +180,6 @@ class Reporting(TrainerCallback):  # type: ignore[misc]
         self.accuracy = (metrics or {}).get("eval_accuracy", math.nan)
         self._tell(state)
         if self.early_stop is not None:
-            control.should_save = True  # also between the steps that are saved: the best epoch must be there
             control.should_training_stop = stopped(state.log_history, self.early_stop)
 
     def _tell(self, state: Any) -> None:
