@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from vitscope.errors import CallError, ModelUnavailableError, WorkError
 from vitscope.models.adapters import add_adapters
 from vitscope.models.classes import architecture, build, described
-from vitscope.models.libraries import library_module
+from vitscope.models.libraries import LIBRARIES, library_module
 from vitscope.models.vision_model import VisionModel
 from vitscope.picture import Preprocessing
 from vitscope.saving import replacing_folder
@@ -79,6 +79,8 @@ def load_folder(folder: Path, *, image_size: tuple[int, int] | None, dtype: torc
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         built = manifest["architecture"]
+        if manifest["library"] not in LIBRARIES:
+            raise ValueError(f"its library is {manifest['library']!r}")
         if manifest["native"]:
             module = library_module(manifest["library"]).read(folder, built)
         else:

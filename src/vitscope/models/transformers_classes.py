@@ -77,7 +77,7 @@ def read(folder: Path, architecture: Mapping[str, Any]) -> nn.Module:
     """
     with quiet():
         module, found = getattr(transformers, architecture["class"]).from_pretrained(
-            folder, local_files_only=True, output_loading_info=True
+            folder, local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True
         )
     odd = [*found["missing_keys"], *found["unexpected_keys"], *found["mismatched_keys"]]
     if odd:

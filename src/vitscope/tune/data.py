@@ -25,10 +25,11 @@ TEST_SHARE = 0.2
 class Pictures:
     """Some pictures of a source, and the class of each.
 
-    ``source[index[i]]`` is what :func:`~vitscope.picture.read_photo` reads, or a row of a hub data set.
+    ``source[index[i]]`` is what :func:`~vitscope.picture.read_photo` reads, or the bytes of a file: a list of paths, an
+    array of pictures, or a hub data set.
     """
 
-    source: Sequence[Any]
+    source: Any
     index: np.ndarray
     classes: np.ndarray
 
@@ -145,9 +146,7 @@ def _checked(data: Data) -> Data:
     return data
 
 
-def _split(
-    name: str, labels: Sequence[str], source: Sequence[Any], classes: Any, train: Any, share: float, seed: int
-) -> Data:
+def _split(name: str, labels: Sequence[str], source: Any, classes: Any, train: Any, share: float, seed: int) -> Data:
     """A data set of one source; ``train`` says how many come first for training, None where nobody has split it."""
     classes = np.asarray(classes, dtype=np.int64)
     if train is None:
@@ -214,6 +213,11 @@ class _Rows(Sequence[Any]):
     def __init__(self, parts: Sequence[Any], column: str) -> None:
         self.parts, self.column = parts, column
         self.starts = np.cumsum([0, *(len(part) for part in parts)])
+
+    @property
+    def identity(self) -> str:
+        """The same for the same pictures."""
+        return " ".join(str(getattr(part, "_fingerprint", "")) for part in self.parts)
 
     def __len__(self) -> int:
         return int(self.starts[-1])

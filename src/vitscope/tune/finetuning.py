@@ -15,6 +15,7 @@ import torch
 from accelerate import PartialState
 from torch import Tensor, nn
 from transformers import TrainerState
+from transformers.utils import logging as transformers_logging
 
 from vitscope.arguments import at_least
 from vitscope.errors import CallError, OutputExistsError
@@ -116,7 +117,7 @@ def finetune(
     if not isinstance(data, Data):
         data = usable(inspect(load_data(data)), unreadable=unreadable, drop_duplicates=drop_duplicates)
     out = Path(out)
-    with _kept_random(chosen.seed):
+    with _kept_random(chosen.seed), _quiet():
         made = with_classes(base, data.labels, by_windows=tuning == READS_WINDOWS)
         check_folder(made)
         prepared = prepare(made, tuning, rank=rank)
@@ -286,7 +287,7 @@ def settings_of(base: VisionModel, data: Data, tuning: str, rank: int | None, re
         "pictures": {"train": len(data.train), "test": len(data.test)},
         "labels": list(data.labels),
         "order": _digest([part for split in (data.train, data.test) for part in (split.index, split.classes)]),
-        "files": _digest([_names(split) for split in (data.train, data.test)]),
+        "pictures_seen": _digest([_identity(split) for split in (data.train, data.test)]),
         "tuning": tuning,
         "rank": rank,
         "recipe": json.loads(json.dumps(recipe.as_json())),
@@ -303,11 +304,15 @@ def _digest(parts: Any) -> str:
     return found.hexdigest()
 
 
-def _names(pictures: Pictures) -> np.ndarray:
-    """The files' names and folders as bytes, wherever the data set lies; nothing for other sources."""
-    places = [pictures.source[int(at)] for at in pictures.index] if isinstance(pictures.source, list) else []
-    names = ["/".join(place.parts[-2:]) for place in places if isinstance(place, Path)]
-    return np.frombuffer("\n".join(names).encode(), dtype=np.uint8)
+def _identity(pictures: Pictures) -> np.ndarray:
+    """What tells these pictures from others: pixels in memory; of files the names and sizes, wherever they lie."""
+    if isinstance(pictures.source, np.ndarray):
+        return pictures.source[pictures.index]
+    if not isinstance(pictures.source, list):
+        return np.frombuffer(str(getattr(pictures.source, "identity", "")).encode(), dtype=np.uint8)
+    places = [pictures.source[int(at)] for at in pictures.index]
+    told = [f"{'/'.join(one.parts[-2:])} {one.stat().st_size}" for one in places if isinstance(one, Path)]
+    return np.frombuffer("\n".join(told).encode(), dtype=np.uint8)
 
 
 def _finished(out: Path, settings: Mapping[str, Any], overwrite: bool) -> bool:
@@ -339,6 +344,16 @@ def _finished(out: Path, settings: Mapping[str, Any], overwrite: bool) -> bool:
 def _short(value: Any) -> str:
     text = str(value)
     return text if len(text) <= 60 else f"{text[:57]}…"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The engine sets how much transformers tells; afterwards it tells as much as before."""
+    before = transformers_logging.get_verbosity()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)
 
 
 @contextmanager

@@ -36,7 +36,7 @@ def wilson(right: int, total: int) -> tuple[float, float]:
     return max(middle - half, 0.0), min(middle + half, 1.0)
 
 
-Right = Bool[np.ndarray, "seed picture"]
+Right = Bool[np.ndarray, "_seed picture"]  # models may have different numbers of seeds
 
 
 def accuracy_interval(right: Right, seed: int = 0) -> tuple[float, float]:

