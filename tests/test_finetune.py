@@ -18,8 +18,8 @@ from vitscope.errors import CallError, OutputExistsError, WorkError
 from vitscope.models.classes import with_classes
 from vitscope.tune import finetuning, trainer
 from vitscope.tune.data import load_data
-from vitscope.tune.finetuning import read_run
 from vitscope.tune.measures import macro_f1, wilson
+from vitscope.tune.runs import read_run
 
 QUICK: dict[str, Any] = {"epochs": 1, "batch_size": 8}
 LEARNS: dict[str, Any] = {"epochs": 4, "batch_size": 4, "learning_rate": 3e-3, "augment": ()}

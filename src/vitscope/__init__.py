@@ -43,7 +43,7 @@ _HOME = {
     "WindowCls": "vitscope.methods.window_cls",
     "WindowHead": "vitscope.methods.window_head",
     "finetune": "vitscope.tune.finetuning",
-    "Tuned": "vitscope.tune.finetuning",
+    "Tuned": "vitscope.tune.runs",
     "load_data": "vitscope.tune.data",
     "Data": "vitscope.tune.data",
     "inspect": "vitscope.tune.inspecting",
@@ -110,10 +110,10 @@ if TYPE_CHECKING:
     from vitscope.tune.comparing import compare as compare
     from vitscope.tune.data import Data as Data
     from vitscope.tune.data import load_data as load_data
-    from vitscope.tune.finetuning import Tuned as Tuned
     from vitscope.tune.finetuning import finetune as finetune
     from vitscope.tune.inspecting import inspect as inspect
     from vitscope.tune.recipe import Recipe as Recipe
+    from vitscope.tune.runs import Tuned as Tuned
 
 __all__ = list(_HOME)
 

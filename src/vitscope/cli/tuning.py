@@ -15,8 +15,8 @@ from vitscope.errors import OutputExistsError
 
 if TYPE_CHECKING:
     from vitscope.tune.data import Data
-    from vitscope.tune.finetuning import Tuned
     from vitscope.tune.inspecting import Inspection
+    from vitscope.tune.runs import Tuned
 
 DataName = Annotated[
     str,

@@ -20,9 +20,10 @@ from vitscope.saving import replacing
 from vitscope.tune import measures
 from vitscope.tune.attention_change import AttentionChange, attention_change
 from vitscope.tune.data import Data, load_data
-from vitscope.tune.finetuning import Tuned, finetune, settings_of
+from vitscope.tune.finetuning import finetune
 from vitscope.tune.inspecting import Inspection, inspect, usable
 from vitscope.tune.recipe import Recipe, read_recipe
+from vitscope.tune.runs import Tuned, settings_of
 from vitscope.tune.tunings import known_tuning
 
 BASE = "head"  # what gains are measured against
@@ -35,7 +36,7 @@ Progress = Callable[[str, Mapping[str, float]], None]
 class Cell:
     """One model, tuned in one way with one seed.
 
-    ``about`` is what :class:`~vitscope.tune.finetuning.Tuned` holds, and ``attention`` what tuning did to it.
+    ``about`` is what :class:`~vitscope.Tuned` holds, and ``attention`` what tuning did to it.
     """
 
     model: str

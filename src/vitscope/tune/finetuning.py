@@ -1,12 +1,11 @@
 """finetune(): a model of any library learns the classes of a data set."""
 
-import hashlib
 import json
 import math
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,13 @@ import torch
 from accelerate import PartialState
 from torch import Tensor, nn
 from transformers import TrainerState
-from transformers.utils import logging as transformers_logging
 
 from vitscope.arguments import at_least
-from vitscope.errors import CallError, OutputExistsError
+from vitscope.errors import CallError
 from vitscope.models.classes import heads, with_classes
-from vitscope.models.folder import WITHIN, check_folder, load_folder, save_folder
+from vitscope.models.folder import WITHIN, check_folder, save_folder
 from vitscope.models.loading import load
+from vitscope.models.transformers_classes import quiet
 from vitscope.models.vision_model import VisionModel
 from vitscope.saving import replacing
 from vitscope.tune import checkpoints, measures
@@ -31,36 +30,11 @@ from vitscope.tune.feeding import FeatureFeed, Feed, as_they_come
 from vitscope.tune.inspecting import inspect, usable
 from vitscope.tune.memory import peak_memory
 from vitscope.tune.recipe import Recipe, read_recipe
+from vitscope.tune.runs import CHECKPOINTS, RESULT, Tuned, is_finished, read_run, settings_of
 from vitscope.tune.trainer import STATE, Progress, Reporting, Trainer, arguments, stopped, tensorboard_logs
 from vitscope.tune.tunings import READS_WINDOWS, Prepared, known_tuning, prepare
 
-RUN, RESULT, LOG, CHECKPOINTS = "run.json", "result.json", "log.jsonl", "checkpoints"
-
-
-@dataclass(frozen=True, eq=False)
-class Tuned:
-    """What fine-tuning left.
-
-    Attributes:
-        model: the tuned model, to explain and to predict with.
-        folder: the run's folder; ``vitscope.load(folder)`` gives the model again.
-        about: accuracy and its 95 % interval, macro F1, confusion matrix (row: true class), weights that learned,
-            seconds, peak memory, the history of the run, and every setting.
-        said: (picture,) the class that the tuned model names for each test picture.
-    """
-
-    model: VisionModel
-    folder: Path
-    about: Mapping[str, Any]
-    said: np.ndarray
-
-    @property
-    def accuracy(self) -> float:
-        return self.about["accuracy"]
-
-    @property
-    def confusion(self) -> np.ndarray:
-        return np.asarray(self.about["confusion"])
+LOG = "log.jsonl"
 
 
 def finetune(
@@ -117,30 +91,15 @@ def finetune(
     if not isinstance(data, Data):
         data = usable(inspect(load_data(data)), unreadable=unreadable, drop_duplicates=drop_duplicates)
     out = Path(out)
-    with _kept_random(chosen.seed), _quiet():
+    with _kept_random(chosen.seed), quiet():
         made = with_classes(base, data.labels, by_windows=tuning == READS_WINDOWS)
         check_folder(made)
         prepared = prepare(made, tuning, rank=rank)
         settings = settings_of(base, data, tuning, rank, chosen)
-        if _finished(out, settings, overwrite):
+        if is_finished(out, settings, overwrite):
             return read_run(out)
         run = _Run(made, prepared, data, tuning, chosen, out, settings, _device(device))
         return run.trained(save_steps, tensorboard, progress)
-
-
-def read_run(folder: str | Path) -> Tuned:
-    """A finished run again.
-
-    Raises:
-        CallError: the folder holds no finished run.
-    """
-    folder = Path(folder)
-    try:
-        about = json.loads((folder / RESULT).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise CallError(f"{folder} holds no finished run") from None
-    model = load_folder(folder / WITHIN, image_size=None, dtype=None)
-    return Tuned(model, folder, about, np.asarray(about["said"]))
 
 
 class _Run:
@@ -273,87 +232,6 @@ def _device(device: str | torch.device | None) -> torch.device:
     if chosen.type not in ("cpu", "cuda") or (chosen.type == "cuda" and not there):
         raise CallError(f"device {str(device)!r} cannot be trained on here: cpu{' and cuda' if there else ''} can")
     return chosen
-
-
-def settings_of(base: VisionModel, data: Data, tuning: str, rank: int | None, recipe: Recipe) -> dict[str, Any]:
-    """Everything that the weights of a run follow from."""
-    size = None if base.preprocessing is None else list(base.preprocessing.size)
-    return {
-        "model": base.name,
-        "library": base.library,
-        "weights": _digest(base.module.state_dict().values()),
-        "image_size": size,
-        "data": data.name,
-        "pictures": {"train": len(data.train), "test": len(data.test)},
-        "labels": list(data.labels),
-        "order": _digest([part for split in (data.train, data.test) for part in (split.index, split.classes)]),
-        "pictures_seen": _digest([_identity(split) for split in (data.train, data.test)]),
-        "tuning": tuning,
-        "rank": rank,
-        "recipe": json.loads(json.dumps(recipe.as_json())),
-    }
-
-
-def _digest(parts: Any) -> str:
-    """Of tensors and arrays, one after another."""
-    found = hashlib.blake2b(digest_size=12)
-    for part in parts:
-        if isinstance(part, Tensor):
-            part = part.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
-        found.update(np.ascontiguousarray(part).tobytes())
-    return found.hexdigest()
-
-
-def _identity(pictures: Pictures) -> np.ndarray:
-    """What tells these pictures from others: pixels in memory; of files the names and sizes, wherever they lie."""
-    if isinstance(pictures.source, np.ndarray):
-        return pictures.source[pictures.index]
-    if not isinstance(pictures.source, list):
-        return np.frombuffer(str(getattr(pictures.source, "identity", "")).encode(), dtype=np.uint8)
-    places = [pictures.source[int(at)] for at in pictures.index]
-    told = [f"{'/'.join(one.parts[-2:])} {one.stat().st_size}" for one in places if isinstance(one, Path)]
-    return np.frombuffer("\n".join(told).encode(), dtype=np.uint8)
-
-
-def _finished(out: Path, settings: Mapping[str, Any], overwrite: bool) -> bool:
-    """Whether this very run is finished; a folder with another run is refused, a new one is begun."""
-    try:
-        before = json.loads((out / RUN).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        before = None
-    except (OSError, ValueError) as error:
-        raise CallError(f"{out} cannot be read as a run: {error}") from None
-    if before is None and out.exists() and (not out.is_dir() or any(out.iterdir())) and not overwrite:
-        raise OutputExistsError(f"{out} holds something else than a run: choose another --out")
-    if before is not None and before != settings:
-        if not overwrite:
-            odd = next(name for name in settings if before.get(name) != settings[name])
-            raise OutputExistsError(
-                f"{out} holds a run with another {odd} ({_short(before.get(odd))}, not {_short(settings[odd])}): "
-                "choose another folder or allow overwriting"
-            )
-        checkpoints.sweep(out / CHECKPOINTS, set())
-        (out / RESULT).unlink(missing_ok=True)
-    if before == settings and (out / RESULT).is_file():
-        return True
-    with replacing(out / RUN) as beside:
-        beside.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
-    return False
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else f"{text[:57]}…"
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """The engine sets how much transformers tells; afterwards it tells as much as before."""
-    before = transformers_logging.get_verbosity()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(before)
 
 
 @contextmanager

@@ -9,8 +9,8 @@ from PIL import Image
 
 from vitscope.picture import Picture
 from vitscope.tune.comparing import BASE, Comparison
-from vitscope.tune.finetuning import Tuned
 from vitscope.tune.inspecting import Inspection
+from vitscope.tune.runs import Tuned
 from vitscope.view.scene import Curves, Dots, Matrix, Panel, Row, Scene, Shown, wrapped
 
 MOST_CLASSES = 40  # mean pictures on a page
