@@ -11,6 +11,7 @@ from PIL import Image, ImageEnhance, ImageOps
 import vitscope as vs
 from tests.coloured import coloured_folder
 from vitscope.errors import CallError, WorkError
+from vitscope.tune import inspecting
 from vitscope.tune.data import Data, Pictures, load_data
 from vitscope.tune.inspecting import inspect, usable
 
@@ -191,3 +192,23 @@ def test_more_pictures_than_are_read_at_a_time_keep_their_order() -> None:
 def test_a_threshold_is_a_share(threshold: float) -> None:
     with pytest.raises(CallError, match="threshold is"):
         inspect(data_of([smooth(0), smooth(1)], [smooth(2), smooth(3)]), threshold=threshold)
+
+
+@pytest.mark.parametrize("block", [1, 7, 1 << 24])
+def test_looking_up_the_most_similar_picture(block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With copies it is their class; without them the class of the nearest other picture, as a plain loop finds it."""
+    monkeypatch.setattr(inspecting, "BLOCK", block)
+    train = [smooth(seed) for seed in range(9)]
+    test = [resaved(train[2], tmp_path), train[5], smooth(50), smooth(51)]
+    data = data_of(train, test, ([0, 1, 0, 1, 0, 1, 0, 1, 0], [0, 1, 0, 1]))
+    greys = [
+        np.asarray(one.convert("L").resize((32, 32), Image.Resampling.BOX), np.float64).ravel()
+        for one in (*train, *test)
+    ]
+    alike = np.corrcoef(greys)[9:, :9]
+    with_copies = data.train.classes[alike.argmax(1)] == data.test.classes
+    alike[:, [2, 5]] = -2
+    without = data.train.classes[alike.argmax(1)] == data.test.classes
+    found = inspect(data)
+    assert (found.nearest, found.nearest_without) == (with_copies.mean(), without.mean())
+    assert with_copies[:2].all()

@@ -290,6 +290,10 @@ def _print_data(found: "Inspection") -> None:
         f"{leaks} training pictures are in the test set too: {len(found.exact)} pairs are the same, {len(found.near)} "
         f"nearly, {found.contradictions} of them with different labels; {found.repeated} training pictures are repeated"
     )
+    typer.echo(
+        f"the class of the most similar training picture is right for {found.nearest:.1%} of the test pictures, "
+        f"{found.nearest_without:.1%} without duplicates"
+    )
     for _, _, reason in found.unreadable[:10]:
         typer.echo(f"unreadable: {reason}")
     if len(found.unreadable) > 10:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from PIL import Image
 
 from vitscope.arguments import ratio
@@ -19,7 +19,7 @@ from vitscope.tune.data import Data, Pictures, without
 THUMBNAIL, MEAN_SIDE = 32, 64  # pixels a side
 NEAR = 0.99  # correlation of grey thumbnails
 FLAT = 2.0  # standard deviation in grey levels: below it a picture has no structure to compare
-BLOCK = 2048  # pictures compared at a time
+BLOCK = 1 << 24  # pairs compared at a time
 
 Progress = Callable[[int, int], None]
 
@@ -34,6 +34,8 @@ class Inspection:
         near: the same for pictures whose grey thumbnails correlate by at least ``threshold``, exact ones not counted.
         repeated: how many training pictures are pixel by pixel there before.
         contradictions: how many of ``exact`` and ``near`` carry different labels.
+        nearest: the share of test pictures whose most similar training thumbnail is of their class: what looking
+            pictures up gets right, without any model; ``nearest_without``, when the duplicates are left out.
         means: (class, 64, 64, 3) in [0, 255], the mean training picture of each class; NaN where none could be read.
     """
 
@@ -43,6 +45,8 @@ class Inspection:
     near: tuple[tuple[int, int], ...]
     repeated: int
     contradictions: int
+    nearest: float
+    nearest_without: float
     means: Float[np.ndarray, "label height width 3"]
     threshold: float
 
@@ -68,6 +72,8 @@ class Inspection:
             "repeated_in_train": self.repeated,
             "contradictions": self.contradictions,
             "threshold": self.threshold,
+            "nearest": self.nearest,
+            "nearest_without_duplicates": self.nearest_without,
         }
 
 
@@ -100,7 +106,9 @@ def inspect(data: Data, *, threshold: float | int = NEAR, progress: Progress | N
                 read[split.classes[at]] += 1
     digests = {name: [None if look is None else look.digest for look in some] for name, some in looks.items()}
     exact = _same(digests["train"], digests["test"])
-    near = _near(_vectors(looks["train"]), _vectors(looks["test"]), threshold, set(exact))
+    near, found = _near(_vectors(looks["train"]), _vectors(looks["test"]), threshold, set(exact))
+    readable = np.asarray([look is not None for look in looks["test"]])
+    right = [(data.train.classes[places] == data.test.classes)[readable] for places in found]
     there = [digest for digest in digests["train"] if digest is not None]
     pairs = (*exact, *near)
     return Inspection(
@@ -110,6 +118,8 @@ def inspect(data: Data, *, threshold: float | int = NEAR, progress: Progress | N
         tuple(near),
         repeated=len(there) - len(set(there)),
         contradictions=sum(int(data.train.classes[a] != data.test.classes[b]) for a, b in pairs),
+        nearest=float(right[0].mean()),
+        nearest_without=float(right[1].mean()),
         means=sums / np.where(read, read, np.nan)[:, None, None, None],
         threshold=threshold,
     )
@@ -197,11 +207,21 @@ def _near(
     test: Float[np.ndarray, "test pixel"],
     threshold: float,
     exact: set[tuple[int, int]],
-) -> list[tuple[int, int]]:
+) -> tuple[list[tuple[int, int]], Int[np.ndarray, "2 test"]]:
+    """Near pairs; for each test picture the nearest training picture, and the nearest that is no duplicate."""
     found: list[tuple[int, int]] = []
-    for start in range(0, len(test), BLOCK):
-        for first in range(0, len(train), BLOCK):
-            alike = test[start : start + BLOCK] @ train[first : first + BLOCK].T
-            rows, columns = np.nonzero(alike >= threshold)
-            found += zip((columns + first).tolist(), (rows + start).tolist(), strict=True)
-    return sorted(pair for pair in found if pair not in exact)
+    same = {place for place, _ in exact}
+    best, places = np.full((2, len(test)), -np.inf), np.zeros((2, len(test)), dtype=np.int64)
+    size = max(BLOCK // len(test), 1)
+    for first in range(0, len(train), size):
+        alike = test @ train[first : first + size].T
+        rows, columns = np.nonzero(alike >= threshold)
+        found += zip((columns + first).tolist(), rows.tolist(), strict=True)
+        known = np.isin(np.arange(first, first + alike.shape[1]), list(same))
+        known[columns] = True
+        for kind, compared in enumerate((alike, np.where(known, -np.inf, alike))):
+            nearest = compared.argmax(1)
+            value = compared[np.arange(len(test)), nearest]
+            better = value > best[kind]
+            best[kind, better], places[kind, better] = value[better], nearest[better] + first
+    return sorted(pair for pair in found if pair not in exact), places
