@@ -15,6 +15,7 @@ from vitscope.errors import CallError, OutputExistsError
 from vitscope.models.folder import WITHIN
 from vitscope.models.loading import load
 from vitscope.models.vision_model import VisionModel
+from vitscope.models.window_reader import block_projections
 from vitscope.picture import Picture
 from vitscope.saving import replacing
 from vitscope.tune import measures
@@ -24,7 +25,7 @@ from vitscope.tune.finetuning import finetune
 from vitscope.tune.inspecting import Inspection, inspect, usable
 from vitscope.tune.recipe import Recipe, read_recipe
 from vitscope.tune.runs import Tuned, settings_of
-from vitscope.tune.tunings import known_tuning
+from vitscope.tune.tunings import READS_WINDOWS, known_tuning
 
 BASE = "head"  # what gains are measured against
 CELL, CELLS, EXAMPLES = "cell.json", "cells", 8
@@ -226,6 +227,9 @@ def compare(
     names = [model.name for model in loaded]
     if len(set(names)) < len(names):
         raise CallError(f"two models have the same name, {names[0]}: compare different ones")
+    if READS_WINDOWS in tunings:
+        for model in loaded:
+            block_projections(model)  # refuses a model without windows before anything is trained
     pictures = _examples(data)
     cells: list[Cell] = []
     for model, tuning, seed in _order(loaded, tunings, listed):
