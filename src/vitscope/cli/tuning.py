@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from vitscope.cli.app import Device, Json, Overwrite, app
-from vitscope.cli.output import fresh, load_model, print_table, save, split_list
+from vitscope.cli.output import WIDE, fresh, load_model, print_table, save, split_list
 from vitscope.errors import OutputExistsError
 
 if TYPE_CHECKING:
@@ -190,6 +190,8 @@ def compare(
     json_: Json = False,
 ) -> None:
     """Models by ways to tune by seeds: accuracies, who gains more, and what tuning did to attention."""
+    from rich.console import Console
+
     from vitscope.methods.asking import telling
     from vitscope.tune.comparing import compare as run
     from vitscope.tune.data import load_data
@@ -225,7 +227,9 @@ def compare(
     if json_:
         typer.echo(json.dumps({**result.as_json(), "files": [str(path) for path in written]}, indent=2))
         return
-    print_table(SUMMARY_HEADER[:9], [row[:9] for row in summary_rows(result)], right=range(2, 9))
+    shown = range(9) if Console().width >= WIDE else (0, 1, 2, 3, 5)
+    rows = [tuple(row[at] for at in shown) for row in summary_rows(result)]
+    print_table([SUMMARY_HEADER[at] for at in shown], rows, right=range(2, len(shown)))
     between = interaction_rows(result)
     if between:
         print_table(INTERACTION_HEADER, between, right=(2, 3))

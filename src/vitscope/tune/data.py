@@ -168,10 +168,12 @@ def _folder(folder: Path, share: float, seed: int) -> Data:
         names = ", ".join([*PACKAGED, *NAMED])
         raise CallError(f"{folder} is no folder of pictures: pass one, a hub data set as owner/name, or {names}")
     inside = {entry.name.lower(): entry for entry in _folders(folder)}
+    a_split = folder.name.lower() in {name for names in SPLITS.values() for name in names}
+    name = f"{folder.resolve().parent.name}/{folder.name}" if a_split else folder.name
     parts = {split: next((inside[name] for name in names if name in inside), None) for split, names in SPLITS.items()}
     if parts["train"] is None or parts["test"] is None:
         labels, paths, classes = _classes(folder)
-        return _split(folder.name, labels, paths, classes, None, share, seed)
+        return _split(name, labels, paths, classes, None, share, seed)
     train, test = _classes(parts["train"]), _classes(parts["test"])
     if set(train[0]) != set(test[0]):
         odd = sorted(set(train[0]) ^ set(test[0]))
@@ -179,7 +181,7 @@ def _folder(folder: Path, share: float, seed: int) -> Data:
             f"the classes of {parts['train']} and {parts['test']} differ: {', '.join(map(repr, odd[:3]))} "
             f"{'is' if len(odd) == 1 else 'are'} in one of them only"
         )
-    return _split(folder.name, train[0], train[1] + test[1], train[2] + test[2], len(train[1]), share, seed)
+    return _split(name, train[0], train[1] + test[1], train[2] + test[2], len(train[1]), share, seed)
 
 
 def _classes(folder: Path) -> tuple[list[str], list[Path], list[int]]:

@@ -131,9 +131,11 @@ def curves_scene(comparison: Comparison) -> Scene:
                     title=f"{short_name(model)}: how far attention moved, by layer",
                     x_axis="layer",
                     counted=True,
+                    series=[comparison.tunings.index(name) for name in names],
                 )
             )
-    rows = [Row(row.panels, row.columns, HALF) for part in (accuracies, distances) for row in wrapped(part, 2)]
+    parts = [[*accuracies, *distances]] if len(accuracies) == 1 else [accuracies, distances]
+    rows = [Row(row.panels, row.columns, HALF) for part in parts for row in wrapped(part, 2)]
     return Scene(
         rows=rows,
         title=f"Tuning on {comparison.data}, over time and by layer",

@@ -29,9 +29,11 @@ NAME = 0.068  # inches for a letter beside a bar
 WITHOUT_PHOTO = 0.7  # height over width of a panel
 BAR = 0.27  # inches for a bar in a row of bars alone
 NUMBER = 0.62  # inches for a number beside a bar
+MANY_NAMES = 4  # in a legend: more stand in two columns
 MOST_NUMBERS = 16  # rows of a matrix whose cells can hold a number
 AXIS = 0.42  # inches for the numbers under curves
 SERIES = (("#0072b2", "o"), ("#d55e00", "s"), ("#009e73", "^"), ("#cc79a7", "D"), ("#56b4e9", "v"), ("#e69f00", "P"))
+SERIES += (("#1b1b1f", "X"), ("#8c6bb1", "<"), ("#7f7f7f", ">"), ("#a65628", "*"))
 
 
 def save_figure(scene: Scene, path: str | Path, *, overwrite: bool = True) -> Path:
@@ -232,7 +234,7 @@ def _matrix(figure: Figure, place: Any, room: tuple[float, float, float, float],
 def _curves(axes: Any, curves: Curves) -> None:
     """Lines with a mark at every point, told apart by colour and by mark."""
     for at, (name, x, y) in enumerate(zip(curves.names, curves.xs, curves.ys, strict=True)):
-        colour, mark = SERIES[at % len(SERIES)]
+        colour, mark = SERIES[(at if curves.series is None else curves.series[at]) % len(SERIES)]
         axes.plot(x, y, color=colour, marker=mark, markersize=4, linewidth=1.4, label=name, clip_on=False)
     if curves.limits is not None:
         axes.set_ylim(*curves.limits)
@@ -254,7 +256,9 @@ def _curves(axes: Any, curves: Curves) -> None:
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     if any(curves.names):
-        axes.legend(fontsize=7.5, frameon=False, labelcolor=INK, loc="best")
+        several = {"ncols": 2, "columnspacing": 1.0} if len(curves.names) > MANY_NAMES else {}
+        shades = {"frameon": True, "framealpha": 0.8, "edgecolor": "none", "facecolor": "white"}
+        axes.legend(fontsize=7.5, labelcolor=INK, loc="best", **shades, **several)
 
 
 def _apart(ticks: list[float]) -> list[float]:

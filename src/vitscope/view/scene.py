@@ -76,7 +76,8 @@ class Matrix:
 class Curves:
     """Lines over a common axis: for each name its x and y. ``limits`` are the ends of the y axis.
 
-    The x axis is one of shares, each twice the one before, or ``counted``: whole numbers.
+    The x axis is one of shares, each twice the one before, or ``counted``: whole numbers. ``series`` are the numbers of
+    the names' colours and marks, by default in turn.
     """
 
     names: Sequence[str]
@@ -87,6 +88,7 @@ class Curves:
     limits: tuple[float, float] | None = None
     percent: bool = False
     counted: bool = False
+    series: Sequence[int] | None = None
 
 
 Shown = Panel | Bars | Dots | Matrix | Curves
