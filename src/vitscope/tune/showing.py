@@ -125,10 +125,10 @@ def curves_scene(comparison: Comparison) -> Scene:
         if names:
             distances.append(
                 Curves(
-                    names,
+                    [""] * len(names),  # the legend of the accuracies holds here too
                     [list(range(len(moved[name]))) for name in names],
                     [list(moved[name]) for name in names],
-                    title=f"{short_name(model)}: how far attention moved, by layer",
+                    title=f"{short_name(model)}: how far attention moved, by layer, same colours",
                     x_axis="layer",
                     counted=True,
                     series=[comparison.tunings.index(name) for name in names],

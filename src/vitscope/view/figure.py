@@ -32,8 +32,10 @@ NUMBER = 0.62  # inches for a number beside a bar
 MANY_NAMES = 4  # in a legend: more stand in two columns
 MOST_NUMBERS = 16  # rows of a matrix whose cells can hold a number
 AXIS = 0.42  # inches for the numbers under curves
-SERIES = (("#0072b2", "o"), ("#d55e00", "s"), ("#009e73", "^"), ("#cc79a7", "D"), ("#56b4e9", "v"), ("#e69f00", "P"))
-SERIES += (("#1b1b1f", "X"), ("#8c6bb1", "<"), ("#7f7f7f", ">"), ("#a65628", "*"))
+SERIES = (
+    *(("#0072b2", "o"), ("#d55e00", "s"), ("#009e73", "^"), ("#cc79a7", "D"), ("#56b4e9", "v"), ("#e69f00", "P")),
+    *(("#1b1b1f", "X"), ("#8c6bb1", "<"), ("#7f7f7f", ">"), ("#a65628", "*")),
+)
 
 
 def save_figure(scene: Scene, path: str | Path, *, overwrite: bool = True) -> Path:
