@@ -128,7 +128,7 @@ def curves_scene(comparison: Comparison) -> Scene:
                     [""] * len(names),  # the legend of the accuracies holds here too
                     [list(range(len(moved[name]))) for name in names],
                     [list(moved[name]) for name in names],
-                    title=f"{short_name(model)}: how far attention moved, by layer, same colours",
+                    title=f"{short_name(model)}: how far attention moved, by layer",
                     x_axis="layer",
                     counted=True,
                     series=[comparison.tunings.index(name) for name in names],
@@ -139,7 +139,7 @@ def curves_scene(comparison: Comparison) -> Scene:
     return Scene(
         rows=rows,
         title=f"Tuning on {comparison.data}, over time and by layer",
-        note="moved: total variation between a query's attention before and after, 0 the same, 1 nothing in common",
+        note="moved: total variation between a query's attention before and after, 0 the same; colours as for accuracy",
         caption="",
     )
 
