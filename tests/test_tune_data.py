@@ -2,6 +2,8 @@
 
 import io
 import json
+import subprocess
+import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -237,3 +239,17 @@ def test_a_data_set_is_taken_as_it_is() -> None:
     assert load_data(data).train is data.train
     assert isinstance(data, Data)
     assert vs.load_data is load_data
+
+
+def test_without_the_engine_one_line_says_what_to_install(tmp_path: Path) -> None:
+    code = """
+import importlib.util, sys
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name == "accelerate" else find(name, *rest)
+sys.argv = ["vitscope", "finetune", "photos"]
+from vitscope.cli import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "vitscope: training needs accelerate: pip install 'vitscope[tune]'\n"
