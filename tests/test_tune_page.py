@@ -15,6 +15,8 @@ from vitscope.tune.inspecting import Inspection
 from vitscope.tune.page import INTERACTION_HEADER, SUMMARY_HEADER, write_page
 from vitscope.view import figure
 
+ONE = {("vit", "head"): 0.5}
+
 # The type checks know no whole number that is a float, which the layers of curves are.
 counted = pytest.mark.usefixtures("unchecked")
 
@@ -23,9 +25,6 @@ counted = pytest.mark.usefixtures("unchecked")
 def coarse(monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures of fewer pixels, which are drawn sooner."""
     monkeypatch.setattr(figure, "DPI", 40)
-
-
-ONE = {("vit", "head"): 0.5}
 
 
 @pytest.fixture(scope="module", name="inspected")

@@ -1,0 +1,235 @@
+"""The commands that train: what they print and write, the same call again, and one clear line for every mistake."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+import vitscope as vs
+from tests.coloured import coloured_folder, light_garbage
+from tests.test_cli import needs_bundled, run
+from vitscope.tune import comparing, finetuning
+
+# The type checks know no whole number that is a float, which the layers of curves are.
+counted = pytest.mark.usefixtures("unchecked")
+pytestmark = needs_bundled
+QUICK = ("--epochs", "1", "--batch-size", "4")
+SMALL = (*QUICK, "--models", "vit-nano", "--tunings", "head", "--seeds", "1")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def light() -> Iterator[None]:
+    with light_garbage():
+        yield
+
+
+@pytest.fixture(autouse=True, name="here")
+def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In an empty folder, with figures of fewer pixels and a terminal that is wide enough for every column."""
+    from vitscope.view import figure
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(figure, "DPI", 40)
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+@pytest.fixture(name="birds")
+def folder_of_pictures(tmp_path: Path) -> Path:
+    """Ten pictures of two classes, of which two are for testing."""
+    return coloured_folder(tmp_path / "birds", {"red": 5, "blue": 5})
+
+
+@pytest.fixture(name="leaky")
+def with_a_split_and_a_leak(tmp_path: Path) -> Path:
+    coloured_folder(tmp_path / "leaky/train", {"red": 4, "blue": 4})
+    coloured_folder(tmp_path / "leaky/test", {"red": 2, "blue": 2}, seed=1)
+    (tmp_path / "leaky/train/red/0.png").write_bytes((tmp_path / "leaky/test/red/1.png").read_bytes())
+    return tmp_path / "leaky"
+
+
+def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("something was trained")
+
+    monkeypatch.setattr(finetuning._Run, "trained", refuse)
+    monkeypatch.setattr(comparing, "finetune", refuse)
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def kept(text: str) -> Any:
+    """JSON without NaN or infinity."""
+    return json.loads(text, parse_constant=pytest.fail)
+
+
+# data
+
+
+@pytest.mark.usefixtures("birds")
+def test_data_counts_classes_and_draws_their_means(capsys, monkeypatch):
+    code, out, err = run(capsys, monkeypatch, "data", "birds")
+    assert (code, err) == (0, "")
+    assert [line.split() for line in out.splitlines()[1:3]] == [["blue", "4", "1"], ["red", "4", "1"]]
+    assert "0 training pictures are in the test set too: 0 pairs are the same, 0 nearly" in out
+    assert out.endswith("wrote birds-data.png\n")
+    with Image.open("birds-data.png") as figure:
+        assert figure.width > 100
+    code, out, _ = run(capsys, monkeypatch, "data", "birds")
+    assert (code, out.splitlines()[-1]) == (0, "wrote birds-data-2.png"), "the first figure must not be replaced"
+
+
+@pytest.mark.usefixtures("leaky")
+def test_data_as_json_is_what_python_gives(capsys, monkeypatch):
+    code, out, err = run(capsys, monkeypatch, "data", "leaky", "--json", "--out", "mine.png")
+    assert (code, err) == (0, "")
+    assert kept(out) == vs.inspect(vs.load_data("leaky")).as_json() | {"figure": "mine.png"}
+    (twin,) = kept(out)["duplicates"]
+    assert twin == {"train": "leaky/train/red/0.png", "test": "leaky/test/red/1.png", "exact": True}
+    assert Path("mine.png").is_file()
+
+
+@pytest.mark.usefixtures("birds")
+def test_data_splits_as_it_is_told(capsys, monkeypatch):
+    options = ("--test-share", "0.4", "--per-class", "2", "--split-seed", "3", "--json")
+    code, out, _ = run(capsys, monkeypatch, "data", "birds", *options)
+    assert code == 0
+    assert kept(out)["classes"] == {"blue": {"train": 2, "test": 2}, "red": {"train": 2, "test": 2}}
+
+
+@pytest.mark.usefixtures("leaky")
+def test_data_shows_what_cannot_be_read(capsys, monkeypatch):
+    Path("leaky/train/blue/3.png").write_bytes(b"no picture")
+    code, out, _ = run(capsys, monkeypatch, "data", "leaky")
+    assert code == 0
+    assert "1 training pictures are in the test set too: 1 pairs are the same" in out
+    assert "unreadable: leaky/train/blue/3.png is not a picture" in out
+
+
+# finetune
+
+
+@pytest.mark.usefixtures("birds")
+def test_finetune_leaves_a_folder_that_explain_takes(tmp_path, capsys, monkeypatch):
+    code, out, err = run(capsys, monkeypatch, "finetune", "birds", *QUICK, "--tuning", "layernorm")
+    assert (code, err) == (0, "")
+    folder = "birds-vit-nano-layernorm"
+    assert out.endswith(f"wrote {folder}: explain it with --model {folder}\n")
+    names = {"log.jsonl", "result.json", "run.json", "report.png", "model/vitscope.json", "model/model.safetensors"}
+    assert names <= set(files(tmp_path / folder))
+    about = json.loads(Path(folder, "result.json").read_text(encoding="utf-8"))
+    for words in (
+        "layernorm on birds",
+        f"{about['accuracy']:.1%}",
+        f"{about['macro_f1']:.3f}",
+        f"{about['trained']:,}",
+    ):
+        assert words in out
+    code, out, err = run(capsys, monkeypatch, "explain", "birds/red/0.png", "--model", folder, "--json")
+    assert (code, err) == (0, "")
+    (entry,) = json.loads(out)
+    assert {one["label"] for one in entry["predictions"]} == {"red", "blue"}
+    untrained(monkeypatch)
+    before = Path(folder, "model/model.safetensors").read_bytes()
+    code, out, _ = run(capsys, monkeypatch, "finetune", "birds", *QUICK, "--tuning", "layernorm")
+    assert (code, out.splitlines()[-1]) == (0, f"wrote {folder}: explain it with --model {folder}")
+    assert Path(folder, "model/model.safetensors").read_bytes() == before
+    # another run does not go into the same folder
+    code, out, err = run(capsys, monkeypatch, "finetune", "birds", *QUICK, "--tuning", "head", "--out", folder)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "holds a run with another tuning" in err
+
+
+@pytest.mark.usefixtures("birds")
+def test_finetune_as_json_is_the_result_without_its_lists(capsys, monkeypatch):
+    options = (*QUICK, "--out", "run", "--json", "--model", "swin-nano", "--learning-rate", "0.01", "--seed", "4")
+    code, out, err = run(capsys, monkeypatch, "finetune", "birds", *options, "--recipe", "report")
+    assert (code, err) == (0, "")
+    about, whole = kept(out), json.loads(Path("run/result.json").read_text(encoding="utf-8"))
+    assert about.pop("folder") == "run"
+    assert about == {name: one for name, one in whole.items() if name not in ("said", "truth", "history")}
+    assert (about["model"], about["tuning"], about["pictures"]) == ("swin-nano", "head", {"train": 8, "test": 2})
+    recipe = about["recipe"]
+    assert (recipe["epochs"], recipe["batch_size"], recipe["learning_rate"], recipe["seed"]) == (1, 4, 0.01, 4)
+    assert (recipe["schedule"], recipe["augment"]) == ("constant", []), "the report's recipe"
+
+
+@pytest.mark.usefixtures("leaky")
+def test_duplicates_are_told_of_or_dropped(capsys, monkeypatch):
+    call = ("finetune", "leaky", *QUICK, "--json")
+    code, out, err = run(capsys, monkeypatch, *call, "--out", "all")
+    assert (code, kept(out)["pictures"]) == (0, {"train": 8, "test": 4})
+    assert err.startswith("vitscope: 1 training pictures of leaky are in the test set too")
+    assert err.count("\n") == 1
+    code, out, err = run(capsys, monkeypatch, *call, "--out", "dropped", "--drop-duplicates")
+    assert (code, kept(out)["pictures"], err) == (0, {"train": 7, "test": 4}, "")
+
+
+@pytest.mark.usefixtures("leaky")
+def test_a_picture_that_cannot_be_read_is_refused_or_skipped(tmp_path, capsys, monkeypatch):
+    Path("leaky/train/blue/3.png").write_bytes(b"no picture")
+    call = ("finetune", "leaky", *QUICK, "--out", "run", "--drop-duplicates")
+    code, out, err = run(capsys, monkeypatch, *call)
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert "1 picture of leaky cannot be read: leaky/train/blue/3.png is not a picture" in err
+    assert not (tmp_path / "run").exists()
+    code, out, err = run(capsys, monkeypatch, *call, "--unreadable", "skip", "--json")
+    assert (code, kept(out)["pictures"]) == (0, {"train": 6, "test": 4})
+    assert err.startswith("vitscope: 1 picture of leaky cannot be read: leaky/train/blue/3.png")
+    assert err.endswith("skipped\n")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.usefixtures("birds")
+def test_a_recipe_may_be_a_file(capsys, monkeypatch):
+    Path("own.toml").write_text('base = "report"\nbatch_size = 8\nepochs = 1\n', encoding="utf-8")
+    code, out, _ = run(capsys, monkeypatch, "finetune", "birds", "--recipe", "own.toml", "--json")
+    assert (code, kept(out)["recipe"]["batch_size"]) == (0, 8)
+
+
+# compare
+
+
+@counted
+@pytest.mark.usefixtures("birds")
+def test_compare_writes_a_report_and_goes_on_where_it_was(tmp_path, capsys, monkeypatch):
+    call = ("compare", "birds", *QUICK, "--models", "vit-nano, swin-nano", "--tunings", "head,lora", "--seeds", "1")
+    code, out, err = run(capsys, monkeypatch, *call)
+    assert (code, err) == (0, "")
+    names = ["accuracy", "attention-swin-nano", "attention-vit-nano", "confusion", "curves", "data"]
+    there = files(tmp_path / "birds-comparison")
+    assert [name for name in there if name.endswith(".png")] == [f"{name}.png" for name in names]
+    assert {"report.html", "comparison.json"} <= set(there)
+    assert not [name for name in there if name.endswith(".safetensors")]
+    assert out.endswith("wrote birds-comparison/report.html and 6 figures beside it\n")
+    about = kept(Path("birds-comparison/comparison.json").read_text(encoding="utf-8"))
+    for one in about["summaries"]:
+        (line,) = (line for line in out.splitlines() if line.split()[:2] == [one["model"], one["tuning"]])
+        assert f"{one['accuracy']:.1%}" in line
+    assert any(line.split()[:4] == ["lora", "swin-nano", "over", "vit-nano"] for line in out.splitlines())
+    untrained(monkeypatch)
+    code, out, err = run(capsys, monkeypatch, *call, "--json")
+    assert (code, err) == (0, "")
+    again = kept(out)
+    assert again.pop("files")[0] == "birds-comparison/report.html"
+    assert again == about
+    code, out, err = run(capsys, monkeypatch, *call, "--learning-rate", "0.5")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "holds a cell with another recipe" in err
+
+
+@counted
+@pytest.mark.usefixtures("leaky")
+def test_compare_drops_skips_and_keeps_as_it_is_told(tmp_path, capsys, monkeypatch):
+    Path("leaky/train/blue/3.png").write_bytes(b"no picture")
+    options = ("--drop-duplicates", "--unreadable", "skip", "--keep-models", "--out", "out", "--json")
+    code, out, err = run(capsys, monkeypatch, "compare", "leaky", *SMALL, *options)
+    assert (code, err.count("\n")) == (0, 1)
+    assert kept(out)["inspection"]["unreadable"][0].startswith("leaky/train/blue/3.png")
+    cell = json.loads((tmp_path / "out/cells/vit-nano-head-0/cell.json").read_text(encoding="utf-8"))
+    assert cell["pictures"] == {"train": 6, "test": 4}
+    assert vs.load(tmp_path / "out/cells/vit-nano-head-0").labels == ("blue", "red")
