@@ -1,15 +1,17 @@
 """Small comparisons: run on tinted noise, or made up of cells whose answers are given."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 
 import vitscope as vs
-from tests.coloured import coloured, coloured_folder, small_swin, small_vit
+from tests.coloured import coloured, coloured_folder, light_garbage, small_swin, small_vit
 from vitscope.picture import Picture
 from vitscope.tune import measures
 from vitscope.tune.comparing import Cell, Comparison
@@ -19,6 +21,14 @@ QUICK: dict[str, Any] = {"epochs": 1, "batch_size": 6, "augment": (), "learning_
 TUNINGS = ("head", "lora")
 AREAS = {"deletion": 0.21, "insertion": 0.62, "random_deletion": 0.33, "random_insertion": 0.44}
 SHARES = {("vit", "head"): 0.5, ("vit", "lora"): 0.7, ("swin", "head"): 0.6, ("swin", "lora"): 0.65}
+
+
+@contextmanager
+def quick() -> Iterator[None]:
+    """Intervals of few resamples, and no garbage of the libraries looked through again and again."""
+    with light_garbage(), pytest.MonkeyPatch.context() as patched:
+        patched.setattr(measures, "RESAMPLES", 50)
+        yield
 
 
 def vit(name: str = "vit-a", seed: int = 0) -> vs.VisionModel:

@@ -9,20 +9,20 @@ import pytest
 from PIL import Image
 
 import vitscope as vs
-from tests.coloured import coloured_folder, light_garbage
+from tests.coloured import coloured_folder
+from tests.comparisons import quick
 from tests.test_cli import needs_bundled, run
-from vitscope.tune import comparing, finetuning
+from vitscope.tune import comparing, finetuning, page
 
-# The type checks know no whole number that is a float, which the layers of curves are.
-counted = pytest.mark.usefixtures("unchecked")
-pytestmark = needs_bundled
+# The type checks know no whole number that is a float, which steps and the layers of curves are.
+pytestmark = [needs_bundled, pytest.mark.usefixtures("unchecked")]
 QUICK = ("--epochs", "1", "--batch-size", "4")
 SMALL = (*QUICK, "--models", "vit-nano", "--tunings", "head", "--seeds", "1")
 
 
 @pytest.fixture(autouse=True, scope="module")
 def light() -> Iterator[None]:
-    with light_garbage():
+    with quick():
         yield
 
 
@@ -56,6 +56,11 @@ def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(finetuning._Run, "trained", refuse)
     monkeypatch.setattr(comparing, "finetune", refuse)
+
+
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes longer than all the rest."""
+    monkeypatch.setattr(page, "_png", lambda _: b"a figure")
 
 
 def files(folder: Path) -> list[str]:
@@ -95,10 +100,15 @@ def test_data_as_json_is_what_python_gives(capsys, monkeypatch):
 
 @pytest.mark.usefixtures("birds")
 def test_data_splits_as_it_is_told(capsys, monkeypatch):
+    from vitscope.tune import data
+
+    given, load = [], data.load_data
+    monkeypatch.setattr(data, "load_data", lambda name, **options: given.append(options) or load(name, **options))
     options = ("--test-share", "0.4", "--per-class", "2", "--split-seed", "3", "--json")
     code, out, _ = run(capsys, monkeypatch, "data", "birds", *options)
     assert code == 0
     assert kept(out)["classes"] == {"blue": {"train": 2, "test": 2}, "red": {"train": 2, "test": 2}}
+    assert given == [{"test_share": 0.4, "seed": 3, "per_class": 2}]
 
 
 @pytest.mark.usefixtures("leaky")
@@ -194,7 +204,6 @@ def test_a_recipe_may_be_a_file(capsys, monkeypatch):
 # compare
 
 
-@counted
 @pytest.mark.usefixtures("birds")
 def test_compare_writes_a_report_and_goes_on_where_it_was(tmp_path, capsys, monkeypatch):
     call = ("compare", "birds", *QUICK, "--models", "vit-nano, swin-nano", "--tunings", "head,lora", "--seeds", "1")
@@ -212,6 +221,7 @@ def test_compare_writes_a_report_and_goes_on_where_it_was(tmp_path, capsys, monk
         assert f"{one['accuracy']:.1%}" in line
     assert any(line.split()[:4] == ["lora", "swin-nano", "over", "vit-nano"] for line in out.splitlines())
     untrained(monkeypatch)
+    undrawn(monkeypatch)
     code, out, err = run(capsys, monkeypatch, *call, "--json")
     assert (code, err) == (0, "")
     again = kept(out)
@@ -222,10 +232,10 @@ def test_compare_writes_a_report_and_goes_on_where_it_was(tmp_path, capsys, monk
     assert "holds a cell with another recipe" in err
 
 
-@counted
 @pytest.mark.usefixtures("leaky")
 def test_compare_drops_skips_and_keeps_as_it_is_told(tmp_path, capsys, monkeypatch):
     Path("leaky/train/blue/3.png").write_bytes(b"no picture")
+    undrawn(monkeypatch)
     options = ("--drop-duplicates", "--unreadable", "skip", "--keep-models", "--out", "out", "--json")
     code, out, err = run(capsys, monkeypatch, "compare", "leaky", *SMALL, *options)
     assert (code, err.count("\n")) == (0, 1)

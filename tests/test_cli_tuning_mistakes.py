@@ -6,12 +6,11 @@ import pytest
 
 from tests.coloured import coloured_folder
 from tests.test_cli import needs_bundled, run
-from tests.test_cli_tuning import QUICK, files, folder_of_pictures, in_an_empty_folder, untrained
+from tests.test_cli_tuning import QUICK, files, folder_of_pictures, in_an_empty_folder, light, undrawn, untrained
 
-# The type checks know no whole number that is a float, which the layers of curves are.
-counted = pytest.mark.usefixtures("unchecked")
-pytestmark = needs_bundled
-here, birds = in_an_empty_folder, folder_of_pictures
+# The type checks know no whole number that is a float, which steps and the layers of curves are.
+pytestmark = [needs_bundled, pytest.mark.usefixtures("unchecked")]
+here, birds, fast = in_an_empty_folder, folder_of_pictures, light
 
 
 @pytest.mark.parametrize(
@@ -28,6 +27,7 @@ here, birds = in_an_empty_folder, folder_of_pictures
         (["finetune", "nowhere"], 2, "nowhere is no folder of pictures"),
         (["finetune", "one"], 2, "one class only"),
         (["finetune", "empty"], 2, "holds no pictures"),
+        (["finetune", "nowhere", "--model", "no/where", "--tuning", "hed"], 2, "unknown tuning"),
         (["finetune", "birds", "--tuning", "hed"], 2, "unknown tuning 'hed': did you mean head?"),
         (["finetune", "birds", "--recipe", "olden"], 2, "unknown recipe 'olden': choose report, modern"),
         (["finetune", "birds", "--recipe", "none.toml"], 2, "none.toml does not exist"),
@@ -68,7 +68,6 @@ def test_a_mistake_is_one_clear_line(tmp_path, capsys, monkeypatch, arguments, e
     assert files(tmp_path) == before
 
 
-@counted
 @pytest.mark.usefixtures("birds")
 def test_ctrl_c_is_one_line_and_the_same_call_goes_on(tmp_path, capsys, monkeypatch):
     from vitscope.tune import trainer
@@ -88,6 +87,7 @@ def test_ctrl_c_is_one_line_and_the_same_call_goes_on(tmp_path, capsys, monkeypa
     finished = tmp_path / "birds-comparison/cells/vit-nano-head-0/cell.json"
     before = finished.stat().st_mtime_ns
     monkeypatch.setenv("COLUMNS", "80")
+    undrawn(monkeypatch)
     code, out, err = run(capsys, monkeypatch, *call)
     assert (code, err) == (0, "")
     (header,) = (line for line in out.splitlines() if "accuracy" in line)

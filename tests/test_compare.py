@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 
 import vitscope as vs
-from tests.coloured import coloured, light_garbage
-from tests.comparisons import QUICK, TUNINGS, compared, data, lasting, of_cells, said, vit
+from tests.coloured import coloured
+from tests.comparisons import QUICK, TUNINGS, compared, data, lasting, of_cells, quick, said, vit
 from vitscope.tune import comparing, measures
 from vitscope.tune.comparing import Comparison
 
 
 @pytest.fixture(autouse=True, scope="module")
 def light() -> Iterator[None]:
-    with light_garbage():
+    with quick():
         yield
 
 

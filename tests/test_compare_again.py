@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 import vitscope as vs
-from tests.coloured import coloured, coloured_folder, light_garbage
-from tests.comparisons import QUICK, compared, data, lasting, swin, vit
+from tests.coloured import coloured, coloured_folder
+from tests.comparisons import QUICK, compared, data, lasting, quick, swin, vit
 from vitscope.errors import CallError, OutputExistsError
 from vitscope.tune import comparing
 from vitscope.tune.comparing import Comparison
@@ -16,7 +16,7 @@ from vitscope.tune.comparing import Comparison
 
 @pytest.fixture(autouse=True, scope="module")
 def light() -> Iterator[None]:
-    with light_garbage():
+    with quick():
         yield
 
 

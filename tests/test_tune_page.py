@@ -2,13 +2,14 @@
 
 import base64
 import json
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.comparisons import leaking, made_up
+from tests.comparisons import leaking, made_up, quick
 from vitscope.errors import SaveError
 from vitscope.tune import showing
 from vitscope.tune.inspecting import Inspection
@@ -19,6 +20,12 @@ ONE = {("vit", "head"): 0.5}
 
 # The type checks know no whole number that is a float, which the layers of curves are.
 counted = pytest.mark.usefixtures("unchecked")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def light() -> Iterator[None]:
+    with quick():
+        yield
 
 
 @pytest.fixture(autouse=True)

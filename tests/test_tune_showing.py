@@ -1,5 +1,6 @@
 """Figures of data sets, runs and comparisons: what their scenes hold, and that they draw."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 from PIL import Image
 
 import vitscope as vs
-from tests.comparisons import attention, leaking, made_up, of_cells, photos, said
+from tests.comparisons import attention, leaking, made_up, of_cells, photos, quick, said
 from vitscope.tune import page, showing
 from vitscope.tune.inspecting import Inspection
 from vitscope.view import figure
@@ -16,6 +17,12 @@ from vitscope.view.scene import Curves, Dots, Matrix, Scene
 
 # The type checks know no whole number that is a float, which the layers of curves are.
 counted = pytest.mark.usefixtures("unchecked")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def light() -> Iterator[None]:
+    with quick():
+        yield
 
 
 @pytest.fixture(autouse=True)
