@@ -178,3 +178,15 @@ def test_what_is_skipped_and_dropped_is_not_trained_on(tmp_path: Path) -> None:
     with pytest.warns(vs.VitscopeWarning, match="skipped"):
         found = vs.compare(source.parent, [vit()], unreadable="skip", drop_duplicates=True, **options)
     assert found.cells[0].about["pictures"] == {"train": 6, "test": 4}
+
+
+def test_hub_models_whose_names_end_alike_have_folders_of_their_own() -> None:
+    assert comparing._plain("google/vit") != comparing._plain("facebook/vit")
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_seed_that_is_named_twice_is_run_once() -> None:
+    assert list(comparing._order(["model"], ["head", "head"], [1, 1, 0])) == [
+        ("model", "head", 1),
+        ("model", "head", 0),
+    ]

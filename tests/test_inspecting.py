@@ -212,3 +212,12 @@ def test_looking_up_the_most_similar_picture(block: int, tmp_path: Path, monkeyp
     found = inspect(data)
     assert (found.nearest, found.nearest_without) == (with_copies.mean(), without.mean())
     assert with_copies[:2].all()
+
+
+def test_a_data_set_without_one_readable_picture_is_one_line(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for number in range(3):
+            (tmp_path / name / f"{number}.png").write_text("no picture")
+    with pytest.raises(WorkError, match=r"has no picture that can be read: .*0\.png is not a picture"):
+        inspect(load_data(tmp_path))

@@ -13,7 +13,8 @@ from tests.comparisons import attention, leaking, made_up, of_cells, photos, qui
 from vitscope.tune import page, showing
 from vitscope.tune.inspecting import Inspection
 from vitscope.view import figure
-from vitscope.view.scene import Curves, Dots, Matrix, Scene
+from vitscope.view.figure import save_figure
+from vitscope.view.scene import Curves, Dots, Matrix, Row, Scene
 
 # The type checks know no whole number that is a float, which the layers of curves are.
 counted = pytest.mark.usefixtures("unchecked")
@@ -240,3 +241,10 @@ def test_models_in_folders_go_by_their_last_name() -> None:
     assert showing.short_name("./birds") == "birds"
     assert showing.short_name("timm:vit_small") == "timm:vit_small"
     assert showing.short_name("google/vit-base") == "google/vit-base"
+
+
+def test_names_with_dollar_signs_are_written_as_they_are(tmp_path: Path) -> None:
+    counts = np.eye(2, dtype=int)
+    dots = Dots(["$x^$", "$5 to $10"], [0.1, 0.2], [(0.0, 0.3), (0.1, 0.4)], [0, 1])
+    scene = Scene([Row([Matrix(counts, ["$x^$", "b"], "$t"), dots], 2, 4.0)], "$T^$", caption="")
+    assert save_figure(scene, tmp_path / "m.png").stat().st_size

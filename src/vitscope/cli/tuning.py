@@ -11,7 +11,7 @@ import typer
 
 from vitscope.cli.app import Device, Json, Overwrite, app
 from vitscope.cli.output import WIDE, fresh, load_model, print_table, save, split_list
-from vitscope.errors import OutputExistsError
+from vitscope.errors import CallError, OutputExistsError
 
 if TYPE_CHECKING:
     from vitscope.tune.data import Data
@@ -66,9 +66,11 @@ def data(
     from vitscope.tune.inspecting import inspect
     from vitscope.tune.showing import data_scene
 
-    path = out or fresh(f"{Path(data).name}-data")
+    path = out or fresh(f"{_name(data)}-data")
     if path.exists() and not overwrite:
         raise OutputExistsError(f"{path} exists already: pass --overwrite or another --out")
+    if path.suffix.lower() != ".png":
+        raise CallError(f"--out is {path}: figures are PNG, end the name in .png")
     loaded = load_data(data, test_share=test_share, seed=split_seed, per_class=per_class)
     with telling(not json_, READING) as tell:
         found = inspect(loaded, threshold=threshold, progress=tell)
@@ -126,7 +128,7 @@ def finetune(
 
     known_tuning(tuning)
     base = load_model(model, device, (), image_size=image_size)
-    folder = out or Path(f"{Path(data).name}-{Path(model).name.replace(':', '-')}-{tuning}")
+    folder = out or Path(f"{_name(data)}-{Path(model).name.replace(':', '-')}-{tuning}")
     changes: dict[str, Any] = {
         "epochs": epochs,
         "learning_rate": learning_rate,
@@ -198,7 +200,7 @@ def compare(
     from vitscope.tune.inspecting import inspect
     from vitscope.tune.page import INTERACTION_HEADER, SUMMARY_HEADER, interaction_rows, summary_rows, write_page
 
-    folder = out or Path(f"{Path(data).name}-comparison")
+    folder = out or Path(f"{_name(data)}-comparison")
     loaded = [load_model(name, device, (), image_size=image_size) for name in split_list(models)]
     pictures = load_data(data, test_share=test_share, seed=split_seed, per_class=per_class)
     with telling(not json_, READING) as tell:
@@ -236,6 +238,12 @@ def compare(
     typer.echo(f"wrote {written[0]} and {len(written) - 1} figures beside it")
 
 
+def _name(data: str) -> str:
+    """The last part of a data set's name, also of "." and ".."."""
+    path = Path(data)
+    return path.resolve().name if path.name in ("", "..") else path.name
+
+
 def _is_first() -> bool:
     """Of several processes that train together, the first one writes and prints."""
     return os.environ.get("RANK", "0") == "0"
@@ -262,7 +270,7 @@ def _read(
 
 
 @contextmanager
-def _training(shown: bool) -> Iterator[Callable[[str, Mapping[str, float]], None]]:
+def _training(shown: bool) -> Iterator[Callable[[str, Mapping[str, float | int]], None]]:
     """A bar on stderr: what is trained, steps, the accuracy of the last epoch."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -278,7 +286,7 @@ def _training(shown: bool) -> Iterator[Callable[[str, Mapping[str, float]], None
     with Progress(*columns, console=console, transient=True, disable=not (shown and console.is_terminal)) as bar:
         task = bar.add_task("training", total=None, accuracy="")
 
-        def tell(what: str, found: Mapping[str, float]) -> None:
+        def tell(what: str, found: Mapping[str, float | int]) -> None:
             accuracy = found["accuracy"]
             known = "" if accuracy != accuracy else f"accuracy {accuracy:.1%}"
             bar.update(task, description=what, completed=found["step"], total=found["steps"], accuracy=known)

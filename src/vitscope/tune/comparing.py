@@ -30,7 +30,7 @@ from vitscope.tune.tunings import READS_WINDOWS, known_tuning
 BASE = "head"  # what gains are measured against
 CELL, CELLS, EXAMPLES = "cell.json", "cells", 8
 
-Progress = Callable[[str, Mapping[str, float]], None]
+Progress = Callable[[str, Mapping[str, float | int]], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,7 +202,8 @@ def compare(
         tunings: what learns; gains are measured against ``"head"`` where it is among them.
         seeds: how many, counted from 0, or which.
         out: the folder of the comparison.
-        keep_models: keep the tuned models of all cells, in ``out/cells``; otherwise only what they said.
+        keep_models: keep the tuned models of all cells, in ``out/cells``; otherwise only what they said. Cells
+            that were finished without it have none any more.
         device: where to train; by default on the GPU if there is one.
         progress: told of every step: the cell, and as in :func:`vitscope.finetune`.
 
@@ -226,7 +227,8 @@ def compare(
     loaded = [model if isinstance(model, VisionModel) else load(model) for model in models]
     names = [model.name for model in loaded]
     if len(set(names)) < len(names):
-        raise CallError(f"two models have the same name, {names[0]}: compare different ones")
+        twice = next(name for name in names if names.count(name) > 1)
+        raise CallError(f"two models have the same name, {twice}: compare different ones")
     if READS_WINDOWS in tunings:
         for model in loaded:
             block_projections(model)  # refuses a model without windows before anything is trained
@@ -291,7 +293,8 @@ class _Work:
 def _order(
     models: Sequence[VisionModel], tunings: Sequence[str], seeds: Sequence[int]
 ) -> Iterator[tuple[VisionModel, str, int]]:
-    return ((model, tuning, seed) for model in models for tuning in dict.fromkeys(tunings) for seed in seeds)
+    each = dict.fromkeys(tunings), dict.fromkeys(seeds)
+    return ((model, tuning, seed) for model in models for tuning in each[0] for seed in each[1])
 
 
 def _examples(data: Data) -> list[Any]:
@@ -302,7 +305,9 @@ def _examples(data: Data) -> list[Any]:
 
 
 def _plain(name: str) -> str:
-    return "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in Path(name).name or name)
+    """A name as a folder's: of a path on this machine the last part, of others all parts."""
+    short = Path(name).name if Path(name).is_dir() else name
+    return "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in short)
 
 
 def _gain_json(gain: tuple[float, tuple[float, float]] | None) -> Any:

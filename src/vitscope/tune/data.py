@@ -164,6 +164,7 @@ def _split(name: str, labels: Sequence[str], source: Any, classes: Any, train: A
 
 
 def _folder(folder: Path, share: float, seed: int) -> Data:
+    folder = folder.resolve() if folder.name in ("", "..") else folder
     if not folder.is_dir():
         names = ", ".join([*PACKAGED, *NAMED])
         raise CallError(f"{folder} is no folder of pictures: pass one, a hub data set as owner/name, or {names}")

@@ -82,6 +82,9 @@ def inspect(data: Data, *, threshold: float | int = NEAR, progress: Progress | N
 
     Two pictures are near duplicates when their grey thumbnails of 32 × 32 pixels correlate by ``threshold`` or more:
     so are copies that were saved again, made larger, brighter or of more contrast; mirrored ones are not.
+
+    Raises:
+        WorkError: no picture of train, or none of test, can be read.
     """
     threshold = ratio(threshold, "threshold")
     total = len(data.train) + len(data.test)
@@ -104,6 +107,8 @@ def inspect(data: Data, *, threshold: float | int = NEAR, progress: Progress | N
             if name == "train":
                 sums[split.classes[at]] += look.small
                 read[split.classes[at]] += 1
+    if not all(any(look is not None for look in some) for some in looks.values()):
+        raise WorkError(f"{data.name} has no picture that can be read: {unreadable[0][2]}")
     digests = {name: [None if look is None else look.digest for look in some] for name, some in looks.items()}
     exact = _same(digests["train"], digests["test"])
     near, found = _near(_vectors(looks["train"]), _vectors(looks["test"]), threshold, set(exact))

@@ -26,7 +26,7 @@ from vitscope.tune.recipe import Recipe
 STATE = "trainer_state.json"
 SCHEDULES = {"constant": "constant_with_warmup", "cosine": "cosine", "trapezoid": "warmup_stable_decay"}
 
-Progress = Callable[[Mapping[str, float]], None]
+Progress = Callable[[Mapping[str, float | int]], None]
 
 
 def arguments(recipe: Recipe, tuning: str, out: Path, steps: int, *, on_cpu: bool) -> Any:

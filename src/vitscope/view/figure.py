@@ -53,7 +53,12 @@ def save_figure(scene: Scene, path: str | Path, *, overwrite: bool = True) -> Pa
 
 
 def draw(scene: Scene) -> Figure:
-    """The scene as a matplotlib figure, laid out in inches."""
+    """The scene as a matplotlib figure, laid out in inches; names are written as they are, dollar signs too."""
+    with matplotlib.rc_context({"text.parse_math": False}):
+        return _drawn(scene)
+
+
+def _drawn(scene: Scene) -> Figure:
     photos = (panel.picture.photo for row in scene.rows for panel in row.panels if isinstance(panel, Panel))
     ratio = next((photo.height / photo.width for photo in photos), WITHOUT_PHOTO)
     left = 0.55 if scene.row_names else 0.2
@@ -74,7 +79,7 @@ def draw(scene: Scene) -> Figure:
         return x / page_width, 1 - (y + h) / page_height, w / page_width, h / page_height
 
     def write(x: float, y: float, text: str, size: float, colour: str = INK, **style: Any) -> None:
-        figure.text(x / page_width, 1 - y / page_height, text, fontsize=size, color=colour, parse_math=False, **style)
+        figure.text(x / page_width, 1 - y / page_height, text, fontsize=size, color=colour, **style)
 
     write(left, 0.36, scene.title, 13.0, weight="bold")
     write(left, 0.60, scene.note, 9.0, FAINT)

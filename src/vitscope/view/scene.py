@@ -81,8 +81,8 @@ class Curves:
     """
 
     names: Sequence[str]
-    xs: Sequence[Sequence[float]]
-    ys: Sequence[Sequence[float]]
+    xs: Sequence[Sequence[float | int]]
+    ys: Sequence[Sequence[float | int]]
     title: str = ""
     x_axis: str = ""
     limits: tuple[float, float] | None = None
