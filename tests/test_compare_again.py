@@ -181,7 +181,7 @@ def test_what_is_skipped_and_dropped_is_not_trained_on(tmp_path: Path) -> None:
 
 
 def test_hub_models_whose_names_end_alike_have_folders_of_their_own() -> None:
-    assert comparing._plain("google/vit") != comparing._plain("facebook/vit")
+    assert comparing.plain_name("google/vit") != comparing.plain_name("facebook/vit")
 
 
 @pytest.mark.usefixtures("unchecked")

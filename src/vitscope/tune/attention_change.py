@@ -68,8 +68,10 @@ def attention_change(before: VisionModel, after: VisionModel, images: Sequence[A
     """Compare a model's attention before and after it was tuned, on some pictures.
 
     Raises:
-        CallError: the two do not attend in the same way.
+        CallError: the two do not attend in the same way, or no picture was given.
     """
+    if isinstance(images, str) or not len(images):
+        raise CallError(f"images is {images!r}: a list of pictures is expected")
     totals: list[float] = []
     for image in images:
         first, second = (capture(model, image).blocks for model in (before, after))

@@ -235,7 +235,7 @@ def compare(
     pictures = _examples(data)
     cells: list[Cell] = []
     for model, tuning, seed in _order(loaded, tunings, listed):
-        folder = out / CELLS / f"{_plain(model.name)}-{tuning}-{seed}"
+        folder = out / CELLS / f"{plain_name(model.name)}-{tuning}-{seed}"
         work = _Work(model, data, tuning, replace(chosen, seed=seed), folder, pictures, keep_models, device)
         cells.append(work.cell(progress))
     views = {model.name: model.prepare(list(pictures))[1] for model in loaded}
@@ -304,7 +304,7 @@ def _examples(data: Data) -> list[Any]:
     return [data.test.read(int(place)) for place in rounds[:EXAMPLES]]
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
     """A name as a folder's: of a path on this machine the last part, of others all parts."""
     short = Path(name).name if Path(name).is_dir() else name
     return "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in short)

@@ -218,7 +218,7 @@ class _Run:
                 replace(self.model, name=name),
                 self.out / WITHIN,
                 adapters=self.prepared.adapters,
-                about={**self.settings, "said": None},
+                about=self.settings,
             )
             with replacing(self.out / RESULT) as beside:
                 beside.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")

@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from vitscope.saving import replacing
 from vitscope.tune import showing
-from vitscope.tune.comparing import BASE, Comparison, Summary
+from vitscope.tune.comparing import BASE, Comparison, Summary, plain_name
 from vitscope.view.figure import draw
 from vitscope.view.scene import Scene
 
@@ -72,8 +72,7 @@ def _scenes(comparison: Comparison) -> dict[str, Scene]:
     for model in comparison.models:
         scene = showing.attention_scene(comparison, model)
         if scene is not None:
-            plain = "".join(letter if letter.isalnum() else "-" for letter in showing.short_name(model))
-            scenes[f"attention-{plain}"] = scene
+            scenes[f"attention-{plain_name(showing.short_name(model))}"] = scene
     if comparison.inspection is not None:
         scenes["data"] = showing.data_scene(comparison.inspection)
     return scenes
