@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import vitscope as vs
 from tests.coloured import coloured, small_swin
 from tests.every_model import CASES, LABELS, Case, logits, same, weights
+from tests.swin_families import SwinFamily, family
 from vitscope.errors import CallError
 from vitscope.methods.window_head import WindowHead
 from vitscope.models.classes import WindowClassified, with_classes
@@ -76,6 +77,51 @@ def test_its_logits_are_those_of_a_window_head_with_the_same_weights(case: Case)
     head.load_state_dict(reader(model).state_dict())
     with torch.no_grad():
         assert torch.equal(head(case.pixels), logits(model, case.pixels))
+
+
+def read_by_hand(swin: SwinFamily, model: vs.VisionModel, pixels: Tensor) -> Tensor:
+    """(batch, class) in float64: for every block and window what the token takes up, by the library's own layers."""
+    given, inputs = swin.model(), []
+    blocks = swin.blocks(given.module)
+    for block in blocks.values():
+        block.register_forward_pre_hook(lambda _, args: inputs.append(args[0].flatten(1, -2).double()))
+    learned = reader(model).double()
+    looked = vs.window_cls(given, pixels, tokens=[token.detach().float() for token in learned.tokens])
+    summaries: dict[int, list[Tensor]] = {}
+    for step, block, tokens in zip(looked.trace.blocks, blocks.values(), inputs, strict=True):
+        if swin.library == "transformers":
+            norm, value, out = block.layernorm_before, block.attention.v_proj, block.attention.o_proj
+            weight, bias = value.weight, value.bias
+        else:
+            norm, out = block.norm1, block.attn.proj
+            weight, bias = block.attn.qkv.weight.chunk(3)[2], block.attn.qkv.bias.chunk(3)[2]
+        norm, out, weight, bias = norm.double(), out.double(), weight.double(), bias.double()
+        token = next(token for token in learned.tokens if token.numel() == tokens.shape[-1])
+        gathered = []
+        for picture in range(len(tokens)):
+            taken = torch.zeros_like(token)
+            for window, slots in enumerate(step.slots.tolist()):
+                row = looked.rows[step.layer][picture, window].double()  # (head, 1 + slot)
+                read = [norm(token)] + [
+                    norm(tokens[picture, slot]) if slot >= 0 else torch.zeros_like(token) for slot in slots
+                ]
+                values = torch.stack([weight @ one + bias for one in read]).unflatten(-1, (len(row), -1))
+                taken = taken + out(torch.einsum("hs,shc->hc", row, values).flatten())
+            gathered.append(token + taken / len(step.slots))
+        summaries.setdefault(tokens.shape[-1], []).append(torch.stack(gathered))
+    stages = [torch.stack(blocks).mean(0) for _, blocks in sorted(summaries.items())]
+    return learned.head(learned.norm(torch.cat(stages, dim=-1)))
+
+
+@every_swin
+def test_the_head_reads_what_the_tokens_take_up_as_written_by_hand(case: Case) -> None:
+    model = reading(case)
+    for token in reader(model).tokens:
+        nn.init.normal_(token)  # as large as what it takes up
+    found = logits(model, case.pixels)
+    with torch.no_grad():
+        expected = read_by_hand(family(case.name), model, case.pixels)
+    torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-5)
 
 
 @every_swin
