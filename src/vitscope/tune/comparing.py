@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from accelerate import PartialState
 
 from vitscope.arguments import at_least
 from vitscope.errors import CallError, OutputExistsError
@@ -240,8 +241,9 @@ def compare(
         cells.append(work.cell(progress))
     views = {model.name: model.prepare(list(pictures))[1] for model in loaded}
     done = Comparison(data.name, data.labels, tuple(cells), chosen.as_json(), inspection, out, views)
-    with replacing(out / "comparison.json") as beside:
-        beside.write_text(json.dumps(done.as_json(), indent=1) + "\n", encoding="utf-8")
+    if PartialState().is_main_process:
+        with replacing(out / "comparison.json") as beside:
+            beside.write_text(json.dumps(done.as_json(), indent=1) + "\n", encoding="utf-8")
     return done
 
 
@@ -261,12 +263,14 @@ class _Work:
     def cell(self, progress: Progress | None) -> Cell:
         kept = self.folder / CELL
         if not kept.is_file():
-            tuned = self._tuned(progress)
-            change = attention_change(self.model, tuned.model, self.pictures)
-            with replacing(kept) as beside:
-                beside.write_text(json.dumps({**tuned.about, "attention": change.as_json()}), encoding="utf-8")
-            if not self.keep:
-                shutil.rmtree(self.folder / WITHIN, ignore_errors=True)
+            tuned, processes = self._tuned(progress), PartialState()
+            if processes.is_main_process:
+                change = attention_change(self.model, tuned.model, self.pictures)
+                with replacing(kept) as beside:
+                    beside.write_text(json.dumps({**tuned.about, "attention": change.as_json()}), encoding="utf-8")
+                if not self.keep:
+                    shutil.rmtree(self.folder / WITHIN, ignore_errors=True)
+            processes.wait_for_everyone()
         about = json.loads(kept.read_text(encoding="utf-8"))
         settings = settings_of(self.model, self.data, self.tuning, None, self.recipe)
         odd = [name for name in settings if about.get(name) != settings[name]]
