@@ -14,8 +14,7 @@ from tests.comparisons import quick
 from tests.test_cli import needs_bundled, run
 from vitscope.tune import comparing, finetuning, page
 
-# The type checks know no whole number that is a float, which steps and the layers of curves are.
-pytestmark = [needs_bundled, pytest.mark.usefixtures("unchecked")]
+pytestmark = needs_bundled
 QUICK = ("--epochs", "1", "--batch-size", "4")
 SMALL = (*QUICK, "--models", "vit-nano", "--tunings", "head", "--seeds", "1")
 

@@ -8,8 +8,7 @@ from tests.coloured import coloured_folder
 from tests.test_cli import needs_bundled, run
 from tests.test_cli_tuning import QUICK, files, folder_of_pictures, in_an_empty_folder, light, undrawn, untrained
 
-# The type checks know no whole number that is a float, which steps and the layers of curves are.
-pytestmark = [needs_bundled, pytest.mark.usefixtures("unchecked")]
+pytestmark = needs_bundled
 here, birds, fast = in_an_empty_folder, folder_of_pictures, light
 
 

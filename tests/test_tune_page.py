@@ -18,9 +18,6 @@ from vitscope.view import figure
 
 ONE = {("vit", "head"): 0.5}
 
-# The type checks know no whole number that is a float, which the layers of curves are.
-counted = pytest.mark.usefixtures("unchecked")
-
 
 @pytest.fixture(autouse=True, scope="module")
 def light() -> Iterator[None]:
@@ -65,7 +62,6 @@ class Reader(HTMLParser):
             self.rows[-1][-1] += data
 
 
-@counted
 def test_the_report_holds_every_number_and_figure(inspected: Inspection, tmp_path: Path) -> None:
     found = made_up(inspection=inspected)
     written = write_page(found, tmp_path)
@@ -94,7 +90,6 @@ def test_the_report_holds_every_number_and_figure(inspected: Inspection, tmp_pat
         assert base64.b64decode(source.partition(",")[2]) == path.read_bytes()
 
 
-@counted
 def test_names_on_the_page_are_no_markup(tmp_path: Path) -> None:
     odd = '<b>$x & "y"</b>'
     found = made_up({(odd, "head"): 0.5}, data="<script>alert(1)</script>", recipe={"augment": ["<i>"]})
@@ -107,7 +102,6 @@ def test_names_on_the_page_are_no_markup(tmp_path: Path) -> None:
     assert "http" not in text.partition("</style>")[2], "nothing is fetched from anywhere"
 
 
-@counted
 @pytest.mark.parametrize("failing", ["report.html", "accuracy.png"])
 def test_an_older_report_survives_a_disk_that_is_full(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str

@@ -16,9 +16,6 @@ from vitscope.view import figure
 from vitscope.view.figure import save_figure
 from vitscope.view.scene import Curves, Dots, Matrix, Row, Scene
 
-# The type checks know no whole number that is a float, which the layers of curves are.
-counted = pytest.mark.usefixtures("unchecked")
-
 
 @pytest.fixture(autouse=True, scope="module")
 def light() -> Iterator[None]:
@@ -90,7 +87,6 @@ def test_one_tuning_has_accuracies_alone(tmp_path: Path) -> None:
     drawn(scene, tmp_path)
 
 
-@counted
 def test_curves_are_of_the_first_seed_and_by_layer(tmp_path: Path) -> None:
     found = made_up()
     scene = showing.curves_scene(found)
@@ -112,7 +108,6 @@ def test_curves_are_of_the_first_seed_and_by_layer(tmp_path: Path) -> None:
     assert all(tick == round(tick) for tick in made.axes[2].get_xticks())
 
 
-@counted
 def test_the_head_alone_moved_nothing_and_has_no_curve() -> None:
     assert len(panels(showing.curves_scene(made_up({("vit", "head"): 0.7})))) == 1
 
@@ -166,7 +161,6 @@ def test_rollouts_before_and_after_stand_beside_their_photo(tmp_path: Path) -> N
     assert list(alone.column_names) == ["", "before", "head"]
 
 
-@counted
 def test_a_model_without_rollouts_has_no_such_figure() -> None:
     about = attention(False, 0.5) | {"correlation": None, "faithfulness": None, "before": None, "after": None}
     found = of_cells([said("maxvit", "lora", 0, 0.5, about)], pictures={"maxvit": photos()})
@@ -228,7 +222,6 @@ def test_a_run_shows_its_loss_its_accuracy_and_its_mistakes(tmp_path: Path) -> N
     drawn(scene, tmp_path)
 
 
-@counted
 @pytest.mark.parametrize("name", ["x" * 60, "", "<b>"])
 def test_names_of_any_length_have_room(name: str, tmp_path: Path) -> None:
     found = made_up({(name, "head"): 0.0, (name, "lora"): 1.0}, labels=(name, "b"))
