@@ -35,6 +35,39 @@ def unchecked() -> Iterator[None]:
     jaxtyping.config.update("jaxtyping_disable", False)
 
 
+@pytest.fixture(scope="module")
+def little_garbage() -> Iterator[None]:
+    from tests.coloured import light_garbage
+
+    with light_garbage():
+        yield
+
+
+@pytest.fixture(scope="module")
+def quick_comparisons() -> Iterator[None]:
+    from tests.comparisons import quick
+
+    with quick():
+        yield
+
+
+@pytest.fixture
+def coarse_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures of fewer pixels, which are drawn sooner."""
+    from vitscope.view import figure
+
+    monkeypatch.setattr(figure, "DPI", 40)
+
+
+@pytest.fixture
+def no_pickles(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a pickle was read or written")
+
+    monkeypatch.setattr(torch, "load", refuse)
+    monkeypatch.setattr(torch, "save", refuse)
+
+
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny ViT saved as its library saves one, with a processor."""

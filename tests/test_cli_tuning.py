@@ -1,7 +1,6 @@
 """The commands that train: what they print and write, the same call again, and one clear line for every mistake."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +9,12 @@ from PIL import Image
 
 import vitscope as vs
 from tests.coloured import coloured_folder
-from tests.comparisons import quick
 from tests.test_cli import needs_bundled, run
 from vitscope.tune import comparing, finetuning, page
 
-pytestmark = needs_bundled
+pytestmark = [needs_bundled, pytest.mark.usefixtures("quick_comparisons")]
 QUICK = ("--epochs", "1", "--batch-size", "4")
 SMALL = (*QUICK, "--models", "vit-nano", "--tunings", "head", "--seeds", "1")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def light() -> Iterator[None]:
-    with quick():
-        yield
 
 
 @pytest.fixture(autouse=True, name="here")

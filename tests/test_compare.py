@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 
@@ -11,15 +10,11 @@ import pytest
 
 import vitscope as vs
 from tests.coloured import coloured
-from tests.comparisons import QUICK, TUNINGS, compared, data, lasting, of_cells, quick, said, vit
+from tests.comparisons import QUICK, TUNINGS, compared, data, lasting, of_cells, said, vit
 from vitscope.tune import comparing, measures
 from vitscope.tune.comparing import Comparison
 
-
-@pytest.fixture(autouse=True, scope="module")
-def light() -> Iterator[None]:
-    with quick():
-        yield
+pytestmark = pytest.mark.usefixtures("quick_comparisons")
 
 
 @pytest.fixture(scope="module", name="whole")

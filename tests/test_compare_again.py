@@ -1,6 +1,6 @@
 """compare() again: what is there is not run twice, what was broken off goes on, what cannot be meant is refused."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,16 +8,12 @@ import pytest
 
 import vitscope as vs
 from tests.coloured import coloured, coloured_folder
-from tests.comparisons import QUICK, compared, data, lasting, quick, swin, vit
+from tests.comparisons import QUICK, compared, data, lasting, swin, vit
 from vitscope.errors import CallError, OutputExistsError
 from vitscope.tune import comparing
 from vitscope.tune.comparing import Comparison
 
-
-@pytest.fixture(autouse=True, scope="module")
-def light() -> Iterator[None]:
-    with quick():
-        yield
+pytestmark = pytest.mark.usefixtures("quick_comparisons")
 
 
 @pytest.fixture(scope="module", name="whole")

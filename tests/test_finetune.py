@@ -2,7 +2,7 @@
 
 import json
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import vitscope as vs
-from tests.coloured import coloured, coloured_folder, light_garbage, small_swin, small_vit
+from tests.coloured import coloured, coloured_folder, small_swin, small_vit
 from tests.every_model import WAYS, same, weights
 from vitscope.errors import CallError, OutputExistsError, WorkError
 from vitscope.models.classes import with_classes
@@ -21,23 +21,10 @@ from vitscope.tune.data import load_data
 from vitscope.tune.measures import macro_f1, wilson
 from vitscope.tune.runs import read_run
 
+pytestmark = pytest.mark.usefixtures("little_garbage", "no_pickles")
+
 QUICK: dict[str, Any] = {"epochs": 1, "batch_size": 8}
 LEARNS: dict[str, Any] = {"epochs": 4, "batch_size": 4, "learning_rate": 3e-3, "augment": ()}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def light() -> Iterator[None]:
-    with light_garbage():
-        yield
-
-
-@pytest.fixture(autouse=True)
-def unpickled(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: Any, **__: Any) -> None:
-        raise AssertionError("a pickle was read or written")
-
-    monkeypatch.setattr(torch, "load", refuse)
-    monkeypatch.setattr(torch, "save", refuse)
 
 
 def state(model: vs.VisionModel) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 import vitscope as vs
-from tests.coloured import coloured, light_garbage, small_swin, small_vit
+from tests.coloured import coloured, small_swin, small_vit
 from tests.every_model import same, weights
 from vitscope.errors import SaveError, WorkError
 from vitscope.tune import checkpoints
 
+pytestmark = pytest.mark.usefixtures("little_garbage", "no_pickles")
 ROOT = Path(__file__).parents[1]
 BASE: dict[str, Any] = {"epochs": 3, "batch_size": 4, "learning_rate": 3e-3, "save_steps": 4}
 CHANGES = ("mirror", "shift", "crop", "light")
@@ -33,21 +34,6 @@ RUNS: dict[str, dict[str, Any]] = {
     "adapters": {"tuning": "adapter-both", "rank": 4, "augment": (), "schedule": "constant"},
     "head": {"tuning": "head", "augment": ()},
 }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def light() -> Iterator[None]:
-    with light_garbage():
-        yield
-
-
-@pytest.fixture(autouse=True)
-def unpickled(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: Any, **__: Any) -> None:
-        raise AssertionError("a pickle was read or written")
-
-    monkeypatch.setattr(torch, "load", refuse)
-    monkeypatch.setattr(torch, "save", refuse)
 
 
 class BrokenOffError(Exception):

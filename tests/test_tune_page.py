@@ -2,33 +2,21 @@
 
 import base64
 import json
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.comparisons import leaking, made_up, quick
+from tests.comparisons import leaking, made_up
 from vitscope.errors import SaveError
 from vitscope.tune import showing
 from vitscope.tune.inspecting import Inspection
 from vitscope.tune.page import INTERACTION_HEADER, SUMMARY_HEADER, write_page
-from vitscope.view import figure
+
+pytestmark = pytest.mark.usefixtures("quick_comparisons", "coarse_figures")
 
 ONE = {("vit", "head"): 0.5}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def light() -> Iterator[None]:
-    with quick():
-        yield
-
-
-@pytest.fixture(autouse=True)
-def coarse(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures of fewer pixels, which are drawn sooner."""
-    monkeypatch.setattr(figure, "DPI", 40)
 
 
 @pytest.fixture(scope="module", name="inspected")

@@ -1,6 +1,5 @@
 """Figures of data sets, runs and comparisons: what their scenes hold, and that they draw."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,24 +8,14 @@ import pytest
 from PIL import Image
 
 import vitscope as vs
-from tests.comparisons import attention, leaking, made_up, of_cells, photos, quick, said
+from tests.comparisons import attention, leaking, made_up, of_cells, photos, said
 from vitscope.tune import page, showing
 from vitscope.tune.inspecting import Inspection
 from vitscope.view import figure
 from vitscope.view.figure import save_figure
 from vitscope.view.scene import Curves, Dots, Matrix, Row, Scene
 
-
-@pytest.fixture(autouse=True, scope="module")
-def light() -> Iterator[None]:
-    with quick():
-        yield
-
-
-@pytest.fixture(autouse=True)
-def coarse(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures of fewer pixels, which are drawn sooner."""
-    monkeypatch.setattr(figure, "DPI", 40)
+pytestmark = pytest.mark.usefixtures("quick_comparisons", "coarse_figures")
 
 
 @pytest.fixture(scope="module", name="inspected")
