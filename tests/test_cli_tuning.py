@@ -12,18 +12,15 @@ from tests.coloured import coloured_folder
 from tests.test_cli import needs_bundled, run
 from vitscope.tune import comparing, finetuning, page
 
-pytestmark = [needs_bundled, pytest.mark.usefixtures("quick_comparisons")]
+pytestmark = [needs_bundled, pytest.mark.usefixtures("quick_comparisons", "coarse_figures")]
 QUICK = ("--epochs", "1", "--batch-size", "4")
 SMALL = (*QUICK, "--models", "vit-nano", "--tunings", "head", "--seeds", "1")
 
 
 @pytest.fixture(autouse=True, name="here")
 def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In an empty folder, with figures of fewer pixels and a terminal that is wide enough for every column."""
-    from vitscope.view import figure
-
+    """In an empty folder, with a terminal that is wide enough for every column."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(figure, "DPI", 40)
     monkeypatch.setenv("COLUMNS", "200")
 
 

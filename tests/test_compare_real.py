@@ -76,10 +76,8 @@ def test_swins_gain_less_vits_is_the_interaction(compared: Comparison) -> None:
         assert one.interval[0] <= one.value <= one.interval[1]
 
 
-def test_the_page_shows_it(compared: Comparison, monkeypatch: pytest.MonkeyPatch) -> None:
-    from vitscope.view import figure
-
-    monkeypatch.setattr(figure, "DPI", 40)
+@pytest.mark.usefixtures("coarse_figures")
+def test_the_page_shows_it(compared: Comparison) -> None:
     written = page.write_page(compared, compared.folder)
     assert all(path.stat().st_size > 1000 for path in written)
     text = (compared.folder / "report.html").read_text(encoding="utf-8")
