@@ -6,10 +6,10 @@ import pytest
 
 from tests.coloured import coloured_folder
 from tests.test_cli import needs_bundled, run
-from tests.test_cli_tuning import QUICK, files, folder_of_pictures, in_an_empty_folder, light, undrawn, untrained
+from tests.test_cli_tuning import QUICK, files, folder_of_pictures, in_an_empty_folder, undrawn, untrained
 
-pytestmark = needs_bundled
-here, birds, fast = in_an_empty_folder, folder_of_pictures, light
+pytestmark = [needs_bundled, pytest.mark.usefixtures("quick_comparisons", "coarse_figures")]
+here, birds = in_an_empty_folder, folder_of_pictures
 
 
 @pytest.mark.parametrize(
