@@ -235,6 +235,26 @@ def test_a_checkpoint_of_another_tuning_or_optimizer_is_one_line(tmp_path: Path)
         (kept / file).write_bytes(original)
 
 
+@pytest.mark.parametrize(
+    ("other", "files", "story"),
+    [
+        ("full", ("optimizer.safetensors",), "do not belong together"),
+        ("full", ("optimizer.safetensors", "state.json"), "its settings have other names"),
+        ("wide", ("optimizer.safetensors", "state.json"), "weight 0 has another shape"),
+    ],
+)
+def test_files_of_several_checkpoints_are_not_mixed(
+    other: str, files: tuple[str, ...], story: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(RUNS, "wide", {**RUNS["adapters"], "rank": 5})
+    kept = broken_off(tmp_path / "o", "adapters" if other == "wide" else "muon")
+    for file in files:
+        (kept / file).write_bytes((broken_off(tmp_path / file, other) / file).read_bytes())
+    with pytest.raises(WorkError, match=rf"is of another optimizer: .*{story}") as error:
+        run(tmp_path / "o", "adapters" if other == "wide" else "muon")
+    assert "\n" not in str(error.value)
+
+
 def test_a_checkpoint_holds_only_what_learns(tmp_path: Path) -> None:
     kept = broken_off(tmp_path / "o", "lora")
     names = load_file(kept / "trained.safetensors").keys()

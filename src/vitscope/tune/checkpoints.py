@@ -60,6 +60,7 @@ def save_optimizer(optimizer: torch.optim.Optimizer, schedule: Any, seconds: flo
     numbers = {
         "seconds": seconds,
         "groups": state["param_groups"],
+        "tensors": sorted(tensors),
         "schedule": {name: value for name, value in schedule.state_dict().items() if _is_json(value)},
     }
     save_tensors(tensors, folder / OPTIMIZER)
@@ -77,11 +78,19 @@ def load_optimizer(optimizer: torch.optim.Optimizer, schedule: Any, folder: Path
     for name, tensor in tensors.items():
         place, _, key = name.partition(".")
         state.setdefault(int(place), {})[key] = tensor
+    learning = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     try:
+        if sorted(tensors) != numbers["tensors"]:
+            raise ValueError(f"{OPTIMIZER} and {STATE} do not belong together")
+        if [group.keys() for group in numbers["groups"]] != [group.keys() for group in optimizer.param_groups]:
+            raise ValueError("its settings have other names")
+        for place, values in state.items():
+            if any(tensor.ndim and tensor.shape != learning[place].shape for tensor in values.values()):
+                raise ValueError(f"weight {place} has another shape")
         optimizer.load_state_dict({"state": state, "param_groups": numbers["groups"]})
         schedule.load_state_dict(numbers["schedule"])
         return float(numbers["seconds"])
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, IndexError) as error:
         raise WorkError(f"{folder} is of another optimizer: {error}") from None
 
 
