@@ -20,6 +20,7 @@ from vitscope.tune.inspecting import Inspection
 QUICK: dict[str, Any] = {"epochs": 1, "batch_size": 6, "augment": (), "learning_rate": 1e-2}
 TUNINGS = ("head", "lora")
 AREAS = {"deletion": 0.21, "insertion": 0.62, "random_deletion": 0.33, "random_insertion": 0.44}
+BEFORE = {"deletion": 0.1, "insertion": 0.9, "random_deletion": 0.2, "random_insertion": 0.8}
 SHARES = {("vit", "head"): 0.5, ("vit", "lora"): 0.7, ("swin", "head"): 0.6, ("swin", "lora"): 0.65}
 
 
@@ -99,7 +100,8 @@ def of_cells(cells: Sequence[Cell], **options: Any) -> Comparison:
 def attention(head: bool, number: float) -> dict[str, Any]:
     maps = np.random.default_rng(round(10 * number)).random((2, 4, 4)).round(6).tolist()
     distances = [0.0, 0.0, 0.0] if head else [number / 4, number / 3, number / 2]
-    return {"distances": distances, "correlation": 0.75, "faithfulness": AREAS, "before": maps, "after": maps[::-1]}
+    faithful = {"faithfulness_before": BEFORE, "faithfulness_after": AREAS}
+    return {"distances": distances, "correlation": 0.75, **faithful, "before": maps, "after": maps[::-1]}
 
 
 def photos() -> list[Picture]:

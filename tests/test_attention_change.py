@@ -15,6 +15,7 @@ from tests.coloured import noise, small_swin, small_vit
 from tests.every_model import same, weights
 from tests.swin_families import MAXVIT, perturbed
 from tests.test_foreign import LAYOUT, Homemade
+from vitscope.models.classes import with_classes
 from vitscope.picture import Preprocessing
 
 FAITHFUL = {"deletion", "insertion", "random_deletion", "random_insertion"}
@@ -152,8 +153,26 @@ def test_rollouts_correlation_and_faithfulness_are_those_of_their_functions() ->
     expected = np.mean([np.corrcoef(a.astype(float).ravel(), b.astype(float).ravel())[0, 1] for a, b in pairs])
     assert found.correlation == pytest.approx(expected, abs=1e-5)
     assert found.correlation < 0.999
-    areas = vs.faithfulness(after, images, vs.rollout(after, images))
-    assert found.faithfulness == {name: pytest.approx(float(getattr(areas, name).mean())) for name in FAITHFUL}
+    for model, faithful in ((before, found.faithfulness_before), (after, found.faithfulness_after)):
+        areas = vs.faithfulness(model, images, vs.rollout(model, images))
+        assert faithful == {name: pytest.approx(float(getattr(areas, name).mean())) for name in FAITHFUL}
+    assert found.faithfulness_before != found.faithfulness_after
+
+
+def test_a_model_without_classes_is_asked_how_alike_its_features_stay() -> None:
+    import transformers
+
+    from tests.families import TINY
+
+    torch.manual_seed(0)
+    bare = transformers.ViTModel(transformers.ViTConfig(**(TINY | {"image_size": 32, "patch_size": 8}))).eval()
+    before, images = vs.load(bare), pictures(2)
+    after = with_classes(before, ("a", "b"))
+    found = vs.attention_change(before, after, images)
+    alike = vs.faithfulness(before, images, vs.rollout(before, images), target="similarity")
+    assert found.faithfulness_before is not None
+    assert found.faithfulness_before["deletion"] == pytest.approx(float(alike.deletion.mean()))
+    assert found.faithfulness_before != found.faithfulness_after
 
 
 def test_attention_of_other_shapes_is_refused() -> None:
@@ -183,10 +202,11 @@ def test_more_heads_are_another_shape() -> None:
 def test_a_family_that_no_row_goes_through_has_distances_alone() -> None:
     before = dataclasses.replace(MAXVIT.model((64, 64)), preprocessing=Preprocessing((64, 64)))
     found = vs.attention_change(before, moved(before, scale=0.05), pictures(1, 64))
-    assert (found.before, found.after, found.correlation, found.faithfulness) == (None,) * 4
+    assert (found.before, found.after, found.correlation) == (None,) * 3
+    assert (found.faithfulness_before, found.faithfulness_after) == (None, None)
     assert len(found.distances) == vs.capture(before, pictures(1, 64)).num_layers
     assert all(0 < distance <= 1 for distance in found.distances)
-    assert dataclasses.astuple(vs.AttentionChange.of_json(found.as_json())) == (found.distances, *(None,) * 4)
+    assert dataclasses.astuple(vs.AttentionChange.of_json(found.as_json())) == (found.distances, *(None,) * 5)
 
 
 def test_json_holds_it_and_gives_it_back() -> None:
@@ -195,7 +215,9 @@ def test_json_holds_it_and_gives_it_back() -> None:
     text = json.dumps(found.as_json(), allow_nan=False)
     again = vs.AttentionChange.of_json(json.loads(text))
     assert again.distances == found.distances
-    assert (again.correlation, again.faithfulness) == (found.correlation, found.faithfulness)
+    assert again.correlation == found.correlation
+    assert again.faithfulness_before == found.faithfulness_before
+    assert again.faithfulness_after == found.faithfulness_after
     for one, other in ((again.before, found.before), (again.after, found.after)):
         assert one.dtype == np.float32
         np.testing.assert_allclose(one, other, atol=5.1e-7)
@@ -204,7 +226,7 @@ def test_json_holds_it_and_gives_it_back() -> None:
 
 def test_a_flat_rollout_correlates_with_nothing() -> None:
     even = np.full((1, 2, 2), 0.25, dtype=np.float32)
-    about = vs.AttentionChange((0.1,), even, even, float("nan"), None).as_json()
+    about = vs.AttentionChange((0.1,), even, even, float("nan"), None, None).as_json()
     assert json.loads(json.dumps(about, allow_nan=False))["correlation"] is None
     assert vs.AttentionChange.of_json(about).correlation is None
 

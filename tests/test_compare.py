@@ -10,7 +10,7 @@ import pytest
 
 import vitscope as vs
 from tests.coloured import coloured
-from tests.comparisons import QUICK, TUNINGS, compared, data, lasting, of_cells, said, vit
+from tests.comparisons import AREAS, BEFORE, QUICK, TUNINGS, compared, data, lasting, of_cells, said, vit
 from vitscope.tune import comparing, measures
 from vitscope.tune.comparing import Comparison
 
@@ -102,9 +102,10 @@ def test_summaries_are_recomputed_by_hand(whole: Comparison) -> None:
         expected = [sum(pair) / 2 for pair in zip(*(change["distances"] for change in changes), strict=True)]
         assert one.distances == pytest.approx(expected)
         assert one.correlation == pytest.approx(sum(change["correlation"] for change in changes) / 2)
-        assert one.faithfulness is not None
-        for name, value in one.faithfulness.items():
-            assert value == pytest.approx(sum(change["faithfulness"][name] for change in changes) / 2)
+        for when in ("faithfulness_before", "faithfulness_after"):
+            assert getattr(one, when).keys() == AREAS.keys()
+            for name, value in getattr(one, when).items():
+                assert value == pytest.approx(sum(change[when][name] for change in changes) / 2)
         if one.tuning == "head":
             assert one.gain is None
             continue
@@ -142,14 +143,14 @@ def test_without_the_head_alone_there_is_no_gain() -> None:
 
 def test_cells_without_rollouts_leave_the_means_of_the_others() -> None:
     areas = {"deletion": 0.2, "insertion": 0.6}
-    there = {"distances": [0.1, 0.3], "correlation": 0.5, "faithfulness": areas}
-    flat = {"distances": [0.3, 0.5], "correlation": None, "faithfulness": None}
+    there = {"distances": [0.1, 0.3], "correlation": 0.5, "faithfulness_before": BEFORE, "faithfulness_after": areas}
+    flat = {"distances": [0.3, 0.5], **dict.fromkeys(("correlation", "faithfulness_before", "faithfulness_after"))}
     (one,) = of_cells([said("x", "lora", seed, 0.5, about) for seed, about in enumerate((there, flat))]).summaries()
     assert one.distances == pytest.approx((0.2, 0.4))
-    assert (one.correlation, one.faithfulness) == (0.5, areas)
+    assert (one.correlation, one.faithfulness_before, one.faithfulness_after) == (0.5, BEFORE, areas)
     assert (one.seconds, one.peak_mib) == (5.0, 6.0)
     (none,) = of_cells([said("x", "lora", 0, 0.5, flat)]).summaries()
-    assert (none.correlation, none.faithfulness) == (None, None)
+    assert (none.correlation, none.faithfulness_before, none.faithfulness_after) == (None,) * 3
     (nothing,) = of_cells([said("x", "lora", 0, 0.5)]).summaries()
     assert nothing.distances is None
 

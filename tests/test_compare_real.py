@@ -60,8 +60,9 @@ def test_the_head_alone_leaves_the_attention_and_the_others_do_not(compared: Com
     for row in compared.summaries():
         assert row.distances is not None
         assert (max(row.distances) == 0) == (row.tuning == "head")
-        assert row.faithfulness is not None
-        assert all(0 <= share <= 1 for share in row.faithfulness.values())
+        for faithful in (row.faithfulness_before, row.faithfulness_after):
+            assert faithful is not None
+            assert all(0 <= share <= 1 for share in faithful.values())
 
 
 def test_swins_gain_less_vits_is_the_interaction(compared: Comparison) -> None:

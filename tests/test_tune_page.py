@@ -6,13 +6,14 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.comparisons import leaking, made_up
 from vitscope.errors import SaveError
 from vitscope.tune import showing
 from vitscope.tune.inspecting import Inspection
-from vitscope.tune.page import INTERACTION_HEADER, SUMMARY_HEADER, write_page
+from vitscope.tune.page import ATTENTION_HEADER, INTERACTION_HEADER, SUMMARY_HEADER, write_page
 
 pytestmark = pytest.mark.usefixtures("quick_comparisons", "coarse_figures")
 
@@ -63,13 +64,20 @@ def test_the_report_holds_every_number_and_figure(inspected: Inspection, tmp_pat
     low, high = (f"{100 * end:+.1f}" for end in of_swin.gain[1])
     assert read.rows[4] == [
         "swin", "lora", "65.0%", f"{of_swin.interval[0]:.1%} to {of_swin.interval[1]:.1%}", f"+5.0 ({low} to {high})",
-        "0.650", "12,345", "5", "6", "+0.75", "0.21 (0.33)", "0.62 (0.44)",
+        "0.650", "12,345", "5", "6",
     ]  # fmt: skip
     assert read.rows[3][4] == "", "the head alone gains nothing over itself"
     (between,) = found.interactions()
     low, high = (f"{100 * end:+.1f}" for end in between.interval)
     assert read.rows[6] == ["lora", "swin over vit", "-15.0", f"{low} to {high}"]
-    assert len(read.rows) == 7
+    assert read.rows[7] == list(ATTENTION_HEADER)
+    before, after = ("0.10 (0.20)", "0.90 (0.80)"), ("0.21 (0.33)", "0.62 (0.44)")
+    assert [row[:2] for row in read.rows[8:]] == [
+        [model, tuning] for model in ("vit", "swin") for tuning in ("before", "head", "lora")
+    ]
+    assert read.rows[11] == ["swin", "before", "", "", *before]
+    moved = np.mean([[0.65 / 4, 0.65 / 3, 0.65 / 2]])
+    assert read.rows[13] == ["swin", "lora", f"{moved:.2f}", "+0.75", *after]
     assert "1,234 training and 40 test pictures, 2 classes, seeds 0, 1" in read.text
     assert '"epochs": 2' in read.text
     for image, path in zip(read.images, written[1:], strict=True):

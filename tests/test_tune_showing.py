@@ -151,7 +151,9 @@ def test_rollouts_before_and_after_stand_beside_their_photo(tmp_path: Path) -> N
 
 
 def test_a_model_without_rollouts_has_no_such_figure() -> None:
-    about = attention(False, 0.5) | {"correlation": None, "faithfulness": None, "before": None, "after": None}
+    about = attention(False, 0.5) | dict.fromkeys(
+        ("correlation", "faithfulness_before", "faithfulness_after", "before", "after")
+    )
     found = of_cells([said("maxvit", "lora", 0, 0.5, about)], pictures={"maxvit": photos()})
     assert showing.attention_scene(found, "maxvit") is None
     assert set(page._scenes(found)) == {"accuracy", "curves", "confusion"}

@@ -229,7 +229,7 @@ def compare(
     if json_:
         typer.echo(json.dumps({**result.as_json(), "files": [str(path) for path in written]}, indent=2))
         return
-    shown = range(9) if Console().width >= WIDE else (0, 1, 2, 3, 5)
+    shown = range(len(SUMMARY_HEADER)) if Console().width >= WIDE else (0, 1, 2, 3, 5)
     rows = [tuple(row[at] for at in shown) for row in summary_rows(result)]
     print_table([SUMMARY_HEADER[at] for at in shown], rows, right=range(2, len(shown)))
     between = interaction_rows(result)

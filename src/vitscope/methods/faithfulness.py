@@ -55,7 +55,8 @@ def faithfulness(
 
     Args:
         result: an attribution of these pictures on patches, as :func:`vitscope.rollout` gives.
-        target: the class whose probability is followed; by default the likeliest of each whole picture.
+        target: the class whose probability is followed; by default the likeliest of each whole picture. Of a model
+            without a classifier ``"similarity"``: the cosine between its features and those of the whole picture.
         steps: how many times a share of the patches is taken; no more than there are patches.
         seed: of the random order.
     """

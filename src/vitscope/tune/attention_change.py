@@ -13,10 +13,12 @@ from vitscope.errors import CallError
 from vitscope.methods.faithfulness import faithfulness
 from vitscope.methods.rollout import rollout
 from vitscope.models.vision_model import VisionModel
+from vitscope.perturb.asker import SIMILARITY
 from vitscope.run import capture
 from vitscope.trace import AttentionStep
 
 STEPS = 10
+FAITHFUL = ("deletion", "insertion", "random_deletion", "random_insertion")
 
 RolloutValues = Float[np.ndarray, "picture height width"]
 
@@ -31,15 +33,17 @@ class AttentionChange:
         before, after: (picture, height, width), the rollouts of the pictures; None for a model that has none.
         correlation: Pearson's between each picture's rollouts, the mean over pictures; None without rollouts, NaN where
             one is flat.
-        faithfulness: deletion and insertion of the rollouts after and of a random order, means over the pictures; see
-            :func:`vitscope.faithfulness`. None without rollouts.
+        faithfulness_before, faithfulness_after: deletion and insertion of each model's own rollouts and of a random
+            order, means over the pictures; see :func:`vitscope.faithfulness`. What is followed is the class that this
+            model finds likeliest, or how alike its features stay where it has no classes. None without rollouts.
     """
 
     distances: tuple[float, ...]
     before: RolloutValues | None
     after: RolloutValues | None
     correlation: float | None
-    faithfulness: dict[str, float] | None
+    faithfulness_before: dict[str, float] | None
+    faithfulness_after: dict[str, float] | None
 
     def as_json(self) -> dict[str, Any]:
         """All of it; rollouts to six digits."""
@@ -50,7 +54,8 @@ class AttentionChange:
         return {
             "distances": list(self.distances),
             "correlation": None if self.correlation is None or np.isnan(self.correlation) else self.correlation,
-            "faithfulness": self.faithfulness,
+            "faithfulness_before": self.faithfulness_before,
+            "faithfulness_after": self.faithfulness_after,
             "before": before,
             "after": after,
         }
@@ -61,7 +66,8 @@ class AttentionChange:
         before, after = (
             None if one is None else np.asarray(one, dtype=np.float32) for one in (about["before"], about["after"])
         )
-        return cls(tuple(about["distances"]), before, after, about["correlation"], about["faithfulness"])
+        faithful = about["faithfulness_before"], about["faithfulness_after"]
+        return cls(tuple(about["distances"]), before, after, about["correlation"], *faithful)
 
 
 def attention_change(before: VisionModel, after: VisionModel, images: Sequence[Any]) -> AttentionChange:
@@ -82,15 +88,11 @@ def attention_change(before: VisionModel, after: VisionModel, images: Sequence[A
     rollouts = _rollouts(before, after, list(images))
     moved = tuple(total / len(images) for total in totals)
     if rollouts is None:
-        return AttentionChange(moved, None, None, None, None)
+        return AttentionChange(moved, None, None, None, None, None)
     alike = [_correlation(a, b) for a, b in zip(rollouts[0].values, rollouts[1].values, strict=True)]
-    found = faithfulness(after, list(images), rollouts[1], steps=STEPS)
-    means = {
-        name: float(getattr(found, name).mean())
-        for name in ("deletion", "insertion", "random_deletion", "random_insertion")
-    }
-    before_values, after_values = (one.values.cpu().numpy() for one in rollouts)
-    return AttentionChange(moved, before_values, after_values, float(np.mean(alike)), means)
+    values = [one.values.cpu().numpy() for one in rollouts]
+    faithful = [_faithful(model, list(images), one) for model, one in zip((before, after), rollouts, strict=True)]
+    return AttentionChange(moved, values[0], values[1], float(np.mean(alike)), faithful[0], faithful[1])
 
 
 def _shape(step: AttentionStep) -> tuple[int, ...]:
@@ -110,6 +112,13 @@ def _rollouts(before: VisionModel, after: VisionModel, images: list[Any]) -> tup
         return rollout(before, images), rollout(after, images)
     except CallError:
         return None  # a family that no row can be followed through
+
+
+def _faithful(model: VisionModel, images: list[Any], found: Attribution) -> dict[str, float]:
+    with torch.no_grad(), model.running():
+        classes = model.answer(model.prepare(images[:1])[0]) is not None
+    areas = faithfulness(model, images, found, target=None if classes else SIMILARITY, steps=STEPS)
+    return {name: float(getattr(areas, name).mean()) for name in FAITHFUL}
 
 
 def _correlation(first: torch.Tensor, second: torch.Tensor) -> float:

@@ -84,9 +84,9 @@ def load_optimizer(optimizer: torch.optim.Optimizer, schedule: Any, folder: Path
             raise ValueError(f"{OPTIMIZER} and {STATE} do not belong together")
         if [group.keys() for group in numbers["groups"]] != [group.keys() for group in optimizer.param_groups]:
             raise ValueError("its settings have other names")
-        for place, values in state.items():
-            if any(tensor.ndim and tensor.shape != learning[place].shape for tensor in values.values()):
-                raise ValueError(f"weight {place} has another shape")
+        for at, values in state.items():
+            if any(tensor.ndim and tensor.shape != learning[at].shape for tensor in values.values()):
+                raise ValueError(f"weight {at} has another shape")
         optimizer.load_state_dict({"state": state, "param_groups": numbers["groups"]})
         schedule.load_state_dict(numbers["schedule"])
         return float(numbers["seconds"])

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,8 @@ class Summary:
     peak_mib: float
     distances: tuple[float, ...] | None
     correlation: float | None
-    faithfulness: Mapping[str, float] | None
+    faithfulness_before: Mapping[str, float] | None
+    faithfulness_after: Mapping[str, float] | None
     gain: tuple[float, tuple[float, float]] | None
 
 
@@ -123,7 +125,11 @@ class Comparison:
 
     def summaries(self) -> list[Summary]:
         """One row for each model and tuning."""
-        return [self._summary(model, tuning) for model in self.models for tuning in self.tunings]
+        return list(self._summaries)
+
+    @cached_property
+    def _summaries(self) -> tuple[Summary, ...]:
+        return tuple(self._summary(model, tuning) for model in self.models for tuning in self.tunings)
 
     def interactions(self) -> list[Interaction]:
         """For each tuning and each two models, who gains more; empty without ``head`` or with one model."""
@@ -153,7 +159,6 @@ class Comparison:
         cells, right = self.of(model, tuning), self.right(model, tuning)
         mean = {name: float(np.mean([cell.about[name] for cell in cells])) for name in ("macro_f1", "seconds")}
         attention = [cell.about["attention"] for cell in cells if cell.about.get("attention")]
-        faithful = [one["faithfulness"] for one in attention if one["faithfulness"]]
         related = [one["correlation"] for one in attention if one["correlation"] is not None]
         gain = None
         if tuning != BASE and BASE in self.tunings:
@@ -171,7 +176,8 @@ class Comparison:
             max(cell.about["peak_mib"] for cell in cells),
             tuple(np.mean([one["distances"] for one in attention], axis=0).tolist()) if attention else None,
             float(np.mean(related)) if related else None,
-            {name: float(np.mean([one[name] for one in faithful])) for name in faithful[0]} if faithful else None,
+            _means([one["faithfulness_before"] for one in attention]),
+            _means([one["faithfulness_after"] for one in attention]),
             gain,
         )
 
@@ -312,6 +318,12 @@ def plain_name(name: str) -> str:
     """A name as a folder's: of a path on this machine the last part, of others all parts."""
     short = Path(name).name if Path(name).is_dir() else name
     return "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in short)
+
+
+def _means(several: Sequence[Mapping[str, float] | None]) -> Mapping[str, float] | None:
+    """Of those that are there."""
+    known = [one for one in several if one is not None]
+    return {name: float(np.mean([one[name] for one in known])) for name in known[0]} if known else None
 
 
 def _gain_json(gain: tuple[float, tuple[float, float]] | None) -> Any:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.resources import files
 from pathlib import Path
+from statistics import fmean
 from string import Template
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -19,14 +20,42 @@ from vitscope.view.scene import Scene
 
 SUMMARY_HEADER = (
     "model", "tuning", "accuracy", "95 % interval", f"gain over {BASE}", "macro F1", "trained", "seconds", "peak MiB",
-    "rollouts before and after", "deletion (random)", "insertion (random)",
 )  # fmt: skip
+ATTENTION_HEADER = (
+    "model", "tuning", "attention moved", "rollouts before and after", "deletion (random)", "insertion (random)",
+)  # fmt: skip
+ATTENTION_NOTE = (
+    "<p>Moved: total variation between a query's attention before and after, the mean over layers; 0 is the same, 1 "
+    "has nothing in common. Then the correlation of the rollouts, and the areas under the curves when patches are "
+    "deleted (low is good) and inserted (high is good) in the rollout's order, for the class that the model finds "
+    "likeliest: before tuning one of its own classes, or how alike its features stay where it has none.</p>"
+)
 INTERACTION_HEADER = ("tuning", "who over whom", "interaction, points", "95 % interval")
 
 
 def summary_rows(comparison: Comparison) -> list[tuple[str, ...]]:
     """A row for each model and tuning, as text."""
     return [_summary_row(one) for one in comparison.summaries()]
+
+
+def attention_rows(comparison: Comparison) -> list[tuple[str, ...]]:
+    """For each model a row before tuning and one after each tuning, as text."""
+    rows: list[tuple[str, ...]] = []
+    for model in comparison.models:
+        found = [one for one in comparison.summaries() if one.model == model and one.distances is not None]
+        if found and found[0].faithfulness_before is not None:
+            rows.append((showing.short_name(model), "before", "", "", *_areas(found[0].faithfulness_before)))
+        rows += [
+            (
+                showing.short_name(model),
+                one.tuning,
+                "" if one.distances is None else f"{fmean(one.distances):.2f}",
+                "" if one.correlation is None else f"{one.correlation:+.2f}",
+                *_areas(one.faithfulness_after),
+            )
+            for one in found
+        ]
+    return rows
 
 
 def interaction_rows(comparison: Comparison) -> list[tuple[str, ...]]:
@@ -90,6 +119,9 @@ def _page(comparison: Comparison, scenes: Mapping[str, Scene], pictures: Mapping
     between = interaction_rows(comparison)
     if between:
         parts += ["<h2>Who gains more</h2>", _table(INTERACTION_HEADER, between)]
+    attention = attention_rows(comparison)
+    if attention:
+        parts += ["<h2>What it did to the attention</h2>", _table(ATTENTION_HEADER, attention), ATTENTION_NOTE]
     for name, picture in pictures.items():
         encoded = base64.b64encode(picture).decode("ascii")
         title = escape(scenes[name].title)
@@ -119,11 +151,6 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _summary_row(one: Summary) -> tuple[str, ...]:
     gain = "" if one.gain is None else f"{100 * one.gain[0]:+.1f} ({_points(one.gain[1])})"
-    faithful = one.faithfulness or {}
-    areas = [
-        f"{faithful[name]:.2f} ({faithful[f'random_{name}']:.2f})" if name in faithful else ""
-        for name in ("deletion", "insertion")
-    ]
     return (
         showing.short_name(one.model),
         one.tuning,
@@ -134,9 +161,17 @@ def _summary_row(one: Summary) -> tuple[str, ...]:
         f"{one.trained:,}",
         f"{one.seconds:.0f}",
         f"{one.peak_mib:.0f}",
-        "" if one.correlation is None else f"{one.correlation:+.2f}",
-        *areas,
     )
+
+
+def _areas(faithful: Mapping[str, float] | None) -> tuple[str, str]:
+    """Deletion and insertion, each beside a random order's."""
+    if faithful is None:
+        return "", ""
+    deletion, insertion = (
+        f"{faithful[name]:.2f} ({faithful[f'random_{name}']:.2f})" for name in ("deletion", "insertion")
+    )
+    return deletion, insertion
 
 
 def _points(interval: tuple[float, float]) -> str:
