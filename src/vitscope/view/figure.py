@@ -9,7 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 from PIL import Image
 
 from vitscope.attribution import COLORMAP, SIGNED_COLORMAP, blend, stretch, stretch_signed
@@ -22,7 +22,7 @@ SMALLEST_PANEL, LARGEST_PANEL = 0.9, 4.0  # inches
 GAP = 0.08
 DPI = 160
 MARK, CASING = "#e8001f", "#ffffff"  # red on a thin white edge, for the colour map has reds of its own
-INK, FAINT = "#1b1b1f", "#6b6b76"
+INK, FAINT, GRID = "#1b1b1f", "#6b6b76", "#e4e4ea"
 FOR, AGAINST = "#2a6cad", "#b5293c"  # the ends of the signed colour map, a little darker
 LINE = 0.155  # inches for a line of text under a panel
 NAME = 0.068  # inches for a letter beside a bar
@@ -32,6 +32,8 @@ NUMBER = 0.62  # inches for a number beside a bar
 MANY_NAMES = 4  # in a legend: more stand in two columns
 MOST_NUMBERS = 16  # rows of a matrix whose cells can hold a number
 AXIS = 0.42  # inches for the numbers under curves
+TICKS = 0.26  # inches for the numbers under dots
+PERCENT = FuncFormatter(lambda value, _: f"{100 * value:.3g} %")
 SERIES = (
     *(("#0072b2", "o"), ("#d55e00", "s"), ("#009e73", "^"), ("#cc79a7", "D"), ("#56b4e9", "v"), ("#e69f00", "P")),
     *(("#1b1b1f", "X"), ("#8c6bb1", "<"), ("#7f7f7f", ">"), ("#a65628", "*")),
@@ -89,7 +91,7 @@ def _drawn(scene: Scene) -> Figure:
             x = left + j * (width + GAP)
             if isinstance(panel, Bars | Dots):
                 margin = max(NAME * max(map(len, panel.names)) + 0.1, 0.35)  # inches for the names
-                beside = figure.add_axes(place(x + margin, y, width - margin, height))
+                beside = figure.add_axes(place(x + margin, y, width - margin, height - _ticks(panel)))
                 _bars(beside, panel) if isinstance(panel, Bars) else _dots(beside, panel)
                 write(x + margin, y - 0.07, panel.title, 9.0)
                 continue
@@ -126,8 +128,13 @@ def _drawn(scene: Scene) -> Figure:
 def _height(row: Row, width: float, ratio: float) -> float:
     """Inches of a row's panels; bars by themselves need no more than their number."""
     if all(isinstance(panel, Bars | Dots) for panel in row.panels):
-        return BAR * max(len(panel.names) for panel in row.panels if isinstance(panel, Bars | Dots))
+        return max(BAR * len(panel.names) + _ticks(panel) for panel in row.panels if isinstance(panel, Bars | Dots))
     return width * ratio
+
+
+def _ticks(panel: Bars | Dots) -> float:
+    """Inches for the numbers under a panel's axis."""
+    return TICKS if isinstance(panel, Dots) else 0.0
 
 
 def _below(row: Row) -> float:
@@ -211,7 +218,14 @@ def _dots(axes: Any, dots: Dots) -> None:
     axes.set_ylim(len(dots.values) - 0.4, -0.6)
     if dots.signed:
         axes.axvline(0, color=FAINT, linewidth=0.8)
-    axes.set_axis_off()
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 5, 10]))
+    signed = FuncFormatter(lambda value, _: f"{100 * value:+.0f}".replace("-", "−") if round(100 * value) else "0")
+    axes.xaxis.set_major_formatter(signed if dots.signed else PERCENT)
+    axes.tick_params(labelsize=7.5, colors=FAINT, length=0)
+    axes.set_yticks([])
+    axes.grid(axis="x", color=GRID, linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.set_frame_on(False)
 
 
 def _matrix(figure: Figure, place: Any, room: tuple[float, float, float, float], matrix: Matrix) -> None:
@@ -245,7 +259,6 @@ def _curves(axes: Any, curves: Curves) -> None:
         axes.plot(x, y, color=colour, marker=mark, markersize=4, linewidth=1.4, label=name, clip_on=False)
     if curves.limits is not None:
         axes.set_ylim(*curves.limits)
-    shown = PercentFormatter(1.0, decimals=None)
     if curves.counted:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
     else:
@@ -253,12 +266,12 @@ def _curves(axes: Any, curves: Curves) -> None:
         ticks = sorted({value for x in curves.xs for value in x})
         axes.set_xticks(_apart(ticks), minor=False)
         axes.minorticks_off()
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.2g} %"))
+        axes.xaxis.set_major_formatter(PERCENT)
     if curves.percent:
-        axes.yaxis.set_major_formatter(shown)
+        axes.yaxis.set_major_formatter(PERCENT)
     axes.set_xlabel(curves.x_axis, fontsize=8, color=FAINT)
     axes.tick_params(labelsize=7.5, colors=INK, length=2)
-    axes.grid(axis="y", color="#e4e4ea", linewidth=0.7)
+    axes.grid(axis="y", color=GRID, linewidth=0.7)
     axes.set_axisbelow(True)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
