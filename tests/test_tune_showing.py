@@ -69,6 +69,19 @@ def test_accuracies_and_gains_stand_with_their_intervals(tmp_path: Path) -> None
     assert words(made.axes[2]) == ["−15.0", "swin over vit, lora"]
 
 
+def test_dots_stand_over_an_axis_that_says_where_they_are(tmp_path: Path) -> None:
+    made = drawn(showing.accuracy_scene(made_up()), tmp_path)
+    for axes, end, points in ((made.axes[0], " %", False), (made.axes[1], "", True)):
+        ticks = {text.get_text(): at for at, text in zip(axes.get_xticks(), axes.get_xticklabels(), strict=True)}
+        assert len(ticks) >= 3
+        assert all(text.endswith(end) for text in ticks)
+        for text, at in ticks.items():
+            assert float(text.removesuffix(end).replace("−", "-")) == pytest.approx(100 * at, abs=0.51)
+            assert text[0] in "+−0" or not points
+        low, high = axes.get_xlim()
+        assert sum(low <= at <= high for at in ticks.values()) >= 3
+
+
 def test_one_tuning_has_accuracies_alone(tmp_path: Path) -> None:
     scene = showing.accuracy_scene(made_up({("vit", "lora"): 0.7}))
     assert [type(panel) for panel in panels(scene)] == [Dots]
