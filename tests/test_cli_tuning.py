@@ -68,7 +68,7 @@ def test_data_counts_classes_and_draws_their_means(capsys, monkeypatch):
     code, out, err = run(capsys, monkeypatch, "data", "birds")
     assert (code, err) == (0, "")
     assert [line.split() for line in out.splitlines()[1:3]] == [["blue", "4", "1"], ["red", "4", "1"]]
-    assert "0 training pictures are in the test set too: 0 pairs are the same, 0 nearly" in out
+    assert "no training picture is in the test set; 0 training pictures are repeated" in out
     assert out.endswith("wrote birds-data.png\n")
     with Image.open("birds-data.png") as figure:
         assert figure.width > 100
@@ -104,7 +104,7 @@ def test_data_shows_what_cannot_be_read(capsys, monkeypatch):
     Path("leaky/train/blue/3.png").write_bytes(b"no picture")
     code, out, _ = run(capsys, monkeypatch, "data", "leaky")
     assert code == 0
-    assert "1 training pictures are in the test set too: 1 pairs are the same" in out
+    assert "1 training picture is in the test set too (1 exact pair and 0 near), 0 of them with different labels" in out
     assert "unreadable: leaky/train/blue/3.png is not a picture" in out
 
 
@@ -161,7 +161,7 @@ def test_duplicates_are_told_of_or_dropped(capsys, monkeypatch):
     call = ("finetune", "leaky", *QUICK, "--json")
     code, out, err = run(capsys, monkeypatch, *call, "--out", "all")
     assert (code, kept(out)["pictures"]) == (0, {"train": 8, "test": 4})
-    assert err.startswith("vitscope: 1 training pictures of leaky are in the test set too")
+    assert err.startswith("vitscope: leaky: 1 training picture is in the test set too (1 exact pair and 0 near): ")
     assert err.count("\n") == 1
     code, out, err = run(capsys, monkeypatch, *call, "--out", "dropped", "--drop-duplicates")
     assert (code, kept(out)["pictures"], err) == (0, {"train": 7, "test": 4}, "")

@@ -207,9 +207,7 @@ def test_a_data_set_shows_its_classes_and_its_leaks(inspected: Inspection, tmp_p
         ("blue", "in test, nearly"),
     ]
     assert twins[0].picture.photo.tobytes() == twins[1].picture.photo.tobytes()
-    assert (
-        scene.note == "7 pictures to train, 4 to test; 2 training pictures are in the test set too, some of them below"
-    )
+    assert scene.note == "7 pictures to train, 4 to test; 2 of those to train in the test set too, see below"
     drawn(scene, tmp_path)
 
 

@@ -295,13 +295,13 @@ def _training(shown: bool) -> Iterator[Callable[[str, Mapping[str, float | int]]
 
 
 def _print_data(found: "Inspection") -> None:
+    from vitscope.tune.inspecting import counted
+
     rows = [(label, f"{train:,}", f"{test:,}") for label, (train, test) in found.data.counts().items()]
     print_table(("class", "train", "test"), rows, right=(1, 2))
-    leaks = len({train for train, _ in (*found.exact, *found.near)})
-    typer.echo(
-        f"{leaks} training pictures are in the test set too: {len(found.exact)} pairs are the same, {len(found.near)} "
-        f"nearly, {found.contradictions} of them with different labels; {found.repeated} training pictures are repeated"
-    )
+    labels = f", {found.contradictions} of them with different labels" if found.leaking else ""
+    repeated = f"{counted(found.repeated, 'training picture')} {'is' if found.repeated == 1 else 'are'} repeated"
+    typer.echo(f"{found.leaks_told()}{labels}; {repeated}")
     typer.echo(
         f"the class of the most similar training picture is right for {found.nearest:.1%} of the test pictures, "
         f"{found.nearest_without:.1%} without duplicates"

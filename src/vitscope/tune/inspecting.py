@@ -50,9 +50,22 @@ class Inspection:
     means: Float[np.ndarray, "label height width 3"]
     threshold: float
 
+    @property
+    def leaking(self) -> tuple[int, ...]:
+        """Places of the training pictures that are in the test set as well."""
+        return tuple(sorted({train for train, _ in (*self.exact, *self.near)}))
+
+    def leaks_told(self) -> str:
+        """How many there are, in words."""
+        if not self.leaking:
+            return "no training picture is in the test set"
+        are = "is" if len(self.leaking) == 1 else "are"
+        pairs = f"{counted(len(self.exact), 'exact pair')} and {len(self.near):,} near"
+        return f"{counted(len(self.leaking), 'training picture')} {are} in the test set too ({pairs})"
+
     def without_duplicates(self) -> Data:
         """The data set without the training pictures that are in the test set as well; the test set stays whole."""
-        return without(self.data, sorted({train for train, _ in (*self.exact, *self.near)}))
+        return without(self.data, self.leaking)
 
     def without_unreadable(self) -> Data:
         """The data set without the files that hold no picture."""
@@ -141,21 +154,25 @@ def usable(inspection: Inspection, *, unreadable: str = "refuse", drop_duplicate
         named = "; ".join(reason for _, _, reason in inspection.unreadable[:3])
         more = len(inspection.unreadable) - 3
         count = len(inspection.unreadable)
-        story = f"{count} picture{'s' if count > 1 else ''} of {data.name} cannot be read: {named}" + (
+        story = f"{counted(count, 'picture')} of {data.name} cannot be read: {named}" + (
             f"; and {more} more" if more > 0 else ""
         )
         if unreadable != "skip":
-            raise WorkError(f"{story}: mend or delete them, or have them skipped (unreadable='skip')")
+            raise WorkError(f"{story}: mend or delete them, or skip them (--unreadable skip, unreadable='skip')")
         warn(f"{story}: skipped")
-    leaks = {train for train, _ in (*inspection.exact, *inspection.near)}
-    if leaks and not drop_duplicates:
+    if inspection.leaking and not drop_duplicates:
         warn(
-            f"{len(leaks)} training pictures of {data.name} are in the test set too ({len(inspection.exact)} pairs are "
-            f"exact, {len(inspection.near)} near): the accuracy will be too high; drop them (drop_duplicates)"
+            f"{data.name}: {inspection.leaks_told()}: the accuracy will be too high; leave them out "
+            "(--drop-duplicates, drop_duplicates=True)"
         )
     skipped = [at for where, at, _ in inspection.unreadable if where == "train"]
     lost = [at for where, at, _ in inspection.unreadable if where == "test"]
-    return without(data, [*skipped, *(leaks if drop_duplicates else ())], lost)
+    return without(data, [*skipped, *(inspection.leaking if drop_duplicates else ())], lost)
+
+
+def counted(count: int, what: str) -> str:
+    """A number of things as text."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 @dataclass(frozen=True, eq=False)

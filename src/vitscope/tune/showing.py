@@ -9,7 +9,7 @@ from PIL import Image
 
 from vitscope.picture import Picture
 from vitscope.tune.comparing import BASE, Comparison
-from vitscope.tune.inspecting import Inspection
+from vitscope.tune.inspecting import Inspection, counted
 from vitscope.tune.runs import Tuned
 from vitscope.view.scene import Curves, Dots, Matrix, Panel, Row, Scene, Shown, wrapped
 
@@ -43,13 +43,16 @@ def data_scene(inspection: Inspection) -> Scene:
             twins.append(Panel(_whole(photo), lines=(label, f"in {name}, {alike}")))
     if twins:
         rows += [Row(row.panels, row.columns, 1.2) for row in wrapped(twins, min(len(twins), 8))]
-    leaks = len({train for train, _ in (*inspection.exact, *inspection.near)})
     return Scene(
         rows=rows,
         title=f"{data.name}: the mean picture of each class",
         note=(
-            f"{len(data.train):,} pictures to train, {len(data.test):,} to test; {leaks} training pictures are in the "
-            "test set too" + (", some of them below" if twins else "")
+            f"{counted(len(data.train), 'picture')} to train, {len(data.test):,} to test; "
+            + (
+                f"{len(inspection.leaking):,} of those to train in the test set too, see below"
+                if twins
+                else "none in both"
+            )
         ),
         caption="",
     )
