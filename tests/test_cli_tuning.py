@@ -55,6 +55,13 @@ def files(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
+def epochs(err: str) -> list[str]:
+    """What is told of every epoch where no bar can be shown, without the accuracies."""
+    told = [line.partition(", accuracy ") for line in err.splitlines()]
+    assert all(0 <= float(accuracy.removesuffix("%")) <= 100 for _, _, accuracy in told)
+    return [what for what, _, _ in told]
+
+
 def kept(text: str) -> Any:
     """JSON without NaN or infinity."""
     return json.loads(text, parse_constant=pytest.fail)
@@ -114,14 +121,14 @@ def test_data_shows_what_cannot_be_read(capsys, monkeypatch):
 @pytest.mark.usefixtures("birds")
 def test_finetune_leaves_a_folder_that_explain_takes(tmp_path, capsys, monkeypatch):
     code, out, err = run(capsys, monkeypatch, "finetune", "birds", *QUICK, "--tuning", "layernorm")
-    assert (code, err) == (0, "")
     folder = "birds-vit-nano-layernorm"
+    assert (code, epochs(err)) == (0, ["vit-nano, layernorm: step 2 of 2"])
     assert out.endswith(f"wrote {folder}: explain it with --model {folder}\n")
     names = {"log.jsonl", "result.json", "run.json", "report.png", "model/vitscope.json", "model/model.safetensors"}
     assert names <= set(files(tmp_path / folder))
     about = json.loads(Path(folder, "result.json").read_text(encoding="utf-8"))
     for words in (
-        "layernorm on birds",
+        "vit-nano, layernorm, on birds",
         f"{about['accuracy']:.1%}",
         f"{about['macro_f1']:.3f}",
         f"{about['trained']:,}",
@@ -134,7 +141,7 @@ def test_finetune_leaves_a_folder_that_explain_takes(tmp_path, capsys, monkeypat
     untrained(monkeypatch)
     before = Path(folder, "model/model.safetensors").read_bytes()
     code, out, _ = run(capsys, monkeypatch, "finetune", "birds", *QUICK, "--tuning", "layernorm")
-    assert (code, out.splitlines()[-1]) == (0, f"wrote {folder}: explain it with --model {folder}")
+    assert (code, out.splitlines()[-1]) == (0, f"{folder} was finished before: explain it with --model {folder}")
     assert Path(folder, "model/model.safetensors").read_bytes() == before
     # another run does not go into the same folder
     code, out, err = run(capsys, monkeypatch, "finetune", "birds", *QUICK, "--tuning", "head", "--out", folder)
@@ -196,7 +203,8 @@ def test_a_recipe_may_be_a_file(capsys, monkeypatch):
 def test_compare_writes_a_report_and_goes_on_where_it_was(tmp_path, capsys, monkeypatch):
     call = ("compare", "birds", *QUICK, "--models", "vit-nano, swin-nano", "--tunings", "head,lora", "--seeds", "1")
     code, out, err = run(capsys, monkeypatch, *call)
-    assert (code, err) == (0, "")
+    cells = [f"{model}, {tuning}, seed 0" for model in ("vit-nano", "swin-nano") for tuning in ("head", "lora")]
+    assert (code, epochs(err)) == (0, [f"{cell}: step 2 of 2" for cell in cells])
     names = ["accuracy", "attention-swin-nano", "attention-vit-nano", "confusion", "curves", "data"]
     there = files(tmp_path / "birds-comparison")
     assert [name for name in there if name.endswith(".png")] == [f"{name}.png" for name in names]

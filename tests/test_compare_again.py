@@ -101,9 +101,9 @@ def test_another_comparison_in_the_same_folder_is_refused(
     given = coloured(12, 9) if odd == "pictures" else data()
     model = vit(seed=1 if odd == "weights" else 0)
     changes = {"epochs": {"epochs": 2}, "rate": {"learning_rate": 5e-3}}.get(odd, {})
-    word = "recipe" if changes else odd
+    word = {"epochs": r"recipe \(epochs 1, not 2\)", "rate": "recipe", "weights": "set of weights"}.get(odd, odd)
     with pytest.raises(
-        OutputExistsError, match=f"vit-a-head-0 holds a cell with another {word}: choose another folder"
+        OutputExistsError, match=f"vit-a-head-0 holds a cell with another {word}.*: choose another --out"
     ):
         vs.compare(given, [model], out=whole.folder, tunings=("head",), seeds=1, **(QUICK | changes))
     assert (whole.folder / "comparison.json").read_bytes() == before

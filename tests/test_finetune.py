@@ -166,13 +166,44 @@ def test_another_run_does_not_take_the_place_of_one(what: str, tmp_path: Path) -
     given: dict[str, Any] = {"model": small_vit(), "data": coloured(), "out": tmp_path / "run", **QUICK}
     first = vs.finetune(**given)
     other = given | OTHERS[what]
-    with pytest.raises(OutputExistsError, match=r"holds a run with another \w+ \(.*choose another") as error:
+    with pytest.raises(OutputExistsError, match=r"holds a run with another .*: choose another --out") as error:
         vs.finetune(**other)
     assert "\n" not in str(error.value)
     assert same(weights(vs.load(tmp_path / "run")), weights(first.model))
+    assert (what == "recipe") == ("recipe (epochs 1, not 2)" in str(error.value))
     replaced = vs.finetune(**other, overwrite=True)
+    assert replaced.folder == tmp_path / "run"
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
     assert not same(weights(vs.load(tmp_path / "run")), weights(first.model)) or what == "data"
     assert json.loads((tmp_path / "run" / "run.json").read_text())["model"] == replaced.about["model"]
+
+
+@pytest.mark.parametrize("moment", ["training", "taking its place"])
+def test_a_run_that_is_replaced_is_whole_until_the_new_one_is(
+    moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, Any] = {"model": small_vit(), "data": coloured(), "out": tmp_path / "run", **QUICK}
+    first = vs.finetune(**given)
+    other = given | {"epochs": 2, "overwrite": True, "save_steps": 1}
+
+    def stop(*told: Any) -> None:
+        if moment != "training" or told[0]["step"] == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        if moment != "training":
+            patch.setattr(finetuning, "take_place", stop)
+        with pytest.raises(KeyboardInterrupt):
+            vs.finetune(**other, progress=stop if moment == "training" else None)
+    assert dict(read_run(tmp_path / "run").about) == dict(first.about)
+    assert same(weights(vs.load(tmp_path / "run")), weights(first.model))
+    told: list[float] = []
+    again = vs.finetune(**other, progress=lambda found: told.append(found["step"]))
+    assert (min(told) > 1) if moment == "training" else not told
+    assert again.about["epochs"] == 2
+    assert dict(read_run(tmp_path / "run").about) == dict(again.about)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert not (tmp_path / "run" / "checkpoints").exists()
 
 
 def test_other_names_for_the_classes_make_another_run(tmp_path: Path) -> None:
@@ -192,10 +223,12 @@ def test_another_split_of_the_same_pictures_makes_another_run(tmp_path: Path) ->
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("one")
-    with pytest.raises(OutputExistsError, match="holds something else than a run: choose another"):
-        vs.finetune(small_vit(), coloured(), out=tmp_path / "thesis", **QUICK)
-    with pytest.raises(CallError):
-        vs.finetune(small_vit(), coloured(), out=tmp_path / "thesis" / "chapter.txt", **QUICK)
+    for overwrite in (False, True):
+        with pytest.raises(OutputExistsError, match="holds something else than a run: choose another"):
+            vs.finetune(small_vit(), coloured(), out=tmp_path / "thesis", overwrite=overwrite, **QUICK)
+        for out in ("chapter.txt", "chapter.txt/run"):
+            with pytest.raises(CallError, match="is a file, or lies under one: choose another --out"):
+                vs.finetune(small_vit(), coloured(), out=tmp_path / "thesis" / out, overwrite=overwrite, **QUICK)
     assert (tmp_path / "thesis" / "chapter.txt").read_text() == "one"
     assert len(list((tmp_path / "thesis").iterdir())) == 1
     with pytest.raises(CallError, match="holds no finished run"):

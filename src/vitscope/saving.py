@@ -56,20 +56,31 @@ def replacing_folder(path: str | Path) -> Iterator[Path]:
         SaveError: it cannot be written; an older folder at ``path`` survives.
     """
     path = Path(path)
-    beside, old = (path.with_name(f".{secrets.token_hex(4)}") for _ in range(2))
+    beside = path.with_name(f".{secrets.token_hex(4)}")
     try:
         beside.mkdir(parents=True)
         yield beside
-        if path.exists():
-            path.rename(old)
-        try:
-            beside.rename(path)
-        except OSError:
-            if old.exists():
-                old.rename(path)
-            raise
+        take_place(beside, path)
     except OSError as error:
         raise SaveError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
-        for left in (beside, old):
-            shutil.rmtree(left, ignore_errors=True)
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def take_place(beside: Path, path: Path) -> None:
+    """Put a folder where another one was, which is there until the new one is.
+
+    Raises:
+        SaveError: it cannot be moved; the older folder survives.
+    """
+    old = path.with_name(f".{secrets.token_hex(4)}")
+    try:
+        if path.exists():
+            path.rename(old)
+        beside.rename(path)
+    except OSError as error:
+        if old.exists():
+            old.rename(path)
+        raise SaveError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(old, ignore_errors=True)

@@ -11,7 +11,7 @@ import typer
 
 from vitscope.cli.app import Device, Json, Overwrite, app
 from vitscope.cli.output import WIDE, fresh, load_model, print_table, save, split_list
-from vitscope.errors import CallError, OutputExistsError
+from vitscope.errors import CallError, OutputExistsError, WorkError
 
 if TYPE_CHECKING:
     from vitscope.tune.data import Data
@@ -140,6 +140,12 @@ def finetune(
         "seed": seed,
     }
     pictures = _read(data, test_share, split_seed, per_class, unreadable, drop_duplicates, shown=not json_)
+    steps: list[float] = []
+
+    def told(found: Mapping[str, float | int]) -> None:
+        steps.append(found["step"])
+        tell(f"{base.name}, {tuning}", found)
+
     with _training(not json_) as tell:
         tuned = tune(
             base,
@@ -152,19 +158,22 @@ def finetune(
             tensorboard=tensorboard,
             overwrite=overwrite,
             device=device,
-            progress=lambda found: tell(tuning, found),
+            progress=told,
             **changes,
         )
     if not _is_first():
         return
-    save(run_scene(tuned), folder / "report.png", overwrite=True)
+    report = folder / "report.png"
+    if steps or not report.exists():
+        save(run_scene(tuned), report, overwrite=True)
     if json_:
         left_out = {"said", "truth", "history"}
         about = {name: value for name, value in tuned.about.items() if name not in left_out}
         typer.echo(json.dumps({**about, "folder": str(folder)}, indent=2))
         return
     _print_tuned(tuned)
-    typer.echo(f"wrote {folder}: explain it with --model {folder}")
+    done = f"wrote {folder}" if steps else f"{folder} was finished before"
+    typer.echo(f"{done}: explain it with --model {folder}")
 
 
 @app.command()
@@ -271,7 +280,7 @@ def _read(
 
 @contextmanager
 def _training(shown: bool) -> Iterator[Callable[[str, Mapping[str, float | int]], None]]:
-    """A bar on stderr: what is trained, steps, the accuracy of the last epoch."""
+    """On stderr what is trained, steps, the accuracy of the last epoch: a bar, or where none can be a line an epoch."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -283,6 +292,7 @@ def _training(shown: bool) -> Iterator[Callable[[str, Mapping[str, float | int]]
         TextColumn("{task.fields[accuracy]}"),
         TimeRemainingColumn(),
     )
+    last: list[object] = []
     with Progress(*columns, console=console, transient=True, disable=not (shown and console.is_terminal)) as bar:
         task = bar.add_task("training", total=None, accuracy="")
 
@@ -290,8 +300,15 @@ def _training(shown: bool) -> Iterator[Callable[[str, Mapping[str, float | int]]
             accuracy = found["accuracy"]
             known = "" if accuracy != accuracy else f"accuracy {accuracy:.1%}"
             bar.update(task, description=what, completed=found["step"], total=found["steps"], accuracy=known)
+            evaluated = [what, found["step"]] == last  # a step is told of again when its epoch has been evaluated
+            if evaluated and shown and not console.is_terminal:
+                typer.echo(f"{what}: step {found['step']} of {found['steps']}, {known}", err=True)
+            last[:] = [what, found["step"]]
 
-        yield tell
+        try:
+            yield tell
+        except KeyboardInterrupt:
+            raise WorkError("interrupted; the same command goes on from where it was") from None
 
 
 def _print_data(found: "Inspection") -> None:
@@ -313,12 +330,14 @@ def _print_data(found: "Inspection") -> None:
 
 
 def _print_tuned(tuned: "Tuned") -> None:
-    about = tuned.about
+    from vitscope.tune.showing import short_name
+
+    about, others = tuned.about, bool(tuned.about["trained"])
     low, high = about["interval"]
     rows = [
-        ("accuracy", f"{about['accuracy']:.1%}, 95 % interval {low:.1%} to {high:.1%}"),
+        ("test accuracy", f"{about['accuracy']:.1%}, 95 % interval {low:.1%} to {high:.1%}"),
         ("macro F1", f"{about['macro_f1']:.3f}"),
-        ("trained", f"{about['trained']:,} weights and {about['head']:,} of the classifier"),
+        ("trained", f"{about['head']:,} weights of the classifier" + (f" and {about['trained']:,} others" * others)),
         ("time", f"{about['seconds']:.0f} s, {about['peak_mib']:.0f} MiB at the peak"),
     ]
-    print_table(("", f"{about['tuning']} on {about['data']}"), rows, right=())
+    print_table(("", f"{short_name(about['model'])}, {about['tuning']}, on {about['data']}"), rows, right=())

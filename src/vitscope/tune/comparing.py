@@ -26,7 +26,7 @@ from vitscope.tune.data import Data, load_data
 from vitscope.tune.finetuning import finetune
 from vitscope.tune.inspecting import Inspection, inspect, usable
 from vitscope.tune.recipe import Recipe, read_recipe
-from vitscope.tune.runs import Tuned, settings_of
+from vitscope.tune.runs import Tuned, difference, settings_of
 from vitscope.tune.tunings import READS_WINDOWS, known_tuning
 
 BASE = "head"  # what gains are measured against
@@ -279,10 +279,9 @@ class _Work:
             processes.wait_for_everyone()
         about = json.loads(kept.read_text(encoding="utf-8"))
         settings = settings_of(self.model, self.data, self.tuning, None, self.recipe)
-        odd = [name for name in settings if about.get(name) != settings[name]]
-        if odd:
+        if any(about.get(name) != settings[name] for name in settings):
             raise OutputExistsError(
-                f"{self.folder} holds a cell with another {odd[0]}: choose another folder for this comparison"
+                f"{self.folder} holds a cell with another {difference(about, settings)}: choose another --out"
             )
         return Cell(self.model.name, self.tuning, self.recipe.seed, about)
 

@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,7 +23,7 @@ from vitscope.models.folder import WITHIN, check_folder, save_folder
 from vitscope.models.loading import load
 from vitscope.models.transformers_classes import quiet
 from vitscope.models.vision_model import VisionModel
-from vitscope.saving import replacing
+from vitscope.saving import replacing, take_place
 from vitscope.tune import checkpoints, measures
 from vitscope.tune.classifier import Classifier, features_of
 from vitscope.tune.data import Data, Pictures, load_data, stratified
@@ -30,7 +31,7 @@ from vitscope.tune.feeding import FeatureFeed, Feed, as_they_come
 from vitscope.tune.inspecting import inspect, usable
 from vitscope.tune.memory import peak_memory
 from vitscope.tune.recipe import Recipe, read_recipe
-from vitscope.tune.runs import CHECKPOINTS, RESULT, Tuned, is_finished, read_run, settings_of
+from vitscope.tune.runs import CHECKPOINTS, RESULT, Tuned, read_run, settings_of, working_folder
 from vitscope.tune.trainer import STATE, Progress, Reporting, Trainer, arguments, stopped, tensorboard_logs
 from vitscope.tune.tunings import READS_WINDOWS, Prepared, known_tuning, prepare
 
@@ -73,7 +74,7 @@ def finetune(
         drop_duplicates: leave out training pictures that are in the test set too.
         save_steps: a checkpoint after so many steps too, not after every epoch alone.
         tensorboard: write logs for TensorBoard into ``out``.
-        overwrite: replace another run in ``out``.
+        overwrite: replace another run in ``out``, which is there until the new one is finished.
         device: where to train; by default on the GPU if there is one.
         progress: told of every step: step, steps, accuracy.
 
@@ -96,10 +97,17 @@ def finetune(
         check_folder(made)
         prepared = prepare(made, tuning, rank=rank)
         settings = settings_of(base, data, tuning, rank, chosen)
-        if is_finished(out, settings, overwrite):
+        place = working_folder(out, settings, overwrite)
+        if place is None:
             return read_run(out)
-        run = _Run(made, prepared, data, tuning, chosen, out, settings, _device(device))
-        return run.trained(save_steps, tensorboard, progress)
+        run = _Run(made, prepared, data, tuning, chosen, place, settings, _device(device))
+        tuned = run.trained(save_steps, tensorboard, progress)
+        if place != out:
+            processes = PartialState()
+            if processes.is_main_process:
+                take_place(place, out)
+            processes.wait_for_everyone()
+        return replace(tuned, folder=out)
 
 
 class _Run:
@@ -222,7 +230,7 @@ class _Run:
             )
             with replacing(self.out / RESULT) as beside:
                 beside.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-            checkpoints.sweep(self.out / CHECKPOINTS, set())
+            shutil.rmtree(self.out / CHECKPOINTS, ignore_errors=True)
         trainer.accelerator.wait_for_everyone()
 
 

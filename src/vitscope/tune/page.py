@@ -30,7 +30,7 @@ ATTENTION_NOTE = (
     "deleted (low is good) and inserted (high is good) in the rollout's order, for the class that the model finds "
     "likeliest: before tuning one of its own classes, or how alike its features stay where it has none.</p>"
 )
-INTERACTION_HEADER = ("tuning", "who over whom", "interaction, points", "95 % interval")
+INTERACTION_HEADER = ("tuning", "who over whom", "points", "95 % interval")
 
 
 def summary_rows(comparison: Comparison) -> list[tuple[str, ...]]:

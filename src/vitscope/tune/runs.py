@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +15,12 @@ from torch import Tensor
 from vitscope.errors import CallError, OutputExistsError
 from vitscope.models.folder import WITHIN, load_folder
 from vitscope.models.vision_model import VisionModel
-from vitscope.saving import replacing
-from vitscope.tune import checkpoints
+from vitscope.saving import replacing, take_place
 from vitscope.tune.data import Data, Pictures
 from vitscope.tune.recipe import Recipe
 
 RUN, RESULT, CHECKPOINTS = "run.json", "result.json", "checkpoints"
+DIGESTS = {"weights": "set of weights", "order": "split of the pictures", "pictures_seen": "set of pictures"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,30 +104,67 @@ def _identity(pictures: Pictures) -> np.ndarray:
     return np.frombuffer("\n".join(told).encode(), dtype=np.uint8)
 
 
-def is_finished(out: Path, settings: Mapping[str, Any], overwrite: bool) -> bool:
-    """Whether this very run is finished; a folder with another run is refused, a new one is begun."""
-    try:
-        before = json.loads((out / RUN).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        before = None
-    except (OSError, ValueError) as error:
-        raise CallError(f"{out} cannot be read as a run: {error}") from None
-    if before is None and out.exists() and (not out.is_dir() or any(out.iterdir())) and not overwrite:
+def working_folder(out: Path, settings: Mapping[str, Any], overwrite: bool) -> Path | None:
+    """Where this run is worked on; None when it is finished already.
+
+    That is ``out``, or a folder beside it while ``out`` holds another finished run that shall be replaced.
+
+    Raises:
+        OutputExistsError: ``out`` holds another run and shall not be replaced, or something else.
+        CallError: ``out`` cannot be read.
+    """
+    before = _settings_in(out)
+    if before is None and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise OutputExistsError(f"{out} holds something else than a run: choose another --out")
+    finished = (out / RESULT).is_file()
+    if before == settings and finished:
+        return None
     if before is not None and before != settings:
         if not overwrite:
-            odd = next(name for name in settings if before.get(name) != settings[name])
             raise OutputExistsError(
-                f"{out} holds a run with another {odd} ({_short(before.get(odd))}, not {_short(settings[odd])}): "
-                "choose another folder or allow overwriting"
+                f"{out} holds a run with another {difference(before, settings)}: choose another --out, or replace it "
+                "(--overwrite)"
             )
-        checkpoints.sweep(out / CHECKPOINTS, set())
-        (out / RESULT).unlink(missing_ok=True)
-    if before == settings and (out / RESULT).is_file():
-        return True
+        if finished:
+            return _beside(out, settings)
+        shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
     with replacing(out / RUN) as beside:
         beside.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
-    return False
+    return out
+
+
+def difference(before: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    """The first setting that is not the same, and what it was and is."""
+    odd = next(name for name in settings if before.get(name) != settings[name])
+    old, new = before.get(odd), settings[odd]
+    if odd in DIGESTS:
+        return f"{DIGESTS[odd]}"
+    if isinstance(old, dict) and isinstance(new, dict):
+        changed = [f"{name} {old.get(name)}, not {new[name]}" for name in new if old.get(name) != new[name]]
+        return f"{odd} ({'; '.join(changed[:3])})"
+    return f"{odd} ({_short(old)}, not {_short(new)})"
+
+
+def _beside(out: Path, settings: Mapping[str, Any]) -> Path | None:
+    """A hidden folder for the run that shall replace the one in ``out``; None when it was finished there."""
+    beside = out.with_name(f".{out.name}.new")
+    if _settings_in(beside) != settings:
+        shutil.rmtree(beside, ignore_errors=True)
+    found = working_folder(beside, settings, overwrite=False)
+    if found is None:
+        take_place(beside, out)
+    return found
+
+
+def _settings_in(folder: Path) -> Any:
+    try:
+        return json.loads((folder / RUN).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except NotADirectoryError:
+        raise CallError(f"{folder} is a file, or lies under one: choose another --out") from None
+    except (OSError, ValueError) as error:
+        raise CallError(f"{folder} cannot be read as a run: {error}") from None
 
 
 def _short(value: Any) -> str:
