@@ -1,5 +1,6 @@
 """Figures of data sets, runs and comparisons: what their scenes hold, and that they draw."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,18 +54,18 @@ def words(axes: Any) -> list[str]:
 def test_accuracies_and_gains_stand_with_their_intervals(tmp_path: Path) -> None:
     found = made_up()
     accuracies, gains, more = panels(showing.accuracy_scene(found))
-    summaries = found.summaries()
-    assert list(accuracies.names) == ["vit, head", "vit, lora", "swin, head", "swin, lora"]
+    summaries = [found.summaries()[at] for at in (0, 2, 1, 3)]  # models side by side
+    assert list(accuracies.names) == ["vit, head", "swin, head", "vit, lora", "swin, lora"]
     assert list(accuracies.values) == [one.accuracy for one in summaries]
     assert list(accuracies.intervals) == [one.interval for one in summaries]
-    assert (list(accuracies.groups), accuracies.signed) == ([0, 0, 1, 1], False)
+    assert (list(accuracies.groups), accuracies.signed) == ([0, 1, 0, 1], False)
     assert (list(gains.names), gains.signed) == (["vit, lora", "swin, lora"], True)
     assert list(zip(gains.values, gains.intervals, strict=True)) == [one.gain for one in summaries if one.gain]
     (between,) = found.interactions()
     assert (list(more.names), list(more.values)) == (["swin over vit, lora"], [between.value])
     assert list(more.intervals) == [between.interval]
     made = drawn(showing.accuracy_scene(found), tmp_path)
-    assert words(made.axes[0])[::2] == ["50.0 %", "70.0 %", "60.0 %", "65.0 %"]
+    assert words(made.axes[0])[::2] == ["50.0 %", "60.0 %", "70.0 %", "65.0 %"]
     assert words(made.axes[1])[::2] == ["+20.0", "+5.0"]
     assert words(made.axes[2]) == ["−15.0", "swin over vit, lora"]
 
@@ -85,15 +86,15 @@ def test_dots_stand_over_an_axis_that_says_where_they_are(tmp_path: Path) -> Non
 def test_one_tuning_has_accuracies_alone(tmp_path: Path) -> None:
     scene = showing.accuracy_scene(made_up({("vit", "lora"): 0.7}))
     assert [type(panel) for panel in panels(scene)] == [Dots]
-    assert scene.note == "2 seeds, 40 test pictures"
+    assert scene.note == "mean of 2 seeds, 40 test pictures"
     drawn(scene, tmp_path)
 
 
-def test_curves_are_of_the_first_seed_and_by_layer(tmp_path: Path) -> None:
+def test_curves_go_over_epochs_and_layers(tmp_path: Path) -> None:
     found = made_up()
     scene = showing.curves_scene(found)
-    first, second, moved, _ = panels(scene)
-    assert [first.title, second.title] == ["vit: accuracy by epoch", "swin: accuracy by epoch"]
+    first, second, moved, other = panels(scene)
+    assert [first.title, second.title] == ["vit: test accuracy by epoch", "swin: test accuracy by epoch"]
     assert list(first.names) == ["head", "lora"]
     assert [list(xs) for xs in first.xs] == [[1.0, 2.0], [1.0, 2.0]]
     assert [list(ys) for ys in first.ys] == [[0.25, 0.5], [0.35, 0.7]]
@@ -102,12 +103,33 @@ def test_curves_are_of_the_first_seed_and_by_layer(tmp_path: Path) -> None:
     assert ([list(xs) for xs in moved.xs], [tuple(ys) for ys in moved.ys]) == ([[0, 1, 2]], [one.distances])
     assert moved.title == "vit: how far attention moved, by layer"
     assert list(moved.series) == [1], "the colour that lora has among the accuracies"
+    assert moved.limits == other.limits, "distances of two models can be compared by eye"
     made = drawn(scene, tmp_path)
     line, of_lora = made.axes[2].lines[0], made.axes[0].lines[1]
     assert (line.get_color(), line.get_marker()) == (of_lora.get_color(), of_lora.get_marker())
     assert [text.get_text() for text in made.axes[0].get_legend().get_texts()] == ["head", "lora"]
     assert made.axes[2].get_legend() is None
     assert all(tick == round(tick) for tick in made.axes[2].get_xticks())
+
+
+def test_curves_are_the_mean_of_all_seeds_up_to_where_the_first_stopped() -> None:
+    cells = [said("vit", "lora", seed, share) for seed, share in enumerate((0.5, 0.8))]
+    (whole,) = panels(showing.curves_scene(of_cells(cells)))
+    assert [list(ys) for ys in whole.ys] == [[pytest.approx(0.325), pytest.approx(0.65)]]
+    shorter = said("vit", "lora", 2, 0.2)
+    shorter = replace(shorter, about={**shorter.about, "history": shorter.about["history"][:2]})
+    (stopped,) = panels(showing.curves_scene(of_cells([*cells, shorter], recipe={"validation": 0.1})))
+    assert [list(ys) for ys in stopped.ys] == [[pytest.approx(0.25)]]
+    assert stopped.title == "vit: validation accuracy by epoch"
+
+
+@pytest.mark.parametrize(("epochs", "ticks"), [(1, [1]), (6, [1, 2, 3, 4, 5, 6]), (40, [1, 6, 11, 16, 21, 26, 31, 36])])
+def test_epochs_are_whole_numbers_and_no_accuracy_is_above_one(epochs: int, ticks: list[int], tmp_path: Path) -> None:
+    history = [{"epoch": float(at + 1), "eval_accuracy": 1.0 - 0.1 / (at + 1)} for at in range(epochs)]
+    cell = said("vit", "lora", 0, 0.5)
+    made = drawn(showing.curves_scene(of_cells([replace(cell, about={**cell.about, "history": history})])), tmp_path)
+    assert made.axes[0].get_xticks().tolist() == ticks
+    assert made.axes[0].get_ylim()[1] <= 1.01
 
 
 def test_the_head_alone_moved_nothing_and_has_no_curve() -> None:
@@ -149,7 +171,7 @@ def test_rollouts_before_and_after_stand_beside_their_photo(tmp_path: Path) -> N
     scene = showing.attention_scene(found, "vit")
     assert scene is not None
     change = found.attention("vit", "lora")
-    assert list(scene.column_names) == ["", "before", "lora"]
+    assert list(scene.column_names) == ["picture", "before", "lora"]
     assert change.before is not None
     assert change.after is not None
     for at, row in enumerate(scene.rows):
@@ -160,7 +182,7 @@ def test_rollouts_before_and_after_stand_beside_their_photo(tmp_path: Path) -> N
     drawn(scene, tmp_path)
     alone = showing.attention_scene(made_up({("vit", "head"): 0.7}), "vit")
     assert alone is not None
-    assert list(alone.column_names) == ["", "before", "head"]
+    assert list(alone.column_names) == ["picture", "before", "head"]
 
 
 def test_a_model_without_rollouts_has_no_such_figure() -> None:
@@ -212,7 +234,7 @@ def test_a_data_set_shows_its_classes_and_its_leaks(inspected: Inspection, tmp_p
 
 
 def test_a_run_shows_its_loss_its_accuracy_and_its_mistakes(tmp_path: Path) -> None:
-    about = dict(said("/models/vit", "lora", 0, 0.7).about) | {"labels": ["a", "b"]}
+    about = dict(said("/models/vit", "lora", 0, 0.7).about) | {"labels": ["a", "b"], "recipe": {"validation": 0.0}}
     tuned = vs.Tuned(vs.load("vit-nano"), tmp_path, about, np.asarray(about["said"]))
     scene = showing.run_scene(tuned)
     losses, accuracies, matrix = panels(scene)
@@ -220,7 +242,7 @@ def test_a_run_shows_its_loss_its_accuracy_and_its_mistakes(tmp_path: Path) -> N
     assert [list(ys) for ys in losses.ys] == [[2.0, 1.0], [1.5, 1.2]]
     assert [list(ys) for ys in accuracies.ys] == [[0.35, 0.7]]
     assert matrix.values.tolist() == [[14, 6], [6, 14]]
-    assert (scene.title, scene.note[:14]) == ("vit, lora, on made up", "accuracy 70.0%")
+    assert (scene.title, scene.note[:14]) == ("vit, lora, on made up", "test accuracy ")
     drawn(scene, tmp_path)
 
 

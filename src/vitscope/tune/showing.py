@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from vitscope.view.scene import Curves, Dots, Matrix, Panel, Row, Scene, Shown, 
 MOST_CLASSES = 40  # mean pictures on a page
 PAIRS = 6  # duplicates shown
 WIDE, HALF = 8.6, 4.2  # inches
+WATCHED = ("test accuracy", "validation accuracy")  # without and with pictures that are held out for it
 
 
 def data_scene(inspection: Inspection) -> Scene:
@@ -61,8 +63,9 @@ def data_scene(inspection: Inspection) -> Scene:
 def run_scene(tuned: Tuned) -> Scene:
     """Loss and accuracy over the epochs, and the confusion matrix."""
     about = tuned.about
-    curves = _accuracy_curves({"": about["history"]}, "accuracy")
-    losses = _losses(about["history"])
+    watched = WATCHED[bool(about["recipe"]["validation"])]
+    curves = _accuracy_curves({"": [about["history"]]}, watched)
+    losses = _losses(about["history"], watched.split()[0])
     low, high = about["interval"]
     return Scene(
         rows=[
@@ -70,14 +73,14 @@ def run_scene(tuned: Tuned) -> Scene:
             Row([_matrix(np.asarray(about["confusion"]), about["labels"], "test pictures")], 1, WIDE / 1.6),
         ],
         title=f"{short_name(about['model'])}, {about['tuning']}, on {about['data']}",
-        note=f"accuracy {about['accuracy']:.1%} ({low:.1%} to {high:.1%}), macro F1 {about['macro_f1']:.3f}",
+        note=f"test accuracy {about['accuracy']:.1%} ({low:.1%} to {high:.1%}), macro F1 {about['macro_f1']:.3f}",
         caption="",
     )
 
 
 def accuracy_scene(comparison: Comparison) -> Scene:
     """Accuracies and gains with their intervals, and whether one model gains more than the other."""
-    found, seeds = comparison.summaries(), len({cell.seed for cell in comparison.cells})
+    found = sorted(comparison.summaries(), key=lambda one: comparison.tunings.index(one.tuning))
     accuracies = Dots(
         [f"{short_name(one.model)}, {one.tuning}" for one in found],
         [one.accuracy for one in found],
@@ -111,7 +114,7 @@ def accuracy_scene(comparison: Comparison) -> Scene:
     return Scene(
         rows=rows,
         title=f"Tuning on {comparison.data}",
-        note=f"{'1 seed' if seeds == 1 else f'{seeds} seeds'}, {len(comparison.cells[0].right):,} test pictures",
+        note=f"{_seeds(comparison)}, {len(comparison.cells[0].right):,} test pictures",
         caption="",
     )
 
@@ -120,9 +123,13 @@ def curves_scene(comparison: Comparison) -> Scene:
     """For each model the accuracy over the epochs, and how far tuning moved the attention of each layer."""
     accuracies: list[Shown] = []
     distances: list[Shown] = []
+    farthest = max((max(one.distances) for one in comparison.summaries() if one.distances), default=0.0)
+    held_out = bool(comparison.recipe.get("validation"))
     for model in comparison.models:
-        histories = {tuning: comparison.of(model, tuning)[0].about["history"] for tuning in comparison.tunings}
-        accuracies.append(_accuracy_curves(histories, f"{short_name(model)}: accuracy by epoch"))
+        histories = {
+            tuning: [cell.about["history"] for cell in comparison.of(model, tuning)] for tuning in comparison.tunings
+        }
+        accuracies.append(_accuracy_curves(histories, f"{short_name(model)}: {WATCHED[held_out]} by epoch"))
         moved = {one.tuning: one.distances for one in comparison.summaries() if one.model == model and one.distances}
         names = [name for name in moved if name != BASE]
         if names:
@@ -134,6 +141,7 @@ def curves_scene(comparison: Comparison) -> Scene:
                     title=f"{short_name(model)}: how far attention moved, by layer",
                     x_axis="layer",
                     counted=True,
+                    limits=(0.0, 1.05 * farthest) if farthest else None,  # the same for all models
                     series=[comparison.tunings.index(name) for name in names],
                 )
             )
@@ -142,7 +150,10 @@ def curves_scene(comparison: Comparison) -> Scene:
     return Scene(
         rows=rows,
         title=f"Tuning on {comparison.data}, over time and by layer",
-        note="moved: total variation between a query's attention before and after, 0 the same; colours as for accuracy",
+        note=(
+            f"{_seeds(comparison)}; moved: total variation between a query's attention before and after, 0 the same; "
+            "each tuning has one colour"
+        ),
         caption="",
     )
 
@@ -156,7 +167,7 @@ def confusion_scene(comparison: Comparison) -> Scene:
     return Scene(
         rows=[Row(row.panels, row.columns, 3.9) for row in wrapped(matrices, min(len(matrices), 3))],
         title=f"What is taken for what: {comparison.data}",
-        note="rows: the true class; columns: what the model said; shades: the share of each row",
+        note=f"test pictures, {_seeds(comparison, 'sum')}; shades: the share of each row",
         caption="",
     )
 
@@ -177,7 +188,7 @@ def attention_scene(comparison: Comparison, model: str, pictures: int = 4) -> Sc
         rows=rows,
         title=f"Rollouts of {short_name(model)} before and after tuning",
         note=f"test pictures of {comparison.data}, first seed",
-        column_names=["", "before", *tunings],
+        column_names=["picture", "before", *tunings],
     )
 
 
@@ -186,11 +197,17 @@ def short_name(model: str) -> str:
     return Path(model).name if model.startswith(("/", ".", "~")) else model
 
 
-def _accuracy_curves(histories: Mapping[str, Sequence[Mapping[str, Any]]], title: str) -> Curves:
-    known = {
-        name: [(row["epoch"], row["eval_accuracy"]) for row in history if "eval_accuracy" in row]
-        for name, history in histories.items()
-    }
+def _seeds(comparison: Comparison, of_several: str = "mean") -> str:
+    count = len({cell.seed for cell in comparison.cells})
+    return "1 seed" if count == 1 else f"{of_several} of {count} seeds"
+
+
+def _accuracy_curves(histories: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], title: str) -> Curves:
+    """The mean over seeds, up to where the first of them stopped."""
+    known = {}
+    for name, seeds in histories.items():
+        rows = [[(row["epoch"], row["eval_accuracy"]) for row in one if "eval_accuracy" in row] for one in seeds]
+        known[name] = [(at[0][0], fmean(accuracy for _, accuracy in at)) for at in zip(*rows, strict=False)]
     return Curves(
         list(known),
         [[epoch for epoch, _ in rows] for rows in known.values()],
@@ -202,8 +219,8 @@ def _accuracy_curves(histories: Mapping[str, Sequence[Mapping[str, Any]]], title
     )
 
 
-def _losses(history: Sequence[Mapping[str, Any]]) -> Curves:
-    lines = {"training": "loss", "watched": "eval_loss"}
+def _losses(history: Sequence[Mapping[str, Any]], watched: str) -> Curves:
+    lines = {"training": "loss", watched: "eval_loss"}
     known = {name: [(row["epoch"], row[key]) for row in history if key in row] for name, key in lines.items()}
     return Curves(
         list(known),

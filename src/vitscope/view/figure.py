@@ -29,6 +29,7 @@ NAME = 0.068  # inches for a letter beside a bar
 WITHOUT_PHOTO = 0.7  # height over width of a panel
 BAR = 0.27  # inches for a bar in a row of bars alone
 NUMBER = 0.62  # inches for a number beside a bar
+MOST_MARKS = 20  # on a line: more would run together
 MANY_NAMES = 4  # in a legend: more stand in two columns
 MOST_NUMBERS = 16  # rows of a matrix whose cells can hold a number
 AXIS = 0.42  # inches for the numbers under curves
@@ -253,22 +254,28 @@ def _matrix(figure: Figure, place: Any, room: tuple[float, float, float, float],
 
 
 def _curves(axes: Any, curves: Curves) -> None:
-    """Lines with a mark at every point, told apart by colour and by mark."""
+    """Lines with a mark at every point where there is room, told apart by colour and by mark."""
     for at, (name, x, y) in enumerate(zip(curves.names, curves.xs, curves.ys, strict=True)):
         colour, mark = SERIES[(at if curves.series is None else curves.series[at]) % len(SERIES)]
-        axes.plot(x, y, color=colour, marker=mark, markersize=4, linewidth=1.4, label=name, clip_on=False)
+        size = 4 if len(x) <= MOST_MARKS else 0
+        axes.plot(x, y, color=colour, marker=mark, markersize=size, linewidth=1.4, label=name, clip_on=False)
     if curves.limits is not None:
         axes.set_ylim(*curves.limits)
+    ticks = sorted({value for x in curves.xs for value in x})
     if curves.counted:
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+        first, last = round(min(ticks, default=0)), round(max(ticks, default=0))
+        axes.set_xticks(range(first, last + 1, max(-(-(last - first) // 8), 1)))
+        if first == last:
+            axes.set_xlim(first - 0.5, first + 0.5)
     else:
         axes.set_xscale("log", base=2)
-        ticks = sorted({value for x in curves.xs for value in x})
         axes.set_xticks(_apart(ticks), minor=False)
         axes.minorticks_off()
         axes.xaxis.set_major_formatter(PERCENT)
     if curves.percent:
         axes.yaxis.set_major_formatter(PERCENT)
+        low, high = axes.get_ylim()
+        axes.set_ylim(low, min(high, 1.0 + 0.02 * (1.0 - low)))
     axes.set_xlabel(curves.x_axis, fontsize=8, color=FAINT)
     axes.tick_params(labelsize=7.5, colors=INK, length=2)
     axes.grid(axis="y", color=GRID, linewidth=0.7)
