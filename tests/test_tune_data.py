@@ -114,6 +114,16 @@ def test_what_cannot_be_learned_from_is_refused(tmp_path: Path) -> None:
         assert "test_share" in refused(CallError, lambda share=share: load_data(tmp_path / "d", test_share=share))
 
 
+def test_a_folder_that_is_not_there_is_no_hub_set_and_the_nearest_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coloured_folder(tmp_path / "photos", {"red": 2, "blue": 2})
+    monkeypatch.chdir(tmp_path)
+    for name in ("photoz", "photoz/", f"{tmp_path}/photoz/"):
+        assert "is no folder of pictures: did you mean photos?" in refused(CallError, lambda name=name: load_data(name))
+    assert "did you mean eurosat?" in refused(CallError, lambda: load_data("eurosaat"))
+
+
 @pytest.mark.usefixtures("unchecked")
 def test_a_share_that_is_a_word_is_refused(tmp_path: Path) -> None:
     assert "test_share is 'half'" in refused(CallError, lambda: load_data(tmp_path, test_share="half"))
@@ -131,7 +141,9 @@ def test_leaving_out_too_much_is_refused() -> None:
 
 @pytest.mark.parametrize("name", ["eurosat", "brain-mri", "someone/pictures"])
 def test_a_hub_set_without_the_hub_is_one_line(name: str) -> None:
-    assert "on the Hugging Face hub, which does not answer" in refused(WorkError, lambda: load_data(name))
+    assert "on the Hugging Face hub, which does not answer: check the name and the network" in refused(
+        WorkError, lambda: load_data(name)
+    )
 
 
 def hub_rows(classes: list[int]) -> Any:

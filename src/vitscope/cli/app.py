@@ -25,7 +25,7 @@ Photos = Annotated[list[Path], typer.Argument(help="One or more photos.", metava
 ModelName = Annotated[
     str,
     typer.Option(
-        "--model", "-m", help="vit-nano, swin-nano, a hub id, a local folder, timm:<name> or torchvision:<name>."
+        "--model", "-m", help="vit-nano, swin-nano, a hub id, a folder or tuned run, timm:<name>, torchvision:<name>."
     ),
 ]
 Out = Annotated[

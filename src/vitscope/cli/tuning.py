@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 DataName = Annotated[
     str,
     typer.Argument(
-        help="A folder of pictures, cifar10, fashion-mnist, eurosat, brain-mri, birds-525, or owner/name of the hub.",
+        help="A folder with a folder of pictures for each class, cifar10, fashion-mnist, eurosat, brain-mri, "
+        "birds-525, or owner/name of the hub.",
         metavar="DATA",
         show_default=False,
     ),
@@ -44,7 +45,9 @@ Precision = Annotated[
 ImageSize = Annotated[int | None, typer.Option(help="Pixels a side of the input.", show_default="the model's")]
 READING = "reading pictures"
 
-Folder = Annotated[Path | None, typer.Option("--out", "-o", help="The folder to write to.", show_default="a new one")]
+Folder = Annotated[
+    Path | None, typer.Option("--out", "-o", help="The folder of the run.", show_default="named after data and model")
+]
 
 
 @app.command()

@@ -1,6 +1,8 @@
 """Pictures with labels to train and to test on: folders, data sets by name, data sets of the hub."""
 
+import difflib
 import io
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -18,6 +20,7 @@ from vitscope.tune.named import NAMED, PACKAGED, HubSet
 
 SPLITS = {"train": ("train", "training"), "test": ("test", "testing", "val", "valid", "validation")}
 SUFFIXES = tuple(Image.registered_extensions())
+HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 TEST_SHARE = 0.2
 
 
@@ -99,7 +102,7 @@ def load_data(
         found = data
     elif str(data) in PACKAGED:
         found = _split(str(data), *PACKAGED[str(data)](), share, seed)
-    elif str(data) in NAMED or (not Path(data).exists() and str(data).count("/") == 1):
+    elif str(data) in NAMED or (not Path(data).exists() and HUB_ID.fullmatch(str(data))):
         found = _from_hub(str(data), share, seed)
     else:
         found = _folder(Path(data), share, seed)
@@ -166,8 +169,13 @@ def _split(name: str, labels: Sequence[str], source: Any, classes: Any, train: A
 def _folder(folder: Path, share: float, seed: int) -> Data:
     folder = folder.resolve() if folder.name in ("", "..") else folder
     if not folder.is_dir():
-        names = ", ".join([*PACKAGED, *NAMED])
-        raise CallError(f"{folder} is no folder of pictures: pass one, a hub data set as owner/name, or {names}")
+        names = [*PACKAGED, *NAMED]
+        beside = [entry.name for entry in _folders(folder.parent)] if folder.parent.is_dir() else []
+        close = difflib.get_close_matches(folder.name, [*names, *beside], n=1)
+        hint = (
+            f"did you mean {close[0]}?" if close else f"pass one, a hub data set as owner/name, or {', '.join(names)}"
+        )
+        raise CallError(f"{folder} is no folder of pictures: {hint}")
     inside = {entry.name.lower(): entry for entry in _folders(folder)}
     a_split = folder.name.lower() in {name for names in SPLITS.values() for name in names}
     name = f"{folder.resolve().parent.name}/{folder.name}" if a_split else folder.name
@@ -235,8 +243,8 @@ def _from_hub(name: str, share: float, seed: int) -> Data:
     wanted = NAMED.get(name) or HubSet(name)
     if not hub_in_reach():
         raise WorkError(
-            f"the data set {wanted.hub_id} is on the Hugging Face hub, which does not answer: check the network, or "
-            "pass a folder"
+            f"{name} is no folder here; as a data set it would be on the Hugging Face hub, which does not answer: "
+            "check the name and the network"
         )
     from datasets import ClassLabel, load_dataset
 

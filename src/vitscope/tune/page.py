@@ -24,11 +24,20 @@ SUMMARY_HEADER = (
 ATTENTION_HEADER = (
     "model", "tuning", "attention moved", "rollouts before and after", "deletion (random)", "insertion (random)",
 )  # fmt: skip
+SUMMARY_NOTE = (
+    "<p>Accuracy on the test pictures, the mean over seeds, with a 95 % interval: Wilson's for one seed, else a "
+    "bootstrap over test pictures and seeds. Gain: percentage points over the classifier alone. Trained: weights that "
+    "learned, the classifier's not counted. Seconds are means over seeds.</p>"
+)
+INTERACTION_NOTE = (
+    "<p>The interaction is the gain of one model less the gain of the other, in percentage points. An interval that "
+    "holds zero leaves open who gains more.</p>"
+)
 ATTENTION_NOTE = (
     "<p>Moved: total variation between a query's attention before and after, the mean over layers; 0 is the same, 1 "
-    "has nothing in common. Then the correlation of the rollouts, and the areas under the curves when patches are "
-    "deleted (low is good) and inserted (high is good) in the rollout's order, for the class that the model finds "
-    "likeliest: before tuning one of its own classes, or how alike its features stay where it has none.</p>"
+    "has nothing in common. Then the correlation of the rollouts of eight test pictures at most, and the areas under "
+    "the curves when patches are deleted (low is good) and inserted (high is good) in the rollout's order, for the "
+    "class that the model finds likeliest: before tuning one of its own classes, or how alike its features stay where it has none.</p>"
 )
 INTERACTION_HEADER = ("tuning", "who over whom", "points", "95 % interval")
 
@@ -115,10 +124,10 @@ def _png(scene: Scene) -> bytes:
 
 def _page(comparison: Comparison, scenes: Mapping[str, Scene], pictures: Mapping[str, bytes]) -> str:
     here = files("vitscope.tune")
-    parts = ["<h2>Accuracy</h2>", _table(SUMMARY_HEADER, summary_rows(comparison))]
+    parts = ["<h2>Accuracy</h2>", _table(SUMMARY_HEADER, summary_rows(comparison)), SUMMARY_NOTE]
     between = interaction_rows(comparison)
     if between:
-        parts += ["<h2>Who gains more</h2>", _table(INTERACTION_HEADER, between)]
+        parts += ["<h2>Who gains more</h2>", _table(INTERACTION_HEADER, between), INTERACTION_NOTE]
     attention = attention_rows(comparison)
     if attention:
         parts += ["<h2>What it did to the attention</h2>", _table(ATTENTION_HEADER, attention), ATTENTION_NOTE]
