@@ -37,7 +37,8 @@ ATTENTION_NOTE = (
     "<p>Moved: total variation between a query's attention before and after, the mean over layers; 0 is the same, 1 "
     "has nothing in common. Then the correlation of the rollouts of eight test pictures at most, and the areas under "
     "the curves when patches are deleted (low is good) and inserted (high is good) in the rollout's order, for the "
-    "class that the model finds likeliest: before tuning one of its own classes, or how alike its features stay where it has none.</p>"
+    "class that the model finds likeliest: before tuning one of its own classes, or how alike its features stay where "
+    "it has none.</p>"
 )
 INTERACTION_HEADER = ("tuning", "who over whom", "points", "95 % interval")
 
