@@ -94,6 +94,17 @@ def test_several_photos_go_to_a_folder(photo, tmp_path, capsys, monkeypatch):
     assert "exists already" in err
 
 
+def test_the_photo_itself_is_never_replaced(photo, tmp_path, capsys, monkeypatch):
+    before = (tmp_path / photo).read_bytes()
+    (tmp_path / "link.png").symlink_to(photo)
+    for out in (photo, "./link.png"):
+        for command in ("explain", "rollout", "attention", "lime"):
+            code, _, err = run(capsys, monkeypatch, command, photo, "--out", out, "--overwrite")
+            assert (code, err.count("\n")) == (2, 1)
+            assert "the photo itself" in err
+    assert (tmp_path / photo).read_bytes() == before
+
+
 def test_out_is_replaced_only_when_allowed(photo, tmp_path, capsys, monkeypatch):
     kept = tmp_path / "mine.png"
     kept.write_bytes(b"precious")

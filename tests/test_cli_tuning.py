@@ -112,7 +112,7 @@ def test_data_shows_what_cannot_be_read(capsys, monkeypatch):
     code, out, _ = run(capsys, monkeypatch, "data", "leaky")
     assert code == 0
     assert "1 training picture is in the test set too (1 exact pair and 0 near), 0 of them with different labels" in out
-    assert "unreadable: leaky/train/blue/3.png is not a picture" in out
+    assert "1 file counted above cannot be read as a picture\nunreadable: leaky/train/blue/3.png is not a" in out
 
 
 # finetune
@@ -239,3 +239,21 @@ def test_compare_drops_skips_and_keeps_as_it_is_told(tmp_path, capsys, monkeypat
     cell = json.loads((tmp_path / "out/cells/vit-nano-head-0/cell.json").read_text(encoding="utf-8"))
     assert cell["pictures"] == {"train": 6, "test": 4}
     assert vs.load(tmp_path / "out/cells/vit-nano-head-0").labels == ("blue", "red")
+
+
+@pytest.mark.usefixtures("birds")
+def test_compare_takes_a_rank_and_stops_early(tmp_path, capsys, monkeypatch):
+    undrawn(monkeypatch)
+    options = ("--models", "vit-nano", "--tunings", "head,lora", "--seeds", "1", "--rank", "3", "--early-stop", "2")
+    code, out, _ = run(capsys, monkeypatch, "compare", "birds", *QUICK, *options, "--out", "out", "--json")
+    assert code == 0
+    assert kept(out)["recipe"]["early_stop"] == 2
+    assert kept(out)["recipe"]["validation"] == 0.1
+    about = [json.loads((tmp_path / f"out/cells/vit-nano-{t}-0/cell.json").read_text()) for t in ("head", "lora")]
+    assert [one["rank"] for one in about] == [None, 3]
+    vit = vs.load("vit-nano").module
+    width, blocks = vit.config.hidden_size, vit.config.num_hidden_layers
+    assert about[1]["trained"] == blocks * 2 * 2 * width * 3
+    code, _, err = run(capsys, monkeypatch, "compare", "birds", *QUICK, "--tunings", "head,bitfit", "--rank", "3")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "none of head, bitfit has one" in err

@@ -137,7 +137,10 @@ def test_a_device_is_where_the_weights_are(folder: Path) -> None:
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:977"])
 def test_a_device_that_is_not_there_is_one_line(folder: Path, device: str) -> None:
-    assert refusal(ModelUnavailableError, folder, device=device).startswith(f"device {device!r} cannot be used")
+    story = refusal(ModelUnavailableError, folder, device=device)
+    assert story.startswith(f"device {device!r} cannot be used")
+    assert "usable here: cpu" in story
+    assert "Expected one of" not in story
 
 
 @pytest.mark.parametrize("dtype", ["int8", "half precision", "nn", torch.int8], ids=str)

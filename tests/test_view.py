@@ -31,6 +31,14 @@ def test_head_overlays_show_every_head_once(trace):
     assert [panel.title for panel in panels] == ["photo", "mean of heads", *(f"head {i}" for i in range(4))]
     np.testing.assert_array_equal(panels[2].values, trace.map(-1, 0, "register_2")[0].numpy())
     assert "register_2" in made.note
+    assert not any(panel.marks for panel in panels)
+
+
+def test_head_overlays_mark_the_patch_that_looks(trace):
+    made = scene.head_overlays(trace, -1, (1, 2))
+    panels = [panel for row in made.rows for panel in row.panels]
+    assert all(list(panel.marks) == [(1, 2)] for panel in panels)
+    assert {panel.regions.shape for panel in panels} == {trace.map(-1, "mean", (1, 2)).shape[1:]}
 
 
 def test_evolution_ends_with_the_rollout(trace):

@@ -54,6 +54,8 @@ def target_path(photo: Path, what: str, out: Path | None, count: int) -> Path:
         return out / f"{name}.png"
     if out.suffix.lower() != ".png":
         raise CallError(f"--out is {out}: figures are PNG, end the name in .png")
+    if out.exists() and photo.exists() and out.samefile(photo):
+        raise CallError(f"--out is {out}, the photo itself: choose another name")
     return out
 
 

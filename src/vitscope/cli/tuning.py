@@ -42,8 +42,13 @@ Precision = Annotated[
     Literal["float32", "bfloat16", "float16"] | None,
     typer.Option(help="Of the forward.", show_default="the recipe's"),
 ]
+EarlyStop = Annotated[
+    int | None, typer.Option(help="Epochs without a better validation accuracy; holds out a tenth of train.")
+]
+Rank = Annotated[int | None, typer.Option(help="Of adapters and LoRA.", show_default="64 and 8")]
 ImageSize = Annotated[int | None, typer.Option(help="Pixels a side of the input.", show_default="the model's")]
 READING = "reading pictures"
+HELD_OUT = 0.1  # of the training pictures, for early stopping
 
 Folder = Annotated[
     Path | None, typer.Option("--out", "-o", help="The folder of the run.", show_default="named after data and model")
@@ -104,10 +109,8 @@ def finetune(
     batch_size: BatchSize = None,
     precision: Precision = None,
     accumulate: Annotated[int | None, typer.Option(help="Batches to a step.", show_default="the recipe's")] = None,
-    early_stop: Annotated[
-        int | None, typer.Option(help="Epochs without a better validation accuracy; holds out a tenth of train.")
-    ] = None,
-    rank: Annotated[int | None, typer.Option(help="Of adapters and LoRA.", show_default="64 and 8")] = None,
+    early_stop: EarlyStop = None,
+    rank: Rank = None,
     seed: Annotated[int, typer.Option(help="Of the training.")] = 0,
     test_share: TestShare = 0.2,
     split_seed: SplitSeed = 0,
@@ -139,7 +142,7 @@ def finetune(
         "precision": precision,
         "accumulate": accumulate,
         "early_stop": early_stop,
-        "validation": None if early_stop is None else 0.1,
+        "validation": None if early_stop is None else HELD_OUT,
         "seed": seed,
     }
     pictures = _read(data, test_share, split_seed, per_class, unreadable, drop_duplicates, shown=not json_)
@@ -192,6 +195,8 @@ def compare(
     learning_rate: LearningRate = None,
     batch_size: BatchSize = None,
     precision: Precision = None,
+    early_stop: EarlyStop = None,
+    rank: Rank = None,
     test_share: TestShare = 0.2,
     split_seed: SplitSeed = 0,
     per_class: PerClass = None,
@@ -225,6 +230,7 @@ def compare(
             tunings=split_list(tunings),
             seeds=seeds,
             recipe=recipe,
+            rank=rank,
             unreadable=unreadable,
             drop_duplicates=drop_duplicates,
             keep_models=keep_models,
@@ -234,6 +240,8 @@ def compare(
             learning_rate=learning_rate,
             batch_size=batch_size,
             precision=precision,
+            early_stop=early_stop,
+            validation=HELD_OUT if early_stop is not None else None,
         )
     if not _is_first():
         return
@@ -326,6 +334,8 @@ def _print_data(found: "Inspection") -> None:
         f"the class of the most similar training picture is right for {found.nearest:.1%} of the test pictures, "
         f"{found.nearest_without:.1%} without duplicates"
     )
+    if found.unreadable:
+        typer.echo(f"{counted(len(found.unreadable), 'file')} counted above cannot be read as a picture")
     for _, _, reason in found.unreadable[:10]:
         typer.echo(f"unreadable: {reason}")
     if len(found.unreadable) > 10:

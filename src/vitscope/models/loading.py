@@ -74,8 +74,12 @@ def load(
         try:
             loaded.module.to(torch.device(device))
         except (RuntimeError, AssertionError) as error:
+            first = str(error).splitlines()[0]
+            reason = "there is no such device" if first.startswith("Expected one of") else first
+            there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+            usable = ", ".join(name for name, found in there.items() if found)
             raise ModelUnavailableError(
-                f"device {str(device)!r} cannot be used: {str(error).splitlines()[0]}"
+                f"device {str(device)!r} cannot be used: {reason} (usable here: {usable})"
             ) from None
     return loaded
 

@@ -190,6 +190,7 @@ def compare(
     tunings: Sequence[str] = (BASE, "adapter-mlp", "lora"),
     seeds: int | Sequence[int] = 3,
     recipe: Recipe | str | Path = "modern",
+    rank: int | None = None,
     unreadable: str = "refuse",
     drop_duplicates: bool = False,
     keep_models: bool = False,
@@ -206,6 +207,7 @@ def compare(
         data: also as :func:`vitscope.inspect` gives it.
         unreadable, drop_duplicates, recipe, changes: as for :func:`vitscope.finetune`.
         models: two or more, by name or from :func:`vitscope.load`; one is possible too.
+        rank: of adapters (64) and of LoRA (8), for those tunings that have one.
         tunings: what learns; gains are measured against ``"head"`` where it is among them.
         seeds: how many, counted from 0, or which.
         out: the folder of the comparison.
@@ -220,8 +222,9 @@ def compare(
     """
     chosen = read_recipe(recipe, **changes)
     listed = list(range(at_least(1, seeds, "seeds"))) if isinstance(seeds, int) else [int(seed) for seed in seeds]
-    for tuning in tunings:
-        known_tuning(tuning)
+    ways = [known_tuning(tuning) for tuning in tunings]
+    if rank is not None and all(way.rank is None for way in ways):
+        raise CallError(f"rank is {rank}, but none of {', '.join(tunings)} has one: adapters and lora do")
     if not models or not tunings or not listed:
         raise CallError("a comparison needs a model, a tuning and a seed at least")
     out = Path(out)
@@ -243,7 +246,8 @@ def compare(
     cells: list[Cell] = []
     for model, tuning, seed in _order(loaded, tunings, listed):
         folder = out / CELLS / f"{plain_name(model.name)}-{tuning}-{seed}"
-        work = _Work(model, data, tuning, replace(chosen, seed=seed), folder, pictures, keep_models, device)
+        ranked = None if known_tuning(tuning).rank is None else rank
+        work = _Work(model, data, tuning, ranked, replace(chosen, seed=seed), folder, pictures, keep_models, device)
         cells.append(work.cell(progress))
     views = {model.name: model.prepare(list(pictures))[1] for model in loaded}
     done = Comparison(data.name, data.labels, tuple(cells), chosen.as_json(), inspection, out, views)
@@ -260,6 +264,7 @@ class _Work:
     model: VisionModel
     data: Data
     tuning: str
+    rank: int | None
     recipe: Recipe
     folder: Path
     pictures: Sequence[Any]
@@ -278,7 +283,7 @@ class _Work:
                     shutil.rmtree(self.folder / WITHIN, ignore_errors=True)
             processes.wait_for_everyone()
         about = json.loads(kept.read_text(encoding="utf-8"))
-        settings = settings_of(self.model, self.data, self.tuning, None, self.recipe)
+        settings = settings_of(self.model, self.data, self.tuning, self.rank, self.recipe)
         if any(about.get(name) != settings[name] for name in settings):
             raise OutputExistsError(
                 f"{self.folder} holds a cell with another {difference(about, settings)}: choose another --out"
@@ -294,6 +299,7 @@ class _Work:
             out=self.folder,
             tuning=self.tuning,
             recipe=self.recipe,
+            rank=self.rank,
             device=self.device,
             progress=tell,
         )

@@ -1,7 +1,7 @@
 """Scenes: what a figure shows, as plain data. Drawing them is :mod:`vitscope.view.figure`'s work."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -150,6 +150,10 @@ def head_overlays(trace: Trace, layer: int = -1, query: Query = "readout", *, in
     mean = trace.map(layer, "mean", query)[index].cpu().numpy()
     panels = [Panel(picture, title="photo"), Panel(picture, mean, "mean of heads")]
     panels += _head_panels(trace, layer, query, index, OVERLAY)
+    marks = marks_of(query)
+    if marks:
+        frame = np.zeros(mean.shape, dtype=int)
+        panels = [replace(panel, regions=frame, marks=marks) for panel in panels]
     return Scene(
         rows=wrapped(panels, columns_for(len(panels))),
         title=f"Heads of layer {step.layer} of {trace.provenance['model']}",
@@ -184,6 +188,11 @@ def evolution(rollouts: Sequence[Attribution], *, index: int = 0) -> Scene:
 def name_of(query: Query) -> str:
     """A query as people say it."""
     return query if isinstance(query, str) else f"patch in row {query[0]}, column {query[1]}"
+
+
+def marks_of(query: Query) -> list[tuple[int, int]]:
+    """The patch to mark, where a patch is asked for."""
+    return [] if isinstance(query, str) else [query]
 
 
 def _rollout_panels(rollouts: Sequence[Attribution], index: int) -> list[Panel]:

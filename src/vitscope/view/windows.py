@@ -11,7 +11,18 @@ from vitscope.methods.window_attention import is_shifted, region_queries, window
 from vitscope.methods.window_cls import WindowCls
 from vitscope.scores import Head
 from vitscope.trace import AttentionStep, Query, Trace
-from vitscope.view.scene import OVERLAY, Panel, Row, Scene, columns_for, head_grid, head_overlays, name_of, wrapped
+from vitscope.view.scene import (
+    OVERLAY,
+    Panel,
+    Row,
+    Scene,
+    columns_for,
+    head_grid,
+    head_overlays,
+    marks_of,
+    name_of,
+    wrapped,
+)
 
 
 def attends_in_windows(step: AttentionStep) -> bool:
@@ -64,7 +75,7 @@ def window_heads(trace: Trace, layer: int, *, index: int = 0) -> Scene:
 def query_heads(trace: Trace, layer: int, query: Query, *, index: int = 0) -> Scene:
     """One patch of one block: its window and what it looks at, the mean of heads and each head."""
     step = trace.step(layer)
-    panels = [Panel(trace.pictures[index], title="photo", regions=_regions(step), marks=_marks(query))]
+    panels = [Panel(trace.pictures[index], title="photo", regions=_regions(step), marks=marks_of(query))]
     panels += _query_panels(trace, step, query, index)
     return Scene(
         rows=wrapped(panels, columns_for(len(panels))),
@@ -111,7 +122,7 @@ def block_grid(trace: Trace, query: Query = "readout", *, index: int = 0) -> Sce
     def panel(step: AttentionStep) -> Panel:
         asked = query_in(trace, step, query)
         values = _numpy(trace.map(step.layer, "mean", asked)[index])
-        return Panel(trace.pictures[index], values, _short(step), 1.0, _regions(step), _marks(asked))
+        return Panel(trace.pictures[index], values, _short(step), 1.0, _regions(step), marks_of(asked))
 
     what = "how much each patch is looked at within its window" if query == "readout" else f"query: {name_of(query)}"
     return Scene(
@@ -183,7 +194,7 @@ def cls_grid(result: WindowCls, *, index: int = 0) -> Scene:
 
 
 def _query_panels(trace: Trace, step: AttentionStep, query: Query, index: int) -> list[Panel]:
-    return _mean_and_heads(trace, step, lambda head: trace.map(step.layer, head, query), _marks(query), index)
+    return _mean_and_heads(trace, step, lambda head: trace.map(step.layer, head, query), marks_of(query), index)
 
 
 def _mean_and_heads(
@@ -207,10 +218,6 @@ def _by_stage(trace: Trace, panel: Callable[[AttentionStep], Panel]) -> list[Row
     """A panel for each block, a row for each stage, or several where it is deep."""
     columns = min(max(len(stage) for stage in trace.stages), 6)
     return [row for stage in trace.stages for row in wrapped([panel(step) for step in stage], columns)]
-
-
-def _marks(query: Query) -> list[tuple[int, int]]:
-    return [] if isinstance(query, str) else [query]
 
 
 def _regions(step: AttentionStep) -> np.ndarray:
