@@ -172,7 +172,9 @@ def test_the_cls_figure_sets_it_beside_mean_attention_and_rollout() -> None:
     np.testing.assert_array_equal(cls.values, result.map(1)[0])
     np.testing.assert_array_equal(mean.values, result.trace.map(1)[0])
     np.testing.assert_array_equal(rolled.values, rollout.values[0])
-    assert [len(row.panels) for row in windows.cls_grid(result).rows] == [2, 2, 2]
+    rows = windows.cls_grid(result).rows
+    assert [len(row.panels) for row in rows] == [3, 2, 2]
+    assert (rows[0].panels[0].title, rows[0].panels[0].values) == ("photo", None)
 
 
 def test_outlines_lie_on_the_windows_borders() -> None:

@@ -187,7 +187,7 @@ def cls_grid(result: WindowCls, *, index: int = 0) -> Scene:
         return Panel(trace.pictures[index], _numpy(result.map(step.layer)[index]), _short(step), 1.0, _regions(step))
 
     return Scene(
-        rows=_by_stage(trace, panel),
+        rows=_by_stage(trace, panel, [Panel(trace.pictures[index], title="photo")]),
         title=f"A CLS token in every window of {trace.provenance['model']}",
         note="mean of heads; each window's token reads its window through the block's own weights",
     )
@@ -214,10 +214,12 @@ def _mean_and_heads(
     ]
 
 
-def _by_stage(trace: Trace, panel: Callable[[AttentionStep], Panel]) -> list[Row]:
-    """A panel for each block, a row for each stage, or several where it is deep."""
-    columns = min(max(len(stage) for stage in trace.stages), 6)
-    return [row for stage in trace.stages for row in wrapped([panel(step) for step in stage], columns)]
+def _by_stage(trace: Trace, panel: Callable[[AttentionStep], Panel], first: Sequence[Panel] = ()) -> list[Row]:
+    """A panel for each block, a row for each stage, or several where it is deep; ``first`` before all."""
+    stages = [[panel(step) for step in stage] for stage in trace.stages]
+    stages[0][:0] = first
+    columns = min(max(map(len, stages)), 6)
+    return [row for stage in stages for row in wrapped(stage, columns)]
 
 
 def _regions(step: AttentionStep) -> np.ndarray:
