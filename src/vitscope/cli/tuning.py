@@ -128,11 +128,12 @@ def finetune(
     json_: Json = False,
 ) -> None:
     """Train a model on pictures of your own; the same call goes on where it was broken off."""
-    from vitscope.tune.finetuning import finetune as tune
-    from vitscope.tune.showing import run_scene
     from vitscope.tune.tunings import known_tuning
 
-    known_tuning(tuning)
+    known_tuning(tuning)  # before the engine is imported, which takes seconds
+    from vitscope.tune.finetuning import finetune as tune
+    from vitscope.tune.showing import run_scene
+
     base = load_model(model, device, (), image_size=image_size)
     folder = out or Path(f"{_name(data)}-{Path(model).name.replace(':', '-')}-{tuning}")
     changes: dict[str, Any] = {
@@ -211,6 +212,11 @@ def compare(
     """Models by ways to tune by seeds: accuracies, who gains more, and what tuning did to attention."""
     from rich.console import Console
 
+    from vitscope.tune.tunings import known_tuning
+
+    chosen = split_list(tunings)
+    for tuning in chosen:
+        known_tuning(tuning)  # before the engine is imported, which takes seconds
     from vitscope.methods.asking import telling
     from vitscope.tune.comparing import compare as run
     from vitscope.tune.data import load_data
@@ -227,7 +233,7 @@ def compare(
             inspection,
             loaded,
             out=folder,
-            tunings=split_list(tunings),
+            tunings=chosen,
             seeds=seeds,
             recipe=recipe,
             rank=rank,
