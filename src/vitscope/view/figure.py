@@ -65,7 +65,7 @@ def _drawn(scene: Scene) -> Figure:
     photos = (panel.picture.photo for row in scene.rows for panel in row.panels if isinstance(panel, Panel))
     ratio = next((photo.height / photo.width for photo in photos), WITHOUT_PHOTO)
     left = 0.55 if scene.row_names else 0.2
-    top, bottom = (1.12 if scene.column_names else 0.82), 0.5
+    top, bottom = (1.12 if scene.column_names else 0.82), (0.5 if scene.caption else 0.15)
     widths = [row.width or _panel_width(row.columns, len(scene.rows), left, ratio) for row in scene.rows]
     title_heights = [0.26 if any(panel.title for panel in row.panels) else 0.0 for row in scene.rows]
     heights = [
