@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -111,7 +112,7 @@ def test_effects_are_printed_and_drawn(photo, capsys, monkeypatch):
     expected = vs.effects(vs.compose(vs.load("vit-nano"), photo, {"cat": (105, 20, 120, 100)}, **made))
     for one in expected:
         assert any(line.split()[-1] == f"{100 * one.mean:+.2f}" for line in out.splitlines() if one.name in line)
-    assert "positions neutral" in out
+    assert re.search(r"^ +positions\b[^\n]*\n? +neutral\b", out, re.MULTILINE)  # in one line or broken over two
     code, out, _ = run(capsys, monkeypatch, *arguments, "--json")
     entry = json.loads(out)[-1]
     assert entry["model"] == "vit-nano"
