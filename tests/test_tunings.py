@@ -223,6 +223,11 @@ def test_what_cannot_be_meant_is_one_line() -> None:
     for rank in (0, -1):
         with pytest.raises(CallError, match="rank is"):
             prepare(model, "lora", rank=rank)
+    most = 4 * model.module.embed_dim
+    for tuning in ("lora", "adapter-mlp"):
+        prepare(fresh(case("timm-vit")), tuning, rank=most)
+        with pytest.raises(CallError, match=f"^rank is {most + 1}: choose at most {most}, four times the width"):
+            prepare(model, tuning, rank=most + 1)
     model.module.blocks[0].attn.qkv = nn.Sequential(model.module.blocks[0].attn.qkv)
     with pytest.raises(UnknownModelError, match="queries and values of Attention are not known"):
         prepare(model, "lora")

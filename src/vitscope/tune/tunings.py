@@ -10,6 +10,7 @@ from torch import nn
 from vitscope.arguments import at_least
 from vitscope.errors import CallError
 from vitscope.models.adapters import add_adapters
+from vitscope.models.blocks import blocks
 from vitscope.models.classes import WindowClassified, heads
 from vitscope.models.vision_model import VisionModel
 from vitscope.tune.low_rank import add_low_rank
@@ -77,11 +78,14 @@ def prepare(model: VisionModel, tuning: str, *, rank: int | None = None) -> Prep
     Args:
         model: with its new classifier, from :func:`~vitscope.models.classes.with_classes`. It is changed.
         rank: channels of a bottleneck or of LoRA's matrices; by default 64 for adapters, 8 for LoRA (α is twice that).
+
+    Raises:
+        CallError: an unknown tuning, a rank for one that has none, or a rank below 1 or above four times the width.
     """
     way, module = known_tuning(tuning), model.module
     if rank is not None and way.rank is None:
         raise CallError(f"{tuning} has no rank: adapters and lora do")
-    chosen = at_least(1, rank, "rank") if rank is not None else way.rank
+    chosen = _checked(rank, module) if rank is not None else way.rank
     adapters: Mapping[str, Any] | None = None
     finish: Callable[[], None] = lambda: None  # noqa: E731
     for parameter in module.parameters():
@@ -106,6 +110,14 @@ def prepare(model: VisionModel, tuning: str, *, rank: int | None = None) -> Prep
     learning = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
     num_head = sum(parameter.numel() for parameter in head)
     return Prepared(adapters, learning - num_head, num_head, finish)
+
+
+def _checked(rank: int, module: nn.Module) -> int:
+    """Refuse what fills the memory sooner than it helps: an MLP has four times the width, no bottleneck needs more."""
+    most = 4 * max(block.width for block in blocks(module))
+    if at_least(1, rank, "rank") > most:
+        raise CallError(f"rank is {rank}: choose at most {most}, four times the width of this model")
+    return rank
 
 
 def _is_bias(name: str) -> bool:
