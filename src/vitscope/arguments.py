@@ -39,7 +39,7 @@ def number(value: Any, what: str) -> float:
     """The value as a finite float."""
     try:
         found = float("nan") if isinstance(value, str | bool) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         found = float("nan")
     if not math.isfinite(found):
         raise CallError(f"{what} is {value!r}, a number is expected")

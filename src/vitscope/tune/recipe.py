@@ -18,6 +18,9 @@ Precision = Literal["float32", "bfloat16", "float16"]
 # The classifier and what is put in are new and learn fast; weights that know something learn slowly.
 FAST, SLOW = 1e-3, 1e-4
 
+# The largest that float32, in which the weights are, can hold.
+LARGEST = 3.4e38
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -70,8 +73,11 @@ class Recipe:
         for name in ("warmup", "decay", "label_smoothing", "validation"):
             ratio(getattr(self, name), name)
         for name in ("weight_decay", "clip", "muon_learning_rate", "learning_rate"):
-            if getattr(self, name) is not None and number(getattr(self, name), name) < 0:
-                raise CallError(f"{name} is {getattr(self, name)}: below zero there is nothing to learn")
+            if getattr(self, name) is not None and not 0 <= number(getattr(self, name), name) <= LARGEST:
+                raise CallError(f"{name} is {getattr(self, name)}: choose 0 to {LARGEST:g}")
+        pair = isinstance(self.betas, tuple) and len(self.betas) == 2
+        if not pair or not all(0 <= number(beta, "a beta of betas") < 1 for beta in self.betas):
+            raise CallError(f"betas is {self.betas!r}, two numbers from 0 to below 1 are expected")
         for name, known in (("schedule", Schedule), ("optimizer", Optimizer), ("precision", Precision)):
             if getattr(self, name) not in get_args(known):
                 raise CallError(f"unknown {name} {getattr(self, name)!r}: choose {', '.join(get_args(known))}")
