@@ -176,6 +176,18 @@ def test_what_is_skipped_and_dropped_is_not_trained_on(tmp_path: Path) -> None:
     assert found.cells[0].about["pictures"] == {"train": 6, "test": 4}
 
 
+def test_two_folders_of_one_name_are_refused_before_anything_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    untrained(monkeypatch)
+    folders = [tmp_path / run / "tuned" for run in ("a", "b")]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    with pytest.raises(CallError, match=r"two models have the same name, tuned: .* rename a model's folder"):
+        compared(tmp_path / "new", [vit(str(folder)) for folder in folders])
+    assert not (tmp_path / "new").exists()
+
+
 def test_hub_models_whose_names_end_alike_have_folders_of_their_own() -> None:
     assert comparing.plain_name("google/vit") != comparing.plain_name("facebook/vit")
 

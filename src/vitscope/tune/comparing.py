@@ -235,10 +235,10 @@ def compare(
         inspection = data if isinstance(data, Inspection) else inspect(load_data(data))
         data = usable(inspection, unreadable=unreadable, drop_duplicates=drop_duplicates)
     loaded = [model if isinstance(model, VisionModel) else load(model) for model in models]
-    names = [model.name for model in loaded]
+    names = [plain_name(model.name) for model in loaded]  # of the folders of their cells
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise CallError(f"two models have the same name, {twice}: compare different ones")
+        raise CallError(f"two models have the same name, {twice}: compare different ones, or rename a model's folder")
     if READS_WINDOWS in tunings:
         for model in loaded:
             block_projections(model)  # refuses a model without windows before anything is trained
