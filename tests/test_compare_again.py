@@ -188,6 +188,12 @@ def test_two_folders_of_one_name_are_refused_before_anything_is_trained(
     assert not (tmp_path / "new").exists()
 
 
+def test_two_tuned_runs_of_one_name_are_named_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    untrained(monkeypatch)
+    with pytest.raises(CallError, match=r"two models have the same name, vit \(head\): compare different ones$"):
+        compared(tmp_path / "new", [vit("vit (head)"), vit("vit (head)")])
+
+
 def test_hub_models_whose_names_end_alike_have_folders_of_their_own() -> None:
     assert comparing.plain_name("google/vit") != comparing.plain_name("facebook/vit")
 

@@ -235,10 +235,7 @@ def compare(
         inspection = data if isinstance(data, Inspection) else inspect(load_data(data))
         data = usable(inspection, unreadable=unreadable, drop_duplicates=drop_duplicates)
     loaded = [model if isinstance(model, VisionModel) else load(model) for model in models]
-    names = [plain_name(model.name) for model in loaded]  # of the folders of their cells
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise CallError(f"two models have the same name, {twice}: compare different ones, or rename a model's folder")
+    _refuse_one_name_twice([model.name for model in loaded])
     if READS_WINDOWS in tunings:
         for model in loaded:
             block_projections(model)  # refuses a model without windows before anything is trained
@@ -310,6 +307,20 @@ def _order(
 ) -> Iterator[tuple[VisionModel, str, int]]:
     each = dict.fromkeys(tunings), dict.fromkeys(seeds)
     return ((model, tuning, seed) for model in models for tuning in each[0] for seed in each[1])
+
+
+def _refuse_one_name_twice(names: Sequence[str]) -> None:
+    """Two models of one name would share the folders of their cells."""
+    plain = [plain_name(name) for name in names]
+    twice = next((name for name in names if plain.count(plain_name(name)) > 1), None)
+    if twice is None:
+        return
+    if Path(twice).is_dir():
+        raise CallError(
+            f"two models have the same name, {Path(twice).name}: compare different ones, or rename a model's folder"
+        )
+    # A tuned run is called after its model and tuning: another folder's name would not help.
+    raise CallError(f"two models have the same name, {twice}: compare different ones")
 
 
 def _examples(data: Data) -> list[Any]:
