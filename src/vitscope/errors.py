@@ -5,6 +5,7 @@
     VitscopeError
     ├── CallError               the call was wrong, nothing was tried      (command line: exit code 2)
     │   ├── UnknownModelError     no such model, or a module without what was asked of it
+    │   ├── UnsupportedModelError a vision model whose attention or input vitscope cannot show truthfully
     │   ├── NoAttentionError      the model ran and attended nowhere
     │   ├── PictureNotFoundError  a path that leads to no file
     │   └── OutputExistsError     a result would replace a file nobody offered
@@ -38,6 +39,10 @@ class CallError(VitscopeError, ValueError):
 
 class UnknownModelError(CallError):
     """The name or module is not a vision model that can be read."""
+
+
+class UnsupportedModelError(CallError):
+    """The model works, but vitscope cannot show truthfully what it does."""
 
 
 class NoAttentionError(CallError):

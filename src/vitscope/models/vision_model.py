@@ -67,6 +67,8 @@ class VisionModel:
     None for a module that takes tensors only, ``labels`` is None without a classifier.
     ``forward`` runs the module on its input and returns logits, or None where there is no classifier; then ``embed``
     returns the features that a classifier would read, (batch, channel), and is None where nobody knows them.
+    ``backbone`` is the path of the vision transformer inside ``module``, empty if ``module`` is the transformer itself:
+    ``layout`` describes that part alone.
     """
 
     name: str
@@ -78,6 +80,7 @@ class VisionModel:
     labels: tuple[str, ...] | None = None
     versions: Mapping[str, str] | None = None
     embed: Callable[[Tensor], Tensor] | None = None
+    backbone: str = ""
 
     def __repr__(self) -> str:
         size = "" if self.preprocessing is None else " {}×{} px".format(*self.preprocessing.size)
