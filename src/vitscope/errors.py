@@ -73,6 +73,12 @@ class SaveError(WorkError, OSError):
     """A result could not be written. What stood at its path before is untouched."""
 
 
+def first_line(error: BaseException) -> str:
+    """The kind of an error and the first line of what it says, to be quoted in a message."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0].strip()}" if lines else type(error).__name__
+
+
 def warn(message: str) -> None:
     """A :class:`VitscopeWarning` that points at the line which called vitscope."""
     frame, level = inspect.currentframe(), 0

@@ -66,6 +66,7 @@ def kernel_shap(
         asked = inquiry.ask(inquiry.masks(np.concatenate([ends, rows])), columns)
         answered = asked.asked[2:]
         warn_if_interrupted(asked.interrupted, int(asked.asked.sum()), len(rows) + 2)
+        inquiry.warn_if_constant(asked, columns[0])
         if not asked.asked[:2].all():
             raise KeyboardInterrupt
         values, scores = shapley(rows[answered], kernel[answered], asked.outputs[2:][answered], asked.outputs[:2])

@@ -58,6 +58,7 @@ def occlusion(
         covers = _windows(cells, window, stride)
         asked = inquiry.ask(inquiry.masks(~covers), [column])
         warn_if_interrupted(asked.interrupted, int(asked.asked.sum()), len(covers))
+        inquiry.warn_if_constant(asked, column)
         falls = np.where(asked.asked, inquiry.original[column] - asked.outputs[:, 0], 0.0)
         covered = covers[asked.asked].sum(0)
         values = torch.from_numpy(falls @ covers / np.maximum(covered, 1)).float()

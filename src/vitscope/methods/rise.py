@@ -73,7 +73,9 @@ def rise(
         warn_if_interrupted(asked.interrupted, answered, count)
         size = _within(inquiry.subject.size)
         summed = np.zeros(size)
-        for at in np.flatnonzero(asked.asked).tolist():
+        # The mean of random masks has a pattern of its own, which would be all that a constant answer shows.
+        constant = inquiry.warn_if_constant(asked, column)
+        for at in [] if constant else np.flatnonzero(asked.asked).tolist():
             summed += asked.outputs[at, 0] * make(at, size)
         parameters = {"num_samples": count, "cells": cells, "shown": shown, "seed": options.seed}
         return Attribution(

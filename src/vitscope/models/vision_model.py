@@ -1,5 +1,6 @@
 """VisionModel: a network of any library, with the few facts the rest of the package needs to know."""
 
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -12,9 +13,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vitscope.arguments import whole_number
-from vitscope.errors import CallError, WorkError
+from vitscope.errors import CallError, VitscopeError, WorkError, first_line, warn
 from vitscope.grid import Grid
 from vitscope.models.hierarchy import Hierarchy
+from vitscope.models.outputs import Observed, Output, probabilities
 from vitscope.picture import Picture, Preprocessing, picture_of_unit, read_photo
 from vitscope.shapes import Pixels
 
@@ -52,11 +54,23 @@ class Layout:
 
 @dataclass(frozen=True)
 class Prediction:
-    """One class of a picture: its name, its index in the logits, its softmax probability."""
+    """One class of an image.
+
+    Attributes:
+        label: the name of the class.
+        index: its place in the model's output.
+        probability: in [0, 1], as the model's head means it (softmax or sigmoid); None if it predicts values.
+        value: what the model predicts if that is not a probability (regression), else None.
+    """
 
     label: str
     index: int
-    probability: float
+    probability: float | None
+    value: float | None = None
+
+    def __repr__(self) -> str:
+        number = f"probability={self.probability}" if self.value is None else f"value={self.value}"
+        return f"Prediction(label={self.label!r}, index={self.index}, {number})"
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +83,9 @@ class VisionModel:
     returns the features that a classifier would read, (batch, channel), and is None where nobody knows them.
     ``backbone`` is the path of the vision transformer inside ``module``, empty if ``module`` is the transformer itself:
     ``layout`` describes that part alone.
+    ``output`` says what logits mean, see :data:`~vitscope.models.outputs.Output`; None if the output decides.
+    ``verified`` is False if the layout was taken from a class that the module contains or derives from: the first
+    capture then checks it by experiment. ``no_preprocessing`` says why ``preprocessing`` is None.
     """
 
     name: str
@@ -81,6 +98,9 @@ class VisionModel:
     versions: Mapping[str, str] | None = None
     embed: Callable[[Tensor], Tensor] | None = None
     backbone: str = ""
+    output: Output | None = None
+    verified: bool = True
+    no_preprocessing: str = ""
 
     def __repr__(self) -> str:
         size = "" if self.preprocessing is None else " {}×{} px".format(*self.preprocessing.size)
@@ -105,7 +125,7 @@ class VisionModel:
                 (batch, 3, height, width) taken as already preprocessed.
         """
         if isinstance(images, Tensor):
-            pixels, pictures = images, self._pictures_of(_checked_tensor(images))
+            pixels, pictures = images, self._pictures_of(self._checked(images))
         else:
             pixels, pictures = self._preprocessed(images)
         if self.layout is not None:
@@ -136,22 +156,56 @@ class VisionModel:
     def running(self) -> Iterator[None]:
         """Evaluation mode; flags and whatever the library sets while it runs are as before afterwards."""
         hierarchy = None if self.layout is None else self.layout.hierarchy
-        with evaluating(self.module), nullcontext() if hierarchy is None else hierarchy.kept():
+        with evaluating(self.module), uncompiled(), nullcontext() if hierarchy is None else hierarchy.kept():
             yield
 
     def answer(self, pixels: Pixels) -> Tensor | None:
-        """Logits (batch, class), or None without a classifier; an input that the library refuses is a CallError."""
-        try:
+        """Logits (batch, class), or None without a classifier.
+
+        Raises:
+            UnclearOutputError: which part of the output holds the classes is not certain.
+            CallError: the module does not take this input; its own error is quoted.
+        """
+        with self._quoted(pixels):
             return self.forward(pixels)
-        except AssertionError as error:
+
+    @contextmanager
+    def _quoted(self, pixels: Tensor) -> Iterator[None]:
+        """Errors of the module, as one line that says what it was given."""
+        try:
+            yield
+        except (VitscopeError, torch.OutOfMemoryError, MemoryError):
+            raise
+        except Exception as error:
+            if "can't allocate memory" in str(error):
+                raise
             height, width = pixels.shape[-2:]
-            raise CallError(f"{self.name} takes no input of {height}×{width} pixels: {error}") from None
+            if isinstance(error, AssertionError) and str(error):
+                raise CallError(f"{self.name} takes no input of {height}×{width} pixels: {error}") from None
+            shape = "×".join(map(str, pixels.shape))
+            raise CallError(
+                f"{self.name} failed on an input of {shape} (batch×channel×height×width): {first_line(error)}"
+            ) from error
 
     def features(self, pixels: Pixels) -> Float[Tensor, "batch channel"]:
         """What a classifier would read, of a model that has none."""
         if self.embed is None:
-            raise CallError(f"{self.name} gives neither classes nor features that vitscope knows: nothing can be asked")
-        return self.embed(pixels)
+            raise CallError(
+                f"{self.name} gives neither classes nor features that vitscope knows: pass logits= or embed= to "
+                "vitscope.load, a function of the module's output"
+            )
+        with self._quoted(pixels):
+            return self.embed(pixels)
+
+    @property
+    def meaning(self) -> Output:
+        """What the numbers of :meth:`answer` are; ``"logits"`` as long as nothing says otherwise."""
+        observed = self.forward.meaning if isinstance(self.forward, Observed) else None
+        return self.output or observed or "logits"
+
+    def probabilities(self, logits: Tensor) -> Float[Tensor, "batch label"] | None:
+        """Logits (batch, class) as probabilities, float32; None if the model predicts values. The one place."""
+        return probabilities(logits, self.meaning)
 
     def predictions(self, logits: Tensor | None, top_k: int = 5) -> list[list[Prediction]]:
         """Logits (batch, class) as ranked classes."""
@@ -159,11 +213,27 @@ class VisionModel:
             raise CallError(f"{self.name} has no classifier: it gives features, not classes")
         if not bool(torch.isfinite(logits).all()):
             raise WorkError(f"{self.name} answered with NaN or infinity: check its weights and its dtype")
-        probabilities, indices = logits.float().softmax(-1).topk(min(top_k, logits.shape[-1]))
+        chances = self.probabilities(logits)
+        numbers, indices = (logits.float() if chances is None else chances).topk(min(top_k, logits.shape[-1]))
+        names = self.names(logits.shape[-1])
         return [
-            [Prediction(self.label(i), i, p) for i, p in zip(row_i, row_p, strict=True)]
-            for row_i, row_p in zip(indices.tolist(), probabilities.tolist(), strict=True)
+            [
+                Prediction(names[i], i, None, number) if chances is None else Prediction(names[i], i, number)
+                for i, number in zip(row_i, row_n, strict=True)
+            ]
+            for row_i, row_n in zip(indices.tolist(), numbers.tolist(), strict=True)
         ]
+
+    def names(self, count: int) -> tuple[str, ...]:
+        """The labels of ``count`` classes; numbered classes if the model's labels are of another head."""
+        if self.labels is not None and len(self.labels) == count:
+            return self.labels
+        if self.labels is not None:
+            warn(
+                f"{self.name} has {count} outputs and {len(self.labels)} labels, so its classes are numbered: pass "
+                "labels= to vitscope.load"
+            )
+        return tuple("value" if count == 1 and self.meaning == "value" else f"class {i}" for i in range(count))
 
     def label(self, index: int) -> str:
         """The name of a class."""
@@ -172,9 +242,11 @@ class VisionModel:
 
     def _preprocessed(self, images: Any) -> tuple[Tensor, list[Picture]]:
         if self.preprocessing is None:
+            why = f" ({self.no_preprocessing})" if self.no_preprocessing else ""
             raise CallError(
-                f"{self.name} came without preprocessing: pass a tensor (batch, 3, height, width), "
-                "or image_size to vitscope.load"
+                f"{self.name} came without preprocessing{why}: pass a tensor (batch, {self.channels or 3}, height, "
+                "width) that is preprocessed already, or image_size to vitscope.load together with mean and std, or "
+                "processor"
             )
         single = not isinstance(images, Sequence) or isinstance(images, str | bytes)
         sources = [images] if single else images
@@ -182,6 +254,26 @@ class VisionModel:
             raise CallError("no picture was given")
         made = [self.preprocessing(*read_photo(source)) for source in sources]
         return torch.stack([pixels for pixels, _ in made]), [picture for _, picture in made]
+
+    @property
+    def channels(self) -> int | None:
+        """The number of channels of the input; None if nothing tells it."""
+        if self.preprocessing is not None:
+            return len(self.preprocessing.mean)
+        return input_channels(self.module.get_submodule(self.backbone) if self.backbone else self.module)
+
+    def _checked(self, images: Tensor) -> Tensor:
+        channels = self.channels
+        if images.ndim != 4 or 0 in images.shape or channels not in (None, images.shape[1]):
+            raise CallError(
+                f"a tensor of shape {tuple(images.shape)} is no batch of pictures: (batch, {channels or 3}, height, "
+                "width) is expected"
+            )
+        if not images.is_floating_point():
+            raise CallError(f"a tensor of {images.dtype} is not preprocessed: pass floating point, or arrays of uint8")
+        if not bool(torch.isfinite(images).all()):
+            raise CallError("the tensor holds NaN or infinity")
+        return images
 
     def _pictures_of(self, pixels: Tensor) -> list[Picture]:
         if self.preprocessing is not None:
@@ -191,21 +283,27 @@ class VisionModel:
         return [picture_of_unit(one.detach().float().cpu()) for one in shown]
 
 
-def _checked_tensor(images: Tensor) -> Tensor:
-    if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape:
-        raise CallError(
-            f"a tensor of shape {tuple(images.shape)} is no batch of pictures: (batch, 3, height, width) is expected"
-        )
-    if not images.is_floating_point():
-        raise CallError(f"a tensor of {images.dtype} is not preprocessed: pass floating point, or arrays of uint8")
-    if not bool(torch.isfinite(images).all()):
-        raise CallError("the tensor holds NaN or infinity")
-    return images
+def input_channels(module: nn.Module) -> int | None:
+    """The channels that the first convolution of a module takes; None if it has none."""
+    for child in module.modules():
+        if isinstance(child, nn.Conv2d):
+            return child.in_channels
+    return None
 
 
 # How many runs hold a module in evaluation mode, and the flag it had before the first of them.
 _held: WeakKeyDictionary[nn.Module, tuple[int, bool]] = WeakKeyDictionary()
 _held_lock = threading.Lock()
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """Compiled modules, blocks and forward methods run as they were written, so that attention can be seen."""
+    if "torch._dynamo" not in sys.modules:  # nothing was compiled, and importing it takes seconds
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
 
 
 @contextmanager

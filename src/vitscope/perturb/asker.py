@@ -21,6 +21,9 @@ Output = Literal["probability", "logit"]
 Progress = Callable[[int, int], None]  # questions answered, questions in all
 
 SIMILARITY = "similarity"
+VALUE = "value"
+# Answers that differ by no more than this share of their size are one answer, rounded in batches of other sizes.
+ROUNDING_SHARE = 2e-6
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,8 +73,10 @@ class Asker:
 
     @property
     def output(self) -> str:
-        """What the answers are: probability, logit or similarity."""
-        return SIMILARITY if self.features is not None else self._output
+        """What the answers are: probability, logit, value (of a regression) or similarity."""
+        if self.features is not None:
+            return SIMILARITY
+        return VALUE if self.model.meaning == VALUE else self._output
 
     def target(self, wanted: int | str | None) -> int:
         """The column of :attr:`original` that is explained: a class, the likeliest by default, or the similarity."""
@@ -85,11 +90,11 @@ class Asker:
             )
         if wanted is None:
             return int(self.original.argmax())
-        return class_index(wanted, self.model.labels, len(self.original))
+        return class_index(wanted, self._names, len(self.original))
 
     def label(self, column: int) -> str:
         """The name of what a column explains."""
-        return SIMILARITY if self.features is not None else self.model.label(column)
+        return SIMILARITY if self.features is not None else self._names[column]
 
     def likeliest(self, count: int) -> list[int]:
         """The columns with the highest answers to the whole picture, highest first."""
@@ -146,6 +151,7 @@ class Asker:
                     raise
                 interrupted = True
                 threads.shutdown(wait=False, cancel_futures=True)
+        self._without_noise(outputs, columns)
         return Answers(outputs, asked, interrupted)
 
     def _in_order(self, count: int) -> Iterable[list[int]]:
@@ -163,7 +169,32 @@ class Asker:
             logits = self.model.answer(self.subject.pixels)
             if logits is None:
                 logits = self.features = self.model.features(self.subject.pixels)
-        return self._outputs(logits)[0]
+        original = self._outputs(logits)[0]
+        self._names = (SIMILARITY,) if self.features is not None else self.model.names(len(original))
+        return original
+
+    def _without_noise(self, outputs: Float[np.ndarray, "question label"], columns: Sequence[int]) -> None:
+        """Put the answer to the whole picture in place of answers that differ from it by rounding alone.
+
+        A saturated sigmoid or softmax answers the same whatever is hidden; its last bits are no explanation.
+        """
+        for place, column in enumerate(columns):
+            answers = outputs[np.isfinite(outputs[:, place]), place]
+            original = self.original[column]
+            if len(answers) and np.abs(answers - original).max() <= ROUNDING_SHARE * abs(original):
+                outputs[np.isfinite(outputs[:, place]), place] = original
+
+    def warn_if_constant(self, answers: Answers, column: int) -> bool:
+        """Say that the answers for a class never changed, so that there is nothing to explain; True if so."""
+        outputs = answers.outputs[answers.asked, 0]
+        constant = len(outputs) > 1 and bool((outputs == self.original[column]).all())
+        if constant:
+            advice = ": explain output='logit'" if self.output == "probability" else ""
+            warn(
+                f"the {self.output} of {self.label(column)!r} stays {self.original[column]:.6g} with all of "
+                f"{len(outputs)} masks, so the map is empty{advice}"
+            )
+        return constant
 
     def _known(self, logits: Tensor | None) -> Tensor:
         if logits is None:
@@ -175,7 +206,11 @@ class Asker:
         if self.features is not None:
             outputs = torch.cosine_similarity(logits, self.features.float(), dim=-1)[:, None]
         else:
-            outputs = logits.softmax(-1) if self._output == "probability" else logits
+            chances = self.model.probabilities(logits) if self.output == "probability" else logits
+            assert chances is not None, "a regression is asked for its value"
+            if self.output == "logit" and self.model.meaning == "probabilities":
+                raise CallError(f"{self.model.name} gives probabilities, not logits: pass output='probability'")
+            outputs = chances
         return outputs.cpu().numpy().astype(np.float64)
 
     def _smaller(self, waiting: list[list[int]], error: BaseException) -> "deque[list[int]]":
