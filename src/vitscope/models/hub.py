@@ -1,6 +1,7 @@
 """Is the place that weights come from in reach? Asked once and briefly: the clients retry for half a minute."""
 
 import os
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -29,11 +30,27 @@ def answers(url: str) -> bool:
         return False
 
 
+_lock = threading.Lock()
+_offline_runs = 0
+_offline_before = False
+
+
 @contextmanager
 def offline() -> Iterator[None]:
-    """The hub's client answers from its cache alone, for libraries that offer no argument for it."""
-    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    """Let the hub's client answer from its cache alone, for libraries that offer no argument for it.
+
+    Blocks may overlap in threads: the flag is as before when the last of them ends.
+    """
+    global _offline_runs, _offline_before
+    with _lock:
+        if not _offline_runs:
+            _offline_before = constants.HF_HUB_OFFLINE
+        _offline_runs += 1
+        constants.HF_HUB_OFFLINE = True
     try:
         yield
     finally:
-        constants.HF_HUB_OFFLINE = before
+        with _lock:
+            _offline_runs -= 1
+            if not _offline_runs:
+                constants.HF_HUB_OFFLINE = _offline_before
