@@ -4,10 +4,13 @@ import os
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
 
-from huggingface_hub import constants
+from huggingface_hub import constants, hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
 
 TIMEOUT_SECONDS = 5
 
@@ -33,6 +36,27 @@ def answers(url: str) -> bool:
 _lock = threading.Lock()
 _offline_runs = 0
 _offline_before = False
+
+
+def repository_folder(name: str, config: str, weights: Sequence[str]) -> Path | None:
+    """Return a folder with a repository's configuration and its first file of weights, or None if it is out of reach.
+
+    Args:
+        name: ``org/name``, or ``org/name@revision``.
+        config: the file that must be there.
+        weights: names of files of weights, the best first.
+    """
+    repository, _, revision = name.partition("@")
+    fetch = partial(hf_hub_download, repository, revision=revision or None, local_files_only=not hub_in_reach())
+    try:
+        folder = Path(fetch(config)).parent
+        for file in weights:
+            with suppress(EntryNotFoundError):  # also what is not in the cache while offline
+                fetch(file)
+                return folder
+    except (OSError, ValueError, RuntimeError):  # HTTP errors are OSErrors, a malformed name is a ValueError
+        return None
+    return folder
 
 
 @contextmanager

@@ -17,15 +17,16 @@ from vitscope.models.foreign_errors import foreign_errors
 from vitscope.models.hub import hub_in_reach
 from vitscope.models.libraries import library_module
 from vitscope.models.transformers_checkpoint import Checkpoint, fill
+from vitscope.models.transformers_classes import HEADS, quiet
 from vitscope.models.transformers_classes import architecture as architecture
 from vitscope.models.transformers_classes import build as build
 from vitscope.models.transformers_classes import heads as heads
-from vitscope.models.transformers_classes import quiet
 from vitscope.models.transformers_classes import read as read
 from vitscope.models.transformers_classes import with_classes as with_classes
 from vitscope.models.transformers_classes import write as write
-from vitscope.models.transformers_config import check_processor_file, class_for, head_rows, read_config
+from vitscope.models.transformers_config import check_processor_file, class_for, read_config
 from vitscope.models.vision_model import Layout, VisionModel
+from vitscope.models.weights import head_rows
 from vitscope.models.weights_file import read_weights
 from vitscope.picture import Preprocessing
 
@@ -137,10 +138,10 @@ def load(
         if config.model_type == "timm_wrapper":
             return _by_timm(name_or_path, called, pretrained, image_size, dtype, weights)
         state = None if weights is None else read_weights(weights)
-        rows = classes or (None if state is None else head_rows(state))
+        rows = classes or (None if state is None else head_rows(state, HEADS))
         if rows is not None and rows != config.num_labels:
             config.num_labels = rows
-        module_class = class_for(config, output)
+        module_class = class_for(config, output, classes=classes is not None)
         if pretrained or state is not None:
             called_weights = called if weights is None else str(weights)
             checkpoint = Checkpoint(called_weights, source, local_only, state)

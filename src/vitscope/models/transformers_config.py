@@ -5,12 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from torch import Tensor
 
 from vitscope.errors import ModelUnavailableError, UnknownModelError
 from vitscope.models.foreign_errors import first_line
 from vitscope.models.json_file import read_object
-from vitscope.models.transformers_classes import HEADS
 
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
@@ -52,17 +50,21 @@ def read_config(name: str, local_only: bool) -> Any:
     return config
 
 
-def class_for(config: Any, output: str | None = None) -> Any:
+def class_for(config: Any, output: str | None = None, *, classes: bool = False) -> Any:
     """Return the class with the classifier that the weights were saved from, else the vision tower or bare model.
 
     Args:
         output: ``"features"`` asks for a class without a classifier.
+        classes: a class with a classifier is needed, whatever was saved.
     """
     with_head = transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
     if output is None:
         for name in config.architectures or ():
             if isinstance(name, str) and "ForImageClassification" in name and hasattr(transformers, name):
                 return getattr(transformers, name)
+    if classes and type(config) in with_head:
+        found = with_head[type(config)]
+        return found[0] if isinstance(found, tuple) else found
     if config.model_type in _TOWERS:
         return getattr(transformers, _TOWERS[config.model_type])
     if output is None and not config.architectures and type(config) in with_head:
@@ -72,17 +74,6 @@ def class_for(config: Any, output: str | None = None) -> Any:
         return transformers.MODEL_MAPPING[type(config)]
     except KeyError:
         raise UnknownModelError(f"transformers has no vision model of type {config.model_type!r}") from None
-
-
-def head_rows(state: Mapping[str, Tensor]) -> int | None:
-    """Return the number of classes of the classifier in these weights, None if they hold none."""
-    heads = tuple(f"{head}.weight" for head in HEADS)
-    rows = {
-        tensor.shape[0]
-        for name, tensor in state.items()
-        if tensor.ndim == 2 and (name in heads or name.endswith(tuple(f".{head}" for head in heads)))
-    }
-    return rows.pop() if len(rows) == 1 else None
 
 
 def check_processor_file(name: str, source: str) -> None:

@@ -103,21 +103,16 @@ def fit_weights(module: nn.Module, state: Mapping[str, Tensor], name: str) -> di
     raise ModelUnavailableError(f"{name} does not fit {type(module).__name__}: {mismatch}")
 
 
-def class_count(module: nn.Module, state: Mapping[str, Tensor], heads: Sequence[str]) -> int | None:
-    """Return the number of classes in ``state`` if nothing but that keeps it from fitting, else None.
+def head_rows(state: Mapping[str, Tensor], heads: Sequence[str]) -> int | None:
+    """Return the number of classes of the classifiers in these weights, None if there are none or they differ.
 
     Args:
-        heads: paths of the module's classifiers.
+        heads: paths of the classifiers in the module; in the file they may stand behind a prefix.
     """
-    places = {f"{head}.{kind}" for head in heads for kind in ("weight", "bias")}
-    for renamed in (state, *(renamed for _, renamed in _renamed(module, state))):
-        mismatch = compare(module, renamed)
-        counts = {file[0] for _, file, own in mismatch.shapes if len(file) == len(own) and file[1:] == own[1:]}
-        only = not (mismatch.missing or mismatch.unexpected or mismatch.dtypes)
-        if only and len(counts) == 1 and all(name in places for name, _, _ in mismatch.shapes):
-            alike = all(len(file) == len(own) and file[1:] == own[1:] for _, file, own in mismatch.shapes)
-            return counts.pop() if alike else None
-    return None
+    names = tuple(f"{head}.weight" for head in heads)
+    ends = tuple(f".{name}" for name in names)
+    rows = {tensor.shape[0] for n, tensor in state.items() if tensor.ndim == 2 and (n in names or n.endswith(ends))}
+    return rows.pop() if len(rows) == 1 else None
 
 
 def warn_about_prefix(name: str, prefix: str, *, added: bool) -> None:
