@@ -20,6 +20,9 @@ from vitscope.models.weights_file import read_weights
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 
+NAME = "default"  # of the adapter inside the model
+_WRAPPER_PREFIX = "base_model."  # of the names in the file: the outer wrapper's
+
 # Kinds that change a vision model by weights of their own alone.
 KINDS = (
     *("LORA", "LOHA", "LOKR", "ADALORA", "IA3", "OFT", "BOFT", "HRA", "VERA", "LN_TUNING", "FOURIERFT"),
@@ -73,11 +76,15 @@ def load_adapter(base: nn.Module, folder: str | Path) -> nn.Module:
     with foreign_errors(what), _random_state_restored(base):
         config = peft.PeftConfig.from_peft_type(**_known(peft, settings))
         config.inference_mode = True
-        model = peft.get_peft_model(_copied(base), config)
-        peft.set_peft_model_state_dict(model, {name: tensor.clone() for name, tensor in weights.items()})
-        filled = peft.get_peft_model_state_dict(model)
-    _check(path, type(base).__name__, weights, filled)
-    return _unwrapped(model.get_base_model(), peft.utils.ModulesToSaveWrapper).eval()
+        # The tuner by itself: peft's outer wrapper is for training and asks for things that only some libraries have.
+        tuner = peft.mapping.PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type](_copied(base), {NAME: config}, NAME)
+        if hasattr(tuner, "_cast_adapter_dtype"):
+            tuner._cast_adapter_dtype(adapter_name=NAME, autocast_adapter_dtype=True)
+        inner = {name.removeprefix(_WRAPPER_PREFIX): tensor.clone() for name, tensor in weights.items()}
+        peft.set_peft_model_state_dict(tuner, dict(inner), adapter_name=NAME)
+        filled = peft.get_peft_model_state_dict(tuner, adapter_name=NAME, save_embedding_layers=False)
+    _check(path, type(base).__name__, inner, filled)
+    return _unwrapped(tuner.model, peft.utils.ModulesToSaveWrapper).eval()
 
 
 def _settings(folder: Path) -> dict[str, Any]:

@@ -69,6 +69,8 @@ def regular_file(path: str | Path) -> Path:
         ModelUnavailableError: there is none at this path.
     """
     file = Path(path)
+    if not str(path).isprintable():
+        raise ModelUnavailableError(f"{str(path)[:80]!r} cannot be opened: pass a name without control characters")
     try:
         if file.is_dir():
             raise ModelUnavailableError(f"{file} is a folder: pass a file of weights ({', '.join(SUFFIXES)})")
