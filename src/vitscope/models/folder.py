@@ -13,8 +13,10 @@ from safetensors.torch import load_file, save_file
 
 from vitscope.errors import CallError, ModelUnavailableError, WorkError
 from vitscope.models.adapters import add_adapters
-from vitscope.models.classes import architecture, build, described
-from vitscope.models.libraries import LIBRARIES, library_module
+from vitscope.models.classes import architecture, build, described, heads
+from vitscope.models.foreign_errors import first_line
+from vitscope.models.libraries import library_module
+from vitscope.models.manifest import FORMAT, checked_manifest
 from vitscope.models.vision_model import VisionModel
 from vitscope.picture import Preprocessing
 from vitscope.saving import replacing_folder
@@ -48,7 +50,7 @@ def save_folder(
     built = architecture(model)
     native = plain and model.library == "transformers" and "class" in built
     manifest = {
-        "format": 1,
+        "format": FORMAT,
         "name": model.name,
         "library": model.library,
         "architecture": built,
@@ -77,10 +79,8 @@ def load_folder(folder: Path, *, image_size: tuple[int, int] | None, dtype: torc
         ModelUnavailableError: files are missing or damaged, or do not belong together.
     """
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = checked_manifest(folder / MANIFEST)
         built = manifest["architecture"]
-        if manifest["library"] not in LIBRARIES:
-            raise ValueError(f"its library is {manifest['library']!r}")
         if manifest["native"]:
             module = library_module(manifest["library"]).read(folder, built)
         else:
@@ -88,19 +88,27 @@ def load_folder(folder: Path, *, image_size: tuple[int, int] | None, dtype: torc
             if manifest["adapters"]:
                 add_adapters(module, **manifest["adapters"])
             weights = load_file(folder / (ADAPTED if manifest["adapters"] else PLAIN))
+            if _integers(weights) != _integers(module.state_dict()):
+                raise ValueError("its weights are not floating-point numbers")
             module.load_state_dict(weights)
         settings = manifest["preprocessing"]
         preprocessing = None if settings is None else _preprocessing(settings)
-        labels, name = manifest["labels"], manifest["name"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError, RuntimeError) as error:
+        if preprocessing is not None and image_size is not None:
+            preprocessing = preprocessing.resized(image_size)
+        module = module.eval() if dtype is None else module.eval().to(dtype)
+        model = described(manifest["library"], module, manifest["labels"], preprocessing, manifest["name"])
+        counts = {head.out_features for head in heads(model)}
+        if counts != {len(manifest["labels"])}:
+            raise ValueError(f"its classifier has {counts or 'no'} classes, {len(manifest['labels'])} are named")
+    except Exception as error:  # each library fails in its own ways on a damaged description of a model
         if isinstance(error, WorkError | CallError):
             raise
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelUnavailableError(f"{folder} holds no whole tuned model: {reason}") from None
-    if preprocessing is not None and image_size is not None:
-        preprocessing = preprocessing.resized(image_size)
-    module = module.eval() if dtype is None else module.eval().to(dtype)
-    return described(manifest["library"], module, labels, preprocessing, name)
+        raise ModelUnavailableError(f"{folder} holds no whole tuned model: {first_line(error)}") from None
+    return model
+
+
+def _integers(state: Mapping[str, torch.Tensor]) -> set[str]:
+    return {name for name, tensor in state.items() if not tensor.is_floating_point()}
 
 
 def _state(model: VisionModel) -> dict[str, torch.Tensor]:
@@ -112,8 +120,10 @@ def _state(model: VisionModel) -> dict[str, torch.Tensor]:
 
 
 def _preprocessing(settings: Mapping[str, Any]) -> Preprocessing:
-    known: dict[str, Any] = {name: tuple(one) if isinstance(one, list) else one for name, one in settings.items()}
-    return Preprocessing(**known | {"resample": Image.Resampling(settings["resample"])})
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()
+    }
+    return Preprocessing(**values | {"resample": Image.Resampling(settings["resample"])})
 
 
 def check_folder(model: VisionModel) -> None:

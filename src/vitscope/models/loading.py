@@ -13,6 +13,7 @@ from vitscope.arguments import whole_number
 from vitscope.errors import CallError, ModelUnavailableError, UnknownModelError
 from vitscope.models.folder import load_folder, manifest_folder
 from vitscope.models.libraries import LIBRARIES, library_module
+from vitscope.models.local_source import load_local, model_path
 from vitscope.models.vision_model import Layout, VisionModel
 from vitscope.picture import Preprocessing
 
@@ -91,12 +92,15 @@ def _load_named(name: str, pretrained: bool, size: tuple[int, int] | None, dtype
     if name in BUNDLED:
         path = str(bundled_path(name))
         return library_module("transformers").load(path, pretrained=pretrained, image_size=size, dtype=dtype, name=name)
-    path_like = Path(name)
+    path_like = model_path(name)
     tuned = manifest_folder(path_like)
     if tuned is not None:
         if not pretrained:
             raise CallError(f"{name} is a tuned model: it has weights, pretrained=False is for models without")
         return load_folder(tuned, image_size=size, dtype=dtype)
+    local = load_local(path_like, pretrained=pretrained, image_size=size, dtype=dtype)
+    if local is not None:
+        return local
     close = difflib.get_close_matches(name, BUNDLED, n=1, cutoff=0.85)
     if close and not path_like.exists():
         raise UnknownModelError(f"unknown model {name!r}: did you mean {close[0]!r}?")

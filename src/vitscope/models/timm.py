@@ -1,11 +1,16 @@
 """timm: which tokens its vision transformers have, and which of them their heads read."""
 
+import dataclasses
 import difflib
+import inspect
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -16,9 +21,13 @@ from torch import nn
 
 from vitscope.errors import CallError, ModelUnavailableError, UnknownModelError
 from vitscope.grid import Grid
+from vitscope.models.foreign_errors import foreign_errors
 from vitscope.models.hierarchy import Hierarchy, Merging, Projection, WindowBlock
-from vitscope.models.hub import hub_in_reach, offline
+from vitscope.models.hub import hub_in_reach, offline, repository_folder
+from vitscope.models.timm_folder import WEIGHTS_FILES, WRAPPER_PREFIX, TimmFolder, read_folder
+from vitscope.models.timm_weights import filled
 from vitscope.models.vision_model import Layout, VisionModel
+from vitscope.models.weights_file import read_weights
 from vitscope.picture import Preprocessing
 from vitscope.windows import Windows
 
@@ -26,6 +35,11 @@ from vitscope.windows import Windows
 _PLAIN = ("VisionTransformer", "VisionTransformerDistilled", "Eva", "Beit")
 
 _SWIN = ("SwinTransformer", "SwinTransformerV2")
+
+SOURCES = ("hf-hub", "local-dir")
+
+# Beginnings of the names of options that lead to files, to the hub, or to other code.
+_SOURCE_OPTIONS = ("pretrained", "checkpoint", "file", "url", "hf_hub", "cache_dir", "state_dict", "script", "export")
 
 _RESAMPLE = {
     "bicubic": Image.Resampling.BICUBIC,
@@ -35,8 +49,38 @@ _RESAMPLE = {
 }
 
 
-def load(name: str, *, pretrained: bool, image_size: tuple[int, int] | None, dtype: torch.dtype | None) -> VisionModel:
-    """A model by timm's name; ``image_size`` makes timm resample the position embedding."""
+def load(
+    name: str,
+    *,
+    pretrained: bool,
+    image_size: tuple[int, int] | None,
+    dtype: torch.dtype | None,
+    weights: str | Path | None = None,
+    classes: int | None = None,
+) -> VisionModel:
+    """Load a model by timm's name; ``image_size`` makes timm resample the position embedding.
+
+    Args:
+        name: also ``hf-hub:org/name`` and ``local-dir:/path``.
+        weights: a file with the weights of this architecture, in place of the pretrained ones.
+        classes: the number of classes of a classifier that stays untrained, because the caller replaces it.
+    """
+    source, colon, place = name.partition(":")
+    if colon and source.lower().replace("_", "-") in SOURCES:
+        folder = _folder(source.lower().replace("_", "-"), place, name)
+        return _load_folder(folder, name, pretrained, image_size, dtype, weights, classes)
+    _check_name(name)
+    options: dict[str, Any] = {} if classes is None else {"num_classes": classes}
+    if weights is not None:
+        create = partial(timm.create_model, name, **options)
+        module = filled(create, read_weights(weights), str(weights), image_size, adapt_classes=True)
+    else:
+        module = _created(name, pretrained, options | ({} if image_size is None else {"img_size": image_size}))
+    module = module if dtype is None else module.to(dtype)
+    return wrap(module.eval(), image_size=image_size, name=f"timm:{name}")
+
+
+def _check_name(name: str) -> None:
     if not timm.is_model(name.split(".")[0]):
         close = difflib.get_close_matches(name, timm.list_models(), n=3)
         hint = f": did you mean {', '.join(close)}?" if close else ": timm.list_models() shows the names"
@@ -46,10 +90,12 @@ def load(name: str, *, pretrained: bool, image_size: tuple[int, int] | None, dty
     except RuntimeError:
         tags = ", ".join(timm.list_models(f"{name.split('.')[0]}.*", pretrained=True))
         raise UnknownModelError(f"timm has no weights {name!r}: it has {tags or 'none of this model'}") from None
-    options: dict[str, Any] = {} if image_size is None else {"img_size": image_size}
+
+
+def _created(name: str, pretrained: bool, options: Mapping[str, Any]) -> nn.Module:
     try:
         with nullcontext() if not pretrained or hub_in_reach() else offline():
-            module = timm.create_model(name, pretrained=pretrained, **options)
+            return timm.create_model(name, pretrained=pretrained, **options)
     except TypeError as error:
         raise CallError(f"timm's {name} takes no image_size: {error}") from None
     except Exception as error:
@@ -60,8 +106,71 @@ def load(name: str, *, pretrained: bool, image_size: tuple[int, int] | None, dty
             f"timm:{name} is not on this machine and the model hub did not give it: use the bundled vit-nano, a local "
             f"folder, or pretrained=False ({type(error).__name__})"
         ) from None
-    module = module if dtype is None else module.to(dtype)
-    return wrap(module.eval(), image_size=image_size, name=f"timm:{name}")
+
+
+def _folder(source: str, place: str, name: str) -> TimmFolder:
+    """Return the folder of a local or hub model."""
+    if source == "local-dir":
+        if not Path(place).is_dir():
+            raise UnknownModelError(f"timm:{name}: there is no folder {place!r}")
+        return read_folder(Path(place))
+    path = repository_folder(place, "config.json", WEIGHTS_FILES)
+    if path is None:
+        raise ModelUnavailableError(
+            f"timm:{name} is not on this machine and the model hub did not give it: check the name and the network, or "
+            "use the bundled vit-nano or a local folder"
+        )
+    return read_folder(path)
+
+
+def _load_folder(
+    folder: TimmFolder,
+    name: str,
+    pretrained: bool,
+    image_size: tuple[int, int] | None,
+    dtype: torch.dtype | None,
+    weights: str | Path | None,
+    classes: int | None,
+) -> VisionModel:
+    _check_name(folder.architecture)
+    options = known_options(folder.architecture, folder.options)
+    if classes is not None:
+        options["num_classes"] = classes
+    create = partial(timm.create_model, folder.architecture, pretrained_cfg=dict(folder.facts), **options)
+    with foreign_errors(f"timm:{name} cannot be loaded: building {folder.architecture}"):
+        if pretrained or weights is not None:
+            file = folder.weights_file() if weights is None else weights
+            state = read_weights(file)
+            if folder.wrapped and all(key.startswith(WRAPPER_PREFIX) for key in state):
+                state = {key.removeprefix(WRAPPER_PREFIX): tensor for key, tensor in state.items()}
+            adapt = weights is not None or ("num_classes" not in folder.facts and "num_classes" not in options)
+            module = filled(create, state, str(file), image_size, adapt_classes=adapt, untrained_head=bool(classes))
+        else:
+            module = create(**({} if image_size is None else {"img_size": image_size}))
+        module = module if dtype is None else module.to(dtype)
+        loaded = wrap(module.eval(), image_size=image_size, name=f"timm:{name}")
+    has_labels = folder.labels is not None and len(folder.labels) == getattr(module, "num_classes", 0)
+    return replace(loaded, labels=folder.labels) if has_labels else loaded
+
+
+def known_options(architecture: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that timm's classes take, with lists as tuples.
+
+    Raises:
+        ModelUnavailableError: another option is among them, such as a place to fetch weights from.
+    """
+    known = {"num_classes", "in_chans", "img_size", "global_pool"}
+    home = sys.modules[timm.models.model_entrypoint(architecture).__module__]
+    for cls in vars(home).values():
+        if isinstance(cls, type) and (issubclass(cls, nn.Module) or dataclasses.is_dataclass(cls)):
+            known |= set(inspect.signature(cls).parameters)
+    known = {name for part in ("", "transformer_", "conv_") for name in (f"{part}{option}" for option in known)}
+    unknown = sorted(name for name in options if name not in known or name.startswith(_SOURCE_OPTIONS))
+    if unknown:
+        raise ModelUnavailableError(
+            f"{architecture} cannot be built with the option {unknown[0]!r}: pass arguments of its class only"
+        )
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
 
 
 def wrap(module: nn.Module, *, image_size: tuple[int, int] | None, name: str | None = None) -> VisionModel:
@@ -220,8 +329,13 @@ def architecture(module: Any) -> Mapping[str, Any]:
 
 
 def build(architecture: Mapping[str, Any]) -> nn.Module:
-    """The model without its weights."""
-    options = {
-        key: tuple(value) if isinstance(value, list) else value for key, value in architecture["options"].items()
-    }
-    return timm.create_model(architecture["name"], pretrained=False, **options)
+    """The model without its weights.
+
+    Raises:
+        UnknownModelError: timm has no model of this name.
+        ModelUnavailableError: an option is none of the model's.
+    """
+    name = architecture["name"]
+    if not isinstance(name, str) or not timm.is_model(name):
+        raise UnknownModelError(f"timm has no model {str(name)[:80]!r}")
+    return timm.create_model(name, pretrained=False, **known_options(name, architecture["options"]))

@@ -26,25 +26,40 @@ from vitscope.grid import Grid
 from vitscope.models.hierarchy import Hierarchy, Merging, Projection, WindowBlock, restoring
 from vitscope.models.hub import answers
 from vitscope.models.vision_model import Layout, VisionModel
+from vitscope.models.weights import fit_weights, head_rows
+from vitscope.models.weights_file import read_weights
 from vitscope.picture import Preprocessing
 from vitscope.windows import Windows
 
 _RESAMPLE = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
-def load(name: str, *, pretrained: bool, image_size: tuple[int, int] | None, dtype: torch.dtype | None) -> VisionModel:
-    """A classification model by torchvision's name."""
+def load(
+    name: str,
+    *,
+    pretrained: bool,
+    image_size: tuple[int, int] | None,
+    dtype: torch.dtype | None,
+    weights: str | Path | None = None,
+    classes: int | None = None,
+) -> VisionModel:
+    """Load a classification model by torchvision's name.
+
+    Args:
+        weights: a file with the weights of this architecture, in place of the pretrained ones.
+        classes: the number of classes of a classifier that stays untrained, because the caller replaces it.
+    """
     names = torchvision.models.list_models(module=torchvision.models)
     if name not in names:
         close = difflib.get_close_matches(name, names, n=3)
         hint = f": did you mean {', '.join(close)}?" if close else ": torchvision.models.list_models() shows the names"
         raise UnknownModelError(f"torchvision has no model {name!r}{hint}")
-    weights = torchvision.models.get_model_weights(name).DEFAULT
+    pretrained_weights = torchvision.models.get_model_weights(name).DEFAULT
     transformer = name.startswith("vit_")
     options: dict[str, Any] = {}
     if transformer:
         # Some of the weights were trained on larger pictures than the class takes by default.
-        height, width = image_size or weights.meta["min_size"]
+        height, width = image_size or pretrained_weights.meta["min_size"]
         if height != width:
             raise CallError(f"torchvision's {name} takes square pictures only, not {height}×{width}")
         options["image_size"] = height
@@ -52,15 +67,42 @@ def load(name: str, *, pretrained: bool, image_size: tuple[int, int] | None, dty
         module = torchvision.models.get_model(name, weights=None, **options)
     except AssertionError as error:
         raise CallError(f"torchvision's {name} cannot be built for {options['image_size']} pixels: {error}") from None
-    if pretrained:
-        state = _state(name, weights)
+    if weights is not None:
+        module = _filled(name, options, read_weights(weights), str(weights))
+    elif pretrained:
+        state = _state(name, pretrained_weights)
         if transformer:
-            state = torchvision.models.vision_transformer.interpolate_embeddings(
-                module.image_size, module.patch_size, state
-            )
+            state = _resampled(module, state)
         module.load_state_dict(state)
+    if classes is not None:
+        module = with_classes(module, [""] * classes)
     module = module if dtype is None else module.to(dtype)
-    return wrap(module.eval(), image_size=image_size, name=f"torchvision:{name}", weights=weights)
+    return wrap(module.eval(), image_size=image_size, name=f"torchvision:{name}", weights=pretrained_weights)
+
+
+def _resampled(module: Any, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return weights whose position embedding has the size of the module's input."""
+    return torchvision.models.vision_transformer.interpolate_embeddings(
+        module.image_size, module.patch_size, dict(state)
+    )
+
+
+def _filled(name: str, options: Mapping[str, Any], state: Mapping[str, torch.Tensor], weights_name: str) -> nn.Module:
+    """Return the model with these weights and as many classes as they have."""
+    own = torchvision.models.get_model(name, weights=None, **options)
+    paths = [path for path, child in own.named_modules() if isinstance(child, nn.Linear)]
+    rows = head_rows(state, paths[-1:])
+    classes = {} if rows is None else {"num_classes": rows}
+    module: Any = torchvision.models.get_model(name, weights=None, **options, **classes)
+    try:
+        module.load_state_dict(fit_weights(module, state, weights_name))
+    except ModelUnavailableError:
+        if "image_size" not in options:
+            raise
+        # Weights of the size that the class has by default are resampled to the size that was asked for.
+        default = torchvision.models.get_model(name, weights=None, **classes)
+        module.load_state_dict(_resampled(module, fit_weights(default, state, weights_name)))
+    return module
 
 
 def _state(name: str, weights: Any) -> Any:

@@ -1,7 +1,7 @@
 """transformers: which tokens its vision models have, and which of them their heads read."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,20 +9,25 @@ import torch
 import transformers
 from jaxtyping import Float
 from PIL import Image
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from vitscope.errors import CallError, ModelUnavailableError, UnknownModelError
+from vitscope.errors import CallError, UnknownModelError
 from vitscope.models import transformers_swin
+from vitscope.models.foreign_errors import foreign_errors
 from vitscope.models.hub import hub_in_reach
+from vitscope.models.libraries import library_module
+from vitscope.models.transformers_checkpoint import Checkpoint, fill
+from vitscope.models.transformers_classes import HEADS, quiet
 from vitscope.models.transformers_classes import architecture as architecture
 from vitscope.models.transformers_classes import build as build
 from vitscope.models.transformers_classes import heads as heads
-from vitscope.models.transformers_classes import quiet
 from vitscope.models.transformers_classes import read as read
 from vitscope.models.transformers_classes import with_classes as with_classes
 from vitscope.models.transformers_classes import write as write
+from vitscope.models.transformers_config import check_processor_file, class_for, read_config
 from vitscope.models.vision_model import Layout, VisionModel
+from vitscope.models.weights import head_rows
+from vitscope.models.weights_file import read_weights
 from vitscope.picture import Preprocessing
 
 Prefix = Callable[[Any], tuple[str, ...]]
@@ -99,9 +104,6 @@ FAMILIES: Mapping[str, Family] = {
     "swinv2": Family(lambda _: (), lambda _: {"patches": 1.0}),
 }
 
-# A model with a text half is read through its vision half.
-_TOWERS = {"clip": "CLIPVisionModel", "siglip": "SiglipVisionModel"}
-
 
 def load(
     name_or_path: str,
@@ -110,27 +112,65 @@ def load(
     image_size: tuple[int, int] | None,
     dtype: torch.dtype | None,
     name: str | None = None,
+    weights: str | Path | None = None,
+    output: str | None = None,
+    classes: int | None = None,
 ) -> VisionModel:
-    """A hub id, a local folder or, for random weights, a model type."""
+    """Load a hub id, a local folder or, for random weights or with ``weights``, a model type.
+
+    Args:
+        weights: a file with the weights of this architecture, in place of the pretrained ones.
+        output: ``"features"`` leaves the classifier out; by default the model is what was saved.
+        classes: the number of classes of a classifier that stays untrained, because the caller replaces it.
+
+    Raises:
+        ModelUnavailableError: the weights cannot be reached, or do not fill the model.
+    """
+    if output not in (None, "features"):
+        raise CallError(f'output is {output!r}: pass "features", or None for the output that the model was saved with')
+    called = name or name_or_path
     with quiet():
-        if not pretrained and name_or_path in transformers.CONFIG_MAPPING:
+        if (not pretrained or weights is not None) and name_or_path in transformers.CONFIG_MAPPING:
             config, source, local_only = transformers.CONFIG_MAPPING[name_or_path](), "", True
         else:
             source, local_only = name_or_path, Path(name_or_path).exists() or not hub_in_reach()
-            config = _config(source, local_only)
-        module_class = _class_for(config)
-        try:
-            if pretrained:
-                options = {} if dtype is None else {"dtype": dtype}
-                module = module_class.from_pretrained(source, local_files_only=local_only, **options)
-            else:
+            config = read_config(source, local_only)
+        if config.model_type == "timm_wrapper":
+            return _by_timm(name_or_path, called, pretrained, image_size, dtype, weights)
+        state = None if weights is None else read_weights(weights)
+        rows = classes or (None if state is None else head_rows(state, HEADS))
+        if rows is not None and rows != config.num_labels:
+            config.num_labels = rows
+        module_class = class_for(config, output, classes=classes is not None)
+        if pretrained or state is not None:
+            called_weights = called if weights is None else str(weights)
+            checkpoint = Checkpoint(called_weights, source, local_only, state)
+            module: Any = fill(module_class, config, checkpoint, dtype=dtype, untrained_head=classes is not None)
+        else:
+            with foreign_errors(f"{called} cannot be loaded: building {module_class.__name__} from its config.json"):
                 wants_tower = not isinstance(config, module_class.config_class)
                 module = module_class._from_config(config.vision_config if wants_tower else config)
                 module = module if dtype is None else module.to(dtype)
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            raise ModelUnavailableError(f"{name_or_path} cannot be loaded: {_first_line(error)}") from None
+        check_processor_file(called, source)
         settings = _processor_settings(source, local_only)
-    return _describe(module.eval(), settings, image_size, name or name_or_path)
+        with foreign_errors(f"{called} cannot be loaded: reading its layout and preprocessing"):
+            return _describe(module.eval(), settings, image_size, called)
+
+
+def _by_timm(
+    source: str,
+    name: str,
+    pretrained: bool,
+    image_size: tuple[int, int] | None,
+    dtype: torch.dtype | None,
+    weights: str | Path | None,
+) -> VisionModel:
+    """Load what transformers would open with its wrapper of timm, whose preprocessing timm knows."""
+    kind = "local-dir" if Path(source).exists() else "hf-hub"
+    loaded: VisionModel = library_module("timm").load(
+        f"{kind}:{source}", pretrained=pretrained, image_size=image_size, dtype=dtype, weights=weights
+    )
+    return replace(loaded, name=name)
 
 
 def wrap(module: nn.Module, *, image_size: tuple[int, int] | None) -> VisionModel:
@@ -207,35 +247,6 @@ def _forward(module: nn.Module, config: Any, resize_positions: bool) -> Callable
     return forward
 
 
-def _class_for(config: Any) -> Any:
-    """The class with the classifier that the weights were saved from, else the vision tower, else the bare model."""
-    for name in config.architectures or ():
-        if "ForImageClassification" in name and hasattr(transformers, name):
-            return getattr(transformers, name)
-    if config.model_type in _TOWERS:
-        return getattr(transformers, _TOWERS[config.model_type])
-    with_head = transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
-    if not config.architectures and type(config) in with_head:
-        found = with_head[type(config)]
-        return found[0] if isinstance(found, tuple) else found
-    try:
-        return transformers.MODEL_MAPPING[type(config)]
-    except KeyError:
-        raise UnknownModelError(f"transformers has no vision model of type {config.model_type!r}") from None
-
-
-def _config(name: str, local_only: bool) -> Any:
-    try:
-        return transformers.AutoConfig.from_pretrained(name, local_files_only=local_only)
-    except (OSError, ValueError, KeyError) as error:
-        if Path(name).exists():
-            raise UnknownModelError(f"{name} is no transformers folder: {_first_line(error)}") from None
-        raise ModelUnavailableError(
-            f"{name} is not on this machine and the model hub did not give it: use the bundled vit-nano, a local "
-            "folder saved with save_pretrained, or check the name and the network"
-        ) from None
-
-
 def _processor_settings(source: str, local_only: bool) -> Mapping[str, Any] | None:
     """What the checkpoint says about its preprocessing, or None."""
     if not source:
@@ -309,7 +320,3 @@ def read_processor(settings: Mapping[str, Any]) -> Preprocessing:
 
 def _square(size: Any) -> tuple[Any, Any]:
     return tuple(size) if isinstance(size, list | tuple) else (size, size)
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

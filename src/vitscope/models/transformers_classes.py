@@ -2,19 +2,20 @@
 
 import copy
 import json
-import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import transformers
 from torch import nn
-from transformers.utils import logging as transformers_logging
 
+from vitscope.errors import ModelUnavailableError, WorkError
+from vitscope.models.library_logging import quiet as quiet
+from vitscope.models.weights import Mismatch, quoted
 from vitscope.picture import Preprocessing
 
 HEADS = ("classifier", "cls_classifier", "distillation_classifier")
+POOLERS = ("pooler", "head")  # of bare models; their classes with a classifier may lack it
 # A vision tower by itself is classified by the class of the whole model.
 _WITH_TEXT = {
     "clip_vision_model": ("CLIPForImageClassification", "CLIPConfig"),
@@ -23,7 +24,13 @@ _WITH_TEXT = {
 
 
 def with_classes(module: Any, labels: Sequence[str]) -> nn.Module | None:
-    """A new model with an untrained classifier and the weights of ``module``; None where transformers has no class."""
+    """A new model with an untrained classifier and the weights of ``module``; None where transformers has no class.
+
+    Raises:
+        WorkError: a weight of ``module`` has no place in the class with a classifier.
+    """
+    if not isinstance(module, transformers.PreTrainedModel) and hasattr(module, "get_base_model"):
+        module = module.get_base_model()  # PEFT's wrapper
     module_class = _class_with_head(module)
     if module_class is None:
         return None
@@ -32,14 +39,11 @@ def with_classes(module: Any, labels: Sequence[str]) -> nn.Module | None:
         config = module_class.config_class(vision_config=config.to_dict())
     config.id2label, config.label2id = dict(enumerate(labels)), {label: i for i, label in enumerate(labels)}
     made = module_class._from_config(config, attn_implementation=module.config._attn_implementation)
-    into = made
-    if not isinstance(module, module_class):
-        into = made.vision_model if hasattr(config, "vision_config") else getattr(made, made.base_model_prefix)
-    # A bare model may have a pooling layer that its class with a head has not.
-    wanted = into.state_dict().keys()
-    weights = {name: tensor for name, tensor in module.state_dict().items() if name in wanted}
-    heads = {name for name in weights if name.partition(".")[0] in HEADS}
-    into.load_state_dict({name: tensor for name, tensor in weights.items() if name not in heads}, strict=False)
+    if isinstance(module, module_class):
+        _copy_backbone(module, made)
+    else:
+        backbone = "vision_model" if hasattr(config, "vision_config") else made.base_model_prefix
+        _copy_backbone(getattr(module, backbone, module), getattr(made, backbone))
     like = next(module.parameters())
     return made.to(like.device, like.dtype).train(module.training)
 
@@ -55,9 +59,25 @@ def architecture(module: Any) -> Mapping[str, Any]:
 
 
 def build(architecture: Mapping[str, Any]) -> nn.Module:
-    """The model without its weights."""
-    module_class = getattr(transformers, architecture["class"])
-    return module_class._from_config(module_class.config_class.from_dict(dict(architecture["config"])))
+    """The model without its weights.
+
+    Raises:
+        ModelUnavailableError: the class is not a vision model of transformers.
+    """
+    module_class = _vision_class(architecture["class"])
+    config = dict(architecture["config"])
+    if any("timm" in key and config[key] for key in config) or config.get("auto_map"):
+        raise ModelUnavailableError(f"{module_class.__name__} cannot be built: its config asks for code of others")
+    return module_class._from_config(module_class.config_class.from_dict(config))
+
+
+def _vision_class(name: Any) -> Any:
+    """Return the class of transformers that has this name, if it is a model that takes images."""
+    found = getattr(transformers, name, None) if isinstance(name, str) else None
+    is_model = isinstance(found, type) and issubclass(found, transformers.PreTrainedModel) and found.__name__ == name
+    if not is_model or name.startswith("Timm") or getattr(found, "main_input_name", "") != "pixel_values":
+        raise ModelUnavailableError(f"{str(name)[:80]!r} is not a vision model of transformers: it cannot be built")
+    return found
 
 
 def write(module: Any, folder: Path, preprocessing: Preprocessing | None) -> None:
@@ -75,14 +95,47 @@ def read(folder: Path, architecture: Mapping[str, Any]) -> nn.Module:
     Raises:
         ValueError: the weights are of another model; transformers itself would draw what is missing at random.
     """
+    module_class = _vision_class(architecture["class"])
     with quiet():
-        module, found = getattr(transformers, architecture["class"]).from_pretrained(
+        module, info = module_class.from_pretrained(
             folder, local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True
         )
-    odd = [*found["missing_keys"], *found["unexpected_keys"], *found["mismatched_keys"]]
-    if odd:
-        raise ValueError(f"its weights are of another model ({odd[0]})")
+    mismatch = mismatch_from(info)
+    if mismatch:
+        raise ValueError(f"its weights do not fit {module_class.__name__}: {mismatch}")
     return module
+
+
+def mismatch_from(info: Mapping[str, Any]) -> Mismatch:
+    """Read the loading report of transformers."""
+    return Mismatch(
+        tuple(sorted(info["missing_keys"])),
+        tuple(sorted(info["unexpected_keys"])),
+        tuple((name, tuple(file), tuple(own)) for name, file, own in sorted(info["mismatched_keys"])),
+    )
+
+
+def _copy_backbone(module: nn.Module, into: nn.Module) -> None:
+    """Copy every weight but those of the classifier and of a pooling layer that ``into`` does not have.
+
+    Raises:
+        WorkError: another weight has no place in ``into``.
+    """
+    own, weights = into.state_dict(), module.state_dict()
+    heads = {name for name in weights if name.partition(".")[0] in HEADS}
+    backbone = {name: tensor for name, tensor in weights.items() if name not in heads}
+    fits = {name: tensor for name, tensor in backbone.items() if name in own and own[name].shape == tensor.shape}
+    # Masked image modelling replaces patches by a token that no classifier ever sees.
+    unread = {name for name in backbone if name.partition(".")[0] in POOLERS or name.endswith("mask_token")}
+    lost = [name for name in backbone if name not in fits and name not in unread]
+    untrained = [name for name in own if name not in fits and name.partition(".")[0] not in (*HEADS, *POOLERS)]
+    if lost or untrained:
+        raise WorkError(
+            f"{type(module).__name__} cannot get other classes: {len(lost)} of its {len(backbone)} weights have no "
+            f"place in {type(into).__name__} ({quoted(lost)}), and {len(untrained)} weights there would be untrained "
+            f"({quoted(untrained)})"
+        )
+    into.load_state_dict(fits, strict=False)
 
 
 def _class_with_head(module: Any) -> Any:
@@ -113,20 +166,3 @@ def _processor(preprocessing: Preprocessing) -> dict[str, Any]:
         "image_mean": list(preprocessing.mean),
         "image_std": list(preprocessing.std),
     }
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """No progress bars and notes of the library on a terminal that belongs to vitscope."""
-    loggers = [logging.getLogger(name) for name in ("transformers", "huggingface_hub")]
-    levels, bars = [logger.level for logger in loggers], transformers_logging.is_progress_bar_enabled()
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-        if bars:
-            transformers_logging.enable_progress_bar()
