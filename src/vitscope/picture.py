@@ -6,7 +6,7 @@ import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -85,12 +85,13 @@ class Preprocessing:
     resize_to: tuple[int, int] | None = None  # what is covered (crop) or filled (squash) before the centre is cut out
     resample: Image.Resampling = Image.Resampling.BILINEAR
     round_half_even: bool = False
+    source: str = field(default="", compare=False)
 
     def resized(self, size: tuple[int, int]) -> "Preprocessing":
         """The same recipe for another input size; what is cut off stays in proportion."""
         target = self.resize_to or self.size
         resize_to = (round(target[0] * size[0] / self.size[0]), round(target[1] * size[1] / self.size[1]))
-        return Preprocessing(size, self.mean, self.std, self.fit, resize_to, self.resample, self.round_half_even)
+        return replace(self, size=size, resize_to=resize_to)
 
     def __call__(self, photo: Image.Image, name: str = "") -> tuple[Tensor, Picture]:
         """The photo as (3, height, width) float32, and the picture that knows the way back."""

@@ -3,6 +3,7 @@
 import difflib
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,15 @@ from torch import Tensor, nn
 
 from vitscope.arguments import whole_number
 from vitscope.errors import CallError, ModelUnavailableError, UnknownModelError
+from vitscope.models.containers import with_backbone
+from vitscope.models.description import Description, checked_readout, described
 from vitscope.models.folder import load_folder, manifest_folder
 from vitscope.models.libraries import LIBRARIES, library_module
-from vitscope.models.local_source import load_local, model_path
+from vitscope.models.local_source import load_local, model_path, with_adapter
+from vitscope.models.outputs import Embedding, Observed, Output
+from vitscope.models.peft_folder import is_adapter_folder, load_adapter
 from vitscope.models.vision_model import Layout, VisionModel
-from vitscope.picture import Preprocessing
+from vitscope.models.wrappers import backbone_path, inside, library_of, unwrapped
 
 BUNDLED = ("vit-nano", "swin-nano")
 
@@ -31,30 +36,64 @@ def load(
     model: str | Path | nn.Module,
     *,
     pretrained: bool = True,
+    weights: str | Path | None = None,
+    adapter: str | Path | None = None,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     image_size: Size | None = None,
     patch_size: Size | None = None,
     prefix: Sequence[str] = (),
     readout: str | Mapping[str, float] | None = None,
+    backbone: str | None = None,
+    output: Output | None = None,
+    labels: Sequence[str] | Mapping[int, str] | str | Path | None = None,
+    select: str | int | None = None,
+    logits: Callable[[Any], Tensor] | None = None,
+    embed: Callable[[Any], Tensor] | None = None,
+    processor: Any = None,
+    mean: Sequence[float] | float | None = None,
+    std: Sequence[float] | float | None = None,
 ) -> VisionModel:
     """Load a vision model by name, or take a live module as it is.
 
+    Nothing is assumed that could be wrong: weights fill the model or are refused, the preprocessing is the one the
+    checkpoint was saved with, and an output that could be classes or an embedding has to be named.
+
     Args:
-        model: ``"vit-nano"`` or ``"swin-nano"`` (bundled), a local transformers folder or a hub id, ``"timm:<name>"``,
-            ``"torchvision:<name>"``, or an ``nn.Module``.
+        model: ``"vit-nano"`` or ``"swin-nano"`` (bundled), a local folder or hub id of transformers, a PEFT adapter
+            folder, a folder of timm's hub layout, a run of :func:`vitscope.finetune`, ``"timm:<name>"`` (also
+            ``"timm:hf-hub:<id>"`` and ``"timm:local-dir:<folder>"``), ``"torchvision:<name>"``, or an ``nn.Module``:
+            a model of the three libraries, one that contains such a model, or one of your own, also wrapped by
+            ``torch.compile``, ``DataParallel``, ``DistributedDataParallel``, PEFT or Lightning.
         pretrained: False gives random weights (seed torch yourself). For transformers a model type such as
             ``"vit"`` or ``"dinov2"`` is then a name too and means its default configuration.
+        weights: a file of weights (``.safetensors``, ``.pth``, ``.ckpt``, …) for the architecture that ``model`` names.
+            Only tensors are read, never other pickled objects.
+        adapter: a PEFT adapter folder, put on a copy of ``model``.
         device, dtype: where and in which precision the weights shall be; by default as the library loads them.
             A live module stays as and where it is.
         image_size: height and width of the input, one number for a square; by default the model's own.
         patch_size, prefix, readout: the layout of a live module of none of the three libraries: pixels of a
             patch, names of the tokens before the patches, and which tokens the classifier reads (the name of a
             prefix token, ``"patches"`` for their mean, ``"pooling"``, or weights over these that sum to one).
+            ``readout`` alone replaces that of a known live model, whose classifier was changed.
+        backbone: the path of the vision transformer inside a live module; a single known model is found by itself.
+        output: what the module returns: ``"logits"`` (softmax, or sigmoid of a single output), ``"softmax"``,
+            ``"sigmoid"`` (independent classes), ``"probabilities"``, ``"value"`` (regression) or ``"features"``
+            (an embedding, explained by similarity). By default what the library or the module shows.
+        labels: the names of the classes: a list, a mapping from index to name, or a file of names.
+        select: which part of the output holds the classes: a key, a position, or keys joined by dots.
+        logits, embed: functions of the module's output that return logits (batch, class) or features (batch, channel).
+        processor: the preprocessing: an image processor of transformers, its folder or settings, timm's data
+            configuration, or ``weights.transforms()`` of torchvision.
+        mean, std: of each channel, for pixels in [0, 1]; they replace those of the preprocessing. Together with
+            ``image_size`` they are a preprocessing of their own: the photo is resized to the input. For a module that
+            neither is nor contains a known model, ``image_size`` alone means pixels from -1 to 1.
 
     Raises:
         UnknownModelError: there is no such model.
-        ModelUnavailableError: its weights or library cannot be reached.
+        UnsupportedModelError: what the model computes cannot be shown truthfully.
+        ModelUnavailableError: its weights or library cannot be reached, or the weights do not fill the model.
 
     Example:
         >>> import vitscope as vs
@@ -64,31 +103,70 @@ def load(
     size = _pair(image_size, "image_size")
     if not isinstance(model, str | Path | nn.Module):
         raise CallError(f"a model is a name, a folder or an nn.Module, not {type(model).__name__}")
+    live = isinstance(model, nn.Module)
+    if live and (device is not None or dtype is not None):
+        raise CallError("device and dtype are not for a live module: move it with its own .to() first")
+    if live and weights is not None:
+        raise CallError("weights are not for a live module: load them with its own load_state_dict() first")
+    if not live and (patch_size is not None or prefix or readout is not None or backbone is not None):
+        raise CallError(
+            "patch_size, prefix, readout and backbone describe a live module; a named model is known already"
+        )
+    description = described(
+        image_size=size,
+        layout=_layout(patch_size, prefix, readout),
+        readout={readout: 1.0} if isinstance(readout, str) else readout,
+        backbone=backbone,
+        output=output,
+        labels=labels,
+        select=select,
+        logits=logits,
+        embed=embed,
+        processor=processor,
+        mean=mean,
+        std=std,
+    )
     if isinstance(model, nn.Module):
-        if device is not None or dtype is not None:
-            raise CallError("device and dtype are not for a live module: move it with its own .to() first")
-        return _wrap(model, size, _layout(patch_size, prefix, readout))
-    if patch_size is not None or prefix or readout is not None:
-        raise CallError("patch_size, prefix and readout describe a live module; a named model is known already")
-    loaded = _load_named(str(model), pretrained, size, _dtype(dtype))
-    if device is not None:
-        try:
-            loaded.module.to(torch.device(device))
-        except (RuntimeError, AssertionError) as error:
-            first = str(error).splitlines()[0]
-            reason = "there is no such device" if first.startswith("Expected one of") else first
-            there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-            usable = ", ".join(name for name, found in there.items() if found)
-            raise ModelUnavailableError(
-                f"device {str(device)!r} cannot be used: {reason} (usable here: {usable})"
-            ) from None
+        module = model if adapter is None else load_adapter(unwrapped(model), adapter)
+        return describe_module(module, description)
+    loaded = _load_named(str(model), pretrained, size, _dtype(dtype), weights, output)
+    if adapter is not None:
+        loaded = with_adapter(loaded, adapter, image_size=size, name=loaded.name)
+    return _moved(description.applied(loaded), device)
+
+
+def _moved(loaded: VisionModel, device: str | torch.device | None) -> VisionModel:
+    if device is None:
+        return loaded
+    try:
+        loaded.module.to(torch.device(device))
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        first = str(error).splitlines()[0]
+        reason = "there is no such device" if first.startswith("Expected one of") else first
+        there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+        usable = ", ".join(name for name, found in there.items() if found)
+        raise ModelUnavailableError(
+            f"device {str(device)!r} cannot be used: {reason} (usable here: {usable})"
+        ) from None
     return loaded
 
 
-def _load_named(name: str, pretrained: bool, size: tuple[int, int] | None, dtype: torch.dtype | None) -> VisionModel:
+def _load_named(
+    name: str,
+    pretrained: bool,
+    size: tuple[int, int] | None,
+    dtype: torch.dtype | None,
+    weights: str | Path | None,
+    output: str | None,
+) -> VisionModel:
     library, colon, rest = name.partition(":")
+    options: dict[str, Any] = {"pretrained": pretrained, "image_size": size, "dtype": dtype}
     if colon and library in LIBRARIES:
-        return library_module(library).load(rest, pretrained=pretrained, image_size=size, dtype=dtype)
+        return library_module(library).load(rest, **options, weights=weights)
+    if weights is not None and (
+        name in BUNDLED or manifest_folder(model_path(name)) or is_adapter_folder(model_path(name))
+    ):
+        raise CallError(f"{name} has weights of its own: weights= is for an architecture, such as timm:<name>")
     if name in BUNDLED:
         path = str(bundled_path(name))
         return library_module("transformers").load(path, pretrained=pretrained, image_size=size, dtype=dtype, name=name)
@@ -110,42 +188,57 @@ def _load_named(name: str, pretrained: bool, size: tuple[int, int] | None, dtype
             "a hub id such as google/vit-base-patch16-224, timm:<name> or torchvision:<name>"
         )
     target = str(path_like) if path_like.exists() else name
-    return library_module("transformers").load(target, pretrained=pretrained, image_size=size, dtype=dtype)
+    backbone_alone = "features" if output == "features" else None
+    return library_module("transformers").load(target, **options, weights=weights, output=backbone_alone)
 
 
-def _wrap(module: nn.Module, size: tuple[int, int] | None, layout: Layout | None) -> VisionModel:
-    module = getattr(module, "_orig_mod", module)  # torch.compile's wrapper hides the calls it compiled
-    if layout is None:
-        for cls in type(module).__mro__:
-            library = cls.__module__.partition(".")[0]
-            if library in LIBRARIES:
-                return library_module(library).wrap(module, image_size=size)
-    preprocessing = None if size is None else Preprocessing(size)
-    return VisionModel(type(module).__name__, "module", module, _foreign(module), layout, preprocessing)
-
-
-def _foreign(module: nn.Module) -> Callable[[Tensor], Tensor | None]:
-    """A forward for a module of nobody knows where: logits are (batch, class), alone or under that name."""
-
-    def forward(pixels: Tensor) -> Tensor | None:
-        output: Any = module(pixels)
-        output = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", output)
-        return output if isinstance(output, Tensor) and output.ndim == 2 else None
-
-    return forward
+def describe_module(module: nn.Module, description: Description) -> VisionModel:
+    """Return a live module as a VisionModel: a known model, a module that contains one, or one of the caller's own."""
+    inner = unwrapped(module)
+    library = library_of(inner)
+    if library is not None and description.layout is None and description.backbone is None:
+        return description.applied(library_module(library).wrap(inner, image_size=description.image_size))
+    path = None if description.layout is not None else backbone_path(inner, description.backbone)
+    name = type(inner).__name__
+    known = None
+    if path is not None:
+        backbone = unwrapped(inner.get_submodule(path))
+        path = next(place for place, child in inner.named_modules() if child is backbone)
+        library = library_of(backbone)
+        known = None if library is None else library_module(library).wrap(backbone, image_size=description.image_size)
+    layout = description.layout
+    if known is not None and known.layout is not None and path is not None:
+        # The part that looks at the image may be deeper still: the tower of a CLIP.
+        path = next(place for place, child in inner.named_modules() if child is known.module)
+        hierarchy = known.layout.hierarchy
+        layout = replace(known.layout, hierarchy=None if hierarchy is None else inside(hierarchy, path))
+    base = VisionModel(
+        name,
+        "module",
+        inner,
+        Observed(inner, name, has_labels=description.labels is not None, output=description.output),
+        layout,
+        backbone=path or "",
+        verified=description.layout is not None,
+        no_preprocessing="nothing tells how this module's images are prepared",
+    )
+    base = replace(base, embed=Embedding(base.forward))
+    if known is not None and path is not None:
+        base = with_backbone(base, known)
+    described = description.applied(base)
+    return replace(described, output=None)  # the observed output already follows what was said
 
 
 def _layout(patch_size: Size | None, prefix: Sequence[str], readout: str | Mapping[str, float] | None) -> Layout | None:
     pair = _pair(patch_size, "patch_size")
     if pair is None:
-        if prefix or readout is not None:
+        if prefix:
             raise CallError("prefix and readout need patch_size, which says what the other tokens are")
         return None
-    weights = {readout: 1.0} if isinstance(readout, str) else dict(readout or {})
-    known = {*prefix, "patches", "tokens", "pooling"}
-    if not weights or not known.issuperset(weights) or abs(sum(weights.values()) - 1) > 1e-6:
-        raise CallError(f"readout is {readout!r}: pass one of {sorted(known)}, or weights over them that sum to one")
-    return Layout(pair, tuple(prefix), weights)
+    if readout is None:
+        raise CallError(f"readout is None: pass what the classifier reads, such as 'patches' or one of {list(prefix)}")
+    weights = {readout: 1.0} if isinstance(readout, str) else readout
+    return Layout(pair, tuple(prefix), checked_readout(weights, prefix))
 
 
 def _pair(size: Size | None, what: str) -> tuple[int, int] | None:

@@ -29,7 +29,17 @@ from vitscope.errors import CallError, UnsupportedModelError
 Output = Literal["logits", "softmax", "sigmoid", "probabilities", "value", "features"]
 Select = str | int
 
-CLASSIFIER_KEYS = ("logits", "class_logits", "cls_logits", "logit", "pred", "preds", "prediction", "predictions", "scores")
+CLASSIFIER_KEYS = (
+    "logits",
+    "class_logits",
+    "cls_logits",
+    "logit",
+    "pred",
+    "preds",
+    "prediction",
+    "predictions",
+    "scores",
+)
 # Names of layers whose output is one row of classes, and of layers whose output is an embedding.
 _CERTAIN_CLASSIFIER = re.compile(r"classif|logit|pred")
 _CLASSIFIER = re.compile(r"head|^fc|^cls|linear|^out$|output|last_layer|final")
@@ -137,7 +147,8 @@ def _only_candidate(parts: Mapping[str | int, Any], batch: int, name: str) -> An
         return None
     listed = ", ".join(f"{key!r} {tuple(part.shape)}" for key, part in tensors.items())
     raise UnclearOutputError(
-        f"{name} returns several outputs ({listed}): pass select= to vitscope.load, the key or position of the one to explain"
+        f"{name} returns several outputs ({listed}): pass select= to vitscope.load, the key or position of the one to "
+        "explain"
     )
 
 
@@ -276,7 +287,9 @@ def watched_ending(module: nn.Module) -> Iterator[Callable[[Tensor], Ending]]:
 
 def _same(source: Tensor | None, rows: Tensor) -> bool:
     """Whether a tensor is the rows, or the rows are a view of it."""
-    return source is not None and (source is rows or source.untyped_storage().data_ptr() == rows.untyped_storage().data_ptr())
+    return source is not None and (
+        source is rows or source.untyped_storage().data_ptr() == rows.untyped_storage().data_ptr()
+    )
 
 
 @dataclass(eq=False)
@@ -284,11 +297,13 @@ class Observed:
     """The forward pass of a module whose output has to be looked at: which part holds classes, and what they mean.
 
     Called with the module's input it returns logits (batch, class), or None if the output holds features.
-    ``meaning`` is ``"logits"`` until the first forward pass proves something else.
+    ``run`` calls the module if it is not called with the pixels alone. ``meaning`` is None until the first forward
+    pass has shown it.
     """
 
     module: nn.Module
     name: str
+    run: Callable[[Tensor], Any] | None = None
     output: Output | None = None
     select: Select | None = None
     logits: Callable[[Any], Tensor] | None = None
@@ -301,10 +316,11 @@ class Observed:
 
     def rows(self, pixels: Tensor) -> Tensor | None:
         """(batch, class) or (batch, channel), whichever the module returns."""
+        run = self.run or self.module
         if self.meaning is not None:
-            return self._read(self.module(pixels), len(pixels))
+            return self._read(run(pixels), len(pixels))
         with watched_ending(self.module) as ending:
-            returned = self.module(pixels)
+            returned = run(pixels)
             rows = self._read(returned, len(pixels))
             if rows is None:
                 self.meaning = "features"
@@ -353,6 +369,43 @@ class Observed:
 
 
 @dataclass(frozen=True, eq=False)
+class Classes:
+    """The forward pass of a model that is known to return classes, or none."""
+
+    run: Callable[[Tensor], Any]
+    name: str
+
+    def __call__(self, pixels: Tensor) -> Tensor | None:
+        returned = self.run(pixels)
+        return (
+            returned
+            if isinstance(returned, Tensor) and returned.ndim == 2
+            else classes_of(returned, len(pixels), self.name)
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class NoClasses:
+    """The forward pass of a backbone: it runs, and returns no classes."""
+
+    run: Callable[[Tensor], Any]
+
+    def __call__(self, pixels: Tensor) -> None:
+        self.run(pixels)
+
+
+@dataclass(frozen=True, eq=False)
+class MeanOfTokens:
+    """One vector per image from a backbone of timm or torchvision: its own, or the mean of the tokens it returns."""
+
+    run: Callable[[Tensor], Any]
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        output = self.run(pixels)
+        return output if output.ndim == 2 else output.flatten(1, -2).mean(1)
+
+
+@dataclass(frozen=True, eq=False)
 class Embedding:
     """The features of an :class:`Observed` module, or what ``embed`` reads from its output."""
 
@@ -362,7 +415,7 @@ class Embedding:
     def __call__(self, pixels: Tensor) -> Tensor:
         if self.embed is None:
             return self.observed.features(pixels)
-        features = self.embed(self.observed.module(pixels))
+        features = self.embed((self.observed.run or self.observed.module)(pixels))
         if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != len(pixels):
             raise CallError(f"embed= returned {described(features)}: a tensor (batch, channel) is expected")
         return features

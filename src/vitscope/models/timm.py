@@ -24,9 +24,10 @@ from vitscope.grid import Grid
 from vitscope.models.foreign_errors import foreign_errors
 from vitscope.models.hierarchy import Hierarchy, Merging, Projection, WindowBlock
 from vitscope.models.hub import hub_in_reach, offline, repository_folder
+from vitscope.models.outputs import Classes, MeanOfTokens, NoClasses, Observed
 from vitscope.models.timm_folder import WEIGHTS_FILES, WRAPPER_PREFIX, TimmFolder, read_folder
 from vitscope.models.timm_weights import filled
-from vitscope.models.vision_model import Layout, VisionModel
+from vitscope.models.vision_model import Layout, VisionModel, input_channels
 from vitscope.models.weights_file import read_weights
 from vitscope.picture import Preprocessing
 from vitscope.windows import Windows
@@ -174,35 +175,48 @@ def known_options(architecture: str, options: Mapping[str, Any]) -> dict[str, An
 
 
 def wrap(module: nn.Module, *, image_size: tuple[int, int] | None, name: str | None = None) -> VisionModel:
-    """A live timm model with the facts of its class."""
-    num_classes = getattr(module, "num_classes", 0)
-    size = image_size or _input_size(module)
+    """Describe a live timm model by the facts of its class."""
+    name = name or f"timm:{type(module).__name__}"
+    classifier = _classifier(module)
+    has_classes = getattr(module, "num_classes", 0) > 0 and not isinstance(classifier, nn.Identity)
+    own_forward = type(module).__module__.startswith("timm.")
+    forward: Any = NoClasses(module)
+    if has_classes:
+        certain = own_forward and isinstance(classifier, nn.Linear | tuple)
+        forward = Classes(module, name) if certain else Observed(module, name)
+    preprocessing = _preprocessing(module, image_size)
     return VisionModel(
-        name or f"timm:{type(module).__name__}",
+        name,
         "timm",
         module,
-        (lambda pixels: module(pixels)) if num_classes else (lambda pixels: (module(pixels), None)[1]),
+        forward,
         _layout(module),
-        _preprocessing(module, size),
-        _labels() if num_classes == 1000 else None,
+        preprocessing,
+        _labels(module, classifier) if has_classes else None,
         {"timm": timm.__version__},
         # Without a pooling layer the class gives all tokens; a mean over its places is what is left.
-        None if num_classes else (lambda pixels: _vector(module(pixels))),
+        None if has_classes else MeanOfTokens(module),
+        verified=own_forward,
+        no_preprocessing="" if preprocessing else "the module has no pretrained_cfg that fits its input",
     )
 
 
-def _vector(output: torch.Tensor) -> torch.Tensor:
-    """(batch, …, channel) → (batch, channel)."""
-    return output if output.ndim == 2 else output.flatten(1, -2).mean(1)
+def _classifier(module: Any) -> Any:
+    """The layer that gives the classes; None if the module does not say."""
+    try:
+        return module.get_classifier()
+    except (AttributeError, NotImplementedError, TypeError):
+        return None
 
 
 def _layout(module: Any) -> Layout | None:
-    if type(module).__name__ in _SWIN:
+    names = {cls.__name__ for cls in type(module).__mro__ if cls.__module__.startswith("timm.")}
+    if names & {*_SWIN}:
         return Layout(tuple(module.patch_embed.patch_size), (), {"patches": 1.0}, _swin(module))
-    if type(module).__name__ == "MaxxVit":
+    if "MaxxVit" in names:
         hierarchy = _maxvit(module)
         return None if hierarchy is None else Layout(_MAXVIT_STEM, (), {"patches": 1.0}, hierarchy)
-    return _plain_layout(module) if type(module).__name__ in _PLAIN else None
+    return _plain_layout(module) if names & {*_PLAIN} else None
 
 
 def _swin(module: Any) -> Hierarchy:
@@ -263,7 +277,18 @@ def _plain_layout(module: Any) -> Layout:
     if getattr(module, "dist_token", None) is not None:
         names.append("distillation")
     names += [f"register_{i + 1}" for i in range(module.num_prefix_tokens - len(names))]
-    return Layout(tuple(module.patch_embed.patch_size), tuple(names), _readout(module))
+    return Layout(_patch_size(module.patch_embed), tuple(names), _readout(module), partial_patches=_pads(module))
+
+
+def _patch_size(embed: Any) -> tuple[int, int]:
+    """Pixels of the input for each token: of a hybrid, the stride of its stem as well."""
+    ratio: Any = embed.feat_ratio(as_scalar=False) if hasattr(embed, "feat_ratio") else embed.patch_size
+    return tuple(ratio) if isinstance(ratio, list | tuple) else (ratio, ratio)
+
+
+def _pads(module: Any) -> bool:
+    """Whether a last patch that the image fills in part is padded."""
+    return bool(getattr(module.patch_embed, "dynamic_img_pad", False))
 
 
 def _readout(module: Any) -> Mapping[str, float]:
@@ -285,24 +310,63 @@ def _input_size(module: Any) -> tuple[int, int]:
     return tuple(size) if size else tuple(resolve_model_data_config(module)["input_size"][1:])
 
 
-def _preprocessing(module: nn.Module, size: tuple[int, int]) -> Preprocessing:
+def _preprocessing(module: Any, image_size: tuple[int, int] | None) -> Preprocessing | None:
+    """What the module's ``pretrained_cfg`` says; None if it has none, or one for another number of channels."""
+    facts = getattr(module, "pretrained_cfg", None) or getattr(module, "default_cfg", None) or {}
+    if not facts.get("mean"):
+        return None
+    size = image_size or _input_size(module)
     config = resolve_model_data_config(module)
-    squash = config["crop_mode"] == "squash"
-    if config["crop_mode"] == "border":
+    channels = input_channels(module)
+    if len(config["mean"]) != len(config["std"]) or channels not in (None, len(config["mean"])):
+        return None
+    return replace(read_data_config({**config, "input_size": (channels, *size)}, None), source="timm's pretrained_cfg")
+
+
+def read_data_config(config: Mapping[str, Any], image_size: tuple[int, int] | None) -> Preprocessing:
+    """Return timm's data configuration as a Preprocessing.
+
+    Raises:
+        CallError: it pads the image, or lacks mean, std or size.
+    """
+    missing = [name for name in ("input_size", "mean", "std") if not config.get(name)]
+    if missing and (missing != ["input_size"] or image_size is None):
+        raise CallError(f"timm's data configuration lacks {', '.join(missing)}: pass one of resolve_model_data_config")
+    size = image_size or tuple(config["input_size"][1:])
+    squash, crop_pct = config.get("crop_mode") == "squash", config.get("crop_pct") or 0.875
+    if config.get("crop_mode") == "border":
         raise CallError("timm's crop mode 'border' pads the picture, which is not supported: pass a tensor")
     return Preprocessing(
         size=size,
         mean=tuple(config["mean"]),
         std=tuple(config["std"]),
         fit="squash" if squash else "crop",
-        resize_to=(math.floor(size[0] / config["crop_pct"]), math.floor(size[1] / config["crop_pct"])),
-        resample=_RESAMPLE.get(config["interpolation"], Image.Resampling.BICUBIC),
+        resize_to=(math.floor(size[0] / crop_pct), math.floor(size[1] / crop_pct)),
+        resample=_RESAMPLE.get(config.get("interpolation", "bicubic"), Image.Resampling.BICUBIC),
         round_half_even=True,
     )
 
 
-def _labels() -> tuple[str, ...]:
-    info = ImageNetInfo()
+# The subsets of ImageNet that timm has names for, by their number of classes.
+_IMAGENETS = {1000: "imagenet-1k", 21841: "imagenet-22k", 21843: "imagenet-21k-goog", 11821: "imagenet-12k"}
+
+
+def _labels(module: Any, classifier: Any) -> tuple[str, ...] | None:
+    """The names of the classes, if they fit the classifier that is there.
+
+    A head that was put in the place of the original one has classes of its own, whatever ``num_classes`` says.
+    """
+    layers = classifier if isinstance(classifier, tuple) else (classifier,)
+    sizes = {layer.out_features for layer in layers if isinstance(layer, nn.Linear)}
+    facts = getattr(module, "pretrained_cfg", None) or {}
+    saved = facts.get("label_names")
+    if saved and sizes == {len(saved)}:
+        descriptions = facts.get("label_descriptions") or {}
+        return tuple(str(descriptions.get(name, name)) for name in saved)
+    subset = _IMAGENETS.get(module.num_classes) if sizes == {module.num_classes} else None
+    if subset is None or facts.get("num_classes", 1000) != module.num_classes:
+        return None
+    info = ImageNetInfo(subset)
     return tuple(info.index_to_description(i) for i in range(info.num_classes()))
 
 

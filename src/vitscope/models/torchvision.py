@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from vitscope.errors import CallError, ModelUnavailableError, UnknownModelError
 from vitscope.grid import Grid
 from vitscope.models.hierarchy import Hierarchy, Merging, Projection, WindowBlock, restoring
 from vitscope.models.hub import answers
+from vitscope.models.outputs import Classes, MeanOfTokens, NoClasses, Observed
 from vitscope.models.vision_model import Layout, VisionModel
 from vitscope.models.weights import fit_weights, head_rows
 from vitscope.models.weights_file import read_weights
@@ -135,19 +137,36 @@ def wrap(
     if isinstance(module, torchvision.models.SwinTransformer):
         patches: Any = module.features[0][0]
         layout = Layout(tuple(patches.stride), (), {"patches": 1.0}, _swin(module))
-    weights = weights or torchvision.models.ViT_B_16_Weights.DEFAULT
-    labels = tuple(weights.meta["categories"])
-    classifier = [child for child in module.modules() if isinstance(child, nn.Linear)][-1:]
+    classifier = [child for child in module.modules() if isinstance(child, nn.Linear | nn.Identity)][-1:]
+    own_forward = type(module).__module__.startswith("torchvision.")
+    head = heads(module)
+    name = name or f"torchvision:{type(module).__name__}"
+    embeds = not head and any(isinstance(layer, nn.Identity) for layer in (_head(module), *classifier))
+    forward: Any = NoClasses(module) if embeds else Observed(module, name)
+    if head and own_forward:
+        forward = Classes(module, name)
+    labels = tuple((weights or torchvision.models.ViT_B_16_Weights.DEFAULT).meta["categories"])
+    fits = bool(head) and head[0].out_features == len(labels)
+    preprocessing = _preprocessing(weights or torchvision.models.ViT_B_16_Weights.DEFAULT, size)
+    if weights is None:
+        preprocessing = replace(preprocessing, source="torchvision's for ImageNet, because a live module does not tell")
     return VisionModel(
-        name or f"torchvision:{type(module).__name__}",
+        name,
         "torchvision",
         module,
-        module,
+        forward,
         layout,
-        _preprocessing(weights, size),
-        labels if classifier and classifier[0].out_features == len(labels) else None,
+        preprocessing,
+        labels if fits else None,
         {"torchvision": torchvision.__version__},
+        MeanOfTokens(module) if embeds else None,
+        verified=own_forward,
     )
+
+
+def _head(module: Any) -> Any:
+    """The classifier, whatever it is."""
+    return module.heads if isinstance(module, VisionTransformer) else getattr(module, "head", None)
 
 
 def _swin(module: Any) -> Hierarchy:
@@ -185,7 +204,11 @@ def _projection(block: Any) -> Projection | None:
 
 
 def _preprocessing(weights: Any, size: tuple[int, int] | None) -> Preprocessing:
-    transforms = weights.transforms()
+    return replace(read_transforms(weights.transforms(), size), source=f"torchvision's {weights}")
+
+
+def read_transforms(transforms: Any, size: tuple[int, int] | None) -> Preprocessing:
+    """Return torchvision's ``weights.transforms()`` as a Preprocessing."""
     crop, resize = transforms.crop_size[0], transforms.resize_size[0]
     made = Preprocessing(
         size=(crop, crop),
@@ -213,7 +236,8 @@ def with_classes(module: Any, labels: Sequence[str]) -> nn.Module:
 def heads(module: Any) -> list[nn.Linear]:
     """The linear layer that gives the logits."""
     if isinstance(module, VisionTransformer):
-        return [module.heads.head]
+        head = getattr(module.heads, "head", None)
+        return [head] if isinstance(head, nn.Linear) else []
     return [module.head] if isinstance(getattr(module, "head", None), nn.Linear) else []
 
 

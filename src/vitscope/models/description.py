@@ -1,0 +1,238 @@
+"""What the caller of load() says of a model: its preprocessing, classes, output and tokens."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from vitscope.arguments import number
+from vitscope.errors import CallError
+from vitscope.models.libraries import library_module
+from vitscope.models.outputs import Embedding, Observed, Output, Select, check_output
+from vitscope.models.vision_model import Layout, VisionModel
+from vitscope.picture import Preprocessing
+
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Description:
+    """The arguments of :func:`vitscope.load` that describe a model, checked."""
+
+    image_size: Size | None = None
+    layout: Layout | None = None
+    readout: Mapping[str, float] | None = None
+    backbone: str | None = None
+    output: Output | None = None
+    labels: tuple[str, ...] | None = None
+    select: Select | None = None
+    logits: Callable[[Any], Tensor] | None = None
+    embed: Callable[[Any], Tensor] | None = None
+    preprocessing: Preprocessing | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+    @property
+    def reads_output(self) -> bool:
+        """Whether anything is said of how the output is read."""
+        return any(part is not None for part in (self.select, self.logits, self.embed)) or self.output == "features"
+
+    def observed(self, model: VisionModel) -> Observed:
+        """The forward pass of a model whose output is read as described."""
+        run = getattr(model.forward, "run", None)
+        return Observed(model.module, model.name, run, self.output, self.select, self.logits, self.labels is not None)
+
+    def applied(self, model: VisionModel) -> VisionModel:
+        """The model with everything that was said of it."""
+        changes: dict[str, Any] = {"preprocessing": self._prepared(model)}
+        if self.reads_output:
+            observed = self.observed(model)
+            changes |= {"forward": observed, "embed": Embedding(observed, self.embed), "output": None}
+            if self.output == "features":
+                changes["labels"] = None
+        if self.output is not None and self.output != "features":
+            changes["output"] = None if self.output == "logits" and model.output is None else self.output
+        if self.labels is not None:
+            changes["labels"] = self.labels
+        if self.readout is not None:
+            if model.layout is None:
+                raise CallError("readout needs patch_size, which says what the other tokens are")
+            changes["layout"] = replace(model.layout, readout=checked_readout(self.readout, model.layout.prefix_names))
+        return replace(model, **changes)
+
+    def _prepared(self, model: VisionModel) -> Preprocessing | None:
+        base = self.preprocessing or model.preprocessing
+        said = [name for name in ("mean", "std") if getattr(self, name) is not None]
+        if base is None:
+            return self._own(model)
+        if self.preprocessing is not None and self.image_size not in (None, base.size):
+            assert self.image_size is not None
+            base = base.resized(self.image_size)
+        if said:
+            source = f"{base.source}; {' and '.join(said)} passed to load" if base.source else f"{said} passed to load"
+            base = replace(base, mean=self.mean or base.mean, std=self.std or base.std, source=source)
+        return base
+
+
+    def _own(self, model: VisionModel) -> Preprocessing | None:
+        """The preprocessing that image_size stands for, with mean and std if these were passed."""
+        if self.image_size is None:
+            return None
+        if self.mean is not None and self.std is not None:
+            return Preprocessing(self.image_size, self.mean, self.std, source="mean, std and image_size passed to load")
+        if self.mean is not None or self.std is not None:
+            raise CallError("mean and std belong together: pass both, or neither for pixels from -1 to 1")
+        if model.backbone or model.library != "module" or model.channels not in (None, 3):
+            return None
+        # For a module that nobody knows, image_size alone means this, as load's documentation says.
+        return Preprocessing(self.image_size, source="image_size alone: pixels from -1 to 1 (mean 0.5, std 0.5)")
+
+
+def described(
+    *,
+    image_size: Size | None,
+    layout: Layout | None,
+    readout: Mapping[str, float] | None,
+    backbone: str | None,
+    output: Any,
+    labels: Any,
+    select: Any,
+    logits: Any,
+    embed: Any,
+    processor: Any,
+    mean: Any,
+    std: Any,
+) -> Description:
+    """Check the arguments of :func:`vitscope.load` that describe a model.
+
+    Raises:
+        CallError: an argument has a value that cannot be meant.
+    """
+    for name, function in (("logits", logits), ("embed", embed)):
+        if function is not None and not callable(function):
+            raise CallError(f"{name} is {function!r}: a function of the module's output is expected")
+    if select is not None and (isinstance(select, bool) or not isinstance(select, str | int)):
+        raise CallError(f"select is {select!r}: pass a key, a position, or keys joined by dots")
+    if backbone is not None and not isinstance(backbone, str):
+        raise CallError(f"backbone is {backbone!r}: pass the path of a module, such as 'model.encoder'")
+    means, deviations = _channels(mean, "mean"), _channels(std, "std")
+    if means is not None and deviations is not None and len(means) != len(deviations):
+        raise CallError(f"mean has {len(means)} channels and std {len(deviations)}: pass one number for each channel")
+    return Description(
+        image_size,
+        layout,
+        readout,
+        backbone,
+        check_output(output),
+        None if labels is None else read_labels(labels),
+        select,
+        logits,
+        embed,
+        None if processor is None else read_any_processor(processor, image_size),
+        means,
+        deviations,
+    )
+
+
+def _channels(values: Any, what: str) -> tuple[float, ...] | None:
+    if values is None:
+        return None
+    numbers = [values] if isinstance(values, int | float) else values
+    if isinstance(numbers, str) or not hasattr(numbers, "__iter__"):
+        raise CallError(f"{what} is {values!r}: pass one number for each channel")
+    channels = tuple(number(value, what) for value in numbers)
+    if not channels or (what == "std" and 0 in channels):
+        raise CallError(f"{what} is {values!r}: pass one number for each channel{', none zero' * (what == 'std')}")
+    return channels
+
+
+def read_labels(labels: Any) -> tuple[str, ...]:
+    """Return class names from a sequence, a mapping from index to name, or a file of either (JSON or lines).
+
+    Raises:
+        CallError: they are not names of classes 0, 1, 2, …
+    """
+    if isinstance(labels, str | Path):
+        try:
+            text = Path(labels).read_text(encoding="utf-8")
+        except (OSError, UnicodeError, ValueError) as error:
+            raise CallError(
+                f"labels: {str(labels)[:100]} cannot be read ({type(error).__name__}): pass a file of names"
+            ) from None
+        try:
+            labels = json.loads(text)
+        except (ValueError, RecursionError):
+            labels = [line.strip() for line in text.splitlines() if line.strip()]
+    if isinstance(labels, Mapping):
+        try:
+            by_index = {int(index): label for index, label in labels.items()}
+        except (TypeError, ValueError):
+            by_index = {}
+        if sorted(by_index) != list(range(len(labels))):
+            raise CallError(f"labels has the keys {list(labels)[:5]}: indices from 0 without a gap are expected")
+        labels = [by_index[index] for index in range(len(by_index))]
+    if not isinstance(labels, Sequence) or not labels or not all(isinstance(label, str) for label in labels):
+        raise CallError(
+            "labels is a list of names, one for each class, a mapping from index to name, or a file of them"
+        )
+    return tuple(labels)
+
+
+def read_any_processor(processor: Any, size: Size | None) -> Preprocessing:
+    """Return the preprocessing that an image processor, a data configuration or a folder describes.
+
+    Args:
+        processor: an image processor of transformers, its settings, or a folder with preprocessor_config.json; timm's
+            data configuration; torchvision's ``weights.transforms()``; or a Preprocessing.
+
+    Raises:
+        CallError: it is none of these, or keeps no fixed input size.
+    """
+    if isinstance(processor, Preprocessing):
+        return processor
+    if isinstance(processor, str | Path):
+        file = Path(processor)
+        file = file / "preprocessor_config.json" if file.is_dir() else file
+        try:
+            settings = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise CallError(
+                f"processor: {file} cannot be read ({type(error).__name__}): pass a folder saved by one"
+            ) from None
+        return _from_settings(settings, size, str(file))
+    if isinstance(processor, Mapping):
+        return _from_settings(processor, size, "the processor passed to load")
+    inner = getattr(processor, "image_processor", processor)
+    if hasattr(inner, "to_dict"):
+        return _from_settings(inner.to_dict(), size, f"the {type(inner).__name__} passed to load")
+    if all(hasattr(processor, name) for name in ("crop_size", "resize_size", "mean", "std", "interpolation")):
+        made: Preprocessing = library_module("torchvision").read_transforms(processor, size)
+        return replace(made, source="torchvision's transforms passed to load")
+    raise CallError(
+        f"processor is a {type(processor).__name__}: pass an image processor of transformers, its folder or settings, "
+        "timm's data configuration, or weights.transforms() of torchvision"
+    )
+
+
+def _from_settings(settings: Any, size: Size | None, source: str) -> Preprocessing:
+    if not isinstance(settings, Mapping) or not settings:
+        raise CallError(f"{source} holds no settings of an image processor")
+    if "input_size" in settings or "crop_pct" in settings:
+        made: Preprocessing = library_module("timm").read_data_config(settings, size)
+    else:
+        made = library_module("transformers").saved_processor({}, settings, size, source)
+    return replace(made, source=source)
+
+
+def checked_readout(readout: Mapping[str, float], prefix: Sequence[str]) -> Mapping[str, float]:
+    """Refuse a readout that names tokens which are not there, or whose weights do not sum to one."""
+    sources = {*prefix, "patches", "tokens", "pooling"}
+    weights = list(readout.values())
+    numbers = all(isinstance(weight, int | float) and weight >= 0 for weight in weights)
+    if not weights or not sources.issuperset(readout) or not numbers or not abs(sum(weights) - 1) <= 1e-6:
+        said = dict(readout) if len(readout) != 1 else next(iter(readout))
+        raise CallError(f"readout is {said!r}: pass one of {sorted(sources)}, or weights over them that sum to one")
+    return dict(readout)
