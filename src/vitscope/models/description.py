@@ -76,7 +76,6 @@ class Description:
             base = replace(base, mean=self.mean or base.mean, std=self.std or base.std, source=source)
         return base
 
-
     def _own(self, model: VisionModel) -> Preprocessing | None:
         """The preprocessing that image_size stands for, with mean and std if these were passed."""
         if self.image_size is None:

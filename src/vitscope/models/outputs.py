@@ -107,14 +107,15 @@ def classes_of(returned: Any, batch: int, name: str, select: Select | None = Non
         return None
     if not isinstance(returned, Tensor):
         raise UnclearOutputError(
-            f"{name} returns {described(returned)}, not a tensor of classes: pass logits=, a function of the output "
-            "that returns (batch, class)"
+            f"{name} gives neither classes nor features that vitscope knows: it returns {described(returned)}; pass "
+            "logits= to vitscope.load, a function of the output that returns (batch, class)"
         )
     rows = as_rows(returned, batch)
     if rows is None:
         raise UnclearOutputError(
-            f"{name} returns a tensor of shape {tuple(returned.shape)}, which is not one row of classes per image: "
-            "pass logits= (a function of the output that returns (batch, class)) or output='features'"
+            f"{name} gives neither classes nor features that vitscope knows: it returns a tensor of shape "
+            f"{tuple(returned.shape)}, not one row per image; pass logits= to vitscope.load (a function of the output "
+            "that returns (batch, class)), or embed= (one that returns (batch, channel))"
         )
     return rows
 
@@ -358,6 +359,8 @@ class Observed:
             return "logits"
         if proven is not None:
             return proven
+        if not any(True for _ in self.module.children()):
+            return "logits"  # a function of the pixels, with no layers that could be a tower
         if _sums_to_one(rows.float()):
             return "probabilities"
         if bool(((rows.float().norm(dim=-1) - 1).abs() < 1e-3).all()):

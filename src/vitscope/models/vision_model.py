@@ -13,12 +13,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vitscope.arguments import whole_number
-from vitscope.errors import CallError, VitscopeError, WorkError, first_line, warn
+from vitscope.errors import CallError, WorkError, first_line, warn
 from vitscope.grid import Grid
 from vitscope.models.hierarchy import Hierarchy
 from vitscope.models.outputs import Observed, Output, probabilities
 from vitscope.picture import Picture, Preprocessing, picture_of_unit, read_photo
 from vitscope.shapes import Pixels
+
+
+# What a module raises for an input that it does not take.
+_FOREIGN_ERRORS = (AttributeError, TypeError, ValueError, RuntimeError, LookupError, AssertionError, ImportError)
 
 
 @dataclass(frozen=True)
@@ -174,10 +178,10 @@ class VisionModel:
         """Errors of the module, as one line that says what it was given."""
         try:
             yield
-        except (VitscopeError, torch.OutOfMemoryError, MemoryError):
-            raise
-        except Exception as error:
-            if "can't allocate memory" in str(error):
+        except _FOREIGN_ERRORS as error:
+            # Errors of the caller's own classes are the caller's; the batch loop handles missing memory.
+            own = type(error).__module__.partition(".")[0] not in ("builtins", "torch", "einops")
+            if own or isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
                 raise
             height, width = pixels.shape[-2:]
             if isinstance(error, AssertionError) and str(error):
