@@ -51,7 +51,15 @@ def head_count(module: nn.Module, path: str) -> int | None:
     return None
 
 
-def axes_of(leading: Sequence[int], batch: int, heads: int | None, path: str, *, heads_first: bool = False) -> Axes:
+def axes_of(
+    leading: Sequence[int],
+    batch: int,
+    heads: int | None,
+    path: str,
+    *,
+    heads_first: bool = False,
+    heads_before_windows: bool | None = None,
+) -> Axes:
     """Return what the axes before tokens are.
 
     Libraries put images outermost, then windows, then heads. The number of heads that the module names confirms that,
@@ -63,18 +71,22 @@ def axes_of(leading: Sequence[int], batch: int, heads: int | None, path: str, *,
         heads: the number of heads of the module, or None if it does not say.
         path: the module, for the error.
         heads_first: an experiment has shown that heads are outermost.
+        heads_before_windows: an experiment has shown which of two equal axes after the images holds the heads.
 
     Raises:
         UnsupportedModelError: the sizes contradict the module, or fit two orders.
     """
     axes = _heads_first(leading, batch) if heads_first else _axes(tuple(leading), batch, heads)
+    if axes is None and heads_before_windows is not None and len(leading) == 3 and leading[0] == batch:
+        axes = Axes(tuple(leading), (0, 2, 1) if heads_before_windows else (0, 1, 2))
     if axes is not None:
         return axes
     sizes = "×".join(map(str, leading))
     images = "1 image" if batch == 1 else f"{batch} images"
-    if not any(size % batch == 0 for size in leading):
+    if leading[0] % batch and leading[-1] in (heads, leading[0]):
         raise UnsupportedModelError(
-            f"{path or 'the model'} packs the {images} of a batch into {sizes} sequences: pass one image at a time"
+            f"{path or 'the model'} packs the {images} of a batch into {leading[0]} "
+            f"sequence{'' if leading[0] == 1 else 's'}: pass one image at a time"
         )
     raise UnsupportedModelError(
         f"{path or 'the model'} attends along axes of {sizes} for {images} and has {heads} heads: which of them are "

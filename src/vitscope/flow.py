@@ -19,7 +19,7 @@ def _names(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-_NOT_TENSORS = frozenset({torch.Size, int, float, bool, str, torch.dtype, torch.device, torch.layout, type(None)})
+NOT_TENSORS = frozenset({torch.Size, int, float, bool, str, torch.dtype, torch.device, torch.layout, type(None)})
 # Their result lies in the memory of their first argument, or may do so.
 _VIEWS = _names(
     """
@@ -109,7 +109,7 @@ class Flow:
         kind = _kinds.get(func)
         if kind is None:
             kind = _kind(func)
-        if type(result) in _NOT_TENSORS and kind != _MUTATES:
+        if type(result) in NOT_TENSORS and kind != _MUTATES:
             return
         mask = more
         for value in args:
@@ -118,7 +118,7 @@ class Flow:
             mask |= self.mask(value)
         if kind == _MUTATES and args and isinstance(args[0], Tensor):
             self._reach(args[0], mask)
-            if type(result) in _NOT_TENSORS or result is args[0]:
+            if type(result) in NOT_TENSORS or result is args[0]:
                 return
         if "out" in kwargs:
             self.reach(kwargs["out"], mask)

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-Reason = Literal["other tokens", "learned queries", "not the image", "outside the backbone", "not read"]
+Reason = Literal["other tokens", "one token", "learned queries", "not the image", "outside the backbone", "not read"]
 
 _MEANING: dict[Reason, str] = {
-    "other tokens": "attend between different sets of tokens, or among tokens other than those of the grid",
+    "other tokens": "attend between different sets of tokens or among tokens that are not those of the grid",
+    "one token": "attend to a single token",
     "learned queries": "attend among learned queries",
     "not the image": "do not depend on the image",
     "outside the backbone": "run outside the backbone",

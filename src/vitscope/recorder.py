@@ -1,6 +1,6 @@
 """Turns attention calls into the steps of a trace while the model runs, and judges what was seen."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal
 
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from vitscope.axes import Axes, axes_of, head_count
 from vitscope.errors import WorkError
+from vitscope.experiment import Evidence
 from vitscope.flow import IMAGE, call_bit
 from vitscope.grid import Grid
 from vitscope.layer_selection import LayerSelection
@@ -44,14 +45,15 @@ class Target:
     backbone: str = ""
     hierarchy: Hierarchy | None = None
     pools: bool = False  # the readout is a pooling layer's attention
-    heads_first: bool = False  # an experiment has shown that heads come before images
+    evidence: Evidence = field(default_factory=Evidence)
 
     @staticmethod
-    def of(model: VisionModel, *, heads_first: bool = False) -> "Target":
+    def of(model: VisionModel, evidence: Evidence) -> "Target":
+        """Return what is to be recorded of a model."""
         layout = model.layout
         if layout is None:
-            return Target(model.module, model.backbone, heads_first=heads_first)
-        return Target(model.module, model.backbone, layout.hierarchy, "pooling" in layout.readout, heads_first)
+            return Target(model.module, model.backbone, evidence=evidence)
+        return Target(model.module, model.backbone, layout.hierarchy, "pooling" in layout.readout, evidence)
 
 
 class Recorder:
@@ -126,7 +128,7 @@ class Recorder:
                 return None if call.num_keys == grid.num_tokens else "other tokens"
             if call.inputs & self._learned and call.num_keys in self._learned_sizes:
                 return "learned queries"
-            return None if call.num_keys > 1 else "other tokens"
+            return None if call.num_keys > 1 else "one token"
         if self.target.pools and grid is not None and call.num_keys in (grid.num_tokens, grid.num_patches):
             return "pooling"
         if not call.queries & IMAGE:
@@ -167,7 +169,15 @@ class Recorder:
 
     def _axes(self, call: AttentionCall) -> Axes:
         heads = None if self.hierarchy is not None else head_count(self.target.module, call.module)
-        return axes_of(call.leading_axes, self.batch, heads, call.module, heads_first=self.target.heads_first)
+        evidence = self.target.evidence
+        return axes_of(
+            call.leading_axes,
+            self.batch,
+            heads,
+            call.module,
+            heads_first=evidence.heads_first,
+            heads_before_windows=evidence.heads_before_windows,
+        )
 
     def _scores(self, call: AttentionCall, axes: Axes) -> Factored | Logits:
         if call.query is None or call.key is None:

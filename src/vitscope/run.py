@@ -85,9 +85,9 @@ def run(
     """
     model = as_vision_model(model)
     pixels, pictures = model.prepare(images)
-    evidence = experiment(model, pixels.shape[-2:])
+    evidence = experiment(model, (pixels.shape[-2], pixels.shape[-1]))
     grid = None if model.layout is None else model.layout.grid(*pixels.shape[-2:])
-    target = Target.of(model, heads_first=evidence.heads_first)
+    target = Target.of(model, evidence)
     recorder = _Recorder(target, len(pixels), grid, _Kept(layers), fuse, start_layer)
     watched = {**recorder.watch(norms=merge != "equal", pooled=by_class), **(watch or {})}
     flow, uses = Flow(constants_of(model.module)), SoftmaxUses()

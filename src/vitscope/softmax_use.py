@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitscope.flow import function_name
+from vitscope.flow import NOT_TENSORS, function_name
 
 
 def _names(text: str) -> frozenset[str]:
@@ -99,7 +99,7 @@ class SoftmaxUses:
         if name in ("__setitem__", "copy_") and args[0] is weights:
             del self._weights[id(weights)]
             use.changes.append("indexed assignment")
-        elif not isinstance(result, Tensor | list | tuple):
+        elif type(result) in NOT_TENSORS:
             return
         elif name in _PRODUCT or name == "einsum":
             values = None if axis is None else _values(name, args, kwargs, weights, axis)
