@@ -227,7 +227,7 @@ def _copies(tensor: Tensor, *, within: bool) -> Tensor | None:
 
 
 def _spread(change: Tensor, size: Tensor) -> float:
-    """Return the share of entries over which a relative change is spread: 1 if evenly, 1 / n if one entry has it all."""
+    """Return over what share of entries a relative change is spread: 1 if evenly, 1 / n if one entry has it all."""
     relative = change / (size + size.mean())
     total = relative.sum().square()
     return float(total / (relative.numel() * relative.square().sum())) if float(total) > 0 else 1.0

@@ -30,10 +30,14 @@ from vitscope.verdicts import check_modules, check_weights, nothing_seen, why_un
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """A trace and what the model answered: logits (batch, class), or None without a classifier."""
+    """A trace and what the model answered: logits (batch, class), or None without a classifier.
+
+    ``calls`` numbers the attention calls of the run that are the trace's blocks.
+    """
 
     trace: Trace
     logits: Tensor | None
+    calls: tuple[int, ...] = ()
 
 
 def capture(model: VisionModel | nn.Module, images: Any, *, layers: Sequence[int] | None = None) -> Trace:
@@ -96,7 +100,8 @@ def run(
     tap = Tap(model.module, recorder, flow, uses)
     with torch.no_grad(), model.running(), tap, tap.follow(watched):
         logits = model.answer(pixels)
-    return Run(_trace(model, recorder, pictures, pixels, uses, flow.known_mask(logits)), _in_float32(logits))
+    trace = _trace(model, recorder, pictures, pixels, uses, flow.known_mask(logits))
+    return Run(trace, _in_float32(logits), tuple(block.index for block in recorder.blocks))
 
 
 def _in_float32(logits: Tensor | None) -> Tensor | None:

@@ -325,21 +325,27 @@ class Trace:
         row[:, token] = 1
         return row
 
+    @property
+    def why_unchained(self) -> str | None:
+        """Why the image cannot be followed from block to block, or None if it can."""
+        calls = of_the_image(self.omitted)
+        if self.unchained is None and calls:
+            some = "1 attention call of the image is" if len(calls) == 1 else f"{len(calls)} attention calls are"
+            return (
+                f"{some} not among the blocks of the trace, e.g. {calls[0]}, so the blocks alone do not say how the "
+                "image reaches the output: attention_map shows each"
+            )
+        return self.unchained
+
     def require_chain(self) -> None:
         """Refuse what follows the image from block to block if the blocks, as seen, are not one chain.
 
         Raises:
             UnsupportedModelError: blocks run side by side, or calls between them are not in the trace.
         """
-        name = self.provenance.get("model", "this model")
-        if self.unchained is not None:
-            raise UnsupportedModelError(f"{name} has no rollout: {self.unchained}")
-        calls = of_the_image(self.omitted)
-        if calls:
-            raise UnsupportedModelError(
-                f"{name} has no rollout: {len(calls)} attention calls of the image are no blocks of the trace, e.g. "
-                f"{calls[0]}, so the blocks alone do not say how the image reaches the output: attention_map shows each"
-            )
+        reason = self.why_unchained
+        if reason is not None:
+            raise UnsupportedModelError(f"{self.provenance.get('model', 'this model')} has no rollout: {reason}")
 
     def readout_at(self, step: AttentionStep) -> ReadoutRow:
         """The readout over a block's tokens: the last grid's row brought back through merging alone, equal parts."""
