@@ -24,6 +24,7 @@ from vitscope.softmax_use import SoftmaxUses
 from vitscope.tap import AttentionCall, Tap
 
 COPIES = 3  # twice the same image, and one with a region changed
+ENOUGH = 8  # rows and columns of values; fewer do not show where a change is
 
 
 @dataclass(frozen=True)
@@ -151,9 +152,9 @@ class _Observer:
 
     def _compare_copies(self, call: AttentionCall, tensor: Tensor) -> None:
         self.findings.sums.append(float(tensor.double().nan_to_num(0, 0, 0).abs().sum()))
-        if not any(size % COPIES == 0 for size in call.leading_axes[:2]):
-            return  # images are packed into one sequence: the run says so
         outer, inner = _copies(tensor, within=False), _copies(tensor, within=True)
+        if outer is None and inner is None:
+            return  # images are packed into one sequence: the run says so
         if outer is not None and self._equal(outer):
             return
         if inner is not None and self._equal(inner):
@@ -179,7 +180,7 @@ class _Observer:
         copies = copies.float().flatten(1, -3)
         change, size = (copies[-1] - copies[0]).square(), copies[0].square()
         rows, columns = (_spread(change.sum(axis), size.sum(axis)) for axis in (-1, -2))
-        if columns < 0.3 and columns < rows / 2:
+        if min(values.shape[-2:]) >= ENOUGH and columns < 0.3 and columns < rows / 2:
             self.findings.refusal = (
                 f"{call.module or self.model.name} attends between channels, not tokens: a small region of the image "
                 f"changes few of the {values.shape[-1]} columns of its values over many of {values.shape[-2]} rows"
