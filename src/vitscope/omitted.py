@@ -7,12 +7,12 @@ from typing import Literal
 Reason = Literal["other tokens", "one token", "learned queries", "not the image", "outside the backbone", "not read"]
 
 _MEANING: dict[Reason, str] = {
-    "other tokens": "attend between different sets of tokens or among tokens that are not those of the grid",
-    "one token": "attend to a single token",
-    "learned queries": "attend among learned queries",
-    "not the image": "do not depend on the image",
-    "outside the backbone": "run outside the backbone",
-    "not read": "do not reach the output",
+    "other tokens": "between different sets of tokens or among tokens that are not those of the grid",
+    "one token": "to a single token",
+    "learned queries": "among learned queries",
+    "not the image": "independent of the image",
+    "outside the backbone": "outside the backbone",
+    "not read": "without effect on the output",
 }
 
 
@@ -49,9 +49,9 @@ def warning(name: str, omitted: Sequence[OmittedCall], num_blocks: int) -> str |
     for reason in dict.fromkeys(call.reason for call in told):
         calls = [call for call in told if call.reason == reason]
         kinds.append(f"{len(calls)} {_MEANING[reason]}, e.g. {calls[0]}")
-    total = num_blocks + len(told)
-    meaning = " so rollout is not available" if of_the_image(told) else ""
+    verb = "is" if len(told) == 1 else "are"
+    meaning = ", so rollout is not available" if of_the_image(told) else ""
     return (
-        f"{len(told)} of the {total} attention calls of {name} are not in the trace: {'; '.join(kinds)}"
-        f"{',' + meaning if meaning else ''} (trace.omitted lists them)"
+        f"{len(told)} of {num_blocks + len(told)} attention calls of {name} {verb} not in the trace: "
+        f"{'; '.join(kinds)}{meaning} (trace.omitted lists them)"
     )
