@@ -35,7 +35,8 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], int, str]] = {
     "ViT-MAE": (mae(), 32, r"^layers\.0\.attention is handed different tokens for two equal images"),
     "ViT-MAE, nothing masked": (mae(mask_ratio=0.0), 32, "is handed different tokens for two equal images"),
     "token sampling": (
-        vit_pytorch("ats_vit", "ViT", depth=3, max_tokens_per_depth=(16, 8, 4)), 32, "is handed different tokens for two equal",
+        vit_pytorch("ats_vit", "ViT", depth=3, max_tokens_per_depth=(16, 8, 4)), 32,
+        "is handed different tokens for two equal",
     ),
     "shuffled alike": (lambda: Shuffled("fused"), 32, "Shuffled draws random numbers while it runs"),
     "XCiT": (timm_named("xcit_nano_12_p16_224", depth=2), 224, r"^blocks\.0\.attn attends between channels"),

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import vitscope as vs
-from tests.test_flow import Written, random, timm_named, vit_pytorch
+from tests.test_flow import Written, random, timm_named
 from tests.test_foreign import LAYOUT, ByHand, Homemade
 from vitscope.axes import axes_of
 from vitscope.errors import NoAttentionError, UnsupportedModelError
