@@ -172,7 +172,7 @@ def _check_readout(
     grid = step.known_grid()
     tokens = [*range(grid.prefix), *(grid.token(*place) for place in _places(grid))]
     images = pixels.repeat(len(tokens) + 1, 1, 1, 1)
-    slots = torch.arange(grid.num_tokens)[None] if step.slots is None else step.slots.cpu()
+    slots = torch.arange(grid.num_tokens, device="cpu")[None] if step.slots is None else step.slots.cpu()
     changed: list[bool] = []
 
     def on_attention(call: AttentionCall) -> Tensor:

@@ -106,16 +106,21 @@ class Flow:
         self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], result: Any, more: int = 0
     ) -> None:
         """Give the result of a torch function the union of the masks of its arguments, and ``more``."""
+        if result is not None and type(result) in NOT_TENSORS:
+            return
         kind = _kinds.get(func)
         if kind is None:
             kind = _kind(func)
-        if type(result) in NOT_TENSORS and kind != _MUTATES:
+        if result is None and kind != _MUTATES:
             return
         mask = more
-        for value in args:
-            mask |= self.mask(value)
-        for value in kwargs.values():
-            mask |= self.mask(value)
+        for value in (*args, *kwargs.values()) if kwargs else args:
+            # This loop runs for every torch function, so what needs no call of a method is decided here.
+            entry = self._cells.get(id(value))
+            if entry is not None and entry[0]() is value:
+                mask |= entry[1][0]
+            elif type(value) not in NOT_TENSORS and id(value) not in self._constants:
+                mask |= self.mask(value)
         if kind == _MUTATES and args and isinstance(args[0], Tensor):
             self._reach(args[0], mask)
             if type(result) in NOT_TENSORS or result is args[0]:
@@ -123,7 +128,12 @@ class Flow:
         if "out" in kwargs:
             self.reach(kwargs["out"], mask)
         shared = self._cell(args[0]) if kind == _VIEW and args and isinstance(args[0], Tensor) else None
-        self._assign(result, mask, shared if shared is not None and shared[0] == mask else None)
+        if shared is not None and shared[0] != mask:
+            shared = None
+        if type(result) is Tensor and id(result) not in self._cells:
+            self._cells[id(result)] = (weakref.ref(result), [mask] if shared is None else shared)
+        else:
+            self._assign(result, mask, shared)
 
     def reach(self, value: Any, mask: int) -> None:
         """Add a mask to each tensor of a value."""
