@@ -12,6 +12,7 @@ _HOME = {
     "Layout": "vitscope.models",
     "Prediction": "vitscope.models",
     "capture": "vitscope.run",
+    "check": "vitscope.check",
     "Trace": "vitscope.trace",
     "AttentionStep": "vitscope.trace",
     "MergeStep": "vitscope.merging",
@@ -63,6 +64,7 @@ _HOME = {
 
 if TYPE_CHECKING:
     from vitscope.attribution import Attribution as Attribution
+    from vitscope.check import check as check
     from vitscope.composites.composing import compose as compose
     from vitscope.composites.composition import Composition as Composition
     from vitscope.composites.effects import Effect as Effect

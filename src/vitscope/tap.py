@@ -11,7 +11,7 @@ import threading
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,6 +20,9 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 
+from vitscope.flow import Flow, call_bit
+from vitscope.softmax_use import SoftmaxUses
+
 
 @dataclass(frozen=True, eq=False)
 class AttentionCall:
@@ -27,6 +30,10 @@ class AttentionCall:
 
     Either ``query`` and ``key`` (…, token, channel) with ``scale`` and ``bias`` are known, and ``value``; or
     ``logits`` (…, query, key) are. ``run`` lets the library's own kernel compute what it was going to.
+
+    If the tap follows the flow, ``index`` counts calls, ``inputs`` is the mask of what reached this call
+    (:mod:`vitscope.flow`), ``queries`` that of what reached the queries, and ``invocation`` numbers the run of the
+    module that calls, so two calls with the same number come out of one run of one module.
     """
 
     module: str
@@ -37,6 +44,10 @@ class AttentionCall:
     scale: float = 1.0
     bias: Tensor | None = None
     logits: Tensor | None = None
+    index: int = 0
+    inputs: int = 0
+    queries: int = 0
+    invocation: int = 0
 
     @property
     def num_queries(self) -> int:
@@ -66,13 +77,20 @@ _SOFTMAX = frozenset({F.softmax, torch.softmax, Tensor.softmax, torch.special.so
 
 
 class Tap(TorchFunctionMode):
-    """Hands every attention call of this thread to ``on_attention`` and returns what that returns."""
+    """Hands every attention call of this thread to ``on_attention`` and returns what that returns.
 
-    def __init__(self, module: nn.Module, on_attention: OnAttention) -> None:
+    With ``flow`` the tap also follows which calls reached which tensor, and with ``uses`` what becomes of each softmax.
+    """
+
+    def __init__(
+        self, module: nn.Module, on_attention: OnAttention, flow: Flow | None = None, uses: SoftmaxUses | None = None
+    ) -> None:
         super().__init__()
         self._names = {id(child): name for name, child in module.named_modules(remove_duplicate=True)}
         self._on_attention = on_attention
-        self._running: list[str] = []
+        self._flow, self._uses = flow, uses
+        self._running: list[tuple[str, int]] = []  # path and number of invocation
+        self._invocations = 0
         self._aside = False
 
     def __torch_function__(
@@ -82,23 +100,42 @@ class Tap(TorchFunctionMode):
         if self._aside:
             return func(*args, **kwargs)
         if func is F.scaled_dot_product_attention:
-            return self._on_attention(self._factored_call(func, args, kwargs))
+            return self._attend(self._factored_call(func, args, kwargs), func, args, kwargs)
         if func in _SOFTMAX:
             logits = args[0] if args else kwargs.get("input")
             dim = args[1] if len(args) > 1 else kwargs.get("dim")
             if isinstance(logits, Tensor) and logits.ndim >= 3 and dim in (-1, logits.ndim - 1):
                 run = lambda: func(*args, **kwargs)  # noqa: E731
-                return self._on_attention(AttentionCall(self.module, run, logits=logits))
+                return self._attend(AttentionCall(self.module, run, logits=logits), func, args, kwargs)
         if func is F.multi_head_attention_forward:
             # While a mode handles a call it is switched off, so what runs inside would not be seen.
             with self:
                 return _unguarded_multi_head_attention(*args, **kwargs)
-        return func(*args, **kwargs)
+        result = func(*args, **kwargs)
+        if self._flow is not None:
+            self._flow.record(func, args, kwargs, result)
+        if self._uses is not None:
+            self._uses.record(func, args, kwargs, result)
+        return result
+
+    def _attend(self, call: AttentionCall, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
+        flow = self._flow
+        if flow is None:
+            return self._on_attention(call)
+        index, flow.num_calls = flow.num_calls, flow.num_calls + 1
+        queries = flow.mask(args[0] if args else kwargs.get("query", kwargs.get("input")))
+        inputs = flow.mask(args) | flow.mask(kwargs)
+        invocation = self._running[-1][1] if self._running else 0
+        output = self._on_attention(replace(call, index=index, inputs=inputs, queries=queries, invocation=invocation))
+        flow.record(func, args, kwargs, output, call_bit(index))
+        if self._uses is not None and call.logits is not None:
+            self._uses.start(index, output)
+        return output
 
     @property
     def module(self) -> str:
         """The path of the module that is running."""
-        return self._running[-1] if self._running else ""
+        return self._running[-1][0] if self._running else ""
 
     @contextmanager
     def follow(self, watch: Mapping[nn.Module, OnModule] | None = None) -> Iterator[None]:
@@ -111,12 +148,17 @@ class Tap(TorchFunctionMode):
 
         def enter(module: nn.Module, args: Any) -> None:
             if threading.get_ident() == thread:
-                self._running.append(self._names.get(id(module), self.module))
+                self._invocations += 1
+                self._running.append((self._names.get(id(module), self.module), self._invocations))
+                if self._flow is not None:
+                    self._flow.enter(args)
 
         def leave(module: nn.Module, args: Any, output: Any) -> None:
             if threading.get_ident() != thread or not self._running:
                 return
             self._running.pop()
+            if self._flow is not None:
+                self._flow.leave(output)
             if module in watched and output is not None:
                 self._aside = True
                 try:
@@ -131,6 +173,8 @@ class Tap(TorchFunctionMode):
             for handle in handles:
                 handle.remove()
             self._running.clear()
+            if self._flow is not None:
+                self._flow.clear()
 
     def _factored_call(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> AttentionCall:
         names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")

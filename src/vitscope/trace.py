@@ -10,9 +10,10 @@ from torch import Tensor
 
 from vitscope.arguments import whole_number
 from vitscope.attribution import only_finite
-from vitscope.errors import CallError
+from vitscope.errors import CallError, UnsupportedModelError
 from vitscope.grid import Grid
 from vitscope.merging import MergeStep
+from vitscope.omitted import OmittedCall, of_the_image
 from vitscope.picture import Picture
 from vitscope.scores import Compact, Head, Scores, check_head_fusion, fuse_heads, in_float32
 from vitscope.shapes import DenseAttention, Fallen, Fused, Maps, ReadoutRow, Rows, Slots, Weights
@@ -38,6 +39,16 @@ class AttentionStep:
     scores: Scores
     slots: Slots | None
     grid: Grid | None
+
+    def __repr__(self) -> str:
+        grid = "unknown" if self.grid is None else f"{self.grid.height}×{self.grid.width} + {self.grid.prefix}"
+        return f"<AttentionStep {self.layer} {self.module}: {self.shape_text}, grid {grid}>"
+
+    @property
+    def shape_text(self) -> str:
+        """The sizes of the step in words."""
+        _, windows, heads, tokens, _ = self.scores.shape
+        return f"{f'{windows} windows × ' if windows > 1 else ''}{heads} heads × {tokens} tokens"
 
     @property
     def num_heads(self) -> int:
@@ -199,6 +210,8 @@ class Trace:
 
     ``readout`` is (batch, token) over the last grid, non-negative, rows sum to one: one-hot on CLS, uniform where
     the model mean-pools, the pooling attention where it attends, both where it concatenates. None for a foreign model.
+    ``omitted`` lists the attention calls of the run that are no step. ``unchained`` says why the blocks do not follow
+    one another, and is None if each depends on all before it.
     """
 
     steps: Sequence[Step]
@@ -209,6 +222,27 @@ class Trace:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     labels: tuple[str, ...] | None = None
     classifier: PooledClassifier | None = None
+    omitted: tuple[OmittedCall, ...] = ()
+    unchained: str | None = None
+
+    def __repr__(self) -> str:
+        blocks, kept = f"{self.num_layers} attention blocks", len(self.blocks)
+        lines = [
+            f"<Trace of {self.provenance.get('model', 'a model')}: {len(self.pictures)} "
+            f"{'image' if len(self.pictures) == 1 else 'images'}, {blocks}"
+            + ("" if kept == self.num_layers else f", {kept} kept")
+        ]
+        shapes = dict.fromkeys(step.shape_text for step in self.blocks)
+        lines.append("  " + "; ".join([*list(shapes)[:4], *(["…"] if len(shapes) > 4 else [])]))
+        prefix = f" after {', '.join(self.prefix_names)}" if self.prefix_names else ""
+        grid = self.grid if self.steps else None
+        lines.append("  grid unknown" if grid is None else f"  grid {grid.height}×{grid.width}{prefix}")
+        if self.omitted:
+            lines.append(f"  {len(self.omitted)} attention calls are not in the trace (trace.omitted)")
+        source = self.provenance.get("readout")
+        named = " + ".join(f"{weight:g} {name}" for name, weight in source.items()) if source else "given"
+        lines.append(f"  readout {'unknown' if self.readout is None else named}>")
+        return "\n".join(lines)
 
     @property
     def grid(self) -> Grid | None:
@@ -291,6 +325,28 @@ class Trace:
         row[:, token] = 1
         return row
 
+    @property
+    def why_unchained(self) -> str | None:
+        """Why the image cannot be followed from block to block, or None if it can."""
+        calls = of_the_image(self.omitted)
+        if self.unchained is None and calls:
+            some = "1 attention call of the image is" if len(calls) == 1 else f"{len(calls)} attention calls are"
+            return (
+                f"{some} not among the blocks of the trace, e.g. {calls[0]}, so the blocks alone do not say how the "
+                "image reaches the output: attention_map shows each"
+            )
+        return self.unchained
+
+    def require_chain(self) -> None:
+        """Refuse what follows the image from block to block if the blocks, as seen, are not one chain.
+
+        Raises:
+            UnsupportedModelError: blocks run side by side, or calls between them are not in the trace.
+        """
+        reason = self.why_unchained
+        if reason is not None:
+            raise UnsupportedModelError(f"{self.provenance.get('model', 'this model')} has no rollout: {reason}")
+
     def readout_at(self, step: AttentionStep) -> ReadoutRow:
         """The readout over a block's tokens: the last grid's row brought back through merging alone, equal parts."""
         rows = self.readout_row(None)[:, None]
@@ -298,6 +354,7 @@ class Trace:
             if later is step:
                 break
             if isinstance(later, MergeStep):
+                self.require_chain()
                 rows, _ = later.pull(rows, "equal")
         if rows.shape[-1] != step.known_grid().num_tokens:
             raise CallError(

@@ -150,6 +150,7 @@ def _prepared(model: VisionModel | nn.Module | Trace, images: Any, asked: _Recip
 def _fold(trace: Trace, recipe: _Recipe, ends: Sequence[int]) -> list[Folded]:
     """The readout row pulled back from each block of ``ends`` to the finest tokens; rows travel side by side."""
     grid_of(trace)
+    trace.require_chain()
     for layer in range(recipe.start_layer, max(ends) + 1):
         trace.step(layer)
     row = trace.readout_row(recipe.target)[:, None, :].float()
