@@ -125,6 +125,8 @@ def _class_count(model: VisionModel) -> int | None:
 
 
 def _about_file(path: Path) -> str:
+    if not path.is_file():
+        return f"{path} is not a regular file: pass a folder or a name"
     if path.suffix == ".onnx":
         return (
             f"{path} is an ONNX file, whose layers vitscope cannot look into: load the model that it was exported from"
