@@ -413,7 +413,7 @@ def test_torchvision_takes_a_file_and_its_number_of_classes(name: str, classes: 
 def test_transformers_takes_a_file_and_its_number_of_classes(
     source: str, classes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import transformers
+    from vitscope.models.transformers import transformers
 
     settings = TINY | {"image_size": 32, "patch_size": 8}
     torch.manual_seed(0)
@@ -440,7 +440,7 @@ def test_weights_of_another_model_are_refused(
     library: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip(library)
-    import transformers
+    from vitscope.models.transformers import transformers
 
     config = transformers.ViTConfig(**TINY, image_size=32, patch_size=8)
     monkeypatch.setattr(transformers, "CONFIG_MAPPING", {"vit": lambda: config})

@@ -13,7 +13,8 @@ from vitscope.arguments import whole_number
 from vitscope.errors import CallError, ModelUnavailableError, UnknownModelError
 from vitscope.models.folder import load_folder, manifest_folder
 from vitscope.models.libraries import LIBRARIES, library_module
-from vitscope.models.local_source import load_local, model_path
+from vitscope.models.local_source import load_local
+from vitscope.models.paths import model_path
 from vitscope.models.vision_model import Layout, VisionModel
 from vitscope.picture import Preprocessing
 
