@@ -98,9 +98,7 @@ def test_what_transformers_wraps_of_timm_is_loaded_with_timm(head: bool, tmp_pat
     import transformers
 
     timm_folder(tmp_path / "timm", trained(), label_names=["cat", "dog", "owl"])
-    configure(
-        tmp_path / "timm", model_args={"img_size": [160, 160]}
-    )  # the wrapper adds num_classes
+    configure(tmp_path / "timm", model_args={"img_size": [160, 160]})  # the wrapper adds num_classes
     cls = transformers.TimmWrapperForImageClassification if head else transformers.TimmWrapperModel
     wrapper = cls.from_pretrained(tmp_path / "timm").eval()
     wrapper.save_pretrained(tmp_path / "wrapped")

@@ -33,7 +33,7 @@ def read_config(name: str, local_only: bool) -> Any:
     try:
         config = transformers.AutoConfig.from_pretrained(name, local_files_only=local_only, trust_remote_code=False)
         if config.model_type != "timm_wrapper":
-            _check_labels(config)
+            _check_names(config)
     except OSError as error:
         if local:
             raise UnknownModelError(f"{name} is no transformers folder: {first_line(error)}") from None
