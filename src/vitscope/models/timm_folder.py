@@ -91,6 +91,7 @@ def read_folder(path: Path) -> TimmFolder:
                 facts[name] = config[name]
         if config.get("architectures") == ["TimmWrapperModel"]:
             facts["num_classes"] = 0
+            facts.pop("label_names", None)
         facts = {name: _tupled(facts[name]) for name in _FACTS if facts.get(name) is not None}
         _check_facts(facts)
         options = _mapping(config, "model_args") if config.get("model_args") is not None else {}
