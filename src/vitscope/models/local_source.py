@@ -8,30 +8,14 @@ import torch
 
 from vitscope.errors import CallError, UnknownModelError, VitscopeError
 from vitscope.models.folder import load_folder, manifest_folder
-from vitscope.models.foreign_errors import first_line
 from vitscope.models.libraries import LIBRARIES, library_module
+from vitscope.models.paths import model_path
 from vitscope.models.peft_folder import ADAPTER_CONFIG, adapter_classes, base_name, is_adapter_folder, load_adapter
 from vitscope.models.timm_folder import is_timm_folder
 from vitscope.models.vision_model import VisionModel
 from vitscope.models.weights_file import SUFFIXES, TORCH_SUFFIXES, is_torchscript
 
 Size = tuple[int, int]
-
-
-def model_path(name: str) -> Path:
-    """Return the name of a model as a path.
-
-    Raises:
-        UnknownModelError: no system has a file or folder of this name.
-    """
-    try:
-        path = Path(name)
-        path.exists()
-    except (OSError, ValueError) as error:  # too long, or with NUL in it
-        raise UnknownModelError(
-            f"unknown model {name[:40]!r}…: no name of a model or folder ({first_line(error)})"
-        ) from None
-    return path
 
 
 def load_local(
@@ -125,6 +109,8 @@ def _class_count(model: VisionModel) -> int | None:
 
 
 def _about_file(path: Path) -> str:
+    if not path.is_file():
+        return f"{path} is not a regular file: pass a folder or a name"
     if path.suffix == ".onnx":
         return (
             f"{path} is an ONNX file, whose layers vitscope cannot look into: load the model that it was exported from"

@@ -25,6 +25,7 @@ from vitscope.models.foreign_errors import foreign_errors
 from vitscope.models.hierarchy import Hierarchy, Merging, Projection, WindowBlock
 from vitscope.models.hub import hub_in_reach, offline, repository_folder
 from vitscope.models.outputs import Classes, MeanOfTokens, NoClasses, Observed
+from vitscope.models.paths import model_path
 from vitscope.models.timm_folder import WEIGHTS_FILES, WRAPPER_PREFIX, TimmFolder, read_folder
 from vitscope.models.timm_weights import filled
 from vitscope.models.vision_model import Layout, VisionModel, input_channels
@@ -112,16 +113,17 @@ def _created(name: str, pretrained: bool, options: Mapping[str, Any]) -> nn.Modu
 def _folder(source: str, place: str, name: str) -> TimmFolder:
     """Return the folder of a local or hub model."""
     if source == "local-dir":
-        if not Path(place).is_dir():
+        path = model_path(place)
+        if not place or not path.is_dir():
             raise UnknownModelError(f"timm:{name}: there is no folder {place!r}")
-        return read_folder(Path(place))
-    path = repository_folder(place, "config.json", WEIGHTS_FILES)
-    if path is None:
+        return read_folder(path)
+    snapshot = repository_folder(place, "config.json", WEIGHTS_FILES)
+    if snapshot is None:
         raise ModelUnavailableError(
             f"timm:{name} is not on this machine and the model hub did not give it: check the name and the network, or "
             "use the bundled vit-nano or a local folder"
         )
-    return read_folder(path)
+    return read_folder(snapshot)
 
 
 def _load_folder(

@@ -1,5 +1,6 @@
 """Folders as timm's hub repositories are: config.json names the architecture, one file holds the weights."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,7 +91,9 @@ def read_folder(path: Path) -> TimmFolder:
                 facts[name] = config[name]
         if config.get("architectures") == ["TimmWrapperModel"]:
             facts["num_classes"] = 0
+            facts.pop("label_names", None)
         facts = {name: _tupled(facts[name]) for name in _FACTS if facts.get(name) is not None}
+        _check_facts(facts)
         options = _mapping(config, "model_args") if config.get("model_args") is not None else {}
         labels = _labels(facts)
     except ValueError as error:
@@ -104,6 +107,31 @@ def _mapping(config: Mapping[str, Any], name: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{name} of config.json is no JSON object")
     return dict(value)
+
+
+def _check_facts(facts: Mapping[str, Any]) -> None:
+    """Refuse values that timm would replace by its defaults, or fail on later."""
+
+    def numbers(name: str, count: int) -> bool:
+        values = facts.get(name)
+        return values is None or (isinstance(values, tuple) and len(values) == count and all(map(_is_number, values)))
+
+    size = facts.get("input_size", (3, 1, 1))
+    if not numbers("input_size", 3) or not all(isinstance(value, int) and value > 0 for value in size):
+        raise ValueError(f"input_size of config.json is {size!r}, channels, height and width are expected")
+    for name in ("mean", "std"):
+        if not numbers(name, size[0]) or (name == "std" and not all(value > 0 for value in facts.get(name, ()))):
+            raise ValueError(f"{name} of config.json is {facts[name]!r}, a number for each channel is expected")
+    ratio = facts.get("crop_pct", 1.0)
+    if not _is_number(ratio) or ratio <= 0:
+        raise ValueError(f"crop_pct of config.json is {ratio!r}, a positive number is expected")
+    classes = facts.get("num_classes", 0)
+    if not isinstance(classes, int) or isinstance(classes, bool) or classes < 0:
+        raise ValueError(f"num_classes of config.json is {classes!r}, a whole number is expected")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _labels(facts: Mapping[str, Any]) -> tuple[str, ...] | None:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from vitscope.errors import CallError, ModelUnavailableError
-from vitscope.models.weights import fit_weights, head_rows
+from vitscope.models.weights import FLOATS, fit_weights, head_rows, is_computed
 
 
 def filled(
@@ -77,6 +77,8 @@ def _fitted(
 
 def _converted(create: Callable[..., Any], state: Mapping[str, torch.Tensor], classes: int) -> Any:
     """Return the model filled by timm's own conversion of another project's names, or None if it does not fit."""
+    if any(tensor.dtype not in FLOATS for key, tensor in state.items() if not is_computed(key)):
+        return None
     try:
         module = _loaded_by_timm(create, state, classes)
     except Exception:  # the caller says in its own words what does not fit

@@ -16,6 +16,7 @@ from vitscope.models.foreign_errors import foreign_errors
 from vitscope.models.hub import hub_in_reach
 from vitscope.models.libraries import library_module
 from vitscope.models.outputs import Classes, NoClasses, Observed, Output
+from vitscope.models.paths import model_path
 from vitscope.models.transformers_checkpoint import Checkpoint, fill
 from vitscope.models.transformers_classes import HEADS, quiet
 from vitscope.models.transformers_classes import architecture as architecture
@@ -63,7 +64,7 @@ def load(
         if (not pretrained or weights is not None) and name_or_path in transformers.CONFIG_MAPPING:
             config, source, local_only = transformers.CONFIG_MAPPING[name_or_path](), "", True
         else:
-            source, local_only = name_or_path, Path(name_or_path).exists() or not hub_in_reach()
+            source, local_only = name_or_path, model_path(name_or_path).exists() or not hub_in_reach()
             config = read_config(source, local_only)
         if config.model_type == "timm_wrapper":
             return _by_timm(name_or_path, called, pretrained, image_size, dtype, weights)

@@ -147,7 +147,9 @@ class _Filling:
         """Return the left-over names that the class named by the configuration does not have either."""
         for name in self.config.architectures or ():
             saved_class = getattr(transformers, name, None) if isinstance(name, str) else None
-            if saved_class is None or saved_class is self.module_class or not hasattr(saved_class, "from_pretrained"):
+            if not isinstance(saved_class, type) or not issubclass(saved_class, transformers.PreTrainedModel):
+                continue
+            if saved_class is self.module_class:
                 continue
             on_meta = {"device_map": "meta"} if importlib.util.find_spec("accelerate") else {}
             with foreign_errors(f"{self.checkpoint.name} cannot be loaded: building {name}"):

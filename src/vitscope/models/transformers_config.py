@@ -33,7 +33,7 @@ def read_config(name: str, local_only: bool) -> Any:
     try:
         config = transformers.AutoConfig.from_pretrained(name, local_files_only=local_only, trust_remote_code=False)
         if config.model_type != "timm_wrapper":
-            _check_labels(config)
+            _check_names(config)
     except OSError as error:
         if local:
             raise UnknownModelError(f"{name} is no transformers folder: {first_line(error)}") from None
@@ -101,7 +101,9 @@ def _check_code(name: str, settings: Mapping[str, Any]) -> None:
         )
 
 
-def _check_labels(config: Any) -> None:
+def _check_names(config: Any) -> None:
+    if config.architectures is not None and not isinstance(config.architectures, list):
+        raise ValueError("architectures must be a list of class names")
     labels = config.id2label
     if not isinstance(labels, Mapping) or sorted(labels) != list(range(len(labels))):
         raise ValueError("id2label must name the classes 0, 1, 2, … in order")

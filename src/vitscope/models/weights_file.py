@@ -50,7 +50,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         raise ModelUnavailableError(
             f"{file} is no file of weights that vitscope reads: pass one that ends in {', '.join(SUFFIXES)}"
         )
-    if _is_state(content):
+    if isinstance(content, Mapping) and content and _are_tensors(content):
         return dict(content)
     states = dict(_states(content))
     if len(states) > 1:
@@ -118,11 +118,13 @@ def _read_torch(file: Path) -> Any:
 
 def _is_state(content: Any) -> bool:
     """True for names with tensors, of which at least one is a matrix or larger."""
-    return (
-        isinstance(content, Mapping)
-        and all(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items())
-        and any(value.ndim > 1 for value in content.values())
-    )
+    if not isinstance(content, Mapping) or not _are_tensors(content):
+        return False
+    return any(tensor.ndim > 1 for tensor in content.values())
+
+
+def _are_tensors(content: Mapping[Any, Any]) -> bool:
+    return all(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items())
 
 
 def _states(content: Any, path: str = "", depth: int = _DEPTH) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
