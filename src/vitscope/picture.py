@@ -6,7 +6,7 @@ import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -85,12 +85,13 @@ class Preprocessing:
     resize_to: tuple[int, int] | None = None  # what is covered (crop) or filled (squash) before the centre is cut out
     resample: Image.Resampling = Image.Resampling.BILINEAR
     round_half_even: bool = False
+    source: str = field(default="", compare=False)  # where these settings came from, as a human reads it
 
     def resized(self, size: tuple[int, int]) -> "Preprocessing":
         """The same recipe for another input size; what is cut off stays in proportion."""
         target = self.resize_to or self.size
         resize_to = (round(target[0] * size[0] / self.size[0]), round(target[1] * size[1] / self.size[1]))
-        return Preprocessing(size, self.mean, self.std, self.fit, resize_to, self.resample, self.round_half_even)
+        return replace(self, size=size, resize_to=resize_to)
 
     def __call__(self, photo: Image.Image, name: str = "") -> tuple[Tensor, Picture]:
         """The photo as (3, height, width) float32, and the picture that knows the way back."""
@@ -170,6 +171,25 @@ def picture_of_unit(shown: Tensor, name: str = "") -> Picture:
     """A picture of a (3, height, width) tensor whose values lie in [0, 1]."""
     array = (shown.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
     return Picture(Image.fromarray(array), (0.0, 0.0, float(array.shape[1]), float(array.shape[0])), name)
+
+
+def photos(images: Any) -> list[Any]:
+    """Return the single sources, for :func:`read_photo`, of whatever the public API takes as images.
+
+    Args:
+        images: a path, PIL image, array (H, W[, C]), bytes or an open binary file; a sequence of these; or an array
+            (N, H, W, C).
+
+    Raises:
+        CallError: there are none.
+    """
+    single = isinstance(images, str | bytes | bytearray | memoryview) or not isinstance(images, Sequence)
+    if isinstance(images, np.ndarray):
+        single = images.ndim != 4
+    sources = [images] if single else list(images)
+    if not sources:
+        raise CallError("no picture was given")
+    return sources
 
 
 def read_photo(source: Any, *, max_pixels: int | None = None) -> tuple[Image.Image, str]:
