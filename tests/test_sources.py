@@ -49,7 +49,7 @@ def test_an_array_of_four_dimensions_is_a_batch() -> None:
 
 @pytest.mark.parametrize("images", [[], (), np.zeros((0, 5, 7, 3), dtype=np.uint8)], ids=str)
 def test_no_image_is_refused(images: Any) -> None:
-    with pytest.raises(CallError, match="^no picture was given$"):
+    with pytest.raises(CallError, match=r"^no picture was given$"):
         photos(images)
 
 
