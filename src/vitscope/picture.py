@@ -419,7 +419,9 @@ def _damage_reported(name: str) -> Iterator[None]:
     except (VitscopeError, Warning):
         raise
     except UnidentifiedImageError:
-        raise PictureError(f"{name} is damaged: its content is not what its beginning announces") from None
+        raise PictureError(
+            f"{name} is damaged, or of a kind that Pillow does not decode: save it as PNG or JPEG"
+        ) from None
     except PermissionError:
         raise PictureError(f"{name} cannot be read: permission denied") from None
     except Exception as error:
