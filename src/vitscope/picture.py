@@ -341,6 +341,8 @@ def read_photo(source: Any, *, max_pixels: int | None = None, alpha: bool = Fals
         return _read_file(source if isinstance(source, str) else Path(source), max_pixels, alpha), str(source)
     if isinstance(source, Image.Image):
         name = str(getattr(source, "filename", "") or "")
+        if source.format == "EPS":  # to load it is to run Ghostscript
+            check_decoder("EPS", name or "the image")
         with _damage_reported(name or "the image"):
             return _to_rgb(source, name or "the image", alpha), name
     if isinstance(source, np.ndarray):
