@@ -1,27 +1,46 @@
 """Photos in, model input out, and the way back from the model's view to the photo."""
 
+import io
+import math
+import operator
 import os
-import struct
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from vitscope.errors import CallError, PictureError, PictureNotFoundError, VitscopeError
+from vitscope.errors import CallError, PictureError, VitscopeError
+from vitscope.image_files import (
+    NPY,
+    PREFIX,
+    check_decoder,
+    check_format,
+    quoted,
+    read_binary_file,
+    require_regular_file,
+)
+from vitscope.pixel_depth import check_depth, eight_bits, transparent_colour
 
 MAX_PIXELS = 100_000_000
 MAX_PIXELS_VARIABLE = "VITSCOPE_MAX_PIXELS"
+MAX_SIDE = 2**14  # of a model's input
 
-# Pillow keeps its own limit in a module variable: it is lifted only while a header is read, under this lock.
-_pillow_limit = threading.Lock()
+# The mode of a photo as a model of so many channels takes it.
+PHOTO_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+
+# Pillow keeps its limit, and Python its warning filters, in module variables: they are changed only while a header or
+# EXIF is read, under this lock.
+_pillow_state = threading.Lock()
+
+Fit = Literal["squash", "crop"]
 
 
 @dataclass(frozen=True)
@@ -73,6 +92,9 @@ class Picture:
 class Preprocessing:
     """What a model wants of a picture: one geometry for all three libraries, with Pillow's own resize.
 
+    The length of ``mean`` and ``std`` is the number of channels. A photo fits 3 channels (RGB), 1 (grey), and where it
+    has transparency 4 (RGBA) or 2 (grey and transparency); a model of any other number takes tensors only.
+
     ``fit`` is ``"squash"`` (resized to ``size``, proportions lost) or ``"crop"`` (resized to cover
     ``size`` / ``crop_ratio``, then the centre is cut out). ``round_half_even`` holds for libraries that round
     the crop's corner where others cut off the half pixel.
@@ -81,11 +103,46 @@ class Preprocessing:
     size: tuple[int, int]  # (height, width) of the model's input
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
-    fit: Literal["squash", "crop"] = "squash"
+    fit: Fit = "squash"
     resize_to: tuple[int, int] | None = None  # what is covered (crop) or filled (squash) before the centre is cut out
     resample: Image.Resampling = Image.Resampling.BILINEAR
     round_half_even: bool = False
-    source: str = field(default="", compare=False)
+    source: str = field(default="", compare=False)  # where these settings came from, as a human reads it
+
+    def __post_init__(self) -> None:
+        set_ = object.__setattr__  # as for every frozen dataclass
+        set_(self, "size", _sides(self.size, "size", MAX_SIDE))
+        if self.resize_to is not None:
+            set_(self, "resize_to", _sides(self.resize_to, "resize_to", 2 * MAX_SIDE))
+        set_(self, "mean", _finite(self.mean, "mean"))
+        set_(self, "std", _finite(self.std, "std"))
+        if len(self.mean) != len(self.std):
+            raise CallError(
+                f"mean has {len(self.mean)} numbers and std {len(self.std)}: one for each channel is expected in both"
+            )
+        if 0 in self.std:
+            raise CallError(f"std is {self.std}: the input is divided by it, so no number may be 0")
+        if self.fit not in get_args(Fit):
+            raise CallError(f"fit is {self.fit!r}: choose {' or '.join(get_args(Fit))}")
+        try:
+            set_(self, "resample", Image.Resampling(self.resample))
+        except ValueError:
+            names = ", ".join(f"{filter_.value} ({filter_.name.lower()})" for filter_ in Image.Resampling)
+            raise CallError(f"resample is {self.resample!r}: choose one of Pillow's filters, {names}") from None
+
+    @property
+    def channels(self) -> int:
+        """The number of channels of the model's input."""
+        return len(self.mean)
+
+    @property
+    def takes_transparency(self) -> bool:
+        """Whether the last channel of a photo is its transparency."""
+        return self.channels in (2, 4)
+
+    def read(self, source: Any) -> tuple[Tensor, Picture]:
+        """Return the input of one source, as :func:`read_photo` reads it, and the picture that knows the way back."""
+        return self(*read_photo(source, alpha=self.takes_transparency))
 
     def resized(self, size: tuple[int, int]) -> "Preprocessing":
         """The same recipe for another input size; what is cut off stays in proportion."""
@@ -94,18 +151,24 @@ class Preprocessing:
         return replace(self, size=size, resize_to=resize_to)
 
     def __call__(self, photo: Image.Image, name: str = "") -> tuple[Tensor, Picture]:
-        """The photo as (3, height, width) float32, and the picture that knows the way back."""
+        """The photo as (channel, height, width) float32, and the picture that knows the way back."""
         cut, picture = self.cut(photo, name)
         return self.normalized(torch.from_numpy(cut).permute(2, 0, 1)), picture
 
     def normalized(self, cut: Tensor) -> Tensor:
-        """Bytes (…, 3, height, width) as float32 input, on their device."""
+        """Bytes (…, channel, height, width) as float32 input, on their device."""
         mean, std = (self._channels(values).to(cut.device) for values in (self.mean, self.std))
         return (cut.float() / 255 - mean) / std
 
     def cut(self, photo: Image.Image, name: str = "") -> tuple[np.ndarray, Picture]:
-        """The photo's bytes as the model sees them, (height, width, 3), and the picture that knows the way back."""
+        """The photo's bytes as the model sees them, (height, width, channel), and the picture that knows the way back.
+
+        Raises:
+            CallError: a photo has no such number of channels.
+            PictureError: a strip too thin for the crop.
+        """
         height, width = self.size
+        shown, photo = on_white(photo), self._in_channels(photo)
         fill_height, fill_width = self._filled(photo.width, photo.height)
         if fill_height * fill_width > MAX_PIXELS:
             raise PictureError(
@@ -116,10 +179,28 @@ class Preprocessing:
             photo if photo.size == (fill_width, fill_height) else photo.resize((fill_width, fill_height), self.resample)
         )
         top, left = self._corner(fill_height - height), self._corner(fill_width - width)
-        cut = resized.crop((left, top, left + width, top + height))
+        cut = np.array(resized.crop((left, top, left + width, top + height)))
         scale_x, scale_y = photo.width / fill_width, photo.height / fill_height
         box = (left * scale_x, top * scale_y, (left + width) * scale_x, (top + height) * scale_y)
-        return np.array(cut), Picture(photo, box, name)
+        return cut.reshape(height, width, self.channels), Picture(shown, box, name)
+
+    def _in_channels(self, photo: Image.Image) -> Image.Image:
+        """The photo in the mode that the model takes; the grey of a photo that was grey is what it was."""
+        mode = PHOTO_MODES.get(self.channels)
+        has_alpha = photo.mode in ("LA", "RGBA")
+        if mode is None:
+            raise CallError(
+                f"this model takes {self.channels} channels, a photo has 3: pass a tensor "
+                f"(batch, {self.channels}, height, width)"
+            )
+        if self.takes_transparency and not has_alpha:
+            raise CallError(
+                f"this model takes {self.channels} channels ({mode}), the photo has no transparency: pass one "
+                f"that has, or a tensor (batch, {self.channels}, height, width)"
+            )
+        if has_alpha and not self.takes_transparency:
+            photo = on_white(photo)
+        return photo if photo.mode == mode else photo.convert(mode)
 
     def _filled(self, width: int, height: int) -> tuple[int, int]:
         """(height, width) that a photo is resized to before the centre is cut out."""
@@ -136,8 +217,8 @@ class Preprocessing:
     @property
     def affine(self) -> tuple[Tensor, Tensor]:
         """Factor and offset of each channel: input = byte · factor + offset."""
-        std = torch.tensor(self.std)
-        return 1 / (255 * std), -torch.tensor(self.mean) / std
+        mean, std = self._channels(self.mean).flatten(), self._channels(self.std).flatten()
+        return 1 / (255 * std), -mean / std
 
     def corner_of_uncut(self, width: int, height: int) -> tuple[int, int] | None:
         """(top, left) of the input in a photo of this size whose pixels are taken as they are, else None."""
@@ -153,13 +234,38 @@ class Preprocessing:
         return room // 2
 
     def picture_of(self, pixels: Tensor, name: str = "") -> Picture:
-        """A picture to show for (3, height, width) input that came without a photo."""
+        """A picture to show for (channel, height, width) input that came without a photo."""
         shown = pixels.detach().float().cpu() * self._channels(self.std) + self._channels(self.mean)
         return picture_of_unit(shown, name)
 
     @staticmethod
     def _channels(values: Sequence[float]) -> Tensor:
-        return torch.tensor(values, dtype=torch.float32).view(3, 1, 1)
+        return torch.tensor(values, dtype=torch.float32, device="cpu").view(-1, 1, 1)
+
+
+def _sides(value: Any, what: str, most: int) -> tuple[int, int]:
+    try:
+        height, width = (operator.index(side) for side in value)
+    except (TypeError, ValueError):
+        height = width = 0
+    if not (1 <= height <= most and 1 <= width <= most):
+        raise CallError(f"{what} is {_short(value)}: (height, width) in whole pixels from 1 to {most:,} is expected")
+    return height, width
+
+
+def _finite(values: Any, what: str) -> tuple[float, ...]:
+    try:
+        numbers = () if isinstance(values, str | bytes) else tuple(float(value) for value in values)
+    except (TypeError, ValueError, OverflowError):
+        numbers = ()
+    if not numbers or not all(map(math.isfinite, numbers)):
+        raise CallError(f"{what} is {_short(values)}: one finite number for each channel is expected")
+    return numbers
+
+
+def _short(value: Any) -> str:
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else f"{text[:80]}…"
 
 
 def nearest_pixels(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -168,66 +274,143 @@ def nearest_pixels(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def picture_of_unit(shown: Tensor, name: str = "") -> Picture:
-    """A picture of a (3, height, width) tensor whose values lie in [0, 1]."""
-    array = (shown.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    """A picture of a (channel, height, width) tensor whose values lie in [0, 1]; see :func:`three_channels`."""
+    array = (three_channels(shown, 0).clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
     return Picture(Image.fromarray(array), (0.0, 0.0, float(array.shape[1]), float(array.shape[0])), name)
 
 
-def read_photo(source: Any, *, max_pixels: int | None = None) -> tuple[Image.Image, str]:
-    """A path, PIL image or (H, W[, C]) array as an upright RGB photo, with a name for it.
+def three_channels(values: Any, axis: int) -> Any:
+    """Return an array or tensor of any number of channels as one to show.
+
+    Three channels are shown as they are, of four the first three, one as grey, the mean of any other number as grey.
+    """
+    count = values.shape[axis]
+    if count in (3, 4):
+        return values.take(range(3), axis) if isinstance(values, np.ndarray) else values.narrow(axis, 0, 3)
+    if isinstance(values, np.ndarray):
+        return values.mean(axis, keepdims=True, dtype=np.float64).astype(values.dtype).repeat(3, axis)
+    return values.mean(axis, keepdim=True).repeat_interleave(3, axis)
+
+
+def on_white(photo: Image.Image) -> Image.Image:
+    """Return a photo as RGB; what is transparent is laid on white."""
+    if photo.mode in ("LA", "RGBA"):
+        photo = photo.convert("RGBA")
+        photo = Image.alpha_composite(Image.new("RGBA", photo.size, "white"), photo)
+    return photo if photo.mode == "RGB" else photo.convert("RGB")
+
+
+def photos(images: Any) -> list[Any]:
+    """Return the single sources, for :func:`read_photo`, of whatever the public API takes as images.
+
+    Args:
+        images: a path, PIL image, array (H, W[, C]), bytes or an open binary file; a sequence of these; or an array
+            (N, H, W, C).
+
+    Raises:
+        CallError: there are none.
+    """
+    single = isinstance(images, str | bytes | bytearray | memoryview) or not isinstance(images, Sequence)
+    if isinstance(images, np.ndarray):
+        single = images.ndim != 4
+    sources = [images] if single else list(images)
+    if not sources:
+        raise CallError("no picture was given")
+    return sources
+
+
+def read_photo(source: Any, *, max_pixels: int | None = None, alpha: bool = False) -> tuple[Image.Image, str]:
+    """One source as an upright RGB photo, with a name for it.
 
     EXIF orientation is applied, 16 bits become 8, transparency is laid on white, grey and CMYK become RGB.
 
     Args:
+        source: a path, PIL image, array (H, W[, C]) of uint8 or uint16, the bytes of an image file, or an open binary
+            file. Files and bytes hold an image (see :func:`~vitscope.image_files.formats`), or an array in numpy's
+            format (.npy).
         max_pixels: refuse larger pictures before they are decoded; by default ``VITSCOPE_MAX_PIXELS`` from the
             environment, else 100,000,000.
+        alpha: return a photo that has transparency as RGBA.
 
     Raises:
-        PictureNotFoundError: no file at the path.
+        PictureNotFoundError: no regular file at the path.
         PictureError: the file holds no whole picture, or one that is too large or too small.
-        CallError: not a path, image or array.
+        CallError: none of these sources.
     """
-    if isinstance(source, str | Path):
-        return _read_file(Path(source), max_pixels), str(source)
+    if isinstance(source, str | os.PathLike):
+        return _read_file(source if isinstance(source, str) else Path(source), max_pixels, alpha), str(source)
     if isinstance(source, Image.Image):
         name = str(getattr(source, "filename", "") or "")
+        if source.format == "EPS":  # to load it is to run Ghostscript
+            check_decoder("EPS", name or "the image")
         with _damage_reported(name or "the image"):
-            return _to_rgb(source, name or "the image"), name
+            return _to_rgb(source, name or "the image", alpha), name
     if isinstance(source, np.ndarray):
-        return _to_rgb(_image_of_array(source), "the array"), ""
-    raise CallError(
-        f"cannot read a picture from {type(source).__name__}: pass a path, a PIL image, a uint8 array (H, W, 3), "
-        "a list of these, or a tensor (batch, 3, height, width) that is already preprocessed"
-    )
+        return _to_rgb(_image_of_array(source), "the array", alpha), ""
+    if isinstance(source, bytes | bytearray | memoryview):
+        return _decoded(io.BytesIO(bytes(source)), "the data", max_pixels, alpha, in_memory=True), ""
+    if callable(getattr(source, "read", None)):
+        return _decoded(io.BytesIO(read_binary_file(source)), "the data", max_pixels, alpha, in_memory=True), ""
+    hint = ""
+    if isinstance(source, list | tuple):
+        hint = "; nested lists are not read: make one flat list of images, or an array with numpy.asarray"
+    raise CallError(f"cannot read a picture from {type(source).__name__}: {_EXPECTED}{hint}")
 
 
-def check_file(path: Path) -> None:
-    """Refuse a path that leads to no file.
+_EXPECTED = (
+    "pass a path, a PIL image, a uint8 array (H, W, 3), the bytes of an image file, an open binary file, "
+    "a list of these, or a tensor (batch, 3, height, width) that is already preprocessed"
+)
+
+
+def check_file(path: str | Path) -> None:
+    """Refuse a path that leads to no regular file.
 
     Raises:
-        PictureNotFoundError: nothing is there, or a folder.
+        PictureNotFoundError: nothing is there, or a folder, pipe, socket or device.
     """
-    try:
-        folder, there = path.is_dir(), path.exists()
-    except OSError as error:
-        raise PictureNotFoundError(f"{path} cannot be reached: {error.strerror or error}") from None
-    if folder:
-        raise PictureNotFoundError(f"{path} is a folder: pass the pictures in it")
-    if not there:
-        raise PictureNotFoundError(f"{path} does not exist")
+    require_regular_file(path)
 
 
-def _read_file(path: Path, max_pixels: int | None) -> Image.Image:
-    check_file(path)
+def _read_file(path: str | Path, max_pixels: int | None, alpha: bool) -> Image.Image:
+    name = quoted(path)
+    with _damage_reported(name), require_regular_file(path).open("rb") as file:
+        return _decoded(file, name, max_pixels, alpha)
+
+
+def _decoded(
+    file: io.BytesIO | io.BufferedReader, name: str, max_pixels: int | None, alpha: bool, *, in_memory: bool = False
+) -> Image.Image:
     limit = max_pixels if max_pixels is not None else _limit_from_environment()
-    with _damage_reported(str(path)), _open_header(path) as image:
-        width, height = image.size
-        if width * height > limit:
-            raise PictureError(
-                f"{path} has {width}×{height} pixels, more than the limit of {limit:,}: make it smaller, or raise "
-                f"the limit with the environment variable {MAX_PIXELS_VARIABLE}"
-            )
-        return _to_rgb(image, str(path))
+    prefix = file.read(PREFIX)
+    file.seek(0)
+    with _damage_reported(name):
+        if prefix.startswith(NPY):
+            return _to_rgb(_image_of_array(_read_npy(file, name, limit)), name, alpha)
+        check_format(prefix, name, CallError if in_memory else PictureError, f": {_EXPECTED}" if in_memory else "")
+        with _open_header(file) as image:
+            check_decoder(image.format, name)
+            _check_size(image.width, image.height, name, limit)
+            return _to_rgb(image, name, alpha)
+
+
+def _check_size(width: int, height: int, name: str, limit: int) -> None:
+    if width * height > limit:
+        raise PictureError(
+            f"{name} has {width}×{height} pixels, more than the limit of {limit:,}: make it smaller, or raise "
+            f"the limit with the environment variable {MAX_PIXELS_VARIABLE}"
+        )
+
+
+def _read_npy(file: io.BytesIO | io.BufferedReader, name: str, limit: int) -> np.ndarray:
+    """An array in numpy's format; its header is checked before room is made for what it claims to hold."""
+    version = np.lib.format.read_magic(file)
+    header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = header(file)
+    _check_array(shape, dtype, name)
+    _check_size(shape[1], shape[0], name, limit)
+    file.seek(0)
+    return np.load(file, allow_pickle=False)
 
 
 @contextmanager
@@ -238,9 +421,9 @@ def _damage_reported(name: str) -> Iterator[None]:
     except (VitscopeError, Warning):
         raise
     except UnidentifiedImageError:
-        empty = Path(name).stat().st_size == 0
-        what = "is an empty file" if empty else "is not a picture in any format that Pillow reads"
-        raise PictureError(f"{name} {what}") from None
+        raise PictureError(
+            f"{name} is damaged, or of a kind that Pillow does not decode: save it as PNG or JPEG"
+        ) from None
     except PermissionError:
         raise PictureError(f"{name} cannot be read: permission denied") from None
     except Exception as error:
@@ -258,51 +441,69 @@ def _limit_from_environment() -> int:
         raise CallError(f"{MAX_PIXELS_VARIABLE} is {text!r}, not a number of pixels") from None
 
 
-def _open_header(path: Path) -> Image.Image:
-    with _pillow_limit, warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+@contextmanager
+def _quiet_pillow() -> Iterator[None]:
+    """Without Pillow's warnings of odd metadata; its limit on pixels is replaced by vitscope's."""
+    with _pillow_state, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
-            return Image.open(path)
+            yield
         finally:
             Image.MAX_IMAGE_PIXELS = before
 
 
-def _image_of_array(array: np.ndarray) -> Image.Image:
-    if array.ndim == 3 and array.shape[2] == 1:
-        array = array[..., 0]
-    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (2, 3, 4)) or 0 in array.shape:
-        raise CallError(f"an array of shape {array.shape} is no picture: (H, W), (H, W, 3) or (H, W, 4) is")
-    if array.dtype == np.uint16:
-        array = (array >> 8).astype(np.uint8)
-    if array.dtype != np.uint8:
+def _open_header(file: io.BytesIO | io.BufferedReader) -> Image.Image:
+    with _quiet_pillow():
+        return Image.open(file)
+
+
+def _check_array(shape: tuple[int, ...], dtype: np.dtype[Any], name: str) -> None:
+    if dtype.hasobject:
+        raise CallError(f"{name} holds objects, not pixels: pass a list of images, or uint8 (H, W, 3) from 0 to 255")
+    if len(shape) not in (2, 3) or (len(shape) == 3 and shape[2] not in (1, 2, 3, 4)) or 0 in shape:
+        raise CallError(f"an array of shape {shape} is no picture: (H, W), (H, W, 3) or (H, W, 4) is")
+    if dtype not in (np.uint8, np.uint16):
         raise CallError(
-            f"an array of {array.dtype} has no agreed range: pass uint8 from 0 to 255, "
+            f"an array of {dtype} has no agreed range: pass uint8 from 0 to 255, "
             "or a tensor (batch, 3, height, width) that is already preprocessed"
         )
+
+
+def _image_of_array(array: np.ndarray) -> Image.Image:
+    _check_array(array.shape, array.dtype, "the array")
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[..., 0]
+    if array.dtype == np.uint16:
+        array = (array >> 8).astype(np.uint8)
     return Image.fromarray(np.ascontiguousarray(array))
 
 
-def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+def _to_rgb(image: Image.Image, name: str, alpha: bool = False) -> Image.Image:
     if min(image.size) < 2:
         raise PictureError(f"{name} has {image.width}×{image.height} pixels: there is nothing to look at")
-    image.load()
-    with suppress(SyntaxError, ValueError, struct.error, TypeError, KeyError, ZeroDivisionError):
-        # A photo whose EXIF block is damaged is shown as it is stored.
-        image = ImageOps.exif_transpose(image)
-    if image.mode == "F":
-        raise PictureError(f"{name} holds floating-point pixels of unknown range: convert it to 8 or 16 bits")
-    if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.int64)
-        if values.max() > 65535 or values.min() < 0:
-            raise PictureError(f"{name} holds 32-bit pixels of unknown range: convert it to 8 or 16 bits")
-        # Mode "I" may hold 8 bits; 16-bit files say so.
-        shift = 0 if image.mode == "I" and values.max() <= 255 else 8
-        image = Image.fromarray((values >> shift).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    if image.mode == "RGB":
+    tiff = image.format == "TIFF"  # whose metadata Pillow reads again while it loads
+    with _quiet_pillow() if tiff else nullcontext():
+        check_depth(image, name)
+        transparent = transparent_colour(image)
         image.load()
-        return image if image.getexif() == {} else image.copy()
-    return image.convert("RGB")
+    photo = _upright(image)
+    if transparent is not None:
+        photo.info["transparency"] = transparent
+    if photo.mode.startswith("I"):
+        with _quiet_pillow():
+            photo = eight_bits(photo, image, name)
+    if photo.has_transparency_data:
+        photo = photo.convert("RGBA")
+        photo = photo if alpha else on_white(photo)
+    elif photo.mode != "RGB":
+        photo = photo.convert("RGB")
+    photo.info = {}
+    return photo
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """A copy, turned as EXIF says; one whose EXIF block is damaged is as it is stored."""
+    with _quiet_pillow(), suppress(Exception):
+        return ImageOps.exif_transpose(image)
+    return image.copy()

@@ -17,7 +17,7 @@ from vitscope.errors import CallError, WorkError, first_line, warn
 from vitscope.grid import Grid
 from vitscope.models.hierarchy import Hierarchy
 from vitscope.models.outputs import Observed, Output, probabilities
-from vitscope.picture import Picture, Preprocessing, picture_of_unit, read_photo
+from vitscope.picture import Picture, Preprocessing, photos, picture_of_unit
 from vitscope.shapes import Pixels
 
 
@@ -252,11 +252,8 @@ class VisionModel:
                 "width) that is preprocessed already, or image_size to vitscope.load together with mean and std, or "
                 "processor"
             )
-        single = not isinstance(images, Sequence) or isinstance(images, str | bytes)
-        sources = [images] if single else images
-        if not len(sources):
-            raise CallError("no picture was given")
-        made = [self.preprocessing(*read_photo(source)) for source in sources]
+        sources = photos(images)
+        made = [self.preprocessing.read(source) for source in sources]
         return torch.stack([pixels for pixels, _ in made]), [picture for _, picture in made]
 
     @property
