@@ -61,11 +61,18 @@ def test_a_folder_gives_back_the_model_that_was_saved(folder: Path) -> None:
     assert repr(model) == f"<VisionModel {folder} (transformers) 32×32 px, patches of 8×8>"
 
 
-def test_a_folder_without_a_processor_takes_its_familys_at_the_models_size(tmp_path: Path) -> None:
+def test_a_folder_without_a_processor_takes_no_photos_until_its_preprocessing_is_named(tmp_path: Path) -> None:
     tiny_vit().save_pretrained(tmp_path)
-    made = vs.load(tmp_path).preprocessing
-    assert made is not None
-    assert (made.size, made.mean, made.fit) == ((32, 32), (0.5, 0.5, 0.5), "squash")
+    model = vs.load(tmp_path)
+    assert model.preprocessing is None
+    with pytest.raises(
+        vs.CallError, match=r"has no preprocessor_config\.json.*image_size .* mean and std, or processor"
+    ):
+        model.predict(photo(40, 40))
+    assert len(model.predict(torch.zeros(1, 3, 32, 32))) == 1
+    named = vs.load(tmp_path, image_size=32, mean=0.5, std=0.25).preprocessing
+    assert named is not None
+    assert (named.size, named.mean, named.std, named.fit) == ((32, 32), (0.5,) * 3, (0.25,) * 3, "squash")
 
 
 def test_a_model_saved_without_a_classifier_has_none(tmp_path: Path) -> None:
@@ -73,8 +80,8 @@ def test_a_model_saved_without_a_classifier_has_none(tmp_path: Path) -> None:
     model = vs.load(tmp_path)
     assert model.labels is None
     with pytest.raises(vs.CallError, match="has no classifier: it gives features, not classes"):
-        model.predict(photo(40, 40))
-    assert vs.rollout(model, photo(40, 40)).values.shape == (1, 4, 4)
+        model.predict(torch.zeros(1, 3, 32, 32))
+    assert vs.rollout(model, torch.zeros(1, 3, 32, 32)).values.shape == (1, 4, 4)
 
 
 def test_random_weights_are_the_callers_to_seed(folder: Path) -> None:

@@ -30,6 +30,7 @@ LAYERS = (
         "verdicts",
         "run",
         "experiment",
+        "verification",
         "check",
         "perturb",
     ),

@@ -53,7 +53,7 @@ class _Findings:
 _done: WeakKeyDictionary[nn.Module, dict[tuple[int, int], _Findings]] = WeakKeyDictionary()
 
 
-def experiment(model: VisionModel, size: tuple[int, int]) -> Evidence:
+def experiment(model: VisionModel, size: tuple[int, int], channels: int = 3) -> Evidence:
     """Return what one forward of three images says about a model, computed once for each module and input size.
 
     The state of random number generators, training flags and hooks are as before afterwards.
@@ -61,6 +61,7 @@ def experiment(model: VisionModel, size: tuple[int, int]) -> Evidence:
     Args:
         model: any model; one of a known class is not run.
         size: height and width of the input in pixels.
+        channels: channels of the input.
 
     Raises:
         UnsupportedModelError: tokens are random, or attention is between channels, or heads are windows.
@@ -69,21 +70,21 @@ def experiment(model: VisionModel, size: tuple[int, int]) -> Evidence:
         return Evidence()
     sizes = _done.setdefault(model.module, {})
     if size not in sizes:
-        sizes[size] = _run_twice_if_random(model, size)
+        sizes[size] = _run_twice_if_random(model, size, channels)
     findings = sizes[size]
     if findings.refusal is not None:
         raise UnsupportedModelError(findings.refusal)
     return Evidence(findings.heads_first, findings.heads_before_windows)
 
 
-def _run_twice_if_random(model: VisionModel, size: tuple[int, int]) -> _Findings:
+def _run_twice_if_random(model: VisionModel, size: tuple[int, int], channels: int) -> _Findings:
     with preserved_random_state(model.device):
         before = _random_state(model.device)
         try:
-            findings = _findings(model, size)
+            findings = _findings(model, size, channels)
             if findings.refusal is not None or torch.equal(before, _random_state(model.device)):
                 return findings
-            again = _findings(model, size)
+            again = _findings(model, size, channels)
         except Exception:
             return _Findings()  # the run itself will say what is wrong with the model
         if again.sums != findings.sums:
@@ -108,8 +109,8 @@ def noise(shape: tuple[int, ...], seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
 
 
-def _findings(model: VisionModel, size: tuple[int, int]) -> _Findings:
-    image = noise((1, 3, *size))
+def _findings(model: VisionModel, size: tuple[int, int], channels: int) -> _Findings:
+    image = noise((1, channels, *size))
     images = image.repeat(COPIES, 1, 1, 1)
     rows, columns = changed_region(size)
     region = images[-1:, :, rows, columns]
@@ -120,7 +121,7 @@ def _findings(model: VisionModel, size: tuple[int, int]) -> _Findings:
     flow.mark(pixels, IMAGE)
     tap = Tap(model.module, observer.on_attention, flow, SoftmaxUses(observer.on_values))
     with torch.no_grad(), model.running(), tap, tap.follow():
-        model.answer(pixels)
+        model.answer_or_none(pixels)
     return observer.findings
 
 

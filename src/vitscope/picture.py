@@ -144,6 +144,11 @@ class Preprocessing:
         """Return the input of one source, as :func:`read_photo` reads it, and the picture that knows the way back."""
         return self(*read_photo(source, alpha=self.takes_transparency))
 
+    def as_json(self) -> dict[str, Any]:
+        """What a result remembers of its preprocessing: where it came from, and its settings."""
+        settings = {"size": list(self.size), "mean": list(self.mean), "std": list(self.std), "fit": self.fit}
+        return {"source": self.source, **settings, "resample": self.resample.name.lower()}
+
     def resized(self, size: tuple[int, int]) -> "Preprocessing":
         """The same recipe for another input size; what is cut off stays in proportion."""
         target = self.resize_to or self.size

@@ -1,20 +1,23 @@
 """capture(): run a model once and keep what its attention did."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from vitscope.errors import CallError, warn
-from vitscope.experiment import experiment
+from vitscope.errors import CallError, UnsupportedModelError, VitscopeWarning, warn
+from vitscope.experiment import experiment, preserved_random_state
 from vitscope.flow import IMAGE, Flow, call_bit, constants_of
 from vitscope.grid import Grid
 from vitscope.layer_selection import LayerSelection as _Kept
 from vitscope.merging import Merge
 from vitscope.models.loading import load
+from vitscope.models.outputs import UnclearOutputError
 from vitscope.models.vision_model import Layout, VisionModel
 from vitscope.omitted import warning
 from vitscope.picture import Picture
@@ -26,6 +29,7 @@ from vitscope.softmax_use import SoftmaxUses
 from vitscope.tap import OnModule, Tap
 from vitscope.trace import Trace
 from vitscope.verdicts import check_modules, check_weights, nothing_seen, why_unchained
+from vitscope.verification import ReadoutError, verified_readout
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +93,9 @@ def run(
     """
     model = as_vision_model(model)
     pixels, pictures = model.prepare(images)
-    evidence = experiment(model, (pixels.shape[-2], pixels.shape[-1]))
+    if not model.verified:
+        model = _verified(model, pixels[:1])
+    evidence = experiment(model, (pixels.shape[-2], pixels.shape[-1]), pixels.shape[1])
     grid = None if model.layout is None else model.layout.grid(*pixels.shape[-2:])
     target = Target.of(model, evidence)
     recorder = _Recorder(target, len(pixels), grid, _Kept(layers), fuse, start_layer)
@@ -99,9 +105,57 @@ def run(
     flow.mark(pixels, IMAGE)
     tap = Tap(model.module, recorder, flow, uses)
     with torch.no_grad(), model.running(), tap, tap.follow(watched):
-        logits = model.answer(pixels)
-    trace = _trace(model, recorder, pictures, pixels, uses, flow.known_mask(logits))
+        logits, output = _answered(model, pixels)
+    trace = _trace(
+        model, recorder, pictures, pixels, uses, flow.known_mask(output), None if logits is None else logits.shape[-1]
+    )
     return Run(trace, _in_float32(logits), tuple(block.index for block in recorder.blocks))
+
+
+def _answered(model: VisionModel, pixels: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """Return the logits, and the tensor that the model returned, which need not be logits."""
+    try:
+        logits = model.answer(pixels)
+    except UnclearOutputError as error:
+        return None, error.returned
+    return logits, logits
+
+
+# For each module, what the claims of its layout came to at an input size: a readout, or the error that refuses it.
+_claims: WeakKeyDictionary[nn.Module, dict[tuple[Any, ...], Layout | UnsupportedModelError | None]] = (
+    WeakKeyDictionary()
+)
+
+
+def _verified(model: VisionModel, pixels: Tensor) -> VisionModel:
+    """Return a model whose layout was taken from a class that it contains or derives from, after verifying it.
+
+    A module around a known backbone may read it in a way of its own: its readout is then unknown, not wrong.
+    """
+    believed = replace(model, verified=True)
+    if model.layout is None:
+        return believed
+    claims = _claims.setdefault(model.module, {})
+    claim = (*pixels.shape[-2:], *sorted(model.layout.readout.items()))
+    if claim not in claims:
+        claims[claim] = _verdict(believed, pixels)
+    verdict = claims[claim]
+    if isinstance(verdict, UnsupportedModelError):
+        raise type(verdict)(str(verdict))
+    return replace(believed, layout=verdict)
+
+
+def _verdict(model: VisionModel, pixels: Tensor) -> Layout | UnsupportedModelError | None:
+    with preserved_random_state(model.device), warnings.catch_warnings():
+        warnings.simplefilter("ignore", VitscopeWarning)  # the capture itself will warn
+        captured = run(model, pixels)
+        try:
+            verified_readout(model, pixels, captured.trace, captured.calls, has_classes=captured.logits is not None)
+        except ReadoutError as error:
+            return error if not model.backbone or model.layout is None else replace(model.layout, readout={})
+        except UnsupportedModelError as error:
+            return error
+    return model.layout
 
 
 def _in_float32(logits: Tensor | None) -> Tensor | None:
@@ -115,6 +169,7 @@ def _trace(
     pixels: Tensor,
     uses: SoftmaxUses,
     output: int | None,
+    classes: int | None,
 ) -> Trace:
     """The trace of a run, after everything that was seen is found to be the model's attention."""
     omitted = tuple(
@@ -137,7 +192,7 @@ def _trace(
         pictures=pictures,
         prefix_names=() if model.layout is None else model.layout.prefix_names,
         provenance=provenance(model),
-        labels=model.labels,
+        labels=model.labels if classes in (None, len(model.labels or ())) else None,
         classifier=recorder.classifier,
         omitted=omitted,
         unchained=why_unchained(recorder.blocks, output),
@@ -159,6 +214,9 @@ def provenance(model: VisionModel) -> dict[str, Any]:
     about: dict[str, Any] = {"model": model.name, "library": model.library, "versions": versions}
     if model.layout is not None:
         about["readout"] = dict(model.layout.readout)
+    about["output"] = model.meaning
+    prepared = model.preprocessing
+    about["preprocessing"] = None if prepared is None else prepared.as_json()
     return about
 
 

@@ -73,10 +73,12 @@ def rise(
         warn_if_interrupted(asked.interrupted, answered, count)
         size = _within(inquiry.subject.size)
         summed = np.zeros(size)
-        # The mean of random masks has a pattern of its own, which would be all that a constant answer shows.
-        constant = inquiry.warn_if_constant(asked, column)
-        for at in [] if constant else np.flatnonzero(asked.asked).tolist():
-            summed += asked.outputs[at, 0] * make(at, size)
+        if inquiry.warn_if_constant(asked, column):
+            # The mean of random masks has a pattern of its own, which would be all that the map shows.
+            summed += inquiry.original[column] * answered * shown
+        else:
+            for at in np.flatnonzero(asked.asked).tolist():
+                summed += asked.outputs[at, 0] * make(at, size)
         parameters = {"num_samples": count, "cells": cells, "shown": shown, "seed": options.seed}
         return Attribution(
             torch.from_numpy(summed / (answered * shown)).float()[None],

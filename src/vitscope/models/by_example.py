@@ -1,19 +1,21 @@
 """Classes by example: a classifier for a model that has none, from a few pictures of each class."""
 
 import re
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from vitscope.arguments import number
 from vitscope.attribution import only_finite
 from vitscope.errors import CallError
 from vitscope.models.loading import load
+from vitscope.models.outputs import UnclearOutputError
 from vitscope.models.vision_model import VisionModel
 from vitscope.picture import check_file
 
@@ -46,7 +48,7 @@ def by_example(
     """
     if isinstance(model, nn.Module):
         model = load(model)
-    if model.embed is None:
+    if model.embed is None or (model.library == "module" and model.labels is not None):
         why = "has classes already" if model.labels is not None else "gives no features that vitscope knows"
         raise CallError(f"{model.name} {why}: classes by example are for models without a classifier")
     if number(temperature, "temperature") <= 0:
@@ -56,14 +58,23 @@ def by_example(
     if len(examples) < 2:
         raise CallError(f"classes by example need two classes or more, {len(examples)} came")
     means = torch.stack([_mean(model, pictures) for pictures in examples.values()])
-    middle, embed = means.mean(0), model.embed
-    classes = F.normalize(means - middle, dim=-1)
+    middle = means.mean(0)
+    forward = NearestMean(model.embed, middle, F.normalize(means - middle, dim=-1), temperature)
+    return replace(model, forward=forward, labels=tuple(examples), embed=None, output="softmax")
 
-    def forward(pixels: Tensor) -> Tensor:
-        features = F.normalize(embed(pixels).float() - middle, dim=-1)
-        return features @ classes.T / temperature
 
-    return replace(model, forward=forward, labels=tuple(examples), embed=None)
+@dataclass(frozen=True, eq=False)
+class NearestMean:
+    """Logits of pixels: the cosine between centred features and each class's centred mean, over the temperature."""
+
+    embed: Callable[[Tensor], Tensor]
+    middle: Float[Tensor, " channel"]
+    classes: Float[Tensor, "label channel"]
+    temperature: float
+
+    def __call__(self, pixels: Tensor) -> Float[Tensor, "batch label"]:
+        features = F.normalize(self.embed(pixels).float() - self.middle, dim=-1)
+        return features @ self.classes.T / self.temperature
 
 
 def _mean(model: VisionModel, pictures: Any) -> Tensor:
@@ -72,8 +83,11 @@ def _mean(model: VisionModel, pictures: Any) -> Tensor:
     features = []
     for picture in pictures if several else [pictures]:
         pixels, _ = model.prepare(picture)
-        with torch.no_grad(), model.running():
-            features.append(model.features(pixels).float())
+        try:
+            with torch.no_grad(), model.running():
+                features.append(model.features(pixels).float())
+        except UnclearOutputError as error:
+            raise CallError(f"{model.name} gives no features that vitscope knows: {error}") from None
     if not features:
         raise CallError("a class has no examples: pass one picture or more for each")
     return only_finite(torch.cat(features).mean(0), f"the features of {model.name}")

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -109,7 +109,7 @@ def described(
     library: str, module: nn.Module, labels: Sequence[str], preprocessing: Preprocessing | None, name: str
 ) -> VisionModel:
     """A module with a classifier as a :class:`VisionModel`."""
-    known: dict[str, Any] = {"labels": tuple(labels), "name": name, "embed": None}
+    known: dict[str, Any] = {"labels": tuple(labels), "name": name, "embed": None, "output": "logits"}
     if isinstance(module, WindowClassified):
         return _read_by_windows(_wrapped(library, module.backbone, preprocessing), module, known)
     if not isinstance(module, Classified):
@@ -118,10 +118,29 @@ def described(
     embed, classifier = backbone.embed, module.classifier
     assert embed is not None
 
-    def forward(pixels: Tensor) -> Tensor:
-        return classifier(embed(pixels))
+    return replace(backbone, module=module, forward=ClassifiedFeatures(embed, classifier), **known)
 
-    return replace(backbone, module=module, forward=forward, **known)
+
+@dataclass(frozen=True, eq=False)
+class ClassifiedFeatures:
+    """Logits of pixels: a linear layer on a backbone's features."""
+
+    embed: Callable[[Tensor], Tensor]
+    classifier: nn.Linear
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        return self.classifier(self.embed(pixels))
+
+
+@dataclass(frozen=True, eq=False)
+class ReadWindows:
+    """Logits of pixels: the CLS tokens that a reader puts into the windows of a backbone."""
+
+    reader: WindowReader
+    backbone: VisionModel
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        return self.reader.read(self.backbone, pixels)
 
 
 def _wrapped(library: str, module: nn.Module, preprocessing: Preprocessing | None) -> VisionModel:
@@ -144,7 +163,7 @@ def _read_by_windows(backbone: VisionModel, module: WindowClassified, known: Map
     return replace(
         backbone,
         module=module,
-        forward=lambda pixels: module.reader.read(backbone, pixels),
+        forward=ReadWindows(module.reader, backbone),
         layout=replace(layout, readout={}, hierarchy=hierarchy),
         **known,
     )

@@ -32,9 +32,9 @@ def with_backbone(container: VisionModel, backbone: VisionModel) -> VisionModel:
     if _equal(pixels, received):
         return replace(container, preprocessing=replace(prepared, source=where))
     if _equal(_normalized(pixels, prepared), received):
-        plain = {"mean": (0.0,) * len(prepared.mean), "std": (1.0,) * len(prepared.std)}
+        zero, unit = (0.0,) * len(prepared.mean), (1.0,) * len(prepared.std)
         source = f"{where}, normalised by the module itself"
-        return replace(container, preprocessing=replace(prepared, source=source, **plain))
+        return replace(container, preprocessing=replace(prepared, source=source, mean=zero, std=unit))
     return replace(container, no_preprocessing=f"it changes its input before {container.backbone} in a way of its own")
 
 

@@ -72,8 +72,18 @@ class Description:
             assert self.image_size is not None
             base = base.resized(self.image_size)
         if said:
-            source = f"{base.source}; {' and '.join(said)} passed to load" if base.source else f"{said} passed to load"
-            base = replace(base, mean=self.mean or base.mean, std=self.std or base.std, source=source)
+            source = (
+                f"{base.source}; {' and '.join(said)} passed to load"
+                if base.source
+                else f"{' and '.join(said)} passed to load"
+            )
+            channels = model.channels if self.preprocessing is None else len(base.mean)
+            channels = channels or len(base.mean)
+            mean, std = (
+                _for_each(self.mean or base.mean, channels, "mean"),
+                _for_each(self.std or base.std, channels, "std"),
+            )
+            base = replace(base, mean=mean, std=std, source=source)
         return base
 
     def _own(self, model: VisionModel) -> Preprocessing | None:
@@ -81,10 +91,12 @@ class Description:
         if self.image_size is None:
             return None
         if self.mean is not None and self.std is not None:
-            return Preprocessing(self.image_size, self.mean, self.std, source="mean, std and image_size passed to load")
+            channels = model.channels or max(len(self.mean), len(self.std))
+            mean, std = _for_each(self.mean, channels, "mean"), _for_each(self.std, channels, "std")
+            return Preprocessing(self.image_size, mean, std, source="mean, std and image_size passed to load")
         if self.mean is not None or self.std is not None:
             raise CallError("mean and std belong together: pass both, or neither for pixels from -1 to 1")
-        if model.backbone or model.library != "module" or model.channels not in (None, 3):
+        if model.backbone or model.library != "module":
             return None
         # For a module that nobody knows, image_size alone means this, as load's documentation says.
         return Preprocessing(self.image_size, source="image_size alone: pixels from -1 to 1 (mean 0.5, std 0.5)")
@@ -146,6 +158,13 @@ def _channels(values: Any, what: str) -> tuple[float, ...] | None:
     if not channels or (what == "std" and 0 in channels):
         raise CallError(f"{what} is {values!r}: pass one number for each channel{', none zero' * (what == 'std')}")
     return channels
+
+
+def _for_each(values: tuple[float, ...], channels: int, what: str) -> tuple[float, ...]:
+    """One number for each channel; a single one stands for all."""
+    if len(values) not in (1, channels):
+        raise CallError(f"{what} has {len(values)} numbers, and the model takes {channels} channels: pass one for each")
+    return values * channels if len(values) == 1 else values
 
 
 def read_labels(labels: Any) -> tuple[str, ...]:

@@ -78,6 +78,10 @@ class WindowBlock:
     projection: Projection | None = None
 
 
+def accepted(_: Grid) -> None:
+    """Nothing is wrong with any grid."""
+
+
 @dataclass(frozen=True, eq=False)
 class Hierarchy:
     """Where a window transformer attends, merges and is read.
@@ -97,7 +101,7 @@ class Hierarchy:
     shrinking: Sequence[nn.Module] = ()
     pooled: nn.Module | None = None
     classifier: nn.Linear | None = None
-    refusal: Callable[[Grid], str | None] = lambda _: None
+    refusal: Callable[[Grid], str | None] = accepted
     kept: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def block_of(self, module: str) -> str | None:

@@ -213,17 +213,18 @@ def describe_module(module: nn.Module, description: Description) -> VisionModel:
         path = next(place for place, child in inner.named_modules() if child is known.module)
         hierarchy = known.layout.hierarchy
         layout = replace(known.layout, hierarchy=None if hierarchy is None else inside(hierarchy, path))
+    observed = Observed(inner, name, has_labels=description.labels is not None, output=description.output)
     base = VisionModel(
         name,
         "module",
         inner,
-        Observed(inner, name, has_labels=description.labels is not None, output=description.output),
+        observed,
         layout,
         backbone=path or "",
         verified=description.layout is not None,
         no_preprocessing="nothing tells how this module's images are prepared",
     )
-    base = replace(base, embed=Embedding(base.forward))
+    base = replace(base, embed=Embedding(observed))
     if known is not None and path is not None:
         base = with_backbone(base, known)
     described = description.applied(base)

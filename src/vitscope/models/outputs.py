@@ -49,7 +49,14 @@ _NORMS = (nn.LayerNorm, nn.BatchNorm1d, nn.GroupNorm, nn.RMSNorm, nn.Identity, n
 
 
 class UnclearOutputError(UnsupportedModelError):
-    """The module ran, but which part of its output are the classes is not certain."""
+    """The module ran, but which part of its output are the classes is not certain.
+
+    ``returned`` is the tensor in doubt, for those who only ask what it depends on.
+    """
+
+    def __init__(self, message: str, returned: Tensor | None = None) -> None:
+        super().__init__(message)
+        self.returned = returned
 
 
 def check_output(output: Any) -> Output | None:
@@ -115,7 +122,8 @@ def classes_of(returned: Any, batch: int, name: str, select: Select | None = Non
         raise UnclearOutputError(
             f"{name} gives neither classes nor features that vitscope knows: it returns a tensor of shape "
             f"{tuple(returned.shape)}, not one row per image; pass logits= to vitscope.load (a function of the output "
-            "that returns (batch, class)), or embed= (one that returns (batch, channel))"
+            "that returns (batch, class)), or embed= (one that returns (batch, channel))",
+            returned,
         )
     return rows
 
@@ -270,12 +278,13 @@ def watched_ending(module: nn.Module) -> Iterator[Callable[[Tensor], Ending]]:
     watch = _Watch()
 
     def ending(rows: Tensor) -> Ending:
-        for reference, name in reversed(watch.results):
-            if _same(reference(), rows):
-                return Ending(function=name)
-        for path, layer, source in reversed(outputs):
-            if _same(source(), rows):
-                return Ending(path, layer)
+        with torch._C.DisableTorchFunction():  # a tap must not take these questions for the model's own work
+            for reference, name in reversed(watch.results):
+                if _same(reference(), rows):
+                    return Ending(function=name)
+            for path, layer, source in reversed(outputs):
+                if _same(source(), rows):
+                    return Ending(path, layer)
         return Ending()
 
     try:
@@ -367,7 +376,8 @@ class Observed:
             return "features"  # a normalised embedding
         raise UnclearOutputError(
             f"{self.name} returns {rows.shape[1]} numbers per image, and whether these are classes or an embedding is "
-            "not certain: pass output='logits' or output='features' to vitscope.load"
+            "not certain: pass output='logits' or output='features' to vitscope.load",
+            rows,
         )
 
 

@@ -34,7 +34,7 @@ def hierarchy(module: Any) -> Hierarchy:
         pooled=getattr(backbone, "layernorm", None),
         classifier=classifier if isinstance(classifier, nn.Linear) else None,
         refusal=partial(_refusal, backbone, clamps),
-        kept=lambda: restoring(list(layers.values()), ("window_size", "shift_size")),
+        kept=partial(restoring, list(layers.values()), ("window_size", "shift_size")),
     )
 
 

@@ -2,7 +2,7 @@
 
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -16,10 +16,9 @@ from vitscope.arguments import whole_number
 from vitscope.errors import CallError, WorkError, first_line, warn
 from vitscope.grid import Grid
 from vitscope.models.hierarchy import Hierarchy
-from vitscope.models.outputs import Observed, Output, probabilities
+from vitscope.models.outputs import Observed, Output, UnclearOutputError, probabilities
 from vitscope.picture import Picture, Preprocessing, photos, picture_of_unit
 from vitscope.shapes import Pixels
-
 
 # What a module raises for an input that it does not take.
 _FOREIGN_ERRORS = (AttributeError, TypeError, ValueError, RuntimeError, LookupError, AssertionError, ImportError)
@@ -173,6 +172,13 @@ class VisionModel:
         with self._quoted(pixels):
             return self.forward(pixels)
 
+    def answer_or_none(self, pixels: Pixels) -> Tensor | None:
+        """:meth:`answer`, or None also if it is not certain which part of the output holds the classes."""
+        try:
+            return self.answer(pixels)
+        except UnclearOutputError:
+            return None
+
     @contextmanager
     def _quoted(self, pixels: Tensor) -> Iterator[None]:
         """Errors of the module, as one line that says what it was given."""
@@ -261,7 +267,8 @@ class VisionModel:
         """The number of channels of the input; None if nothing tells it."""
         if self.preprocessing is not None:
             return len(self.preprocessing.mean)
-        return input_channels(self.module.get_submodule(self.backbone) if self.backbone else self.module)
+        # Of a module of one's own the first convolution need not be the one that sees the image.
+        return None if self.library == "module" else input_channels(self.module)
 
     def _checked(self, images: Tensor) -> Tensor:
         channels = self.channels

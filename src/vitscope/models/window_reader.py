@@ -63,7 +63,7 @@ def entering_blocks(model: VisionModel, pixels: Pixels) -> Entered:
     entered: dict[str, tuple[Tensor, Slots]] = {}
     grid = model.layout.grid(*pixels.shape[-2:])
     with _watching(model.layout.hierarchy, grid, entered), torch.no_grad(), model.running():
-        model.answer(pixels)
+        model.answer_or_none(pixels)
     return entered
 
 

@@ -77,8 +77,7 @@ def backbone_path(module: nn.Module, wanted: str | None) -> str | None:
         CallError: there is no module at the path.
     """
     if wanted is not None:
-        paths = {path for path, _ in module.named_modules()}
-        if wanted not in paths:
+        if wanted not in {path for path, _ in module.named_modules()}:
             children = ", ".join(name for name, _ in module.named_children()) or "nothing"
             raise CallError(f"backbone={wanted!r} is not in {type(module).__name__}, which holds {children}")
         return wanted

@@ -192,7 +192,7 @@ class Asker:
             advice = ": explain output='logit'" if self.output == "probability" else ""
             warn(
                 f"the {self.output} of {self.label(column)!r} stays {self.original[column]:.6g} with all of "
-                f"{len(outputs)} masks, so the map is empty{advice}"
+                f"{len(outputs)} masks, so the map shows nothing{advice}"
             )
         return constant
 
