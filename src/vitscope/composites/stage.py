@@ -18,7 +18,7 @@ MARGIN = 0.015  # of the shorter side: the fringe around an object that its hole
 FEATHER = 0.01  # of the shorter side
 LEAST_BACKGROUND = 0.05  # of the photo: less is nothing to fill a hole from
 
-Cut = Float[np.ndarray, "height width 3"]  # an object's own pixels, 0 … 255
+Cut = Float[np.ndarray, "height width channel"]  # an object's own pixels, 0 … 255
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Stage:
     moved keeps its pixels where it is not scaled; its edge fades over ``feather`` pixels.
 
     Args:
-        photo: (pixel height, pixel width, 3) in 0 … 255, bytes or floating point.
+        photo: (pixel height, pixel width, channel) in 0 … 255, bytes or floating point.
         outlines: the objects, none overlapping.
         size: (width, height) of the photo in which outlines and places count; it may be larger than ``photo``.
         fill: see :func:`~vitscope.composites.backgrounds.filled`.
@@ -264,7 +264,9 @@ class Stage:
             if scale != 1.0:
                 size = (max(round(thing.box[2] * scale), 1), max(round(thing.box[3] * scale), 1))
                 # Colours are weighed by opacity, so that nothing of the old background is mixed in.
-                premultiplied = np.stack([resized(pixels[..., i] * alpha, size) for i in range(3)], axis=-1)
+                premultiplied = np.stack(
+                    [resized(plane * alpha, size) for plane in np.moveaxis(pixels, -1, 0)], axis=-1
+                )
                 alpha = resized(alpha, size).clip(0, 1)
                 pixels = (premultiplied / np.maximum(alpha, 1e-4)[..., None]).clip(pixels.min(), pixels.max())
             if mirrored:
