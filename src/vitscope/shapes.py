@@ -16,7 +16,7 @@ height, width  of the token grid, or of pixels where a name says pixels
 from jaxtyping import Float, Int
 from torch import Tensor
 
-Pixels = Float[Tensor, "batch 3 pixel_height pixel_width"]
+Pixels = Float[Tensor, "batch input_channel pixel_height pixel_width"]
 Weights = Float[Tensor, "batch window head query key"]
 Fused = Float[Tensor, "batch window query key"]
 DenseAttention = Float[Tensor, "batch head query key"]

@@ -11,7 +11,7 @@ from skimage.data import grass
 from skimage.filters import gaussian
 
 from vitscope.errors import CallError
-from vitscope.perturb.baselines import BLUR, HideName, fill
+from vitscope.perturb.baselines import BLUR, HideName, as_channels, fill
 from vitscope.picture import nearest_pixels, read_photo
 
 FillName = Literal["inpaint", "mean", "blur"]
@@ -25,7 +25,7 @@ RIM = 2  # pixels around a hole whose colours are carried on into it
 TILES = 8  # a side, of a shuffled background
 STRONG = 4  # times the blur that hides details, so that nothing of the scene is left but its light
 
-Values = Shaped[np.ndarray, "pixel_height pixel_width 3"]  # 0 … 255, bytes or floating point
+Values = Shaped[np.ndarray, "pixel_height pixel_width channel"]  # 0 … 255, bytes or floating point
 Hole = Bool[np.ndarray, "pixel_height pixel_width"]
 
 
@@ -75,13 +75,13 @@ def _inpainted(photo: Float[np.ndarray, "..."], known: Hole) -> Float[np.ndarray
         return _interpolated(photo, ~known)
     size = (max(round(known.shape[1] * shrink), 2), max(round(known.shape[0] * shrink), 2))
     weight = resized(known.astype(np.float32), size)
-    small = np.stack([resized(photo[..., i] * known, size) for i in range(3)], axis=-1).astype(np.float64)
+    small = np.stack([resized(plane * known, size) for plane in np.moveaxis(photo, -1, 0)], axis=-1).astype(np.float64)
     small /= np.maximum(weight, 1e-6)[..., None]
     hole = weight < 0.5
     if hole.all():
         return _blurred(photo, known)
     made = _interpolated(small, hole)
-    return np.stack([resized(made[..., i], known.shape[::-1]) for i in range(3)], axis=-1)
+    return np.stack([resized(plane, known.shape[::-1]) for plane in np.moveaxis(made, -1, 0)], axis=-1)
 
 
 def _interpolated(photo: Float[np.ndarray, "..."], hole: Hole) -> Float[np.ndarray, "..."]:
@@ -127,7 +127,7 @@ def background(own: Values, name: str, other: Any, seed: int) -> Values:
     if name == "other":
         photo, _ = read_photo(grass() if other is None else other)
         height, width = own.shape[:2]
-        return np.asarray(ImageOps.fit(photo, (width, height), Image.Resampling.BICUBIC)).astype(own.dtype)
+        return as_channels(ImageOps.fit(photo, (width, height), Image.Resampling.BICUBIC), own, "background")
     return own
 
 
@@ -137,11 +137,11 @@ def _shuffled(own: Values, seed: int) -> Values:
     high, wide = own.shape[0] // tiles, own.shape[1] // tiles
     order = np.random.default_rng(seed).permutation(tiles * tiles)
     whole = own[: tiles * high, : tiles * wide]
-    # (row, high, column, wide, 3) → (tile, high, wide, 3)
-    cut = whole.reshape(tiles, high, tiles, wide, 3).swapaxes(1, 2).reshape(-1, high, wide, 3)
+    # (row, high, column, wide, channel) → (tile, high, wide, channel)
+    cut = whole.reshape(tiles, high, tiles, wide, -1).swapaxes(1, 2).reshape(-1, high, wide, own.shape[-1])
     made = own.copy()
     made[: tiles * high, : tiles * wide] = (
-        cut[order].reshape(tiles, tiles, high, wide, 3).swapaxes(1, 2).reshape(whole.shape)
+        cut[order].reshape(tiles, tiles, high, wide, -1).swapaxes(1, 2).reshape(whole.shape)
     )
     return made
 

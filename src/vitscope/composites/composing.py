@@ -19,7 +19,7 @@ from vitscope.models.positions import Positions, positions
 from vitscope.models.vision_model import VisionModel
 from vitscope.perturb.baselines import described
 from vitscope.perturb.rendering import Subject, subjects
-from vitscope.picture import Picture, read_photo
+from vitscope.picture import Picture, photos, read_photo
 from vitscope.run import as_vision_model, provenance
 
 
@@ -151,8 +151,9 @@ def compose(
 
 
 def _one(model: VisionModel, image: Any) -> Subject:
-    if isinstance(image, list | tuple | torch.Tensor) and len(image) != 1:
-        raise CallError(f"compose takes one picture a call, {len(image)} came: objects are marked in each by itself")
+    count = len(image) if isinstance(image, torch.Tensor) else len(photos(image))
+    if count != 1:
+        raise CallError(f"compose takes one picture a call, {count} came: objects are marked in each by itself")
     (subject,) = subjects(model, image)
     return subject
 

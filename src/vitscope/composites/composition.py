@@ -21,7 +21,7 @@ from vitscope.composites.stage import Composite, Stage
 from vitscope.errors import CallError
 from vitscope.grid import Grid
 from vitscope.perturb.segments import cell_labels
-from vitscope.picture import Picture
+from vitscope.picture import Picture, three_channels
 from vitscope.saving import replacing
 from vitscope.target import class_index
 
@@ -125,8 +125,8 @@ class Composition:
 
     def image(self, which: int | str) -> Image.Image:
         """The picture of a composite, by number or name, as it was put together."""
-        values = self.stage.render(self.composites[self._number(which)])
-        return Image.fromarray(np.asarray(values).round().clip(0, 255).astype(np.uint8))
+        values = np.asarray(self.stage.render(self.composites[self._number(which)])).round().clip(0, 255)
+        return Image.fromarray(three_channels(values, -1).astype(np.uint8))
 
     def shown(self, which: int | str) -> Picture:
         """The same, with what of it the model sees."""
@@ -240,7 +240,7 @@ class Composition:
         if np.isnan([value for _, value in spots]).any():
             raise CallError(f"the location test of {name} was interrupted: its map is not whole")
         grid = Grid(*(max(place[axis] for (place, _), _ in spots) + 1 for axis in (0, 1)))
-        values = torch.zeros(1, grid.height, grid.width)
+        values = torch.zeros(1, grid.height, grid.width, dtype=torch.float32, device="cpu")
         for (place, _), value in spots:
             values[0, place[0], place[1]] = value
         centres = np.array([centre for (_, centre), _ in spots])

@@ -8,13 +8,15 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from vitscope.arguments import at_least, number
-from vitscope.composites.stage import Composite, Placement, Stage
+from vitscope.composites.stage import MOST_SCALE, Composite, Placement, Stage
 from vitscope.errors import CallError
 
 TestName = Literal["size", "location", "split", "controls"]
 
 SCALES = (0.25, 0.35, 0.5, 0.71, 1.0, 1.41, 2.0)  # areas that double
 PLACES = (7, 7)
+MOST_PLACES = 100  # a side of the location grid
+MOST_SCALES = 1000
 APART = 0.95  # of the room that two objects may fill when they are set apart
 SETTINGS = ("blank", "blurred", "shuffled", "other")
 
@@ -44,17 +46,34 @@ def asked_tests(names: Any, scales: Any, places: Any, location_scale: Any) -> Te
             raise CallError(f"unknown test {name!r}: choose {', '.join(get_args(TestName))}")
     if scales is not None:
         scales = tuple(number(scale, "a scale") for scale in np.atleast_1d(np.asarray(scales, dtype=object)))
+        if len(scales) > MOST_SCALES:
+            raise CallError(f"scales has {len(scales):,} numbers, at most {MOST_SCALES:,} are expected")
         if not scales or min(scales) <= 0:
             raise CallError(f"scales is {list(scales)}: numbers above 0 are expected")
+        if max(scales) > MOST_SCALE:
+            raise CallError(f"a scale is {max(scales):g}: at most {MOST_SCALE:,} is expected")
     try:
         rows, columns = (places, places) if np.ndim(places) == 0 else places
     except (TypeError, ValueError):
         raise CallError(f"places is {places!r}: rows and columns are expected, as (7, 7)") from None
     grid = at_least(2, rows, "places"), at_least(2, columns, "places")
+    if max(grid) > MOST_PLACES:
+        raise CallError(f"places is {_short(places)}: at most {MOST_PLACES} rows and columns are expected")
     scale = number(location_scale, "location_scale")
+    if scale > MOST_SCALE:
+        raise CallError(f"location_scale is {scale:g}: at most {MOST_SCALE:,} is expected")
     if scale <= 0:
         raise CallError(f"location_scale is {location_scale!r}: a number above 0 is expected")
     return Tests(names, scales, grid, scale)
+
+
+def _short(value: Any) -> str:
+    """A value in a message, however many digits it has."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python prints no more than 4,300 digits
+        return "a very large number"
+    return text if len(text) <= 40 else f"{text[:40]}…"
 
 
 def planned(stage: Stage, arena: Arena, tests: Tests) -> list[Composite]:

@@ -16,9 +16,10 @@ from vitscope.errors import CallError
 
 MARGIN = 0.015  # of the shorter side: the fringe around an object that its hole takes with it
 FEATHER = 0.01  # of the shorter side
+MOST_SCALE = 1000  # of an object's sides: a pixel would be as large as a picture
 LEAST_BACKGROUND = 0.05  # of the photo: less is nothing to fill a hole from
 
-Cut = Float[np.ndarray, "height width 3"]  # an object's own pixels, 0 … 255
+Cut = Float[np.ndarray, "height width channel"]  # an object's own pixels, 0 … 255
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class Stage:
     moved keeps its pixels where it is not scaled; its edge fades over ``feather`` pixels.
 
     Args:
-        photo: (pixel height, pixel width, 3) in 0 … 255, bytes or floating point.
+        photo: (pixel height, pixel width, channel) in 0 … 255, bytes or floating point.
         outlines: the objects, none overlapping.
         size: (width, height) of the photo in which outlines and places count; it may be larger than ``photo``.
         fill: see :func:`~vitscope.composites.backgrounds.filled`.
@@ -171,8 +172,11 @@ class Stage:
 
     def _check_fits(self, name: str, placement: Placement) -> None:
         outline = self.known(placement.name)
-        if not (math.isfinite(placement.scale) and placement.scale > 0):
-            raise CallError(f"{name}: the scale of {placement.name} is {placement.scale}, above 0 is expected")
+        if not 0 < placement.scale <= MOST_SCALE:
+            raise CallError(
+                f"{name}: the scale of {placement.name} is {placement.scale:g}, a number above 0 and up to "
+                f"{MOST_SCALE:,} is expected"
+            )
         width, height = self.size_of(placement.name, placement.scale)
         shown = f"{name}: {placement.name} at scale {placement.scale:g} is {width:.0f}×{height:.0f} pixels"
         if min(width * self.factor[0], height * self.factor[1]) < LEAST_SIDE:
@@ -183,7 +187,8 @@ class Stage:
         beyond = max(width / 2 - x, x + width / 2 - self.size[0], height / 2 - y, y + height / 2 - self.size[1])
         if not (math.isfinite(x) and math.isfinite(y) and beyond <= 0.5):
             raise CallError(
-                f"{shown} and does not fit around ({x:.0f}, {y:.0f}) in the picture of {self.size[0]}×{self.size[1]}: "
+                f"{shown} and does not fit around ({_pixels(x)}, {_pixels(y)}) in the picture of "
+                f"{self.size[0]}×{self.size[1]}: "
                 "choose a smaller scale or another place"
             )
 
@@ -264,13 +269,20 @@ class Stage:
             if scale != 1.0:
                 size = (max(round(thing.box[2] * scale), 1), max(round(thing.box[3] * scale), 1))
                 # Colours are weighed by opacity, so that nothing of the old background is mixed in.
-                premultiplied = np.stack([resized(pixels[..., i] * alpha, size) for i in range(3)], axis=-1)
+                premultiplied = np.stack(
+                    [resized(plane * alpha, size) for plane in np.moveaxis(pixels, -1, 0)], axis=-1
+                )
                 alpha = resized(alpha, size).clip(0, 1)
                 pixels = (premultiplied / np.maximum(alpha, 1e-4)[..., None]).clip(pixels.min(), pixels.max())
             if mirrored:
                 pixels, alpha = pixels[:, ::-1], alpha[:, ::-1]
             thing.scaled[scale, mirrored] = pixels, alpha
         return thing.scaled[scale, mirrored]
+
+
+def _pixels(value: float) -> str:
+    """A number of pixels in a message, however large."""
+    return f"{value:.0f}" if abs(value) < 1e9 else f"{value:g}"
 
 
 def _territories(masks: Sequence[Hole], holes: Sequence[Hole]) -> list[Hole]:

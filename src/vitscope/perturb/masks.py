@@ -8,7 +8,11 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
+from vitscope.errors import CallError
 from vitscope.perturb.segments import Segments
+
+MOST_MASKS = 1_000_000  # of one picture: more take days, whatever the model
+MOST_TOSSES = 250_000_000  # masks × segments: two gigabytes of random numbers
 
 Visible = Shaped[np.ndarray, "pixel_height pixel_width"]  # bool, or from 0 (hidden) to 1 (shown)
 
@@ -28,12 +32,31 @@ class Masks(Protocol):
         """How much of each patch is shown, for some of the masks."""
 
 
+def check_count(count: int, segments: int = 1) -> None:
+    """Refuse a number of masks that could never be evaluated, before room is made for them.
+
+    Raises:
+        CallError: more than :data:`MOST_MASKS` masks, or than :data:`MOST_TOSSES` parts in all.
+    """
+    shown = f"{count:,}" if count < 10**30 else "over 10^30"
+    if count > MOST_MASKS:
+        raise CallError(f"{shown} masks are too many: at most {MOST_MASKS:,} are evaluated on one picture")
+    if count * segments > MOST_TOSSES:
+        raise CallError(
+            f"{shown} masks of {segments:,} segments are too many: at most {MOST_TOSSES // segments:,} masks are drawn "
+            "of so many segments"
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class SegmentMasks:
-    """Rows of zeros and ones over segments."""
+    """Rows of zeros and ones over segments, at most :data:`MOST_MASKS`."""
 
     rows: Bool[np.ndarray, "mask segment"]
     segments: Segments
+
+    def __post_init__(self) -> None:
+        check_count(len(self.rows))
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -50,10 +73,13 @@ class SegmentMasks:
 
 @dataclass(frozen=True, eq=False)
 class PixelMasks:
-    """Masks that are made one by one when they are asked for."""
+    """Masks that are made one by one when they are asked for, at most :data:`MOST_MASKS`."""
 
     count: int
     make: Callable[[int], Visible]
+
+    def __post_init__(self) -> None:
+        check_count(self.count)
 
     def __len__(self) -> int:
         return self.count
@@ -83,6 +109,7 @@ class UniformSampler:
         self._segments, self._drawn = segments, 0
 
     def draw(self, count: int) -> Bool[np.ndarray, "mask segment"]:
+        check_count(count, self._segments)
         rows = self._random.randint(0, 2, count * self._segments).reshape(count, self._segments).astype(bool)
         if self._drawn == 0:
             rows[:1] = True
@@ -99,6 +126,7 @@ class PairedSampler:
         self._waiting = np.ones((1, segments), dtype=bool)  # the picture itself has no partner
 
     def draw(self, count: int) -> Bool[np.ndarray, "mask segment"]:
+        check_count(count, self._segments)
         first = self._random.integers(0, 2, (max(-(-(count - len(self._waiting)) // 2), 0), self._segments)) > 0
         pairs = np.stack([first, ~first], axis=1).reshape(-1, self._segments)
         rows = np.concatenate([self._waiting, pairs])
@@ -123,6 +151,7 @@ class KernelSampler:
         self._chances, self._counts, self._first = chances / chances.sum(), counts, True
 
     def draw(self, count: int) -> Bool[np.ndarray, "mask segment"]:
+        check_count(count, len(self._counts) - 1)
         shown = self._random.choice(self._counts, size=count, p=self._chances)
         ranks = self._random.random((count, len(self._counts) - 1)).argsort(1).argsort(1)
         rows = ranks < shown[:, None]

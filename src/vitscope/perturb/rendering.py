@@ -15,7 +15,7 @@ from vitscope.models.vision_model import VisionModel
 from vitscope.perturb.baselines import fill
 from vitscope.perturb.masks import Masks
 from vitscope.perturb.segments import Segments
-from vitscope.picture import Picture, Preprocessing, read_photo
+from vitscope.picture import Picture, Preprocessing, on_white, photos, read_photo
 
 # Larger photos are perturbed on a smaller copy, of this size or twice the model's input: more detail never reaches it.
 MAX_PERTURBED_PIXELS = 400_000
@@ -25,7 +25,8 @@ MAX_PERTURBED_PIXELS = 400_000
 class Subject:
     """The picture that is perturbed, and the model's input of it unperturbed.
 
-    ``values`` is (pixel height, pixel width, 3) in 0 … 255: the photo's bytes, or for a tensor floating point.
+    ``values`` is (pixel height, pixel width, channel) in 0 … 255: the photo's bytes, RGB (RGBA for a model that takes
+    transparency) whatever the channels of the input, or for a tensor its own channels in floating point.
     ``view`` is the photo with the part that the model sees. ``scaling`` says how values become the tensor they came
     from, ``values · factor + offset`` for each channel; None for a photo.
     """
@@ -45,12 +46,11 @@ def subjects(model: VisionModel, images: Any) -> list[Subject]:
     if isinstance(images, Tensor):
         pixels, pictures = model.prepare(images.detach())
         return [_of_tensor(model, one, picture) for one, picture in zip(pixels, pictures, strict=True)]
-    several = isinstance(images, Sequence) and not isinstance(images, str | bytes)
-    return [_of_photo(model, source) for source in (images if several else [images])]
+    return [_of_photo(model, source) for source in photos(images)]
 
 
 def _of_photo(model: VisionModel, source: Any) -> Subject:
-    photo, name = read_photo(source)
+    photo, name = read_photo(source, alpha=model.preprocessing is not None and model.preprocessing.takes_transparency)
     sides = (0, 0) if model.preprocessing is None else model.preprocessing.size
     most = max(MAX_PERTURBED_PIXELS, 2 * sides[0] * sides[1])
     copy, shrink = photo, (most / (photo.width * photo.height)) ** 0.5
@@ -59,7 +59,7 @@ def _of_photo(model: VisionModel, source: Any) -> Subject:
     pixels, (picture,) = model.prepare(copy)
     across, down = photo.width / copy.width, photo.height / copy.height
     left, top, right, bottom = picture.box
-    view = Picture(photo, (left * across, top * down, right * across, bottom * down), name)
+    view = Picture(on_white(photo), (left * across, top * down, right * across, bottom * down), name)
     return Subject(np.asarray(copy), view, pixels)
 
 
@@ -69,7 +69,7 @@ def _of_tensor(model: VisionModel, pixels: Tensor, picture: Picture) -> Subject:
         factor, offset = model.preprocessing.affine
     else:
         low, high = pixels.float().amin().cpu(), pixels.float().amax().cpu()
-        factor, offset = ((high - low) / 255).expand(3), low.expand(3)
+        factor, offset = ((high - low) / 255).expand(len(pixels)), low.expand(len(pixels))
     shown = (pixels.float().cpu().permute(1, 2, 0) - offset) / factor.clamp_min(1e-12)
     return Subject(shown.numpy(), picture, pixels[None], (factor, offset))
 
@@ -93,7 +93,7 @@ class Renderer:
         return [pool.submit(self._one, masks, i) for i in at]
 
     def finish(self, begun: "list[Future[Any]]") -> Tensor:
-        """The batch (batch, 3, height, width), in the model's dtype and on its device."""
+        """The batch (batch, channel, height, width), in the model's dtype and on its device."""
         parts, pixels = torch.stack([part.result() for part in begun]), self._subject.pixels
         if self._after is None:
             return self._recipe().normalized(parts.to(pixels.device).permute(0, 3, 1, 2)).to(pixels.dtype)

@@ -11,7 +11,7 @@ from skimage.segmentation import quickshift, slic
 
 from vitscope.errors import CallError
 from vitscope.grid import Grid
-from vitscope.picture import Picture, nearest_pixels
+from vitscope.picture import Picture, nearest_pixels, three_channels
 
 SegmentsName = Literal["quickshift", "slic", "patches"]
 
@@ -136,6 +136,7 @@ def _checked(labels: Any, size: tuple[int, int]) -> np.ndarray:
 def _grown(photo: np.ndarray, how: str) -> np.ndarray:
     """Segments that follow the picture; of a large one those of a smaller copy."""
     height, width = photo.shape[:2]
+    photo = photo if photo.shape[-1] == 3 else three_channels(photo, -1)
     eight_bits = photo if photo.dtype == np.uint8 else photo.round().clip(0, 255).astype(np.uint8)
     shrink = (MAX_SEGMENTED_PIXELS / (height * width)) ** 0.5
     if shrink < 1:
