@@ -1,7 +1,6 @@
 """The one kind of result: a value for every place, and how it came about."""
 
 import json
-import os
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,7 +14,7 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from vitscope.arguments import whole_number
+from vitscope.arguments import path_of, text_of, whole_number
 from vitscope.errors import CallError, WorkError
 from vitscope.grid import Grid
 from vitscope.picture import Picture
@@ -24,8 +23,6 @@ from vitscope.shapes import Maps
 
 Own = TypeVar("Own", bound="Attribution")
 
-LONGEST_NAME = 255  # bytes, in the file systems of Linux, macOS and Windows
-SHORT = 100  # letters of a value in a message or a repr
 COLORMAP = "inferno"  # perceptually uniform: equal steps of value look like equal steps
 ROUNDING = 2e-6  # of the largest value: a few units in the last place of float32, summed up
 SIGNED_COLORMAP = "RdBu"  # red below zero, white at zero, blue above: told apart by most colour-blind eyes too
@@ -285,32 +282,6 @@ class Attribution:
             "pictures": [picture for result in results for picture in result.pictures],
             "target": targets.pop() if len(targets) == 1 else None,
         }
-
-
-def text_of(value: Any, otherwise: str) -> str:
-    """Return a value as short text on one line, or ``otherwise`` for None."""
-    text = otherwise if value is None else value if isinstance(value, str) else repr(value)
-    text = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text[:SHORT])
-    return text if len(text) < SHORT else f"{text[: SHORT - 1]}…"
-
-
-def path_of(path: Any) -> Path:
-    """Return the path of a result.
-
-    Raises:
-        CallError: it is no path, or one that no file can have.
-    """
-    if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str):
-        raise CallError(f"a path is {text_of(path, 'None')}: pass text or a pathlib.Path")
-    path = Path(path)
-    if "\0" in str(path):
-        raise CallError(f"a path is {text_of(str(path), '')}: a name without the character NUL is expected")
-    longest = max((len(os.fsencode(part)) for part in path.parts), default=0)
-    if longest > LONGEST_NAME:
-        raise CallError(
-            f"a path is {text_of(str(path), '')}, with a name of {longest} bytes: at most {LONGEST_NAME} are possible"
-        )
-    return path
 
 
 def require_mapping(value: Any, what: str) -> dict[str, Any]:

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from vitscope.arguments import at_least, number, whole_number
-from vitscope.attribution import Attribution, require_mapping, require_tensor, text_of
+from vitscope.arguments import at_least, number, text_of, whole_number
+from vitscope.attribution import Attribution, require_mapping, require_tensor
 from vitscope.errors import CallError
 from vitscope.grid import Grid
 from vitscope.target import class_index
@@ -276,4 +276,6 @@ def _saved_weighing(tensors: Mapping[str, Tensor], place: str, entry: Mapping[st
     if not isinstance(entry["label"], str):
         raise ValueError("the label of a class is not text")
     scalars = {name: float(number(entry[name], name)) for name in ("answer", "intercept", "score")}
-    return Weighing(entry["label"], at_least(0, entry["index"], "index"), weights=weights, intervals=intervals, **scalars)
+    return Weighing(
+        entry["label"], at_least(0, entry["index"], "index"), weights=weights, intervals=intervals, **scalars
+    )

@@ -7,7 +7,17 @@ import typer
 
 from vitscope.cli.app import Compared, Device, Examples, Json, ModelName, Out, Overwrite, Photos, Target
 from vitscope.cli.model_options import Description, model_command
-from vitscope.cli.output import each, fill_of, load_model, print_agreement, print_segments, reporting, save, target_path
+from vitscope.cli.output import (
+    checked_name,
+    each,
+    fill_of,
+    load_model,
+    print_agreement,
+    print_segments,
+    reporting,
+    save,
+    target_path,
+)
 from vitscope.cli.terminal import say
 from vitscope.errors import CallError
 
@@ -117,6 +127,7 @@ def _segments(text: str) -> "str | np.ndarray":
     path = Path(text)
     if not path.suffix:
         return text
+    checked_name(path, "--segments")
     import numpy as np
     from PIL import Image
 
@@ -133,6 +144,7 @@ def _segments(text: str) -> "str | np.ndarray":
 def _check_arrays(path: Path, results: int, overwrite: bool) -> None:
     if results > 1:
         raise CallError(f"--arrays is {path}, one file for {results} results: explain one photo with one model")
+    checked_name(path, "--arrays")
     if path.suffix not in (".safetensors", ".npz", ".json"):
         raise CallError(f"--arrays is {path}: end the name in .safetensors, .npz or .json")
     if path.exists() and not overwrite:

@@ -10,7 +10,18 @@ import typer
 
 from vitscope.cli.app import Compared, Device, Examples, Json, ModelName, Overwrite, TopK
 from vitscope.cli.model_options import Description, model_command
-from vitscope.cli.output import fill_of, fresh, load_model, numbers, print_composites, print_effects, reporting, save
+from vitscope.cli.output import (
+    checked_name,
+    fill_of,
+    fresh,
+    load_model,
+    numbers,
+    print_composites,
+    print_effects,
+    reporting,
+    save,
+    shortened,
+)
 from vitscope.cli.terminal import say
 from vitscope.errors import CallError, OutputExistsError
 
@@ -102,6 +113,9 @@ def compose(
     from vitscope.composites.effects import effects
     from vitscope.view.composites import controls
 
+    for path, what in ((out, "--out"), (recipe, "--recipe"), (background, "--background")):
+        if path is not None:
+            checked_name(path, what)
     given = list(photos or ())
     models = [load_model(model, device, given, examples, image_size, description)]
     models += [load_model(name, device, given, examples, image_size) for name in compare or ()]
@@ -210,6 +224,7 @@ def _object(photo: Path, text: str, at: int, count: int, refine: bool, cut: str)
     if what.startswith("segments:"):
         way = {"segments": numbers(what.removeprefix("segments:"), "--object segments")}
     elif Path(what).suffix and not re.fullmatch(r"[-+\d.,\s]+", what):
+        checked_name(what, "--object")
         way = {"mask": what}
     else:
         parts = numbers(what, "--object")
@@ -223,7 +238,7 @@ def _folders(marked: Sequence[Marked], out: Path | None) -> list[Path]:
     if out is not None and (out.is_file() or out.suffix.lower() in (".png", ".csv", ".json")):
         raise CallError(f"--out is {out}: compose writes several files, pass a folder")
     if len(marked) == 1:
-        return [out or fresh(f"{marked[0].photo.stem}-compose", "")]
+        return [out or fresh(f"{shortened(marked[0].photo.stem)}-compose", "")]
     whole = out or fresh("compose", "")
     stems = [one.photo.stem for one in marked]
     if len(set(stems)) < len(stems):

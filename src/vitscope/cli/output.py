@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from vitscope.arguments import LONGEST_NAME
 from vitscope.cli.terminal import say
 from vitscope.errors import CallError, ModelUnavailableError, OutputExistsError
 from vitscope.view.plain_text import visible
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from vitscope.view.scene import Scene
 
 WIDE = 120  # letters of a terminal that has room for explanations
-LONGEST_NAME = 255  # bytes, in the file systems of Linux, macOS and Windows
 LONGEST_STEM = 200  # bytes of a photo's name in the name of its figure
 
 
@@ -64,7 +64,7 @@ def load_model(
 
 def target_path(photo: Path, what: str, out: Path | None, count: int) -> Path:
     """Where a photo's figure goes: --out, a name in the folder --out, or a new name here."""
-    name = f"{_shortened(photo.stem)}-{what}"
+    name = f"{shortened(photo.stem)}-{what}"
     if out is None:
         return fresh(name)
     checked_name(out, "--out")
@@ -105,7 +105,7 @@ def _quoted(path: Path | str) -> str:
     return repr(text if len(text) <= 60 else f"{text[:40]}…{text[-12:]}")
 
 
-def _shortened(stem: str) -> str:
+def shortened(stem: str) -> str:
     """The stem, cut so that a suffix of our own still makes a possible name."""
     while len(os.fsencode(stem)) > LONGEST_STEM:
         stem = stem[:-1]
@@ -203,7 +203,7 @@ def print_classes(name: str, model: "VisionModel", predictions: Sequence["Predic
     from rich.table import Table
     from rich.text import Text
 
-    values = any(prediction.probability is None for prediction in predictions)
+    values = predictions[0].probability is None
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 2))
     table.add_column("output" if values else "class")
     table.add_column("value" if values else "probability", justify="right")
@@ -211,7 +211,7 @@ def print_classes(name: str, model: "VisionModel", predictions: Sequence["Predic
         table.add_column("")
     for prediction in predictions:
         label = Text(visible(prediction.label))
-        if values:
+        if prediction.probability is None:
             table.add_row(label, f"{prediction.value:.4g}")
         else:
             bar = "█" * round(prediction.probability * 30)

@@ -12,7 +12,7 @@ from vitscope.view.plain_text import escape, is_control, visible
 
 # What is written in place of a character that the encoding of a stream lacks.
 ASCII = {
-    **{"█": "#", "━": "-", "─": "-", "╸": "-", "╺": "-", "│": "|", "•": "*", "·": "*"},
+    **{"█": "#", "━": "-", "─": "-", "╸": "-", "╺": "-", "│": "|", "•": "*", "▲": "^", "▼": "v", "·": "*"},
     **{"×": "x", "−": "-", "–": "-", "—": "-", "…": "...", "→": "->", "←": "<-", "≤": "<=", "≥": ">=", "±": "+-"},
     **{"²": "2", "\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"', "\u00a0": " ", "\u202f": " "},
 }
@@ -39,7 +39,7 @@ def safe_stderr() -> Iterator[None]:
     """While held, stderr takes any text, and what nobody can read there is no error."""
     before = sys.stderr
     if before is not None:
-        sys.stderr = SafeStream(before, _BARS)  # type: ignore[assignment]
+        sys.stderr = SafeStream(before, _BARS)
     try:
         yield
     finally:
@@ -56,7 +56,7 @@ def safe_stdout() -> Iterator[None]:
     before = sys.stdout
     if before is None:
         raise WorkError("cannot print: stdout is closed; redirect it to a file or to /dev/null")
-    sys.stdout = SafeStream(before, _STYLES, needed=True)  # type: ignore[assignment]
+    sys.stdout = SafeStream(before, _STYLES, needed=True)
     try:
         yield
         sys.stdout.flush()
