@@ -1,10 +1,11 @@
 """The one kind of result: a value for every place, and how it came about."""
 
 import json
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, SupportsFloat, TypeVar
 
 import matplotlib
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from vitscope.arguments import path_of, text_of, whole_number
 from vitscope.errors import CallError, WorkError
 from vitscope.grid import Grid
 from vitscope.picture import Picture
@@ -22,6 +24,7 @@ from vitscope.shapes import Maps
 Own = TypeVar("Own", bound="Attribution")
 
 COLORMAP = "inferno"  # perceptually uniform: equal steps of value look like equal steps
+ROUNDING = 2e-6  # of the largest value: a few units in the last place of float32, summed up
 SIGNED_COLORMAP = "RdBu"  # red below zero, white at zero, blue above: told apart by most colour-blind eyes too
 
 
@@ -53,7 +56,31 @@ def blend(photo: Image.Image, heat: np.ndarray, alpha: float, *, colormap: str =
     return Image.fromarray(mixed.round().clip(0, 255).astype(np.uint8))
 
 
-@dataclass(frozen=True, eq=False)
+def coloured(
+    photo: Image.Image,
+    heat: np.ndarray,
+    alpha: float,
+    *,
+    signed: bool = False,
+    limits: tuple[float, float] | None = None,
+) -> Image.Image:
+    """Return the photo under its map; a map without contrast shows no colours, but the photo greyed."""
+    colormap = SIGNED_COLORMAP if signed else COLORMAP
+    if limits is None and is_flat(heat):
+        # At the ends of alpha the photo or the map is alone, and the map is one colour that says nothing.
+        nothing = np.full_like(heat, np.nan if 0 < alpha < 1 else 0.5 if signed else 0.0)
+        return blend(photo, np.where(np.isnan(heat), np.nan, nothing), alpha, colormap=colormap)
+    stretched = stretch_signed(heat) if signed else stretch(heat, limits)
+    return blend(photo, stretched, alpha, colormap=colormap)
+
+
+def is_flat(values: np.ndarray) -> bool:
+    """Return whether finite values differ by no more than rounding in float32."""
+    finite = values[np.isfinite(values)]
+    return not finite.size or float(np.ptp(finite)) <= ROUNDING * float(np.abs(finite).max())
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Attribution:
     """A map of each picture of a batch.
 
@@ -73,14 +100,27 @@ class Attribution:
     target: str | None = None
     signed: bool = False
 
+    def __repr__(self) -> str:
+        height, width = self.values.shape[1:]
+        lines = [
+            f"{type(self).__name__}: {text_of(self.provenance.get('method'), 'no method')} of "
+            f"{text_of(self.provenance.get('model'), 'no model')}",
+            f"  target: {text_of(self.target, 'none')}{', signed' if self.signed else ''}",
+            f"  values: {len(self)} image{'s' if len(self) != 1 else ''} of {height}×{width}, grid of "
+            f"{self.grid.height}×{self.grid.width}, {'with' if self.pictures else 'without'} photos",
+        ]
+        return "\n".join([*lines, *self._more_lines()])
+
+    def _more_lines(self) -> list[str]:
+        """What a subclass adds to the few lines that stand for a result in a notebook."""
+        return []
+
     def __len__(self) -> int:
         return len(self.values)
 
     def __getitem__(self: Own, index: int) -> Own:
         """The result of one picture of the batch, a batch of one."""
-        if not -len(self) <= index < len(self):
-            raise CallError(f"picture {index} is not there: this result holds {len(self)}")
-        return replace(self, **self._one(index % len(self)))
+        return replace(self, **self._one(self._place(index)))
 
     def __iter__(self: Own) -> Iterator[Own]:
         return (self[index] for index in range(len(self)))
@@ -90,8 +130,10 @@ class Attribution:
         """Results of single pictures as that of a batch.
 
         Raises:
-            CallError: their maps are of different sizes.
+            CallError: there are none, or their maps are of different sizes.
         """
+        if not isinstance(results, Sequence) or not results or not all(isinstance(result, cls) for result in results):
+            raise CallError(f"joined takes a list of at least one {cls.__name__}: pass results of single images")
         sizes = dict.fromkeys(f"{result.grid.height}×{result.grid.width}" for result in results)
         if len(sizes) > 1:
             raise CallError(f"results of {' and '.join(sizes)} make no batch: explain pictures of different size apart")
@@ -103,23 +145,20 @@ class Attribution:
         Args:
             alpha: opacity of the map, 0 (photo alone) to 1 (map alone). The map's colours run from its own
                 smallest to its largest value; signed ones from red (against) over white to blue (for). What the model
-                did not see is grey.
+                did not see is grey, and so is the whole photo under a map that is the same everywhere.
             index: which picture of the batch.
 
         Raises:
             CallError: ``alpha`` or ``index`` is out of range, or the pictures were not kept.
         """
-        if not 0 <= alpha <= 1:
-            raise CallError(f"alpha is {alpha}, an opacity between 0 and 1 is expected")
-        if not -len(self) <= index < len(self):
-            raise CallError(f"picture {index} is not there: this result holds {len(self)}")
+        if isinstance(alpha, bool) or not isinstance(alpha, SupportsFloat) or not 0 <= float(alpha) <= 1:
+            raise CallError(f"alpha is {text_of(alpha, 'None')}, an opacity between 0 and 1 is expected")
+        index = self._place(index)
         if not self.pictures:
             raise CallError("this result was loaded from a file and holds no photos to draw on")
         picture = self.pictures[index]
         heat = picture.paint(self.values[index].cpu().numpy())
-        if self.signed:
-            return blend(picture.photo, stretch_signed(heat), alpha, colormap=SIGNED_COLORMAP)
-        return blend(picture.photo, stretch(heat), alpha)
+        return coloured(picture.photo, heat, float(alpha), signed=self.signed)
 
     def save(self, path: str | Path, *, index: int = 0) -> Path:
         """Write the result; the suffix says what.
@@ -131,7 +170,7 @@ class Attribution:
         Raises:
             SaveError: it cannot be written; an older file at ``path`` is untouched.
         """
-        path = Path(path)
+        path = path_of(path)
         if path.suffix.lower() == ".png":
             image = self.overlay(index=index)
             with replacing(path) as beside:
@@ -156,16 +195,26 @@ class Attribution:
 
     @classmethod
     def load(cls: type[Own], path: str | Path) -> Own:
-        """Read what :meth:`save` wrote as ``.safetensors``; the photos are not in it."""
+        """Read what :meth:`save` wrote as ``.safetensors``; the photos are not in it.
+
+        Raises:
+            CallError: there is no such file.
+            WorkError: it is no saved result, or its parts contradict each other.
+        """
+        path = path_of(path)
         try:
-            with safe_open(str(path), framework="pt") as file:
+            if not stat.S_ISREG(path.stat().st_mode):
+                raise ValueError("it is no regular file")
+            with torch.device("cpu"), safe_open(str(path), framework="pt", device="cpu") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-                about = dict(json.loads(file.metadata()["about"]))
-            return cls(**cls._fields(tensors, about))
+                about = json.loads((file.metadata() or {})["about"])
+            return cls(**cls._fields(tensors, require_mapping(about, "about")))
         except FileNotFoundError:
             raise CallError(f"{path} does not exist") from None
-        except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
-            raise WorkError(f"{path} is no saved result: {error}") from None
+        except KeyError as error:
+            raise WorkError(f"{path} is no saved result: {error} is missing") from None
+        except (SafetensorError, TypeError, ValueError, OSError, RecursionError) as error:
+            raise WorkError(f"{path} is no saved result: {first_sentence(error)}") from None
 
     def as_json(self) -> dict[str, Any]:
         """Everything but the photos, as what JSON has: numbers, text, lists and mappings."""
@@ -180,10 +229,34 @@ class Attribution:
 
     @classmethod
     def _fields(cls, tensors: Mapping[str, torch.Tensor], about: Mapping[str, Any]) -> dict[str, Any]:
-        """What :meth:`_tensors` and :meth:`_about` were made of."""
-        grid, signed = Grid(**about["grid"]), about.get("signed", False)
-        kept = {"provenance": about["provenance"], "target": about["target"]}
-        return {"values": tensors["values"], "grid": grid, "signed": signed, **kept}
+        """What :meth:`_tensors` and :meth:`_about` were made of.
+
+        Raises:
+            KeyError, TypeError, ValueError: a part is missing, or does not fit the others.
+        """
+        grid = Grid(**require_mapping(about["grid"], "grid"))
+        signed, target = about.get("signed", False), about["target"]
+        provenance = require_mapping(about["provenance"], "provenance")
+        values = require_tensor(tensors, "values", torch.float32, (None, grid.height, grid.width))
+        if not len(values):
+            raise ValueError("it holds no images")
+        if not isinstance(signed, bool) or not (target is None or isinstance(target, str)):
+            raise ValueError("its target is not text, or signed is not true or false")
+        if "pictures" in provenance:
+            entries = provenance["pictures"]
+            if not isinstance(entries, list) or len(entries) != len(values):
+                raise ValueError(f"its provenance does not list {len(values)} images")
+            for entry in entries:
+                if not isinstance(require_mapping(entry, "provenance of an image")["target"], str | None):
+                    raise ValueError("the target of an image is not text")
+        return {"values": values, "grid": grid, "signed": signed, "provenance": provenance, "target": target}
+
+    def _place(self, index: Any) -> int:
+        """The place of an image in the batch, counted from the start."""
+        place = whole_number(index, "picture")
+        if not -len(self) <= place < len(self):
+            raise CallError(f"picture {place} is not there: this result holds {len(self)}")
+        return place % len(self)
 
     def _one(self, at: int) -> dict[str, Any]:
         """What differs in the result of one picture of the batch."""
@@ -209,6 +282,33 @@ class Attribution:
             "pictures": [picture for result in results for picture in result.pictures],
             "target": targets.pop() if len(targets) == 1 else None,
         }
+
+
+def require_mapping(value: Any, what: str) -> dict[str, Any]:
+    """Return a part of a saved result that has to be a mapping."""
+    if not isinstance(value, dict):
+        raise ValueError(f"{what} is a {type(value).__name__}, not a mapping")
+    return value
+
+
+def require_tensor(
+    tensors: Mapping[str, torch.Tensor], name: str, dtype: torch.dtype, shape: Sequence[int | None]
+) -> torch.Tensor:
+    """Return a tensor of a saved result, of finite numbers and of the shape it has to have; None is any length."""
+    tensor = tensors[name]
+    fits = len(shape) == tensor.ndim and all(a in (b, None) for a, b in zip(shape, tensor.shape, strict=True))
+    if tensor.dtype != dtype or not fits:
+        expected = "×".join("n" if length is None else str(length) for length in shape)
+        actual = "×".join(map(str, tensor.shape)) or "a single number"
+        raise ValueError(f"{name} is {actual} of {tensor.dtype}, not {expected} of {dtype}")
+    if not bool(torch.isfinite(tensor).all()):
+        raise ValueError(f"{name} holds NaN or infinity")
+    return tensor
+
+
+def first_sentence(error: BaseException) -> str:
+    """Return the first line of what an error says."""
+    return text_of((str(error).strip().splitlines() or [type(error).__name__])[0], "")
 
 
 def only_finite(values: torch.Tensor, what: str) -> torch.Tensor:

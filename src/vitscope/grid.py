@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from vitscope.arguments import at_least
 from vitscope.errors import CallError
 
 
@@ -19,6 +20,11 @@ class Grid:
     height: int
     width: int
     prefix: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("height", 1), ("width", 1), ("prefix", 0)):
+            number = at_least(least, getattr(self, name), f"{name} of a grid")
+            object.__setattr__(self, name, number)
 
     @property
     def num_patches(self) -> int:

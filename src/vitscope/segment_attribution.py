@@ -8,15 +8,16 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from vitscope.arguments import at_least, whole_number
-from vitscope.attribution import Attribution
+from vitscope.arguments import at_least, number, text_of, whole_number
+from vitscope.attribution import Attribution, require_mapping, require_tensor
 from vitscope.errors import CallError
+from vitscope.grid import Grid
 from vitscope.target import class_index
 
 Own = TypeVar("Own", bound="SegmentAttribution")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Weighing:
     """What a linear model of one picture says about one class.
 
@@ -38,12 +39,15 @@ class Weighing:
     intercept: float
     score: float
 
+    def __repr__(self) -> str:
+        return f"<Weighing of {text_of(self.label, '')} ({self.index}): {len(self.weights)} segments>"
+
     def as_json(self) -> dict[str, Any]:
         intervals = None if self.intervals is None else self.intervals.tolist()
         return {**vars(self), "weights": self.weights.tolist(), "intervals": intervals}
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class SegmentedPicture:
     """The segments of one picture, and the linear model of each class that was asked about.
 
@@ -56,6 +60,11 @@ class SegmentedPicture:
     segments: Int[Tensor, "pixel_height pixel_width"]
     index: Int[Tensor, "pixel_height pixel_width"]
     weighings: Sequence[Weighing]
+
+    def __repr__(self) -> str:
+        height, width = self.segments.shape
+        count = len(self.weighings[0].weights)
+        return f"<SegmentedPicture of {height}×{width} pixels: {count} segments, {len(self.weighings)} classes>"
 
     def of(self, target: int | str) -> "SegmentedPicture":
         """The same with another class first."""
@@ -74,14 +83,14 @@ class SegmentedPicture:
     def values(self) -> Float[Tensor, "1 pixel_height pixel_width"]:
         """The first class's weights at every pixel, float32; 0 where there is no segment."""
         weights = self.weighings[0].weights[self.index.clamp_min(0)]
-        return torch.where(self.index >= 0, weights, 0.0).float()[None]
+        return weights.masked_fill(self.index < 0, 0.0).float()[None]
 
     def as_json(self) -> dict[str, Any]:
         """Where each segment lies, and each class's weights with intervals."""
         inside, count = self.index >= 0, len(self.weighings[0].weights)
         index = self.index[inside]
         sizes = torch.bincount(index, minlength=count)
-        labels = torch.zeros(count, dtype=self.segments.dtype).scatter_(0, index, self.segments[inside])
+        labels = self.segments.new_zeros(count).scatter_(0, index, self.segments[inside])
         rows, columns = (
             torch.bincount(index, weights=places, minlength=count) / sizes.clamp_min(1)
             for places in inside.nonzero().double().unbind(1)
@@ -93,7 +102,7 @@ class SegmentedPicture:
         return {"segments": segments, "classes": [weighing.as_json() for weighing in self.weighings]}
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class SegmentAttribution(Attribution):
     """One weight for each segment of a picture, painted on its pixels.
 
@@ -103,6 +112,11 @@ class SegmentAttribution(Attribution):
     """
 
     parts: Sequence[SegmentedPicture] = field(kw_only=True)
+
+    def _more_lines(self) -> list[str]:
+        if len(self.parts) != 1:
+            return [f"  segments: of {len(self.parts)} images; take one, as in result[0]"]
+        return [f"  segments: {len(self.weights)}, weights for {len(self.classes)} classes"]
 
     @property
     def segments(self) -> Int[Tensor, "pixel_height pixel_width"]:
@@ -175,7 +189,7 @@ class SegmentAttribution(Attribution):
 
     def regions(self, count: int = 5, *, sign: str = "positive") -> Bool[Tensor, "pixel_height pixel_width"]:
         """Where the :meth:`top` segments are."""
-        chosen = torch.zeros(len(self.weights), dtype=torch.bool)
+        chosen = torch.zeros(len(self.weights), dtype=torch.bool, device=self.weights.device)
         chosen[self.top(count, sign=sign)] = True
         return (self.index >= 0) & chosen[self.index.clamp_min(0)]
 
@@ -218,15 +232,50 @@ class SegmentAttribution(Attribution):
 
     @classmethod
     def _fields(cls, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> dict[str, Any]:
-        parts = []
-        for at, classes in enumerate(about["parts"]):
-            weighings = [
-                Weighing(
-                    **entry,
-                    weights=tensors[f"weights.{at}.{rank}"],
-                    intervals=tensors.get(f"intervals.{at}.{rank}"),
-                )
-                for rank, entry in enumerate(classes)
-            ]
-            parts.append(SegmentedPicture(tensors[f"segments.{at}"], tensors[f"index.{at}"], weighings))
-        return {**super()._fields(tensors, about), "parts": parts}
+        fields = super()._fields(tensors, about)
+        values, entries = fields["values"], about["parts"]
+        if not isinstance(entries, list) or len(entries) != len(values):
+            raise ValueError(f"it does not hold the segments of {len(values)} images")
+        parts = [_saved_part(tensors, at, classes, fields["grid"]) for at, classes in enumerate(entries)]
+        for part, painted in zip(parts, values, strict=True):
+            if not torch.allclose(part.values()[0], painted, rtol=1e-5, atol=1e-12):
+                raise ValueError("its values are not the weights of its segments")
+        return {**fields, "parts": parts}
+
+
+def _saved_part(tensors: Mapping[str, Tensor], at: int, classes: Any, grid: Grid) -> SegmentedPicture:
+    """The segments of one image, as :meth:`SegmentAttribution._tensors` wrote them."""
+    if not isinstance(classes, list) or not classes:
+        raise ValueError("an image has no classes")
+    size = (grid.height, grid.width)
+    kind = tensors[f"segments.{at}"].dtype
+    if kind.is_floating_point or kind.is_complex or kind == torch.bool:
+        raise ValueError(f"segments.{at} holds {kind}, not whole numbers")
+    segments = require_tensor(tensors, f"segments.{at}", kind, size)
+    index = require_tensor(tensors, f"index.{at}", tensors[f"index.{at}"].dtype, size)
+    if index.dtype not in (torch.int64, torch.int32):
+        raise ValueError(f"index.{at} holds {index.dtype}, not whole numbers")
+    weighings = [
+        _saved_weighing(tensors, f"{at}.{rank}", require_mapping(entry, "a class"))
+        for rank, entry in enumerate(classes)
+    ]
+    count = len(weighings[0].weights)
+    if any(len(weighing.weights) != count for weighing in weighings):
+        raise ValueError("its classes have different numbers of segments")
+    if int(index.min()) < -1 or int(index.max()) >= count:
+        raise ValueError(f"index.{at} names segments that have no weight")
+    return SegmentedPicture(segments, index, weighings)
+
+
+def _saved_weighing(tensors: Mapping[str, Tensor], place: str, entry: Mapping[str, Any]) -> Weighing:
+    """The linear model of one class, as it was written."""
+    weights = require_tensor(tensors, f"weights.{place}", torch.float64, (None,))
+    intervals = None
+    if f"intervals.{place}" in tensors:
+        intervals = require_tensor(tensors, f"intervals.{place}", torch.float64, (len(weights), 2))
+    if not isinstance(entry["label"], str):
+        raise ValueError("the label of a class is not text")
+    scalars = {name: float(number(entry[name], name)) for name in ("answer", "intercept", "score")}
+    return Weighing(
+        entry["label"], at_least(0, entry["index"], "index"), weights=weights, intervals=intervals, **scalars
+    )

@@ -8,6 +8,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from vitscope.cli.terminal import safe_stderr, safe_stdout, say
 from vitscope.errors import VitscopeError, VitscopeWarning
 
 DEBUG_VARIABLE = "VITSCOPE_DEBUG"
@@ -51,34 +52,40 @@ Target = Annotated[
 ]
 
 
-def main() -> NoReturn:
-    """Run the command line; every error is one line on stderr, with exit code 1 (work) or 2 (call)."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("always", VitscopeWarning)
-            warnings.showwarning = _one_line
-            code = app(standalone_mode=False)
-        if code == INTERRUPTED:
-            raise KeyboardInterrupt
-        sys.exit(code if isinstance(code, int) else 0)
-    except VitscopeError as error:
-        _fail(str(error), error.exit_code)
-    except (KeyboardInterrupt, typer.Abort):
-        _fail("interrupted; what was finished before is kept", 1)
-    except Exception as error:
-        if os.environ.get(DEBUG_VARIABLE):
-            raise
-        if type(error).__name__ == "NoArgsIsHelpError":
-            typer.echo(str(error), err=True)
-            sys.exit(2)
-        if hasattr(error, "format_message"):  # what the parser of the command line raises
-            _fail(error.format_message(), 2)
-        first = str(error).strip().splitlines()[0] if str(error).strip() else ""
-        _fail(f"{type(error).__name__}: {first} (set {DEBUG_VARIABLE}=1 for the whole story)", 1)
+def run() -> NoReturn:
+    """Run a command; every error is one line on stderr, with exit code 1 (work) or 2 (call)."""
+    with safe_stderr():
+        try:
+            with safe_stdout(), warnings.catch_warnings():
+                warnings.simplefilter("always", VitscopeWarning)
+                warnings.showwarning = _one_line
+                code = app(standalone_mode=False)
+            if code == INTERRUPTED:
+                raise KeyboardInterrupt
+            sys.exit(code if isinstance(code, int) else 0)
+        except VitscopeError as error:
+            _fail(str(error), error.exit_code)
+        except (KeyboardInterrupt, typer.Abort):
+            _fail("interrupted; what was finished before is kept", 1)
+        except Exception as error:
+            if os.environ.get(DEBUG_VARIABLE):
+                raise
+            _fail(*_unforeseen(error))
+
+
+def _unforeseen(error: Exception) -> tuple[str, int]:
+    """The line and the exit code of an error that is not vitscope's own."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        typer.echo(str(error), err=True)
+        sys.exit(2)
+    if hasattr(error, "format_message"):  # what the parser of the command line raises
+        return error.format_message().replace("\n\t", " "), 2
+    first = str(error).strip().splitlines()[0] if str(error).strip() else ""
+    return f"{type(error).__name__}: {first} (set {DEBUG_VARIABLE}=1 for the whole story)", 1
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    typer.echo(f"vitscope: {' '.join(message.split())}", err=True)
+    say(f"vitscope: {message}", err=True)
     sys.exit(code)
 
 
@@ -88,6 +95,6 @@ _shown_by_python = warnings.showwarning
 def _one_line(message: Any, category: Any, *where: Any, **options: Any) -> None:
     """vitscope's own warnings as one line; others as Python shows them."""
     if issubclass(category, VitscopeWarning):
-        typer.echo(f"vitscope: {' '.join(str(message).split())}", err=True)
+        say(f"vitscope: {message}", err=True)
     else:
         _shown_by_python(message, category, *where, **options)

@@ -5,8 +5,20 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from vitscope.cli.app import Compared, Device, Examples, Json, ModelName, Out, Overwrite, Photos, Target, app
-from vitscope.cli.output import each, fill_of, load_model, print_agreement, print_segments, reporting, save, target_path
+from vitscope.cli.app import Compared, Device, Examples, Json, ModelName, Out, Overwrite, Photos, Target
+from vitscope.cli.model_options import Description, model_command
+from vitscope.cli.output import (
+    checked_name,
+    each,
+    fill_of,
+    load_model,
+    print_agreement,
+    print_segments,
+    reporting,
+    save,
+    target_path,
+)
+from vitscope.cli.terminal import say
 from vitscope.errors import CallError
 
 if TYPE_CHECKING:
@@ -15,7 +27,7 @@ if TYPE_CHECKING:
 COUNT = 5  # segments a side in tables, as in the figure
 
 
-@app.command()
+@model_command
 def lime(
     photos: Photos,
     model: ModelName = "vit-nano",
@@ -45,6 +57,8 @@ def lime(
     overwrite: Overwrite = False,
     device: Device = None,
     json_: Json = False,
+    *,
+    description: Description,
 ) -> None:
     """What each segment of a photo adds to a class: LIME, with intervals."""
     from vitscope.methods.agreement import agreement
@@ -64,7 +78,8 @@ def lime(
     }
     if arrays is not None:
         _check_arrays(arrays, len(photos) * (1 + len(compare or ())), overwrite)
-    models = [load_model(name, device, photos, examples) for name in [model, *(compare or [])]]
+    models = [load_model(model, device, photos, examples, description=description)]
+    models += [load_model(name, device, photos, examples) for name in compare or ()]
     with reporting(json_) as report:
         targets = [target_path(photo, "lime", out, len(photos)) for photo in photos]
         for photo, path in each(photos, targets, overwrite, bar=False):
@@ -88,7 +103,7 @@ def lime(
                 results[0].save(arrays)
             if not json_:
                 for result in results:
-                    typer.echo(f"{photo}, as {seen_as(result)}")
+                    say(f"{photo}, as {seen_as(result)}")
                     print_segments(result, COUNT)
                 if alike is not None:
                     print_agreement(alike)
@@ -112,6 +127,7 @@ def _segments(text: str) -> "str | np.ndarray":
     path = Path(text)
     if not path.suffix:
         return text
+    checked_name(path, "--segments")
     import numpy as np
     from PIL import Image
 
@@ -128,6 +144,7 @@ def _segments(text: str) -> "str | np.ndarray":
 def _check_arrays(path: Path, results: int, overwrite: bool) -> None:
     if results > 1:
         raise CallError(f"--arrays is {path}, one file for {results} results: explain one photo with one model")
+    checked_name(path, "--arrays")
     if path.suffix not in (".safetensors", ".npz", ".json"):
         raise CallError(f"--arrays is {path}: end the name in .safetensors, .npz or .json")
     if path.exists() and not overwrite:

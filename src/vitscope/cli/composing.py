@@ -8,8 +8,21 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from vitscope.cli.app import Compared, Device, Examples, Json, ModelName, Overwrite, TopK, app
-from vitscope.cli.output import fill_of, fresh, load_model, numbers, print_composites, print_effects, reporting, save
+from vitscope.cli.app import Compared, Device, Examples, Json, ModelName, Overwrite, TopK
+from vitscope.cli.model_options import Description, model_command
+from vitscope.cli.output import (
+    checked_name,
+    fill_of,
+    fresh,
+    load_model,
+    numbers,
+    print_composites,
+    print_effects,
+    reporting,
+    save,
+    shortened,
+)
+from vitscope.cli.terminal import say
 from vitscope.errors import CallError, OutputExistsError
 
 if TYPE_CHECKING:
@@ -32,7 +45,7 @@ class Marked:
     composites: Sequence["Composite"] = ()
 
 
-@app.command()
+@model_command
 def compose(
     photos: Annotated[
         list[Path] | None, typer.Argument(help="A photo; with --recipe several, or none.", metavar="[PHOTO]...")
@@ -93,14 +106,19 @@ def compose(
     overwrite: Overwrite = False,
     device: Device = None,
     json_: Json = False,
+    *,
+    description: Description,
 ) -> None:
     """What a model says when an object is smaller, elsewhere, apart, or over another background."""
     from vitscope.composites.effects import effects
     from vitscope.view.composites import controls
 
+    for path, what in ((out, "--out"), (recipe, "--recipe"), (background, "--background")):
+        if path is not None:
+            checked_name(path, what)
     given = list(photos or ())
-    names = [model, *(compare or [])]
-    models = [load_model(name, device, given, examples, image_size) for name in names]
+    models = [load_model(model, device, given, examples, image_size, description)]
+    models += [load_model(name, device, given, examples, image_size) for name in compare or ()]
     marked = _marked(given, objects or [], recipe, refine=refine, cut=segments)
     wanted = [name for name in tests or TESTS if name != "none"]
     rows = numbers(places, "--places")
@@ -131,7 +149,7 @@ def compose(
             written = _write(results, paths, targets or (None,), overwrite, whole=not interrupted)
             _say_what_is_cropped(results)
             for result in () if json_ else results:
-                typer.echo(f"{one.photo}, as {result.provenance['model']} sees it:")
+                say(f"{one.photo}, as {result.provenance['model']} sees it:")
                 print_composites(result, top_k)
             shown = [result.as_json() for result in results]
             report.append({"picture": str(one.photo), "files": [str(path) for path in written], "results": shown})
@@ -172,7 +190,7 @@ def _say_what_is_cropped(results: Sequence["Composition"]) -> None:
         for name in result.outlines:
             if (seen := result.seen(name)) < SEEN:
                 model = result.provenance["model"]
-                typer.echo(f"vitscope: {model} sees {seen:.0%} of {name} where it is: it crops the photo", err=True)
+                say(f"vitscope: {model} sees {seen:.0%} of {name} where it is: it crops the photo", err=True)
 
 
 def _marked(
@@ -206,6 +224,7 @@ def _object(photo: Path, text: str, at: int, count: int, refine: bool, cut: str)
     if what.startswith("segments:"):
         way = {"segments": numbers(what.removeprefix("segments:"), "--object segments")}
     elif Path(what).suffix and not re.fullmatch(r"[-+\d.,\s]+", what):
+        checked_name(what, "--object")
         way = {"mask": what}
     else:
         parts = numbers(what, "--object")
@@ -219,7 +238,7 @@ def _folders(marked: Sequence[Marked], out: Path | None) -> list[Path]:
     if out is not None and (out.is_file() or out.suffix.lower() in (".png", ".csv", ".json")):
         raise CallError(f"--out is {out}: compose writes several files, pass a folder")
     if len(marked) == 1:
-        return [out or fresh(f"{marked[0].photo.stem}-compose", "")]
+        return [out or fresh(f"{shortened(marked[0].photo.stem)}-compose", "")]
     whole = out or fresh("compose", "")
     stems = [one.photo.stem for one in marked]
     if len(set(stems)) < len(stems):

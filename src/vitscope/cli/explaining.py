@@ -1,6 +1,5 @@
 """Commands for a photo as a whole: what it is taken for, and what any of the methods says about it."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -8,18 +7,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vitscope.cli.app import Device, Json, ModelName, Out, Overwrite, Photos, Target, TopK, app
+from vitscope.cli.model_options import Description, model_command
 from vitscope.cli.output import (
     each,
     fresh,
     load_model,
     print_agreement,
     print_classes,
+    print_json,
     print_table,
     reporting,
     save,
     target_path,
 )
-from vitscope.errors import CallError
+from vitscope.cli.terminal import say
+from vitscope.errors import CallError, UnsupportedModelError, VitscopeError
 
 if TYPE_CHECKING:
     from vitscope.models import VisionModel
@@ -35,7 +37,7 @@ def demo(out: Out = None, overwrite: Overwrite = False, device: Device = None, j
     _explain([("chelsea", photo)], "vit-nano", out or fresh("vitscope-demo"), overwrite, device, json_, top_k=5)
 
 
-@app.command()
+@model_command
 def explain(
     photos: Photos,
     model: ModelName = "vit-nano",
@@ -51,12 +53,14 @@ def explain(
         ),
     ] = None,
     target: Target = None,
+    *,
+    description: Description,
 ) -> None:
     """The top classes of a photo, its rollout and the heads of the last layer, or what other methods say."""
     named = [(str(photo), photo) for photo in photos]
     if method is None and target is not None:
         raise CallError("--target needs a --method that explains a class, as --method lime")
-    _explain(named, model, out, overwrite, device, json_, top_k, method, target)
+    _explain(named, model, out, overwrite, device, json_, top_k, method, target, description)
 
 
 @app.command()
@@ -76,13 +80,14 @@ def models(json_: Json = False) -> None:
             {"library": entry.library, "installed": installed, "families": entry.families, "example": entry.example}
         )
     if json_:
-        typer.echo(json.dumps(rows, indent=2))
+        print_json(rows)
         return
     for row in rows:
         state = row["installed"] or f"not installed: pip install 'vitscope[{row['library']}]'"
-        typer.echo(f"{typer.style(str(row['library']), bold=True)} {state}")
-        typer.echo(f"  {row['families']}")
-        typer.echo(f"  --model {row['example']}\n")
+        say(f"{row['library']} {state}")
+        say(f"  {row['families']}")
+        say(f"  --model {row['example']}")
+        say("")
 
 
 def _explain(
@@ -95,6 +100,7 @@ def _explain(
     top_k: int,
     methods: Sequence[str] | None = None,
     target: str | None = None,
+    description: Description | None = None,
 ) -> None:
     from vitscope.methods.rollout import rollout as roll
     from vitscope.methods.window_cls import window_cls
@@ -105,7 +111,8 @@ def _explain(
 
     methods = None if methods is None else list(dict.fromkeys(methods))
     check_methods(methods or (), target)
-    vision = load_model(model, device, [photo for _, photo in photos if isinstance(photo, Path)])
+    files = [photo for _, photo in photos if isinstance(photo, Path)]
+    vision = load_model(model, device, files, description=description)
     with reporting(json_) as report:
         targets = [target_path(Path(name), "explain", out, len(photos)) for name, _ in photos]
         for (name, photo), path in each(photos, targets, overwrite, bar=methods is None):
@@ -121,12 +128,14 @@ def _explain(
             predictions = [] if done.logits is None else vision.predictions(done.logits, top_k)[0]
             scene = cls_grid(window_cls(vision, photo)) if reads_windows else explanation(done.trace, rollouts)
             save(scene, path, overwrite)
+            reason = "" if predictions else why_no_classes(vision, photo)
             if not json_:
-                print_classes(name, vision, predictions)
+                print_classes(name, vision, predictions, reason)
             report.append(
                 {
                     "picture": name,
                     "predictions": [vars(prediction) for prediction in predictions],
+                    **({"no_classes": reason} if reason else {}),
                     "figure": str(path),
                     "rollouts": [{"provenance": dict(r.provenance), "values": r.values[0].tolist()} for r in rollouts],
                 }
@@ -143,7 +152,7 @@ def methods(json_: Json = False) -> None:
         for name, row in METHODS.items()
     ]
     if json_:
-        typer.echo(json.dumps(rows, indent=2))
+        print_json(rows)
         return
     print_table(("method", "shows", "forwards", "source"), [tuple(row.values()) for row in rows], right=(2,))
 
@@ -158,6 +167,17 @@ def check_methods(names: Sequence[str], target: str | None) -> None:
     if target is not None and all(METHODS[name].kind == "reading" for name in names):
         asking = ", ".join(name for name, method in METHODS.items() if method.kind == "asking")
         raise CallError(f"--target is {target!r}, but {', '.join(names)} explain no class: add one of {asking}")
+
+
+def why_no_classes(vision: "VisionModel", photo: Any) -> str:
+    """Return why a run of the model names no class; empty if the model has no classifier."""
+    try:
+        vision.predict(photo)
+    except UnsupportedModelError as error:  # which part of the output are the classes is not certain
+        return str(error)
+    except VitscopeError:
+        return ""
+    return ""
 
 
 def compared(
@@ -198,13 +218,15 @@ def compared(
     asked = [f"{method} {r.provenance.get('samples', 1):,}" for method, r in zip(shown, results, strict=True)]
     save(side_by_side(results, shown, title=title, note=f"forwards: {', '.join(asked)}"), path, overwrite)
     alike = agreement(results, names=shown) if len(results) > 1 else None
+    reason = "" if predictions else why_no_classes(vision, photo)
     if not json_:
-        print_classes(name, vision, predictions)
+        print_classes(name, vision, predictions, reason)
         if alike is not None:
             print_agreement(alike)
     report: dict[str, Any] = {
         "picture": name,
         "predictions": [vars(prediction) for prediction in predictions],
+        **({"no_classes": reason} if reason else {}),
         "figure": str(path),
         "results": {method: r.as_json() for method, r in zip(shown, results, strict=True)},
     }

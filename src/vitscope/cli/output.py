@@ -1,14 +1,19 @@
 """Where figures go, what is printed, and how photos and models are read on the command line."""
 
+import errno
 import json
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from vitscope.errors import CallError, OutputExistsError
+from vitscope.arguments import LONGEST_NAME
+from vitscope.cli.terminal import say
+from vitscope.errors import CallError, ModelUnavailableError, OutputExistsError
+from vitscope.view.plain_text import visible
 
 if TYPE_CHECKING:
     from vitscope.composites.composition import Composition
@@ -19,12 +24,26 @@ if TYPE_CHECKING:
     from vitscope.view.scene import Scene
 
 WIDE = 120  # letters of a terminal that has room for explanations
+LONGEST_STEM = 200  # bytes of a photo's name in the name of its figure
 
 
 def load_model(
-    name: str, device: str | None, photos: Sequence[Path], examples: Path | None = None, image_size: int | None = None
+    name: str,
+    device: str | None,
+    photos: Sequence[Path],
+    examples: Path | None = None,
+    image_size: int | None = None,
+    description: Mapping[str, Any] | None = None,
 ) -> "VisionModel":
-    """The model, once every photo is known to be there; with classes by example, where a folder of them is given."""
+    """Load the model if every photo exists, with classes by example if ``examples`` names a folder of them.
+
+    ``description`` holds more arguments of :func:`vitscope.load`.
+    """
+    checked_name(name, "--model")
+    for photo in photos:
+        checked_name(photo, "a photo")
+    if examples is not None:
+        checked_name(examples, "--examples")
     import torch
 
     from vitscope.models import load
@@ -32,8 +51,10 @@ def load_model(
 
     for photo in photos:
         check_file(photo)
-
-    model = load(name, device=device or ("cuda" if torch.cuda.is_available() else None), image_size=image_size)
+    if device is not None and device.partition(":")[0].strip() == "meta":
+        raise ModelUnavailableError("--device is 'meta', which holds no numbers: pass cpu, cuda or mps")
+    chosen = device or ("cuda" if torch.cuda.is_available() else None)
+    model = load(name, device=chosen, image_size=image_size, **(description or {}))
     if examples is None:
         return model
     from vitscope.models.by_example import by_example
@@ -43,9 +64,10 @@ def load_model(
 
 def target_path(photo: Path, what: str, out: Path | None, count: int) -> Path:
     """Where a photo's figure goes: --out, a name in the folder --out, or a new name here."""
-    name = f"{photo.stem}-{what}"
+    name = f"{shortened(photo.stem)}-{what}"
     if out is None:
         return fresh(name)
+    checked_name(out, "--out")
     if out.is_dir():
         return out / f"{name}.png"
     if count > 1:
@@ -57,6 +79,37 @@ def target_path(photo: Path, what: str, out: Path | None, count: int) -> Path:
     if out.exists() and photo.exists() and out.samefile(photo):
         raise CallError(f"--out is {out}, the photo itself: choose another name")
     return out
+
+
+def checked_name(path: Path | str, what: str) -> None:
+    """Refuse what no file can be called.
+
+    Raises:
+        CallError: the name is too long for the file system, or holds the character NUL.
+    """
+    try:
+        os.lstat(path)
+    except ValueError:
+        raise CallError(f"{what} is {_quoted(path)}: a name without the character NUL is expected") from None
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            longest = max(len(os.fsencode(part)) for part in Path(path).parts)
+            raise CallError(
+                f"{what} is {_quoted(path)}, a name of {longest} bytes: at most {LONGEST_NAME} are possible here"
+            ) from None
+
+
+def _quoted(path: Path | str) -> str:
+    """A path in a message, cut if it is long."""
+    text = str(path)
+    return repr(text if len(text) <= 60 else f"{text[:40]}…{text[-12:]}")
+
+
+def shortened(stem: str) -> str:
+    """The stem, cut so that a suffix of our own still makes a possible name."""
+    while len(os.fsencode(stem)) > LONGEST_STEM:
+        stem = stem[:-1]
+    return stem
 
 
 def fresh(name: str, suffix: str = ".png") -> Path:
@@ -124,30 +177,46 @@ def reporting(json_: bool) -> Iterator[list[dict[str, Any]]]:
         yield report
     finally:
         if json_ and report:
-            typer.echo(json.dumps(report, indent=2, allow_nan=False))
+            print_json(report)
         for entry in () if json_ else report:
             for written in entry.get("files") or [entry["figure"]]:
-                typer.echo(f"wrote {written}")
+                say(f"wrote {written}")
 
 
-def print_classes(name: str, model: "VisionModel", predictions: Sequence["Prediction"]) -> None:
+def print_json(value: Any) -> None:
+    """Print what JSON has; it escapes control characters itself."""
+    typer.echo(json.dumps(value, indent=2, allow_nan=False))
+
+
+def print_classes(name: str, model: "VisionModel", predictions: Sequence["Prediction"], reason: str = "") -> None:
+    """Print the classes of a photo with their probabilities, or values if the model predicts these.
+
+    Args:
+        name: what the photo is called.
+        predictions: the likeliest classes; empty if there are none, because of ``reason``.
+    """
+    say(f"{name}, as {model.name} sees it:")
+    if not predictions:
+        say(f"  {reason or 'this model has no classifier, so it names no class'}")
+        return
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = Console()
-    console.print(f"{name}, as {model.name} sees it:", highlight=False, markup=False, emoji=False, soft_wrap=True)
-    if not predictions:
-        console.print("  this model has no classifier, so it names no class", highlight=False)
-        return
+    values = predictions[0].probability is None
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 2))
-    table.add_column("class")
-    table.add_column("probability", justify="right")
-    table.add_column("")
+    table.add_column("output" if values else "class")
+    table.add_column("value" if values else "probability", justify="right")
+    if not values:
+        table.add_column("")
     for prediction in predictions:
-        bar = "█" * round(prediction.probability * 30)
-        table.add_row(Text(prediction.label), f"{prediction.probability:.1%}", Text(bar, "cyan"))
-    console.print(table)
+        label = Text(visible(prediction.label))
+        if prediction.probability is None:
+            table.add_row(label, f"{prediction.value:.4g}")
+        else:
+            bar = "█" * round(prediction.probability * 30)
+            table.add_row(label, f"{prediction.probability:.1%}", Text(bar, "cyan"))
+    Console().print(table)
 
 
 def print_segments(result: "SegmentAttribution", count: int) -> None:
@@ -212,7 +281,7 @@ def print_composites(result: "Composition", top_k: int) -> None:
         if set(result.select("location", name)) <= set(result.asked):
             places = result.location_map(name)
             low, high = (answer(float(end), result.output) for end in (places.values.min(), places.values.max()))
-            typer.echo(f"  {places.target} by the place of {name}: {low} to {high}")
+            say(f"  {places.target} by the place of {name}: {low} to {high}")
 
 
 def print_effects(found: Sequence["Effect"], model: str, output: str) -> None:
@@ -235,7 +304,7 @@ def print_effects(found: Sequence["Effect"], model: str, output: str) -> None:
         header, rows = header[:-1], [row[:-1] for row in rows]
     count = len(found[0].values)
     what = "percentage points" if output == "probability" else output
-    typer.echo(f"effects on {model}, {count} picture{'s' if count > 1 else ''}, in {what}:")
+    say(f"effects on {model}, {count} picture{'s' if count > 1 else ''}, in {what}:")
     print_table(header, rows, right=(1, 2, 3))
 
 
@@ -247,7 +316,7 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, right: 
 
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 2))
     for at, name in enumerate(header):
-        table.add_column(name, justify="right" if at in right else "left")
+        table.add_column(Text(visible(name)), justify="right" if at in right else "left")
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*(Text(visible(cell)) for cell in row))
     Console().print(table)

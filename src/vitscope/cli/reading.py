@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from vitscope.cli.app import Device, Json, ModelName, Out, Overwrite, Photos, QueryText, app
+from vitscope.cli.app import Device, Json, ModelName, Out, Overwrite, Photos, QueryText
+from vitscope.cli.model_options import Description, model_command
 from vitscope.cli.output import each, load_model, reporting, save, target_path
 from vitscope.errors import CallError
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from vitscope.trace import Query
 
 
-@app.command()
+@model_command
 def attention(
     photos: Photos,
     model: ModelName = "vit-nano",
@@ -31,6 +32,8 @@ def attention(
     overwrite: Overwrite = False,
     device: Device = None,
     json_: Json = False,
+    *,
+    description: Description,
 ) -> None:
     """Raw attention maps: all layers × heads, or one layer's heads; for Swin all blocks, or one block's windows."""
     from vitscope.methods.rollout import rollout as roll
@@ -45,7 +48,7 @@ def attention(
         raise CallError("--shifted and --window-cls are two figures: ask for one at a time")
     if window_cls and wanted != "readout":
         raise CallError("--window-cls asks the CLS tokens and takes no --query")
-    vision = load_model(model, device, photos)
+    vision = load_model(model, device, photos, description=description)
     with reporting(json_) as report:
         for photo, path in each(
             photos, [target_path(photo, "attention", out, len(photos)) for photo in photos], overwrite
@@ -72,7 +75,7 @@ def attention(
             report.append({"picture": str(photo), "figure": str(path), "provenance": dict(trace.provenance), **about})
 
 
-@app.command()
+@model_command
 def rollout(
     photos: Photos,
     model: ModelName = "vit-nano",
@@ -95,6 +98,8 @@ def rollout(
     overwrite: Overwrite = False,
     device: Device = None,
     json_: Json = False,
+    *,
+    description: Description,
 ) -> None:
     """Attention rollout through all blocks."""
     from vitscope.methods.rollout import rollout as roll
@@ -112,7 +117,7 @@ def rollout(
         "merge": merge,
         "target": target,
     }
-    vision = load_model(model, device, photos)
+    vision = load_model(model, device, photos, description=description)
     with reporting(json_) as report:
         for photo, path in each(
             photos, [target_path(photo, "rollout", out, len(photos)) for photo in photos], overwrite

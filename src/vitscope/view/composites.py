@@ -221,7 +221,12 @@ def _known(result: Composition, models: int) -> str:
 
 
 def _what(result: Composition) -> str:
-    return {"probability": "Probability", "logit": "Logit", "similarity": "Similarity to the original"}[result.output]
+    return {
+        "probability": "Probability",
+        "logit": "Logit",
+        "value": "Value",
+        "similarity": "Similarity to the original",
+    }[result.output]
 
 
 def _unit(result: Composition) -> str:

@@ -1,5 +1,6 @@
 """A Scene as a PNG: every panel at its photo's own proportions, nothing on the page that says nothing."""
 
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from PIL import Image
 
-from vitscope.attribution import COLORMAP, SIGNED_COLORMAP, blend, stretch, stretch_signed
+from vitscope.attribution import COLORMAP, SIGNED_COLORMAP, coloured
 from vitscope.picture import nearest_pixels
 from vitscope.saving import replacing
+from vitscope.view.plain_text import visible
 from vitscope.view.scene import SIGNED_CAPTION, Bars, Curves, Dots, Matrix, Panel, Row, Scene
 
 PAGE_WIDTH, PAGE_HEIGHT = 12.0, 14.0  # inches
@@ -56,9 +58,23 @@ def save_figure(scene: Scene, path: str | Path, *, overwrite: bool = True) -> Pa
 
 
 def draw(scene: Scene) -> Figure:
-    """The scene as a matplotlib figure, laid out in inches; names are written as they are, dollar signs too."""
+    """The scene as a matplotlib figure, laid out in inches; names are written as they are, dollar signs too.
+
+    Control characters, which fonts lack, are escaped.
+    """
     with matplotlib.rc_context({"text.parse_math": False}):
-        return _drawn(scene)
+        return _drawn(_visible(scene))
+
+
+def _visible(part: Any) -> Any:
+    """A part of a scene, with control characters escaped in all of its texts."""
+    if isinstance(part, str):
+        return visible(part)
+    if isinstance(part, list | tuple):
+        return type(part)(map(_visible, part))
+    if isinstance(part, Scene | Row | Panel | Bars | Dots | Matrix | Curves):
+        return replace(part, **{each.name: _visible(getattr(part, each.name)) for each in fields(part)})
+    return part
 
 
 def _drawn(scene: Scene) -> Figure:
@@ -158,11 +174,9 @@ def render(panel: Panel, size: tuple[int, int]) -> Image.Image:
         photo = _faded(photo, panel.picture.paint(panel.lit.astype(np.float32), size, smooth=False) > 0.5)
     if panel.values is None:
         return photo
-    if panel.signed:
-        heat = panel.picture.paint(panel.values, size, smooth=not panel.flat)
-        return blend(photo, stretch_signed(heat), panel.alpha, colormap=SIGNED_COLORMAP)
-    heat = panel.picture.paint(panel.values, size, smooth=panel.alpha < 1 and not panel.flat)
-    return blend(photo, stretch(heat, panel.limits), panel.alpha)
+    smooth = not panel.flat and (panel.signed or panel.alpha < 1)
+    heat = panel.picture.paint(panel.values, size, smooth=smooth)
+    return coloured(photo, heat, panel.alpha, signed=panel.signed, limits=None if panel.signed else panel.limits)
 
 
 def _faded(photo: Image.Image, lit: np.ndarray) -> Image.Image:

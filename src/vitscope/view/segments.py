@@ -120,8 +120,8 @@ def _name(label: str | None) -> str:
 
 
 def _answer(result: SegmentAttribution) -> str:
-    answer = result.answer
-    shown = f"{answer:.1%}" if result.provenance["parameters"]["output"] == "probability" else f"{answer:.2f}"
+    answer, output = result.answer, result.provenance["parameters"]["output"]
+    shown = f"{answer:.1%}" if output == "probability" else f"{answer:.4g}" if output == "value" else f"{answer:.2f}"
     return f"{_name(result.target)} ({shown})"
 
 
