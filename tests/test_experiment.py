@@ -93,7 +93,9 @@ def test_heads_before_images_in_one_axis_are_found() -> None:
 def test_one_forward_for_each_module_and_size(monkeypatch: pytest.MonkeyPatch) -> None:
     runs: list[tuple[int, int]] = []
     findings = experiments._findings
-    monkeypatch.setattr(experiments, "_findings", lambda m, size, channels: (runs.append(size), findings(m, size, channels))[1])
+    monkeypatch.setattr(
+        experiments, "_findings", lambda m, size, channels: (runs.append(size), findings(m, size, channels))[1]
+    )
     model = vs.load(Homemade("fused").eval(), **LAYOUT)
     for size in (32, 32, 40, 32):
         vs.capture(model, random(1, 3, size, size))

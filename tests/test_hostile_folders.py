@@ -135,10 +135,11 @@ SETTINGS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=lambda settings: json.dumps(settings)[:60])
 def test_a_damaged_setting_is_one_line_or_makes_no_difference(settings: dict[str, Any], model_folder: Path) -> None:
-    expected = vs.load(model_folder, image_size=32).predict(photo(32, 32), top_k=7)[0]
+    prepared: dict[str, Any] = {"image_size": 32, "mean": 0.5, "std": 0.5}
+    expected = vs.load(model_folder, **prepared).predict(photo(32, 32), top_k=7)[0]
     configure(model_folder / "config.json", **settings)
     try:
-        outcome: Any = vs.load(model_folder, image_size=32).predict(photo(32, 32), top_k=7)[0]
+        outcome: Any = vs.load(model_folder, **prepared).predict(photo(32, 32), top_k=7)[0]
     except (WorkError, CallError) as error:
         outcome = str(error)
     if isinstance(outcome, str):

@@ -45,7 +45,9 @@ _CERTAIN_CLASSIFIER = re.compile(r"classif|logit|pred")
 _CLASSIFIER = re.compile(r"head|^fc|^cls|linear|^out$|output|last_layer|final")
 _EMBEDDING = re.compile(r"proj|embed|neck|feature|visual|norm|bottleneck")
 _CONTAINER = re.compile(r"^(\d+|_?model|_?net|network|module|backbone_and_head|layers|seq|sequential)$")
-_NORMS = (nn.LayerNorm, nn.BatchNorm1d, nn.GroupNorm, nn.RMSNorm, nn.Identity, nn.Flatten, nn.AdaptiveAvgPool2d)
+# Layers that hand on what they are given, and layers whose output is an embedding.
+_PASSING_ON = (nn.Identity, nn.Flatten, nn.Dropout)
+_NORMS = (nn.LayerNorm, nn.BatchNorm1d, nn.GroupNorm, nn.RMSNorm, nn.AdaptiveAvgPool2d, *_PASSING_ON)
 
 
 class UnclearOutputError(UnsupportedModelError):
@@ -282,10 +284,9 @@ def watched_ending(module: nn.Module) -> Iterator[Callable[[Tensor], Ending]]:
             for reference, name in reversed(watch.results):
                 if _same(reference(), rows):
                     return Ending(function=name)
-            for path, layer, source in reversed(outputs):
-                if _same(source(), rows):
-                    return Ending(path, layer)
-        return Ending()
+            endings = [(path, layer) for path, layer, source in reversed(outputs) if _same(source(), rows)]
+        computed = (pair for pair in endings if not isinstance(pair[1], _PASSING_ON))
+        return Ending(*next(computed, (endings or [("", None)])[0]))
 
     try:
         with watch:

@@ -186,7 +186,7 @@ def _swin(module: Any) -> Hierarchy:
         pooled=module.norm,
         classifier=module.head if isinstance(module.head, nn.Linear) else None,
         # Some versions write the shift of a small grid into the list.
-        kept=lambda: restoring(attentions, ("shift_size",)),
+        kept=partial(restoring, attentions, ("shift_size",)),
     )
 
 
