@@ -87,9 +87,10 @@ def load(
         logits, embed: functions of the module's output that return logits (batch, class) or features (batch, channel).
         processor: the preprocessing: an image processor of transformers, its folder or settings, timm's data
             configuration, or ``weights.transforms()`` of torchvision.
-        mean, std: of each channel, or one number for all, for pixels in [0, 1]; they replace those of the preprocessing. Together with
-            ``image_size`` they are a preprocessing of their own: the photo is resized to the input. For a module that
-            neither is nor contains a known model, ``image_size`` alone means pixels from -1 to 1.
+        mean, std: of each channel, or one number for all, for pixels in [0, 1]; they replace those of the
+            preprocessing. Together with ``image_size`` they are a preprocessing of their own: the photo is resized to
+            the input. For a module that neither is nor contains a known model, ``image_size`` alone means pixels from
+            -1 to 1.
 
     Raises:
         UnknownModelError: there is no such model.
