@@ -167,7 +167,8 @@ class VisionModel:
 
         Raises:
             UnclearOutputError: which part of the output holds the classes is not certain.
-            CallError: the module does not take this input; its own error is quoted.
+            CallError: the module says that it does not take this input.
+            WorkError: the module failed; its own error is quoted.
         """
         with self._quoted(pixels):
             return self.forward(pixels)
@@ -193,7 +194,7 @@ class VisionModel:
             if isinstance(error, AssertionError) and str(error):
                 raise CallError(f"{self.name} takes no input of {height}×{width} pixels: {error}") from None
             shape = "×".join(map(str, pixels.shape))
-            raise CallError(
+            raise WorkError(
                 f"{self.name} failed on an input of {shape} (batch×channel×height×width): {first_line(error)}"
             ) from error
 
