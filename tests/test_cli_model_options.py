@@ -60,7 +60,12 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
 @pytest.mark.parametrize(("options", "expected"), OPTIONS.values(), ids=OPTIONS)
 def test_options_reach_load(
-    loaded: list[Any], capsys: Any, monkeypatch: pytest.MonkeyPatch, command: list[str], options: list[str], expected: Any
+    loaded: list[Any],
+    capsys: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    command: list[str],
+    options: list[str],
+    expected: Any,
 ) -> None:
     code, _, err = call(capsys, monkeypatch, *command, *options)
     assert code == 0, err

@@ -68,7 +68,9 @@ def test_every_command_prints_in_every_encoding(
     assert r"\u732b" in out
 
 
-@pytest.mark.parametrize("command", ["--help", "attention", "explain", "lime", "compose", "finetune", "compare", "data"])
+@pytest.mark.parametrize(
+    "command", ["--help", "attention", "explain", "lime", "compose", "finetune", "compare", "data"]
+)
 @pytest.mark.parametrize("encoding", ["ascii", "cp437"])
 def test_the_help_is_printed_in_its_encoding(monkeypatch: pytest.MonkeyPatch, command: str, encoding: str) -> None:
     code, out, err = printed(monkeypatch, encoding, *([command] if command == "--help" else [command, "--help"]))

@@ -110,7 +110,9 @@ def test_json_escapes_them_itself(photo: Image.Image, capsys: Any, monkeypatch: 
 
 
 @cases
-@pytest.mark.parametrize("arguments", [["explain", "{}.png"], ["explain", "cat.png", "--out", "{}.jpg"], ["{}"]], ids=str)
+@pytest.mark.parametrize(
+    "arguments", [["explain", "{}.png"], ["explain", "cat.png", "--out", "{}.jpg"], ["{}"]], ids=str
+)
 def test_errors_are_one_harmless_line(
     photo: Image.Image, capsys: Any, monkeypatch: pytest.MonkeyPatch, arguments: list[str], text: str, shown: str
 ) -> None:
