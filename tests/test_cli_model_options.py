@@ -49,8 +49,8 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
     calls: list[tuple[str, dict[str, Any]]] = []
     model = vs.load("vit-nano")
 
-    def load(name: str, *, device: Any = None, image_size: Any = None, **described: Any) -> vs.VisionModel:
-        calls.append((name, described))
+    def load(name: str, **described: Any) -> vs.VisionModel:
+        calls.append((name, {key: value for key, value in described.items() if key not in ("device", "image_size")}))
         return dataclasses.replace(model, name=f"{name} {len(calls)}")
 
     monkeypatch.setattr(vitscope.models, "load", load)

@@ -112,20 +112,21 @@ def test_a_process_of_its_own_does_it_too(tmp_path: Path, environment: dict[str,
     assert done.stdout.splitlines()[-1] == b"wrote vitscope-demo.png"
 
 
-needs_full = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
+FULL = Path("/dev/full")
+needs_full = pytest.mark.skipif(not FULL.exists(), reason="no device that is always full")
 
 
 @needs_full
 @pytest.mark.parametrize("arguments", [["models"], ["--help"], ["explain", "--help"], ["methods", "--json"]], ids=str)
 def test_a_full_disk_is_one_line(arguments: list[str]) -> None:
-    with open("/dev/full", "w") as full:
+    with FULL.open("w") as full:
         done = process(*arguments, stdout=full)
     assert (done.returncode, done.stderr) == (1, b"vitscope: cannot print to stdout: No space left on device\n")
 
 
 @needs_full
 def test_a_figure_is_written_though_nothing_can_be_printed(tmp_path: Path) -> None:
-    with open("/dev/full", "w") as full:
+    with FULL.open("w") as full:
         done = process("demo", stdout=full, cwd=tmp_path)
     assert (done.returncode, done.stderr.count(b"\n")) == (1, 1)
     assert (tmp_path / "vitscope-demo.png").exists()
@@ -133,7 +134,7 @@ def test_a_figure_is_written_though_nothing_can_be_printed(tmp_path: Path) -> No
 
 @needs_full
 def test_where_no_error_can_be_printed_the_exit_code_says_it() -> None:
-    with open("/dev/full", "w") as full:
+    with FULL.open("w") as full:
         assert process("explain", "nowhere.png", stderr=full).returncode == 2
         assert process("models", stderr=full).returncode == 0
 
@@ -155,7 +156,7 @@ def test_closed_streams_are_one_line() -> None:
     assert err == b"vitscope: cannot print to stdout: Broken pipe\n1\n"
 
 
-def test_a_stream_that_fails_fails_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stream_that_fails_fails_again() -> None:
     """A library that swallows the first error does not hide it."""
     broken = stream("utf-8")
     safe = terminal.SafeStream(broken, terminal._STYLES, needed=True)
@@ -219,13 +220,13 @@ def test_a_name_that_no_file_can_have_is_one_line(
     assert err.count("\n") == 1
     assert len(err) < 250
     assert "at most 255 are possible" in err or "without the character NUL" in err or "embedded null byte" in err
-    assert os.listdir() == [photo]
+    assert [path.name for path in Path().iterdir()] == [photo]
 
 
 def test_the_longest_name_of_a_photo_still_gives_a_figure(
     photo: str, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    os.rename(photo, f"{'ä' * 125}.png")
+    Path(photo).rename(f"{'ä' * 125}.png")
     code, out, err = call(capsys, monkeypatch, "explain", f"{'ä' * 125}.png")
     assert (code, err) == (0, "")
     assert Path(f"{'ä' * 100}-explain.png").exists()

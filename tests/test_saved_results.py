@@ -65,12 +65,19 @@ def put(mapping: Any, *keys: Any) -> None:
 
 
 Change = Callable[[dict[str, Any], dict[str, Any]], Any]
+
+
+def said(value: Any) -> Change:
+    return lambda _, __: [value]
+
+
+def height(value: Any) -> Change:
+    return lambda _, about: put(about, "grid", "height", value)
+
+
 BOTH: dict[str, Change] = {
-    **{f"about {value!r}": (lambda value: lambda _, __: [value])(value) for value in ([], {}, 5, None, "text", [[1]])},
-    **{
-        f"grid height {value!r}": (lambda value: lambda _, about: put(about, "grid", "height", value))(value)
-        for value in (-2, 0, 3, 1.5, "2", None, True, [2])
-    },
+    **{f"about {value!r}": said(value) for value in ([], {}, 5, None, "text", [[1]])},
+    **{f"grid height {value!r}": height(value) for value in (-2, 0, 3, 1.5, "2", None, True, [2])},
     "grid prefix -1": lambda _, about: put(about, "grid", "prefix", -1),
     "grid width missing": lambda _, about: about["grid"].pop("width"),
     "grid with more": lambda _, about: put(about, "grid", "depth", 2),
