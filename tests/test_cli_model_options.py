@@ -133,7 +133,7 @@ def test_a_model_whose_classes_are_unclear_is_still_explained(
         raise UnsupportedModelError("M returns several outputs: pass select= to vitscope.load")
 
     original = run.run
-    monkeypatch.setattr(run, "run", lambda *given: dataclasses.replace(original(*given), logits=None))
+    monkeypatch.setattr(run, "run", lambda *a, **k: dataclasses.replace(original(*a, **k), logits=None))
     monkeypatch.setattr(vs.VisionModel, "predict", unclear)
     code, out, err = call(capsys, monkeypatch, "explain", "cat.png", *methods)
     assert (code, err) == (0, "")
