@@ -362,3 +362,28 @@ def test_masks_and_recipes_are_regular_files_too(tmp_path: Path, suffix: str) ->
         [sys.executable, "-c", MASKS, str(path)], capture_output=True, text=True, timeout=120, check=True
     )
     assert done.stdout.count(f"{path} is a named pipe") == 2
+
+
+@pytest.mark.parametrize("text", ['photo = "https://example.com/dog.png"', 'photo = "s3://bucket/dog.png"'])
+def test_a_recipe_names_no_url(tmp_path: Path, text: str) -> None:
+    from vitscope.composites.recipe import read_recipe
+
+    path = tmp_path / "recipe.toml"
+    path.write_text(f"[[picture]]\n{text}\n")
+    with pytest.raises(PictureNotFoundError, match="is a URL: download it first") as caught:
+        read_recipe(path)
+    assert text.split('"')[1] in str(caught.value)
+
+
+def test_an_open_file_that_unpacks_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vitscope.image_files.MOST_BYTES", 1000)
+    with gzip.open(io.BytesIO(gzip.compress(bytes(5000)))) as file:
+        assert "holds more than" in refusal(file)
+
+
+def test_an_image_of_pillow_that_would_run_ghostscript(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.BytesIO()
+    Image.fromarray(PIXELS).save(stream, format="EPS")
+    monkeypatch.setattr("PIL.EpsImagePlugin.EpsImageFile.load", lambda *_, **__: pytest.fail("loaded"))
+    with Image.open(io.BytesIO(stream.getvalue())) as image:
+        assert "is an image of format EPS" in refusal(image, PictureError)
