@@ -17,8 +17,20 @@ HEAVY = ("torch", "transformers", "timm", "torchvision", "numpy", "matplotlib", 
 
 # From the ground up; a file may import from its own layer and those below.
 LAYERS = (
-    ("errors", "arguments", "shapes", "grid", "saving", "shelf", "windows", "image_files", "pixel_depth"),
-    ("picture", "scores", "merging", "trace", "attribution", "segment_attribution", "target"),
+    (
+        "errors",
+        "arguments",
+        "shapes",
+        "grid",
+        "saving",
+        "shelf",
+        "windows",
+        "image_arrays",
+        "image_files",
+        "pixel_depth",
+        "channel_settings",
+    ),
+    ("photo_view", "picture", "scores", "merging", "trace", "attribution", "segment_attribution", "target"),
     ("models",),
     ("tap", "run", "perturb"),
     ("methods", "composites"),
