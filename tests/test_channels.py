@@ -288,3 +288,26 @@ def test_what_is_hidden_does_not_depend_on_torchs_defaults(kind: str, device: An
         again = rendered()
     assert again.dtype == np.float32
     assert np.array_equal(again, before)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4, 13])
+def test_an_object_of_a_tensor_is_composed_in_every_channel(channels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vitscope.models.vision_model._checked_tensor", lambda images: images, raising=False)
+    model, objects = vit(channels), {"thing": (4, 4, 10, 10)}
+    pixels = torch.from_numpy(RANDOM.random((1, channels, 32, 32)).astype(np.float32))
+    tests = ["size", "location", "split"]
+    if channels == 13:
+        with pytest.raises(CallError, match="a photo as background has 3 channels where the input has 13"):
+            vs.compose(model, pixels, objects, places=2, tests="controls")
+    else:
+        tests.append("controls")
+    result = vs.compose(model, pixels, objects, places=2, tests=tests)
+    assert np.isfinite(result.outputs).all()
+    assert result.image(1).mode == "RGB"
+    assert len({tuple(row) for row in result.outputs.tolist()}) > 3
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_an_array_of_several_images_is_not_one_to_compose(count: int) -> None:
+    with pytest.raises(CallError, match=r"one picture a call, 2 came|no picture was given"):
+        vs.compose(vit(1), np.zeros((count, 32, 32, 3), dtype=np.uint8), {"thing": (4, 4, 10, 10)})
