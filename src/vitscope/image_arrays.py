@@ -36,7 +36,7 @@ def check_array(shape: tuple[int, ...], dtype: np.dtype[Any], name: str) -> None
         raise CallError(f"{name} holds objects, not pixels: pass a list of images, or uint8 (H, W, 3) from 0 to 255")
     if len(shape) not in (2, 3) or (len(shape) == 3 and shape[2] not in (1, 2, 3, 4)) or 0 in shape:
         raise CallError(f"an array of shape {shape} is no picture: (H, W), (H, W, 3) or (H, W, 4) is")
-    if dtype not in (np.uint8, np.uint16):
+    if dtype.kind != "u" or dtype.itemsize > 2:
         raise CallError(
             f"an array of {dtype} has no agreed range: pass uint8 from 0 to 255, "
             "or a tensor (batch, 3, height, width) that is already preprocessed"
@@ -47,6 +47,6 @@ def image_of_array(array: np.ndarray) -> Image.Image:
     check_array(array.shape, array.dtype, "the array")
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[..., 0]
-    if array.dtype == np.uint16:
+    if array.dtype.itemsize == 2:
         array = (array >> 8).astype(np.uint8)
     return Image.fromarray(np.ascontiguousarray(array))

@@ -57,6 +57,7 @@ _URL = re.compile(
     re.IGNORECASE,
 )
 MOST_QUOTED = 255
+MOST_QUOTED_OF_URL = 2000  # signed ones are long
 MOST_BYTES = 1 << 30  # of an open file, which may unpack what it holds
 CHUNK = 1 << 24
 
@@ -101,12 +102,12 @@ def _unreachable(path: str | Path, shown: str, error: OSError) -> str:
     return f"{shown} cannot be reached: {error.strerror or error}"
 
 
-def quoted(path: str | Path) -> str:
+def quoted(path: str | Path, most: int = MOST_QUOTED) -> str:
     """Return a path as one line of a message: escaped if it would not print, shortened if it is too long to read."""
     text = str(path)
     if not text.isprintable():
         text = ascii(text)
-    return text if len(text) <= MOST_QUOTED else f"{text[:40]}…{text[-20:]} ({len(text):,} letters)"
+    return text if len(text) <= most else f"{text[:40]}…{text[-20:]} ({len(text):,} letters)"
 
 
 def check_no_url(text: str) -> None:
@@ -126,10 +127,12 @@ def _is_url(path: str | Path) -> bool:
 def _url(path: str | Path) -> str:
     """The URL as it was typed."""
     text = str(path)
-    if isinstance(path, Path) and not re.match(r"(data|blob):", text, re.IGNORECASE):
+    if re.match(r"\s*(data|blob):", text, re.IGNORECASE):
+        return quoted(text)
+    if isinstance(path, Path):
         scheme, rest = text.split(":/", 1)
         text = f"{scheme}://{'/' if scheme.lower() == 'file' else ''}{rest.removeprefix('/')}"
-    return quoted(text)
+    return quoted(text, MOST_QUOTED_OF_URL)
 
 
 def formats() -> list[str]:
@@ -201,9 +204,9 @@ def read_binary_file(file: Any) -> bytes:
     if _may_never_end(file):
         raise CallError("the open file is a pipe, socket or device, which may never end: pass the bytes you read")
     try:
-        start = file.tell() if file.seekable() else None
+        start = file.tell() if hasattr(file, "seekable") and file.seekable() else None
         parts, total = [], 0
-        while total <= MOST_BYTES and (part := file.read(CHUNK)):
+        while total <= MOST_BYTES and (part := _next_part(file)):
             parts.append(part)
             total += len(part)
         if start is not None:
@@ -218,6 +221,13 @@ def read_binary_file(file: Any) -> bytes:
     if total > MOST_BYTES:
         raise CallError(f"the open file holds more than {MOST_BYTES >> 30} GiB: pass the path of an image file")
     return b"".join(parts)
+
+
+def _next_part(file: Any) -> Any:
+    try:
+        return file.read(CHUNK)
+    except TypeError:  # a reader of its own kind, which takes no size
+        return file.read()
 
 
 def _may_never_end(file: Any) -> bool:

@@ -354,6 +354,8 @@ def _to_rgb(image: Image.Image, name: str, alpha: bool = False) -> Image.Image:
     if photo.mode.startswith("I"):
         with _quiet_pillow():
             photo = eight_bits(photo, image, name)
+    if photo.mode == "La":
+        photo = photo.convert("LA")
     if photo.has_transparency_data:
         photo = photo.convert("RGBA")
         photo = photo if alpha else on_white(photo)
