@@ -30,6 +30,7 @@ from vitscope.tune.data import Data, Pictures, load_data, stratified
 from vitscope.tune.feeding import FeatureFeed, Feed, as_they_come
 from vitscope.tune.inspecting import inspect, usable
 from vitscope.tune.memory import peak_memory
+from vitscope.tune.pretrained import check_frozen_weights, check_pretrained_weights, frozen_digests
 from vitscope.tune.recipe import Recipe, read_recipe
 from vitscope.tune.runs import CHECKPOINTS, RESULT, Tuned, read_run, settings_of, working_folder
 from vitscope.tune.trainer import STATE, Progress, Reporting, Trainer, arguments, stopped, tensorboard_logs
@@ -96,6 +97,7 @@ def finetune(
         made = with_classes(base, data.labels, by_windows=tuning == READS_WINDOWS)
         check_folder(made)
         prepared = prepare(made, tuning, rank=rank)
+        check_pretrained_weights(base, made)
         settings = settings_of(base, data, tuning, rank, chosen)
         place = working_folder(out, settings, overwrite)
         if place is None:
@@ -135,6 +137,7 @@ class _Run:
         with peak_memory(self.device) as peak:
             train, watched = self._feeds()
             frozen = self.tuning in ("head", READS_WINDOWS)
+            digests = frozen_digests(self.model.module, evaluating=frozen)
             classifier = Classifier(self.model, float(self.recipe.label_smoothing), frozen=frozen)
             per_step = self.recipe.batch_size * self.recipe.accumulate * PartialState().num_processes
             steps = self.recipe.epochs * math.ceil(len(train) / per_step)
@@ -161,6 +164,7 @@ class _Run:
                 trainer.train(resume_from_checkpoint=str(there[-1]) if there else None)
             if self.recipe.early_stop is not None:
                 checkpoints.load_trained(self.model.module, trainer.best)
+        check_frozen_weights(self.model.module, digests, self.model.name)
         self.prepared.finish()
         for parameter in self.model.module.parameters():
             parameter.requires_grad_(True).grad = None
