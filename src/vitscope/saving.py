@@ -175,7 +175,7 @@ def sweep_temporary(folder: Path) -> None:
                 if entry.is_dir(follow_symlinks=False):
                     shutil.rmtree(entry.path, ignore_errors=True)
                 else:
-                    os.unlink(entry.path)
+                    Path(entry.path).unlink()
 
 
 def is_temporary(name: str) -> bool:

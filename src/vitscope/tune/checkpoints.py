@@ -47,7 +47,8 @@ def load_trained(module: nn.Module, folder: Path) -> None:
     if there != here:
         odd = sorted(name for name in there.keys() | here.keys() if there.get(name) != here.get(name))
         raise WorkError(
-            f"{folder} is of another model or tuning: {odd[0]} does not fit (and {len(odd) - 1} more); {_advice(folder)}"
+            f"{folder} is of another model or tuning: {odd[0]} does not fit (and {len(odd) - 1} more); "
+            f"{_advice(folder)}"
         )
     verify(folder, WEIGHTS)
     with torch.no_grad():

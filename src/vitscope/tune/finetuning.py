@@ -91,7 +91,8 @@ def finetune(
 
     Raises:
         CallError: an argument is wrong, the data set cannot be learned from, or ``out`` holds another run.
-        WorkError: pictures cannot be read, another run works on ``out``, the loss is not finite, or a result cannot be written.
+        WorkError: pictures cannot be read, another run works on ``out``, the loss is not finite, or a result cannot be
+            written.
     """
     chosen = read_recipe(recipe, **changes)
     known_tuning(tuning)
@@ -99,7 +100,7 @@ def finetune(
         raise CallError(f"unreadable is {unreadable!r}: refuse or skip")
     if save_steps is not None:
         at_least(1, save_steps, "save_steps")
-    out, trained_on = require_path(out, "out"), _device(device)
+    out, trained_on = require_path(out, "out"), require_device(device)
     base = model if isinstance(model, VisionModel) else load(model)
     if not isinstance(data, Data):
         data = usable(inspect(load_data(data)), unreadable=unreadable, drop_duplicates=drop_duplicates)
@@ -283,7 +284,8 @@ class _Run:
         trainer.accelerator.wait_for_everyone()
 
 
-def _device(device: str | torch.device | None) -> torch.device:
+def require_device(device: str | torch.device | None) -> torch.device:
+    """Return the device to train on, or refuse one that this machine does not have."""
     there = torch.cuda.is_available()
     try:
         if not isinstance(device, str | torch.device | None):
