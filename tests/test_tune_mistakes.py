@@ -1,4 +1,4 @@
-"""A wrong argument of the functions that train is one true line, and nothing is written; progress is True or a function."""
+"""A wrong argument of the functions that train is one true line and writes nothing; progress is True or a function."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -99,6 +99,7 @@ TOML = {
 }
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("name", TOML)
 def test_a_recipe_file_that_is_none_is_one_line(name: str, tmp_path: Path) -> None:
     text, story = TOML[name]
@@ -164,6 +165,7 @@ def test_a_tuned_run_is_shown_in_one_line_and_its_files_are_readable(tmp_path: P
     assert {one.stat().st_mode for one in files} == {mode}
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_a_folder_of_pictures_and_one_of_numpy_numbers(tmp_path: Path) -> None:
     folder = coloured_folder(tmp_path / "birds", {"red": 3, "blue": 3})
     assert len(vs.load_data(folder, per_class=np.int64(1)).train) == 2  # type: ignore[arg-type]

@@ -164,7 +164,10 @@ def verify(folder: Path, file: str) -> None:
         checksum = _checksum(folder / file)
     except OSError as error:
         raise _damaged(folder / file, error) from None
-    if json_of(folder / CHECKSUMS).get(file) != checksum:
+    sums = json_of(folder / CHECKSUMS)
+    if file not in sums:
+        raise _damaged(folder / CHECKSUMS, f"it has no {file!r}")
+    if sums[file] != checksum:
         raise _damaged(folder / file, f"its checksum is not the one in {CHECKSUMS}")
 
 

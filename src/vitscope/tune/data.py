@@ -60,8 +60,8 @@ class Pictures:
             check_regular(found)
         try:
             return read_photo(found)[0]
-        except PictureNotFoundError as error:
-            raise PictureError(str(error)) from None
+        except (PictureError, PictureNotFoundError) as error:
+            raise PictureError(printable(str(error))) from None
 
     def name(self, at: int) -> str:
         """The file's path, or the row in the data set."""

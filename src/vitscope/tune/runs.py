@@ -202,7 +202,10 @@ def working_folder(out: Path, settings: Mapping[str, Any], overwrite: bool) -> P
                 "(--overwrite)"
             )
         if finished:
-            return _beside(out, settings)
+            place = _beside(out, settings)
+            if place is None:
+                _sweep(out, overwrite)
+            return place
         discard(out / CHECKPOINTS)
         discard(out / WITHIN)
     _write_settings(out, settings, before)
