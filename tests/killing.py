@@ -155,7 +155,7 @@ def main(kind: str, root: Path) -> None:
     from vitscope.tune import attention_change
 
     data, model = coloured(8, 6), small_vit()
-    options: dict[str, Any] = {"epochs": 1, "save_steps": 1, "batch_size": 4, "augment": (), "tuning": "bitfit"}
+    options: dict[str, Any] = {"epochs": 2, "batch_size": 8, "augment": (), "tuning": "bitfit"}
 
     def finetune(place: Path, **changes: Any) -> None:
         vs.finetune(model, data, out=place / "run", **(options | changes))

@@ -112,7 +112,7 @@ def _bytes(tensor: Tensor) -> Tensor:
 
 
 def _digest(tensor: Tensor) -> str:
-    return hashlib.blake2b(memoryview(_bytes(tensor).numpy()), digest_size=12).hexdigest()
+    return hashlib.blake2b(_bytes(tensor).numpy().tobytes(), digest_size=12).hexdigest()
 
 
 def _listed(names: list[str], what: str) -> str:
