@@ -103,7 +103,7 @@ def _timeless(value: Any) -> Any:
     if isinstance(value, dict):
         # The engine's last row counts what it trained since the run went on.
         odd = ("seconds", "peak_mib", "runtime", "per_second", "total_flos", "train_loss")
-        return {key: _timeless(one) for key, one in value.items() if not any(part in key for part in odd)}
+        return {key: _timeless(one) for key, one in sorted(value.items()) if not any(part in key for part in odd)}
     return [_timeless(one) for one in value] if isinstance(value, list) else value
 
 
@@ -168,7 +168,7 @@ def main(kind: str, root: Path) -> None:
     gc.collect()
     gc.freeze()  # a collection in a child would copy every page
     if kind == "finetune":
-        found = campaign(root, lambda _: None, finetune, 5)
+        found = campaign(root, lambda _: None, finetune, 9)
     elif kind.startswith("overwrite"):
         if kind.endswith("renames"):
             saving._exchange = lambda *_: False
@@ -182,7 +182,7 @@ def main(kind: str, root: Path) -> None:
             finetune(place, overwrite=True)
 
         check = whole_run if kind == "overwrite" else (lambda _: None)
-        found = campaign(root / "runs", with_old, replace, 15, check)
+        found = campaign(root / "runs", with_old, replace, 30, check)
     else:
         attention_change._faithful = lambda *_: dict.fromkeys(attention_change.FAITHFUL, 0.5)
 
