@@ -26,6 +26,7 @@ LAYERS = (
         "shelf",
         "windows",
         "omitted",
+        "interrupts",
         "image_arrays",
         "image_files",
         "pixel_depth",

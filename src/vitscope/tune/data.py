@@ -1,7 +1,6 @@
 """Pictures with labels to train and to test on: folders, data sets by name, data sets of the hub."""
 
 import difflib
-import io
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -52,9 +51,8 @@ class Pictures:
         found = self.source[int(self.index[at])]
         if isinstance(found, bytes):
             try:
-                with Image.open(io.BytesIO(found)) as image:
-                    return read_photo(image)[0]
-            except (OSError, SyntaxError, ValueError) as error:
+                return read_photo(found)[0]
+            except PictureError as error:
                 raise PictureError(f"{self.name(at)} is damaged: {error}") from None
         if isinstance(found, Path):
             check_regular(found)
