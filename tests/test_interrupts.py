@@ -15,9 +15,13 @@ from vitscope.models import vision_model
 
 def test_an_interrupt_comes_through_when_the_block_is_done() -> None:
     steps: list[str] = []
-    with pytest.raises(KeyboardInterrupt), uninterrupted():
+
+    def step() -> None:
         os.kill(os.getpid(), signal.SIGINT)
         steps.append("after the signal")
+
+    with pytest.raises(KeyboardInterrupt), uninterrupted():
+        step()
     assert steps == ["after the signal"]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 

@@ -30,6 +30,7 @@ LAYERS = (
         "image_arrays",
         "image_files",
         "pixel_depth",
+        "png_data",
         "channel_settings",
     ),
     ("photo_view", "picture", "scores", "merging", "trace", "attribution", "segment_attribution", "target"),

@@ -33,6 +33,7 @@ from vitscope.photo_view import on_white as on_white
 from vitscope.photo_view import picture_of_unit as picture_of_unit
 from vitscope.photo_view import three_channels as three_channels
 from vitscope.pixel_depth import check_depth, eight_bits, transparent_colour
+from vitscope.png_data import rows_missing
 
 MAX_SIDE = 2**14  # of a model's input
 
@@ -297,7 +298,10 @@ def _decoded(
         with _open_header(file) as image:
             check_decoder(image.format, name)
             check_size(image.width, image.height, name, limit)
-            return _to_rgb(image, name, alpha)
+            photo = _to_rgb(image, name, alpha)
+            if rows_missing(image, file):
+                raise PictureError(f"{name} is damaged: its data end before the last row")
+            return photo
 
 
 @contextmanager
@@ -348,6 +352,8 @@ def _open_header(file: io.BytesIO | io.BufferedReader) -> Image.Image:
 def _to_rgb(image: Image.Image, name: str, alpha: bool = False) -> Image.Image:
     if min(image.size) < 2:
         raise PictureError(f"{name} has {image.width}×{image.height} pixels: there is nothing to look at")
+    if image.mode == "LAB":
+        raise PictureError(f"{name} holds colours in CIELAB: convert it to RGB")
     tiff = image.format == "TIFF"  # whose metadata Pillow reads again while it loads
     with _quiet_pillow() if tiff else nullcontext():
         check_depth(image, name)
