@@ -2,13 +2,13 @@
 
 import struct
 import zlib
-from typing import IO
+from io import BufferedIOBase
 
 import numpy as np
 from PIL import Image
 
 
-def rows_missing(image: Image.Image, stream: IO[bytes]) -> bool:
+def rows_missing(image: Image.Image, stream: BufferedIOBase) -> bool:
     """Return whether a PNG's data end before its last row: Pillow fills such rows with zeros and says nothing.
 
     The data are only counted if the last row is blank, or if the file is interlaced.
@@ -21,7 +21,7 @@ def rows_missing(image: Image.Image, stream: IO[bytes]) -> bool:
     return _png_data(stream)
 
 
-def _png_data(stream: IO[bytes]) -> bool:
+def _png_data(stream: BufferedIOBase) -> bool:
     """Count the bytes of a PNG's image data against those that its header promises."""
     stream.seek(8)
     inflate, found, expected = zlib.decompressobj(), 0, 0
