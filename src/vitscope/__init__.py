@@ -60,6 +60,7 @@ _HOME = {
     "CallError": "vitscope.errors",
     "VitscopeWarning": "vitscope.errors",
     "WorkError": "vitscope.errors",
+    "UnsupportedModelError": "vitscope.errors",
 }
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ if TYPE_CHECKING:
     from vitscope.composites.stage import Composite as Composite
     from vitscope.composites.stage import Placement as Placement
     from vitscope.errors import CallError as CallError
+    from vitscope.errors import UnsupportedModelError as UnsupportedModelError
     from vitscope.errors import VitscopeError as VitscopeError
     from vitscope.errors import VitscopeWarning as VitscopeWarning
     from vitscope.errors import WorkError as WorkError
