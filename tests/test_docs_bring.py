@@ -26,6 +26,7 @@ LABELS = ["cat", "dog", "owl"]
 SMALL = TINY | {"image_size": 32, "patch_size": 8}
 
 pytestmark = [
+    pytest.mark.usefixtures("coarse_figures"),
     # The page names the warnings that its examples give.
     pytest.mark.filterwarnings("ignore::vitscope.errors.VitscopeWarning"),
     # peft asks transformers for an attribute of an older name.
