@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,7 +24,7 @@ def call(capsys: Any, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple
 
 def process(*arguments: str, environment: dict[str, str] | None = None, **options: Any) -> subprocess.CompletedProcess:
     """A call in a process of its own; output is bytes."""
-    source = os.path.dirname(os.path.dirname(vitscope.__file__))
+    source = str(Path(vitscope.__file__).parents[1])
     settings = {**os.environ, "PYTHONPATH": source, **(environment or {})}
     command = [sys.executable, "-m", "vitscope.cli", *arguments]
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options

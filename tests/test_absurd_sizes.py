@@ -106,7 +106,7 @@ def test_the_largest_plan_is_made() -> None:
 @pytest.mark.parametrize(
     ("placement", "what"),
     [
-        (Placement("thing", scale=1e300), "the scale of thing is 1e+300, a number above 0 and up to 1,000"),
+        (Placement("thing", scale=1e300), "the scale of thing is 1e+300, above 0 and up to 1,000"),
         (Placement("thing", scale=float("nan")), "the scale of thing is nan"),
         (Placement("thing", scale=float("inf")), "the scale of thing is inf"),
         (Placement("thing", scale=1e-300), "too small to be seen"),

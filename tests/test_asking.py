@@ -132,7 +132,7 @@ def test_rise_lights_up_what_the_answer_depends_on() -> None:
 def test_a_constant_answer_makes_a_flat_rise() -> None:
     """Without the pattern of the masks, which is no explanation; and a warning says so."""
     model = vs.load(slow.Known(slow.stripes(4), lambda part: torch.full((len(part), 2), 0.7)), image_size=(8, 16))
-    with pytest.warns(VitscopeWarning, match="stays 0.7 with all of 3000 masks, so the map shows nothing"):
+    with pytest.warns(vs.VitscopeWarning, match="stays 0.7 with all of 3000 masks, so the map shows nothing"):
         values = vs.rise(model, slow.WHITE, target=0, num_samples=3000, output="logit", shown=0.3).values
     assert values.numpy() == pytest.approx(np.full((1, 8, 16), 0.7), abs=1e-6)
 

@@ -10,6 +10,7 @@ from PIL import Image
 
 import vitscope as vs
 from tests.families import TINY
+from tests.test_preprocessing_settings import defaults
 from vitscope.errors import CallError, VitscopeError
 from vitscope.perturb.baselines import fill
 from vitscope.perturb.inquiry import Inquiry
@@ -259,3 +260,54 @@ def test_an_inquiry_keeps_the_photo_of_a_one_channel_model() -> None:
     asked = inquiry.ask(inquiry.masks(np.eye(16, dtype=bool)), [0])
     assert np.isfinite(asked.outputs).all()
     assert isinstance(inquiry.subject.view, Picture)
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype"),
+    [("meta", None), (None, torch.float64), (None, torch.float16), ("meta", torch.bfloat16)],
+    ids=str,
+)
+@pytest.mark.parametrize("kind", ["photo", "tensor", "tensor without preprocessing"])
+def test_what_is_hidden_does_not_depend_on_torchs_defaults(kind: str, device: Any, dtype: Any) -> None:
+    model = vit(3)
+    image: Any = COLOUR if kind == "photo" else model.prepare(COLOUR)[0]
+    if kind == "tensor without preprocessing":
+        model = dataclasses.replace(model, preprocessing=None)
+
+    def rendered() -> np.ndarray:
+        (subject,) = subjects(model, image)
+        size = subject.size
+        renderer = Renderer(model, subject, "blur", None, 3)
+        with pool() as threads:
+            soft = np.linspace(0, 1, size[1])[None].repeat(size[0], 0)
+            masks = PixelMasks(2, lambda at: soft if at else soft > 0.5)
+            return np.stack([renderer.finish(renderer.start(threads, masks, [at]))[0].numpy() for at in (0, 1)])
+
+    before = rendered()
+    with defaults(device, dtype):
+        again = rendered()
+    assert again.dtype == np.float32
+    assert np.array_equal(again, before)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4, 13])
+def test_an_object_of_a_tensor_is_composed_in_every_channel(channels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vitscope.models.vision_model._checked_tensor", lambda images: images, raising=False)
+    model, objects = vit(channels), {"thing": (4, 4, 10, 10)}
+    pixels = torch.from_numpy(RANDOM.random((1, channels, 32, 32)).astype(np.float32))
+    tests = ["size", "location", "split"]
+    if channels == 13:
+        with pytest.raises(CallError, match="a photo as background has 3 channels where the input has 13"):
+            vs.compose(model, pixels, objects, places=2, tests="controls")
+    else:
+        tests.append("controls")
+    result = vs.compose(model, pixels, objects, places=2, tests=tests)
+    assert np.isfinite(result.outputs).all()
+    assert result.image(1).mode == "RGB"
+    assert len({tuple(row) for row in result.outputs.tolist()}) > 3
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_an_array_of_several_images_is_not_one_to_compose(count: int) -> None:
+    with pytest.raises(CallError, match=r"one picture a call, 2 came|no picture was given"):
+        vs.compose(vit(1), np.zeros((count, 32, 32, 3), dtype=np.uint8), {"thing": (4, 4, 10, 10)})

@@ -17,8 +17,23 @@ HEAVY = ("torch", "transformers", "timm", "torchvision", "numpy", "matplotlib", 
 
 # From the ground up; a file may import from its own layer and those below.
 LAYERS = (
-    ("errors", "arguments", "shapes", "grid", "saving", "shelf", "windows", "omitted", "image_files", "pixel_depth"),
-    ("picture", "scores", "merging", "trace", "attribution", "segment_attribution", "target"),
+    (
+        "errors",
+        "arguments",
+        "shapes",
+        "grid",
+        "saving",
+        "shelf",
+        "windows",
+        "omitted",
+        "interrupts",
+        "image_arrays",
+        "image_files",
+        "pixel_depth",
+        "png_data",
+        "channel_settings",
+    ),
+    ("photo_view", "picture", "scores", "merging", "trace", "attribution", "segment_attribution", "target"),
     ("models",),
     (
         "flow",

@@ -85,7 +85,7 @@ def refusal(source: Any, error: type[VitscopeError] = CallError) -> str:
         read_photo(source)
     message = str(caught.value)
     assert "\n" not in message
-    assert len(message) < 700
+    assert len(message) < 900
     return message
 
 
@@ -148,6 +148,36 @@ def test_every_source_of_one_file_is_the_same_photo_also_twice(tmp_path: Path, k
         for source in sources.values():
             if hasattr(source, "close"):
                 source.close()
+
+
+class Reader:
+    """The least that reads: no size, no position."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    def read(self) -> bytes:
+        data, self.data = self.data, b""
+        return data
+
+
+def test_a_reader_that_only_reads() -> None:
+    assert np.array_equal(np.asarray(read_photo(Reader(png()))[0]), PIXELS)
+    assert "nothing left to read" in refusal(Reader(b""))
+
+
+@pytest.mark.parametrize("mode", ["La", "RGBa", "LA", "RGBA"])
+def test_premultiplied_transparency_is_laid_on_white(mode: str) -> None:
+    straight = Image.new("LA" if "L" in mode else "RGBA", (3, 3), (0, 0) if "L" in mode else (0, 0, 0, 0))
+    image = straight if straight.mode == mode else straight.convert(mode)
+    assert image.mode == mode
+    assert (np.asarray(read_photo(image)[0]) == 255).all()
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_sixteen_bits_in_either_byte_order(order: str) -> None:
+    deep = (PIXELS.astype(np.uint16) << 8).astype(f"{order}u2")
+    assert np.array_equal(np.asarray(read_photo(deep)[0]), PIXELS)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
@@ -313,6 +343,7 @@ URLS = [
     "gs://bucket/dog.jpg",
     "file:///home/dog.jpg",
     "hf://datasets/owner/name/dog.jpg",
+    f"https://example.com/dog.jpg?signature={'a' * 500}",
 ]
 
 
@@ -362,3 +393,28 @@ def test_masks_and_recipes_are_regular_files_too(tmp_path: Path, suffix: str) ->
         [sys.executable, "-c", MASKS, str(path)], capture_output=True, text=True, timeout=120, check=True
     )
     assert done.stdout.count(f"{path} is a named pipe") == 2
+
+
+@pytest.mark.parametrize("text", ['photo = "https://example.com/dog.png"', 'photo = "s3://bucket/dog.png"'])
+def test_a_recipe_names_no_url(tmp_path: Path, text: str) -> None:
+    from vitscope.composites.recipe import read_recipe
+
+    path = tmp_path / "recipe.toml"
+    path.write_text(f"[[picture]]\n{text}\n")
+    with pytest.raises(PictureNotFoundError, match="is a URL: download it first") as caught:
+        read_recipe(path)
+    assert text.split('"')[1] in str(caught.value)
+
+
+def test_an_open_file_that_unpacks_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vitscope.image_files.MOST_BYTES", 1000)
+    with gzip.open(io.BytesIO(gzip.compress(bytes(5000)))) as file:
+        assert "holds more than" in refusal(file)
+
+
+def test_an_image_of_pillow_that_would_run_ghostscript(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.BytesIO()
+    Image.fromarray(PIXELS).save(stream, format="EPS")
+    monkeypatch.setattr("PIL.EpsImagePlugin.EpsImageFile.load", lambda *_, **__: pytest.fail("loaded"))
+    with Image.open(io.BytesIO(stream.getvalue())) as image:
+        assert "is an image of format EPS" in refusal(image, PictureError)

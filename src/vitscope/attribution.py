@@ -5,7 +5,7 @@ import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, SupportsFloat, TypeVar
+from typing import Any, TypeVar
 
 import matplotlib
 import numpy as np
@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from vitscope.arguments import path_of, text_of, whole_number
+from vitscope.arguments import number, path_of, text_of, whole_number
 from vitscope.errors import CallError, WorkError
 from vitscope.grid import Grid
 from vitscope.picture import Picture
@@ -151,14 +151,13 @@ class Attribution:
         Raises:
             CallError: ``alpha`` or ``index`` is out of range, or the pictures were not kept.
         """
-        if isinstance(alpha, bool) or not isinstance(alpha, SupportsFloat) or not 0 <= float(alpha) <= 1:
-            raise CallError(f"alpha is {text_of(alpha, 'None')}, an opacity between 0 and 1 is expected")
+        opacity = _opacity(alpha)
         index = self._place(index)
         if not self.pictures:
             raise CallError("this result was loaded from a file and holds no photos to draw on")
         picture = self.pictures[index]
         heat = picture.paint(self.values[index].cpu().numpy())
-        return coloured(picture.photo, heat, float(alpha), signed=self.signed)
+        return coloured(picture.photo, heat, opacity, signed=self.signed)
 
     def save(self, path: str | Path, *, index: int = 0) -> Path:
         """Write the result; the suffix says what.
@@ -282,6 +281,17 @@ class Attribution:
             "pictures": [picture for result in results for picture in result.pictures],
             "target": targets.pop() if len(targets) == 1 else None,
         }
+
+
+def _opacity(alpha: Any) -> float:
+    """The opacity of a map, between 0 and 1."""
+    try:
+        opacity = number(alpha, "alpha")
+    except CallError:
+        opacity = -1.0
+    if not 0 <= opacity <= 1:
+        raise CallError(f"alpha is {text_of(alpha, 'None')}, an opacity between 0 and 1 is expected")
+    return opacity
 
 
 def require_mapping(value: Any, what: str) -> dict[str, Any]:

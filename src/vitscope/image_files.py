@@ -57,6 +57,9 @@ _URL = re.compile(
     re.IGNORECASE,
 )
 MOST_QUOTED = 255
+MOST_QUOTED_OF_URL = 2000  # signed ones are long
+MOST_BYTES = 1 << 30  # of an open file, which may unpack what it holds
+CHUNK = 1 << 24
 
 _KINDS = {
     stat.S_IFIFO: "a named pipe",
@@ -99,12 +102,22 @@ def _unreachable(path: str | Path, shown: str, error: OSError) -> str:
     return f"{shown} cannot be reached: {error.strerror or error}"
 
 
-def quoted(path: str | Path) -> str:
+def quoted(path: str | Path, most: int = MOST_QUOTED) -> str:
     """Return a path as one line of a message: escaped if it would not print, shortened if it is too long to read."""
     text = str(path)
     if not text.isprintable():
         text = ascii(text)
-    return text if len(text) <= MOST_QUOTED else f"{text[:40]}…{text[-20:]} ({len(text):,} letters)"
+    return text if len(text) <= most else f"{text[:40]}…{text[-20:]} ({len(text):,} letters)"
+
+
+def check_no_url(text: str) -> None:
+    """Refuse a URL where the path of a file is expected.
+
+    Raises:
+        PictureNotFoundError: it is one.
+    """
+    if _is_url(text):
+        require_regular_file(text)
 
 
 def _is_url(path: str | Path) -> bool:
@@ -114,10 +127,12 @@ def _is_url(path: str | Path) -> bool:
 def _url(path: str | Path) -> str:
     """The URL as it was typed."""
     text = str(path)
-    if isinstance(path, Path) and not re.match(r"(data|blob):", text, re.IGNORECASE):
+    if re.match(r"\s*(data|blob):", text, re.IGNORECASE):
+        return quoted(text)
+    if isinstance(path, Path):
         scheme, rest = text.split(":/", 1)
         text = f"{scheme}://{'/' if scheme.lower() == 'file' else ''}{rest.removeprefix('/')}"
-    return quoted(text)
+    return quoted(text, MOST_QUOTED_OF_URL)
 
 
 def formats() -> list[str]:
@@ -159,7 +174,7 @@ def check_decoder(pillow_format: str | None, name: str) -> None:
     """Refuse a header that was read by a decoder of another format than the file's beginning announced."""
     if pillow_format is not None and pillow_format not in _PILLOW_NAMES:
         raise PictureError(
-            f"{name} is a {pillow_format} picture: the formats that are decoded are {', '.join(formats())}"
+            f"{name} is an image of format {pillow_format}: the formats that are decoded are {', '.join(formats())}"
         )
 
 
@@ -189,18 +204,30 @@ def read_binary_file(file: Any) -> bytes:
     if _may_never_end(file):
         raise CallError("the open file is a pipe, socket or device, which may never end: pass the bytes you read")
     try:
-        start = file.tell() if file.seekable() else None
-        data = file.read()
+        start = file.tell() if hasattr(file, "seekable") and file.seekable() else None
+        parts, total = [], 0
+        while total <= MOST_BYTES and (part := _next_part(file)):
+            parts.append(part)
+            total += len(part)
         if start is not None:
             file.seek(start)
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CallError(f"the open file cannot be read ({reason}): pass its path or its bytes") from None
-    if not isinstance(data, bytes | bytearray | memoryview):
-        raise CallError("the file is open as text: open it in binary mode, open(path, 'rb')")
-    if not data:
+    if not parts:
         raise CallError("the open file has nothing left to read: go back to its start with seek(0), or pass its path")
-    return bytes(data)
+    if not all(isinstance(part, bytes | bytearray | memoryview) for part in parts):
+        raise CallError("the file is open as text: open it in binary mode, open(path, 'rb')")
+    if total > MOST_BYTES:
+        raise CallError(f"the open file holds more than {MOST_BYTES >> 30} GiB: pass the path of an image file")
+    return b"".join(parts)
+
+
+def _next_part(file: Any) -> Any:
+    try:
+        return file.read(CHUNK)
+    except TypeError:  # a reader of its own kind, which takes no size
+        return file.read()
 
 
 def _may_never_end(file: Any) -> bool:

@@ -1,8 +1,6 @@
 """Photos in, model input out, and the way back from the model's view to the photo."""
 
 import io
-import math
-import operator
 import os
 import threading
 import warnings
@@ -17,7 +15,9 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from vitscope.channel_settings import require_finite, require_sides
 from vitscope.errors import CallError, PictureError, VitscopeError
+from vitscope.image_arrays import MAX_PIXELS, MAX_PIXELS_VARIABLE, check_size, image_of_array, read_npy
 from vitscope.image_files import (
     NPY,
     PREFIX,
@@ -27,10 +27,14 @@ from vitscope.image_files import (
     read_binary_file,
     require_regular_file,
 )
+from vitscope.photo_view import Picture as Picture
+from vitscope.photo_view import nearest_pixels as nearest_pixels
+from vitscope.photo_view import on_white as on_white
+from vitscope.photo_view import picture_of_unit as picture_of_unit
+from vitscope.photo_view import three_channels as three_channels
 from vitscope.pixel_depth import check_depth, eight_bits, transparent_colour
+from vitscope.png_data import rows_missing
 
-MAX_PIXELS = 100_000_000
-MAX_PIXELS_VARIABLE = "VITSCOPE_MAX_PIXELS"
 MAX_SIDE = 2**14  # of a model's input
 
 # The mode of a photo as a model of so many channels takes it.
@@ -41,51 +45,6 @@ PHOTO_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 _pillow_state = threading.Lock()
 
 Fit = Literal["squash", "crop"]
-
-
-@dataclass(frozen=True)
-class Picture:
-    """One photo and the part of it that the model saw.
-
-    ``photo`` is upright RGB at its own size; ``box`` is the region (left, top, right, bottom), in the photo's
-    pixels, that became the model's input: the whole photo where the model squashes it, less where it crops.
-    """
-
-    photo: Image.Image
-    box: tuple[float, float, float, float]
-    name: str = ""
-
-    def top_left(self, height_share: float, width_share: float) -> "Picture":
-        """The same photo, seen only in the top left part of its box: patches need not fill the model's input."""
-        left, top, right, bottom = self.box
-        box = (left, top, left + (right - left) * width_share, top + (bottom - top) * height_share)
-        return Picture(self.photo, box, self.name)
-
-    def paint(self, values: Any, size: tuple[int, int] | None = None, *, smooth: bool = True) -> np.ndarray:
-        """A map on the token grid, laid over the photo where it belongs.
-
-        Args:
-            values: (height, width) of the token grid.
-            size: (width, height) of the result; the photo's own by default.
-            smooth: bicubic between patch centres, within the map's range; otherwise every patch is one flat block.
-
-        Returns:
-            float32 (size height, size width); NaN where the model did not look.
-        """
-        width, height = size or self.photo.size
-        scale_x, scale_y = width / self.photo.width, height / self.photo.height
-        left, top = round(self.box[0] * scale_x), round(self.box[1] * scale_y)
-        right, bottom = round(self.box[2] * scale_x), round(self.box[3] * scale_y)
-        # A box that reaches beyond the photo is a crop that was padded: what lies there has no pixel.
-        beyond_left, beyond_top = max(-left, 0), max(-top, 0)
-        values = np.asarray(values, dtype=np.float32)
-        method = Image.Resampling.BICUBIC if smooth else Image.Resampling.NEAREST
-        resized = Image.fromarray(values).resize((max(right - left, 1), max(bottom - top, 1)), method)
-        canvas = np.full((height, width), np.nan, dtype=np.float32)
-        shown = np.asarray(resized).clip(values.min(), values.max())
-        place = canvas[max(top, 0) : bottom, max(left, 0) : right]
-        place[:] = shown[beyond_top : beyond_top + place.shape[0], beyond_left : beyond_left + place.shape[1]]
-        return canvas
 
 
 @dataclass(frozen=True)
@@ -111,11 +70,11 @@ class Preprocessing:
 
     def __post_init__(self) -> None:
         set_ = object.__setattr__  # as for every frozen dataclass
-        set_(self, "size", _sides(self.size, "size", MAX_SIDE))
+        set_(self, "size", require_sides(self.size, "size", MAX_SIDE))
         if self.resize_to is not None:
-            set_(self, "resize_to", _sides(self.resize_to, "resize_to", 2 * MAX_SIDE))
-        set_(self, "mean", _finite(self.mean, "mean"))
-        set_(self, "std", _finite(self.std, "std"))
+            set_(self, "resize_to", require_sides(self.resize_to, "resize_to", 2 * MAX_SIDE))
+        set_(self, "mean", require_finite(self.mean, "mean"))
+        set_(self, "std", require_finite(self.std, "std"))
         if len(self.mean) != len(self.std):
             raise CallError(
                 f"mean has {len(self.mean)} numbers and std {len(self.std)}: one for each channel is expected in both"
@@ -248,63 +207,6 @@ class Preprocessing:
         return torch.tensor(values, dtype=torch.float32, device="cpu").view(-1, 1, 1)
 
 
-def _sides(value: Any, what: str, most: int) -> tuple[int, int]:
-    try:
-        height, width = (operator.index(side) for side in value)
-    except (TypeError, ValueError):
-        height = width = 0
-    if not (1 <= height <= most and 1 <= width <= most):
-        raise CallError(f"{what} is {_short(value)}: (height, width) in whole pixels from 1 to {most:,} is expected")
-    return height, width
-
-
-def _finite(values: Any, what: str) -> tuple[float, ...]:
-    try:
-        numbers = () if isinstance(values, str | bytes) else tuple(float(value) for value in values)
-    except (TypeError, ValueError, OverflowError):
-        numbers = ()
-    if not numbers or not all(map(math.isfinite, numbers)):
-        raise CallError(f"{what} is {_short(values)}: one finite number for each channel is expected")
-    return numbers
-
-
-def _short(value: Any) -> str:
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 80 else f"{text[:80]}…"
-
-
-def nearest_pixels(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """A copy of (height, width) pixels at another ``size``, each the nearest there is: labels stay labels."""
-    return pixels[np.ix_(*(np.arange(side) * of // side for side, of in zip(size, pixels.shape, strict=True)))]
-
-
-def picture_of_unit(shown: Tensor, name: str = "") -> Picture:
-    """A picture of a (channel, height, width) tensor whose values lie in [0, 1]; see :func:`three_channels`."""
-    array = (three_channels(shown, 0).clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
-    return Picture(Image.fromarray(array), (0.0, 0.0, float(array.shape[1]), float(array.shape[0])), name)
-
-
-def three_channels(values: Any, axis: int) -> Any:
-    """Return an array or tensor of any number of channels as one to show.
-
-    Three channels are shown as they are, of four the first three, one as grey, the mean of any other number as grey.
-    """
-    count = values.shape[axis]
-    if count in (3, 4):
-        return values.take(range(3), axis) if isinstance(values, np.ndarray) else values.narrow(axis, 0, 3)
-    if isinstance(values, np.ndarray):
-        return values.mean(axis, keepdims=True, dtype=np.float64).astype(values.dtype).repeat(3, axis)
-    return values.mean(axis, keepdim=True).repeat_interleave(3, axis)
-
-
-def on_white(photo: Image.Image) -> Image.Image:
-    """Return a photo as RGB; what is transparent is laid on white."""
-    if photo.mode in ("LA", "RGBA"):
-        photo = photo.convert("RGBA")
-        photo = Image.alpha_composite(Image.new("RGBA", photo.size, "white"), photo)
-    return photo if photo.mode == "RGB" else photo.convert("RGB")
-
-
 def photos(images: Any) -> list[Any]:
     """Return the single sources, for :func:`read_photo`, of whatever the public API takes as images.
 
@@ -351,7 +253,7 @@ def read_photo(source: Any, *, max_pixels: int | None = None, alpha: bool = Fals
         with _damage_reported(name or "the image"):
             return _to_rgb(source, name or "the image", alpha), name
     if isinstance(source, np.ndarray):
-        return _to_rgb(_image_of_array(source), "the array", alpha), ""
+        return _to_rgb(image_of_array(source), "the array", alpha), ""
     if isinstance(source, bytes | bytearray | memoryview):
         return _decoded(io.BytesIO(bytes(source)), "the data", max_pixels, alpha, in_memory=True), ""
     if callable(getattr(source, "read", None)):
@@ -391,31 +293,15 @@ def _decoded(
     file.seek(0)
     with _damage_reported(name):
         if prefix.startswith(NPY):
-            return _to_rgb(_image_of_array(_read_npy(file, name, limit)), name, alpha)
+            return _to_rgb(image_of_array(read_npy(file, name, limit)), name, alpha)
         check_format(prefix, name, CallError if in_memory else PictureError, f": {_EXPECTED}" if in_memory else "")
         with _open_header(file) as image:
             check_decoder(image.format, name)
-            _check_size(image.width, image.height, name, limit)
-            return _to_rgb(image, name, alpha)
-
-
-def _check_size(width: int, height: int, name: str, limit: int) -> None:
-    if width * height > limit:
-        raise PictureError(
-            f"{name} has {width}×{height} pixels, more than the limit of {limit:,}: make it smaller, or raise "
-            f"the limit with the environment variable {MAX_PIXELS_VARIABLE}"
-        )
-
-
-def _read_npy(file: io.BytesIO | io.BufferedReader, name: str, limit: int) -> np.ndarray:
-    """An array in numpy's format; its header is checked before room is made for what it claims to hold."""
-    version = np.lib.format.read_magic(file)
-    header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = header(file)
-    _check_array(shape, dtype, name)
-    _check_size(shape[1], shape[0], name, limit)
-    file.seek(0)
-    return np.load(file, allow_pickle=False)
+            check_size(image.width, image.height, name, limit)
+            photo = _to_rgb(image, name, alpha)
+            if rows_missing(image, file):
+                raise PictureError(f"{name} is damaged: its data end before the last row")
+            return photo
 
 
 @contextmanager
@@ -463,30 +349,11 @@ def _open_header(file: io.BytesIO | io.BufferedReader) -> Image.Image:
         return Image.open(file)
 
 
-def _check_array(shape: tuple[int, ...], dtype: np.dtype[Any], name: str) -> None:
-    if dtype.hasobject:
-        raise CallError(f"{name} holds objects, not pixels: pass a list of images, or uint8 (H, W, 3) from 0 to 255")
-    if len(shape) not in (2, 3) or (len(shape) == 3 and shape[2] not in (1, 2, 3, 4)) or 0 in shape:
-        raise CallError(f"an array of shape {shape} is no picture: (H, W), (H, W, 3) or (H, W, 4) is")
-    if dtype not in (np.uint8, np.uint16):
-        raise CallError(
-            f"an array of {dtype} has no agreed range: pass uint8 from 0 to 255, "
-            "or a tensor (batch, 3, height, width) that is already preprocessed"
-        )
-
-
-def _image_of_array(array: np.ndarray) -> Image.Image:
-    _check_array(array.shape, array.dtype, "the array")
-    if array.ndim == 3 and array.shape[2] == 1:
-        array = array[..., 0]
-    if array.dtype == np.uint16:
-        array = (array >> 8).astype(np.uint8)
-    return Image.fromarray(np.ascontiguousarray(array))
-
-
 def _to_rgb(image: Image.Image, name: str, alpha: bool = False) -> Image.Image:
     if min(image.size) < 2:
         raise PictureError(f"{name} has {image.width}×{image.height} pixels: there is nothing to look at")
+    if image.mode == "LAB":
+        raise PictureError(f"{name} holds colours in CIELAB: convert it to RGB")
     tiff = image.format == "TIFF"  # whose metadata Pillow reads again while it loads
     with _quiet_pillow() if tiff else nullcontext():
         check_depth(image, name)
@@ -498,6 +365,8 @@ def _to_rgb(image: Image.Image, name: str, alpha: bool = False) -> Image.Image:
     if photo.mode.startswith("I"):
         with _quiet_pillow():
             photo = eight_bits(photo, image, name)
+    if photo.mode == "La":
+        photo = photo.convert("LA")
     if photo.has_transparency_data:
         photo = photo.convert("RGBA")
         photo = photo if alpha else on_white(photo)

@@ -21,6 +21,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.overrides import TorchFunctionMode
 
 from vitscope.flow import Flow, call_bit
+from vitscope.interrupts import uninterrupted
 from vitscope.softmax_use import SoftmaxUses
 
 
@@ -166,12 +167,16 @@ class Tap(TorchFunctionMode):
                 finally:
                     self._aside = False
 
-        handles = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave, always_call=True)]
+        handles: list[Any] = []
         try:
+            with uninterrupted():
+                handles.append(register_module_forward_pre_hook(enter))
+                handles.append(register_module_forward_hook(leave, always_call=True))
             yield
         finally:
-            for handle in handles:
-                handle.remove()
+            with uninterrupted():
+                for handle in handles:
+                    handle.remove()
             self._running.clear()
             if self._flow is not None:
                 self._flow.clear()

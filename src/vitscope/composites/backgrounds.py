@@ -12,7 +12,7 @@ from skimage.filters import gaussian
 
 from vitscope.errors import CallError
 from vitscope.perturb.baselines import BLUR, HideName, as_channels, fill
-from vitscope.picture import nearest_pixels, read_photo
+from vitscope.picture import PHOTO_MODES, nearest_pixels, read_photo
 
 FillName = Literal["inpaint", "mean", "blur"]
 BackgroundName = Literal["own", "blank", "blurred", "shuffled", "other"]
@@ -125,6 +125,11 @@ def background(own: Values, name: str, other: Any, seed: int) -> Values:
     if name == "shuffled":
         return _shuffled(own, seed)
     if name == "other":
+        if own.shape[-1] not in PHOTO_MODES:
+            raise CallError(
+                f"a photo as background has 3 channels where the input has {own.shape[-1]}: leave out the test "
+                "'controls' and backgrounds called 'other'"
+            )
         photo, _ = read_photo(grass() if other is None else other)
         height, width = own.shape[:2]
         return as_channels(ImageOps.fit(photo, (width, height), Image.Resampling.BICUBIC), own, "background")

@@ -63,7 +63,8 @@ def compose(
             :func:`vitscope.models.positions.positions` knows how); the picture without it.
         composites: pictures of your own, asked about after the original.
         target: the class that maps and curves show by default; see :meth:`Composition.column`.
-        scales: of an object's sides; by default areas that double from 1/16, those that fit.
+        scales: of an object's sides, up to 1,000; by default areas that double from 1/16, those that fit.
+        places: rows and columns of the location grid, from 2 to 100.
         fill: what is in the hole behind an object that moves: ``"inpaint"``, ``"mean"``, ``"blur"``, a colour or a
             picture.
         feather: over how many pixels the edge of a moved object fades; 1 % of the picture's shorter side by default.

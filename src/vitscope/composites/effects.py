@@ -88,7 +88,7 @@ def effects(
     Raises:
         CallError: no controls were made, they were interrupted, or the results are of different models or outputs.
     """
-    given = [results] if isinstance(results, Composition) else list(results)
+    given = [results] if isinstance(results, Composition) else list(results) if hasattr(results, "__iter__") else []
     if not given or not all(isinstance(one, Composition) for one in given):
         raise CallError("effects are taken from results of vitscope.compose")
     if not 0 < ratio(confidence, "confidence") < 1:

@@ -10,6 +10,7 @@ from typing import Any
 from vitscope.composites.outlines import Outline, outline
 from vitscope.composites.stage import Composite, Placement
 from vitscope.errors import CallError
+from vitscope.image_files import check_no_url
 from vitscope.picture import check_file, read_photo
 
 PICTURE = {"photo", "object", "composite"}
@@ -73,12 +74,18 @@ def read_recipe(path: str | Path, photos: Sequence[Path] = ()) -> list[PictureRe
 def _picture(path: Path, table: Mapping[str, Any], given: Mapping[str, Path]) -> PictureRecipe:
     _check_keys(table, PICTURE, f"{path}: a picture")
     name = _text(table, "photo", f"{path}: a picture")
-    photo = given.get(Path(name).name, path.parent / name)
+    photo = given.get(Path(name).name, _beside(path, name))
     check_file(photo)
     image, _ = read_photo(photo)
     where = f"{path}: {name}"
     objects = tuple(_object(path, one, image, where) for one in _tables(table, "object", where))
     return PictureRecipe(photo, objects, tuple(_composite(one, where) for one in _tables(table, "composite", where)))
+
+
+def _beside(path: Path, name: str) -> Path:
+    """The path of a file that a recipe names."""
+    check_no_url(name)
+    return path.parent / name
 
 
 def _object(path: Path, table: Mapping[str, Any], image: Any, where: str) -> Outline:
@@ -89,7 +96,7 @@ def _object(path: Path, table: Mapping[str, Any], image: Any, where: str) -> Out
         image,
         box=table.get("box"),
         polygon=table.get("outline"),
-        mask=None if mask is None else path.parent / str(mask),
+        mask=None if mask is None else _beside(path, str(mask)),
         segments=table.get("segments"),
         cut=table.get("cut", "quickshift"),
         refine=_flag(table, "refine", where),

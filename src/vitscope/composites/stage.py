@@ -174,8 +174,8 @@ class Stage:
         outline = self.known(placement.name)
         if not 0 < placement.scale <= MOST_SCALE:
             raise CallError(
-                f"{name}: the scale of {placement.name} is {placement.scale:g}, a number above 0 and up to "
-                f"{MOST_SCALE:,} is expected"
+                f"{name}: the scale of {placement.name} is {placement.scale}, above 0 and up to {MOST_SCALE:,} is "
+                "expected"
             )
         width, height = self.size_of(placement.name, placement.scale)
         shown = f"{name}: {placement.name} at scale {placement.scale:g} is {width:.0f}×{height:.0f} pixels"

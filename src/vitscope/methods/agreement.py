@@ -56,7 +56,7 @@ def agreement(results: Sequence[Attribution], *, names: Sequence[str] | None = N
     Raises:
         CallError: fewer than two results, several pictures in one, or results of different photos.
     """
-    if not all(isinstance(result, Attribution) for result in results):
+    if not isinstance(results, Sequence) or not all(isinstance(result, Attribution) for result in results):
         raise CallError("agreement compares attributions, as vitscope.lime or vitscope.rollout return them")
     if len(results) < 2:
         raise CallError(f"agreement needs two results or more, {len(results)} came")

@@ -60,6 +60,8 @@ def faithfulness(
         steps: how many times a share of the patches is taken; no more than there are patches.
         seed: of the random order.
     """
+    if not isinstance(result, Attribution):
+        raise CallError(f"result is {result!r}: an attribution is expected, as vitscope.rollout returns it")
     vision = as_vision_model(model)
     given = subjects(vision, images)
     if len(given) != len(result):

@@ -16,6 +16,7 @@ from vitscope.grid import Grid
 from vitscope.methods.asking import AskOptions, about, each_picture, warn_if_interrupted, whole
 from vitscope.models.vision_model import VisionModel
 from vitscope.perturb import Inquiry, PixelMasks
+from vitscope.perturb.masks import check_count
 
 # Maps are as smooth as the masks: more pixels than these a side would hold nothing new.
 MAX_SIDE = 512
@@ -58,6 +59,7 @@ def rise(
     """
     options = AskOptions(hide, output, batch_size, seed_number(seed), progress)
     count, cells = at_least(1, num_samples, "num_samples"), at_least(2, cells, "cells")
+    check_count(count, cells * cells)
     shown = ratio(shown, "shown")
     if not 0 < shown < 1:
         raise CallError(f"shown is {shown}: a chance between 0 and 1 is expected")

@@ -16,6 +16,7 @@ from vitscope.models.vision_model import Layout, VisionModel
 from vitscope.picture import Preprocessing
 
 Size = tuple[int, int]
+Channels = tuple[float, ...] | float  # a single number stands for every channel
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,8 @@ class Description:
     logits: Callable[[Any], Tensor] | None = None
     embed: Callable[[Any], Tensor] | None = None
     preprocessing: Preprocessing | None = None
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
+    mean: Channels | None = None
+    std: Channels | None = None
 
     @property
     def reads_output(self) -> bool:
@@ -77,12 +78,9 @@ class Description:
                 if base.source
                 else f"{' and '.join(said)} passed to load"
             )
-            channels = model.channels if self.preprocessing is None else len(base.mean)
-            channels = channels or len(base.mean)
-            mean, std = (
-                _for_each(self.mean or base.mean, channels, "mean"),
-                _for_each(self.std or base.std, channels, "std"),
-            )
+            channels = (None if self.preprocessing else model.channels) or len(base.mean)
+            mean = _for_each(base.mean if self.mean is None else self.mean, channels, "mean")
+            std = _for_each(base.std if self.std is None else self.std, channels, "std")
             base = replace(base, mean=mean, std=std, source=source)
         return base
 
@@ -91,7 +89,8 @@ class Description:
         if self.image_size is None:
             return None
         if self.mean is not None and self.std is not None:
-            channels = model.channels or max(len(self.mean), len(self.std))
+            listed = [len(values) for values in (self.mean, self.std) if isinstance(values, tuple)]
+            channels = model.channels or (listed[0] if listed else 3)
             mean, std = _for_each(self.mean, channels, "mean"), _for_each(self.std, channels, "std")
             return Preprocessing(self.image_size, mean, std, source="mean, std and image_size passed to load")
         if self.mean is not None or self.std is not None:
@@ -130,7 +129,7 @@ def described(
     if backbone is not None and not isinstance(backbone, str):
         raise CallError(f"backbone is {backbone!r}: pass the path of a module, such as 'model.encoder'")
     means, deviations = _channels(mean, "mean"), _channels(std, "std")
-    if means is not None and deviations is not None and len(means) != len(deviations):
+    if isinstance(means, tuple) and isinstance(deviations, tuple) and len(means) != len(deviations):
         raise CallError(f"mean has {len(means)} channels and std {len(deviations)}: pass one number for each channel")
     return Description(
         image_size,
@@ -148,23 +147,25 @@ def described(
     )
 
 
-def _channels(values: Any, what: str) -> tuple[float, ...] | None:
+def _channels(values: Any, what: str) -> Channels | None:
     if values is None:
         return None
-    numbers = [values] if isinstance(values, int | float) else values
-    if isinstance(numbers, str) or not hasattr(numbers, "__iter__"):
+    single = isinstance(values, int | float) and not isinstance(values, bool)
+    if not single and (isinstance(values, str | bool) or not hasattr(values, "__iter__")):
         raise CallError(f"{what} is {values!r}: pass one number for each channel")
-    channels = tuple(number(value, what) for value in numbers)
+    channels = tuple(number(value, what) for value in ([values] if single else values))
     if not channels or (what == "std" and 0 in channels):
         raise CallError(f"{what} is {values!r}: pass one number for each channel{', none zero' * (what == 'std')}")
-    return channels
+    return channels[0] if single else channels
 
 
-def _for_each(values: tuple[float, ...], channels: int, what: str) -> tuple[float, ...]:
-    """One number for each channel; a single one stands for all."""
-    if len(values) not in (1, channels):
+def _for_each(values: Channels, channels: int, what: str) -> tuple[float, ...]:
+    """One number for each channel."""
+    if not isinstance(values, tuple):
+        return (values,) * channels
+    if len(values) != channels:
         raise CallError(f"{what} has {len(values)} numbers, and the model takes {channels} channels: pass one for each")
-    return values * channels if len(values) == 1 else values
+    return values
 
 
 def read_labels(labels: Any) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ from vitscope.models.paths import model_path
 from vitscope.models.peft_folder import is_adapter_folder, load_adapter
 from vitscope.models.vision_model import Layout, VisionModel
 from vitscope.models.wrappers import backbone_path, inside, library_of, unwrapped
+from vitscope.picture import MAX_SIDE
 
 BUNDLED = ("vit-nano", "swin-nano")
 
@@ -87,9 +88,10 @@ def load(
         logits, embed: functions of the module's output that return logits (batch, class) or features (batch, channel).
         processor: the preprocessing: an image processor of transformers, its folder or settings, timm's data
             configuration, or ``weights.transforms()`` of torchvision.
-        mean, std: of each channel, for pixels in [0, 1]; they replace those of the preprocessing. Together with
-            ``image_size`` they are a preprocessing of their own: the photo is resized to the input. For a module that
-            neither is nor contains a known model, ``image_size`` alone means pixels from -1 to 1.
+        mean, std: of each channel, or one number for all, for pixels in [0, 1]; they replace those of the
+            preprocessing. Together with ``image_size`` they are a preprocessing of their own: the photo is resized to
+            the input. For a module that neither is nor contains a known model, ``image_size`` alone means pixels from
+            -1 to 1.
 
     Raises:
         UnknownModelError: there is no such model.
@@ -250,6 +252,8 @@ def _pair(size: Size | None, what: str) -> tuple[int, int] | None:
     pair = tuple(whole_number(part, what) for part in given)
     if len(pair) != 2 or min(pair) <= 0:
         raise CallError(f"{what} is {size!r}: pass a positive number of pixels or (height, width)")
+    if max(pair) > MAX_SIDE:
+        raise CallError(f"{what} is more than {MAX_SIDE:,} pixels a side, the most that is possible")
     return pair[0], pair[1]
 
 

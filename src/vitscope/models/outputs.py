@@ -284,9 +284,9 @@ def watched_ending(module: nn.Module) -> Iterator[Callable[[Tensor], Ending]]:
             for reference, name in reversed(watch.results):
                 if _same(reference(), rows):
                     return Ending(function=name)
-            endings = [(path, layer) for path, layer, source in reversed(outputs) if _same(source(), rows)]
-        computed = (pair for pair in endings if not isinstance(pair[1], _PASSING_ON))
-        return Ending(*next(computed, (endings or [("", None)])[0]))
+            endings = [Ending(path, layer) for path, layer, source in reversed(outputs) if _same(source(), rows)]
+        computed = (end for end in endings if not isinstance(end.layer, _PASSING_ON))
+        return next(computed, endings[0] if endings else Ending())
 
     try:
         with watch:

@@ -30,6 +30,7 @@ def read_config(name: str, local_only: bool) -> Any:
         except ValueError as error:
             raise UnknownModelError(f"{name} is no transformers folder: {error}") from None
         _check_code(name, settings)
+        _check_sizes(name, settings)
     try:
         config = transformers.AutoConfig.from_pretrained(name, local_files_only=local_only, trust_remote_code=False)
         if config.model_type != "timm_wrapper":
@@ -48,6 +49,21 @@ def read_config(name: str, local_only: bool) -> Any:
             f"used ({reason})"
         ) from None
     return config
+
+
+# No vision model has more layers, heads, channels or pixels a side than this.
+_LARGEST = 100_000
+_SIZES = ("num_hidden_layers", "num_attention_heads", "hidden_size", "intermediate_size", "image_size", "num_channels")
+
+
+def _check_sizes(name: str, settings: Mapping[str, Any]) -> None:
+    """Refuse sizes that would fill the memory before anything could be said of them."""
+    vision = settings.get("vision_config")
+    for part in (settings, vision if isinstance(vision, Mapping) else {}):
+        for key in _SIZES:
+            value = part.get(key)
+            if isinstance(value, int | float) and value > _LARGEST:
+                raise UnknownModelError(f"{name} is no transformers folder: its config.json says {key} is {value:.3g}")
 
 
 def class_for(config: Any, output: str | None = None, *, classes: bool = False) -> Any:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from vitscope.arguments import whole_number
 from vitscope.errors import CallError, WorkError, first_line, warn
 from vitscope.grid import Grid
+from vitscope.interrupts import uninterrupted
 from vitscope.models.hierarchy import Hierarchy
 from vitscope.models.outputs import Observed, Output, UnclearOutputError, probabilities
 from vitscope.picture import Picture, Preprocessing, photos, picture_of_unit
@@ -127,6 +128,8 @@ class VisionModel:
             images: a path, PIL image or uint8 array (H, W, 3), a list of these, or a tensor
                 (batch, 3, height, width) taken as already preprocessed.
         """
+        if self.device.type == "meta":
+            raise CallError(f"{self.name} is on the device meta, which holds no weights: load it on another device")
         if isinstance(images, Tensor):
             pixels, pictures = images, self._pictures_of(self._checked(images))
         else:
@@ -167,7 +170,8 @@ class VisionModel:
 
         Raises:
             UnclearOutputError: which part of the output holds the classes is not certain.
-            CallError: the module does not take this input; its own error is quoted.
+            CallError: the module says that it does not take this input.
+            WorkError: the module failed; its own error is quoted.
         """
         with self._quoted(pixels):
             return self.forward(pixels)
@@ -193,7 +197,7 @@ class VisionModel:
             if isinstance(error, AssertionError) and str(error):
                 raise CallError(f"{self.name} takes no input of {height}×{width} pixels: {error}") from None
             shape = "×".join(map(str, pixels.shape))
-            raise CallError(
+            raise WorkError(
                 f"{self.name} failed on an input of {shape} (batch×channel×height×width): {first_line(error)}"
             ) from error
 
@@ -317,17 +321,18 @@ def uncompiled() -> Iterator[None]:
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
     """Evaluation mode; each submodule's training flag is as before afterwards, also when runs overlap in threads."""
-    children = list(module.modules())
-    with _held_lock:
-        for child in children:
-            runs, training = _held.get(child, (0, child.training))
-            _held[child] = (runs + 1, training)
-            child.training = False
+    children, held = list(module.modules()), []
     try:
+        with uninterrupted(), _held_lock:
+            for child in children:
+                runs, training = _held.get(child, (0, child.training))
+                _held[child] = (runs + 1, training)
+                child.training = False
+                held.append(child)
         yield
     finally:
-        with _held_lock:
-            for child in children:
+        with uninterrupted(), _held_lock:
+            for child in held:
                 runs, training = _held.pop(child)
                 if runs > 1:
                     _held[child] = (runs - 1, training)

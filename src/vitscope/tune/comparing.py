@@ -1,8 +1,8 @@
 """compare(): models × tunings × seeds on one data set, cell by cell, and what the cells say together."""
 
 import json
-import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import combinations
@@ -12,27 +12,28 @@ from typing import Any
 import numpy as np
 from accelerate import PartialState
 
-from vitscope.arguments import at_least
+from vitscope.arguments import at_least, seed_number
 from vitscope.errors import CallError, OutputExistsError
 from vitscope.models.folder import WITHIN
 from vitscope.models.loading import load
 from vitscope.models.vision_model import VisionModel
 from vitscope.models.window_reader import block_projections
 from vitscope.picture import Picture
-from vitscope.saving import replacing
+from vitscope.saving import discard, replacing, require_path, sweep_temporary
 from vitscope.tune import measures
 from vitscope.tune.attention_change import AttentionChange, attention_change
 from vitscope.tune.data import Data, load_data
-from vitscope.tune.finetuning import finetune
+from vitscope.tune.finetuning import finetune, require_device
 from vitscope.tune.inspecting import Inspection, inspect, usable
+from vitscope.tune.json_files import DamagedError
+from vitscope.tune.lock import locked
+from vitscope.tune.progress import CellProgress, cells_progress
 from vitscope.tune.recipe import Recipe, read_recipe
-from vitscope.tune.runs import Tuned, difference, settings_of
+from vitscope.tune.runs import Tuned, difference, holds_something, read_result, settings_of
 from vitscope.tune.tunings import READS_WINDOWS, known_tuning
 
 BASE = "head"  # what gains are measured against
 CELL, CELLS, EXAMPLES = "cell.json", "cells", 8
-
-Progress = Callable[[str, Mapping[str, float | int]], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,6 +104,13 @@ class Comparison:
     inspection: Inspection | None
     folder: Path
     pictures: Mapping[str, Sequence[Picture]]
+
+    def __repr__(self) -> str:
+        rows = [
+            f"{len(self.cells)} cells: {', '.join(self.tunings[:5])} of {', '.join(map(repr, self.models[:3]))}",
+            f"in {self.folder}",
+        ]
+        return f"<Comparison on {self.data}, {'; '.join(rows)}>"
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -195,7 +203,7 @@ def compare(
     drop_duplicates: bool = False,
     keep_models: bool = False,
     device: str | None = None,
-    progress: Progress | None = None,
+    progress: CellProgress | bool | None = None,
     **changes: Any,
 ) -> Comparison:
     """Tune each model in each way with each seed on one data set, and compare.
@@ -214,21 +222,24 @@ def compare(
         keep_models: keep the tuned models of all cells, in ``out/cells``; otherwise only what they said. Cells
             that were finished without it have none any more.
         device: where to train; by default on the GPU if there is one.
-        progress: told of every step: the cell, and as in :func:`vitscope.finetune`.
+        progress: True for a bar on stderr, or a function that is called after every step with the name of the cell and
+            what :func:`vitscope.finetune` tells.
 
     Raises:
         CallError: an argument is wrong, or ``out`` holds something else.
         WorkError: a cell fails; what was finished before is kept.
     """
-    chosen = read_recipe(recipe, **changes)
-    listed = list(range(at_least(1, seeds, "seeds"))) if isinstance(seeds, int) else [int(seed) for seed in seeds]
+    chosen, out = read_recipe(recipe, **changes), require_path(out, "out")
+    require_device(device)
+    listed = _seeds(seeds)
+    _refuse_text(models, "models", "models")
+    _refuse_text(tunings, "tunings", "names of tunings")
     ways = [known_tuning(tuning) for tuning in tunings]
     if rank is not None and all(way.rank is None for way in ways):
         raise CallError(f"rank is {rank}, but none of {', '.join(tunings)} has one: adapters and lora do")
     if not models or not tunings or not listed:
         raise CallError("a comparison needs a model, a tuning and a seed at least")
-    out = Path(out)
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / CELLS).is_dir())):
+    if out.exists() and (not out.is_dir() or (holds_something(out) and not (out / CELLS).is_dir())):
         raise OutputExistsError(f"{out} holds something else than a comparison: choose another folder")
     inspection: Inspection | None = None
     if not isinstance(data, Data):
@@ -241,16 +252,18 @@ def compare(
             block_projections(model)  # refuses a model without windows before anything is trained
     pictures = _examples(data)
     cells: list[Cell] = []
-    for model, tuning, seed in _order(loaded, tunings, listed):
-        folder = out / CELLS / f"{plain_name(model.name)}-{tuning}-{seed}"
-        ranked = None if known_tuning(tuning).rank is None else rank
-        work = _Work(model, data, tuning, ranked, replace(chosen, seed=seed), folder, pictures, keep_models, device)
-        cells.append(work.cell(progress))
-    views = {model.name: model.prepare(list(pictures))[1] for model in loaded}
-    done = Comparison(data.name, data.labels, tuple(cells), chosen.as_json(), inspection, out, views)
-    if PartialState().is_main_process:
-        with replacing(out / "comparison.json") as beside:
-            beside.write_text(json.dumps(done.as_json(), indent=1) + "\n", encoding="utf-8")
+    processes = PartialState()
+    with cells_progress(progress) as tell, locked(out) if processes.is_main_process else nullcontext():
+        for model, tuning, seed in _order(loaded, tunings, listed):
+            folder = out / CELLS / f"{plain_name(model.name)}-{tuning}-{seed}"
+            ranked = None if known_tuning(tuning).rank is None else rank
+            work = _Work(model, data, tuning, ranked, replace(chosen, seed=seed), folder, pictures, keep_models, device)
+            cells.append(work.cell(tell))
+        views = {model.name: model.prepare(list(pictures))[1] for model in loaded}
+        done = Comparison(data.name, data.labels, tuple(cells), chosen.as_json(), inspection, out, views)
+        if processes.is_main_process:
+            with replacing(out / "comparison.json") as beside:
+                beside.write_text(json.dumps(done.as_json(), indent=1) + "\n", encoding="utf-8")
     return done
 
 
@@ -268,18 +281,22 @@ class _Work:
     keep: bool
     device: str | None
 
-    def cell(self, progress: Progress | None) -> Cell:
+    def cell(self, progress: CellProgress | None) -> Cell:
         kept = self.folder / CELL
         if not kept.is_file():
             tuned, processes = self._tuned(progress), PartialState()
             if processes.is_main_process:
                 change = attention_change(self.model, tuned.model, self.pictures)
                 with replacing(kept) as beside:
-                    beside.write_text(json.dumps({**tuned.about, "attention": change.as_json()}), encoding="utf-8")
-                if not self.keep:
-                    shutil.rmtree(self.folder / WITHIN, ignore_errors=True)
+                    about = {**tuned.about, "attention": change.as_json(), "model_kept": self.keep}
+                    beside.write_text(json.dumps(about), encoding="utf-8")
             processes.wait_for_everyone()
-        about = json.loads(kept.read_text(encoding="utf-8"))
+        about = _read_cell(kept)
+        if PartialState().is_main_process:
+            if about.get("model_kept") is False:  # it was decided when the cell was run, maybe by a killed process
+                discard(self.folder / WITHIN)
+            for folder in (self.folder, self.folder.parent):
+                sweep_temporary(folder)
         settings = settings_of(self.model, self.data, self.tuning, self.rank, self.recipe)
         if any(about.get(name) != settings[name] for name in settings):
             raise OutputExistsError(
@@ -287,7 +304,7 @@ class _Work:
             )
         return Cell(self.model.name, self.tuning, self.recipe.seed, about)
 
-    def _tuned(self, progress: Progress | None) -> Tuned:
+    def _tuned(self, progress: CellProgress | None) -> Tuned:
         name = f"{self.model.name}, {self.tuning}, seed {self.recipe.seed}"
         tell = None if progress is None else lambda found: progress(name, found)
         return finetune(
@@ -300,6 +317,29 @@ class _Work:
             device=self.device,
             progress=tell,
         )
+
+
+def _read_cell(path: Path) -> dict[str, Any]:
+    """What a finished cell wrote about itself."""
+    about = read_result(path)
+    try:
+        if about.get("attention"):
+            AttentionChange.of_json(about["attention"])
+    except (AttributeError, KeyError, TypeError, ValueError, DamagedError):
+        raise CallError(f"{path} is damaged: delete {path.parent} and run the same call again") from None
+    return about
+
+
+def _seeds(seeds: Any) -> list[int]:
+    if isinstance(seeds, Sequence | np.ndarray) and not isinstance(seeds, str | bytes):
+        return [seed_number(seed) for seed in seeds]
+    return list(range(at_least(1, seeds, "seeds")))
+
+
+def _refuse_text(value: Any, what: str, of: str) -> None:
+    """A text is a sequence too: of letters, which nobody means."""
+    if isinstance(value, str | bytes) or not isinstance(value, Sequence):
+        raise CallError(f"{what} is {value!r}: a list of {of} is expected")
 
 
 def _order(

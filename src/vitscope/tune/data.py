@@ -1,7 +1,6 @@
 """Pictures with labels to train and to test on: folders, data sets by name, data sets of the hub."""
 
 import difflib
-import io
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,14 +11,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vitscope.arguments import ratio, seed_number
-from vitscope.errors import CallError, PictureError, WorkError
+from vitscope.arguments import at_least, ratio, seed_number
+from vitscope.errors import CallError, PictureError, PictureNotFoundError, WorkError
 from vitscope.models.hub import hub_in_reach
 from vitscope.picture import read_photo
+from vitscope.saving import require_path
+from vitscope.tune.class_folders import check_regular, class_folders, class_name, picture_files, printable
 from vitscope.tune.named import NAMED, PACKAGED, HubSet
 
 SPLITS = {"train": ("train", "training"), "test": ("test", "testing", "val", "valid", "validation")}
-SUFFIXES = tuple(Image.registered_extensions())
 HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 TEST_SHARE = 0.2
 
@@ -39,6 +39,9 @@ class Pictures:
     def __len__(self) -> int:
         return len(self.index)
 
+    def __repr__(self) -> str:
+        return f"<Pictures: {len(self):,} of {len(np.unique(self.classes))} classes>"
+
     def read(self, at: int) -> Image.Image:
         """One picture, upright RGB.
 
@@ -48,16 +51,20 @@ class Pictures:
         found = self.source[int(self.index[at])]
         if isinstance(found, bytes):
             try:
-                with Image.open(io.BytesIO(found)) as image:
-                    return read_photo(image)[0]
-            except (OSError, SyntaxError, ValueError) as error:
+                return read_photo(found)[0]
+            except PictureError as error:
                 raise PictureError(f"{self.name(at)} is damaged: {error}") from None
-        return read_photo(found)[0]
+        if isinstance(found, Path):
+            check_regular(found)
+        try:
+            return read_photo(found)[0]
+        except (PictureError, PictureNotFoundError) as error:
+            raise PictureError(printable(str(error))) from None
 
     def name(self, at: int) -> str:
         """The file's path, or the row in the data set."""
         found = self.source[int(self.index[at])]
-        return str(found) if isinstance(found, Path) else f"picture {int(self.index[at])}"
+        return printable(found) if isinstance(found, Path) else f"picture {int(self.index[at])}"
 
     def subset(self, places: Any) -> "Pictures":
         places = np.asarray(places)
@@ -72,6 +79,13 @@ class Data:
     labels: tuple[str, ...]
     train: Pictures
     test: Pictures
+
+    def __repr__(self) -> str:
+        shown = ", ".join(map(repr, self.labels[:5])) + (", …" if len(self.labels) > 5 else "")
+        return (
+            f"<Data {self.name}: {len(self.labels)} classes ({shown}), {len(self.train):,} pictures to train on, "
+            f"{len(self.test):,} to test on>"
+        )
 
     def counts(self) -> dict[str, tuple[int, int]]:
         """For each class its pictures in train and in test."""
@@ -98,6 +112,14 @@ def load_data(
         WorkError: the network or a file fails.
     """
     share, seed = ratio(test_share, "test_share"), seed_number(seed)
+    if per_class is not None:
+        per_class = at_least(1, per_class, "per_class")
+    if not isinstance(data, Data):
+        require_path(data, "data")
+        try:
+            Path(data).exists()
+        except OSError as error:
+            raise CallError(f"data is {str(data)[:60]!r}…: {error.strerror or error}") from None
     if isinstance(data, Data):
         found = data
     elif str(data) in PACKAGED:
@@ -170,15 +192,19 @@ def _folder(folder: Path, share: float, seed: int) -> Data:
     folder = folder.resolve() if folder.name in ("", "..") else folder
     if not folder.is_dir():
         names = [*PACKAGED, *NAMED]
-        beside = [entry.name for entry in _folders(folder.parent)] if folder.parent.is_dir() else []
+        beside = (
+            [printable(entry.name) for entry in folder.parent.iterdir() if entry.is_dir()]
+            if folder.parent.is_dir()
+            else []
+        )
         close = difflib.get_close_matches(folder.name, [*names, *beside], n=1)
         hint = (
             f"did you mean {close[0]}?" if close else f"pass one, a hub data set as owner/name, or {', '.join(names)}"
         )
-        raise CallError(f"{folder} is no folder of pictures: {hint}")
-    inside = {entry.name.lower(): entry for entry in _folders(folder)}
+        raise CallError(f"{printable(folder)} is no folder of pictures: {hint}")
+    inside = {entry.name.lower(): entry for entry in class_folders(folder)}
     a_split = folder.name.lower() in {name for names in SPLITS.values() for name in names}
-    name = f"{folder.resolve().parent.name}/{folder.name}" if a_split else folder.name
+    name = printable(f"{folder.resolve().parent.name}/{folder.name}" if a_split else folder.name)
     parts = {split: next((inside[name] for name in names if name in inside), None) for split, names in SPLITS.items()}
     if parts["train"] is None or parts["test"] is None:
         labels, paths, classes = _classes(folder)
@@ -198,24 +224,16 @@ def _classes(folder: Path) -> tuple[list[str], list[Path], list[int]]:
     labels: list[str] = []
     paths: list[Path] = []
     classes: list[int] = []
-    for entry in _folders(folder):
-        found = sorted(path for path in entry.rglob("*") if path.suffix.lower() in SUFFIXES and _visible(path))
+    for entry in class_folders(folder):
+        found, label = picture_files(entry), class_name(entry)
         if not found:
             raise CallError(f"{entry} holds no pictures: put some of this class there, or take the folder away")
         classes += [len(labels)] * len(found)
-        labels.append(entry.name)
+        labels.append(label)
         paths += found
     if not labels:
         raise CallError(f"{folder} holds no folders: put the pictures of each class into one of its own")
     return labels, paths, classes
-
-
-def _folders(folder: Path) -> list[Path]:
-    return sorted(entry for entry in folder.iterdir() if entry.is_dir() and _visible(entry))
-
-
-def _visible(path: Path) -> bool:
-    return not path.name.startswith(".")
 
 
 class _Rows(Sequence[Any]):
@@ -275,8 +293,6 @@ def _rows(name: str, parts: list[Any], class_label: type, share: float, seed: in
 
 
 def _some_of_each(classes: np.ndarray, count: int, seed: int) -> np.ndarray:
-    if count < 1:
-        raise CallError(f"per_class is {count}, at least 1 is expected")
     order = np.random.default_rng(seed).permutation(len(classes))
     return np.sort(np.concatenate([order[classes[order] == one][:count] for one in np.unique(classes)]))
 

@@ -3,9 +3,8 @@
 import json
 import math
 import random
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,22 +16,33 @@ from torch import Tensor, nn
 from transformers import TrainerState
 
 from vitscope.arguments import at_least
-from vitscope.errors import CallError
+from vitscope.errors import CallError, VitscopeError
 from vitscope.models.classes import heads, with_classes
 from vitscope.models.folder import WITHIN, check_folder, save_folder
 from vitscope.models.loading import load
 from vitscope.models.transformers_classes import quiet
 from vitscope.models.vision_model import VisionModel
-from vitscope.saving import replacing, take_place
+from vitscope.saving import discard, replacing, require_path, take_place
 from vitscope.tune import checkpoints, measures
 from vitscope.tune.classifier import Classifier, features_of
 from vitscope.tune.data import Data, Pictures, load_data, stratified
 from vitscope.tune.feeding import FeatureFeed, Feed, as_they_come
 from vitscope.tune.inspecting import inspect, usable
+from vitscope.tune.lock import locked
 from vitscope.tune.memory import peak_memory
+from vitscope.tune.pretrained import check_frozen_weights, check_pretrained_weights, frozen_digests
+from vitscope.tune.progress import Progress, training_progress
 from vitscope.tune.recipe import Recipe, read_recipe
-from vitscope.tune.runs import CHECKPOINTS, RESULT, Tuned, read_run, settings_of, working_folder
-from vitscope.tune.trainer import STATE, Progress, Reporting, Trainer, arguments, stopped, tensorboard_logs
+from vitscope.tune.runs import (
+    CHECKPOINTS,
+    RESULT,
+    Tuned,
+    read_run,
+    settings_of,
+    working_folder,
+    working_folder_of_others,
+)
+from vitscope.tune.trainer import STATE, Reporting, Trainer, arguments, stopped, tensorboard_logs
 from vitscope.tune.tunings import READS_WINDOWS, Prepared, known_tuning, prepare
 
 LOG = "log.jsonl"
@@ -52,7 +62,7 @@ def finetune(
     tensorboard: bool = False,
     overwrite: bool = False,
     device: str | torch.device | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     **changes: Any,
 ) -> Tuned:
     """Train a model on a data set, test it, and leave a folder that :func:`vitscope.load` takes.
@@ -76,11 +86,13 @@ def finetune(
         tensorboard: write logs for TensorBoard into ``out``.
         overwrite: replace another run in ``out``, which is there until the new one is finished.
         device: where to train; by default on the GPU if there is one.
-        progress: told of every step: step, steps, accuracy.
+        progress: True for a bar on stderr, or a function that is called after every step with a mapping: step, steps,
+            accuracy.
 
     Raises:
         CallError: an argument is wrong, the data set cannot be learned from, or ``out`` holds another run.
-        WorkError: pictures cannot be read, the loss is not finite, or a result cannot be written.
+        WorkError: pictures cannot be read, another run works on ``out``, the loss is not finite, or a result cannot be
+            written.
     """
     chosen = read_recipe(recipe, **changes)
     known_tuning(tuning)
@@ -88,26 +100,60 @@ def finetune(
         raise CallError(f"unreadable is {unreadable!r}: refuse or skip")
     if save_steps is not None:
         at_least(1, save_steps, "save_steps")
+    out, trained_on = require_path(out, "out"), require_device(device)
     base = model if isinstance(model, VisionModel) else load(model)
     if not isinstance(data, Data):
         data = usable(inspect(load_data(data)), unreadable=unreadable, drop_duplicates=drop_duplicates)
-    out = Path(out)
-    with _kept_random(chosen.seed), quiet():
-        made = with_classes(base, data.labels, by_windows=tuning == READS_WINDOWS)
+    with training_progress(progress) as tell, _kept_random(chosen.seed), quiet(), _learning():
+        made = _with_classes(base, data.labels, tuning)
         check_folder(made)
         prepared = prepare(made, tuning, rank=rank)
+        check_pretrained_weights(base, made)
         settings = settings_of(base, data, tuning, rank, chosen)
-        place = working_folder(out, settings, overwrite)
-        if place is None:
-            return read_run(out)
-        run = _Run(made, prepared, data, tuning, chosen, place, settings, _device(device))
-        tuned = run.trained(save_steps, tensorboard, progress)
-        if place != out:
-            processes = PartialState()
-            if processes.is_main_process:
-                take_place(place, out)
-            processes.wait_for_everyone()
-        return replace(tuned, folder=out)
+        processes = PartialState()
+        with locked(out) if processes.is_main_process else nullcontext():
+            place = _place(out, settings, overwrite)
+            if place is None:
+                return read_run(out)
+            run = _Run(made, prepared, data, tuning, chosen, place, settings, trained_on)
+            tuned = run.trained(save_steps, tensorboard, tell)
+            if place != out:
+                if processes.is_main_process:
+                    take_place(place, out)
+                processes.wait_for_everyone()
+            return replace(tuned, folder=out)
+
+
+def _place(out: Path, settings: Mapping[str, Any], overwrite: bool) -> Path | None:
+    """Where this run is worked on; the main process prepares it, the others read what it decided."""
+    processes = PartialState()
+    with processes.main_process_first():
+        if processes.is_main_process:
+            return working_folder(out, settings, overwrite)
+        return working_folder_of_others(out, settings)
+
+
+def _with_classes(base: VisionModel, labels: Sequence[str], tuning: str) -> VisionModel:
+    """The model to train; one that cannot take its own input, or another classifier, is one line."""
+    if base.layout is not None and base.preprocessing is not None:
+        base.layout.grid(*base.preprocessing.size)
+    try:
+        return with_classes(base, labels, by_windows=tuning == READS_WINDOWS)
+    except VitscopeError:
+        raise
+    except (AttributeError, TypeError, ValueError, KeyError, RuntimeError, AssertionError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CallError(
+            f"{base.name} cannot be given another classifier ({reason}): load the original model by name, with an "
+            "image size that it takes, and tune that"
+        ) from None
+
+
+@contextmanager
+def _learning() -> Iterator[None]:
+    """Gradients, also where the caller has switched them off."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
 
 
 class _Run:
@@ -135,6 +181,7 @@ class _Run:
         with peak_memory(self.device) as peak:
             train, watched = self._feeds()
             frozen = self.tuning in ("head", READS_WINDOWS)
+            digests = frozen_digests(self.model.module, evaluating=frozen)
             classifier = Classifier(self.model, float(self.recipe.label_smoothing), frozen=frozen)
             per_step = self.recipe.batch_size * self.recipe.accumulate * PartialState().num_processes
             steps = self.recipe.epochs * math.ceil(len(train) / per_step)
@@ -155,12 +202,15 @@ class _Run:
                 callbacks=callbacks,
             )
             there = checkpoints.checkpoints(folder)
+            if there:
+                checkpoints.verify(there[-1], STATE)
             if there and self._had_stopped(there[-1]):
                 trainer.state = TrainerState.load_from_json(str(there[-1] / STATE))
             else:
                 trainer.train(resume_from_checkpoint=str(there[-1]) if there else None)
             if self.recipe.early_stop is not None:
                 checkpoints.load_trained(self.model.module, trainer.best)
+        check_frozen_weights(self.model.module, digests, self.model.name)
         self.prepared.finish()
         for parameter in self.model.module.parameters():
             parameter.requires_grad_(True).grad = None
@@ -230,14 +280,23 @@ class _Run:
             )
             with replacing(self.out / RESULT) as beside:
                 beside.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-            shutil.rmtree(self.out / CHECKPOINTS, ignore_errors=True)
+            discard(self.out / CHECKPOINTS)
         trainer.accelerator.wait_for_everyone()
 
 
-def _device(device: str | torch.device | None) -> torch.device:
+def require_device(device: str | torch.device | None) -> torch.device:
+    """Return the device to train on, or refuse one that this machine does not have."""
     there = torch.cuda.is_available()
-    chosen = torch.device(device if device is not None else "cuda" if there else "cpu")
-    if chosen.type not in ("cpu", "cuda") or (chosen.type == "cuda" and not there):
+    try:
+        if not isinstance(device, str | torch.device | None):
+            raise TypeError
+        chosen = torch.device(device if device is not None else "cuda" if there else "cpu")
+    except (RuntimeError, TypeError):
+        chosen = None
+    known = chosen is not None and (
+        chosen.type == "cpu" or (chosen.type == "cuda" and there and (chosen.index or 0) < torch.cuda.device_count())
+    )
+    if chosen is None or not known:
         raise CallError(f"device {str(device)!r} cannot be trained on here: cpu{' and cuda' if there else ''} can")
     return chosen
 

@@ -13,7 +13,8 @@ from jaxtyping import Float, Int
 from PIL import Image
 
 from vitscope.arguments import ratio
-from vitscope.errors import PictureError, WorkError, warn
+from vitscope.errors import CallError, PictureError, WorkError, warn
+from vitscope.methods.asking import telling
 from vitscope.tune.data import Data, Pictures, without
 
 THUMBNAIL, MEAN_SIDE = 32, 64  # pixels a side
@@ -49,6 +50,12 @@ class Inspection:
     nearest_without: float
     means: Float[np.ndarray, "label height width 3"]
     threshold: float
+
+    def __repr__(self) -> str:
+        return (
+            f"<Inspection of {self.data.name}: {counted(len(self.unreadable), 'unreadable picture')}, "
+            f"{self.leaks_told()}, {counted(self.repeated, 'repeated training picture')}>"
+        )
 
     @property
     def leaking(self) -> tuple[int, ...]:
@@ -90,16 +97,29 @@ class Inspection:
         }
 
 
-def inspect(data: Data, *, threshold: float | int = NEAR, progress: Progress | None = None) -> Inspection:
+def inspect(data: Data, *, threshold: float | int = NEAR, progress: Progress | bool | None = None) -> Inspection:
     """Read every picture once and look for leaks between train and test.
 
     Two pictures are near duplicates when their grey thumbnails of 32 × 32 pixels correlate by ``threshold`` or more:
     so are copies that were saved again, made larger, brighter or of more contrast; mirrored ones are not.
 
+    Args:
+        data: as :func:`~vitscope.tune.data.load_data` gives it.
+        threshold: the correlation from which two pictures are near duplicates.
+        progress: True for a bar on stderr, or a function of the number of pictures read and of all.
+
     Raises:
+        CallError: an argument is wrong.
         WorkError: no picture of train, or none of test, can be read.
     """
+    if not isinstance(data, Data):
+        raise CallError(f"inspect was given {data!r}: pass what vitscope.load_data returns")
     threshold = ratio(threshold, "threshold")
+    with telling(progress, "reading pictures") as tell:
+        return _inspect(data, threshold, tell)
+
+
+def _inspect(data: Data, threshold: float, progress: Progress | None) -> Inspection:
     total = len(data.train) + len(data.test)
     unreadable: list[tuple[str, int, str]] = []
     sums = np.zeros((len(data.labels), MEAN_SIDE, MEAN_SIDE, 3))
@@ -149,6 +169,8 @@ def usable(inspection: Inspection, *, unreadable: str = "refuse", drop_duplicate
     Raises:
         WorkError: pictures cannot be read and ``unreadable`` is ``"refuse"``.
     """
+    if unreadable not in ("refuse", "skip"):
+        raise CallError(f"unreadable is {unreadable!r}: refuse or skip")
     data = inspection.data
     if inspection.unreadable:
         named = "; ".join(reason for _, _, reason in inspection.unreadable[:3])

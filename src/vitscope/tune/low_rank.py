@@ -91,9 +91,9 @@ def _joint(attention: nn.Module) -> tuple[nn.Module, str]:
 def _query_and_value(attention: Any, rows: int) -> list[Tensor]:
     """The rows of a joint weight that make queries, and those that make values."""
     if getattr(attention, "head_first", False):  # MaxViT: query, key and value of a head stand together
-        by_head = torch.arange(rows).view(attention.num_heads, 3, -1)
+        by_head = torch.arange(rows, device="cpu").view(attention.num_heads, 3, -1)
         return [by_head[:, 0].flatten(), by_head[:, 2].flatten()]
-    query, _, value = torch.arange(rows).chunk(3)
+    query, _, value = torch.arange(rows, device="cpu").chunk(3)
     return [query, value]
 
 

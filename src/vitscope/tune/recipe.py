@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 from vitscope.arguments import at_least, number, ratio, seed_number
 from vitscope.errors import CallError
 from vitscope.picture import check_file
+from vitscope.saving import require_path
 from vitscope.tune.augmenting import CHANGES
 
 Optimizer = Literal["adamw", "muon"]
@@ -79,8 +80,10 @@ class Recipe:
         if not pair or not all(0 <= number(beta, "a beta of betas") < 1 for beta in self.betas):
             raise CallError(f"betas is {self.betas!r}, two numbers from 0 to below 1 are expected")
         for name, known in (("schedule", Schedule), ("optimizer", Optimizer), ("precision", Precision)):
-            if getattr(self, name) not in get_args(known):
+            if not isinstance(getattr(self, name), str) or getattr(self, name) not in get_args(known):
                 raise CallError(f"unknown {name} {getattr(self, name)!r}: choose {', '.join(get_args(known))}")
+        if not isinstance(self.augment, tuple) or not all(isinstance(change, str) for change in self.augment):
+            raise CallError(f"augment is {self.augment!r}: a tuple of some of {', '.join(CHANGES)} is expected")
         unknown = [change for change in self.augment if change not in CHANGES]
         if unknown:
             raise CallError(f"unknown augmentation {unknown[0]!r}: choose {', '.join(CHANGES)}")
@@ -126,7 +129,8 @@ def read_recipe(recipe: str | Path | Recipe, **changes: Any) -> Recipe:
         CallError: no such preset or file, or a setting that is none.
     """
     if not isinstance(recipe, Recipe):
-        recipe = PRESETS[str(recipe)] if str(recipe) in PRESETS else _from_file(Path(recipe))
+        path = require_path(recipe, "recipe")
+        recipe = PRESETS[str(path)] if str(path) in PRESETS else _from_file(path)
     return _changed(recipe, {name: value for name, value in changes.items() if value is not None}, "a recipe")
 
 
@@ -136,10 +140,15 @@ def _from_file(path: Path) -> Recipe:
     check_file(path)
     try:
         read = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise CallError(f"{path} is no recipe: {error}") from None
+    except RecursionError:
+        raise CallError(f"{path} is no recipe: it is nested too deeply") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise CallError(f"{path} is no recipe: {str(error).splitlines()[0]}") from None
     base = read.pop("base", "modern")
-    if base not in PRESETS:
+    tables = [name for name, value in read.items() if isinstance(value, dict)]
+    if tables:
+        raise CallError(f"{path} has a table {tables[0]!r}: write its settings as name = value, without tables")
+    if not isinstance(base, str) or base not in PRESETS:
         raise CallError(f"{path} builds on {base!r}: choose {', '.join(PRESETS)}")
     return _changed(PRESETS[base], read, str(path))
 
@@ -149,6 +158,7 @@ def _changed(recipe: Recipe, changes: Mapping[str, Any], where: str) -> Recipe:
     unknown = sorted(set(changes) - known)
     if unknown:
         raise CallError(f"{where} has no setting {unknown[0]!r}: it has {', '.join(sorted(known))}")
+    # TOML has no tuples. A text is a sequence too: it must not become its letters.
     listed: dict[str, Any] = {name: tuple(one) if isinstance(one, list) else one for name, one in changes.items()}
     try:
         return replace(recipe, **listed)

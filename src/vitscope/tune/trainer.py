@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,11 @@ from vitscope.saving import replacing, replacing_folder
 from vitscope.tune import checkpoints
 from vitscope.tune.low_rank import LowRank
 from vitscope.tune.muon import Muon
+from vitscope.tune.progress import Progress
 from vitscope.tune.recipe import Recipe
 
 STATE = "trainer_state.json"
 SCHEDULES = {"constant": "constant_with_warmup", "cosine": "cosine", "trapezoid": "warmup_stable_decay"}
-
-Progress = Callable[[Mapping[str, float | int]], None]
 
 
 def arguments(recipe: Recipe, tuning: str, out: Path, steps: int, *, on_cpu: bool) -> Any:
@@ -130,6 +129,7 @@ class Trainer(transformers.Trainer):  # type: ignore[misc]
             if scaler is not None:
                 (beside / "scaler.json").write_text(json.dumps(scaler.state_dict()), encoding="utf-8")
             self.state.save_to_json(str(beside / STATE))
+            checkpoints.save_checksums(beside)
         checkpoints.sweep(run, {folder, self.best})
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:  # noqa: ARG002
@@ -142,7 +142,9 @@ class Trainer(transformers.Trainer):  # type: ignore[misc]
     def _load_scaler(self, checkpoint: str | None) -> None:
         scaler, path = getattr(self.accelerator, "scaler", None), Path(checkpoint or "", "scaler.json")
         if scaler is not None and path.is_file():
-            scaler.load_state_dict(json.loads(path.read_text(encoding="utf-8")))
+            state = checkpoints.json_of(path)
+            checkpoints.verify(path.parent, path.name)
+            scaler.load_state_dict(dict(state))
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None:

@@ -1,0 +1,83 @@
+"""One process at a time works on the folder of a run."""
+
+import errno
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from vitscope.errors import CallError, SaveError, WorkError
+from vitscope.saving import hidden_name
+
+# Where files cannot be locked, or not even written: the run goes on, and fails later if it has to write.
+WITHOUT_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES, errno.EROFS, errno.EPERM}
+BUSY = {errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK}
+
+
+@contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Hold the lock of a run's folder, a hidden file beside it.
+
+    The system gives up the lock of a process that ends, however it ends: a killed run locks nobody out.
+
+    Raises:
+        WorkError: another process, or another thread, works there.
+    """
+    path = hidden_name(out, "lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = _acquire(path, out)
+    except (NotADirectoryError, FileExistsError):
+        raise CallError(f"{out} is a file, or lies under one: choose another --out") from None
+    except OSError as error:
+        if isinstance(error, SaveError):
+            raise
+        if error.errno not in WITHOUT_LOCKS:
+            raise SaveError(f"cannot write {out}: {error.strerror or error}") from None
+        file = None
+    try:
+        yield
+    finally:
+        if file is not None:
+            with suppress(OSError):
+                path.unlink()
+            os.close(file)
+
+
+def _acquire(path: Path, out: Path) -> int:
+    while True:
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            _lock(file)
+        except OSError as error:
+            os.close(file)
+            if error.errno not in BUSY:
+                raise
+            raise WorkError(
+                f"another run works on {out}{_process(path)}: wait until it ends, or choose another --out"
+            ) from None
+        with suppress(OSError):
+            if os.path.samestat(os.fstat(file), path.stat()):
+                os.ftruncate(file, 0)
+                os.write(file, str(os.getpid()).encode())
+                return file
+        os.close(file)  # the process before deleted it: it is nobody's lock any more
+
+
+def _lock(file: int) -> None:
+    if sys.platform == "win32":
+        import msvcrt
+
+        msvcrt.locking(file, msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _process(path: Path) -> str:
+    try:
+        return f" (process {int(path.read_text(encoding='ascii'))})"
+    except (OSError, ValueError):
+        return ""

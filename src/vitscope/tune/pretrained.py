@@ -1,0 +1,120 @@
+"""Proof that a model in training holds every pretrained weight, and that frozen weights stay as they are."""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from vitscope.errors import WorkError
+from vitscope.models.classes import heads
+from vitscope.models.vision_model import VisionModel
+
+# A bare transformers model has a pooling layer that the class with a classifier does not have, and does not read.
+POOLER = "pooler."
+SHOWN_NAMES = 3
+
+
+def check_pretrained_weights(before: VisionModel, after: VisionModel) -> None:
+    """Check that every pretrained tensor of ``before``, its classifier excepted, is in ``after``, bit for bit.
+
+    Args:
+        before: the pretrained model.
+        after: the model to train, with its new classifier and with what the tuning method added.
+
+    Raises:
+        WorkError: tensors are missing or differ.
+    """
+    present = {_plain(name): tensor for name, tensor in _tensors(after.module)}
+    by_end: dict[str, list[str]] = {}
+    for name in present:
+        by_end.setdefault(_end(name), []).append(name)
+    replaced = {id(tensor) for head in heads(before) for tensor in head.parameters()}
+    lost = []
+    for name, tensor in _tensors(before.module):
+        plain = _plain(name)
+        if id(tensor) in replaced or not _in_backbone(plain, before.backbone):
+            continue
+        names = [other for other in by_end.get(_end(plain), []) if other == plain or other.endswith(f".{plain}")]
+        if not names and plain.startswith(POOLER):
+            continue
+        if not any(_equal(tensor, present[other]) for other in names):
+            lost.append(name)
+    if lost:
+        raise WorkError(
+            f"{before.name} cannot be fine-tuned: its new model would lose {_listed(lost, 'pretrained tensor')}; load "
+            "the original model of its library and tune that"
+        )
+
+
+def frozen_digests(module: nn.Module, *, evaluating: bool) -> Mapping[str, str]:
+    """Return a digest of every tensor that training must not change.
+
+    Args:
+        evaluating: the module trains in evaluation mode, so the statistics of its normalizations stay too.
+    """
+    statistics = {
+        id(buffer) for child in module.modules() if isinstance(child, _NormBase) for buffer in child.buffers()
+    }
+    return {
+        name: _digest(tensor)
+        for name, tensor in _tensors(module)
+        if not tensor.requires_grad and (evaluating or id(tensor) not in statistics)
+    }
+
+
+def check_frozen_weights(module: nn.Module, digests: Mapping[str, str], name: str) -> None:
+    """Check that the tensors of :func:`frozen_digests` did not change.
+
+    Raises:
+        WorkError: a tensor changed or is gone.
+    """
+    present = dict(_tensors(module))
+    changed = [key for key, digest in digests.items() if key not in present or _digest(present[key]) != digest]
+    if changed:
+        raise WorkError(f"training {name} changed {_listed(changed, 'frozen tensor')}: the run is not kept as finished")
+
+
+def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The parameters and saved buffers themselves, so that they can be told by identity; tied ones under each name."""
+    yield from module.named_parameters(remove_duplicate=False)
+    saved = module.state_dict(keep_vars=True).keys()
+    yield from ((name, buffer) for name, buffer in module.named_buffers(remove_duplicate=False) if name in saved)
+
+
+def _plain(name: str) -> str:
+    """A tensor's name without what LoRA puts around it."""
+    parts = name.split(".")
+    if "parametrizations" in parts:
+        at = parts.index("parametrizations")
+        parts = [*parts[:at], parts[at + 1]] if parts[-1] == "original" else parts
+    return ".".join(part for part in parts if part != "base_layer")
+
+
+def _end(name: str) -> str:
+    return ".".join(name.split(".")[-2:])
+
+
+def _in_backbone(name: str, backbone: str) -> bool:
+    return not backbone or name.startswith(f"{backbone}.")
+
+
+def _equal(first: Tensor, second: Tensor) -> bool:
+    if first.shape != second.shape or first.dtype != second.dtype:
+        return False
+    return torch.equal(_bytes(first), _bytes(second))
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    """Bits, not values: NaN equals NaN."""
+    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
+
+
+def _digest(tensor: Tensor) -> str:
+    return hashlib.blake2b(_bytes(tensor).numpy().tobytes(), digest_size=12).hexdigest()
+
+
+def _listed(names: list[str], what: str) -> str:
+    more = f" and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else ""
+    return f"{len(names)} {what}{'' if len(names) == 1 else 's'} ({', '.join(names[:SHOWN_NAMES])}{more})"
