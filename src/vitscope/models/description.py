@@ -11,7 +11,7 @@ from torch import Tensor
 from vitscope.arguments import number
 from vitscope.errors import CallError
 from vitscope.models.libraries import library_module
-from vitscope.models.outputs import Embedding, Observed, Output, Select, check_output
+from vitscope.models.outputs import Embedding, NoClasses, Observed, Output, Select, check_output
 from vitscope.models.vision_model import Layout, VisionModel
 from vitscope.picture import Preprocessing
 
@@ -37,9 +37,9 @@ class Description:
     std: Channels | None = None
 
     @property
-    def reads_output(self) -> bool:
-        """Whether anything is said of how the output is read."""
-        return any(part is not None for part in (self.select, self.logits, self.embed)) or self.output == "features"
+    def names_part(self) -> bool:
+        """Whether it is said which part of the output is read."""
+        return any(part is not None for part in (self.select, self.logits, self.embed))
 
     def observed(self, model: VisionModel) -> Observed:
         """The forward pass of a model whose output is read as described."""
@@ -49,7 +49,10 @@ class Description:
     def applied(self, model: VisionModel) -> VisionModel:
         """The model with everything that was said of it."""
         changes: dict[str, Any] = {"preprocessing": self._prepared(model)}
-        if self.reads_output:
+        observing = isinstance(model.forward, Observed) and (self.output or self.labels) is not None
+        if self.output == "features" and model.embed is not None and not self.names_part:
+            changes |= {"forward": NoClasses(getattr(model.forward, "run", None) or model.module), "labels": None}
+        elif self.names_part or self.output == "features" or observing:
             observed = self.observed(model)
             changes |= {"forward": observed, "embed": Embedding(observed, self.embed), "output": None}
             if self.output == "features":
@@ -87,6 +90,8 @@ class Description:
     def _own(self, model: VisionModel) -> Preprocessing | None:
         """The preprocessing that image_size stands for, with mean and std if these were passed."""
         if self.image_size is None:
+            if self.mean is not None or self.std is not None:
+                raise CallError(f"mean and std need image_size: the input size of {model.name} is unknown")
             return None
         if self.mean is not None and self.std is not None:
             listed = [len(values) for values in (self.mean, self.std) if isinstance(values, tuple)]
@@ -94,7 +99,7 @@ class Description:
             mean, std = _for_each(self.mean, channels, "mean"), _for_each(self.std, channels, "std")
             return Preprocessing(self.image_size, mean, std, source="mean, std and image_size passed to load")
         if self.mean is not None or self.std is not None:
-            raise CallError("mean and std belong together: pass both, or neither for pixels from -1 to 1")
+            raise CallError("mean and std belong together: pass both")
         if model.backbone or model.library != "module":
             return None
         # For a module that nobody knows, image_size alone means this, as load's documentation says.

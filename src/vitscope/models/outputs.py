@@ -44,7 +44,7 @@ CLASSIFIER_KEYS = (
 _CERTAIN_CLASSIFIER = re.compile(r"classif|logit|pred")
 _CLASSIFIER = re.compile(r"head|^fc|^cls|linear|^out$|output|last_layer|final")
 _EMBEDDING = re.compile(r"proj|embed|neck|feature|visual|norm|bottleneck")
-_CONTAINER = re.compile(r"^(\d+|_?model|_?net|network|module|backbone_and_head|layers|seq|sequential)$")
+_CONTAINER = re.compile(r"^(\d+|_?model|_?net|network|module|backbone_and_head|layers|seq|sequential|modules_to_save|default)$")
 # Layers that hand on what they are given, and layers whose output is an embedding.
 _PASSING_ON = (nn.Identity, nn.Flatten, nn.Dropout)
 _NORMS = (nn.LayerNorm, nn.BatchNorm1d, nn.GroupNorm, nn.RMSNorm, nn.AdaptiveAvgPool2d, *_PASSING_ON)

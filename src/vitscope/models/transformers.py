@@ -156,6 +156,8 @@ def _describe(
         # Random weights, or a live module that was built from its configuration: no checkpoint says anything else.
         size = image_size or _square(getattr(config, "image_size", None) or 224)
         preprocessing = default_processor(facts.processor, size)
+        if getattr(config, "num_channels", 3) != preprocessing.channels:
+            preprocessing = None  # the default is for colour images
     return VisionModel(
         name,
         "transformers",
@@ -168,7 +170,7 @@ def _describe(
         embed,
         output=_meaning(module.config) if has_classes and plain else None,
         verified=type(module).__module__.startswith("transformers."),
-        no_preprocessing="" if preprocessing else f"{source} has no {PROCESSOR_FILE}",
+        no_preprocessing=f"{source} has no {PROCESSOR_FILE}" if source else "no checkpoint tells it",
     )
 
 

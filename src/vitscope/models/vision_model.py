@@ -224,7 +224,8 @@ class VisionModel:
     def predictions(self, logits: Tensor | None, top_k: int = 5) -> list[list[Prediction]]:
         """Logits (batch, class) as ranked classes."""
         if logits is None:
-            raise CallError(f"{self.name} has no classifier: it gives features, not classes")
+            advice = ": pass select= or logits= to vitscope.load if it has classes" if self.library == "module" else ""
+            raise CallError(f"{self.name} has no classifier: it gives features, not classes{advice}")
         if not bool(torch.isfinite(logits).all()):
             raise WorkError(f"{self.name} answered with NaN or infinity: check its weights and its dtype")
         chances = self.probabilities(logits)
