@@ -11,7 +11,7 @@ from torch import Tensor
 from vitscope.arguments import number
 from vitscope.errors import CallError
 from vitscope.models.libraries import library_module
-from vitscope.models.outputs import Embedding, Observed, Output, Select, check_output
+from vitscope.models.outputs import Embedding, NoClasses, Observed, Output, Select, check_output
 from vitscope.models.vision_model import Layout, VisionModel
 from vitscope.picture import Preprocessing
 
@@ -40,6 +40,12 @@ class Description:
         """Whether anything is said of how the output is read."""
         return any(part is not None for part in (self.select, self.logits, self.embed)) or self.output == "features"
 
+    @property
+    def reads_features(self) -> bool:
+        """Whether the caller says that the model is explained by its features."""
+        says_classes = self.logits is not None or self.output not in (None, "features")
+        return self.output == "features" or (self.embed is not None and not says_classes)
+
     def observed(self, model: VisionModel) -> Observed:
         """The forward pass of a model whose output is read as described."""
         run = getattr(model.forward, "run", None)
@@ -51,8 +57,8 @@ class Description:
         if self.reads_output:
             observed = self.observed(model)
             changes |= {"forward": observed, "embed": Embedding(observed, self.embed), "output": None}
-            if self.output == "features":
-                changes["labels"] = None
+            if self.reads_features:
+                changes |= {"forward": NoClasses(observed.run or observed.module), "labels": None}
         if self.output is not None and self.output != "features":
             changes["output"] = None if self.output == "logits" and model.output is None else self.output
         if self.labels is not None:

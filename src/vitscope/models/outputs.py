@@ -157,6 +157,12 @@ def _only_candidate(parts: Mapping[str | int, Any], batch: int, name: str) -> An
     if not rows and not tensors:
         return None
     listed = ", ".join(f"{key!r} {tuple(part.shape)}" for key, part in tensors.items())
+    if not rows:
+        raise UnclearOutputError(
+            f"{name} gives neither classes nor features that vitscope knows: it returns {listed}, not one row per "
+            "image; pass logits= to vitscope.load (a function of the output that returns (batch, class)), or embed= "
+            "(one that returns (batch, channel))"
+        )
     raise UnclearOutputError(
         f"{name} returns several outputs ({listed}): pass select= to vitscope.load, the key or position of the one to "
         "explain"
