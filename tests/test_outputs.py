@@ -44,18 +44,12 @@ def own_rows(module: Any, pixels: Tensor) -> Tensor:
     return returned if isinstance(returned, Tensor) else returned.logits
 
 
-def numbers(model: vs.VisionModel, pixels: Tensor) -> list[dict[str, float | None]]:
-    """The prediction of every class by name."""
-    return [
-        {one.label: one.probability if one.value is None else one.value for one in row}
-        for row in model.predict(pixels, top_k=100)
-    ]
-
-
 def expect(model: vs.VisionModel, pixels: Tensor, rows: Tensor) -> None:
-    for row, answers in zip(rows.tolist(), numbers(model, pixels), strict=True):
-        assert list(answers.values()) == pytest.approx(sorted(row, reverse=True), abs=1e-5)
-        assert sorted(answers.values()) == pytest.approx(sorted(row), abs=1e-5)
+    """Every prediction is the number of its column, and they are ranked."""
+    for row, predictions in zip(rows.tolist(), model.predict(pixels, top_k=100), strict=True):
+        answers = {one.index: one.probability if one.value is None else one.value for one in predictions}
+        assert [answers[index] for index in range(len(row))] == pytest.approx(row, abs=1e-5)
+        assert list(answers.values()) == sorted(answers.values(), reverse=True)
 
 
 def with_head(ending: nn.Module) -> nn.Module:
@@ -173,7 +167,7 @@ def test_rows_said_to_be_features_have_no_classes(kind: str) -> None:
     with pytest.raises(CallError, match="has no classifier: it gives features, not classes"):
         model.predict(pixels)
     with torch.no_grad(), model.running():
-        assert torch.equal(model.features(pixels), own_rows(module, pixels))
+        assert torch.allclose(model.features(pixels), own_rows(module, pixels), atol=1e-5)
 
 
 @pytest.mark.parametrize("output", ["logit", "features ", "probability", 3, ["logits"]])
@@ -343,8 +337,12 @@ def test_what_is_no_row_of_classes_is_refused_and_captured(kind: str) -> None:
         model.predict(images())
     said = str(caught.value)
     assert "\n" not in said
-    assert "knows" in said or "has no classifier" in said
-    assert vs.capture(model, images(1)).num_layers >= 2
+    assert "gives neither classes nor features that vitscope knows" in said or "has no classifier" in said
+    if kind == "segformer":  # its keys are fewer than its queries
+        with pytest.raises(CallError, match="never among the tokens of the image alone"):
+            vs.capture(model, images(1))
+    else:
+        assert vs.capture(model, images(1)).num_layers == 2
 
 
 EVERY_WAY: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], Callable[[Tensor], Tensor], str]] = {
@@ -394,8 +392,6 @@ def answers_without(module: nn.Module, formula: Callable[[Tensor], Tensor], pixe
     """The answer with patch (1, 2) hidden as occlusion hides it, computed by hand."""
     assert occlusion.provenance["parameters"]["hide"] == "grey"
     changed = pixels.clone()
-    low, high = pixels.amin(), pixels.amax()
-    del low, high
     changed[:, :, 8:16, 16:24] = grey_of(module, pixels)
     return formula(own_rows(module, changed))[0].double().numpy()
 
@@ -405,7 +401,7 @@ def grey_of(module: nn.Module, pixels: Tensor) -> Tensor:
     prepared = vs.load(module).preprocessing
     assert prepared is not None
     mean, std = (torch.tensor(values, device=pixels.device).view(1, -1, 1, 1) for values in (prepared.mean, prepared.std))
-    return (127.5 / 255 - mean) / std
+    return (128 / 255 - mean) / std
 
 
 class Constant(nn.Module):
