@@ -212,7 +212,7 @@ class PixelValues:
 
 @dataclass(frozen=True, eq=False)
 class PooledFeatures:
-    """The pooled output, or the readout of the last tokens if the pooling layer is one that needs training."""
+    """The projected or pooled output, or the readout of the last tokens if the pooling layer is one that needs training."""
 
     run: PixelValues
     layout: Layout
@@ -220,6 +220,8 @@ class PooledFeatures:
 
     def __call__(self, pixels: Tensor) -> Float[Tensor, "batch channel"]:
         output: Any = self.run(pixels)
+        if getattr(output, "image_embeds", None) is not None:  # of a class with a projection
+            return output.image_embeds
         pooled = getattr(output, "pooler_output", None)
         if pooled is not None and not hasattr(getattr(self.module, "pooler", None), "dense"):
             return pooled

@@ -16,7 +16,7 @@ from vitscope.arguments import whole_number
 from vitscope.errors import CallError, WorkError, first_line, warn
 from vitscope.grid import Grid
 from vitscope.models.hierarchy import Hierarchy
-from vitscope.models.outputs import NoClasses, Observed, Output, UnclearOutputError, probabilities
+from vitscope.models.outputs import Classes, NoClasses, Observed, Output, UnclearOutputError, probabilities
 from vitscope.picture import Picture, Preprocessing, photos, picture_of_unit
 from vitscope.shapes import Pixels
 
@@ -210,7 +210,7 @@ class VisionModel:
     @property
     def meaning(self) -> Output:
         """What the numbers of :meth:`answer` are; ``"logits"`` as long as nothing says otherwise."""
-        if isinstance(self.forward, NoClasses):
+        if isinstance(self.forward, NoClasses) or (self.embed is not None and isinstance(self.forward, Classes)):
             return "features"
         observed = self.forward.meaning if isinstance(self.forward, Observed) else None
         return self.output or observed or "logits"
