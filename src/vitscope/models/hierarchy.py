@@ -37,8 +37,8 @@ class Projection:
     """A block's own layers that turn tokens into queries, keys and values, and attention into what the block adds."""
 
     norm: nn.LayerNorm
-    inputs: tuple[nn.Linear, ...]  # one layer each for queries, keys and values, or one for all in this order
-    out: nn.Linear
+    inputs: tuple[nn.Module, ...]  # one layer each for queries, keys and values, or one for all in this order
+    out: nn.Module
     num_heads: int
 
     def normed(self, tokens: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ class Projection:
         return _detached(self.out, attended)
 
 
-def _detached(layer: nn.Linear, tokens: Tensor) -> Tensor:
+def _detached(layer: nn.Module, tokens: Tensor) -> Tensor:
     """A linear layer that leaves no gradient in its weights; what an adapter has wrapped runs as it is."""
     if type(layer) is not nn.Linear:
         return layer(tokens)

@@ -2,6 +2,7 @@
 
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -159,7 +160,7 @@ class VisionModel:
     def running(self) -> Iterator[None]:
         """Evaluation mode; flags and whatever the library sets while it runs are as before afterwards."""
         hierarchy = None if self.layout is None else self.layout.hierarchy
-        with evaluating(self.module), uncompiled(), nullcontext() if hierarchy is None else hierarchy.kept():
+        with evaluating(self.module), uncompiled(self.module), nullcontext() if hierarchy is None else hierarchy.kept():
             yield
 
     def answer(self, pixels: Pixels) -> Tensor | None:
@@ -307,12 +308,18 @@ _held_lock = threading.Lock()
 
 
 @contextmanager
-def uncompiled() -> Iterator[None]:
+def uncompiled(module: nn.Module) -> Iterator[None]:
     """Compiled modules, blocks and forward methods run as they were written, so that attention can be seen."""
     if "torch._dynamo" not in sys.modules:  # nothing was compiled, and importing it takes seconds
         yield
         return
-    with torch.compiler.set_stance("force_eager"):
+    if not any(type(child).__name__ == "OptimizedModule" for child in module.modules()):
+        with torch.compiler.set_stance("force_eager"):
+            yield
+        return
+    with torch.compiler.set_stance("force_eager"), warnings.catch_warnings():
+        # A compiled module inside another one complains of the hooks that watch the run.
+        warnings.filterwarnings("ignore", message="Using `torch.compile")
         yield
 
 
