@@ -59,7 +59,7 @@ def by_example(
         raise CallError(f"classes by example need two classes or more, {len(examples)} came")
     means = torch.stack([_mean(model, pictures) for pictures in examples.values()])
     middle = means.mean(0)
-    forward = NearestMean(model.embed, middle, F.normalize(means - middle, dim=-1), temperature)
+    forward = NearestMean(model.embed, middle, F.normalize(means - middle, dim=-1), float(temperature))
     return replace(model, forward=forward, labels=tuple(examples), embed=None, output="softmax")
 
 

@@ -12,7 +12,7 @@ from vitscope.arguments import number
 from vitscope.errors import CallError
 from vitscope.models.libraries import library_module
 from vitscope.models.outputs import Embedding, NoClasses, Observed, Output, Select, check_output
-from vitscope.models.vision_model import Layout, VisionModel
+from vitscope.models.vision_model import Layout, VisionModel, input_channels
 from vitscope.picture import Preprocessing
 
 Size = tuple[int, int]
@@ -98,6 +98,8 @@ class Description:
             return None
         if self.mean is not None and self.std is not None:
             channels = model.channels or max(len(self.mean), len(self.std))
+            if channels == 1:  # one number stands for all channels, however many the module takes
+                channels = input_channels(model.module) or 1
             mean, std = _for_each(self.mean, channels, "mean"), _for_each(self.std, channels, "std")
             return Preprocessing(self.image_size, mean, std, source="mean, std and image_size passed to load")
         if self.mean is not None or self.std is not None:
@@ -136,7 +138,8 @@ def described(
     if backbone is not None and not isinstance(backbone, str):
         raise CallError(f"backbone is {backbone!r}: pass the path of a module, such as 'model.encoder'")
     means, deviations = _channels(mean, "mean"), _channels(std, "std")
-    if means is not None and deviations is not None and len(means) != len(deviations):
+    lengths = {len(values) for values in (means, deviations) if values is not None} - {1}
+    if means is not None and deviations is not None and len(lengths) > 1:
         raise CallError(f"mean has {len(means)} channels and std {len(deviations)}: pass one number for each channel")
     return Description(
         image_size,

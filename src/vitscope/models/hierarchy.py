@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import copy
 from dataclasses import dataclass, field
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch.nn.functional as F
@@ -38,7 +39,7 @@ class Projection:
 
     norm: nn.LayerNorm
     inputs: tuple[nn.Module, ...]  # one layer each for queries, keys and values, or one for all in this order
-    out: nn.Module
+    out: Any  # a linear layer, or what an adapter has put in its place
     num_heads: int
 
     def normed(self, tokens: Tensor) -> Tensor:

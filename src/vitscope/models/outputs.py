@@ -291,8 +291,8 @@ def watched_ending(module: nn.Module) -> Iterator[Callable[[Tensor], Ending]]:
                 if _same(reference(), rows):
                     return Ending(function=name)
             endings = [(path, layer) for path, layer, source in reversed(outputs) if _same(source(), rows)]
-        computed = (pair for pair in endings if not isinstance(pair[1], _PASSING_ON))
-        return Ending(*next(computed, (endings or [("", None)])[0]))
+        computed = [pair for pair in endings if not isinstance(pair[1], _PASSING_ON)] or endings
+        return Ending(*computed[0]) if computed else Ending()
 
     try:
         with watch:
