@@ -57,9 +57,7 @@ def expect_same(outer: vs.VisionModel, inner: vs.VisionModel) -> None:
     assert rows is not None
     assert expected is not None
     assert torch.allclose(rows, expected, atol=1e-5)
-    numbers, wanted = (
-        {one.index: one.probability for one in model.predict(images(1))[0]} for model in (outer, inner)
-    )
+    numbers, wanted = ({one.index: one.probability for one in model.predict(images(1))[0]} for model in (outer, inner))
     assert numbers == pytest.approx(wanted, abs=1e-6)
     assert torch.allclose(rollout(outer), rollout(inner), atol=1e-6)
 
@@ -259,9 +257,7 @@ def test_a_module_that_normalises_by_itself_takes_photos_as_the_inner_model(buil
     received = outer.module[0](pixels)  # type: ignore[index]
     assert torch.allclose(received, inner.prepare(PHOTO)[0], atol=1e-5)
     assert "normalised by the module itself" in outer.preprocessing.source  # type: ignore[union-attr]
-    ours, theirs = (
-        {one.index: one.probability for one in model.predict(PHOTO)[0]} for model in (outer, inner)
-    )
+    ours, theirs = ({one.index: one.probability for one in model.predict(PHOTO)[0]} for model in (outer, inner))
     assert ours == pytest.approx(theirs, abs=1e-5)
 
 
@@ -341,7 +337,9 @@ def mean_of_patches(self: Any, pixels: Tensor) -> Tensor:
 
 def test_a_subclass_that_reads_something_else_is_refused() -> None:
     model = vs.load(subclass(timm_vit(5), forward=mean_of_patches))
-    with pytest.raises(UnsupportedModelError, match="but changing cls .* does not change the output: pass the right readout") as caught:
+    with pytest.raises(
+        UnsupportedModelError, match=r"but changing cls .* does not change the output: pass the right readout"
+    ) as caught:
         vs.rollout(model, images(1))
     assert "\n" not in str(caught.value)
     said = vs.load(subclass(timm_vit(5), forward=mean_of_patches), readout="patches")
@@ -367,12 +365,7 @@ def test_a_container_that_reads_something_else_has_an_unknown_readout() -> None:
 
 @pytest.mark.parametrize("readout", ["cls", HALF, "tokens"])
 def test_a_wrong_readout_for_a_container_is_not_believed(readout: Any) -> None:
-    try:
-        found = vs.capture(vs.load(Mean(), readout=readout), images(1)).readout
-    except UnsupportedModelError as error:
-        assert "\n" not in str(error)
-    else:
-        assert found is None
+    assert vs.capture(vs.load(Mean(), readout=readout), images(1)).readout is None
 
 
 @pytest.mark.parametrize("readout", ["clss", {"cls": 0.5}, {"cls": 1.5, "patches": -0.5}, {}])

@@ -66,7 +66,10 @@ def test_errors_of_a_module_are_quoted_in_one_line(error: Exception, ask: str) -
     message = str(caught.value)
     assert "\n" not in message
     first = str(error).splitlines()[0]
-    assert message == f"Raising failed on an input of 1×3×32×32 (batch×channel×height×width): {type(error).__name__}: {first}"
+    assert (
+        message
+        == f"Raising failed on an input of 1×3×32×32 (batch×channel×height×width): {type(error).__name__}: {first}"
+    )
     assert caught.value.__cause__ is error
     assert not any(child._forward_hooks or child._forward_pre_hooks for child in module.modules())
 

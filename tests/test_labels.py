@@ -157,7 +157,7 @@ WRONG: dict[str, Any] = {
 @pytest.mark.parametrize("kind", WRONG)
 @pytest.mark.usefixtures("unchecked")
 def test_what_are_no_labels_is_refused_in_one_line(kind: str) -> None:
-    with pytest.raises(CallError, match="^labels") as caught:
+    with pytest.raises(CallError, match=r"^labels") as caught:
         vs.load(timm_vit(5), labels=WRONG[kind])
     assert "\n" not in str(caught.value)
 

@@ -325,8 +325,8 @@ UNREADABLE: dict[str, Callable[[], nn.Module]] = {
     "queries": lambda: Detector(lambda tokens: {"pred_logits": tokens[:, :4, :7], "pred_boxes": tokens[:, :4, :4]}),
     "map": lambda: Detector(lambda tokens: tokens[:, 1:].mT.unflatten(-1, (4, 4))),
     "tokens": lambda: Detector(lambda tokens: tokens),
-    "sentence": lambda: Detector(lambda tokens: "a cat"),
-    "nothing": lambda: Detector(lambda tokens: None),
+    "sentence": lambda: Detector(lambda _: "a cat"),
+    "nothing": lambda: Detector(lambda _: None),
 }
 
 
@@ -400,7 +400,9 @@ def grey_of(module: nn.Module, pixels: Tensor) -> Tensor:
     """Grey in the model's own input."""
     prepared = vs.load(module).preprocessing
     assert prepared is not None
-    mean, std = (torch.tensor(values, device=pixels.device).view(1, -1, 1, 1) for values in (prepared.mean, prepared.std))
+    mean, std = (
+        torch.tensor(values, device=pixels.device).view(1, -1, 1, 1) for values in (prepared.mean, prepared.std)
+    )
     return (128 / 255 - mean) / std
 
 
@@ -440,5 +442,5 @@ def test_a_photo_and_its_pixels_are_answered_alike() -> None:
 
 def test_logits_cannot_be_had_of_probabilities() -> None:
     model = vs.load(Answering(torch.sigmoid))
-    with pytest.raises(CallError, match="^Answering gives probabilities, not logits: pass output='probability'$"):
+    with pytest.raises(CallError, match=r"^Answering gives probabilities, not logits: pass output='probability'$"):
         vs.occlusion(model, images(1), target=0, output="logit")

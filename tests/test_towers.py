@@ -201,7 +201,12 @@ def detr() -> nn.Module:
     sizes = {"encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "encoder_layers": 2, "decoder_layers": 1, "d_model": 32}
     heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "num_queries": 5}
     config = transformers.DetrConfig(
-        use_timm_backbone=False, backbone_config=backbone, backbone=None, use_pretrained_backbone=False, **sizes, **heads
+        use_timm_backbone=False,
+        backbone_config=backbone,
+        backbone=None,
+        use_pretrained_backbone=False,
+        **sizes,
+        **heads,
     )
     return seeded(lambda: transformers.DetrForObjectDetection(config))
 
