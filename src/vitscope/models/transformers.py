@@ -216,7 +216,7 @@ class PixelValues:
 
 @dataclass(frozen=True, eq=False)
 class PooledFeatures:
-    """The projected or pooled output; the readout of the last tokens if the pooling layer is one that needs training."""
+    """The projected or pooled output; the readout of the last tokens if the pooling layer needs training."""
 
     run: PixelValues
     layout: Layout
