@@ -41,6 +41,12 @@ class Description:
         """Whether it is said which part of the output is read."""
         return any(part is not None for part in (self.select, self.logits, self.embed))
 
+    @property
+    def reads_features(self) -> bool:
+        """Whether the caller says that the model is explained by its features."""
+        says_classes = self.logits is not None or self.output not in (None, "features")
+        return self.output == "features" or (self.embed is not None and not says_classes)
+
     def observed(self, model: VisionModel) -> Observed:
         """The forward pass of a model whose output is read as described."""
         run = getattr(model.forward, "run", None)
@@ -55,8 +61,8 @@ class Description:
         elif self.names_part or self.output == "features" or observing:
             observed = self.observed(model)
             changes |= {"forward": observed, "embed": Embedding(observed, self.embed), "output": None}
-            if self.output == "features":
-                changes["labels"] = None
+            if self.reads_features:
+                changes |= {"forward": NoClasses(observed.run or observed.module), "labels": None}
         if self.output is not None and self.output != "features":
             changes["output"] = None if self.output == "logits" and model.output is None else self.output
         if self.labels is not None:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import copy
 from dataclasses import dataclass, field
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch.nn.functional as F
@@ -37,8 +38,8 @@ class Projection:
     """A block's own layers that turn tokens into queries, keys and values, and attention into what the block adds."""
 
     norm: nn.LayerNorm
-    inputs: tuple[nn.Linear, ...]  # one layer each for queries, keys and values, or one for all in this order
-    out: nn.Linear
+    inputs: tuple[nn.Module, ...]  # one layer each for queries, keys and values, or one for all in this order
+    out: Any  # a linear layer, or what an adapter has put in its place
     num_heads: int
 
     def normed(self, tokens: Tensor) -> Tensor:
@@ -58,7 +59,7 @@ class Projection:
         return _detached(self.out, attended)
 
 
-def _detached(layer: nn.Linear, tokens: Tensor) -> Tensor:
+def _detached(layer: nn.Module, tokens: Tensor) -> Tensor:
     """A linear layer that leaves no gradient in its weights; what an adapter has wrapped runs as it is."""
     if type(layer) is not nn.Linear:
         return layer(tokens)

@@ -210,11 +210,13 @@ def describe_module(module: nn.Module, description: Description) -> VisionModel:
         library = library_of(backbone)
         known = None if library is None else library_module(library).wrap(backbone, image_size=description.image_size)
     layout = description.layout
-    if known is not None and known.layout is not None and path is not None:
+    if known is not None:
         # The part that looks at the image may be deeper still: the tower of a CLIP.
         path = next(place for place, child in inner.named_modules() if child is known.module)
-        hierarchy = known.layout.hierarchy
-        layout = replace(known.layout, hierarchy=None if hierarchy is None else inside(hierarchy, path))
+        hierarchy = None if known.layout is None else known.layout.hierarchy
+        layout = known.layout and replace(
+            known.layout, hierarchy=None if hierarchy is None else inside(hierarchy, path)
+        )
     observed = Observed(inner, name, has_labels=description.labels is not None, output=description.output)
     base = VisionModel(
         name,

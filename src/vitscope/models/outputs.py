@@ -44,7 +44,9 @@ CLASSIFIER_KEYS = (
 _CERTAIN_CLASSIFIER = re.compile(r"classif|logit|pred")
 _CLASSIFIER = re.compile(r"head|^fc|^cls|linear|^out$|output|last_layer|final")
 _EMBEDDING = re.compile(r"proj|embed|neck|feature|visual|norm|bottleneck")
-_CONTAINER = re.compile(r"^(\d+|_?model|_?net|network|module|backbone_and_head|layers|seq|sequential|modules_to_save|default)$")
+_CONTAINER = re.compile(
+    r"^(\d+|_?model|_?net|network|module|backbone_and_head|layers|seq|sequential|modules_to_save|default)$"
+)
 # Layers that hand on what they are given, and layers whose output is an embedding.
 _PASSING_ON = (nn.Identity, nn.Flatten, nn.Dropout)
 _NORMS = (nn.LayerNorm, nn.BatchNorm1d, nn.GroupNorm, nn.RMSNorm, nn.AdaptiveAvgPool2d, *_PASSING_ON)
@@ -157,6 +159,12 @@ def _only_candidate(parts: Mapping[str | int, Any], batch: int, name: str) -> An
     if not rows and not tensors:
         return None
     listed = ", ".join(f"{key!r} {tuple(part.shape)}" for key, part in tensors.items())
+    if not rows:
+        raise UnclearOutputError(
+            f"{name} gives neither classes nor features that vitscope knows: it returns {listed}, not one row per "
+            "image; pass logits= to vitscope.load (a function of the output that returns (batch, class)), or embed= "
+            "(one that returns (batch, channel))"
+        )
     raise UnclearOutputError(
         f"{name} returns several outputs ({listed}): pass select= to vitscope.load, the key or position of the one to "
         "explain"

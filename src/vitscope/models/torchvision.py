@@ -137,13 +137,14 @@ def wrap(
     if isinstance(module, torchvision.models.SwinTransformer):
         patches: Any = module.features[0][0]
         layout = Layout(tuple(patches.stride), (), {"patches": 1.0}, _swin(module))
-    classifier = [child for child in module.modules() if isinstance(child, nn.Linear | nn.Identity)][-1:]
+    # What follows the linear layer of the head, such as a softmax, is the last one then.
+    classifier = [child for child in module.modules() if not any(True for _ in child.children())][-1:]
     own_forward = type(module).__module__.startswith("torchvision.")
     head = heads(module)
     name = name or f"torchvision:{type(module).__name__}"
     embeds = not head and any(isinstance(layer, nn.Identity) for layer in (_head(module), *classifier))
     forward: Any = NoClasses(module) if embeds else Observed(module, name)
-    if head and own_forward:
+    if head and own_forward and classifier == head:
         forward = Classes(module, name)
     labels = tuple((weights or torchvision.models.ViT_B_16_Weights.DEFAULT).meta["categories"])
     fits = bool(head) and head[0].out_features == len(labels)

@@ -149,15 +149,17 @@ def _describe(
         forward = Classes(run, name) if not classifies else NoClasses(run)
         embed = PooledFeatures(run, layout, module) if layout is not None and not classifies else None
         embed = RowsAsFeatures(run) if classifies else embed
-    preprocessing = None
+    preprocessing, why = None, f"{source} has no {PROCESSOR_FILE}"
     if settings is not None:
         preprocessing = saved_processor(facts.processor, settings, image_size, f"{PROCESSOR_FILE} of {name}")
     elif random_weights or not source:
         # Random weights, or a live module that was built from its configuration: no checkpoint says anything else.
         size = image_size or _square(getattr(config, "image_size", None) or 224)
         preprocessing = default_processor(facts.processor, size)
-        if getattr(config, "num_channels", 3) != preprocessing.channels:
-            preprocessing = None  # the default is for colour images
+        channels = getattr(config, "num_channels", None)
+        if isinstance(channels, int) and channels != preprocessing.channels:
+            preprocessing = None
+            why = f"the default of its family is for 3 channels, and it takes {channels}"
     return VisionModel(
         name,
         "transformers",
@@ -170,7 +172,7 @@ def _describe(
         embed,
         output=_meaning(module.config) if has_classes and plain else None,
         verified=type(module).__module__.startswith("transformers."),
-        no_preprocessing=f"{source} has no {PROCESSOR_FILE}" if source else "no checkpoint tells it",
+        no_preprocessing="" if preprocessing else why,
     )
 
 
@@ -214,7 +216,7 @@ class PixelValues:
 
 @dataclass(frozen=True, eq=False)
 class PooledFeatures:
-    """The pooled output, or the readout of the last tokens if the pooling layer is one that needs training."""
+    """The projected or pooled output; the readout of the last tokens if the pooling layer needs training."""
 
     run: PixelValues
     layout: Layout
@@ -222,6 +224,8 @@ class PooledFeatures:
 
     def __call__(self, pixels: Tensor) -> Float[Tensor, "batch channel"]:
         output: Any = self.run(pixels)
+        if getattr(output, "image_embeds", None) is not None:  # of a class with a projection
+            return output.image_embeds
         pooled = getattr(output, "pooler_output", None)
         if pooled is not None and not hasattr(getattr(self.module, "pooler", None), "dense"):
             return pooled

@@ -25,7 +25,9 @@ def names_pixel_values(module: nn.Module) -> bool:
 def takes_image_alone(module: Any) -> bool:
     """Whether a model of transformers runs on pixel values and nothing else."""
     parameters = parameters_of(module)
-    if getattr(module, "main_input_name", "pixel_values") != "pixel_values" or set(_TEXT) & parameters.keys():
+    # A tower inherits the main input of the whole model from a base class they share, whatever it takes itself.
+    main = "pixel_values" if "pixel_values" in parameters else getattr(module, "main_input_name", "pixel_values")
+    if main != "pixel_values" or set(_TEXT) & parameters.keys():
         return False
     required = {name for name, p in parameters.items() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD}
     return required <= {"self", "pixel_values"} if "pixel_values" in parameters else len(required) == 2

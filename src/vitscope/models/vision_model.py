@@ -2,6 +2,7 @@
 
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from vitscope.errors import CallError, WorkError, first_line, warn
 from vitscope.grid import Grid
 from vitscope.interrupts import uninterrupted
 from vitscope.models.hierarchy import Hierarchy
-from vitscope.models.outputs import Observed, Output, UnclearOutputError, probabilities
+from vitscope.models.outputs import Classes, NoClasses, Observed, Output, UnclearOutputError, probabilities
 from vitscope.picture import Picture, Preprocessing, photos, picture_of_unit
 from vitscope.shapes import Pixels
 
@@ -162,7 +163,7 @@ class VisionModel:
     def running(self) -> Iterator[None]:
         """Evaluation mode; flags and whatever the library sets while it runs are as before afterwards."""
         hierarchy = None if self.layout is None else self.layout.hierarchy
-        with evaluating(self.module), uncompiled(), nullcontext() if hierarchy is None else hierarchy.kept():
+        with evaluating(self.module), uncompiled(self.module), nullcontext() if hierarchy is None else hierarchy.kept():
             yield
 
     def answer(self, pixels: Pixels) -> Tensor | None:
@@ -214,6 +215,8 @@ class VisionModel:
     @property
     def meaning(self) -> Output:
         """What the numbers of :meth:`answer` are; ``"logits"`` as long as nothing says otherwise."""
+        if isinstance(self.forward, NoClasses) or (self.embed is not None and isinstance(self.forward, Classes)):
+            return "features"
         observed = self.forward.meaning if isinstance(self.forward, Observed) else None
         return self.output or observed or "logits"
 
@@ -310,12 +313,18 @@ _held_lock = threading.Lock()
 
 
 @contextmanager
-def uncompiled() -> Iterator[None]:
+def uncompiled(module: nn.Module) -> Iterator[None]:
     """Compiled modules, blocks and forward methods run as they were written, so that attention can be seen."""
     if "torch._dynamo" not in sys.modules:  # nothing was compiled, and importing it takes seconds
         yield
         return
-    with torch.compiler.set_stance("force_eager"):
+    if not any(type(child).__name__ == "OptimizedModule" for child in module.modules()):
+        with torch.compiler.set_stance("force_eager"):
+            yield
+        return
+    with torch.compiler.set_stance("force_eager"), warnings.catch_warnings():
+        # A compiled module inside another one complains of the hooks that watch the run.
+        warnings.filterwarnings("ignore", message="Using `torch.compile")
         yield
 
 
