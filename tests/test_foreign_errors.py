@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import vitscope as vs
 from tests.live import Answering, images, timm_vit
-from vitscope.errors import CallError
+from vitscope.errors import CallError, WorkError
 
 
 class OwnError(Exception):
@@ -61,7 +61,7 @@ ASKED: dict[str, Callable[[vs.VisionModel], Any]] = {
 )
 def test_errors_of_a_module_are_quoted_in_one_line(error: Exception, ask: str) -> None:
     module = Raising(error)
-    with pytest.raises(CallError) as caught:
+    with pytest.raises(WorkError) as caught:
         ASKED[ask](vs.load(module))
     message = str(caught.value)
     assert "\n" not in message
@@ -102,7 +102,7 @@ def test_a_missing_argument_is_quoted() -> None:
         def forward(self, pixels: Tensor, text: Tensor) -> Tensor:
             return self.backbone(pixels) + text
 
-    with pytest.raises(CallError, match=r"^NeedsText failed on .*missing 1 required positional argument: 'text'$"):
+    with pytest.raises(WorkError, match=r"^NeedsText failed on .*missing 1 required positional argument: 'text'$"):
         vs.load(NeedsText()).predict(images(1))
 
 
@@ -117,5 +117,5 @@ def test_another_size_is_quoted() -> None:
 def test_errors_of_the_callers_function_are_quoted(name: str) -> None:
     options: dict[str, Any] = {name: lambda returned: returned["nothing"]}
     model = vs.load(Answering(lambda rows: {"rows": rows, "more": rows}), **options)
-    with pytest.raises(CallError, match=r"^Answering failed on an input of 1×3×32×32 .*KeyError: 'nothing'$"):
+    with pytest.raises(WorkError, match=r"^Answering failed on an input of 1×3×32×32 .*KeyError: 'nothing'$"):
         vs.occlusion(model, images(1), target="similarity" if name == "embed" else 0)

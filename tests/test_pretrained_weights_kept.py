@@ -96,7 +96,7 @@ def test_a_run_leaves_frozen_weights_bit_equal(name: str, tuning: str, tmp_path:
     model = case(name).model()
     tuned = vs.finetune(model, coloured(8, 4, 2), out=tmp_path / "run", tuning=tuning, **OPTIONS)
     before, after = weights(model), weights(tuned.model)
-    norms = [key for key in before if "norm" in key and key.endswith("weight")]
+    norms = [key for key in before if ("norm" in key or ".ln" in key) and key.endswith("weight")]
     assert norms
     assert all(torch.equal(before[key], after.get(key, after.get(f"backbone.{key}", before[key][:0]))) for key in norms)
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from accelerate import PartialState
 
 from vitscope.arguments import at_least, seed_number
 from vitscope.errors import CallError, OutputExistsError
@@ -27,6 +26,7 @@ from vitscope.tune.finetuning import finetune, require_device
 from vitscope.tune.inspecting import Inspection, inspect, usable
 from vitscope.tune.json_files import DamagedError
 from vitscope.tune.lock import locked
+from vitscope.tune.processes import training_processes
 from vitscope.tune.progress import CellProgress, cells_progress
 from vitscope.tune.recipe import Recipe, read_recipe
 from vitscope.tune.runs import Tuned, difference, holds_something, read_result, settings_of
@@ -252,7 +252,7 @@ def compare(
             block_projections(model)  # refuses a model without windows before anything is trained
     pictures = _examples(data)
     cells: list[Cell] = []
-    processes = PartialState()
+    processes = training_processes()
     with cells_progress(progress) as tell, locked(out) if processes.is_main_process else nullcontext():
         for model, tuning, seed in _order(loaded, tunings, listed):
             folder = out / CELLS / f"{plain_name(model.name)}-{tuning}-{seed}"
@@ -284,7 +284,7 @@ class _Work:
     def cell(self, progress: CellProgress | None) -> Cell:
         kept = self.folder / CELL
         if not kept.is_file():
-            tuned, processes = self._tuned(progress), PartialState()
+            tuned, processes = self._tuned(progress), training_processes()
             if processes.is_main_process:
                 change = attention_change(self.model, tuned.model, self.pictures)
                 with replacing(kept) as beside:
@@ -292,8 +292,9 @@ class _Work:
                     beside.write_text(json.dumps(about), encoding="utf-8")
             processes.wait_for_everyone()
         about = _read_cell(kept)
-        if PartialState().is_main_process:
-            if about.get("model_kept") is False:  # it was decided when the cell was run, maybe by a killed process
+        keeps_model = about.pop("model_kept", True)
+        if training_processes().is_main_process:
+            if not keeps_model:  # it was decided when the cell was run, maybe by a killed process
                 discard(self.folder / WITHIN)
             for folder in (self.folder, self.folder.parent):
                 sweep_temporary(folder)

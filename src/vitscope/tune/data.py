@@ -52,7 +52,7 @@ class Pictures:
         if isinstance(found, bytes):
             try:
                 return read_photo(found)[0]
-            except PictureError as error:
+            except (PictureError, CallError) as error:
                 raise PictureError(f"{self.name(at)} is damaged: {error}") from None
         if isinstance(found, Path):
             check_regular(found)

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from torch import Tensor, nn
 from transformers import TrainerState
 
@@ -31,6 +30,7 @@ from vitscope.tune.inspecting import inspect, usable
 from vitscope.tune.lock import locked
 from vitscope.tune.memory import peak_memory
 from vitscope.tune.pretrained import check_frozen_weights, check_pretrained_weights, frozen_digests
+from vitscope.tune.processes import training_processes
 from vitscope.tune.progress import Progress, training_progress
 from vitscope.tune.recipe import Recipe, read_recipe
 from vitscope.tune.runs import (
@@ -110,7 +110,7 @@ def finetune(
         prepared = prepare(made, tuning, rank=rank)
         check_pretrained_weights(base, made)
         settings = settings_of(base, data, tuning, rank, chosen)
-        processes = PartialState()
+        processes = training_processes()
         with locked(out) if processes.is_main_process else nullcontext():
             place = _place(out, settings, overwrite)
             if place is None:
@@ -126,7 +126,7 @@ def finetune(
 
 def _place(out: Path, settings: Mapping[str, Any], overwrite: bool) -> Path | None:
     """Where this run is worked on; the main process prepares it, the others read what it decided."""
-    processes = PartialState()
+    processes = training_processes()
     with processes.main_process_first():
         if processes.is_main_process:
             return working_folder(out, settings, overwrite)
@@ -183,7 +183,7 @@ class _Run:
             frozen = self.tuning in ("head", READS_WINDOWS)
             digests = frozen_digests(self.model.module, evaluating=frozen)
             classifier = Classifier(self.model, float(self.recipe.label_smoothing), frozen=frozen)
-            per_step = self.recipe.batch_size * self.recipe.accumulate * PartialState().num_processes
+            per_step = self.recipe.batch_size * self.recipe.accumulate * training_processes().num_processes
             steps = self.recipe.epochs * math.ceil(len(train) / per_step)
             folder = self.out / CHECKPOINTS
             on_cpu = self.device.type == "cpu"
