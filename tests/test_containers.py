@@ -364,8 +364,9 @@ def test_a_container_that_reads_something_else_has_an_unknown_readout() -> None:
 
 
 @pytest.mark.parametrize("readout", ["cls", HALF, "tokens"])
-def test_a_wrong_readout_for_a_container_is_not_believed(readout: Any) -> None:
-    assert vs.capture(vs.load(Mean(), readout=readout), images(1)).readout is None
+def test_a_wrong_readout_for_a_container_is_refused(readout: Any) -> None:
+    with pytest.raises(UnsupportedModelError, match=r"says the classifier reads .*pass the right readout"):
+        vs.capture(vs.load(Mean(), readout=readout), images(1))
 
 
 @pytest.mark.parametrize("readout", ["clss", {"cls": 0.5}, {"cls": 1.5, "patches": -0.5}, {}])

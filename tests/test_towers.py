@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -225,3 +226,13 @@ def test_a_tower_of_random_weights_takes_photos_by_the_defaults_of_its_family() 
     assert model.preprocessing is not None
     assert "default of the model's family" in model.preprocessing.source
     assert vs.attention_map(model, PHOTO).values.shape == (1, 4, 4)
+
+
+def test_a_part_of_a_saved_model_is_named(tmp_path: Path) -> None:
+    of("LlavaForConditionalGeneration", "LlavaConfig", vision_config=CLIP_VISION, text_config=LLAMA)().save_pretrained(
+        tmp_path
+    )
+    by_name, by_itself = vs.load(tmp_path, backbone="vision_tower"), vs.load(tmp_path)
+    assert torch.equal(vs.rollout(by_name, images(1)).values, vs.rollout(by_itself, images(1)).values)
+    with pytest.raises(CallError, match=r"^backbone='nope' is no model inside LlavaModel: it holds vision_tower"):
+        vs.load(tmp_path, backbone="nope")

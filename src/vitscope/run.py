@@ -152,7 +152,8 @@ def _verdict(model: VisionModel, pixels: Tensor) -> Layout | UnsupportedModelErr
         try:
             verified_readout(model, pixels, captured.trace, captured.calls, has_classes=captured.logits is not None)
         except ReadoutError as error:
-            return error if not model.backbone or model.layout is None else replace(model.layout, readout={})
+            inherited = model.layout is not None and model.backbone and not model.layout.states_readout
+            return replace(model.layout, readout={}) if inherited and model.layout is not None else error
         except UnsupportedModelError as error:
             return error
     return model.layout

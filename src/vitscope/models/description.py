@@ -70,7 +70,8 @@ class Description:
         if self.readout is not None:
             if model.layout is None:
                 raise CallError("readout needs patch_size, which says what the other tokens are")
-            changes["layout"] = replace(model.layout, readout=checked_readout(self.readout, model.layout.prefix_names))
+            readout = checked_readout(self.readout, model.layout.prefix_names)
+            changes["layout"] = replace(model.layout, readout=readout, states_readout=True)
         return replace(model, **changes)
 
     def _prepared(self, model: VisionModel) -> Preprocessing | None:

@@ -79,7 +79,8 @@ def load(
             patch, names of the tokens before the patches, and which tokens the classifier reads (the name of a
             prefix token, ``"patches"`` for their mean, ``"pooling"``, or weights over these that sum to one).
             ``readout`` alone replaces that of a known live model, whose classifier was changed.
-        backbone: the path of the vision transformer inside a live module; a single known model is found by itself.
+        backbone: the path of the vision transformer inside a live module or a model of transformers; a single known
+            model is found by itself.
         output: what the module returns: ``"logits"`` (softmax, or sigmoid of a single output), ``"softmax"``,
             ``"sigmoid"`` (independent classes), ``"probabilities"``, ``"value"`` (regression) or ``"features"``
             (an embedding, explained by similarity). By default what the library or the module shows.
@@ -111,10 +112,8 @@ def load(
         raise CallError("device and dtype are not for a live module: move it with its own .to() first")
     if live and weights is not None:
         raise CallError("weights are not for a live module: load them with its own load_state_dict() first")
-    if not live and (patch_size is not None or prefix or readout is not None or backbone is not None):
-        raise CallError(
-            "patch_size, prefix, readout and backbone describe a live module; a named model is known already"
-        )
+    if not live and (patch_size is not None or prefix or readout is not None):
+        raise CallError("patch_size, prefix and readout describe a live module; a named model is known already")
     description = described(
         image_size=size,
         layout=_layout(patch_size, prefix, readout),
@@ -132,7 +131,7 @@ def load(
     if isinstance(model, nn.Module):
         module = model if adapter is None else load_adapter(unwrapped(model), adapter)
         return describe_module(module, description)
-    loaded = _load_named(str(model), pretrained, size, _dtype(dtype), weights, output)
+    loaded = _load_named(str(model), pretrained, size, _dtype(dtype), weights, output, backbone)
     if adapter is not None:
         loaded = with_adapter(loaded, adapter, image_size=size, name=loaded.name)
     return _moved(description.applied(loaded), device)
@@ -161,9 +160,14 @@ def _load_named(
     dtype: torch.dtype | None,
     weights: str | Path | None,
     output: str | None,
+    backbone: str | None,
 ) -> VisionModel:
     library, colon, rest = name.partition(":")
     options: dict[str, Any] = {"pretrained": pretrained, "image_size": size, "dtype": dtype}
+    if backbone is not None and (
+        (colon and library in LIBRARIES) or name in BUNDLED or manifest_folder(model_path(name))
+    ):
+        raise CallError(f"backbone names a part of a live module or of a model of transformers, and {name} is neither")
     if colon and library in LIBRARIES:
         return library_module(library).load(rest, **options, weights=weights)
     if weights is not None and (
@@ -191,8 +195,8 @@ def _load_named(
             "a hub id such as google/vit-base-patch16-224, timm:<name> or torchvision:<name>"
         )
     target = str(path_like) if path_like.exists() else name
-    backbone_alone = "features" if output == "features" else None
-    return library_module("transformers").load(target, **options, weights=weights, output=backbone_alone)
+    headless = "features" if output == "features" else None
+    return library_module("transformers").load(target, **options, weights=weights, output=headless, backbone=backbone)
 
 
 def describe_module(module: nn.Module, description: Description) -> VisionModel:

@@ -30,7 +30,7 @@ from vitscope.models.transformers_families import FAMILIES, Family, cls_alone
 from vitscope.models.transformers_processor import PROCESSOR_FILE, default_processor, processor_settings
 from vitscope.models.transformers_processor import read_processor as read_processor
 from vitscope.models.transformers_processor import saved_processor as saved_processor
-from vitscope.models.transformers_towers import names_pixel_values, vision_tower
+from vitscope.models.transformers_towers import named_part, names_pixel_values, vision_tower
 from vitscope.models.vision_model import Layout, VisionModel
 from vitscope.models.weights import head_rows
 from vitscope.models.weights_file import read_weights
@@ -46,6 +46,7 @@ def load(
     weights: str | Path | None = None,
     output: str | None = None,
     classes: int | None = None,
+    backbone: str | None = None,
 ) -> VisionModel:
     """Load a hub id, a local folder or, for random weights or with ``weights``, a model type.
 
@@ -53,8 +54,10 @@ def load(
         weights: a file with the weights of this architecture, in place of the pretrained ones.
         output: ``"features"`` leaves the classifier out; by default the model is what was saved.
         classes: the number of classes of a classifier that stays untrained, because the caller replaces it.
+        backbone: the path of the part that looks at the image, in a model that has several or needs more than an image.
 
     Raises:
+        CallError: there is no such part.
         ModelUnavailableError: the weights cannot be reached, or do not fill the model.
     """
     if output not in (None, "features"):
@@ -86,7 +89,8 @@ def load(
         settings = processor_settings(source, local_only)
         with foreign_errors(f"{called} cannot be loaded: reading its layout and preprocessing"):
             random_weights = not pretrained and state is None
-            return _describe(module.eval(), settings, image_size, called, source=called, random_weights=random_weights)
+            part = module.eval() if backbone is None else named_part(module.eval(), backbone)
+            return _describe(part, settings, image_size, called, source=called, random_weights=random_weights)
 
 
 def _by_timm(

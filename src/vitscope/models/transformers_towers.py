@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from vitscope.errors import UnknownModelError, UnsupportedModelError
+from vitscope.errors import CallError, UnknownModelError, UnsupportedModelError
 
 # Inputs of models that need more than an image.
 _TEXT = ("input_ids", "decoder_input_ids", "bbox", "labels_text")
@@ -31,6 +31,21 @@ def takes_image_alone(module: Any) -> bool:
         return False
     required = {name for name, p in parameters.items() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD}
     return required <= {"self", "pixel_values"} if "pixel_values" in parameters else len(required) == 2
+
+
+def named_part(module: nn.Module, path: str) -> nn.Module:
+    """Return the part of a model at a path.
+
+    Raises:
+        CallError: there is none, or it is no model of its own.
+    """
+    parts = dict(module.named_modules())
+    if path not in parts or not hasattr(parts[path], "config"):
+        models = [name for name, part in parts.items() if name and hasattr(part, "config") and "." not in name]
+        raise CallError(
+            f"backbone={path!r} is no model inside {type(module).__name__}: it holds {', '.join(models) or 'none'}"
+        )
+    return parts[path]
 
 
 def vision_tower(module: Any, name: str) -> nn.Module:

@@ -38,6 +38,7 @@ class Layout:
             classifier reads something that no token leads to.
         hierarchy: windows and merging, where attention is not over one grid of all tokens.
         partial_patches: a last patch that the input fills only in part is padded, not left over.
+        states_readout: the caller of load() named the readout, so one that turns out wrong is an error.
     """
 
     patch_size: tuple[int, int]
@@ -45,6 +46,7 @@ class Layout:
     readout: Mapping[str, float]
     hierarchy: Hierarchy | None = None
     partial_patches: bool = False
+    states_readout: bool = False
 
     def grid(self, height: int, width: int) -> Grid:
         """The (finest) token grid of an input of ``height`` × ``width`` pixels."""
