@@ -176,14 +176,16 @@ def test_the_same_pixels_as_timm(config: dict[str, Any], size: tuple[int, int] |
     assert_same_pixels(made, create_transform(**resolved, is_training=False))
 
 
-def test_timms_padding_mode_is_refused() -> None:
+def test_timms_padding_mode_takes_tensors_and_refuses_photos() -> None:
     timm = pytest.importorskip("timm")
     import vitscope as vs
 
     module = timm.create_model("test_vit")
     module.pretrained_cfg = {**module.pretrained_cfg, "crop_mode": "border"}
-    with pytest.raises(CallError, match="'border' pads the picture"):
-        vs.load(module)
+    model = vs.load(module)
+    assert len(model.predict(torch.zeros(1, 3, 160, 160))) == 1
+    with pytest.raises(CallError, match=r"'border' pads the picture, which vitscope does not.*pass a tensor"):
+        model.predict(photo((160, 160)))
 
 
 # torchvision

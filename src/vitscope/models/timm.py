@@ -186,7 +186,7 @@ def wrap(module: nn.Module, *, image_size: tuple[int, int] | None, name: str | N
     if has_classes:
         certain = own_forward and isinstance(classifier, nn.Linear | tuple)
         forward = Classes(module, name) if certain else Observed(module, name)
-    preprocessing = _preprocessing(module, image_size)
+    preprocessing, unknown = _preprocessing(module, image_size)
     return VisionModel(
         name,
         "timm",
@@ -199,7 +199,7 @@ def wrap(module: nn.Module, *, image_size: tuple[int, int] | None, name: str | N
         # Without a pooling layer the class gives all tokens; a mean over its places is what is left.
         None if has_classes else MeanOfTokens(module),
         verified=own_forward,
-        no_preprocessing="" if preprocessing else "the module has no pretrained_cfg that fits its input",
+        no_preprocessing=unknown,
     )
 
 
@@ -312,17 +312,20 @@ def _input_size(module: Any) -> tuple[int, int]:
     return tuple(size) if size else tuple(resolve_model_data_config(module)["input_size"][1:])
 
 
-def _preprocessing(module: Any, image_size: tuple[int, int] | None) -> Preprocessing | None:
-    """What the module's ``pretrained_cfg`` says; None if it has none, or one for another number of channels."""
+def _preprocessing(module: Any, image_size: tuple[int, int] | None) -> tuple[Preprocessing | None, str]:
+    """What the module's ``pretrained_cfg`` says; or None, and why that says nothing."""
     facts = getattr(module, "pretrained_cfg", None) or getattr(module, "default_cfg", None) or {}
     if not facts.get("mean"):
-        return None
+        return None, "the module has no pretrained_cfg"
     size = image_size or _input_size(module)
     config = resolve_model_data_config(module)
     channels = input_channels(module)
     if len(config["mean"]) != len(config["std"]) or channels not in (None, len(config["mean"])):
-        return None
-    return replace(read_data_config({**config, "input_size": (channels, *size)}, None), source="timm's pretrained_cfg")
+        return None, f"its pretrained_cfg is for {len(config['mean'])} channels, and it takes {channels}"
+    if config.get("crop_mode") == "border":
+        return None, "timm's crop mode 'border' pads the picture, which vitscope does not"
+    prepared = read_data_config({**config, "input_size": (channels, *size)}, None)
+    return replace(prepared, source="timm's pretrained_cfg"), ""
 
 
 def read_data_config(config: Mapping[str, Any], image_size: tuple[int, int] | None) -> Preprocessing:
@@ -337,7 +340,7 @@ def read_data_config(config: Mapping[str, Any], image_size: tuple[int, int] | No
     size = image_size or tuple(config["input_size"][1:])
     squash, crop_pct = config.get("crop_mode") == "squash", config.get("crop_pct") or 0.875
     if config.get("crop_mode") == "border":
-        raise CallError("timm's crop mode 'border' pads the picture, which is not supported: pass a tensor")
+        raise CallError("timm's crop mode 'border' pads the picture, which vitscope does not: pass mean and std")
     return Preprocessing(
         size=size,
         mean=tuple(config["mean"]),
