@@ -299,7 +299,7 @@ def test_a_model_whose_first_block_is_nowhere_cannot_drop_tokens() -> None:
             tokens = self.patches(pixels).flatten(2).transpose(1, 2)
             return self.attention(tokens, tokens, tokens, need_weights=False)[0].mean(1)
 
-    model = vs.load(Single().eval(), patch_size=8, readout="patches")
+    model = vs.load(Single().eval(), patch_size=8, readout="patches", output="logits")
     with pytest.raises(vs.CallError, match="where its tokens enter the first block is unknown") as caught:
         vs.lime(model, picture((16, 16)), segments="patches", hide="drop")
     assert "\n" not in str(caught.value)

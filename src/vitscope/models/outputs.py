@@ -214,11 +214,13 @@ class Ending:
     Attributes:
         layer: the last layer whose output they are, and its ``path``; None if a function made them.
         function: ``"softmax"`` or ``"sigmoid"`` if that made them last.
+        of_layers: whether any layer ran at all; else the rows are a function of the pixels.
     """
 
     path: str = ""
     layer: nn.Module | None = None
     function: str = ""
+    of_layers: bool = True
 
     @property
     def meaning(self) -> Output | None:
@@ -283,7 +285,7 @@ def watched_ending(module: nn.Module) -> Iterator[Callable[[Tensor], Ending]]:
     handles = [
         layer.register_forward_hook(note(path))
         for path, layer in module.named_modules()
-        if not any(True for _ in layer.children())
+        if path and not any(True for _ in layer.children())
     ]
     watch = _Watch()
 
@@ -294,7 +296,7 @@ def watched_ending(module: nn.Module) -> Iterator[Callable[[Tensor], Ending]]:
                     return Ending(function=name)
             endings = [Ending(path, layer) for path, layer, source in reversed(outputs) if _same(source(), rows)]
         computed = (end for end in endings if not isinstance(end.layer, _PASSING_ON))
-        return next(computed, endings[0] if endings else Ending())
+        return next(computed, endings[0] if endings else Ending(of_layers=bool(outputs)))
 
     try:
         with watch:
@@ -377,8 +379,8 @@ class Observed:
             return "logits"
         if proven is not None:
             return proven
-        if not any(True for _ in self.module.children()):
-            return "logits"  # a function of the pixels, with no layers that could be a tower
+        if not ending.of_layers:
+            return "logits"  # a function of the pixels, which is no tower
         if _sums_to_one(rows.float()):
             return "probabilities"
         if bool(((rows.float().norm(dim=-1) - 1).abs() < 1e-3).all()):
