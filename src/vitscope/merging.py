@@ -82,7 +82,7 @@ class MergeStep(Compact):
         ``"equal"``: a quarter each, padding included. ``"norm"``: ‖T_q x_q‖ / Σ, where padding, being zero, has none.
         """
         if merge == "equal":
-            return torch.full((1, *self.groups.shape), 0.25, device=self.groups.device)
+            return torch.full((1, *self.groups.shape), 0.25, dtype=torch.float32, device=self.groups.device)
         if self.reduction is None:
             raise CallError(f"this trace does not hold the input of {self.module}: capture it anew for merge='norm'")
         norms = self.reduction.norms(self.groups)

@@ -211,7 +211,11 @@ class Recorder:
         if windows is None and scores.shape[1] != 1:
             return None
         if (self.grid, windows) not in self.known_slots:
-            slots = torch.arange(self.grid.num_tokens)[None] if windows is None else windows.slots(self.grid)
+            slots = (
+                torch.arange(self.grid.num_tokens, device=scores.device)[None]
+                if windows is None
+                else windows.slots(self.grid)
+            )
             self.known_slots[self.grid, windows] = slots.to(scores.device)
         slots = self.known_slots[self.grid, windows]
         if slots.shape != (scores.shape[1], scores.shape[3]):

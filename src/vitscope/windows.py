@@ -36,7 +36,7 @@ class Windows:
 
     def slots(self, grid: Grid) -> Slots:
         """Which token each slot of each window holds; −1 for padding."""
-        tokens = torch.arange(grid.num_patches).view(grid.height, grid.width)
+        tokens = torch.arange(grid.num_patches, device="cpu").view(grid.height, grid.width)
         height, width = self.size
         below, beside = -grid.height % height, -grid.width % width
         if self.roll_first:
@@ -81,7 +81,7 @@ def merge_groups(grid: Grid) -> Groups:
     >>> merge_groups(Grid(2, 3)).tolist()
     [[0, 3, 1, 4], [2, 5, -1, -1]]
     """
-    tokens = torch.arange(grid.num_patches).view(grid.height, grid.width)
+    tokens = torch.arange(grid.num_patches, device="cpu").view(grid.height, grid.width)
     tokens = F.pad(tokens, (0, grid.width % 2, 0, grid.height % 2), value=PADDING)
     quarters = [tokens[row::2, column::2] for column in (0, 1) for row in (0, 1)]
     return torch.stack(quarters, dim=-1).flatten(0, 1)

@@ -87,7 +87,8 @@ def _statistics(step: AttentionStep) -> tuple[Tensor, Tensor]:
 
 def _places(grid: Grid) -> Float[Tensor, "token_and_padding 2"]:
     """Row and column of each token, NaN for prefix tokens; the last line, index −1, is padding."""
-    rows, columns = torch.meshgrid(torch.arange(grid.height), torch.arange(grid.width), indexing="ij")
-    places = torch.full((grid.num_tokens + 1, 2), math.nan)
+    sides = (torch.arange(side, device="cpu") for side in (grid.height, grid.width))
+    rows, columns = torch.meshgrid(*sides, indexing="ij")
+    places = torch.full((grid.num_tokens + 1, 2), math.nan, dtype=torch.float32, device="cpu")
     places[grid.prefix : grid.num_tokens] = torch.stack([rows.flatten(), columns.flatten()], dim=1).float()
     return places

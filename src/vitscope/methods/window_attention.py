@@ -60,7 +60,7 @@ def window_attention(
     step = trace.step(layer)
     grid = step.known_grid()
     queries = region_queries(window_regions(step), place)
-    row = torch.zeros(step.scores.shape[0], 1, grid.num_tokens, device=step.scores.device)
+    row = torch.zeros(step.scores.shape[0], 1, grid.num_tokens, dtype=torch.float32, device=step.scores.device)
     row[:, 0, [grid.token(*query) for query in queries]] = 1
     values, fallen = step.looked_at(row, head)
     about = {
