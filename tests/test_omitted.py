@@ -249,3 +249,28 @@ def test_a_packed_batch_is_refused_and_one_image_is_not() -> None:
     with pytest.raises(UnsupportedModelError, match="pass one image at a time"):
         vs.capture(module, random(2, 3, 32, 24))
     assert vs.capture(module, random(1, 3, 32, 24)).attention(0).shape == (1, 2, 12, 12)
+
+
+def test_what_a_window_transformer_attends_to_outside_its_layers_is_told() -> None:
+    """A subclass whose own forward method pools by attention, outside of every submodule."""
+    timm = pytest.importorskip("timm")
+
+    class Pooling(timm.models.SwinTransformer):
+        def forward(self, pixels: Tensor) -> Tensor:
+            tokens = self.forward_features(pixels).flatten(1, 2)
+            query = tokens.mean(1, keepdim=True)
+            return self.head.fc(F.scaled_dot_product_attention(query, tokens, tokens)[:, 0])
+
+    options = {
+        "img_size": 32,
+        "patch_size": 2,
+        "window_size": 4,
+        "embed_dim": 16,
+        "depths": (2, 2),
+        "num_heads": (2, 4),
+    }
+    model = vs.load(Pooling(**options, num_classes=5).eval(), output="logits", labels=list("abcde"))
+    with pytest.warns(vs.VitscopeWarning, match=r"1 of 5 attention calls .*1 queries, 64 keys"):
+        trace = vs.capture(model, random(1, 3, 32, 32))
+    assert [(call.queries, call.keys) for call in trace.omitted] == [(1, 64)]
+    assert trace.num_layers == 4

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from vitscope.errors import CallError
 from vitscope.models.hierarchy import Hierarchy, Projection
+from vitscope.models.unwatched import unwatched
 from vitscope.models.vision_model import VisionModel
 from vitscope.scores import in_float32
 from vitscope.shapes import Pixels, Slots
@@ -44,13 +45,14 @@ class WindowReader(nn.Module):
         """Logits of preprocessed pictures through this backbone; gradients flow to the tokens and the head."""
         entered, projections = entering_blocks(model, pixels), block_projections(model)
         summaries: list[list[Tensor]] = [[] for _ in self.tokens]
-        for path, (tokens, slots) in entered.items():
-            stage = self._stages[path]
-            token = self.tokens[stage]
-            _, added = read_window(projections[path], tokens, slots, token)
-            summaries[stage].append(added.mean(1) + token)
-        stages = [torch.stack(blocks).mean(0) for blocks in summaries]
-        return self.head(self.norm(torch.cat(stages, dim=-1)))
+        with unwatched():  # what the stages' tokens attend to is no attention of the backbone's
+            for path, (tokens, slots) in entered.items():
+                stage = self._stages[path]
+                token = self.tokens[stage]
+                _, added = read_window(projections[path], tokens, slots, token)
+                summaries[stage].append(added.mean(1) + token)
+            stages = [torch.stack(blocks).mean(0) for blocks in summaries]
+            return self.head(self.norm(torch.cat(stages, dim=-1)))
 
 
 def entering_blocks(model: VisionModel, pixels: Pixels) -> Entered:
