@@ -87,6 +87,17 @@ def test_a_folder_of_timm_gives_its_model_and_its_preprocessing(name: str, form:
     assert_own_preprocessing(model)
 
 
+@pytest.mark.parametrize("form", ["timm:local-dir:", ""])
+def test_other_weights_for_the_architecture_of_a_folder_are_the_ones_that_run(form: str, tmp_path: Path) -> None:
+    folder, other = timm_folder(tmp_path / "folder", trained()), trained()
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(0.5)
+    save_file(other.state_dict(), tmp_path / "other.safetensors")
+    model = vs.load(f"{form}{folder}", weights=tmp_path / "other.safetensors")
+    assert torch.equal(answer(model.module), answer(other))
+
+
 def test_descriptions_are_the_labels_of_a_folder(tmp_path: Path) -> None:
     descriptions = {"n01": "a cat, with whiskers", "n02": "a dog"}
     timm_folder(tmp_path, trained(), label_names=["n01", "n02", "n03"], label_descriptions=descriptions)

@@ -20,6 +20,7 @@ from vitscope.models.local_source import load_local, with_adapter
 from vitscope.models.outputs import Embedding, Observed, Output
 from vitscope.models.paths import model_path
 from vitscope.models.peft_folder import is_adapter_folder, load_adapter
+from vitscope.models.timm_folder import is_timm_folder
 from vitscope.models.vision_model import Layout, VisionModel
 from vitscope.models.wrappers import backbone_path, inside, library_of, unwrapped
 from vitscope.picture import MAX_SIDE
@@ -164,26 +165,24 @@ def _load_named(
 ) -> VisionModel:
     library, colon, rest = name.partition(":")
     options: dict[str, Any] = {"pretrained": pretrained, "image_size": size, "dtype": dtype}
-    if backbone is not None and (
-        (colon and library in LIBRARIES) or name in BUNDLED or manifest_folder(model_path(name))
-    ):
+    of_a_library = bool(colon) and library in LIBRARIES
+    path_like = Path(rest) if of_a_library else model_path(name)
+    own = not of_a_library and (name in BUNDLED or manifest_folder(path_like) or is_adapter_folder(path_like))
+    if backbone is not None and (of_a_library or own or is_timm_folder(path_like)):
         raise CallError(f"backbone names a part of a live module or of a model of transformers, and {name} is neither")
-    if colon and library in LIBRARIES:
+    if of_a_library:
         return library_module(library).load(rest, **options, weights=weights)
-    if weights is not None and (
-        name in BUNDLED or manifest_folder(model_path(name)) or is_adapter_folder(model_path(name))
-    ):
+    if weights is not None and own:
         raise CallError(f"{name} has weights of its own: weights= is for an architecture, such as timm:<name>")
     if name in BUNDLED:
         path = str(bundled_path(name))
-        return library_module("transformers").load(path, pretrained=pretrained, image_size=size, dtype=dtype, name=name)
-    path_like = model_path(name)
+        return library_module("transformers").load(path, **options, name=name)
     tuned = manifest_folder(path_like)
     if tuned is not None:
         if not pretrained:
             raise CallError(f"{name} is a tuned model: it has weights, pretrained=False is for models without")
         return load_folder(tuned, image_size=size, dtype=dtype)
-    local = load_local(path_like, pretrained=pretrained, image_size=size, dtype=dtype)
+    local = load_local(path_like, **options, weights=weights)
     if local is not None:
         return local
     close = difflib.get_close_matches(name, BUNDLED, n=1, cutoff=0.85)

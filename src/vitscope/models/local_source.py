@@ -19,7 +19,12 @@ Size = tuple[int, int]
 
 
 def load_local(
-    path: Path, *, pretrained: bool, image_size: Size | None, dtype: torch.dtype | None
+    path: Path,
+    *,
+    pretrained: bool,
+    image_size: Size | None,
+    dtype: torch.dtype | None,
+    weights: str | Path | None = None,
 ) -> VisionModel | None:
     """Load an adapter folder or one of timm's layout; None for what transformers or the hub may know.
 
@@ -37,7 +42,7 @@ def load_local(
         return load_adapter_folder(path, image_size=image_size, dtype=dtype)
     if is_timm_folder(path):
         loaded: VisionModel = library_module("timm").load(
-            f"local-dir:{path}", pretrained=pretrained, image_size=image_size, dtype=dtype
+            f"local-dir:{path}", pretrained=pretrained, image_size=image_size, dtype=dtype, weights=weights
         )
         return replace(loaded, name=str(path))
     if not (path / "config.json").exists():
