@@ -1,6 +1,7 @@
 """The names of classes: those of the head that is there, those that the caller passes, and no others."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 import vitscope as vs
 from tests.live import SHAPE, Answering, hf_vit, images, seeded, timm_swin, timm_vit, torchvision_vit
-from vitscope.errors import CallError
+from vitscope.errors import CallError, VitscopeError
 
 NUMBERED = {f"class {index}" for index in range(7)}
 
@@ -233,3 +234,13 @@ def test_a_bare_backbone_has_no_labels() -> None:
 
     assert vs.load(seeded(lambda: transformers.ViTModel(transformers.ViTConfig(**SHAPE)))).labels is None
     assert vs.load(timm_vit(0)).labels is None
+
+
+@pytest.mark.parametrize("argument", ["labels", "processor", "weights"])
+def test_only_regular_files_are_opened(argument: str, tmp_path: Path) -> None:
+    """A named pipe would be waited for without end."""
+    pipe = tmp_path / "pipe.pth"
+    os.mkfifo(pipe)
+    name = "timm:test_vit" if argument == "weights" else "vit-nano"
+    with pytest.raises(VitscopeError, match="not a regular file"):
+        vs.load(name, **{argument: pipe})

@@ -10,8 +10,10 @@ from torch import Tensor
 
 from vitscope.arguments import number
 from vitscope.errors import CallError
+from vitscope.models.json_file import parse_object, read_bytes
 from vitscope.models.libraries import library_module
 from vitscope.models.outputs import Embedding, NoClasses, Observed, Output, Select, check_output
+from vitscope.models.paths import PROCESSOR_FILE
 from vitscope.models.vision_model import Layout, VisionModel
 from vitscope.picture import Preprocessing
 
@@ -55,7 +57,7 @@ class Description:
     def applied(self, model: VisionModel) -> VisionModel:
         """The model with everything that was said of it."""
         changes: dict[str, Any] = {"preprocessing": self._prepared(model)}
-        observing = isinstance(model.forward, Observed) and (self.output or self.labels) is not None
+        observing = isinstance(model.forward, Observed) and not (self.output is None and self.labels is None)
         if self.output == "features" and model.embed is not None and not self.names_part:
             changes |= {"forward": NoClasses(getattr(model.forward, "run", None) or model.module), "labels": None}
         elif self.names_part or self.output == "features" or observing:
@@ -83,11 +85,7 @@ class Description:
             assert self.image_size is not None
             base = base.resized(self.image_size)
         if said:
-            source = (
-                f"{base.source}; {' and '.join(said)} passed to load"
-                if base.source
-                else f"{' and '.join(said)} passed to load"
-            )
+            source = "; ".join(part for part in (base.source, f"{' and '.join(said)} passed to load") if part)
             channels = (None if self.preprocessing else model.channels) or len(base.mean)
             mean = _for_each(base.mean if self.mean is None else self.mean, channels, "mean")
             std = _for_each(base.std if self.std is None else self.std, channels, "std")
@@ -188,11 +186,9 @@ def read_labels(labels: Any) -> tuple[str, ...]:
     """
     if isinstance(labels, str | Path):
         try:
-            text = Path(labels).read_text(encoding="utf-8")
-        except (OSError, UnicodeError, ValueError) as error:
-            raise CallError(
-                f"labels: {str(labels)[:100]} cannot be read ({type(error).__name__}): pass a file of names"
-            ) from None
+            text = read_bytes(Path(labels)).decode("utf-8")
+        except ValueError as error:  # also a name that no system has, and text that is not UTF-8
+            raise CallError(f"labels: {str(labels)[:100]!r} {_reason(error)}: pass a file of names") from None
         try:
             labels = json.loads(text)
         except (ValueError, RecursionError):
@@ -212,6 +208,10 @@ def read_labels(labels: Any) -> tuple[str, ...]:
     return tuple(labels)
 
 
+def _reason(error: ValueError) -> str:
+    return "is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else str(error)
+
+
 def read_any_processor(processor: Any, size: Size | None) -> Preprocessing:
     """Return the preprocessing that an image processor, a data configuration or a folder describes.
 
@@ -225,13 +225,13 @@ def read_any_processor(processor: Any, size: Size | None) -> Preprocessing:
     if isinstance(processor, Preprocessing):
         return processor
     if isinstance(processor, str | Path):
-        file = Path(processor)
-        file = file / "preprocessor_config.json" if file.is_dir() else file
         try:
-            settings = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
+            file = Path(processor) / PROCESSOR_FILE if Path(processor).is_dir() else Path(processor)
+            settings = parse_object(read_bytes(file), allow_nan=False)
+        except (OSError, ValueError) as error:
             raise CallError(
-                f"processor: {file} cannot be read ({type(error).__name__}): pass a folder saved by one"
+                f"processor: {str(processor)[:100]} cannot be read (it {error}): pass the folder or file that an image "
+                "processor was saved to"
             ) from None
         return _from_settings(settings, size, str(file))
     if isinstance(processor, Mapping):

@@ -13,36 +13,51 @@ def read_object(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: there is no such file, or it holds something else; the message is one line that names the file.
     """
-    name = path.name
+    try:
+        return parse_object(read_bytes(path), allow_nan=False)
+    except ValueError as error:
+        raise ValueError(f"{path.name} {error}") from None
+
+
+def read_bytes(path: Path) -> bytes:
+    """Return the content of a regular file.
+
+    Raises:
+        ValueError: it is none, too large or out of reach; the message says so of "the file", without its name.
+    """
     try:
         if not path.is_file():
-            raise ValueError(f"{name} is missing" if not path.exists() else f"{name} is not a regular file")
+            raise ValueError("is missing" if not path.exists() else "is not a regular file")
         if path.stat().st_size > LARGEST_BYTES:
-            raise ValueError(f"{name} is larger than {LARGEST_BYTES // 2**20} MiB")
-        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_nan)
+            raise ValueError(f"is larger than {LARGEST_BYTES // 2**20} MiB")
+        return path.read_bytes()
     except OSError as error:
-        raise ValueError(f"{name} cannot be read ({error.strerror or type(error).__name__})") from None
+        raise ValueError(f"cannot be read ({error.strerror or type(error).__name__})") from None
+
+
+def parse_object(content: bytes, *, allow_nan: bool) -> dict[str, Any]:
+    """Return the JSON object of a file's content.
+
+    Raises:
+        ValueError: it holds something else; the message says so of "the file", without its name.
+    """
+    try:
+        value = json.loads(content.decode("utf-8"), parse_constant=float if allow_nan else _refuse_nan)
     except UnicodeDecodeError:
-        raise ValueError(f"{name} is not UTF-8 text") from None
+        raise ValueError("is not UTF-8 text") from None
     except json.JSONDecodeError as error:
-        raise ValueError(f"{name} is not JSON ({error.msg}, line {error.lineno})") from None
+        raise ValueError(f"is not JSON ({error.msg}, line {error.lineno})") from None
     except RecursionError:
-        raise ValueError(f"{name} is nested too deeply") from None
-    except _NanError:
-        raise ValueError(f"{name} holds NaN, which is no setting") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{name} holds {_kind(content)}, a JSON object is expected")
-    return content
-
-
-class _NanError(Exception):
-    """A JSON file holds NaN."""
+        raise ValueError("is nested too deeply") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"holds {_kind(value)}, a JSON object is expected")
+    return value
 
 
 def _refuse_nan(constant: str) -> float:
     if constant == "NaN":
-        raise _NanError
-    return float(constant.replace("Infinity", "inf"))
+        raise ValueError("holds NaN, which is no setting")
+    return float(constant)
 
 
 def _kind(content: Any) -> str:

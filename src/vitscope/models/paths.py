@@ -1,9 +1,12 @@
-"""Names of models as paths."""
+"""Names of models as paths, and of files in their folders."""
 
 from pathlib import Path
 
 from vitscope.errors import UnknownModelError
 from vitscope.models.foreign_errors import first_line
+
+# Where transformers keeps the settings of an image processor.
+PROCESSOR_FILE = "preprocessor_config.json"
 
 
 def model_path(name: str) -> Path:

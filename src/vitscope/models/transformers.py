@@ -16,7 +16,7 @@ from vitscope.models.foreign_errors import foreign_errors
 from vitscope.models.hub import hub_in_reach
 from vitscope.models.libraries import library_module
 from vitscope.models.outputs import Classes, NoClasses, Observed, Output
-from vitscope.models.paths import model_path
+from vitscope.models.paths import PROCESSOR_FILE, model_path
 from vitscope.models.transformers_checkpoint import Checkpoint, fill
 from vitscope.models.transformers_classes import HEADS, quiet
 from vitscope.models.transformers_classes import architecture as architecture
@@ -27,7 +27,7 @@ from vitscope.models.transformers_classes import with_classes as with_classes
 from vitscope.models.transformers_classes import write as write
 from vitscope.models.transformers_config import check_processor_file, class_for, read_config
 from vitscope.models.transformers_families import FAMILIES, Family, cls_alone
-from vitscope.models.transformers_processor import PROCESSOR_FILE, default_processor, processor_settings
+from vitscope.models.transformers_processor import default_processor, processor_settings
 from vitscope.models.transformers_processor import read_processor as read_processor
 from vitscope.models.transformers_processor import saved_processor as saved_processor
 from vitscope.models.transformers_towers import named_part, names_pixel_values, vision_tower

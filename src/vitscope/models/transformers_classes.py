@@ -11,6 +11,7 @@ from torch import nn
 
 from vitscope.errors import ModelUnavailableError, WorkError
 from vitscope.models.library_logging import quiet as quiet
+from vitscope.models.paths import PROCESSOR_FILE
 from vitscope.models.weights import Mismatch, quoted
 from vitscope.picture import Preprocessing
 
@@ -86,7 +87,7 @@ def write(module: Any, folder: Path, preprocessing: Preprocessing | None) -> Non
         module.save_pretrained(folder)
     if preprocessing is not None:
         processor = _processor(preprocessing)
-        (folder / "preprocessor_config.json").write_text(json.dumps(processor, indent=2) + "\n", encoding="utf-8")
+        (folder / PROCESSOR_FILE).write_text(json.dumps(processor, indent=2) + "\n", encoding="utf-8")
 
 
 def read(folder: Path, architecture: Mapping[str, Any]) -> nn.Module:

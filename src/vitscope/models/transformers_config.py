@@ -9,8 +9,9 @@ import transformers
 from vitscope.errors import ModelUnavailableError, UnknownModelError
 from vitscope.models.foreign_errors import first_line
 from vitscope.models.json_file import read_object
+from vitscope.models.paths import PROCESSOR_FILE
 
-PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+PROCESSOR_FILES = (PROCESSOR_FILE, "processor_config.json")
 
 # A model with a text half is read through its vision half.
 _TOWERS = {"clip": "CLIPVisionModel", "siglip": "SiglipVisionModel"}

@@ -10,8 +10,6 @@ from PIL import Image
 from vitscope.errors import CallError
 from vitscope.picture import Preprocessing
 
-PROCESSOR_FILE = "preprocessor_config.json"
-
 
 def processor_settings(source: str, local_only: bool) -> Mapping[str, Any] | None:
     """Return what the checkpoint says about its preprocessing, or None."""

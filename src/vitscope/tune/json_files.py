@@ -1,9 +1,10 @@
 """Reading JSON that a run wrote: an object with the expected names, or one line that says which file is damaged."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from vitscope.models.json_file import parse_object
 
 
 class DamagedError(ValueError):
@@ -21,19 +22,15 @@ def read_object(path: Path, names: Sequence[str] = ()) -> dict[str, Any]:
         DamagedError: it cannot be read, is no JSON object, or lacks a name.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = path.read_bytes()
     except FileNotFoundError:
         raise
-    except UnicodeDecodeError:
-        raise DamagedError("it is not UTF-8 text") from None
-    except RecursionError:
-        raise DamagedError("it is nested too deeply") from None
     except OSError as error:
         raise DamagedError(error.strerror or str(error)) from None
+    try:
+        found = parse_object(content, allow_nan=True)
     except ValueError as error:
-        raise DamagedError(str(error).splitlines()[0]) from None
-    if not isinstance(found, dict):
-        raise DamagedError(f"it holds {type(found).__name__} in place of an object")
+        raise DamagedError(f"it {error}") from None
     missing = [name for name in names if name not in found]
     if missing:
         raise DamagedError(f"it has no {missing[0]!r}")
