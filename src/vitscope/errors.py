@@ -73,10 +73,19 @@ class SaveError(WorkError, OSError):
     """A result could not be written. What stood at its path before is untouched."""
 
 
+LONGEST_QUOTE = 300
+
+
 def first_line(error: BaseException) -> str:
-    """The kind of an error and the first line of what it says, to be quoted in a message."""
+    """Return the first line of an error's message, or the name of its class if it has none."""
     lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0].strip()}" if lines else type(error).__name__
+    line = lines[0].strip() if lines else type(error).__name__
+    return line if len(line) <= LONGEST_QUOTE else f"{line[:LONGEST_QUOTE]}…"
+
+
+def quoted_error(error: BaseException) -> str:
+    """Return the class of an error and the first line of what it says, to be quoted in a message."""
+    return f"{type(error).__name__}: {first_line(error)}" if str(error).strip() else type(error).__name__
 
 
 def warn(message: str) -> None:

@@ -15,20 +15,20 @@ from torch import Tensor, nn
 IMAGE = 1
 
 
-def _names(text: str) -> frozenset[str]:
+def words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
 NOT_TENSORS = frozenset({torch.Size, int, float, bool, str, torch.dtype, torch.device, torch.layout, type(None)})
 # Their result lies in the memory of their first argument, or may do so.
-_VIEWS = _names(
+_VIEWS = words(
     """
     view view_as reshape reshape_as transpose permute swapaxes swapdims movedim moveaxis t T mT H mH flatten
     unflatten squeeze unsqueeze expand expand_as narrow select chunk split tensor_split hsplit vsplit unbind detach
     data real diagonal unfold contiguous __getitem__ __iter__ to float
     """
 )
-_IN_PLACE = _names(
+_IN_PLACE = words(
     """
     __setitem__ __iadd__ __isub__ __imul__ __itruediv__ __ifloordiv__ __imod__ __ipow__ __iand__ __ior__ __ixor__
     """

@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import features
 
-from vitscope.errors import CallError, PictureError, PictureNotFoundError
+from vitscope.errors import CallError, PictureError, PictureNotFoundError, first_line
 
 # Every format that is decoded, and how its files begin ("?" is any byte). Nothing else reaches a decoder: Pillow alone
 # would also run Ghostscript, whatever the file is called.
@@ -61,7 +61,7 @@ MOST_QUOTED_OF_URL = 2000  # signed ones are long
 MOST_BYTES = 1 << 30  # of an open file, which may unpack what it holds
 CHUNK = 1 << 24
 
-_KINDS = {
+KINDS = {
     stat.S_IFIFO: "a named pipe",
     stat.S_IFSOCK: "a socket",
     stat.S_IFCHR: "a device",
@@ -85,7 +85,7 @@ def require_regular_file(path: str | Path) -> Path:
     if stat.S_ISDIR(mode):
         raise PictureNotFoundError(f"{shown} is a folder: pass the pictures in it")
     if not stat.S_ISREG(mode):
-        kind = _KINDS.get(stat.S_IFMT(mode), "no file")
+        kind = KINDS.get(stat.S_IFMT(mode), "no file")
         raise PictureNotFoundError(f"{shown} is {kind}: only regular files are opened, save its content to one first")
     return Path(path)
 
@@ -212,8 +212,7 @@ def read_binary_file(file: Any) -> bytes:
         if start is not None:
             file.seek(start)
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CallError(f"the open file cannot be read ({reason}): pass its path or its bytes") from None
+        raise CallError(f"the open file cannot be read ({first_line(error)}): pass its path or its bytes") from None
     if not parts:
         raise CallError("the open file has nothing left to read: go back to its start with seek(0), or pass its path")
     if not all(isinstance(part, bytes | bytearray | memoryview) for part in parts):

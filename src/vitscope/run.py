@@ -121,10 +121,8 @@ def _answered(model: VisionModel, pixels: Tensor) -> tuple[Tensor | None, Tensor
     return logits, logits
 
 
-# For each module, what the claims of its layout came to at an input size: a readout, or the error that refuses it.
-_claims: WeakKeyDictionary[nn.Module, dict[tuple[Any, ...], Layout | UnsupportedModelError | None]] = (
-    WeakKeyDictionary()
-)
+# For each module, what the claims of its layout came to at an input size: the layout that holds, or an error.
+_claims: WeakKeyDictionary[nn.Module, dict[tuple[Any, ...], Layout | UnsupportedModelError]] = WeakKeyDictionary()
 
 
 def _verified(model: VisionModel, pixels: Tensor) -> VisionModel:
@@ -138,25 +136,24 @@ def _verified(model: VisionModel, pixels: Tensor) -> VisionModel:
     claims = _claims.setdefault(model.module, {})
     claim = (*pixels.shape[-2:], *sorted(model.layout.readout.items()))
     if claim not in claims:
-        claims[claim] = _verdict(believed, pixels)
+        claims[claim] = _verdict(believed, model.layout, pixels)
     verdict = claims[claim]
     if isinstance(verdict, UnsupportedModelError):
         raise type(verdict)(str(verdict))
     return replace(believed, layout=verdict)
 
 
-def _verdict(model: VisionModel, pixels: Tensor) -> Layout | UnsupportedModelError | None:
+def _verdict(model: VisionModel, layout: Layout, pixels: Tensor) -> Layout | UnsupportedModelError:
     with preserved_random_state(model.device), warnings.catch_warnings():
         warnings.simplefilter("ignore", VitscopeWarning)  # the capture itself will warn
         captured = run(model, pixels)
         try:
             verified_readout(model, pixels, captured.trace, captured.calls, has_classes=captured.logits is not None)
         except ReadoutError as error:
-            inherited = model.layout is not None and model.backbone and not model.layout.states_readout
-            return replace(model.layout, readout={}) if inherited and model.layout is not None else error
+            return replace(layout, readout={}) if model.backbone and not layout.states_readout else error
         except UnsupportedModelError as error:
             return error
-    return model.layout
+    return layout
 
 
 def _in_float32(logits: Tensor | None) -> Tensor | None:

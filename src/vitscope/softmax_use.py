@@ -14,30 +14,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitscope.flow import NOT_TENSORS, function_name
-
-
-def _names(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
+from vitscope.flow import NOT_TENSORS, function_name, words
 
 OnValues = Callable[[int, Tensor], None]  # the index of an attention call, and its values (…, key, channel)
 
 # Same numbers, same shape, perhaps another dtype or more rows.
-_SAME = _names(
+_SAME = words(
     """
     contiguous clone to type type_as float half bfloat16 double detach data expand expand_as alias_copy cpu cuda
     requires_grad_
     """
 )
 _SWAP = frozenset(["transpose", "swapaxes", "swapdims"])
-_SHAPE = _names(
+_SHAPE = words(
     """
     view reshape view_as reshape_as flatten unflatten squeeze unsqueeze
     """
 )
 _DROPOUT = frozenset(["dropout", "alpha_dropout", "feature_dropout"])
-_PART = _names(
+_PART = words(
     """
     __getitem__ __iter__ select narrow chunk split unbind tensor_split index_select gather
     """

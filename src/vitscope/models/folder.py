@@ -11,10 +11,9 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from vitscope.errors import CallError, ModelUnavailableError, WorkError
+from vitscope.errors import CallError, ModelUnavailableError, WorkError, first_line
 from vitscope.models.adapters import add_adapters
 from vitscope.models.classes import architecture, build, described, heads
-from vitscope.models.foreign_errors import first_line
 from vitscope.models.libraries import library_module
 from vitscope.models.manifest import FORMAT, checked_manifest
 from vitscope.models.vision_model import VisionModel

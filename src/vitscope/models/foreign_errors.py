@@ -3,16 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from vitscope.errors import ModelUnavailableError, VitscopeError
-
-LONGEST_QUOTE = 300
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or the name of its class if it has none."""
-    lines = str(error).strip().splitlines()
-    line = lines[0].strip() if lines else type(error).__name__
-    return line if len(line) <= LONGEST_QUOTE else f"{line[:LONGEST_QUOTE]}…"
+from vitscope.errors import ModelUnavailableError, VitscopeError, quoted_error
 
 
 @contextmanager
@@ -30,4 +21,4 @@ def foreign_errors(what: str) -> Iterator[None]:
     except VitscopeError:
         raise
     except Exception as error:
-        raise ModelUnavailableError(f"{what} failed ({type(error).__name__}: {first_line(error)})") from None
+        raise ModelUnavailableError(f"{what} failed ({quoted_error(error)})") from None

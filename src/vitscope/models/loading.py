@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vitscope.arguments import whole_number
-from vitscope.errors import CallError, ModelUnavailableError, UnknownModelError
+from vitscope.errors import CallError, ModelUnavailableError, UnknownModelError, first_line
 from vitscope.models.containers import with_backbone
 from vitscope.models.description import Description, checked_readout, described
 from vitscope.models.folder import load_folder, manifest_folder
@@ -144,7 +144,7 @@ def _moved(loaded: VisionModel, device: str | torch.device | None) -> VisionMode
     try:
         loaded.module.to(torch.device(device))
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        first = str(error).splitlines()[0]
+        first = first_line(error)
         reason = "there is no such device" if first.startswith("Expected one of") else first
         there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
         usable = ", ".join(name for name, found in there.items() if found)
@@ -220,7 +220,7 @@ def describe_module(module: nn.Module, description: Description) -> VisionModel:
         layout = known.layout and replace(
             known.layout, hierarchy=None if hierarchy is None else inside(hierarchy, path)
         )
-    observed = Observed(inner, name, has_labels=description.labels is not None, output=description.output)
+    observed = Observed(inner, name, output=description.output)
     base = VisionModel(
         name,
         "module",
@@ -228,14 +228,13 @@ def describe_module(module: nn.Module, description: Description) -> VisionModel:
         observed,
         layout,
         backbone=path or "",
+        embed=Embedding(observed),
         verified=description.layout is not None,
         no_preprocessing="nothing tells how this module's images are prepared",
     )
-    base = replace(base, embed=Embedding(observed))
     if known is not None and path is not None:
         base = with_backbone(base, known)
-    described = description.applied(base)
-    return replace(described, output=None)  # the observed output already follows what was said
+    return replace(description.applied(base), output=None)  # what was observed already follows what was said
 
 
 def _layout(patch_size: Size | None, prefix: Sequence[str], readout: str | Mapping[str, float] | None) -> Layout | None:

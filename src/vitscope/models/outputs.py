@@ -100,7 +100,7 @@ def select_part(returned: Any, select: Select, name: str) -> Any:
         elif isinstance(step, str) and step.isdecimal() and int(step) < len(numbered):
             returned = numbered[int(step)]
         else:
-            raise CallError(f"select={select!r} is not in the output of {name}: it returns {described(returned)}")
+            raise CallError(f"select={select!r} is not in the output of {name}: it returns {in_words(returned)}")
     return returned
 
 
@@ -119,7 +119,7 @@ def classes_of(returned: Any, batch: int, name: str, select: Select | None = Non
         return None
     if not isinstance(returned, Tensor):
         raise UnclearOutputError(
-            f"{name} gives neither classes nor features that vitscope knows: it returns {described(returned)}; pass "
+            f"{name} gives neither classes nor features that vitscope knows: it returns {in_words(returned)}; pass "
             "logits= to vitscope.load, a function of the output that returns (batch, class)"
         )
     rows = as_rows(returned, batch)
@@ -172,7 +172,7 @@ def _only_candidate(parts: Mapping[str | int, Any], batch: int, name: str) -> An
     )
 
 
-def described(returned: Any) -> str:
+def in_words(returned: Any) -> str:
     """An output in words, for a message."""
     if isinstance(returned, Tensor):
         return f"a tensor of shape {tuple(returned.shape)}"
@@ -365,7 +365,7 @@ class Observed:
             return classes_of(returned, batch, self.name, self.select)
         rows = self.logits(returned)
         if not isinstance(rows, Tensor) or rows.ndim != 2 or len(rows) != batch:
-            raise CallError(f"logits= returned {described(rows)}: a tensor (batch, class) is expected")
+            raise CallError(f"logits= returned {in_words(rows)}: a tensor (batch, class) is expected")
         return rows
 
     def _decided(self, returned: Any, rows: Tensor, ending: Ending) -> Output:
@@ -442,5 +442,5 @@ class Embedding:
             return self.observed.features(pixels)
         features = self.embed((self.observed.run or self.observed.module)(pixels))
         if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != len(pixels):
-            raise CallError(f"embed= returned {described(features)}: a tensor (batch, channel) is expected")
+            raise CallError(f"embed= returned {in_words(features)}: a tensor (batch, channel) is expected")
         return features

@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from vitscope.errors import UnknownModelError
-from vitscope.models.foreign_errors import first_line
+from vitscope.errors import UnknownModelError, first_line
 
 # Where transformers keeps the settings of an image processor.
 PROCESSOR_FILE = "preprocessor_config.json"

@@ -143,7 +143,8 @@ def _describe(
     facts = FAMILIES.get(config.model_type)
     layout = None if facts is None else _layout(module, config, facts)
     facts = facts or Family(cls_alone)
-    run = PixelValues(module, _square(getattr(config, "image_size", None)), facts.resize_positions)
+    trained = _square(getattr(config, "image_size", None))
+    run = PixelValues(module, trained, facts.resize_positions, names_pixel_values(module))
     head = [getattr(module, part) for part in HEADS if getattr(module, part, None) is not None]
     has_classes = classifies and not any(isinstance(layer, nn.Identity) for layer in head)
     plain = not classifies or all(type(layer) is nn.Linear for layer in head)
@@ -210,9 +211,10 @@ class PixelValues:
     module: nn.Module
     trained: tuple[Any, Any]
     resize_positions: bool
+    by_name: bool = True  # False for the forward method of a subclass with names of its own
 
     def __call__(self, pixels: Tensor) -> Any:
-        if not names_pixel_values(self.module):  # the forward method of a subclass
+        if not self.by_name:
             return self.module(pixels)
         stretched = self.resize_positions and tuple(pixels.shape[-2:]) != self.trained
         return self.module(pixel_values=pixels, **({"interpolate_pos_encoding": True} if stretched else {}))

@@ -12,8 +12,8 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers.utils import cached_file
 
-from vitscope.errors import ModelUnavailableError
-from vitscope.models.foreign_errors import first_line, foreign_errors
+from vitscope.errors import ModelUnavailableError, first_line
+from vitscope.models.foreign_errors import foreign_errors
 from vitscope.models.json_file import read_object
 from vitscope.models.transformers_classes import HEADS, mismatch_from
 from vitscope.models.weights import Mismatch, common_prefixes, is_computed, quoted, warn_about_prefix

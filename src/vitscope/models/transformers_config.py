@@ -6,8 +6,7 @@ from typing import Any
 
 import transformers
 
-from vitscope.errors import ModelUnavailableError, UnknownModelError
-from vitscope.models.foreign_errors import first_line
+from vitscope.errors import ModelUnavailableError, UnknownModelError, first_line, quoted_error
 from vitscope.models.json_file import read_object
 from vitscope.models.paths import PROCESSOR_FILE
 
@@ -44,7 +43,7 @@ def read_config(name: str, local_only: bool) -> Any:
             "folder saved with save_pretrained, or check the name and the network"
         ) from None
     except Exception as error:  # a damaged configuration fails in as many ways as there are settings
-        reason = f"{type(error).__name__}: {first_line(error)}"
+        reason = quoted_error(error)
         raise UnknownModelError(
             f"{name} is no {'transformers folder' if local else 'model of transformers'}: its config.json cannot be "
             f"used ({reason})"

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vitscope.arguments import whole_number
-from vitscope.errors import CallError, WorkError, first_line, warn
+from vitscope.errors import CallError, WorkError, quoted_error, warn
 from vitscope.grid import Grid
 from vitscope.interrupts import uninterrupted
 from vitscope.models.hierarchy import Hierarchy
@@ -201,7 +201,7 @@ class VisionModel:
                 raise CallError(f"{self.name} takes no input of {height}×{width} pixels: {error}") from None
             shape = "×".join(map(str, pixels.shape))
             raise WorkError(
-                f"{self.name} failed on an input of {shape} (batch×channel×height×width): {first_line(error)}"
+                f"{self.name} failed on an input of {shape} (batch×channel×height×width): {quoted_error(error)}"
             ) from error
 
     def features(self, pixels: Pixels) -> Float[Tensor, "batch channel"]:

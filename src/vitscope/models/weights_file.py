@@ -11,8 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vitscope.errors import ModelUnavailableError
-from vitscope.models.foreign_errors import first_line
+from vitscope.errors import ModelUnavailableError, first_line
 
 SAFE_SUFFIX = ".safetensors"
 TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")

@@ -7,15 +7,10 @@ from pathlib import Path
 from PIL import Image
 
 from vitscope.errors import CallError, PictureError
+from vitscope.image_files import KINDS
 
 SUFFIXES = tuple(Image.registered_extensions())
-KINDS = {
-    stat.S_IFIFO: "a named pipe",
-    stat.S_IFSOCK: "a socket",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-    stat.S_IFDIR: "a folder",
-}
+_KINDS = {**KINDS, stat.S_IFDIR: "a folder"}
 
 
 def class_folders(folder: Path) -> list[Path]:
@@ -63,7 +58,7 @@ def check_regular(path: Path) -> None:
         link = path.is_symlink()
         raise PictureError(f"{printable(path)} {'is a link that leads nowhere' if link else 'does not exist'}")
     if not stat.S_ISREG(mode):
-        raise PictureError(f"{printable(path)} is {KINDS.get(stat.S_IFMT(mode), 'no file')}, not a file")
+        raise PictureError(f"{printable(path)} is {_KINDS.get(stat.S_IFMT(mode), 'no file')}, not a file")
 
 
 def printable(path: str | Path) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import TrainerState
 
 from vitscope.arguments import at_least
-from vitscope.errors import CallError, VitscopeError
+from vitscope.errors import CallError, VitscopeError, first_line
 from vitscope.models.classes import heads, with_classes
 from vitscope.models.folder import WITHIN, check_folder, save_folder
 from vitscope.models.loading import load
@@ -142,10 +142,9 @@ def _with_classes(base: VisionModel, labels: Sequence[str], tuning: str) -> Visi
     except VitscopeError:
         raise
     except (AttributeError, TypeError, ValueError, KeyError, RuntimeError, AssertionError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CallError(
-            f"{base.name} cannot be given another classifier ({reason}): load the original model by name, with an "
-            "image size that it takes, and tune that"
+            f"{base.name} cannot be given another classifier ({first_line(error)}): load the original model by name, "
+            "with an image size that it takes, and tune that"
         ) from None
 
 
