@@ -112,20 +112,24 @@ def examples() -> dict[str, list[Any]]:
     return {name: [random.integers(0, 256, (32, 32, 3), dtype=np.uint8) for _ in range(2)] for name in ("a", "b")}
 
 
+def assert_apart(model: vs.VisionModel, twin: vs.VisionModel, photo: Any, factor: float) -> None:
+    """A copy answers alike, until its own weights are multiplied; the original goes on as before."""
+    before = model.predict(photo)
+    assert twin.labels == model.labels
+    assert twin.predict(photo) == before
+    with torch.no_grad():
+        for parameter in twin.module.parameters():
+            parameter.mul_(factor)
+    assert twin.predict(photo) != before
+    assert model.predict(photo) == before
+
+
 @each_way
 def test_classes_by_example(way: str) -> None:
     bare = next(family for family in families.ALL if family.name == "transformers-vit-bare")
     model = vs.by_example(bare.model(), examples())
     photo = examples()["a"][0]
-    before = model.predict(photo)
-    twin = WAYS[way](model)
-    assert twin.labels == model.labels
-    assert twin.predict(photo) == before
-    with torch.no_grad():
-        for parameter in twin.module.parameters():
-            parameter.mul_(-0.5)
-    assert twin.predict(photo) != before
-    assert model.predict(photo) == before
+    assert_apart(model, WAYS[way](model), photo, -0.5)
 
 
 @each_way
@@ -137,15 +141,7 @@ def test_tuned_models(way: str, tmp_path: Path) -> None:
     vs.finetune(small_vit(), data, out=tmp_path / "run", tuning="lora", epochs=1, batch_size=8)
     model = vs.load(tmp_path / "run")
     photo = data.test.read(0)
-    before = model.predict(photo)
-    twin = WAYS[way](model)
-    assert twin.labels == model.labels
-    assert twin.predict(photo) == before
-    with torch.no_grad():
-        for parameter in twin.module.parameters():
-            parameter.zero_()
-    assert twin.predict(photo) != before
-    assert model.predict(photo) == before
+    assert_apart(model, WAYS[way](model), photo, 0.0)
 
 
 @pytest.mark.parametrize("name", ["vit-nano", "swin-nano"])

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from vitscope.arguments import number
 from vitscope.errors import CallError
+from vitscope.models.forward import Embedding, NoClasses, Observed
 from vitscope.models.json_file import parse_object, read_bytes
 from vitscope.models.libraries import library_module
-from vitscope.models.outputs import Embedding, NoClasses, Observed, Output, Select, check_output
+from vitscope.models.outputs import Output, Select, check_output
 from vitscope.models.paths import PROCESSOR_FILE
 from vitscope.models.vision_model import Layout, VisionModel
 from vitscope.picture import Preprocessing

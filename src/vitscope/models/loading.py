@@ -15,9 +15,10 @@ from vitscope.errors import CallError, ModelUnavailableError, UnknownModelError,
 from vitscope.models.containers import with_backbone
 from vitscope.models.description import Description, checked_readout, described
 from vitscope.models.folder import load_folder, manifest_folder
+from vitscope.models.forward import Embedding, Observed
 from vitscope.models.libraries import LIBRARIES, library_module
 from vitscope.models.local_source import load_local, with_adapter
-from vitscope.models.outputs import Embedding, Observed, Output
+from vitscope.models.outputs import Output
 from vitscope.models.paths import model_path
 from vitscope.models.peft_folder import is_adapter_folder, load_adapter
 from vitscope.models.timm_folder import is_timm_folder

@@ -22,9 +22,9 @@ from torch import nn
 from vitscope.errors import CallError, ModelUnavailableError, UnknownModelError
 from vitscope.grid import Grid
 from vitscope.models.foreign_errors import foreign_errors
+from vitscope.models.forward import Classes, MeanOfTokens, NoClasses, Observed
 from vitscope.models.hierarchy import Hierarchy, Merging, Projection, WindowBlock
 from vitscope.models.hub import hub_in_reach, offline, repository_folder
-from vitscope.models.outputs import Classes, MeanOfTokens, NoClasses, Observed
 from vitscope.models.paths import model_path
 from vitscope.models.timm_folder import WEIGHTS_FILES, WRAPPER_PREFIX, TimmFolder, read_folder
 from vitscope.models.timm_weights import filled

@@ -24,9 +24,9 @@ from torchvision.models.vision_transformer import VisionTransformer
 
 from vitscope.errors import CallError, ModelUnavailableError, UnknownModelError
 from vitscope.grid import Grid
+from vitscope.models.forward import Classes, MeanOfTokens, NoClasses, Observed
 from vitscope.models.hierarchy import Hierarchy, Merging, Projection, WindowBlock, restoring
 from vitscope.models.hub import answers
-from vitscope.models.outputs import Classes, MeanOfTokens, NoClasses, Observed
 from vitscope.models.vision_model import Layout, VisionModel
 from vitscope.models.weights import fit_weights, head_rows
 from vitscope.models.weights_file import read_weights

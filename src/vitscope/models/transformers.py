@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from vitscope.errors import CallError
 from vitscope.models import transformers_swin
 from vitscope.models.foreign_errors import foreign_errors
+from vitscope.models.forward import Classes, NoClasses, Observed
 from vitscope.models.hub import hub_in_reach
 from vitscope.models.libraries import library_module
-from vitscope.models.outputs import Classes, NoClasses, Observed, Output
+from vitscope.models.outputs import Output
 from vitscope.models.paths import PROCESSOR_FILE, model_path
 from vitscope.models.transformers_checkpoint import Checkpoint, fill
 from vitscope.models.transformers_classes import HEADS, quiet

@@ -17,8 +17,9 @@ from vitscope.arguments import whole_number
 from vitscope.errors import CallError, WorkError, quoted_error, warn
 from vitscope.grid import Grid
 from vitscope.interrupts import uninterrupted
+from vitscope.models.forward import Classes, NoClasses, Observed
 from vitscope.models.hierarchy import Hierarchy
-from vitscope.models.outputs import Classes, NoClasses, Observed, Output, UnclearOutputError, probabilities
+from vitscope.models.outputs import Output, UnclearOutputError, probabilities
 from vitscope.picture import Picture, Preprocessing, photos, picture_of_unit
 from vitscope.shapes import Pixels
 
