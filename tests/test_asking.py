@@ -137,6 +137,18 @@ def test_a_constant_answer_makes_a_flat_rise() -> None:
     assert values.numpy() == pytest.approx(np.full((1, 8, 16), 0.7), abs=1e-6)
 
 
+def test_answers_that_differ_by_rounding_alone_are_no_explanation() -> None:
+    """The last bit of a float32, as batches of other sizes give it."""
+    labels, bit = slow.stripes(4), 2**-23
+    model = vs.load(
+        slow.Known(labels, lambda part: (0.75 * (1 + bit * part[:, 2].round()))[:, None].expand(-1, 2)),
+        image_size=(8, 16),
+    )
+    with pytest.warns(vs.VitscopeWarning, match="so the map shows nothing"):
+        values = vs.kernel_shap(model, slow.WHITE, target=0, segments=labels, hide="black", output="logit").weights
+    assert values.tolist() == [0.0] * 4
+
+
 def test_rise_of_a_large_photo_is_at_most_512_a_side() -> None:
     model = vs.load(tiny_vit())
     result = vs.rise(model, noise(300, 700), target=0, num_samples=2)

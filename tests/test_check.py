@@ -55,18 +55,18 @@ def test_a_patch_that_the_readout_leaves_out() -> None:
 
 
 WRONG_GRIDS: dict[str, Any] = {
-    "prefix after the patches": ((8, 8), (), 17),
-    "patches of another shape": ((4, 16), ("cls",), 17),
+    "prefix after the patches": ((8, 8), (), {"patches": 1.0}, "but its layout says 16 tokens"),
+    "patches of another shape": ((4, 16), ("cls",), {"cls": 1.0}, r"says 8×2 patches .* but changing it changes token"),
 }
 
 
 @pytest.mark.parametrize("case", WRONG_GRIDS.values(), ids=WRONG_GRIDS)
 def test_a_wrong_grid_is_found(case: Any) -> None:
-    patch, prefix, _ = case
+    """Also if the readout is right, and the number of tokens too."""
+    patch, prefix, readout, message = case
     model = vs.load(Homemade("fused").eval(), **LAYOUT)
-    layout = Layout(patch, prefix, {"tokens": 1.0})
-    with pytest.raises(UnsupportedModelError, match=r"the layout of Homemade says|but its layout says"):
-        vs.check(replace(model, layout=layout), random(1, 3, 32, 32))
+    with pytest.raises(UnsupportedModelError, match=message):
+        vs.check(replace(model, layout=Layout(patch, prefix, readout)), random(1, 3, 32, 32))
 
 
 @pytest.mark.parametrize("kind", ["ensemble", "timm"])

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from vitscope.arguments import number, path_of, text_of, whole_number
-from vitscope.errors import CallError, WorkError
+from vitscope.errors import CallError, WorkError, first_line
 from vitscope.grid import Grid
 from vitscope.picture import Picture
 from vitscope.saving import replacing
@@ -213,7 +213,7 @@ class Attribution:
         except KeyError as error:
             raise WorkError(f"{path} is no saved result: {error} is missing") from None
         except (SafetensorError, TypeError, ValueError, OSError, RecursionError) as error:
-            raise WorkError(f"{path} is no saved result: {first_sentence(error)}") from None
+            raise WorkError(f"{path} is no saved result: {text_of(first_line(error), '')}") from None
 
     def as_json(self) -> dict[str, Any]:
         """Everything but the photos, as what JSON has: numbers, text, lists and mappings."""
@@ -314,11 +314,6 @@ def require_tensor(
     if not bool(torch.isfinite(tensor).all()):
         raise ValueError(f"{name} holds NaN or infinity")
     return tensor
-
-
-def first_sentence(error: BaseException) -> str:
-    """Return the first line of what an error says."""
-    return text_of((str(error).strip().splitlines() or [type(error).__name__])[0], "")
 
 
 def only_finite(values: torch.Tensor, what: str) -> torch.Tensor:

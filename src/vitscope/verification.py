@@ -86,8 +86,10 @@ def _check_grid(model: VisionModel, pixels: Tensor, step: AttentionStep, index: 
     if not changes:
         return
     for (row, column), change in zip(places, changes[0], strict=True):
-        token = int(change.argmax())
-        if not _is_place(grid, token, (row, column), exact=bool(change.max() > 0.99 * change.sum())):
+        token, own = int(change.argmax()), change[grid.token(row, column)]
+        exact = bool(change.max() > 0.99 * change.sum())
+        # Convolutions may spread a change, but never past the patch's own token.
+        if not _is_place(grid, token, (row, column), exact=exact) or own < 0.01 * change.max():
             prefix = f"{grid.prefix} token{'' if grid.prefix == 1 else 's'} before them"
             raise UnsupportedModelError(
                 f"the layout of {model.name} says {grid.height}×{grid.width} patches and {prefix}, so patch ({row}, "
