@@ -18,10 +18,10 @@ import torch
 import torch.nn.functional as F
 
 import vitscope as vs
-from vitscope.models.classes import with_classes
+from vitscope.models.heads import with_classes
 from vitscope.tune.data import Pictures
-from vitscope.tune.feeding import Feed
-from vitscope.tune.tunings import prepare
+from vitscope.tune.dataset import Feed
+from vitscope.tune.methods import prepare
 
 WARM_UP = 2  # steps
 CLASSES = 4

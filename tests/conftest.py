@@ -37,7 +37,7 @@ def unchecked() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def little_garbage() -> Iterator[None]:
-    from tests.coloured import light_garbage
+    from tests.helpers.coloured import light_garbage
 
     with light_garbage():
         yield
@@ -45,7 +45,7 @@ def little_garbage() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def quick_comparisons() -> Iterator[None]:
-    from tests.comparisons import quick
+    from tests.helpers.comparisons import quick
 
     with quick():
         yield
@@ -54,7 +54,7 @@ def quick_comparisons() -> Iterator[None]:
 @pytest.fixture
 def coarse_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures of fewer pixels, which are drawn sooner."""
-    from vitscope.view import figure
+    from vitscope.views import figure
 
     monkeypatch.setattr(figure, "DPI", 40)
 
@@ -73,7 +73,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny ViT saved as its library saves one, with a processor."""
     import transformers
 
-    from tests.tiny import tiny_vit
+    from tests.helpers.tiny import tiny_vit
 
     path = tmp_path_factory.mktemp("models") / "tiny-vit"
     tiny_vit().save_pretrained(path)

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from vitscope.arguments import at_least
 from vitscope.errors import CallError
+from vitscope.validation import at_least
 
 
 @dataclass(frozen=True)

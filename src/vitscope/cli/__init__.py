@@ -4,13 +4,12 @@ from typing import NoReturn
 
 
 def main() -> NoReturn:
-    """Run the command line; also Ctrl-C while it is still being imported ends in one line."""
+    """Run the command line. Ctrl-C ends in one line, also during the imports."""
     try:
-        from vitscope.cli import asking, composing, explaining, reading, tuning  # noqa: F401 (the commands)
-        from vitscope.cli.app import run
+        from vitscope.cli.commands import run
     except KeyboardInterrupt:
         import sys
 
-        sys.stderr.write("vitscope: interrupted; what was finished before is kept\n")
+        sys.stderr.write("vitscope: interrupted; finished results are kept\n")
         sys.exit(1)
     run()

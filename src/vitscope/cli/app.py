@@ -7,17 +7,43 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from vitscope.cli.terminal import safe_stderr, safe_stdout, say
 from vitscope.errors import VitscopeError, VitscopeWarning
 
 DEBUG_VARIABLE = "VITSCOPE_DEBUG"
+WHOLE = 1000  # characters of a summary: none is cut off
 INTERRUPTED = 130  # what the command line parser makes of Ctrl-C
+
+# In the order in which a newcomer needs them.
+COMMANDS = {
+    "Start here": ("demo", "explain"),
+    "Attention": ("attention", "rollout"),
+    "Hiding and moving": ("lime", "compose"),
+    "Training": ("data", "finetune", "compare"),
+    "Lists": ("models", "methods"),
+}
+
+
+class CommandGroup(TyperGroup):
+    """The commands, in groups."""
+
+    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002, as click calls it
+        """Return the names of the commands, in the order of the groups."""
+        return [name for names in COMMANDS.values() for name in names]
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002
+        """Write one section per group, each command with its whole summary."""
+        for title, names in COMMANDS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name, self.commands[name].get_short_help_str(WHOLE)) for name in names])
+
 
 app = typer.Typer(
     help="See what a vision transformer looks at.",
+    cls=CommandGroup,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -66,7 +92,7 @@ def run() -> NoReturn:
         except VitscopeError as error:
             _fail(str(error), error.exit_code)
         except (KeyboardInterrupt, typer.Abort):
-            _fail("interrupted; what was finished before is kept", 1)
+            _fail("interrupted; finished results are kept", 1)
         except Exception as error:
             if os.environ.get(DEBUG_VARIABLE):
                 raise

@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from vitscope.arguments import LONGEST_NAME
 from vitscope.cli.terminal import say
 from vitscope.errors import CallError, ModelUnavailableError, OutputExistsError
-from vitscope.view.plain_text import visible
+from vitscope.validation import LONGEST_NAME
+from vitscope.views.plain_text import visible
 
 if TYPE_CHECKING:
-    from vitscope.composites.composition import Composition
-    from vitscope.composites.effects import Effect
-    from vitscope.methods.agreement import Agreement
+    from vitscope.compositing.effects import Effect
+    from vitscope.compositing.result import Composition
+    from vitscope.metrics.agreement import Agreement
     from vitscope.models import Prediction, VisionModel
-    from vitscope.segment_attribution import SegmentAttribution
-    from vitscope.view.scene import Scene
+    from vitscope.results.segment_attribution import SegmentAttribution
+    from vitscope.views.scene import Scene
 
 WIDE = 120  # letters of a terminal that has room for explanations
 LONGEST_STEM = 200  # bytes of a photo's name in the name of its figure
@@ -46,8 +46,8 @@ def load_model(
         checked_name(examples, "--examples")
     import torch
 
+    from vitscope.images.reading import check_file
     from vitscope.models import load
-    from vitscope.picture import check_file
 
     for photo in photos:
         check_file(photo)
@@ -57,7 +57,7 @@ def load_model(
     model = load(name, device=chosen, image_size=image_size, **(description or {}))
     if examples is None:
         return model
-    from vitscope.models.by_example import by_example
+    from vitscope.models.nearest_class_mean import by_example
 
     return by_example(model, examples)
 
@@ -164,7 +164,7 @@ def split_list(text: str) -> list[str]:
 
 
 def save(scene: "Scene", path: Path, overwrite: bool) -> None:
-    from vitscope.view.figure import save_figure
+    from vitscope.views.figure import save_figure
 
     save_figure(scene, path, overwrite=overwrite)
 
@@ -221,7 +221,7 @@ def print_classes(name: str, model: "VisionModel", predictions: Sequence["Predic
 
 def print_segments(result: "SegmentAttribution", count: int) -> None:
     """The weightiest segments for and against the target, named as in the figure, and where they are."""
-    from vitscope.view.segments import named_places
+    from vitscope.views.segments import named_places
 
     places = named_places(result, count)
     segments = result.as_json()["pictures"][0]["segments"]
@@ -253,7 +253,7 @@ def print_agreement(alike: "Agreement") -> None:
 
 def print_composites(result: "Composition", top_k: int) -> None:
     """The classes of every picture of the plate and of the controls, changes against the original beside them."""
-    from vitscope.view.composites import answer, change, on_controls, on_plate
+    from vitscope.views.compositing import answer, change, on_controls, on_plate
 
     rows: list[list[str]] = []
     printed, test = set(), "original"

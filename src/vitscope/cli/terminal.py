@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from vitscope.errors import WorkError
-from vitscope.view.plain_text import escape, is_control, visible
+from vitscope.views.plain_text import escape, is_control, visible
 
 # What is written in place of a character that the encoding of a stream lacks.
 ASCII = {

@@ -1,0 +1,1 @@
+"""Methods: one file per technique, named as its paper names it."""

@@ -5,13 +5,13 @@ from typing import Any
 
 from torch import nn
 
-from vitscope.attribution import Attribution
+from vitscope.attention.scores import Head
+from vitscope.attention.trace import Query, Trace
 from vitscope.errors import CallError
 from vitscope.grid import Grid
 from vitscope.models.vision_model import VisionModel
-from vitscope.run import capture
-from vitscope.scores import Head
-from vitscope.trace import Query, Trace
+from vitscope.results.attribution import Attribution
+from vitscope.tracing.capture import capture
 
 
 def attention_map(

@@ -9,13 +9,13 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vitscope.attribution import only_finite
+from vitscope.attention.trace import AttentionStep, Trace
+from vitscope.attention.windows import merged_grid
 from vitscope.grid import Grid
 from vitscope.methods.attention_map import grid_of, trace_of
 from vitscope.models.vision_model import VisionModel
-from vitscope.run import capture
-from vitscope.trace import AttentionStep, Trace
-from vitscope.windows import merged_grid
+from vitscope.tracing.capture import capture
+from vitscope.validation import only_finite
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,13 +8,13 @@ import numpy as np
 from jaxtyping import Bool, Float
 from torch import nn
 
-from vitscope.arguments import at_least, seed_number
 from vitscope.errors import warn
-from vitscope.methods.asking import AskOptions, each_picture, segment_result, warn_if_interrupted
+from vitscope.methods._perturbation import AskOptions, each_picture, segment_result, warn_if_interrupted
 from vitscope.methods.surrogate import r_squared
 from vitscope.models.vision_model import VisionModel
 from vitscope.perturb import Inquiry
-from vitscope.segment_attribution import SegmentAttribution
+from vitscope.results.segment_attribution import SegmentAttribution
+from vitscope.validation import at_least, seed_number
 
 
 def kernel_shap(

@@ -8,14 +8,14 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from torch import nn
 
-from vitscope.arguments import at_least, number, ratio, seed_number, whole_number
 from vitscope.errors import CallError, warn
-from vitscope.methods.asking import AskOptions, each_picture, segment_result, warn_if_interrupted
+from vitscope.methods._perturbation import AskOptions, each_picture, segment_result, warn_if_interrupted
 from vitscope.methods.surrogate import Surrogate, fit, upper_tail
 from vitscope.models.vision_model import VisionModel
 from vitscope.perturb import Inquiry
 from vitscope.perturb.masks import KernelSampler, PairedSampler, Sampler, UniformSampler
-from vitscope.segment_attribution import SegmentAttribution
+from vitscope.results.segment_attribution import SegmentAttribution
+from vitscope.validation import at_least, number, ratio, seed_number, whole_number
 
 Sampling = Literal["lime", "paired", "glime"]
 

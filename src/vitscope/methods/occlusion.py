@@ -6,13 +6,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from vitscope.arguments import seed_number, whole_number
-from vitscope.attribution import Attribution
 from vitscope.errors import CallError
 from vitscope.grid import Grid
-from vitscope.methods.asking import AskOptions, about, each_picture, warn_if_interrupted
+from vitscope.methods._perturbation import AskOptions, about, each_picture, warn_if_interrupted
 from vitscope.models.vision_model import VisionModel
-from vitscope.perturb.inquiry import Inquiry, cells_of
+from vitscope.perturb.masked_model import Inquiry, cells_of
+from vitscope.results.attribution import Attribution
+from vitscope.validation import seed_number, whole_number
 
 
 def occlusion(

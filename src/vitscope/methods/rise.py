@@ -9,14 +9,14 @@ from jaxtyping import Float
 from PIL import Image
 from torch import nn
 
-from vitscope.arguments import at_least, ratio, seed_number
-from vitscope.attribution import Attribution
 from vitscope.errors import CallError
 from vitscope.grid import Grid
-from vitscope.methods.asking import AskOptions, about, each_picture, warn_if_interrupted, whole
+from vitscope.methods._perturbation import AskOptions, about, each_picture, warn_if_interrupted, whole
 from vitscope.models.vision_model import VisionModel
 from vitscope.perturb import Inquiry, PixelMasks
 from vitscope.perturb.masks import check_count
+from vitscope.results.attribution import Attribution
+from vitscope.validation import at_least, ratio, seed_number
 
 # Maps are as smooth as the masks: more pixels than these a side would hold nothing new.
 MAX_SIDE = 512

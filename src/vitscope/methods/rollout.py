@@ -11,16 +11,16 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vitscope.arguments import ratio, whole_number
-from vitscope.attribution import Attribution, only_finite
+from vitscope.attention.patch_merging import Merge, MergeStep, check_merge
+from vitscope.attention.scores import HeadFusion, check_head_fusion
+from vitscope.attention.trace import AttentionStep, Trace
 from vitscope.errors import CallError
-from vitscope.merging import Merge, MergeStep, check_merge
 from vitscope.methods.attention_map import grid_of, trace_of
 from vitscope.models.vision_model import VisionModel
-from vitscope.run import run
-from vitscope.scores import HeadFusion, check_head_fusion
-from vitscope.shapes import Fallen, Fused, ReadoutRow, Rows
-from vitscope.trace import AttentionStep, Trace
+from vitscope.results.attribution import Attribution
+from vitscope.tracing.capture import run
+from vitscope.typing import Fallen, Fused, ReadoutRow, Rows
+from vitscope.validation import only_finite, ratio, whole_number
 
 
 def rollout(

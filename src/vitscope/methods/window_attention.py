@@ -8,15 +8,15 @@ from jaxtyping import Int
 from skimage.measure import label
 from torch import nn
 
-from vitscope.arguments import ratio
-from vitscope.attribution import Attribution, only_finite
+from vitscope.attention.scores import Head
+from vitscope.attention.trace import AttentionStep, Trace
+from vitscope.attention.windows import window_of_token
 from vitscope.errors import CallError
 from vitscope.methods.attention_map import trace_of
 from vitscope.models.vision_model import VisionModel
-from vitscope.run import capture
-from vitscope.scores import Head
-from vitscope.trace import AttentionStep, Trace
-from vitscope.windows import window_of_token
+from vitscope.results.attribution import Attribution
+from vitscope.tracing.capture import capture
+from vitscope.validation import only_finite, ratio
 
 Regions = Int[np.ndarray, "height width"]
 

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vitscope.images.preprocessing import Preprocessing
 from vitscope.models.vision_model import VisionModel
-from vitscope.picture import Preprocessing
 
 # Inputs that differ by less are one input, computed in another order.
 _TOLERANCE = 1e-5

@@ -8,15 +8,15 @@ from typing import Any
 
 from torch import Tensor
 
-from vitscope.arguments import number
 from vitscope.errors import CallError
+from vitscope.images.preprocessing import Preprocessing
+from vitscope.models.backends.libraries import library_module
+from vitscope.models.checkpoints.json_file import parse_object, read_bytes
+from vitscope.models.checkpoints.paths import PROCESSOR_FILE
 from vitscope.models.forward import Embedding, NoClasses, Observed
-from vitscope.models.json_file import parse_object, read_bytes
-from vitscope.models.libraries import library_module
 from vitscope.models.outputs import Output, Select, check_output
-from vitscope.models.paths import PROCESSOR_FILE
 from vitscope.models.vision_model import Layout, VisionModel
-from vitscope.picture import Preprocessing
+from vitscope.validation import number
 
 Size = tuple[int, int]
 Channels = tuple[float, ...] | float  # a single number stands for every channel

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vitscope.attention.patch_merging import Reduction
+from vitscope.attention.windows import Windows
 from vitscope.grid import Grid
-from vitscope.merging import Reduction
-from vitscope.windows import Windows
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,15 +13,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vitscope.arguments import whole_number
 from vitscope.errors import CallError, WorkError, quoted_error, warn
 from vitscope.grid import Grid
+from vitscope.images.image import Picture, picture_of_unit
+from vitscope.images.preprocessing import Preprocessing
+from vitscope.images.reading import photos
 from vitscope.interrupts import uninterrupted
 from vitscope.models.forward import Classes, NoClasses, Observed
 from vitscope.models.hierarchy import Hierarchy
 from vitscope.models.outputs import Output, UnclearOutputError, probabilities
-from vitscope.picture import Picture, Preprocessing, photos, picture_of_unit
-from vitscope.shapes import Pixels
+from vitscope.typing import Pixels
+from vitscope.validation import whole_number
 
 # What a module raises for an input that it does not take.
 _FOREIGN_ERRORS = (AttributeError, TypeError, ValueError, RuntimeError, LookupError, AssertionError, ImportError)

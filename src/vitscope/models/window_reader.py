@@ -8,13 +8,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vitscope.attention.scores import in_float32
+from vitscope.attention.windows import merged_grid
 from vitscope.errors import CallError
 from vitscope.models.hierarchy import Hierarchy, Projection
 from vitscope.models.unwatched import unwatched
 from vitscope.models.vision_model import VisionModel
-from vitscope.scores import in_float32
-from vitscope.shapes import Pixels, Slots
-from vitscope.windows import merged_grid
+from vitscope.typing import Pixels, Slots
 
 WindowRows = Float[Tensor, "batch window head slot_and_self"]
 Entered = Mapping[str, tuple[Float[Tensor, "batch token channel"], Slots]]

@@ -7,8 +7,8 @@ from typing import Any
 from torch import nn
 
 from vitscope.errors import CallError
+from vitscope.models.backends.libraries import LIBRARIES
 from vitscope.models.hierarchy import Hierarchy
-from vitscope.models.libraries import LIBRARIES
 
 # Wrappers of torch that pass input and output through, and where the module is in them.
 _TRANSPARENT = {"OptimizedModule": "_orig_mod", "DataParallel": "module", "DistributedDataParallel": "module"}

@@ -9,8 +9,10 @@ from PIL import Image
 from skimage.filters import gaussian
 
 from vitscope.errors import CallError
+from vitscope.images.image import on_white
+from vitscope.images.preprocessing import PHOTO_MODES
+from vitscope.images.reading import read_photo
 from vitscope.perturb.segments import Segments
-from vitscope.picture import PHOTO_MODES, on_white, read_photo
 
 HideName = Literal["mean", "black", "grey", "blur", "noise", "drop"]
 

@@ -11,11 +11,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from vitscope.images.image import Picture, on_white
+from vitscope.images.preprocessing import Preprocessing
+from vitscope.images.reading import photos, read_photo
 from vitscope.models.vision_model import VisionModel
 from vitscope.perturb.baselines import fill
 from vitscope.perturb.masks import Masks
 from vitscope.perturb.segments import Segments
-from vitscope.picture import Picture, Preprocessing, on_white, photos, read_photo
 
 # Larger photos are perturbed on a smaller copy, of this size or twice the model's input: more detail never reaches it.
 MAX_PERTURBED_PIXELS = 400_000

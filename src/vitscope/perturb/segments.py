@@ -11,7 +11,7 @@ from skimage.segmentation import quickshift, slic
 
 from vitscope.errors import CallError
 from vitscope.grid import Grid
-from vitscope.picture import Picture, nearest_pixels, three_channels
+from vitscope.images.image import Picture, nearest_pixels, three_channels
 
 SegmentsName = Literal["quickshift", "slic", "patches"]
 

@@ -8,14 +8,14 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from vitscope.attribution import Attribution
+from vitscope.attention.trace import AttentionStep
 from vitscope.errors import CallError
-from vitscope.methods.faithfulness import faithfulness
 from vitscope.methods.rollout import rollout
+from vitscope.metrics.faithfulness import faithfulness
 from vitscope.models.vision_model import VisionModel
-from vitscope.perturb.asker import SIMILARITY
-from vitscope.run import capture
-from vitscope.trace import AttentionStep
+from vitscope.perturb.batching import SIMILARITY
+from vitscope.results.attribution import Attribution
+from vitscope.tracing.capture import capture
 
 STEPS = 10
 FAITHFUL = ("deletion", "insertion", "random_deletion", "random_insertion")

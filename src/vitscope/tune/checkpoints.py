@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vitscope.errors import WorkError
-from vitscope.saving import discard
+from vitscope.files import discard
 from vitscope.tune.json_files import DamagedError, read_object
 
 WEIGHTS, OPTIMIZER, RANDOM, STATE = "trained.safetensors", "optimizer.safetensors", "random.safetensors", "state.json"

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitscope.errors import WorkError
-from vitscope.models.classes import heads
+from vitscope.models.heads import heads
 from vitscope.models.vision_model import VisionModel
 
 

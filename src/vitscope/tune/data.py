@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vitscope.arguments import at_least, ratio, seed_number
 from vitscope.errors import CallError, PictureError, PictureNotFoundError, WorkError
-from vitscope.models.hub import hub_in_reach
-from vitscope.picture import read_photo
-from vitscope.saving import require_path
-from vitscope.tune.class_folders import check_regular, class_folders, class_name, picture_files, printable
-from vitscope.tune.named import NAMED, PACKAGED, HubSet
+from vitscope.files import require_path
+from vitscope.images.reading import read_photo
+from vitscope.models.checkpoints.hub import hub_in_reach
+from vitscope.tune.dataset_registry import NAMED, PACKAGED, HubSet
+from vitscope.tune.image_folders import check_regular, class_folders, class_name, picture_files, printable
+from vitscope.validation import at_least, ratio, seed_number
 
 SPLITS = {"train": ("train", "training"), "test": ("test", "testing", "val", "valid", "validation")}
 HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
@@ -28,8 +28,8 @@ TEST_SHARE = 0.2
 class Pictures:
     """Some pictures of a source, and the class of each.
 
-    ``source[index[i]]`` is what :func:`~vitscope.picture.read_photo` reads, or the bytes of a file: a list of paths, an
-    array of pictures, or a hub data set.
+    ``source[index[i]]`` is what :func:`~vitscope.images.reading.read_photo` reads, or the bytes of a file: a list of
+    paths, an array of pictures, or a hub data set.
     """
 
     source: Any

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vitscope.models.json_file import parse_object
+from vitscope.models.checkpoints.json_file import parse_object
 
 
 class DamagedError(ValueError):

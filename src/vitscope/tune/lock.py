@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from vitscope.errors import CallError, SaveError, WorkError
-from vitscope.saving import hidden_name
+from vitscope.files import hidden_name
 
 # Where files cannot be locked, or not even written: the run goes on, and fails later if it has to write.
 WITHOUT_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES, errno.EROFS, errno.EPERM}

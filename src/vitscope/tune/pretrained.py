@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from vitscope.errors import WorkError
-from vitscope.models.classes import heads
+from vitscope.models.heads import heads
 from vitscope.models.vision_model import VisionModel
 
 # A bare transformers model has a pooling layer that the class with a classifier does not have, and does not read.

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from vitscope.errors import CallError
-from vitscope.methods.asking import telling
+from vitscope.methods._perturbation import telling
 
 Progress = Callable[[Mapping[str, float | int]], None]
 CellProgress = Callable[[str, Mapping[str, float | int]], None]

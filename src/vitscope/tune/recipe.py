@@ -6,11 +6,11 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from vitscope.arguments import at_least, number, ratio, seed_number
 from vitscope.errors import CallError
-from vitscope.picture import check_file
-from vitscope.saving import require_path
-from vitscope.tune.augmenting import CHANGES
+from vitscope.files import require_path
+from vitscope.images.reading import check_file
+from vitscope.tune.augmentation import CHANGES
+from vitscope.validation import at_least, number, ratio, seed_number
 
 Optimizer = Literal["adamw", "muon"]
 Schedule = Literal["constant", "cosine", "trapezoid"]

@@ -16,8 +16,8 @@ from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import TrainerCallback
 
 from vitscope.errors import ModelUnavailableError, WorkError
+from vitscope.files import replacing, replacing_folder
 from vitscope.models.blocks import blocks
-from vitscope.saving import replacing, replacing_folder
 from vitscope.tune import checkpoints
 from vitscope.tune.low_rank import LowRank
 from vitscope.tune.muon import Muon

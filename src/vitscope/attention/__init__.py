@@ -1,0 +1,1 @@
+"""Attention calls, their weights, and the trace of a run that holds them. Knows no model."""

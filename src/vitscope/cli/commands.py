@@ -1,0 +1,16 @@
+"""Every command. Importing this module registers them."""
+
+from vitscope.cli import (  # noqa: F401
+    attention,
+    compare,
+    compose,
+    data,
+    demo,
+    explain,
+    finetune,
+    lime,
+    methods,
+    models,
+    rollout,
+)
+from vitscope.cli.app import run as run

@@ -1,0 +1,22 @@
+"""vitscope demo"""
+
+from typing import TYPE_CHECKING
+
+from vitscope.cli.app import Device, Json, Out, Overwrite, app
+from vitscope.cli.output import (
+    fresh,
+)
+
+if TYPE_CHECKING:
+    pass
+from vitscope.cli.explain import explain_photos
+
+
+@app.command()
+def demo(out: Out = None, overwrite: Overwrite = False, device: Device = None, json_: Json = False) -> None:
+    """Explain a photo of a cat with the bundled model: no network, no file needed."""
+    from PIL import Image
+    from skimage.data import chelsea
+
+    photo = Image.fromarray(chelsea())
+    explain_photos([("chelsea", photo)], "vit-nano", out or fresh("vitscope-demo"), overwrite, device, json_, top_k=5)

@@ -1,0 +1,27 @@
+"""vitscope methods"""
+
+from typing import TYPE_CHECKING
+
+from vitscope.cli.app import Json, app
+from vitscope.cli.output import (
+    print_json,
+    print_table,
+)
+
+if TYPE_CHECKING:
+    pass
+
+
+@app.command()
+def methods(json_: Json = False) -> None:
+    """Which methods explain takes."""
+    from vitscope.methods.registry import METHODS
+
+    rows = [
+        {"method": name, "shows": row.about, "forwards": row.forwards, "source": row.source}
+        for name, row in METHODS.items()
+    ]
+    if json_:
+        print_json(rows)
+        return
+    print_table(("method", "shows", "forwards", "source"), [tuple(row.values()) for row in rows], right=(2,))

@@ -1,0 +1,1 @@
+"""Metrics: how well an attribution follows the model, and how far attributions agree."""

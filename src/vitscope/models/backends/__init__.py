@@ -1,0 +1,1 @@
+"""One backend per library: the facts that the rest of the package needs, behind one protocol."""

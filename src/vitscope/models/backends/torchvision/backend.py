@@ -1,0 +1,273 @@
+"""torchvision: its vision transformer reads a CLS token and has one fixed, square input size."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from PIL import Image
+from torch import nn
+from torchvision.models.swin_transformer import (
+    PatchMerging,
+    PatchMergingV2,
+    ShiftedWindowAttention,
+    ShiftedWindowAttentionV2,
+    SwinTransformer,
+    SwinTransformerBlock,
+    SwinTransformerBlockV2,
+)
+from torchvision.models.vision_transformer import VisionTransformer
+
+from vitscope.attention.windows import Windows
+from vitscope.errors import CallError, ModelUnavailableError, UnknownModelError
+from vitscope.grid import Grid
+from vitscope.images.preprocessing import Preprocessing
+from vitscope.models.checkpoints.hub import answers
+from vitscope.models.checkpoints.weights import fit_weights, head_rows
+from vitscope.models.checkpoints.weights_file import read_weights
+from vitscope.models.forward import Classes, MeanOfTokens, NoClasses, Observed
+from vitscope.models.hierarchy import Hierarchy, Merging, Projection, WindowBlock, restoring
+from vitscope.models.vision_model import Layout, VisionModel
+
+_RESAMPLE = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+
+def load(
+    name: str,
+    *,
+    pretrained: bool,
+    image_size: tuple[int, int] | None,
+    dtype: torch.dtype | None,
+    weights: str | Path | None = None,
+    classes: int | None = None,
+) -> VisionModel:
+    """Load a classification model by torchvision's name.
+
+    Args:
+        weights: a file with the weights of this architecture, in place of the pretrained ones.
+        classes: the number of classes of a classifier that stays untrained, because the caller replaces it.
+    """
+    names = torchvision.models.list_models(module=torchvision.models)
+    if name not in names:
+        close = difflib.get_close_matches(name, names, n=3)
+        hint = f": did you mean {', '.join(close)}?" if close else ": torchvision.models.list_models() shows the names"
+        raise UnknownModelError(f"torchvision has no model {name!r}{hint}")
+    pretrained_weights = torchvision.models.get_model_weights(name).DEFAULT
+    transformer = name.startswith("vit_")
+    options: dict[str, Any] = {}
+    if transformer:
+        # Some of the weights were trained on larger pictures than the class takes by default.
+        height, width = image_size or pretrained_weights.meta["min_size"]
+        if height != width:
+            raise CallError(f"torchvision's {name} takes square pictures only, not {height}×{width}")
+        options["image_size"] = height
+    try:
+        module = torchvision.models.get_model(name, weights=None, **options)
+    except AssertionError as error:
+        raise CallError(f"torchvision's {name} cannot be built for {options['image_size']} pixels: {error}") from None
+    if weights is not None:
+        module = _filled(name, options, read_weights(weights), str(weights))
+    elif pretrained:
+        state = _state(name, pretrained_weights)
+        if transformer:
+            state = _resampled(module, state)
+        module.load_state_dict(state)
+    if classes is not None:
+        module = with_classes(module, [""] * classes)
+    module = module if dtype is None else module.to(dtype)
+    return wrap(module.eval(), image_size=image_size, name=f"torchvision:{name}", weights=pretrained_weights)
+
+
+def _resampled(module: Any, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return weights whose position embedding has the size of the module's input."""
+    return torchvision.models.vision_transformer.interpolate_embeddings(
+        module.image_size, module.patch_size, dict(state)
+    )
+
+
+def _filled(name: str, options: Mapping[str, Any], state: Mapping[str, torch.Tensor], weights_name: str) -> nn.Module:
+    """Return the model with these weights and as many classes as they have."""
+    own = torchvision.models.get_model(name, weights=None, **options)
+    paths = [path for path, child in own.named_modules() if isinstance(child, nn.Linear)]
+    rows = head_rows(state, paths[-1:])
+    classes = {} if rows is None else {"num_classes": rows}
+    module: Any = torchvision.models.get_model(name, weights=None, **options, **classes)
+    try:
+        module.load_state_dict(fit_weights(module, state, weights_name))
+    except ModelUnavailableError:
+        if "image_size" not in options:
+            raise
+        # Weights of the size that the class has by default are resampled to the size that was asked for.
+        default = torchvision.models.get_model(name, weights=None, **classes)
+        module.load_state_dict(_resampled(module, fit_weights(default, state, weights_name)))
+    return module
+
+
+def _state(name: str, weights: Any) -> Any:
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
+    reason = "no answer from the network"
+    if cached.exists() or answers(weights.url):
+        try:
+            return weights.get_state_dict(progress=False, check_hash=True)
+        except Exception as error:
+            reason = type(error).__name__
+    raise ModelUnavailableError(
+        f"torchvision:{name} is not on this machine and could not be fetched: use the bundled vit-nano, a "
+        f"local folder, or pretrained=False ({reason})"
+    )
+
+
+def wrap(
+    module: nn.Module, *, image_size: tuple[int, int] | None, name: str | None = None, weights: Any = None
+) -> VisionModel:
+    """A live torchvision model. Without named weights the ImageNet preprocessing of torchvision is taken."""
+    layout = None
+    size = image_size
+    if isinstance(module, torchvision.models.VisionTransformer):
+        layout = Layout((module.patch_size, module.patch_size), ("cls",), {"cls": 1.0})
+        if size is not None and size != (module.image_size, module.image_size):
+            raise CallError(
+                f"this module takes {module.image_size}×{module.image_size} pixels, not {size[0]}×{size[1]}"
+            )
+        size = (module.image_size, module.image_size)
+    if isinstance(module, torchvision.models.SwinTransformer):
+        patches: Any = module.features[0][0]
+        layout = Layout(tuple(patches.stride), (), {"patches": 1.0}, _swin(module))
+    # What follows the linear layer of the head, such as a softmax, is the last one then.
+    classifier = [child for child in module.modules() if not any(True for _ in child.children())][-1:]
+    own_forward = type(module).__module__.startswith("torchvision.")
+    head = heads(module)
+    name = name or f"torchvision:{type(module).__name__}"
+    embeds = not head and any(isinstance(layer, nn.Identity) for layer in (_head(module), *classifier))
+    forward: Any = NoClasses(module) if embeds else Observed(module, name)
+    if head and own_forward and classifier == head:
+        forward = Classes(module, name)
+    labels = tuple((weights or torchvision.models.ViT_B_16_Weights.DEFAULT).meta["categories"])
+    fits = bool(head) and head[0].out_features == len(labels)
+    preprocessing = _preprocessing(weights or torchvision.models.ViT_B_16_Weights.DEFAULT, size)
+    if weights is None:
+        preprocessing = replace(preprocessing, source="torchvision's for ImageNet, because a live module does not tell")
+    return VisionModel(
+        name,
+        "torchvision",
+        module,
+        forward,
+        layout,
+        preprocessing,
+        labels if fits else None,
+        {"torchvision": torchvision.__version__},
+        MeanOfTokens(module) if embeds else None,
+        verified=own_forward,
+    )
+
+
+def _head(module: Any) -> Any:
+    """The classifier, whatever it is."""
+    return module.heads if isinstance(module, VisionTransformer) else getattr(module, "head", None)
+
+
+def _swin(module: Any) -> Hierarchy:
+    """Swin and Swin v2: merging stands between the stages."""
+    attentions = [child for child in module.modules() if isinstance(child, ShiftedWindowAttention)]
+    return Hierarchy(
+        blocks={
+            f"{name}.attn": WindowBlock(block, partial(_windows, block.attn), _projection(block))
+            for name, block in module.named_modules()
+            if isinstance(block, SwinTransformerBlock)
+        },
+        mergings={
+            name: Merging(child, child.norm, child.reduction)
+            for name, child in module.named_modules()
+            if isinstance(child, PatchMerging | PatchMergingV2)
+        },
+        pooled=module.norm,
+        classifier=module.head if isinstance(module.head, nn.Linear) else None,
+        # Some versions write the shift of a small grid into the list.
+        kept=partial(restoring, attentions, ("shift_size",)),
+    )
+
+
+def _windows(attention: Any, grid: Grid) -> Windows:
+    height, width = attention.window_size
+    shift_down, shift_across = attention.shift_size
+    # One window along an axis is not shifted along it.
+    return Windows((height, width), (shift_down * (grid.height > height), shift_across * (grid.width > width)))
+
+
+def _projection(block: Any) -> Projection | None:
+    if isinstance(block.attn, ShiftedWindowAttentionV2):
+        return None
+    return Projection(block.norm1, (block.attn.qkv,), block.attn.proj, block.attn.num_heads)
+
+
+def _preprocessing(weights: Any, size: tuple[int, int] | None) -> Preprocessing:
+    return replace(read_transforms(weights.transforms(), size), source=f"torchvision's {weights}")
+
+
+def read_transforms(transforms: Any, size: tuple[int, int] | None) -> Preprocessing:
+    """Return torchvision's ``weights.transforms()`` as a Preprocessing."""
+    crop, resize = transforms.crop_size[0], transforms.resize_size[0]
+    made = Preprocessing(
+        size=(crop, crop),
+        mean=tuple(transforms.mean),
+        std=tuple(transforms.std),
+        fit="crop",
+        resize_to=(resize, resize),
+        resample=_RESAMPLE[transforms.interpolation.value],
+        round_half_even=True,
+    )
+    return made if size is None or size == made.size else made.resized(size)
+
+
+def with_classes(module: Any, labels: Sequence[str]) -> nn.Module:
+    """The same module with an untrained classifier."""
+    (old,) = heads(module)
+    new = nn.Linear(old.in_features, len(labels)).to(old.weight.device, old.weight.dtype)
+    if isinstance(module, VisionTransformer):
+        module.heads.head, module.num_classes = new, len(labels)
+    else:
+        module.head = new
+    return module
+
+
+def heads(module: Any) -> list[nn.Linear]:
+    """The linear layer that gives the logits."""
+    if isinstance(module, VisionTransformer):
+        head = getattr(module.heads, "head", None)
+        return [head] if isinstance(head, nn.Linear) else []
+    return [module.head] if isinstance(getattr(module, "head", None), nn.Linear) else []
+
+
+def architecture(module: Any) -> Mapping[str, Any]:
+    """What :func:`build` needs, as JSON has it: the arguments of the class, read off the module."""
+    (head,) = heads(module)
+    if isinstance(module, VisionTransformer):
+        names = ("image_size", "patch_size", "hidden_dim", "mlp_dim", "num_classes", "representation_size")
+        layers = list(module.encoder.layers)
+        counts = {"num_layers": len(layers), "num_heads": layers[0].num_heads}
+        return {"class": "VisionTransformer", "options": {name: getattr(module, name) for name in names} | counts}
+    stages = list(module.features[1::2])
+    block, patches = stages[0][0], module.features[0][0]
+    options = {
+        "patch_size": list(patches.kernel_size),
+        "embed_dim": patches.out_channels,
+        "depths": [len(stage) for stage in stages],
+        "num_heads": [stage[0].attn.num_heads for stage in stages],
+        "window_size": list(block.attn.window_size),
+        "mlp_ratio": block.mlp[0].out_features / block.mlp[0].in_features,
+        "num_classes": head.out_features,
+    }
+    return {"class": type(block).__name__, "options": options}
+
+
+def build(architecture: Mapping[str, Any]) -> nn.Module:
+    """The model without its weights."""
+    if architecture["class"] == "VisionTransformer":
+        return VisionTransformer(**architecture["options"])
+    second = {"block": SwinTransformerBlockV2, "downsample_layer": PatchMergingV2}
+    versions: Mapping[str, Any] = {"SwinTransformerBlock": {}, "SwinTransformerBlockV2": second}
+    return SwinTransformer(**architecture["options"], **versions[architecture["class"]])

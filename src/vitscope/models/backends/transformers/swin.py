@@ -1,0 +1,77 @@
+"""transformers' Swin and Swin v2: their windows, and the settings that version 1 alters for good while it runs."""
+
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from vitscope.attention.windows import Windows, merged_grid
+from vitscope.grid import Grid
+from vitscope.models.hierarchy import Hierarchy, Merging, Projection, WindowBlock, restoring
+
+MODEL_TYPES = ("swin", "swinv2")
+
+
+def hierarchy(module: Any) -> Hierarchy:
+    """The windows of a Swin model, with or without a head."""
+    parts = dict(module.named_modules())
+    layers = {name: child for name, child in parts.items() if type(child).__name__ in ("SwinLayer", "Swinv2Layer")}
+    backbone: Any = getattr(module, module.base_model_prefix, module)
+    classifier = getattr(module, "classifier", None)
+    # Version 1 shrinks its windows to the grid while it runs, except as a backbone; version 2 did when it was built.
+    first = any(type(layer).__name__ == "SwinLayer" for layer in layers.values())
+    clamps = first and type(module).__name__ != "SwinBackbone"
+    return Hierarchy(
+        blocks={
+            f"{name}.attention": WindowBlock(layer, partial(_windows, layer, clamps), _projection(layer))
+            for name, layer in layers.items()
+        },
+        mergings={
+            name: Merging(child, child.norm, child.reduction)
+            for name, child in parts.items()
+            if type(child).__name__ in ("SwinPatchMerging", "Swinv2PatchMerging")
+        },
+        pooled=getattr(backbone, "layernorm", None),
+        classifier=classifier if isinstance(classifier, nn.Linear) else None,
+        refusal=partial(_refusal, backbone, clamps),
+        kept=partial(restoring, list(layers.values()), ("window_size", "shift_size")),
+    )
+
+
+def _windows(layer: Any, clamps: bool, grid: Grid) -> Windows:
+    size, shift = layer.window_size, layer.shift_size
+    if clamps and min(grid.height, grid.width) <= size:
+        size, shift = min(grid.height, grid.width), 0
+    return Windows((size, size), (shift, shift))
+
+
+def _projection(layer: Any) -> Projection | None:
+    if type(layer).__name__ != "SwinLayer":
+        return None
+    attention = layer.attention
+    inputs = (attention.q_proj, attention.k_proj, attention.v_proj)
+    return Projection(layer.layernorm_before, inputs, attention.o_proj, attention.num_attention_heads)
+
+
+def _refusal(backbone: Any, clamps: bool, grid: Grid) -> str | None:
+    """Why transformers will not run a grid: its position embedding or a bias table does not fit."""
+    embeddings = backbone.embeddings
+    patch = embeddings.patch_embeddings.patch_size[0]
+    if embeddings.position_embeddings is not None and (grid.height, grid.width) != tuple(embeddings.patch_grid):
+        rows, columns = embeddings.patch_grid
+        return f"its position embedding fits {rows * patch}×{columns * patch} only"
+    stages = list(backbone.encoder.layers)
+    coarser = grid
+    for stage in stages:
+        for layer in stage.blocks if clamps else ():
+            table = layer.attention.relative_position_bias.window_size[0]
+            if layer.window_size != table:
+                return (
+                    f"its windows were set from {table} to {layer.window_size} tokens when it ran on a small picture "
+                    "outside vitscope: load it anew"
+                )
+            if _windows(layer, clamps, coarser).size[0] != table:
+                rows = (table - 1) * 2 ** (len(stages) - 1)
+                return f"its windows of {table}×{table} tokens need at least {rows * patch + 1} pixels a side"
+        coarser = merged_grid(coarser)
+    return None

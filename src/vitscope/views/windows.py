@@ -1,0 +1,246 @@
+"""Scenes of window transformers: windows and their queries, shifted partners, stages, CLS tokens in windows."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from vitscope.attention.scores import Head
+from vitscope.attention.trace import AttentionStep, Query, Trace
+from vitscope.errors import CallError
+from vitscope.methods.window_attention import is_shifted, region_queries, window_attention, window_regions
+from vitscope.results.attribution import Attribution
+from vitscope.views.scene import (
+    OVERLAY,
+    Panel,
+    Row,
+    Scene,
+    columns_for,
+    head_grid,
+    head_overlays,
+    marks_of,
+    name_of,
+    wrapped,
+)
+from vitscope.window_tokens.window_cls import WindowCls
+
+
+def attends_in_windows(step: AttentionStep) -> bool:
+    """Whether a block's attention is cut into windows that can be shown as areas."""
+    return step.grid is not None and step.slots is not None and len(step.slots) > 1
+
+
+def attention_scene(trace: Trace, layer: int | None, query: Query, *, index: int = 0) -> Scene:
+    """Raw attention in the form that suits the model: heads where it looks at everything, windows where it does not."""
+    if not any(attends_in_windows(step) for step in trace.blocks):
+        if layer is None:
+            return head_grid(trace, query, index=index)
+        return head_overlays(trace, layer, query, index=index)
+    if layer is None:
+        return block_grid(trace, query, index=index)
+    if not attends_in_windows(trace.step(layer)):
+        return head_overlays(trace, layer, query, index=index)
+    if query == "readout":
+        return window_heads(trace, layer, index=index)
+    return query_heads(trace, layer, query, index=index)
+
+
+def shown_values(trace: Trace, layer: int | None, query: Query, *, index: int = 0) -> dict[int, torch.Tensor]:
+    """By layer, the mean of heads as :func:`attention_scene` shows it."""
+    if layer is None:
+        return {s.layer: trace.map(s.layer, "mean", query_in(trace, s, query))[index] for s in trace.blocks}
+    step = trace.step(layer)
+    if query == "readout" and attends_in_windows(step):
+        return {step.layer: window_attention(trace, layer=layer).values[index]}
+    return {step.layer: trace.map(layer, "mean", query)[index]}
+
+
+def window_heads(trace: Trace, layer: int, *, index: int = 0) -> Scene:
+    """The windows of one block, a query in each, and what it looks at: the mean of heads, then each head."""
+    step = trace.step(layer)
+    marks = region_queries(window_regions(step))
+
+    def values(head: Head) -> torch.Tensor:
+        return window_attention(trace, layer=layer, head=head).values
+
+    panels = [Panel(trace.pictures[index], title="photo, windows and queries", regions=_regions(step), marks=marks)]
+    panels += _mean_and_heads(trace, step, values, marks, index)
+    return Scene(
+        rows=wrapped(panels, columns_for(len(panels))),
+        title=f"Windows of {_block(trace, step)} of {trace.provenance['model']}",
+        note="red: windows as they lie on the picture, and in each the patch that looks; colours: what it looks at",
+    )
+
+
+def query_heads(trace: Trace, layer: int, query: Query, *, index: int = 0) -> Scene:
+    """One patch of one block: its window and what it looks at, the mean of heads and each head."""
+    step = trace.step(layer)
+    panels = [Panel(trace.pictures[index], title="photo", regions=_regions(step), marks=marks_of(query))]
+    panels += _query_panels(trace, step, query, index)
+    return Scene(
+        rows=wrapped(panels, columns_for(len(panels))),
+        title=f"Heads of {_block(trace, step)} of {trace.provenance['model']}",
+        note=f"query: {name_of(query)}",
+    )
+
+
+def shift_effect(trace: Trace, layer: int, query: tuple[int, int], *, index: int = 0, heads: int = 4) -> Scene:
+    """The same query in a block and in its shifted partner, one above the other."""
+    pair = shifted_pair(trace, layer)
+    rows = []
+    for step in pair:
+        panels = [Panel(trace.pictures[index], title="photo", regions=_regions(step), marks=[query])]
+        panels += _query_panels(trace, step, query, index)[: heads + 1]
+        rows.append(Row(panels, len(panels)))
+    return Scene(
+        rows=rows,
+        title=f"What shifting does, in {trace.provenance['model']}",
+        note=f"query: {name_of(query)}; above {_block(trace, pair[0])}, below {_block(trace, pair[1])}",
+        row_names=[f"{step.layer}" for step in pair],
+        row_axis="layer",
+    )
+
+
+def shifted_pair(trace: Trace, layer: int) -> tuple[AttentionStep, AttentionStep]:
+    """A block and the one after or before it whose windows are shifted against it."""
+    step = trace.step(layer)
+    stage = next(stage for stage in trace.stages if step in stage)
+    place = stage.index(step)
+    partners = stage[place + 1 : place + 2] if not is_shifted(step) else stage[max(place - 1, 0) : place]
+    for partner in partners:
+        if is_shifted(partner) != is_shifted(step):
+            return (step, partner) if is_shifted(partner) else (partner, step)
+    raise CallError(f"layer {step.layer} has no shifted partner: its grid is a single window, or it stands alone")
+
+
+def block_grid(trace: Trace, query: Query = "readout", *, index: int = 0) -> Scene:
+    """Every block, a row for each stage, heads averaged, each on its own grid with its windows.
+
+    A patch as query counts on the finest grid; later blocks are asked for the patch that it has become part of.
+    """
+
+    def panel(step: AttentionStep) -> Panel:
+        asked = query_in(trace, step, query)
+        values = _numpy(trace.map(step.layer, "mean", asked)[index])
+        return Panel(trace.pictures[index], values, _short(step), 1.0, _regions(step), marks_of(asked))
+
+    what = "how much each patch is looked at within its window" if query == "readout" else f"query: {name_of(query)}"
+    return Scene(
+        rows=_by_stage(trace, panel),
+        title=f"Attention of {trace.provenance['model']}, block by block and stage by stage",
+        note=f"mean of heads; {what}",
+    )
+
+
+def query_in(trace: Trace, step: AttentionStep, query: Query) -> Query:
+    """A query on the finest grid as one on a block's own grid."""
+    if isinstance(query, str) or trace.grid is None:
+        return query
+    finest, grid = trace.grid, step.known_grid()
+    finest.token(*query)  # refuses what lies outside
+    return query[0] * grid.height // finest.height, query[1] * grid.width // finest.width
+
+
+def stage_evolution(trace: Trace, rollouts: Sequence[Attribution], *, index: int = 0) -> Scene:
+    """The rollout after each stage."""
+    ends = {stage[-1].layer: number for number, stage in enumerate(trace.stages) if stage}
+    panels = [Panel(trace.pictures[index], title="photo")]
+    for rollout in rollouts:
+        end = rollout.provenance["parameters"]["end_layer"]
+        if end in ends:
+            panels.append(Panel(rollout.pictures[index], _numpy(rollout.values[index]), f"after stage {ends[end]}"))
+    return Scene(
+        rows=wrapped(panels, len(panels)),
+        title=f"Attention rollout of {trace.provenance['model']}, stage by stage",
+        note="what has reached the tokens of each stage, on the finest grid",
+    )
+
+
+def cls_comparison(result: WindowCls, rollout: Attribution | None, layer: int, *, index: int = 0) -> Scene:
+    """A CLS token in every window of one block; beside the block's mean attention and the rollout, if there is one."""
+    trace, step = result.trace, result.trace.step(layer)
+    picture, regions = trace.pictures[index], _regions(step)
+    top = [
+        Panel(picture, title="photo"),
+        Panel(picture, _numpy(result.map(layer)[index]), "CLS token in each window", regions=regions, flat=True),
+    ]
+    if rollout is not None:
+        mean = _numpy(trace.map(layer, "mean", "readout")[index])
+        top.append(Panel(picture, mean, "mean attention of the block", regions=regions, flat=True))
+        top.append(Panel(picture, _numpy(rollout.values[index]), "rollout"))
+    heads = [
+        Panel(picture, _numpy(result.map(layer, head)[index]), f"CLS, head {head}", OVERLAY, regions, flat=True)
+        for head in range(step.num_heads)
+    ]
+    return Scene(
+        rows=[Row(top, len(top)), *wrapped(heads, min(max(len(heads), len(top)), 8))],
+        title=f"A CLS token in every window of {_block(trace, step)} of {trace.provenance['model']}",
+        note="each window's token enters as the mean of its window and reads it through the block's own weights",
+    )
+
+
+def cls_grid(result: WindowCls, *, index: int = 0) -> Scene:
+    """A CLS token in every window of every block, a row for each stage, heads averaged."""
+    trace = result.trace
+
+    def panel(step: AttentionStep) -> Panel:
+        return Panel(trace.pictures[index], _numpy(result.map(step.layer)[index]), _short(step), 1.0, _regions(step))
+
+    return Scene(
+        rows=_by_stage(trace, panel, [Panel(trace.pictures[index], title="photo")]),
+        title=f"A CLS token in every window of {trace.provenance['model']}",
+        note="mean of heads; each window's token reads its window through the block's own weights",
+    )
+
+
+def _query_panels(trace: Trace, step: AttentionStep, query: Query, index: int) -> list[Panel]:
+    return _mean_and_heads(trace, step, lambda head: trace.map(step.layer, head, query), marks_of(query), index)
+
+
+def _mean_and_heads(
+    trace: Trace,
+    step: AttentionStep,
+    values: Callable[[Head], torch.Tensor],
+    marks: Sequence[tuple[int, int]],
+    index: int,
+) -> list[Panel]:
+    """The mean of heads and each head, windows outlined and queries marked."""
+    heads: list[Head] = ["mean", *range(step.num_heads)]
+    titles = ["mean of heads", *(f"head {head}" for head in range(step.num_heads))]
+    picture, regions = trace.pictures[index], _regions(step)
+    return [
+        Panel(picture, _numpy(values(head)[index]), title, OVERLAY, regions, marks, flat=True)
+        for head, title in zip(heads, titles, strict=True)
+    ]
+
+
+def _by_stage(trace: Trace, panel: Callable[[AttentionStep], Panel], first: Sequence[Panel] = ()) -> list[Row]:
+    """A panel for each block, a row for each stage, or several where it is deep; ``first`` before all."""
+    stages = [[panel(step) for step in stage] for stage in trace.stages]
+    stages[0][:0] = first
+    columns = min(max(map(len, stages)), 6)
+    return [row for stage in stages for row in wrapped(stage, columns)]
+
+
+def _regions(step: AttentionStep) -> np.ndarray:
+    """What to outline; where windows are no areas, the frame alone, on the block's grid."""
+    try:
+        return window_regions(step)
+    except CallError:
+        grid = step.known_grid()
+        return np.zeros((grid.height, grid.width), dtype=int)
+
+
+def _block(trace: Trace, step: AttentionStep) -> str:
+    stage = next(number for number, stage in enumerate(trace.stages) if step in stage)
+    shifted = ", shifted" if is_shifted(step) else ""
+    grid = step.known_grid()
+    return f"layer {step.layer} (stage {stage}{shifted}, {grid.height} × {grid.width} patches)"
+
+
+def _short(step: AttentionStep) -> str:
+    return f"layer {step.layer}, shifted" if is_shifted(step) else f"layer {step.layer}"
+
+
+def _numpy(values: torch.Tensor) -> np.ndarray:
+    return values.detach().cpu().numpy()

@@ -1,0 +1,108 @@
+"""A classifier that reads a Swin through learned CLS tokens, one for each stage, put into every window."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from vitscope.errors import CallError, WorkError
+from vitscope.files import replacing
+from vitscope.models.vision_model import VisionModel
+from vitscope.models.window_reader import WindowReader
+from vitscope.tracing.capture import as_vision_model
+from vitscope.typing import Pixels
+from vitscope.window_tokens.window_cls import WindowCls, window_cls
+
+
+class WindowHead(WindowReader):
+    """Learnable CLS tokens in the windows of a frozen Swin, and a small head that reads nothing else.
+
+    In each block the stage's token enters every window, attends to itself and the window through the block's own
+    weights, and takes up what that adds. The mean over windows and blocks of a stage is the stage's summary; a
+    LayerNorm and one linear layer make logits of the summaries of all stages. Tokens of the picture do not attend to
+    it, so the backbone computes what it always did, and its weights get no gradient.
+
+    ``parameters()`` and ``state_dict()`` are those of the tokens and the head alone.
+
+    Args:
+        model: Swin (version 1) of transformers, timm or torchvision; from :func:`vitscope.load`, or a live module.
+        num_classes: how many logits.
+
+    Example:
+        >>> import torch, vitscope as vs
+        >>> head = vs.WindowHead(vs.load("swin-nano"), num_classes=3)
+        >>> head(torch.zeros(2, 3, 32, 32)).shape
+        torch.Size([2, 3])
+    """
+
+    def __init__(self, model: VisionModel | nn.Module, num_classes: int) -> None:
+        backbone = as_vision_model(model)
+        super().__init__(backbone, num_classes)
+        self._backbone = (backbone,)  # in a tuple: its weights are not this module's
+
+    @property
+    def backbone(self) -> VisionModel:
+        return self._backbone[0]
+
+    def forward(self, pixels: Pixels) -> Float[Tensor, "batch label"]:
+        """Logits of preprocessed pictures; gradients flow to the tokens and the head."""
+        here, there = self.head.weight, self.backbone
+        if (here.device, here.dtype) != (there.device, there.dtype):
+            raise CallError(
+                f"the head is {here.dtype} on {here.device}, its backbone {there.dtype} on {there.device}: move "
+                "head.backbone.module as well"
+            )
+        return self.read(self.backbone, pixels)
+
+    def explain(self, images: Any) -> WindowCls:
+        """What the learned tokens look at, in every block."""
+        return window_cls(self.backbone, images, tokens=[token.detach() for token in self.tokens])
+
+    def save(self, path: str | Path) -> Path:
+        """Write tokens and head as safetensors, beside first and then renamed.
+
+        Raises:
+            SaveError: it cannot be written; what stood at ``path`` is still there.
+        """
+        path = Path(path)
+        about = {"kind": "vitscope window head", "model": self.backbone.name}
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        with replacing(path) as beside:
+            try:
+                save_file(tensors, beside, {"about": json.dumps(about)})
+            except SafetensorError as error:
+                raise OSError(str(error)) from error
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path, model: VisionModel | nn.Module) -> "WindowHead":
+        """Read what :meth:`save` wrote, for a backbone of the same shape.
+
+        Raises:
+            CallError: there is no such file, or it was made for a backbone of another shape.
+            WorkError: the file is no saved head.
+        """
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                about = json.loads((file.metadata() or {})["about"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            num_classes = len(tensors["head.weight"])
+        except FileNotFoundError:
+            raise CallError(f"{path} does not exist") from None
+        except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
+            raise WorkError(f"{path} is no saved window head: {error}") from None
+        made = cls(model, num_classes)
+        here = {name: tuple(tensor.shape) for name, tensor in made.state_dict().items()}
+        there = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        if here != there:
+            widths = [len(tensor) for name, tensor in tensors.items() if name.startswith("tokens.")]
+            raise CallError(
+                f"{path} was made for {about['model']} with stages {widths} channels wide; {made.backbone.name} has "
+                f"{[len(token) for token in made.tokens]}"
+            )
+        made.load_state_dict(tensors)
+        return made

@@ -1,0 +1,143 @@
+"""Options that describe a model reach vitscope.load, from every command that takes one --model, and only if passed."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import vitscope as vs
+import vitscope.models
+from tests.helpers.command_line import call
+from vitscope.errors import UnsupportedModelError
+from vitscope.models import bundled_path
+
+pytestmark = pytest.mark.skipif(not (bundled_path("vit-nano") / "config.json").exists(), reason="no bundled model")
+
+COMMANDS = {
+    "explain": ["explain", "cat.png"],
+    "attention": ["attention", "cat.png"],
+    "rollout": ["rollout", "cat.png"],
+    "lime": ["lime", "cat.png", "-n", "30", "--segments", "patches"],
+    "compose": ["compose", "cat.png", "--object", "5,5,20,20", "--test", "none", "--no-attention"],
+}
+OPTIONS: dict[str, tuple[list[str], dict[str, Any]]] = {
+    "weights": (["--weights", "w.pth"], {"weights": Path("w.pth")}),
+    "adapter": (["--adapter", "lora"], {"adapter": Path("lora")}),
+    "backbone": (["--backbone", "model.encoder"], {"backbone": "model.encoder"}),
+    "output": (["--model-output", "sigmoid"], {"output": "sigmoid"}),
+    "labels": (["--labels", "names.txt"], {"labels": Path("names.txt")}),
+    "select": (["--select", "logits"], {"select": "logits"}),
+    "mean and std": (["--mean", "0.5,0.25,1", "--std", "0.5"], {"mean": (0.5, 0.25, 1.0), "std": (0.5,)}),
+    "processor": (["--processor", "folder"], {"processor": Path("folder")}),
+    "none": ([], {}),
+}
+
+
+@pytest.fixture(name="photo", autouse=True)
+def photo_in_an_empty_folder(tmp_path: Path, chelsea: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(chelsea).resize((64, 48)).save("cat.png")
+
+
+@pytest.fixture
+def loaded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
+    """What load was called with, other than device and image_size."""
+    calls: list[tuple[str, dict[str, Any]]] = []
+    model = vs.load("vit-nano")
+
+    def load(name: str, **described: Any) -> vs.VisionModel:
+        calls.append((name, {key: value for key, value in described.items() if key not in ("device", "image_size")}))
+        return dataclasses.replace(model, name=f"{name} {len(calls)}")
+
+    monkeypatch.setattr(vitscope.models, "load", load)
+    return calls
+
+
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
+@pytest.mark.parametrize(("options", "expected"), OPTIONS.values(), ids=OPTIONS)
+def test_options_reach_load(
+    loaded: list[Any],
+    capsys: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    command: list[str],
+    options: list[str],
+    expected: Any,
+) -> None:
+    code, _, err = call(capsys, monkeypatch, *command, *options)
+    assert code == 0, err
+    assert loaded == [("vit-nano", expected)]
+
+
+@pytest.mark.parametrize("command", ["explain", "attention", "rollout"])
+def test_output_is_the_models_unless_the_command_has_one(
+    loaded: list[Any], capsys: Any, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    assert call(capsys, monkeypatch, *COMMANDS[command], "--output", "sigmoid")[0] == 0
+    assert loaded == [("vit-nano", {"output": "sigmoid"})]
+
+
+@pytest.mark.parametrize("command", ["lime", "compose"])
+def test_models_to_compare_with_are_not_described(
+    loaded: list[Any], capsys: Any, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    options = ["--output", "logit", "--model-output", "softmax", "--compare", "swin-nano"]
+    code, _, err = call(capsys, monkeypatch, *COMMANDS[command], *options)
+    assert code == 0, err
+    assert loaded == [("vit-nano", {"output": "softmax"}), ("swin-nano", {})]
+
+
+@pytest.mark.parametrize("text", ["grey", "0.5;0.5", "", "0.5,,0.5"])
+def test_channels_that_are_no_numbers_are_one_line(capsys: Any, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    code, out, err = call(capsys, monkeypatch, "explain", "cat.png", "--mean", text)
+    assert (code, out) == (2, "")
+    assert err == f"vitscope: --mean is {text!r}: numbers with commas between them are expected\n"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_has_a_group_for_them(capsys: Any, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    code, out, _ = call(capsys, monkeypatch, command, "--help")
+    own, group = out.split("Describe the model:\n")
+    assert code == 0
+    for name in ("weights", "adapter", "backbone", "labels", "select", "mean", "std", "processor"):
+        assert f"--{name} " in group
+        assert f"--{name} " not in own
+    assert "--model-output" in group
+    assert "--device" in own
+
+
+def test_a_model_that_predicts_values_has_no_bars(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    regression = dataclasses.replace(vs.load("vit-nano"), output="value")
+    monkeypatch.setattr(vitscope.models, "load", lambda *_, **__: regression)
+    value = regression.predict("cat.png")[0][0].value
+    code, out, err = call(capsys, monkeypatch, "explain", "cat.png", "--top-k", "1")
+    assert (code, err) == (0, "")
+    assert out.splitlines()[1].split() == ["output", "value"]
+    assert out.splitlines()[2].split() == ["cat", f"{value:.4g}"]
+    assert "%" not in out
+    _, out, _ = call(capsys, monkeypatch, "explain", "cat.png", "--json")
+    first = json.loads(out)[0]["predictions"][0]
+    assert (first["probability"], first["value"]) == (None, pytest.approx(value))
+
+
+@pytest.mark.parametrize("methods", [[], ["--method", "rollout", "--method", "attention"]], ids=["all", "methods"])
+def test_a_model_whose_classes_are_unclear_is_still_explained(
+    capsys: Any, monkeypatch: pytest.MonkeyPatch, methods: list[str]
+) -> None:
+    from vitscope.tracing import capture as run
+
+    def unclear(*_: Any, **__: Any) -> Any:
+        raise UnsupportedModelError("M returns several outputs: pass select= to vitscope.load")
+
+    original = run.run
+    monkeypatch.setattr(run, "run", lambda *a, **k: dataclasses.replace(original(*a, **k), logits=None))
+    monkeypatch.setattr(vs.VisionModel, "predict", unclear)
+    code, out, err = call(capsys, monkeypatch, "explain", "cat.png", *methods)
+    assert (code, err) == (0, "")
+    assert out.splitlines()[1] == "  M returns several outputs: pass select= to vitscope.load"
+    assert Path("cat-explain.png").exists()
+    _, out, _ = call(capsys, monkeypatch, "explain", "cat.png", "--json", *methods)
+    assert json.loads(out)[0]["no_classes"] == "M returns several outputs: pass select= to vitscope.load"

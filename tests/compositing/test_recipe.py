@@ -1,0 +1,193 @@
+"""Recipes: what a TOML file says of photos, objects and composites, and one line for what it should not say."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import vitscope as vs
+from tests.reference.stage import boxed, noise, painted
+from vitscope.compositing.recipe import read_recipe
+
+PHOTO = painted(40, 56, (30, 16, 15, 18))
+WHOLE = """
+[[picture]]
+photo = "pets.png"
+
+[[picture.object]]
+name = "dog"
+class = "bull mastiff"
+outline = [[4, 6], [20, 6], [20, 16], [4, 16]]
+
+[[picture.object]]
+name = "cat"
+box = [30, 16, 15, 18]
+
+[[picture.composite]]
+name = "dog smaller"
+show = [{ name = "cat" }, { name = "dog", scale = 0.5, centre = [20, 30.5], mirrored = true }]
+background = "blank"
+neutral = true
+
+[[picture.composite]]
+name = "empty"
+
+[[picture]]
+photo = "bird.png"
+
+[[picture.object]]
+name = "bird"
+mask = "bird-mask.png"
+"""
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path) -> Path:
+    Image.fromarray(PHOTO).save(tmp_path / "pets.png")
+    Image.fromarray(noise(40, 56)).save(tmp_path / "bird.png")
+    Image.fromarray(boxed(40, 56, (8, 9, 20, 11))).save(tmp_path / "bird-mask.png")
+    return tmp_path
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "recipe.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_a_recipe_is_read_as_it_is_written(folder: Path) -> None:
+    pets, bird = read_recipe(written(folder, WHOLE))
+    assert (pets.photo, bird.photo) == (folder / "pets.png", folder / "bird.png")
+    assert [(one.name, one.label, one.box) for one in pets.objects] == [
+        ("dog", "bull mastiff", (4, 6, 16, 10)),
+        ("cat", None, (30, 16, 15, 18)),
+    ]
+    assert pets.composites == (
+        vs.Composite(
+            "dog smaller",
+            (vs.Placement("cat"), vs.Placement("dog", (20.0, 30.5), 0.5, True)),
+            "blank",
+            True,
+        ),
+        vs.Composite("empty"),
+    )
+    assert np.array_equal(bird.objects[0].mask, boxed(40, 56, (8, 9, 20, 11)))
+    assert bird.composites == ()
+    assert [one.photo for one in read_recipe(str(folder / "recipe.toml"))] == [pets.photo, bird.photo]
+
+
+def test_a_recipes_parts_go_into_compose(folder: Path) -> None:
+    pets, _ = read_recipe(written(folder, WHOLE.replace('class = "bull mastiff"\n', "")))
+    result = vs.compose(vs.load("vit-nano"), pets.photo, pets.objects, tests=(), composites=pets.composites)
+    assert result.names == ["original", "dog smaller", "empty"]
+    assert list(result.outlines) == ["dog", "cat"]
+
+
+def test_photos_may_be_elsewhere(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    other = tmp_path_factory.mktemp("photos")
+    (folder / "bird.png").rename(other / "bird.png")
+    recipe = written(folder, WHOLE)
+    assert read_recipe(recipe, [other / "bird.png"])[1].photo == other / "bird.png"
+    with pytest.raises(vs.CallError, match=r"bird.png does not exist"):
+        read_recipe(recipe)
+    Image.fromarray(PHOTO).save(other / "fish.png")
+    with pytest.raises(vs.CallError, match=r"has no picture called fish.png: it has pets.png, bird.png"):
+        read_recipe(recipe, [other / "bird.png", other / "fish.png"])
+
+
+def test_segments_and_refining_are_written_down_too(folder: Path) -> None:
+    text = '[[picture]]\nphoto = "pets.png"\n[[picture.object]]\nname = "x"\n'
+    (one,) = read_recipe(written(folder, text + 'segments = [0, 1]\ncut = "slic"'))[0].objects
+    expected = vs.outline(PHOTO, segments=[0, 1], cut="slic")
+    assert np.array_equal(one.mask, expected.mask)
+    pytest.importorskip("cv2")
+    (one,) = read_recipe(written(folder, text + "box = [27, 13, 20, 22]\nrefine = true"))[0].objects
+    assert np.array_equal(one.mask, vs.outline(PHOTO, box=(27, 13, 20, 22), refine=True).mask)
+    (one,) = read_recipe(written(folder, text + "box = [27, 13, 20, 22]\nrefine = false"))[0].objects
+    assert one.box == (27, 13, 20, 22)
+
+
+HEAD = '[[picture]]\nphoto = "pets.png"\n'
+DOG = HEAD + '[[picture.object]]\nname = "dog"\n'
+BOXED = DOG + "box = [4, 6, 16, 10]\n"
+COMPOSITE = BOXED + '[[picture.composite]]\nname = "x"\n'
+WRONG = [
+    ("", "names no picture: begin one with"),
+    ("[[picture]", "is no recipe: "),
+    ("picture = 3", "picture is 3, tables are expected"),
+    ('[picture]\nphoto = "pets.png"', "tables are expected"),
+    ('[[pictures]]\nphoto = "pets.png"', "'pictures' means nothing here: picture do"),
+    ("[[picture]]", "a picture has no photo"),
+    ("[[picture]]\nphoto = 3", "a picture has no photo"),
+    ('[[picture]]\nphoto = ""', "a picture has no photo"),
+    ('[[picture]]\nphoto = "fish.png"', "fish.png does not exist"),
+    (HEAD + "author = 3", "'author' means nothing here: composite, object, photo do"),
+    (HEAD + "object = 3", "pets.png: object is 3, tables are expected"),
+    (HEAD + "[[picture.object]]\nbox = [1, 2, 3, 4]", "pets.png: an object has no name"),
+    (DOG, "marked by one of box, polygon, mask or segments; nothing came"),
+    (BOXED + "mask = 'bird-mask.png'", "box, mask came"),
+    (BOXED + "colour = 'brown'", "an object: 'colour' means nothing here: .*segments do"),
+    (DOG + "box = [50, 6, 16, 10]", "it reaches outside the picture of 56×40"),
+    (DOG + "box = 5", "box"),
+    (DOG + "box = '4,6,16,10'", "box"),
+    (DOG + "box = ['a', 6, 16, 10]", "the box of dog is 'a', a number"),
+    (DOG + "outline = [[1, 2], [3, 4]]", "the outline of dog is no polygon"),
+    (DOG + "outline = 'round'", "the outline of dog is no polygon"),
+    (DOG + "mask = 'nowhere.png'", "nowhere.png does not exist"),
+    (DOG + "segments = 3", "segment"),
+    (DOG + "segments = [3000]", "segment 3000 is not there"),
+    (DOG + "segments = [3]\ncut = 'voronoi'", "unknown segments 'voronoi'"),
+    (BOXED + "refine = 'no'", "refine"),
+    (BOXED + "class = 5", "class"),
+    (BOXED + "[[picture.composite]]\nshow = []", "a composite has no name"),
+    (COMPOSITE + "behind = 3", "a composite: 'behind' means nothing here: background, name, neutral, show do"),
+    (COMPOSITE + "show = 'dog'", "x: show is 'dog', tables are expected"),
+    (COMPOSITE + "show = ['dog']", "tables are expected"),
+    (COMPOSITE + "neutral = 'no'", "neutral"),
+    (COMPOSITE + "background = 5", "background"),
+    (COMPOSITE + "show = [{ scale = 0.5 }]", "x has no name"),
+    (
+        COMPOSITE + "show = [{ name = 'dog', size = 0.5 }]",
+        "'size' means nothing here: centre, mirrored, name, scale do",
+    ),
+    (COMPOSITE + "show = [{ name = 'dog', scale = 'half' }]", r"scale 'half'; \[x, y\] and a number are expected"),
+    (COMPOSITE + "show = [{ name = 'dog', scale = true }]", "scale True"),
+    (COMPOSITE + "show = [{ name = 'dog', centre = [1] }]", r"centre is \[1\]"),
+    (COMPOSITE + "show = [{ name = 'dog', centre = [1, 2, 3] }]", r"centre is \[1, 2, 3\]"),
+    (COMPOSITE + "show = [{ name = 'dog', centre = 5 }]", "centre is 5"),
+    (COMPOSITE + "show = [{ name = 'dog', centre = ['a', 'b'] }]", "centre is"),
+    (COMPOSITE + "show = [{ name = 'dog', centre = [nan, 20] }]", "centre"),
+    (COMPOSITE + "show = [{ name = 'dog', mirrored = 'no' }]", "mirrored"),
+]
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(("text", "message"), WRONG, ids=[f"{i}" for i in range(len(WRONG))])
+def test_a_mistake_is_one_line(folder: Path, text: str, message: str) -> None:
+    with pytest.raises(vs.CallError, match=message) as caught:
+        read_recipe(written(folder, text))
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_no_file_of_text_is_refused(folder: Path) -> None:
+    for path, message in (
+        (folder / "nowhere.toml", "nowhere.toml does not exist"),
+        (folder, "is a folder"),
+        (folder / "pets.png", "is no recipe"),
+    ):
+        with pytest.raises(vs.CallError, match=message) as caught:
+            read_recipe(path)
+        assert "\n" not in str(caught.value)
+
+
+def test_the_recipes_that_come_along_can_be_read(tmp_path: Path) -> None:
+    """Their photos do not: any picture of the right size stands in for them, as long as nothing is refined."""
+    recipe = Path(__file__).parents[2] / "recipes" / "dog-and-cat.toml"
+    if not recipe.exists():
+        pytest.skip("no recipes beside the package")
+    Image.fromarray(noise(224, 224)).save(tmp_path / "dog-and-cat.png")
+    (picture,) = read_recipe(recipe, [tmp_path / "dog-and-cat.png"])
+    assert [one.name for one in picture.objects] == ["dog", "cat"]
+    assert [one.name for one in picture.composites] == ["size test", "location test", "split test"]
+    vs.compose(vs.load("vit-nano"), picture.photo, picture.objects, tests=(), composites=picture.composites)

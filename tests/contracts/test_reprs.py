@@ -1,0 +1,57 @@
+"""A result in a notebook is a few short lines, and never its numbers."""
+
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+import vitscope as vs
+from tests.results.test_saved_results import plain, segmented, tensor
+from vitscope.views.plain_text import visible
+
+
+def test_the_lines_say_what_it_is() -> None:
+    assert repr(plain()) == (
+        "Attribution: rollout of m\n  target: cat\n  values: 2 images of 2×3, grid of 2×3, with photos"
+    )
+    assert repr(segmented()) == (
+        "SegmentAttribution: lime of m\n  target: cat, signed\n  values: 1 image of 2×4, grid of 2×4, with photos\n"
+        "  segments: 3, weights for 2 classes"
+    )
+    assert repr(vs.Attribution(tensor([[[1.0]]]), vs.Grid(1, 1))) == (
+        "Attribution: no method of no model\n  target: none\n  values: 1 image of 1×1, grid of 1×1, without photos"
+    )
+
+
+def test_parts_of_a_result_are_short_too() -> None:
+    part = segmented().parts[0]
+    assert repr(part) == "<SegmentedPicture of 2×4 pixels: 3 segments, 2 classes>"
+    assert repr(part.weighings[0]) == "<Weighing of cat (3): 3 segments>"
+
+
+@pytest.mark.parametrize("count", [1, 2, 1000])
+def test_many_images_take_no_more_room(count: int) -> None:
+    picture = vs.Picture(Image.new("RGB", (4, 4)), (0.0, 0.0, 4.0, 4.0))
+    about = {"method": "rollout", "model": "m", "pictures": [{"target": "cat"}] * count}
+    plain_result = vs.Attribution(torch.zeros(count, 14, 14, device="cpu"), vs.Grid(14, 14), [picture] * count, about)
+    one = segmented()
+    joined = one.joined([one] * count)
+    for result in (plain_result, joined):
+        lines = repr(result).splitlines()
+        assert len(lines) <= 5
+        assert max(map(len, lines)) <= 120
+        assert f"{count} image" in repr(result)
+        assert "tensor" not in repr(result)
+
+
+@pytest.mark.parametrize(
+    "text", ["long " * 1000, "\x1b[31mred\x07", "a\nb\n" * 9, "a\u202eb", 5, ["a"], {"a": "b" * 999}]
+)
+def test_names_of_any_kind_stay_on_their_line(text: Any) -> None:
+    target = text if isinstance(text, str) else None
+    shown = repr(vs.Attribution(tensor([[[1.0]]]), vs.Grid(1, 1), (), {"method": text, "model": text}, target))
+    lines = shown.splitlines()
+    assert len(lines) == 3
+    assert max(map(len, lines)) <= 240
+    assert visible(shown.replace("\n", "")) == shown.replace("\n", "")

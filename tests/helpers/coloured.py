@@ -1,0 +1,72 @@
+"""A tiny data set that can be learned: noise with a tint for each class; and tiny models for it."""
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+import vitscope as vs
+from tests.helpers.families import TINY
+from vitscope.tune.data import Data, Pictures
+
+TINTS = {"red": (60, 0, 0), "green": (0, 60, 0), "blue": (0, 0, 60)}
+SWIN: dict[str, Any] = {"embed_dim": 16, "depths": (2, 2), "num_heads": (2, 4), "window_size": 4, "patch_size": 4}
+
+
+def noise(count: int, classes: int = 3, seed: int = 0, side: int = 32) -> tuple[np.ndarray, np.ndarray]:
+    """(picture, side, side, 3) bytes and the class of each, class after class in turn."""
+    generator = np.random.default_rng(seed)
+    labels = np.arange(count) % classes
+    pictures = (
+        generator.integers(40, 160, (count, side, side, 3)) + np.asarray(list(TINTS.values()))[labels, None, None]
+    )
+    return pictures.astype(np.uint8), labels.astype(np.int64)
+
+
+def coloured(train: int = 24, test: int = 12, classes: int = 3) -> Data:
+    """In memory."""
+    pictures, labels = noise(train + test, classes)
+    parts = np.arange(train), np.arange(train, train + test)
+    return Data("coloured", tuple(TINTS)[:classes], *(Pictures(list(pictures), part, labels[part]) for part in parts))
+
+
+def coloured_folder(folder: Path, counts: dict[str, int], seed: int = 0) -> Path:
+    """A folder of PNG files for each class."""
+    generator = np.random.default_rng(seed)
+    for label, count in counts.items():
+        (folder / label).mkdir(parents=True)
+        for i in range(count):
+            picture = generator.integers(40, 160, (32, 32, 3)) + np.asarray(TINTS.get(label, (0, 0, 0)))
+            Image.fromarray(picture.astype(np.uint8)).save(folder / label / f"{i}.png")
+    return folder
+
+
+def small_vit(seed: int = 0, dropout: float = 0.0) -> vs.VisionModel:
+    import transformers
+
+    torch.manual_seed(seed)
+    size = {"image_size": 32, "patch_size": 8, "num_hidden_layers": 2, "hidden_dropout_prob": dropout}
+    config = transformers.ViTConfig(**(TINY | size))
+    return vs.load(transformers.ViTForImageClassification(config).eval())
+
+
+def small_swin() -> vs.VisionModel:
+    import timm
+
+    torch.manual_seed(0)
+    made = timm.create_model("swin_tiny_patch4_window7_224", pretrained=False, img_size=32, num_classes=7, **SWIN)
+    return vs.load(made.eval())
+
+
+@contextmanager
+def light_garbage() -> Iterator[None]:
+    """Every run collects garbage twice: what the libraries hold is not looked through again each time."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()

@@ -1,0 +1,296 @@
+"""Laws of rollout, its refusals, and the two ways in which it is computed."""
+
+import dataclasses
+import json
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import vitscope as vs
+from tests.helpers.families import ALL, Family
+from tests.reference.attention import attention as library_attention
+from tests.reference.rollout import rollout as slow_rollout
+from vitscope.attention.scores import Factored, KnownWeights, Logits
+from vitscope.attention.trace import Trace
+from vitscope.methods.rollout import discard_smallest
+
+FUSIONS = ["mean", "max", "min"]
+RATIOS = [0.0, 0.3, 0.9, 1.0]
+
+every_prefix = pytest.mark.parametrize(
+    "name", ["timm-siglip", "transformers-vit", "timm-deit-distilled", "transformers-dinov2-registers"]
+)
+
+
+def family(name: str) -> Family:
+    return next(family for family in ALL if family.name == name)
+
+
+@pytest.fixture(scope="module")
+def trace() -> Trace:
+    return vs.capture(family("timm-vit").model(), family("timm-vit").pixels(3))
+
+
+@every_prefix
+@pytest.mark.parametrize("head_fusion", FUSIONS)
+@pytest.mark.parametrize("discard_ratio", RATIOS)
+def test_rows_sum_to_one(name: str, head_fusion: str, discard_ratio: float) -> None:
+    """Patches and prefix tokens together; without prefix tokens the patches alone."""
+    model, pixels = family(name).model(), family(name).pixels()
+    result = vs.rollout(model, pixels, head_fusion=head_fusion, discard_ratio=discard_ratio)
+    assert result.provenance["rows_sum_to_one"] is True
+    assert result.provenance["row_sums"] == pytest.approx([1, 1], abs=1e-5)
+    assert bool((result.values >= 0).all())
+    shares = result.values.sum((1, 2))
+    if family(name).prefix_names:
+        assert bool((shares < 1 + 1e-5).all())
+    else:
+        torch.testing.assert_close(shares, torch.ones(2))
+
+
+def test_rows_that_grow_are_said_to_grow(trace: Trace) -> None:
+    """Without discarding each row of A + I sums to two: three blocks make eight."""
+    result = vs.rollout(trace, normalize=False)
+    assert result.provenance["rows_sum_to_one"] is False
+    assert result.provenance["row_sums"] == pytest.approx([8, 8, 8], rel=1e-5)
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_discarding_everything_leaves_the_readout(normalize: bool) -> None:
+    trace = vs.capture(family("timm-beit").model(), family("timm-beit").pixels())
+    result = vs.rollout(trace, discard_ratio=1.0, normalize=normalize)
+    assert torch.equal(result.values, family("timm-beit").grid.patches(trace.readout))
+    cls = vs.rollout(family("transformers-vit").model(), family("transformers-vit").pixels(), discard_ratio=1.0)
+    assert not cls.values.any()
+
+
+@pytest.mark.parametrize("head_fusion", FUSIONS)
+@pytest.mark.parametrize("discard_ratio", [0.0, 0.9])
+def test_the_order_of_heads_does_not_matter(trace: Trace, head_fusion: str, discard_ratio: float) -> None:
+    order = [2, 0, 3, 1]
+
+    def shuffled(scores: Factored) -> Factored:
+        return dataclasses.replace(scores, query=scores.query[:, :, order], key=scores.key[:, :, order])
+
+    steps = [dataclasses.replace(step, scores=shuffled(step.scores)) for step in trace.steps]
+    other = dataclasses.replace(trace, steps=steps)
+    assert not torch.equal(other.attention(0), trace.attention(0))
+    options = {"head_fusion": head_fusion, "discard_ratio": discard_ratio}
+    torch.testing.assert_close(vs.rollout(other, **options).values, vs.rollout(trace, **options).values)
+
+
+@pytest.mark.parametrize("options", [{}, {"head_fusion": "max", "discard_ratio": 0.9}], ids=str)
+def test_images_do_not_touch_each_other(options: dict[str, Any]) -> None:
+    model, pixels = family("timm-dinov2-registers").model(), family("timm-dinov2-registers").pixels(3)
+    together = vs.rollout(model, pixels, **options)
+    assert len(together) == len(together.provenance["row_sums"]) == 3
+    for image in range(3):
+        alone = vs.rollout(model, pixels[image : image + 1], **options).values
+        torch.testing.assert_close(together.values[image : image + 1], alone, atol=1e-6, rtol=1e-4)
+    order = [2, 0, 1]
+    moved = vs.rollout(model, pixels[order], **options).values
+    torch.testing.assert_close(moved, together.values[order], atol=1e-6, rtol=1e-4)
+    assert not torch.allclose(moved, together.values, atol=1e-4)
+
+
+GENERATOR = torch.Generator().manual_seed(0)
+FUSED: dict[str, Tensor] = {
+    "random": torch.rand(2, 1, 7, 7, generator=GENERATOR) + 0.01,
+    "ties": torch.randint(1, 4, (3, 1, 6, 6), generator=GENERATOR) / 4,
+    "ties and zeros": torch.randint(0, 3, (3, 1, 6, 6), generator=GENERATOR) / 4,
+    "constant": torch.full((2, 1, 5, 5), 0.2),
+    "zeros": torch.zeros(1, 1, 4, 4),
+    "one image constant": torch.cat([torch.full((1, 1, 5, 5), 0.2), torch.rand(1, 1, 5, 5, generator=GENERATOR)]),
+    "windows": torch.rand(2, 4, 3, 3, generator=GENERATOR) + 0.01,
+    "one entry": torch.ones(2, 1, 1, 1),
+}
+
+
+@pytest.mark.parametrize("fused", FUSED.values(), ids=FUSED)
+@pytest.mark.parametrize("ratio", [0.0, 0.01, 0.1, 0.5, 0.9, 0.99, 1.0])
+def test_exactly_the_smallest_entries_are_discarded(fused: Tensor, ratio: float) -> None:
+    numbers = fused[0].numel()
+    discarded = math.floor(ratio * numbers)
+    before = fused.clone()
+    got = discard_smallest(fused, ratio)
+    assert torch.equal(fused, before)
+    assert got.shape == fused.shape
+    for image, entries in zip(got.flatten(1), fused.flatten(1), strict=True):
+        order = entries.argsort(stable=True)
+        assert not image[order[:discarded]].any()
+        assert torch.equal(image[order[discarded:]], entries[order[discarded:]])
+        if bool((entries > 0).all()):
+            assert int((image == 0).sum()) == discarded
+
+
+def test_the_last_block_alone_is_one_step(trace: Trace) -> None:
+    matrix = (trace.attention(-1).mean(1) + torch.eye(25)) / 2
+    expected = torch.einsum("bq,bqk->bk", trace.readout, matrix)[:, 1:].unflatten(-1, (4, 6))
+    for start in (2, -1):
+        result = vs.rollout(trace, start_layer=start)
+        torch.testing.assert_close(result.values, expected)
+        assert result.provenance["parameters"]["start_layer"] == 2
+
+
+@pytest.mark.parametrize("start", [0, 1, 2])
+def test_start_layer_counts_from_the_end_too(trace: Trace, start: int) -> None:
+    model, pixels = family("timm-vit").model(), family("timm-vit").pixels(3)
+    expected = vs.rollout(trace, start_layer=start).values
+    for result in (
+        vs.rollout(trace, start_layer=start - 3),
+        vs.rollout(model, pixels, start_layer=start),
+        vs.rollout(model, pixels, start_layer=start - 3),
+    ):
+        torch.testing.assert_close(result.values, expected)
+
+
+OPTIONS = [
+    {},
+    {"start_layer": 1},
+    {"start_layer": -1},
+    {"head_fusion": "max", "discard_ratio": 0.5, "normalize": False},
+]
+
+
+@every_prefix
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_evolution_is_the_rollout_after_each_block(name: str, options: dict[str, Any]) -> None:
+    model, pixels = family(name).model(), family(name).pixels()
+    maps, readout = library_attention(model.module, pixels), vs.capture(model, pixels).readout
+    entries = vs.rollout_evolution(model, pixels, **options)
+    start = options.get("start_layer", 0) % 3
+    assert [entry.provenance["parameters"]["end_layer"] for entry in entries] == list(range(start, 3))
+    for entry, end in zip(entries, range(start, 3), strict=True):
+        expected = slow_rollout(maps[: end + 1], readout, **(options | {"start_layer": start}))
+        torch.testing.assert_close(entry.values, family(name).grid.patches(expected).float(), atol=1e-5, rtol=1e-5)
+    last = vs.rollout(model, pixels, **options)
+    torch.testing.assert_close(entries[-1].values, last.values)
+    assert entries[-1].provenance["parameters"] == last.provenance["parameters"]
+
+
+@every_prefix
+@pytest.mark.parametrize("explicit", [False, True], ids=["kernel", "softmax"])
+@pytest.mark.parametrize(
+    "options", [{}, {"head_fusion": "max"}, {"head_fusion": "min", "discard_ratio": 0.5, "start_layer": 1}], ids=str
+)
+def test_fusing_while_the_model_runs_changes_nothing(
+    name: str, explicit: bool, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import vitscope.methods.rollout as method
+
+    kinds: list[type] = []
+    fold = method._fold
+
+    def note(trace: Trace, *args: Any, **kwargs: Any) -> list[Tensor]:
+        kinds.extend({type(step.scores) for step in trace.steps})
+        return fold(trace, *args, **kwargs)
+
+    monkeypatch.setattr(method, "_fold", note)
+    model, pixels = family(name).model(), family(name).pixels()
+    if explicit:
+        use_softmax(model)
+    results = []
+    for pays in (False, True):
+        monkeypatch.setattr("vitscope.tracing.capture._Recorder._weighing_pays", lambda *_, pays=pays: pays)
+        results.append(vs.rollout(model, pixels, **options))
+    assert kinds == [Logits if explicit else Factored, KnownWeights]
+    torch.testing.assert_close(results[0].values, results[1].values, atol=1e-6, rtol=1e-5)
+    assert results[0].provenance["parameters"] == results[1].provenance["parameters"]
+    assert torch.allclose(torch.tensor(results[0].provenance["row_sums"]), torch.ones(2), atol=1e-5)
+
+
+def use_softmax(model: vs.VisionModel) -> None:
+    """Attention as the library writes it without a fused kernel."""
+    if model.library == "transformers":
+        model.module.set_attn_implementation("eager")
+        return
+    for block in model.module.blocks:
+        block.attn.fused_attn = False
+
+
+def test_weighing_pays_when_tokens_are_few() -> None:
+    """One fused map a layer against queries and keys: 25 tokens against twice 32 channels, then 65 tokens."""
+    import vitscope.tracing.capture as running
+
+    model = family("transformers-vit").model()
+    for size, kind in (((32, 48), KnownWeights), ((64, 64), Factored)):
+        made = running.run(model, torch.zeros(1, 3, *size), fuse="mean")
+        assert {type(step.scores) for step in made.trace.steps} == {kind}
+        assert torch.isfinite(made.logits).all()
+        plain = running.run(model, torch.zeros(1, 3, *size))
+        torch.testing.assert_close(made.logits, plain.logits)
+
+
+@pytest.mark.parametrize("pays", [False, True], ids=["queries and keys", "fused"])
+@pytest.mark.parametrize("options", [{}, {"head_fusion": "max"}, {"discard_ratio": 0.5}, {"normalize": False}], ids=str)
+def test_nan_in_the_attention_is_refused(pays: bool, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vitscope.tracing.capture._Recorder._weighing_pays", lambda *_: pays)
+    model, pixels = family("timm-vit").model(), family("timm-vit").pixels()
+    with torch.no_grad():
+        model.module.blocks[1].attn.qkv.weight[3] = float("nan")
+    with pytest.raises(vs.WorkError, match="came out as NaN or infinity: check the model's weights") as caught:
+        vs.rollout(model, pixels, **options)
+    assert "\n" not in str(caught.value)
+
+
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"head_fusion": "median"}, "'median'.*mean, max or min"),
+    ({"head_fusion": 0}, "unknown head fusion 0"),
+    ({"discard_ratio": -0.1}, "discard_ratio is -0.1.*between 0 and 1"),
+    ({"discard_ratio": 1.01}, "discard_ratio is 1.01.*between 0 and 1"),
+    ({"discard_ratio": float("nan")}, "discard_ratio is nan"),
+    ({"start_layer": 3}, "start_layer 3 is not there.*0 to 2"),
+    ({"start_layer": 99}, "start_layer 99 is not there.*0 to 2"),
+    ({"start_layer": -4}, "start_layer -4 is not there.*0 to 2"),
+]
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("method", [vs.rollout, vs.rollout_evolution])
+@pytest.mark.parametrize(("options", "message"), WRONG, ids=str)
+def test_options_out_of_range_are_refused(trace: Trace, method: Any, options: dict[str, Any], message: str) -> None:
+    model, pixels = family("timm-vit").model(), family("timm-vit").pixels(1)
+    for arguments in ((trace,), (model, pixels)):
+        with pytest.raises(vs.CallError, match=message) as caught:
+            method(*arguments, **options)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("method", [vs.rollout, vs.rollout_evolution, vs.attention_map, vs.head_statistics])
+def test_a_trace_alone_or_a_model_with_images(trace: Trace, method: Any) -> None:
+    model, pixels = family("timm-vit").model(), family("timm-vit").pixels()
+    with pytest.raises(vs.CallError, match="a trace has its pictures already"):
+        method(trace, pixels)
+    with pytest.raises(vs.CallError, match="images are missing"):
+        method(model)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_what_is_no_model_is_refused() -> None:
+    with pytest.raises(vs.CallError, match=r"a model is expected, from vitscope\.load or an nn\.Module, not str"):
+        vs.rollout("vit-nano", torch.zeros(1, 3, 32, 32))
+
+
+def test_a_trace_without_all_layers_is_refused() -> None:
+    part = vs.capture(family("timm-vit").model(), family("timm-vit").pixels(), layers=[0, 2])
+    with pytest.raises(vs.CallError, match=r"layer 1 was not kept: this trace holds layers \[0, 2\]"):
+        vs.rollout(part)
+    assert vs.rollout(part, start_layer=2).values.shape == (2, 4, 6)
+
+
+def test_provenance_says_how_the_result_came_about() -> None:
+    model, pixels = family("timm-vit").model(), family("timm-vit").pixels()
+    options = {"head_fusion": "max", "discard_ratio": 0.25, "start_layer": -2, "normalize": False}
+    about = vs.rollout(model, pixels, **options).provenance
+    assert about["method"] == "rollout"
+    assert about["parameters"] == options | {"start_layer": 1, "end_layer": 2, "merge": "equal", "target": None}
+    assert about["model"] == model.name
+    assert about["library"] == "timm"
+    assert {"vitscope", "torch", "timm"} <= set(about["versions"])
+    assert about["readout"] == {"cls": 1.0}
+    assert about["rows_sum_to_one"] is False
+    assert len(about["row_sums"]) == 2
+    assert json.loads(json.dumps(dict(about))) == about

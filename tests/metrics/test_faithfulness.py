@@ -1,0 +1,212 @@
+"""Deletion and insertion: a plain loop's areas, and what any such measure must say."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import vitscope as vs
+from tests.helpers.coloured import small_swin, small_vit
+from tests.helpers.tiny import tiny_vit
+from tests.reference import faithfulness as slow
+from tests.tracing.test_foreign import LAYOUT, Homemade
+from vitscope.images.preprocessing import Preprocessing
+
+AREAS = ("deletion", "insertion")
+CELLS = (4, 4)
+
+
+def photos(count: int, height: int = 32, width: int = 32) -> list[np.ndarray]:
+    """Noise of a few grey levels, lighter and darker from patch to patch."""
+    generator = np.random.default_rng(3)
+    coarse = generator.integers(0, 200, (count, 4, 4, 3)).repeat(height // 4, 1).repeat(width // 4, 2)
+    return list((coarse + generator.integers(0, 56, coarse.shape)).astype(np.uint8))
+
+
+def maps(count: int, side: int = 4) -> vs.Attribution:
+    values = torch.rand(count, side, side, generator=torch.Generator().manual_seed(0))
+    return vs.Attribution(values, vs.Grid(side, side))
+
+
+def marking(patch: int) -> vs.Attribution:
+    return vs.Attribution(torch.eye(16)[patch].view(1, 4, 4), vs.Grid(4, 4))
+
+
+def loud(model: vs.VisionModel) -> vs.VisionModel:
+    """With answers that differ from picture to picture."""
+    with torch.no_grad():
+        for parameter in model.module.parameters():
+            parameter.mul_(3) if parameter.ndim > 1 else None
+    return model
+
+
+class Reading(nn.Module):
+    """Two classes: how bright one patch of sixteen is, and nothing."""
+
+    def __init__(self, patch: int, strength: float = 2.0) -> None:
+        super().__init__()
+        self.row, self.column = divmod(patch, 4)
+        self.strength = strength
+        self.unused = nn.Linear(1, 1)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        patch = pixels[:, :, 8 * self.row : 8 * self.row + 8, 8 * self.column : 8 * self.column + 8]
+        return torch.stack([self.strength * patch.mean((1, 2, 3)), torch.zeros(len(pixels))], dim=1)
+
+
+def reading(patch: int, strength: float = 2.0) -> vs.VisionModel:
+    return vs.load(Reading(patch, strength), image_size=32, patch_size=8, readout="patches")
+
+
+def answer(model: vs.VisionModel) -> slow.Answer:
+    def probabilities(picture: np.ndarray) -> np.ndarray:
+        with torch.no_grad(), model.running():
+            logits = model.answer(model.prepare(picture)[0])
+        assert logits is not None
+        return logits[0].double().softmax(-1).numpy()
+
+    return probabilities
+
+
+BUILDS: dict[str, Any] = {
+    "vit": lambda: loud(small_vit()),
+    "swin": lambda: dataclasses.replace(loud(small_swin()), preprocessing=Preprocessing((32, 32))),
+    "foreign": lambda: vs.load(Homemade("fused"), image_size=32, **LAYOUT),
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "steps", "target"),
+    [
+        ("vit", (32, 32), 10, None),
+        ("vit", (64, 96), 4, 2),
+        ("vit", (32, 32), 1, None),
+        ("swin", (32, 32), 5, None),
+        ("swin", (48, 32), 16, 1),
+        ("foreign", (32, 40), 3, None),
+    ],
+    ids=str,
+)
+def test_areas_are_those_of_a_plain_loop(kind: str, size: tuple[int, int], steps: int, target: int | None) -> None:
+    model, pictures = BUILDS[kind](), photos(2, *size)
+    result = maps(2, 8 if kind == "swin" else 4)
+    found = vs.faithfulness(model, pictures, result, steps=steps, seed=7, target=target)
+    generator, ask = np.random.default_rng(7), answer(model)
+    for at, photo in enumerate(pictures):
+        column = int(ask(photo).argmax()) if target is None else target
+        orders = {
+            "": slow.ranked(result.values[at].double().numpy(), CELLS),
+            "random_": generator.permutation(16).tolist(),
+        }
+        for prefix, order in orders.items():
+            expected = slow.areas(ask, photo, order, CELLS, column, steps)
+            for name, area in zip(AREAS, expected, strict=True):
+                assert getattr(found, prefix + name)[at] == pytest.approx(area, abs=2e-5), prefix + name
+
+
+def test_the_answers_of_the_plain_loop_do_move() -> None:
+    """Otherwise equal areas would say nothing."""
+    for build in BUILDS.values():
+        model = build()
+        found = vs.faithfulness(model, photos(2), maps(2, 8 if model.library == "timm" else 4), target=0)
+        assert abs(found.deletion - found.insertion).max() > 5e-4
+        assert abs(found.deletion - found.random_deletion).max() > 5e-4
+
+
+@pytest.mark.parametrize("patch", [0, 6, 15])
+def test_the_patch_that_is_read_has_the_lowest_deletion_and_the_highest_insertion(patch: int) -> None:
+    photo = np.full((32, 32, 3), 90, dtype=np.uint8)
+    row, column = divmod(patch, 4)
+    photo[8 * row : 8 * row + 8, 8 * column : 8 * column + 8] = 255
+    areas = [vs.faithfulness(reading(patch), photo, marking(other), steps=16, target=0) for other in range(16)]
+    deletions, insertions = ([float(getattr(one, name)[0]) for one in areas] for name in AREAS)
+    assert np.argmin(deletions) == np.argmax(insertions) == patch
+    assert sorted(deletions)[1] > deletions[patch] + 0.01
+    assert sorted(insertions)[-2] < insertions[patch] - 1e-4
+
+
+def test_a_model_that_never_changes_its_mind_has_the_same_area_everywhere() -> None:
+    model = reading(3, strength=0.0)
+    found = vs.faithfulness(model, photos(3), maps(3), steps=7)
+    for name in (*AREAS, "random_deletion", "random_insertion"):
+        np.testing.assert_allclose(getattr(found, name), [0.5] * 3, atol=1e-12)
+
+
+def test_an_even_map_takes_the_patches_in_order() -> None:
+    model, photo = reading(0), photos(1)
+    even = vs.Attribution(torch.ones(1, 4, 4), vs.Grid(4, 4))
+    falling = vs.Attribution(torch.arange(16, 0, -1).float().view(1, 4, 4), vs.Grid(4, 4))
+    first, second = (vs.faithfulness(model, photo, one, steps=5) for one in (even, falling))
+    assert (first.deletion, first.insertion) == (second.deletion, second.insertion)
+
+
+def test_the_random_order_is_seeded_and_does_not_look_at_the_map() -> None:
+    model = loud(small_vit())
+    first, again, other = (vs.faithfulness(model, photos(2), maps(2), seed=seed) for seed in (1, 1, 2))
+    turned = vs.faithfulness(model, photos(2), vs.Attribution(-maps(2).values, vs.Grid(4, 4)), seed=1)
+    for name in AREAS:
+        assert np.array_equal(getattr(first, f"random_{name}"), getattr(again, f"random_{name}"))
+        assert np.array_equal(getattr(first, f"random_{name}"), getattr(turned, f"random_{name}"))
+        assert not np.array_equal(getattr(first, f"random_{name}"), getattr(other, f"random_{name}"))
+        assert np.array_equal(getattr(first, name), getattr(other, name))
+        assert not np.array_equal(getattr(first, name), getattr(turned, name))
+
+
+def test_each_picture_is_shuffled_by_itself() -> None:
+    found = vs.faithfulness(loud(small_vit()), photos(1) * 2, vs.Attribution.joined([maps(1)] * 2))
+    assert found.deletion[0] == found.deletion[1]
+    assert found.random_deletion[0] != found.random_deletion[1]
+
+
+def test_more_steps_than_patches_are_as_many_as_patches() -> None:
+    model = loud(small_vit())
+    many, all_of_them, few = (vs.faithfulness(model, photos(1), maps(1), steps=steps) for steps in (100, 16, 3))
+    for name in AREAS:
+        assert np.array_equal(getattr(many, name), getattr(all_of_them, name))
+        assert not np.array_equal(getattr(many, name), getattr(few, name))
+
+
+def test_batches_of_any_size_give_the_same_areas() -> None:
+    model = loud(small_vit())
+    one, all_at_once = (vs.faithfulness(model, photos(1), maps(1), batch_size=size) for size in (3, 64))
+    np.testing.assert_allclose(one.deletion, all_at_once.deletion, atol=1e-6)
+    np.testing.assert_allclose(one.insertion, all_at_once.insertion, atol=1e-6)
+
+
+def test_a_class_has_a_number_or_a_name() -> None:
+    model = vs.load(tiny_vit())
+    by_number, by_name = (vs.faithfulness(model, photos(1), maps(1), target=one) for one in (3, "thing 3"))
+    assert by_number.deletion == by_name.deletion
+    likeliest = vs.faithfulness(model, photos(1), maps(1))
+    named = vs.faithfulness(model, photos(1), maps(1), target=model.predict(photos(1))[0][0].index)
+    assert likeliest.deletion == named.deletion
+
+
+def test_rollouts_of_tensors_and_live_modules_are_measured_too() -> None:
+    model = loud(small_vit())
+    pixels, _ = model.prepare(photos(2))
+    result = vs.rollout(model, pixels)
+    found = vs.faithfulness(model.module, pixels, result, steps=4)
+    assert found.deletion.shape == found.random_insertion.shape == (2,)
+    for name in (*AREAS, "random_deletion", "random_insertion"):
+        assert ((getattr(found, name) >= 0) & (getattr(found, name) <= 1)).all()
+    by_photo = vs.faithfulness(model, photos(2), result, steps=4)
+    np.testing.assert_allclose(found.deletion, by_photo.deletion, atol=1e-5)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_another_number_of_pictures_is_refused(count: int) -> None:
+    with pytest.raises(vs.CallError, match=f"^{count} pictures and an attribution of 2: pass the pictures"):
+        vs.faithfulness(small_vit(), photos(count), maps(2))
+
+
+def test_what_cannot_be_meant_is_refused() -> None:
+    with pytest.raises(vs.CallError, match="steps is 0"):
+        vs.faithfulness(small_vit(), photos(1), maps(1), steps=0)
+    with pytest.raises(vs.CallError, match="seed is -1"):
+        vs.faithfulness(small_vit(), photos(1), maps(1), seed=-1)
+    with pytest.raises(vs.CallError):
+        vs.faithfulness(small_vit(), photos(1), maps(1), target=99)

@@ -1,0 +1,468 @@
+"""load() and predict(): by name, folder or live module; and one line for everything that is none of these."""
+
+import http.server
+import shutil
+import socket
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import vitscope as vs
+from tests.helpers.families import TINY
+from tests.helpers.tiny import LABELS, photo, refusal, tiny_vit
+from vitscope.errors import ModelUnavailableError, UnknownModelError
+from vitscope.models import bundled_path
+from vitscope.models.checkpoints import hub
+
+# Local folders
+
+
+@pytest.mark.parametrize("name", ["vit-nano", "vit-tiny"])
+def test_a_folder_may_be_named_like_a_bundled_model(folder: Path, tmp_path: Path, name: str) -> None:
+    shutil.copytree(folder, tmp_path / name)
+    assert vs.load(tmp_path / name).labels == LABELS
+    assert vs.load(str(tmp_path / name)).labels == LABELS
+
+
+def test_a_live_model_is_called_by_its_folders_name(folder: Path) -> None:
+    assert vs.load(vs.load(folder).module).name == "tiny-vit"
+    assert vs.load(tiny_vit()).name == "ViTForImageClassification"
+
+
+@pytest.mark.parametrize("model", [None, 5, b"vit"], ids=str)
+@pytest.mark.usefixtures("unchecked")
+def test_what_is_neither_name_nor_module_is_refused(model: Any) -> None:
+    assert "a model is a name" in refusal(vs.CallError, model)
+
+
+def test_a_folder_gives_back_the_model_that_was_saved(folder: Path) -> None:
+    import transformers
+
+    original, picture = tiny_vit(), photo(50, 40)
+    processor = transformers.ViTImageProcessorPil.from_pretrained(folder)
+    with torch.no_grad():
+        expected = original(**processor(picture, return_tensors="pt")).logits
+    for source in (folder, str(folder)):
+        model = vs.load(source)
+        pixels, _ = model.prepare(picture)
+        with torch.no_grad():
+            torch.testing.assert_close(model.forward(pixels), expected)
+        assert model.labels == LABELS
+        assert (model.name, model.library) == (str(folder), "transformers")
+        assert not any(child.training for child in model.module.modules())
+    assert repr(model) == f"<VisionModel {folder} (transformers) 32×32 px, patches of 8×8>"
+
+
+def test_a_folder_without_a_processor_takes_no_photos_until_its_preprocessing_is_named(tmp_path: Path) -> None:
+    tiny_vit().save_pretrained(tmp_path)
+    model = vs.load(tmp_path)
+    assert model.preprocessing is None
+    with pytest.raises(
+        vs.CallError, match=r"has no preprocessor_config\.json.*image_size .* mean and std, or processor"
+    ):
+        model.predict(photo(40, 40))
+    assert len(model.predict(torch.zeros(1, 3, 32, 32))) == 1
+    named = vs.load(tmp_path, image_size=32, mean=0.5, std=0.25).preprocessing
+    assert named is not None
+    assert (named.size, named.mean, named.std, named.fit) == ((32, 32), (0.5,) * 3, (0.25,) * 3, "squash")
+
+
+def test_a_model_saved_without_a_classifier_has_none(tmp_path: Path) -> None:
+    tiny_vit().vit.save_pretrained(tmp_path)
+    model = vs.load(tmp_path)
+    assert model.labels is None
+    with pytest.raises(vs.CallError, match="has no classifier: it gives features, not classes"):
+        model.predict(torch.zeros(1, 3, 32, 32))
+    assert vs.rollout(model, torch.zeros(1, 3, 32, 32)).values.shape == (1, 4, 4)
+
+
+def test_random_weights_are_the_callers_to_seed(folder: Path) -> None:
+    def weights(seed: int | None) -> Tensor:
+        if seed is not None:
+            torch.manual_seed(seed)
+        return vs.load(folder, pretrained=seed is None).module.classifier.weight
+
+    assert torch.equal(weights(1), weights(1))
+    assert not torch.equal(weights(1), weights(2))
+    assert not torch.equal(weights(1), weights(None))
+    assert torch.equal(weights(None), tiny_vit().classifier.weight)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "config_name", "prefix", "has_classifier"),
+    [
+        ("vit", "ViTConfig", ("cls",), True),
+        ("deit", "DeiTConfig", ("cls", "distillation"), True),
+        ("dinov2", "Dinov2Config", ("cls",), True),
+        ("beit", "BeitConfig", ("cls",), True),
+        ("dinov3_vit", "DINOv3ViTConfig", ("cls",), False),
+    ],
+)
+def test_a_model_type_gives_its_default_configuration(
+    monkeypatch: pytest.MonkeyPatch, model_type: str, config_name: str, prefix: tuple[str, ...], has_classifier: bool
+) -> None:
+    from vitscope.models.backends.transformers.backend import transformers
+
+    def default() -> Any:
+        return getattr(transformers, config_name)(**(TINY | {"image_size": 32, "patch_size": 8}))
+
+    monkeypatch.setattr(transformers, "CONFIG_MAPPING", {model_type: default})
+    model = vs.load(model_type, pretrained=False)
+    assert vs.capture(model, photo(40, 50)).prefix_names == prefix
+    if has_classifier:
+        assert len(model.predict(photo(40, 50), top_k=9)[0]) == 7
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", torch.bfloat16, "float64"], ids=str)
+def test_a_precision_is_kept_and_results_are_float32(folder: Path, dtype: str | torch.dtype) -> None:
+    picture = photo(40, 50)
+    whole, model = vs.load(folder), vs.load(folder, dtype=dtype)
+    assert model.dtype == (getattr(torch, dtype) if isinstance(dtype, str) else dtype)
+    result = vs.rollout(model, picture)
+    assert result.values.dtype == vs.capture(model, picture).map(-1).dtype == torch.float32
+    torch.testing.assert_close(result.values, vs.rollout(whole, picture).values, atol=1e-3, rtol=0)
+    for one, other in zip(
+        sorted(model.predict(picture, 7)[0], key=lambda p: p.index),
+        sorted(whole.predict(picture, 7)[0], key=lambda p: p.index),
+        strict=True,
+    ):
+        assert one.probability == pytest.approx(other.probability, abs=5e-3)
+
+
+def test_a_device_is_where_the_weights_are(folder: Path) -> None:
+    assert vs.load(folder, device="cpu").device == vs.load(folder, device=torch.device("cpu")).device
+    assert vs.load(folder, device="meta").device == torch.device("meta")
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:977"])
+def test_a_device_that_is_not_there_is_one_line(folder: Path, device: str) -> None:
+    story = refusal(ModelUnavailableError, folder, device=device)
+    assert story.startswith(f"device {device!r} cannot be used")
+    assert "usable here: cpu" in story
+    assert "Expected one of" not in story
+
+
+@pytest.mark.parametrize("dtype", ["int8", "half precision", "nn", torch.int8], ids=str)
+def test_a_dtype_that_is_none_is_refused(folder: Path, dtype: str | torch.dtype) -> None:
+    assert "pass float32, bfloat16 or float16" in refusal(vs.CallError, folder, dtype=dtype)
+
+
+@pytest.mark.parametrize("options", [{"device": "cpu"}, {"dtype": "float32"}], ids=str)
+def test_a_live_module_is_not_moved(options: dict[str, Any]) -> None:
+    assert "move it with its own .to() first" in refusal(vs.CallError, tiny_vit(), **options)
+
+
+@pytest.mark.parametrize("options", [{"patch_size": 8}, {"prefix": ("cls",)}, {"readout": "cls"}], ids=str)
+def test_a_layout_is_not_for_a_named_model(folder: Path, options: dict[str, Any]) -> None:
+    assert "a named model is known already" in refusal(vs.CallError, folder, **options)
+
+
+# Names that lead nowhere
+
+
+def test_a_slip_of_the_pen_is_shown_the_right_name() -> None:
+    for name in ("vit-nanno", "vitnano", "vit_nano"):
+        assert refusal(UnknownModelError, name) == f"unknown model {name!r}: did you mean 'vit-nano'?"
+
+
+@pytest.mark.parametrize("library", ["timm", "torchvision"])
+def test_a_name_the_library_does_not_have(library: str) -> None:
+    pytest.importorskip(library)
+    assert f"{library} has no model 'foo'" in refusal(UnknownModelError, f"{library}:foo")
+    assert f"{library} has no model ''" in refusal(UnknownModelError, f"{library}:")
+
+
+def test_near_names_of_a_library_are_offered() -> None:
+    pytest.importorskip("timm")
+    pytest.importorskip("torchvision")
+    assert "did you mean vit_tiny_patch16_224," in refusal(UnknownModelError, "timm:vit_tiny_patch16_24")
+    assert "did you mean resnet18," in refusal(UnknownModelError, "torchvision:resnet_18")
+
+
+@pytest.mark.parametrize("pretrained", [True, False])
+def test_weights_that_timm_does_not_list(pretrained: bool) -> None:
+    pytest.importorskip("timm")
+    message = refusal(UnknownModelError, "timm:test_vit.nope", pretrained=pretrained)
+    assert message == "timm has no weights 'test_vit.nope': it has test_vit.r160_in1k"
+
+
+@pytest.mark.parametrize(
+    "name", ["/no/such/folder", "./models", "../models", "~/models", "a/b/c", "detectron:vit", "a\nb"]
+)
+def test_a_path_or_name_that_can_be_nothing_says_what_can(name: str) -> None:
+    message = refusal(UnknownModelError, name)
+    for known in ("vit-nano", "local transformers folder", "hub id", "timm:<name>", "torchvision:<name>"):
+        assert known in message
+
+
+def test_folders_that_hold_no_model(tmp_path: Path, folder: Path) -> None:
+    assert f"{tmp_path} is no transformers folder" in refusal(UnknownModelError, tmp_path)
+    (tmp_path / "config.json").write_text((folder / "config.json").read_text())
+    assert f"{tmp_path} cannot be loaded" in refusal(ModelUnavailableError, tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"no weights at all")
+    assert f"{tmp_path} cannot be loaded" in refusal(ModelUnavailableError, tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    assert f"{tmp_path} is no transformers folder" in refusal(UnknownModelError, tmp_path)
+
+
+def test_a_model_that_does_not_look_at_pictures(tmp_path: Path) -> None:
+    import transformers
+
+    sizes = {
+        "hidden_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "intermediate_size": 8,
+        "vocab_size": 9,
+    }
+    bert = transformers.BertModel(transformers.BertConfig(**sizes))
+    bert.save_pretrained(tmp_path)
+    for source in (tmp_path, bert):
+        assert "BertModel, which does not look at pictures" in refusal(UnknownModelError, source)
+
+
+@pytest.mark.parametrize("name", ["google/vit-base-patch16-224", "resnet-something"])
+@pytest.mark.parametrize("told", [True, False], ids=["told to be offline", "hub out of reach"])
+def test_a_hub_id_without_a_hub_soon_says_what_works(monkeypatch: pytest.MonkeyPatch, name: str, told: bool) -> None:
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", told)
+    monkeypatch.setattr(hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    start = time.monotonic()
+    message = refusal(ModelUnavailableError, name)
+    assert time.monotonic() - start < 5
+    assert message.startswith(f"{name} is not on this machine")
+    assert "vit-nano" in message
+    assert "local folder" in message
+
+
+def test_timm_without_a_hub_asks_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """timm's hub client repeats itself for most of a minute unless it is told to be offline."""
+    timm = pytest.importorskip("timm")
+    told = []
+
+    def create(*_: Any, **__: Any) -> None:
+        told.append(hub.constants.HF_HUB_OFFLINE)
+        raise OSError("nothing came\nand nothing will")
+
+    monkeypatch.setattr(timm, "create_model", create)
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", False)
+    for reach in (False, True):
+        monkeypatch.setattr("vitscope.models.backends.timm.backend.hub_in_reach", lambda reach=reach: reach)
+        message = refusal(ModelUnavailableError, "timm:test_vit")
+        assert "vit-nano" in message
+        assert "local folder" in message
+    assert told == [True, False]
+    assert hub.constants.HF_HUB_OFFLINE is False
+
+
+@pytest.mark.parametrize("reach", [True, False], ids=["it breaks off", "no answer"])
+def test_torchvision_without_a_network_says_what_works(monkeypatch: pytest.MonkeyPatch, reach: bool) -> None:
+    torchvision = pytest.importorskip("torchvision")
+
+    def fetch(*_: Any, **__: Any) -> None:
+        raise OSError("no route\nto host")
+
+    monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", fetch)
+    monkeypatch.setattr("vitscope.models.backends.torchvision.backend.answers", lambda _: reach)
+    message = refusal(ModelUnavailableError, "torchvision:resnet18")
+    assert "vit-nano" in message
+    assert "local folder" in message
+
+
+def test_a_library_that_is_missing_or_broken_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(raised: Exception) -> Any:
+        def import_module(_: str) -> None:
+            raise raised
+
+        return import_module
+
+    module = "vitscope.models.backends.libraries.importlib.import_module"
+    with monkeypatch.context() as patch:
+        patch.setattr(module, fail(ModuleNotFoundError("no module", name="timm")))
+        message = refusal(ModelUnavailableError, "timm:test_vit")
+        assert message == "timm is not installed: pip install 'vitscope[timm]'"
+    with monkeypatch.context() as patch:
+        patch.setattr(module, fail(ModuleNotFoundError("no module", name="yaml")))
+        assert refusal(ModelUnavailableError, "timm:test_vit") == "timm needs yaml: pip install yaml"
+    with monkeypatch.context() as patch:
+        patch.setattr(module, fail(RuntimeError("operator nms\ndoes not exist")))
+        message = refusal(ModelUnavailableError, "timm:test_vit")
+        assert f"torch {torch.__version__}" in message
+        assert "operator nms" in message
+
+
+class _NotFound(http.server.BaseHTTPRequestHandler):
+    def do_HEAD(self) -> None:
+        self.send_error(404)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def endpoint(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Sets the address of the hub."""
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub, "TIMEOUT_SECONDS", 0.3)
+    monkeypatch.delenv("TRANSFORMERS_OFFLINE", raising=False)
+    monkeypatch.setenv("no_proxy", "*")
+    return lambda port: monkeypatch.setattr(hub.constants, "ENDPOINT", f"http://127.0.0.1:{port}")
+
+
+def test_a_hub_that_answers_is_in_reach_whatever_it_answers(endpoint: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with http.server.HTTPServer(("127.0.0.1", 0), _NotFound) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        endpoint(server.server_port)
+        assert hub.hub_in_reach()
+        monkeypatch.setenv("TRANSFORMERS_OFFLINE", "1")
+        assert not hub.hub_in_reach()
+        server.shutdown()
+
+
+def test_a_hub_that_is_silent_or_absent_is_not_in_reach(endpoint: Any) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        endpoint(silent.getsockname()[1])
+        assert not hub.hub_in_reach()
+        port = silent.getsockname()[1]
+    endpoint(port)
+    assert not hub.hub_in_reach()
+
+
+# Other sizes
+
+
+@pytest.mark.parametrize("size", [48, (48, 48), (32, 48), (64, 24)], ids=str)
+def test_transformers_at_another_size(folder: Path, size: int | tuple[int, int]) -> None:
+    height, width = (size, size) if isinstance(size, int) else size
+    model = vs.load(folder, image_size=size)
+    pixels, (picture,) = model.prepare(photo(70, 50))
+    assert pixels.shape == (1, 3, height, width)
+    assert picture.box == (0, 0, 70, 50)
+    with torch.no_grad():
+        expected = tiny_vit()(pixels, interpolate_pos_encoding=True).logits
+        torch.testing.assert_close(model.forward(pixels), expected)
+    trace = vs.capture(model, photo(70, 50))
+    assert trace.steps[0].grid == vs.Grid(height // 8, width // 8, 1)
+    assert vs.rollout(trace).values.shape == (1, height // 8, width // 8)
+
+
+@pytest.mark.parametrize("size", [None, 96, (64, 96)], ids=str)
+def test_timm_at_another_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int | tuple[int, int] | None
+) -> None:
+    """Weights from a file, as timm's registry names one: position embeddings are resampled, the rest is the same."""
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    trained = timm.create_model("test_vit")
+    torch.save(trained.state_dict(), tmp_path / "weights.pth")
+    registered = timm.models._registry._model_pretrained_cfgs["test_vit.r160_in1k"]
+    monkeypatch.setattr(registered, "file", str(tmp_path / "weights.pth"))
+    model = vs.load("timm:test_vit", image_size=size)
+    height, width = (160, 160) if size is None else (size, size) if isinstance(size, int) else size
+    grid = vs.Grid(height // 16, width // 16, 1)
+    assert vs.capture(model, photo(70, 50)).steps[0].grid == grid
+    weights = dict(model.module.named_parameters())
+    for name, parameter in trained.named_parameters():
+        if name == "pos_embed":
+            expected = timm.layers.resample_abs_pos_embed(parameter, (grid.height, grid.width), (10, 10))
+            torch.testing.assert_close(weights[name], expected)
+        else:
+            assert torch.equal(weights[name], parameter)
+    assert model.labels is not None
+    assert len(model.labels) == 1000
+    assert model.labels[0].startswith("tench")
+
+
+def test_timm_refuses_a_size_for_a_model_that_takes_none() -> None:
+    pytest.importorskip("timm")
+    assert "takes no image_size" in refusal(vs.CallError, "timm:test_resnet", pretrained=False, image_size=64)
+
+
+@pytest.fixture
+def small_torchvision(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """torchvision's named vision transformers, with the width and depth of a test."""
+    torchvision = pytest.importorskip("torchvision")
+
+    def build(*, patch_size: int, weights: Any, progress: bool, **options: Any) -> nn.Module:
+        del weights, progress
+        options = {name: options[name] for name in ("image_size", "num_classes") if name in options}
+        return torchvision.models.VisionTransformer(
+            patch_size=patch_size,
+            num_layers=2,
+            num_heads=2,
+            hidden_dim=16,
+            mlp_dim=16,
+            **{"image_size": 224, **options},
+        )
+
+    monkeypatch.setattr(torchvision.models.vision_transformer, "_vision_transformer", build)
+    monkeypatch.setattr("vitscope.models.backends.torchvision.backend.answers", lambda _: True)
+    return torchvision
+
+
+@pytest.mark.parametrize("size", [None, 64], ids=str)
+def test_torchvision_at_another_size(small_torchvision: Any, monkeypatch: pytest.MonkeyPatch, size: int | None) -> None:
+    torch.manual_seed(0)
+    trained = small_torchvision.models.vit_b_16()
+    monkeypatch.setattr(
+        small_torchvision.models._api, "load_state_dict_from_url", lambda *_, **__: trained.state_dict()
+    )
+    model = vs.load("torchvision:vit_b_16", image_size=size)
+    side = size or 224
+    trace = vs.capture(model, photo(300, 260))
+    assert trace.steps[0].grid == vs.Grid(side // 16, side // 16, 1)
+    weights = dict(model.module.named_parameters())
+    for name, parameter in trained.named_parameters():
+        assert name == "encoder.pos_embedding" or torch.equal(weights[name], parameter)
+    assert len(model.predict(photo(300, 260), top_k=2000)[0]) == len(model.labels or ()) == 1000
+
+
+def test_torchvision_takes_the_size_its_weights_were_trained_at(
+    small_torchvision: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vit_h_14's were trained at 518 pixels; the class alone would say 224."""
+    trained = small_torchvision.models.vit_h_14(image_size=518)
+    monkeypatch.setattr(
+        small_torchvision.models._api, "load_state_dict_from_url", lambda *_, **__: trained.state_dict()
+    )
+    model = vs.load("torchvision:vit_h_14")
+    assert model.preprocessing is not None
+    assert model.preprocessing.size == (518, 518)
+    assert torch.equal(model.module.encoder.pos_embedding, trained.encoder.pos_embedding)
+
+
+def test_torchvision_refuses_sizes_it_cannot_take(small_torchvision: Any) -> None:
+    assert "square pictures only, not 32×64" in refusal(vs.CallError, "torchvision:vit_b_16", image_size=(32, 64))
+    assert "65 pixels" in refusal(vs.CallError, "torchvision:vit_b_16", image_size=65, pretrained=False)
+    module = small_torchvision.models.VisionTransformer(32, 8, 1, 2, 16, 16)
+    assert "takes 32×32 pixels, not 48×48" in refusal(vs.CallError, module, image_size=48)
+    assert vs.load(module, image_size=32).preprocessing == vs.load(module).preprocessing
+
+
+@pytest.mark.parametrize("size", [0, -8, (32,), (32, 0), (8, 8, 8)], ids=str)
+@pytest.mark.usefixtures("unchecked")
+def test_a_size_that_is_none_is_refused(folder: Path, size: Any) -> None:
+    assert "image_size is" in refusal(vs.CallError, folder, image_size=size)
+
+
+# The model that comes along
+
+
+@pytest.mark.parametrize(("name", "patch", "grid"), [("vit-nano", "4×4", (8, 8)), ("swin-nano", "2×2", (16, 16))])
+def test_bundled_models_are_there_without_a_network(
+    chelsea: np.ndarray, name: str, patch: str, grid: tuple[int, int]
+) -> None:
+    model = vs.load(name)
+    assert repr(model) == f"<VisionModel {name} (transformers) 32×32 px, patches of {patch}>"
+    assert model.labels is not None
+    classes = "airplane automobile bird cat deer dog frog horse ship truck"
+    assert sorted(model.labels) == classes.split()
+    (row,) = model.predict(chelsea, top_k=10)
+    assert sum(p.probability for p in row) == pytest.approx(1)
+    assert vs.rollout(model, chelsea).values.shape == (1, *grid)
+    assert sum(file.stat().st_size for file in bundled_path(name).iterdir()) < 12_000_000

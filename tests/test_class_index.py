@@ -1,0 +1,69 @@
+"""A class that is called like an index, and targets that are no class at all."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from vitscope.errors import CallError
+from vitscope.validation import class_index
+
+NUMBERS = ("1", "10", "2")  # as folders of classes are sorted
+WORDS = ("tabby, tabby cat", "Crane", "crane", "tabby", " padded ", "7, seven")
+
+
+@pytest.mark.parametrize(
+    ("target", "labels", "index"),
+    [
+        ("1", NUMBERS, 0),
+        ("10", NUMBERS, 1),
+        ("2", NUMBERS, 2),
+        (" 10 ", NUMBERS, 1),
+        ("0", NUMBERS, 0),  # no label: the index
+        (1, NUMBERS, 1),
+        (2, NUMBERS, 2),
+        (np.int64(1), NUMBERS, 1),
+        ("Crane", WORDS, 1),
+        ("crane", WORDS, 2),
+        ("CRANE", WORDS, 1),
+        ("tabby", WORDS, 3),
+        ("tabby cat", WORDS, 0),
+        ("tabby, tabby cat", WORDS, 0),
+        ("padded", WORDS, 4),
+        ("seven", WORDS, 5),
+        ("3", None, 3),
+        ("٣", None, 3),
+        (torch.tensor(2, device="cpu"), None, 2),
+    ],
+    ids=str,
+)
+def test_an_exact_label_goes_before_an_index(target: Any, labels: Any, index: int) -> None:
+    assert class_index(target, labels, 6 if labels is None else len(labels)) == index
+
+
+@pytest.mark.parametrize(
+    ("target", "what"),
+    [
+        (["cat", "dog"], "target is ['cat', 'dog']: one class for all images is expected"),
+        (("cat",), "target is ('cat',): one class for all images is expected"),
+        ([0, 1], "target is [0, 1]: one class for all images is expected"),
+        ({"cat": 1}, "one class for all images is expected"),
+        (np.array([0, 1]), "one class for all images is expected"),
+        (torch.tensor([0, 1], device="cpu"), "one class for all images is expected"),
+        ("7", "target 7 is not there: the model has classes 0 to 2"),
+        ("9" * 6000, "is not there: the model has classes 0 to 2"),
+        (10**6000, "is not there: the model has classes 0 to 2"),
+        (1.5, "target is 1.5, a whole number is expected"),
+        (True, "target is True, a whole number is expected"),
+        ("dog", "is no label of this model"),
+    ],
+    ids=lambda value: str(value)[:20] if isinstance(value, str) else "",
+)
+def test_a_target_that_is_no_class_is_refused_in_one_line(target: Any, what: str) -> None:
+    with pytest.raises(CallError) as caught:
+        class_index(target, NUMBERS, 3)
+    message = str(caught.value)
+    assert what in message
+    assert "\n" not in message
+    assert len(message) < 250

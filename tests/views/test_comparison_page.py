@@ -1,0 +1,118 @@
+"""The report of a comparison: every number and figure in one file, no markup from names, an older one survives."""
+
+import base64
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.helpers.comparisons import leaking, made_up
+from vitscope.errors import SaveError
+from vitscope.tune.leakage import Inspection
+from vitscope.views import tuning as showing
+from vitscope.views.comparison_page import ATTENTION_HEADER, INTERACTION_HEADER, SUMMARY_HEADER, write_page
+
+pytestmark = pytest.mark.usefixtures("quick_comparisons", "coarse_figures")
+
+ONE = {("vit", "head"): 0.5}
+
+
+@pytest.fixture(scope="module", name="inspected")
+def with_leaks(tmp_path_factory: pytest.TempPathFactory) -> Inspection:
+    return leaking(tmp_path_factory.mktemp("data"))
+
+
+class Reader(HTMLParser):
+    """Cells of tables, texts of all else, pictures."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.rows: list[list[str]] = []
+        self.images: list[dict[str, str | None]] = []
+        self.tags: list[str] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attributes: Any) -> None:
+        self.tags.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+        if tag == "img":
+            self.images.append(dict(attributes))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+        if self.tags and self.tags[-1] in ("td", "th") and data.strip():
+            self.rows[-1][-1] += data
+
+
+def test_the_report_holds_every_number_and_figure(inspected: Inspection, tmp_path: Path) -> None:
+    found = made_up(inspection=inspected)
+    written = write_page(found, tmp_path)
+    names = ["accuracy", "curves", "confusion", "attention-vit", "attention-swin", "data"]
+    assert written == [tmp_path / "report.html", *(tmp_path / f"{name}.png" for name in names)]
+    read = Reader(written[0].read_text(encoding="utf-8"))
+    assert read.rows[0] == list(SUMMARY_HEADER)
+    assert read.rows[5] == list(INTERACTION_HEADER)
+    (of_swin,) = (one for one in found.summaries() if (one.model, one.tuning) == ("swin", "lora"))
+    assert of_swin.gain is not None
+    low, high = (f"{100 * end:+.1f}" for end in of_swin.gain[1])
+    assert read.rows[4] == [
+        "swin", "lora", "65.0%", f"{of_swin.interval[0]:.1%} to {of_swin.interval[1]:.1%}", f"+5.0 ({low} to {high})",
+        "0.650", "12,345", "5", "6",
+    ]  # fmt: skip
+    assert read.rows[3][4] == "", "the head alone gains nothing over itself"
+    (between,) = found.interactions()
+    low, high = (f"{100 * end:+.1f}" for end in between.interval)
+    assert read.rows[6] == ["lora", "swin over vit", "-15.0", f"{low} to {high}"]
+    assert read.rows[7] == list(ATTENTION_HEADER)
+    before, after = ("0.10 (0.20)", "0.90 (0.80)"), ("0.21 (0.33)", "0.62 (0.44)")
+    assert [row[:2] for row in read.rows[8:]] == [
+        [model, tuning] for model in ("vit", "swin") for tuning in ("before", "head", "lora")
+    ]
+    assert read.rows[11] == ["swin", "before", "", "", *before]
+    moved = np.mean([[0.65 / 4, 0.65 / 3, 0.65 / 2]])
+    assert read.rows[13] == ["swin", "lora", f"{moved:.2f}", "+0.75", *after]
+    assert "1,234 training and 40 test pictures, 2 classes, seeds 0, 1" in read.text
+    assert '"epochs": 2' in read.text
+    for image, path in zip(read.images, written[1:], strict=True):
+        source = str(image["src"])
+        assert source.startswith("data:image/png;base64,")
+        assert base64.b64decode(source.partition(",")[2]) == path.read_bytes()
+
+
+def test_names_on_the_page_are_no_markup(tmp_path: Path) -> None:
+    odd = '<b>$x & "y"</b>'
+    found = made_up({(odd, "head"): 0.5}, data="<script>alert(1)</script>", recipe={"augment": ["<i>"]})
+    text = write_page(found, tmp_path)[0].read_text(encoding="utf-8")
+    read = Reader(text)
+    assert not {"b", "script", "i"} & set(read.tags)
+    assert read.rows[1][0] == showing.short_name(odd)
+    assert "Tuning on <script>alert(1)</script>" in read.text
+    assert json.dumps({"augment": ["<i>"]}, indent=1) in read.text
+    assert "http" not in text.partition("</style>")[2], "nothing is fetched from anywhere"
+
+
+@pytest.mark.parametrize("failing", ["report.html", "accuracy.png"])
+def test_an_older_report_survives_a_disk_that_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    write_page(made_up(ONE), tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    kind, write = ("write_text", Path.write_text) if failing == "report.html" else ("write_bytes", Path.write_bytes)
+
+    def full(path: Path, content: Any, **options: Any) -> None:
+        write(path, content[: len(content) // 2], **options)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, kind, full)
+    with pytest.raises(SaveError, match=f"cannot write .*{failing}: No space left on device"):
+        write_page(made_up({("vit", "head"): 0.9}), tmp_path)
+    after = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert after.keys() == before.keys()
+    assert after[failing] == before[failing]

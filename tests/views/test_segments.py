@@ -1,0 +1,97 @@
+"""Figures of segments: what speaks for a class, numbered, with bars and intervals; methods side by side."""
+
+import warnings
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import vitscope as vs
+from tests.helpers.families import ALL
+from vitscope.views import figure, scene, segments
+
+FAMILY = next(family for family in ALL if family.name == "transformers-vit")
+
+
+@pytest.fixture(scope="module", name="result")
+def lime_result():
+    return vs.lime(FAMILY.model(), FAMILY.pixels(1), segments="patches", num_samples=200, output="logit")
+
+
+def test_the_scene_shows_the_first_two_classes(result):
+    made = segments.supporting_regions(result, count=3)
+    titles = [[panel.title for panel in row.panels] for row in made.rows]
+    first, second = result.classes[:2]
+    assert titles[1][:2] == [f"for {first}", f"against {first}"]
+    assert titles[2][:2] == [f"for {second}", f"against {second}"]
+    assert "200 samples" in made.note
+    assert made.caption == scene.SIGNED_CAPTION
+
+
+def test_what_is_lit_is_what_the_result_calls_its_regions(result):
+    made = segments.supporting_regions(result, count=3)
+    np.testing.assert_array_equal(made.rows[1].panels[0].lit, result.regions(3).numpy())
+    np.testing.assert_array_equal(made.rows[1].panels[1].lit, result.regions(3, sign="negative").numpy())
+
+
+def test_bars_have_the_weights_and_intervals_of_the_named_segments(result):
+    bars = segments.supporting_regions(result, count=3).rows[1].panels[2]
+    places = segments.named_places(result, 3)
+    assert list(bars.names) == list(places) == ["1", "2", "3", "a", "b", "c"]
+    assert bars.values == result.weights[list(places.values())].tolist()
+    assert [list(pair) for pair in bars.intervals] == result.intervals[list(places.values())].tolist()
+
+
+def test_each_number_stands_in_its_segment(result):
+    for panel in segments.supporting_regions(result).rows[1].panels[:2]:
+        for row, column, name in panel.numbers:
+            place = segments.named_places(result)[name]
+            assert result.index[round(row), round(column)] == place
+
+
+def test_a_result_for_nothing_draws_too():
+    """All weights zero: no segment speaks for or against anything."""
+    model = FAMILY.model()
+    for parameter in model.module.classifier.parameters():
+        parameter.data.zero_()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", vs.VitscopeWarning)
+        result = vs.lime(model, FAMILY.pixels(1), segments="patches", num_samples=60)
+    made = segments.supporting_regions(result)
+    assert made.rows[1].panels[0].title.endswith("nothing")
+    figure.draw(made)
+
+
+def test_the_figure_is_drawn_on_the_page(result, tmp_path):
+    path = figure.save_figure(segments.supporting_regions(result), tmp_path / "lime.png")
+    with Image.open(path) as image:
+        assert image.width > 1000
+    drawn = figure.draw(segments.supporting_regions(result))
+    boxes = [axes.get_position() for axes in drawn.axes]
+    assert all(-1e-9 <= box.x0 < box.x1 <= 1 and 0 <= box.y0 < box.y1 <= 1 for box in boxes)
+
+
+def test_faded_is_grey_and_lit_is_as_it_was():
+    photo = Image.new("RGB", (20, 10), (200, 40, 40))
+    lit = np.array([[True, False]])
+    panel = scene.Panel(vs.Picture(photo, (0.0, 0.0, 20.0, 10.0)), lit=lit)
+    drawn = np.asarray(figure.render(panel, (20, 10)))
+    assert drawn[5, 4].tolist() == [200, 40, 40]
+    assert len(set(drawn[5, 15].tolist())) == 1
+
+
+def test_methods_side_by_side_keep_their_own_colours(result):
+    other = vs.rollout(FAMILY.model(), FAMILY.pixels(1))
+    made = segments.side_by_side([result, other], ["lime", "rollout"], title="two")
+    panels = [panel for row in made.rows for panel in row.panels]
+    assert [panel.title for panel in panels] == ["photo", "lime", "rollout"]
+    assert [panel.signed for panel in panels] == [False, True, False]
+    assert "red and blue" in made.caption
+    both = segments.side_by_side([result, result], ["one", "two"], title="two")
+    assert both.caption == scene.SIGNED_CAPTION
+
+
+def test_more_regions_than_pixels_are_thinned_out():
+    regions = np.arange(300 * 400).reshape(300, 400)
+    assert figure._at_most(regions, (40, 30)).shape == (30, 40)
+    assert figure._at_most(regions, (1000, 1000)).shape == (300, 400)
