@@ -23,6 +23,7 @@ LAYERS = (
     "validation",
     "files",
     "grid",
+    "progress",
     "images",
     "results",
     "attention",

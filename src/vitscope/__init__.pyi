@@ -37,6 +37,7 @@ from .models import Prediction as Prediction
 from .models import VisionModel as VisionModel
 from .models import load as load
 from .models.nearest_class_mean import by_example as by_example
+from .progress import Progress as Progress
 from .results.attribution import Attribution as Attribution
 from .results.segment_attribution import SegmentAttribution as SegmentAttribution
 from .tracing.capture import capture as capture

@@ -378,7 +378,7 @@ path = sys.argv[1]
 os.mkfifo(path)
 for call in (
     lambda: vs.outline(np.zeros((8, 8, 3), np.uint8), mask=path),
-    lambda: __import__("vitscope.compositing.recipe").composites.recipe.read_recipe(path),
+    lambda: __import__("vitscope.compositing.recipe").compositing.recipe.read_recipe(path),
 ):
     try:
         call()
