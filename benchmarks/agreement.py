@@ -24,7 +24,7 @@ SIZE = (200, 200)
 
 def moved(result: vs.Attribution, onto: vs.Attribution) -> vs.Attribution:
     """A map as if it were of another photo."""
-    return vs.Attribution(result.values, result.grid, onto.pictures, result.provenance, result.target, result.signed)
+    return vs.Attribution(result.values, result.grid, onto.images, result.provenance, result.target, result.signed)
 
 
 def summary(values: list[float]) -> str:

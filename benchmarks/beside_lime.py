@@ -5,7 +5,7 @@
 
 Needs ``pip install lime``. The photo is scikit-image's cat, cut by quickshift with lime's settings, hidden segments in
 their mean colour; both use the same batch size and, before they are measured, have to give the same coefficients.
-"Forwards" runs the model on as many pictures that are ready. "Segmentation" is quickshift alone, which both ways pay.
+"Forwards" runs the model on as many images that are ready. "Segmentation" is quickshift alone, which both ways pay.
 Times are medians of interleaved rounds, ratios are to the forwards of the same round. Peak memory is that of a fresh
 process, above what it held after one batch with all that was freed handed back, and is taken over two batches.
 """
@@ -48,8 +48,8 @@ def with_lime(model: vs.VisionModel, photo: np.ndarray, samples: int) -> Any:
     """What a user of the package writes."""
     from lime.lime_image import LimeImageExplainer
 
-    def classify(pictures: np.ndarray) -> np.ndarray:
-        pixels, _ = model.prepare(list(pictures))
+    def classify(images: np.ndarray) -> np.ndarray:
+        pixels, _ = model.prepare(list(images))
         with torch.no_grad(), model.running():
             logits = model.answer(pixels)
         return logits.softmax(-1).cpu().numpy()
@@ -88,8 +88,8 @@ def check_equal(model: vs.VisionModel) -> None:
 
 def segmentation() -> float:
     photo = skimage.data.chelsea()
-    (picture,) = vs.load("vit-nano").prepare(photo)[1]
-    seconds = time_rounds({"quickshift": lambda: segment(photo, "quickshift", picture, None)}, "cpu", 3)
+    (image,) = vs.load("vit-nano").prepare(photo)[1]
+    seconds = time_rounds({"quickshift": lambda: segment(photo, "quickshift", image, None)}, "cpu", 3)
     return statistics.median(seconds["quickshift"])
 
 

@@ -4,9 +4,9 @@
     python benchmarks/composites.py --device cuda --models vit-b --places 20
 
 The photo is scikit-image's cat; a box around its head is put at every place of a grid, the hole in the mean colour. "By
-hand" pastes with Pillow and asks about one picture at a time, as a notebook does; "by hand, batched" keeps all pictures
+hand" pastes with Pillow and asks about one image at a time, as a notebook does; "by hand, batched" keeps all images
 and asks in batches. Both give the answers of vitscope, which is held to that before it is measured. "Forwards" runs
-the model on as many pictures that are ready. Times are medians of interleaved rounds, ratios are to the forwards of the
+the model on as many images that are ready. Times are medians of interleaved rounds, ratios are to the forwards of the
 same round. Peak memory is that of a fresh process, above what it held after one run of a few places.
 """
 
@@ -58,7 +58,7 @@ def with_vitscope(model: vs.VisionModel, side: int, attention: bool = False) -> 
 
 
 def pasted(side: int) -> list[Image.Image]:
-    """Every picture of the test, as one makes them without a library."""
+    """Every image of the test, as one makes them without a library."""
     photo = skimage.data.chelsea()
     left, top, width, height = BOX
     background, hole = photo.copy(), np.zeros(photo.shape[:2], dtype=bool)
@@ -69,20 +69,20 @@ def pasted(side: int) -> list[Image.Image]:
             hole[row, max(left - margin + beyond, 0) : left + width + margin - beyond] = True
     background[hole] = np.rint(photo[~hole].mean(0))
     cutout = Image.fromarray(photo[top : top + height, left : left + width])
-    pictures = []
+    images = []
     for y in np.linspace(0, photo.shape[0] - height, side):
         for x in np.linspace(0, photo.shape[1] - width, side):
-            picture = Image.fromarray(background)
-            picture.paste(cutout, (round(x), round(y)))
-            pictures.append(picture)
-    return pictures
+            image = Image.fromarray(background)
+            image.paste(cutout, (round(x), round(y)))
+            images.append(image)
+    return images
 
 
 def by_hand(model: vs.VisionModel, side: int, batch: int) -> np.ndarray:
-    pictures, answers = pasted(side), []
+    images, answers = pasted(side), []
     with torch.no_grad(), model.running():
-        for start in range(0, len(pictures), batch):
-            pixels, _ = model.prepare(pictures[start : start + batch])
+        for start in range(0, len(images), batch):
+            pixels, _ = model.prepare(images[start : start + batch])
             answers.append(model.answer(pixels).softmax(-1).cpu().numpy())
     return np.concatenate(answers)
 

@@ -1,8 +1,8 @@
-"""Pictures a second while tuning, beside a plain PyTorch loop over the same batches.
+"""Images a second while tuning, beside a plain PyTorch loop over the same batches.
 
 python benchmarks/finetuning.py [--models timm:vit_base_patch16_224 torchvision:swin_b] [--precision bfloat16]
 
-Random weights, random pictures in memory. Each tuning runs in turn through vitscope.finetune and through a loop that
+Random weights, random images in memory. Each tuning runs in turn through vitscope.finetune and through a loop that
 does what a user would write: forward, cross entropy, backward, clip, AdamW. The fastest round of each counts; the
 first steps are left out.
 """
@@ -18,9 +18,9 @@ import torch
 import torch.nn.functional as F
 
 import vitscope as vs
-from vitscope.models.heads import with_classes
-from vitscope.tune.data import Pictures
-from vitscope.tune.dataset import Feed
+from vitscope.models.heads import reset_classifier
+from vitscope.tune.data import LabeledImages
+from vitscope.tune.dataset import ImageDataset
 from vitscope.tune.methods import prepare
 
 WARM_UP = 2  # steps
@@ -32,7 +32,7 @@ def random_data(count: int, size: int) -> vs.Data:
     source = generator.integers(0, 256, (count + CLASSES, size, size, 3), dtype=np.uint8)
     classes = np.arange(count + CLASSES) % CLASSES
     places = np.arange(count + CLASSES)
-    parts = [Pictures(source, part, classes[part]) for part in (places[:count], places[count:])]
+    parts = [LabeledImages(source, part, classes[part]) for part in (places[:count], places[count:])]
     return vs.Data("random", tuple(f"class {i}" for i in range(CLASSES)), *parts)
 
 
@@ -56,10 +56,10 @@ def through_vitscope(model: vs.VisionModel, data: vs.Data, tuning: str, recipe: 
 
 def by_hand(model: vs.VisionModel, data: vs.Data, tuning: str, recipe: vs.Recipe, device: torch.device) -> float:
     """Seconds a step."""
-    made = with_classes(model, data.labels)
+    made = reset_classifier(model, data.labels)
     prepare(made, tuning)
     module = made.module.to(device).train(tuning != "head")
-    feed = Feed(data.train, made.preprocessing, changes=recipe.augment)
+    feed = ImageDataset(data.train, made.preprocessing, changes=recipe.augment)
     learning = [parameter for parameter in module.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(learning, lr=1e-4)
     dtype = getattr(torch, recipe.precision)
@@ -88,9 +88,9 @@ def main() -> None:
     parser.add_argument("--precision", default="float32")
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    # One change keeps the pictures going through the backbone when only the classifier learns.
+    # One change keeps the images going through the backbone when only the classifier learns.
     recipe = vs.Recipe(epochs=1, batch_size=args.batch_size, precision=args.precision, augment=("mirror",))
-    print(f"{'model':34} {'tuning':8} {'by hand':>12} {'vitscope':>12} {'ratio':>6}   pictures a second")
+    print(f"{'model':34} {'tuning':8} {'by hand':>12} {'vitscope':>12} {'ratio':>6}   images a second")
     for name in args.models:
         model = vs.load(name, pretrained=":" not in name)
         data = random_data(args.batch_size * (args.steps + WARM_UP + 1), model.preprocessing.size[0])

@@ -21,7 +21,7 @@ from PIL import Image
 
 import vitscope as vs
 from vitscope.methods.lime import Plan
-from vitscope.perturb import Inquiry
+from vitscope.perturb import MaskedModel
 from vitscope.perturb.rendering import subjects
 
 SEEDS, MOST, TOP = range(10), 4000, 5
@@ -40,11 +40,11 @@ def top(weights: np.ndarray) -> frozenset[int]:
     return frozenset(np.argsort(-weights, kind="stable")[:TOP].tolist())
 
 
-def coefficients(inquiry: Inquiry, sampling: str, seed: int) -> dict[int, np.ndarray]:
+def coefficients(masked_model: MaskedModel, sampling: str, seed: int) -> dict[int, np.ndarray]:
     """The target's coefficients at each number of samples, the smaller being the beginning of the larger."""
     plan = Plan.checked(num_samples=MOST, sampling=sampling, seed=seed)
-    rows = plan.sampler(inquiry.segments.count).draw(MOST)
-    answers = inquiry.ask(inquiry.masks(rows), inquiry.likeliest(1)).outputs
+    rows = plan.sampler(masked_model.segments.count).draw(MOST)
+    answers = masked_model.ask(masked_model.masks(rows), masked_model.likeliest(1)).outputs
     return {look: plan.fitted(rows[:look], answers[:look]).weights[0] for look in LOOKS}
 
 
@@ -66,14 +66,14 @@ def compare(model: vs.VisionModel, paths: list[Path]) -> None:
     print("| photo | segments | sampling | forwards | overlap at 1,000 | scatter at 1,000 |\n|---|---|---|---|---|---|")
     for path in paths:
         (subject,) = subjects(model, shrunk(path))
-        inquiry = Inquiry(model, subject, segments="quickshift", batch_size=128)
+        masked_model = MaskedModel(model, subject, segments="quickshift", batch_size=128)
         for sampling in SAMPLINGS:
-            runs = [coefficients(inquiry, sampling, seed) for seed in SEEDS]
+            runs = [coefficients(masked_model, sampling, seed) for seed in SEEDS]
             needed = forwards_needed(runs)
             at = np.stack([run[AT] for run in runs])
             scatter = at.std(0, ddof=1).mean() / np.abs(at.mean(0)).max()
             print(
-                f"| {path.stem} | {inquiry.segments.count} | {sampling} | "
+                f"| {path.stem} | {masked_model.segments.count} | {sampling} | "
                 f"{f'{needed:,}' if needed else f'more than {MOST:,}'} | "
                 f"{overlap([top(one) for one in at]):.2f} | {scatter:.3f} |",
                 flush=True,

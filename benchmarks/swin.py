@@ -39,7 +39,7 @@ def dense_rollout(trace: vs.Trace) -> Tensor:
     """(batch, token): the rollout as a product of matrices over all tokens of each block."""
     product = None
     for layer in reversed(range(trace.num_layers)):
-        grid = trace.step(layer).known_grid()
+        grid = trace.step(layer).require_grid()
         if product is not None and product.shape[-1] != grid.num_tokens:
             product = product @ dense_merging(grid, product.device)
         step = dense_step(trace, layer)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from vitscope.errors import CallError, OutputExistsError, SaveError, WorkError
-from vitscope.files import replacing
+from vitscope.files import atomic_write
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def target(tmp_path: Path) -> Path:
 
 
 def write(path: Path, text: str = "new", **options: bool) -> None:
-    with replacing(path, **options) as beside:
+    with atomic_write(path, **options) as beside:
         beside.write_text(text)
 
 
@@ -40,7 +40,7 @@ def test_an_old_file_is_replaced_by_default(target: Path) -> None:
 
 
 def test_until_the_block_ends_the_old_file_stands(target: Path) -> None:
-    with replacing(target) as beside:
+    with atomic_write(target) as beside:
         beside.write_text("new")
         assert target.read_text() == "old"
         assert (beside.parent, beside.suffix) == (target.parent, target.suffix)
@@ -61,7 +61,7 @@ def test_overwriting_forbidden_is_no_matter_for_a_new_file(tmp_path: Path) -> No
 @pytest.mark.parametrize("raised", [ValueError("no"), KeyboardInterrupt()], ids=repr)
 def test_a_failing_block_passes_its_error_on_and_changes_nothing(target: Path, raised: BaseException) -> None:
     def fail() -> None:
-        with replacing(target) as beside:
+        with atomic_write(target) as beside:
             beside.write_text("half of the ne")
             raise raised
 
@@ -73,7 +73,7 @@ def test_a_failing_block_passes_its_error_on_and_changes_nothing(target: Path, r
 
 def test_a_full_disk_is_one_line_and_the_old_file_survives(target: Path) -> None:
     def fill() -> None:
-        with replacing(target) as beside:
+        with atomic_write(target) as beside:
             beside.write_text("half of the ne")
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(beside))
 

@@ -1,4 +1,4 @@
-"""A bundled model's accuracy on CIFAR-10's 10,000 test pictures, through vitscope's own preprocessing.
+"""A bundled model's accuracy on CIFAR-10's 10,000 test images, through vitscope's own preprocessing.
 
 python training/evaluate.py --model swin-nano
 """
@@ -15,11 +15,11 @@ def main() -> None:
     parser.add_argument("--model", default="vit-nano")
     args = parser.parse_args()
     data = vs.load_data("cifar10")
-    pictures, labels = data.test, torch.from_numpy(data.test.classes)
+    test_images, labels = data.test, torch.from_numpy(data.test.classes)
     model = vs.load(args.model)
     right = torch.zeros(len(data.labels))
-    for start in range(0, len(pictures), 500):
-        images = [pictures.read(at) for at in range(start, start + 500)]
+    for start in range(0, len(test_images), 500):
+        images = [test_images.read(at) for at in range(start, start + 500)]
         for (best,), label in zip(model.predict(images, top_k=1), labels[start : start + 500], strict=True):
             right[label] += best.index == int(label)
     for name, count, total in zip(data.labels, right.tolist(), labels.bincount().tolist(), strict=True):

@@ -6,10 +6,10 @@ from .attention.trace import Trace as Trace
 from .compositing.compose import compose as compose
 from .compositing.effects import Effect as Effect
 from .compositing.effects import effects as effects
-from .compositing.object_masks import Outline as Outline
+from .compositing.object_masks import ObjectMask as ObjectMask
 from .compositing.object_masks import outline as outline
 from .compositing.result import Composition as Composition
-from .compositing.stage import Composite as Composite
+from .compositing.stage import EditedImage as EditedImage
 from .compositing.stage import Placement as Placement
 from .errors import CallError as CallError
 from .errors import UnsupportedModelError as UnsupportedModelError
@@ -17,7 +17,7 @@ from .errors import VitscopeError as VitscopeError
 from .errors import VitscopeWarning as VitscopeWarning
 from .errors import WorkError as WorkError
 from .grid import Grid as Grid
-from .images.image import Picture as Picture
+from .images.image import InputImage as InputImage
 from .methods.attention_map import attention_map as attention_map
 from .methods.head_statistics import HeadStatistics as HeadStatistics
 from .methods.head_statistics import head_statistics as head_statistics
@@ -36,7 +36,7 @@ from .models import Layout as Layout
 from .models import Prediction as Prediction
 from .models import VisionModel as VisionModel
 from .models import load as load
-from .models.nearest_class_mean import by_example as by_example
+from .models.nearest_class_mean import few_shot_classifier as few_shot_classifier
 from .progress import Progress as Progress
 from .results.attribution import Attribution as Attribution
 from .results.segment_attribution import SegmentAttribution as SegmentAttribution

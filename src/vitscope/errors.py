@@ -7,11 +7,11 @@
     │   ├── UnknownModelError     no such model, or a module without what was asked of it
     │   ├── UnsupportedModelError a vision model whose attention or input vitscope cannot show truthfully
     │   ├── NoAttentionError      the model ran and attended nowhere
-    │   ├── PictureNotFoundError  a path that leads to no file
+    │   ├── ImageNotFoundError  a path that leads to no file
     │   └── OutputExistsError     a result would replace a file nobody offered
     └── WorkError               the call was right, the work failed        (command line: exit code 1)
         ├── ModelUnavailableError the weights or their library cannot be reached
-        ├── PictureError          a file that is there but is no usable picture
+        ├── ImageError          a file that is there but is no usable image
         └── SaveError             a result could not be written; what was there is still there
 
 A message is one line that says what was got, what was expected and what to do.
@@ -49,8 +49,8 @@ class NoAttentionError(CallError):
     """The model never called attention."""
 
 
-class PictureNotFoundError(CallError, FileNotFoundError):
-    """The path of a picture leads nowhere, or to a folder."""
+class ImageNotFoundError(CallError, FileNotFoundError):
+    """The path of an image leads nowhere, or to a folder."""
 
 
 class OutputExistsError(CallError, FileExistsError):
@@ -65,8 +65,8 @@ class ModelUnavailableError(WorkError):
     """Weights or a library are out of reach."""
 
 
-class PictureError(WorkError):
-    """A file that exists but does not hold a usable picture."""
+class ImageError(WorkError):
+    """A file that exists but does not hold a usable image."""
 
 
 class SaveError(WorkError, OSError):

@@ -42,7 +42,7 @@ def require_path(value: Any, what: str) -> Path:
 
 
 @contextmanager
-def replacing(path: str | Path, *, overwrite: bool = True) -> Iterator[Path]:
+def atomic_write(path: str | Path, *, overwrite: bool = True) -> Iterator[Path]:
     """A path beside ``path`` to write to; it takes ``path``'s place when the block ends well.
 
     The new file has the same suffix, so writers that look at it choose the same format. Without ``overwrite`` a file
@@ -91,7 +91,7 @@ def replacing(path: str | Path, *, overwrite: bool = True) -> Iterator[Path]:
 
 
 @contextmanager
-def replacing_folder(path: str | Path) -> Iterator[Path]:
+def atomic_folder(path: str | Path) -> Iterator[Path]:
     """A folder beside ``path`` to fill; it takes ``path``'s place when the block ends well.
 
     Raises:

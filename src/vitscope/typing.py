@@ -1,8 +1,8 @@
 """The axis glossary: what the names in every shape mean.
 
 ============ ==========================================================================
-batch        pictures
-window       windows of one picture that attend separately (a plain ViT has one)
+batch        images
+window       windows of one image that attend separately (a plain ViT has one)
 head         attention heads
 query, key   the token that looks, the token that is looked at
 token        prefix tokens (CLS, distillation, registers), then patches row by row

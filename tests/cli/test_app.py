@@ -227,7 +227,7 @@ def test_math_signs_in_a_title_are_letters():
     import vitscope as vs
     from vitscope.views import figure, scene
 
-    panel = scene.Panel(vs.Picture(Image.new("RGB", (8, 8)), (0.0, 0.0, 8.0, 8.0)), None, "$x^$")
+    panel = scene.Panel(vs.InputImage(Image.new("RGB", (8, 8)), (0.0, 0.0, 8.0, 8.0)), None, "$x^$")
     drawn = figure.draw(scene.Scene([scene.Row([panel], 1)], "$x^$"))
     FigureCanvasAgg(drawn).draw()
     assert [text.get_text() for text in drawn.texts].count("$x^$") == 2
@@ -247,10 +247,10 @@ def test_without_a_command_the_help_is_readable(capsys, monkeypatch):
 
 
 def test_what_was_finished_before_a_bad_photo_is_reported(photo, tmp_path, capsys, monkeypatch):
-    (tmp_path / "bad.png").write_text("no picture")
+    (tmp_path / "bad.png").write_text("no image")
     code, out, err = run(capsys, monkeypatch, "explain", photo, "bad.png", "--json", "--out", "figures")
     assert (code, err.count("\n")) == (1, 1)
-    assert [entry["picture"] for entry in json.loads(out)] == [photo]
+    assert [entry["image"] for entry in json.loads(out)] == [photo]
     assert (tmp_path / "figures" / "cat-explain.png").exists()
     code, out, err = run(capsys, monkeypatch, "explain", photo, "nowhere.png", "--out", "other")
     assert (code, out) == (2, ""), "all photos are looked for before the first is explained"

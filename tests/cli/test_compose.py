@@ -80,7 +80,7 @@ def test_json_holds_what_python_gives(photo, capsys, monkeypatch):
     (result,) = entry["results"]
     assert [one["name"] for one in result["composites"]] == expected.names
     np.testing.assert_allclose([one["outputs"] for one in result["composites"]], expected.outputs, atol=1e-5)
-    assert entry["picture"] == "cat.png"
+    assert entry["image"] == "cat.png"
     assert all(Path(name).exists() for name in entry["files"])
 
 
@@ -107,7 +107,7 @@ def test_effects_are_printed_and_drawn(photo, capsys, monkeypatch):
     arguments = ("compose", photo, *BOX, "--test", "controls", *SMALL)
     code, out, _ = run(capsys, monkeypatch, *arguments)
     assert code == 0
-    assert "effects on vit-nano, 1 picture, in percentage points:" in out
+    assert "effects on vit-nano, 1 image, in percentage points:" in out
     made = {"tests": "controls", "places": 3}
     expected = vs.effects(vs.compose(vs.load("vit-nano"), photo, {"cat": (105, 20, 120, 100)}, **made))
     for one in expected:
@@ -195,13 +195,13 @@ def test_several_objects_may_be_marked(photo, capsys, monkeypatch):
 
 
 RECIPE = """
-[[picture]]
+[[image]]
 photo = "cat.png"
-[[picture.object]]
+[[image.object]]
 name = "face"
 class = "cat"
 box = [105, 20, 120, 100]
-[[picture.composite]]
+[[image.composite]]
 name = "small"
 show = [{ name = "face", scale = 0.5 }]
 """
@@ -228,7 +228,7 @@ def test_each_photo_of_a_recipe_has_its_folder(photo, tmp_path, capsys, monkeypa
     assert files(tmp_path / "made") == sorted(
         ["controls.png", *(f"{one}/{name}" for one in ("cat", "dog") for name in names)]
     )
-    assert "2 pictures, in percentage points" in out
+    assert "2 images, in percentage points" in out
     assert " to " in next(line for line in out.splitlines() if "context: blank" in line)
 
 
@@ -255,7 +255,7 @@ def test_classes_come_from_examples(photo, bare, capsys, monkeypatch):
     assert json.loads(out)[0]["results"][0]["labels"] == ["face", "wall"]
     code, out, _ = run(capsys, monkeypatch, "compose", photo, *chosen)
     assert code == 0
-    assert "picture" in out
+    assert "image" in out
     assert "similarity" in out
     assert "1.00" in out
     code, _, err = run(capsys, monkeypatch, "compose", photo, *QUICK, "--examples", "examples")
@@ -270,7 +270,7 @@ def test_another_background_and_another_input_size_are_taken(photo, bare, capsys
     code, out, _ = run(capsys, monkeypatch, *arguments)
     assert code == 0
     made = json.loads(out)[0]["results"][0]["provenance"]["parameters"]
-    assert (made["background"], made["fill"]) == ("a picture", [10.0, 20.0, 30.0])
+    assert (made["background"], made["fill"]) == ("an image", [10.0, 20.0, 30.0])
     assert (made["feather"], made["seed"]) == (2.0, 4)
 
 
@@ -297,9 +297,9 @@ MISTAKES = [
     (["nowhere.png", *BOX], "nowhere.png does not exist"),
     (["cat.png", "--object", "1,2,3"], "has 3 numbers: left, top, width, height"),
     (["cat.png", "--object", "cat"], "numbers with commas between them are expected"),
-    (["cat.png", "--object", "dog=400,2,90,90"], "reaches outside the picture of 451×300"),
-    (["cat.png", "--object", "dog=10.5,-5,20,20"], "reaches outside the picture of 451×300"),
-    (["cat.png", "--object", "0,0,451,300"], "is the whole picture"),
+    (["cat.png", "--object", "dog=400,2,90,90"], "reaches outside the image of 451×300"),
+    (["cat.png", "--object", "dog=10.5,-5,20,20"], "reaches outside the image of 451×300"),
+    (["cat.png", "--object", "0,0,451,300"], "is the whole image"),
     (["cat.png", "--object", "5,5,0,9"], "it is empty"),
     (["cat.png", "--object", "mask.png"], "mask.png does not exist"),
     (["cat.png", "--object", "segments:a"], "'a': numbers with commas"),
@@ -368,10 +368,10 @@ def test_work_that_fails_is_exit_code_one(photo, tmp_path, capsys, monkeypatch):
     code, out, err = run(capsys, monkeypatch, "compose", photo, *QUICK, "--refine")
     assert (code, out, err.count("\n")) == (1, "", 1)
     assert "pip install 'vitscope[opencv]'" in err
-    Path("broken.png").write_bytes(b"no picture")
+    Path("broken.png").write_bytes(b"no image")
     code, out, err = run(capsys, monkeypatch, "compose", "broken.png", *QUICK)
     assert (code, out, err.count("\n")) == (1, "", 1)
-    assert "broken.png is not a picture" in err
+    assert "broken.png is not an image" in err
 
 
 def test_ctrl_c_keeps_what_was_answered(photo, tmp_path, capsys, monkeypatch):
@@ -381,7 +381,7 @@ def test_ctrl_c_keeps_what_was_answered(photo, tmp_path, capsys, monkeypatch):
 
     def interrupted(self, pixels):
         asked.append(len(pixels))
-        if len(asked) == 4:  # the whole picture alone, then two batches
+        if len(asked) == 4:  # the whole image alone, then two batches
             raise KeyboardInterrupt
         return answer(self, pixels)
 
@@ -398,9 +398,9 @@ def test_ctrl_c_keeps_what_was_answered(photo, tmp_path, capsys, monkeypatch):
 
 
 def test_ctrl_c_in_the_second_model_keeps_the_first(photo, tmp_path, capsys, monkeypatch):
-    from vitscope.compositing.predict import Showing
+    from vitscope.compositing.predict import EditedImagePredictor
 
-    show, shown = Showing.show, []
+    show, shown = EditedImagePredictor.show, []
 
     def interrupted(self, *given):
         shown.append(self.model.name)
@@ -408,7 +408,7 @@ def test_ctrl_c_in_the_second_model_keeps_the_first(photo, tmp_path, capsys, mon
             raise KeyboardInterrupt
         return show(self, *given)
 
-    monkeypatch.setattr(Showing, "show", interrupted)
+    monkeypatch.setattr(EditedImagePredictor, "show", interrupted)
     code, _, err = run(capsys, monkeypatch, "compose", photo, *QUICK, "--compare", "swin-nano")
     assert (code, err.count("\n")) == (1, 1)
     assert shown == ["vit-nano", "swin-nano"]

@@ -27,8 +27,8 @@ def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(name="birds")
-def folder_of_pictures(tmp_path: Path) -> Path:
-    """Ten pictures of two classes, of which two are for testing."""
+def folder_of_images(tmp_path: Path) -> Path:
+    """Ten images of two classes, of which two are for testing."""
     return coloured_folder(tmp_path / "birds", {"red": 5, "blue": 5})
 
 
@@ -77,7 +77,7 @@ def test_data_counts_classes_and_draws_their_means(capsys, monkeypatch):
     code, out, err = run(capsys, monkeypatch, "data", "birds")
     assert (code, err) == (0, "")
     assert [line.split() for line in out.splitlines()[1:3]] == [["blue", "4", "1"], ["red", "4", "1"]]
-    assert "no training picture is in the test set; 0 training pictures are repeated" in out
+    assert "no training image is in the test set; 0 training images are repeated" in out
     assert out.endswith("wrote birds-data.png\n")
     with Image.open("birds-data.png") as figure:
         assert figure.width > 100
@@ -110,11 +110,11 @@ def test_data_splits_as_it_is_told(capsys, monkeypatch):
 
 @pytest.mark.usefixtures("leaky")
 def test_data_shows_what_cannot_be_read(capsys, monkeypatch):
-    Path("leaky/train/blue/3.png").write_bytes(b"no picture")
+    Path("leaky/train/blue/3.png").write_bytes(b"no image")
     code, out, _ = run(capsys, monkeypatch, "data", "leaky")
     assert code == 0
-    assert "1 training picture is in the test set too (1 exact pair and 0 near), 0 of them with different labels" in out
-    assert "1 file counted above cannot be read as a picture\nunreadable: leaky/train/blue/3.png is not a" in out
+    assert "1 training image is in the test set too (1 exact pair and 0 near), 0 of them with different labels" in out
+    assert "1 file counted above cannot be read as an image\nunreadable: leaky/train/blue/3.png is not a" in out
 
 
 # finetune
@@ -159,7 +159,7 @@ def test_finetune_as_json_is_the_result_without_its_lists(capsys, monkeypatch):
     about, whole = kept(out), json.loads(Path("run/result.json").read_text(encoding="utf-8"))
     assert about.pop("folder") == "run"
     assert about == {name: one for name, one in whole.items() if name not in ("said", "truth", "history")}
-    assert (about["model"], about["tuning"], about["pictures"]) == ("swin-nano", "head", {"train": 8, "test": 2})
+    assert (about["model"], about["tuning"], about["images"]) == ("swin-nano", "head", {"train": 8, "test": 2})
     recipe = about["recipe"]
     assert (recipe["epochs"], recipe["batch_size"], recipe["learning_rate"], recipe["seed"]) == (1, 4, 0.01, 4)
     assert (recipe["schedule"], recipe["augment"]) == ("constant", []), "the report's recipe"
@@ -169,24 +169,24 @@ def test_finetune_as_json_is_the_result_without_its_lists(capsys, monkeypatch):
 def test_duplicates_are_told_of_or_dropped(capsys, monkeypatch):
     call = ("finetune", "leaky", *QUICK, "--json")
     code, out, err = run(capsys, monkeypatch, *call, "--out", "all")
-    assert (code, kept(out)["pictures"]) == (0, {"train": 8, "test": 4})
-    assert err.startswith("vitscope: leaky: 1 training picture is in the test set too (1 exact pair and 0 near): ")
+    assert (code, kept(out)["images"]) == (0, {"train": 8, "test": 4})
+    assert err.startswith("vitscope: leaky: 1 training image is in the test set too (1 exact pair and 0 near): ")
     assert err.count("\n") == 1
     code, out, err = run(capsys, monkeypatch, *call, "--out", "dropped", "--drop-duplicates")
-    assert (code, kept(out)["pictures"], err) == (0, {"train": 7, "test": 4}, "")
+    assert (code, kept(out)["images"], err) == (0, {"train": 7, "test": 4}, "")
 
 
 @pytest.mark.usefixtures("leaky")
-def test_a_picture_that_cannot_be_read_is_refused_or_skipped(tmp_path, capsys, monkeypatch):
-    Path("leaky/train/blue/3.png").write_bytes(b"no picture")
+def test_a_image_that_cannot_be_read_is_refused_or_skipped(tmp_path, capsys, monkeypatch):
+    Path("leaky/train/blue/3.png").write_bytes(b"no image")
     call = ("finetune", "leaky", *QUICK, "--out", "run", "--drop-duplicates")
     code, out, err = run(capsys, monkeypatch, *call)
     assert (code, out, err.count("\n")) == (1, "", 1)
-    assert "1 picture of leaky cannot be read: leaky/train/blue/3.png is not a picture" in err
+    assert "1 image of leaky cannot be read: leaky/train/blue/3.png is not an image" in err
     assert not (tmp_path / "run").exists()
     code, out, err = run(capsys, monkeypatch, *call, "--unreadable", "skip", "--json")
-    assert (code, kept(out)["pictures"]) == (0, {"train": 6, "test": 4})
-    assert err.startswith("vitscope: 1 picture of leaky cannot be read: leaky/train/blue/3.png")
+    assert (code, kept(out)["images"]) == (0, {"train": 6, "test": 4})
+    assert err.startswith("vitscope: 1 image of leaky cannot be read: leaky/train/blue/3.png")
     assert err.endswith("skipped\n")
     assert err.count("\n") == 1
 
@@ -232,14 +232,14 @@ def test_compare_writes_a_report_and_goes_on_where_it_was(tmp_path, capsys, monk
 
 @pytest.mark.usefixtures("leaky")
 def test_compare_drops_skips_and_keeps_as_it_is_told(tmp_path, capsys, monkeypatch):
-    Path("leaky/train/blue/3.png").write_bytes(b"no picture")
+    Path("leaky/train/blue/3.png").write_bytes(b"no image")
     undrawn(monkeypatch)
     options = ("--drop-duplicates", "--unreadable", "skip", "--keep-models", "--out", "out", "--json")
     code, out, err = run(capsys, monkeypatch, "compare", "leaky", *SMALL, *options)
     assert (code, err.count("\n")) == (0, 1)
     assert kept(out)["inspection"]["unreadable"][0].startswith("leaky/train/blue/3.png")
     cell = json.loads((tmp_path / "out/cells/vit-nano-head-0/cell.json").read_text(encoding="utf-8"))
-    assert cell["pictures"] == {"train": 6, "test": 4}
+    assert cell["images"] == {"train": 6, "test": 4}
     assert vs.load(tmp_path / "out/cells/vit-nano-head-0").labels == ("blue", "red")
 
 

@@ -5,27 +5,27 @@ from typing import Any
 import pytest
 
 from tests.cli.test_app import needs_bundled, run
-from tests.cli.test_finetune import QUICK, epochs, files, folder_of_pictures, in_an_empty_folder, undrawn, untrained
+from tests.cli.test_finetune import QUICK, epochs, files, folder_of_images, in_an_empty_folder, undrawn, untrained
 from tests.helpers.coloured import coloured_folder
 
 pytestmark = [needs_bundled, pytest.mark.usefixtures("quick_comparisons", "coarse_figures")]
-here, birds = in_an_empty_folder, folder_of_pictures
+here, birds = in_an_empty_folder, folder_of_images
 
 
 @pytest.mark.parametrize(
     ("arguments", "expected_code", "expected"),
     [
-        (["data", "nowhere"], 2, "nowhere is no folder of pictures"),
-        (["data", "empty"], 2, "empty/blue holds no pictures"),
+        (["data", "nowhere"], 2, "nowhere is no folder of images"),
+        (["data", "empty"], 2, "empty/blue holds no images"),
         (["data", "one"], 2, "one has one class only, 'red'"),
         (["data", "flat"], 2, "flat holds no folders"),
         (["data", "birds", "--out", "taken"], 2, "taken exists already"),
         (["data", "birds", "--test-share", "2"], 2, "test_share is 2"),
         (["data", "birds", "--threshold", "-1"], 2, "threshold is -1"),
         (["data", "birds", "--per-class", "0"], 2, "per_class is 0"),
-        (["finetune", "nowhere"], 2, "nowhere is no folder of pictures"),
+        (["finetune", "nowhere"], 2, "nowhere is no folder of images"),
         (["finetune", "one"], 2, "one class only"),
-        (["finetune", "empty"], 2, "holds no pictures"),
+        (["finetune", "empty"], 2, "holds no images"),
         (["finetune", "nowhere", "--model", "no/where", "--tuning", "hed"], 2, "unknown tuning"),
         (["finetune", "birds", "--tuning", "hed"], 2, "unknown tuning 'hed': did you mean head?"),
         (["finetune", "birds", "--recipe", "olden"], 2, "unknown recipe 'olden': choose report, modern"),
@@ -39,7 +39,7 @@ here, birds = in_an_empty_folder, folder_of_pictures
         (["finetune", "birds", "--unreadable", "eat"], 2, "eat"),
         (["finetune", "birds", "--precision", "int4"], 2, "int4"),
         (["finetune"], 2, "DATA"),
-        (["compare", "nowhere"], 2, "nowhere is no folder of pictures"),
+        (["compare", "nowhere"], 2, "nowhere is no folder of images"),
         (["compare", "one"], 2, "one class only"),
         (["compare", "birds", "--out", "taken"], 2, "taken holds something else than a comparison"),
         (["compare", "birds", "--tunings", "head,lore"], 2, "unknown tuning 'lore': did you mean lora?"),

@@ -29,7 +29,7 @@ def test_json_holds_what_python_gives(photo, capsys, monkeypatch):
     assert (code, err) == (0, "")
     ((entry,),) = [report["results"] for report in json.loads(out)]
     expected = vs.lime(vs.load("vit-nano"), photo, segments="patches", num_samples=70, seed=3)
-    first = entry["pictures"][0]["classes"][0]
+    first = entry["images"][0]["classes"][0]
     assert first["label"] == expected.target == "cat"
     np.testing.assert_allclose(first["weights"], expected.weights, atol=1e-6)
     np.testing.assert_allclose(first["intervals"], expected.intervals, atol=1e-6)
@@ -64,7 +64,7 @@ def test_labels_come_from_a_file(photo, capsys, monkeypatch):
     for name in ("labels.npy", "labels.png"):
         code, out, _ = run(capsys, monkeypatch, "lime", photo, "--segments", name, "-n", "70", "--json")
         assert code == 0
-        reports.append(json.loads(out)[0]["results"][0]["pictures"])
+        reports.append(json.loads(out)[0]["results"][0]["images"])
     assert reports[0] == reports[1]
     assert [segment["label"] for segment in reports[0][0]["segments"]] == list(range(25))
 
@@ -112,7 +112,7 @@ def test_ctrl_c_keeps_what_was_answered(photo, tmp_path, capsys, monkeypatch):
 
     def interrupted(self, pixels):
         asked.append(len(pixels))
-        if len(asked) == 4:  # the whole picture alone, then two batches
+        if len(asked) == 4:  # the whole image alone, then two batches
             raise KeyboardInterrupt
         return answer(self, pixels)
 
@@ -154,12 +154,12 @@ def test_hidden_parts_may_be_given_a_colour(photo, capsys, monkeypatch, text, co
 
 
 def test_ctrl_c_in_one_method_ends_explain_with_what_there_is(photo, capsys, monkeypatch):
-    from vitscope.perturb import Inquiry
+    from vitscope.perturb import MaskedModel
 
     def interrupted(_, masks, *__, **___):
         raise KeyboardInterrupt if len(masks) > 64 else AssertionError("occlusion came after the interruption")
 
-    monkeypatch.setattr(Inquiry, "ask", interrupted)
+    monkeypatch.setattr(MaskedModel, "ask", interrupted)
     methods = ("--method", "rollout", "--method", "lime", "--method", "occlusion")
     code, out, err = run(capsys, monkeypatch, "explain", photo, *methods)
     assert code == 1

@@ -162,9 +162,9 @@ def test_what_other_commands_print_is_tamed_by_the_stream() -> None:
 
 @cases
 def test_figures_have_a_glyph_for_everything(text: str, shown: str) -> None:
-    picture = vs.Picture(Image.new("RGB", (8, 8)), (0.0, 0.0, 8.0, 8.0))
+    image = vs.InputImage(Image.new("RGB", (8, 8)), (0.0, 0.0, 8.0, 8.0))
     panels: list[Any] = [
-        scene.Panel(picture, None, text, lines=[text], regions=np.zeros((2, 2), int), numbers=[(0.0, 0.0, text)]),
+        scene.Panel(image, None, text, lines=[text], regions=np.zeros((2, 2), int), numbers=[(0.0, 0.0, text)]),
         scene.Bars([text], [0.5], title=text),
         scene.Dots([text], [0.5], [(0.4, 0.6)], [0], text),
         scene.Matrix(np.ones((2, 2), int), [text, "b"], text, text, text),

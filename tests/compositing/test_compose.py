@@ -50,7 +50,7 @@ def test_at_home_the_input_is_that_of_the_photo_bit_for_bit(recipe: Preprocessin
 
     model = dataclasses.replace(base, preprocessing=recipe, forward=forward)
     photo = noise(50, 70)
-    home = vs.Composite("home", (vs.Placement("b", (31.0, 25.5)), vs.Placement("a")))
+    home = vs.EditedImage("home", (vs.Placement("b", (31.0, 25.5)), vs.Placement("a")))
     objects = {"a": (3, 4, 20, 12), "b": (26, 20, 10, 11)}
     result = vs.compose(model, photo, objects, tests="size", scales=[1.0], composites=[home])
     expected = model.prepare(photo)[0][0]
@@ -71,7 +71,7 @@ def test_of_a_tensor_what_is_as_it_was_stays_bit_for_bit() -> None:
 
         given.clear()
         pixels = torch.randn(1, 3, 32, 48, generator=torch.Generator().manual_seed(0)) * 3
-        moved = vs.Composite("moved", (vs.Placement("object", (36.0, 20.0)),))
+        moved = vs.EditedImage("moved", (vs.Placement("object", (36.0, 20.0)),))
         watched = dataclasses.replace(model, forward=forward)
         vs.compose(watched, pixels, (4, 5, 12, 9), tests=(), composites=[moved], feather=0)
         assert torch.equal(given[1], pixels[0])
@@ -114,8 +114,8 @@ def test_a_model_that_looks_at_the_centre_gives_a_peak_there() -> None:
         for column in range(7):
             left, top = column * (56 - 6) / 6, row * (40 - 4) / 4
             at = boxed(40, 56, (round(left), round(top), 6, 4))
-            picture = np.where(at[..., None], np.uint8(slow.RED), np.uint8(slow.GROUND))
-            alone = asked(model, model.prepare(picture)[0], logit=True)
+            image = np.where(at[..., None], np.uint8(slow.RED), np.uint8(slow.GROUND))
+            alone = asked(model, model.prepare(image)[0], logit=True)
             assert values[row, column] == pytest.approx(alone[0, 0], abs=1e-4)
 
 
@@ -157,7 +157,7 @@ def test_places_lie_in_what_the_model_sees() -> None:
     assert cut.as_json()["objects"][0]["seen"] == cut.seen("object")
     found = result.location_map()
     np.testing.assert_allclose(found.values, 8 * 4 / 32 / 32, atol=1e-6)
-    assert found.pictures[0].box == pytest.approx((17, -5, 47, 37))
+    assert found.images[0].box == pytest.approx((17, -5, 47, 37))
 
 
 def test_what_is_wider_than_the_models_view_is_exchanged_smaller() -> None:
@@ -178,7 +178,7 @@ def test_where_there_is_little_room_there_are_few_places() -> None:
     options = {"tests": "location", "places": (3, 9)} | LOGIT
     result = vs.compose(seeing(slow.share_of_red, 40, 56), photo, (1, 10, 53, 8), **options)
     assert result.location_map().values.shape == (1, 3, 4)
-    assert result.location_map().pictures[0].box == pytest.approx((26, -4, 30, 44))
+    assert result.location_map().images[0].box == pytest.approx((26, -4, 30, 44))
     single = vs.compose(seeing(slow.share_of_red, 40, 56), painted(40, 56, (0, 9, 56, 8)), (0, 9, 56, 8), **options)
     assert single.location_map().values.shape == (1, 3, 1)
 
@@ -282,8 +282,8 @@ def test_controls_are_alone_on_every_background_and_at_every_place() -> None:
     assert not any(one.neutral for one in result.composites)
 
 
-def test_pictures_of_ones_own_come_after_the_original() -> None:
-    free = vs.Composite("both small", (vs.Placement("b", scale=0.5), vs.Placement("a", (30.0, 20.0), 0.5)), "blank")
+def test_images_of_ones_own_come_after_the_original() -> None:
+    free = vs.EditedImage("both small", (vs.Placement("b", scale=0.5), vs.Placement("a", (30.0, 20.0), 0.5)), "blank")
     objects = {"a": (4, 10, 10, 8), "b": (40, 14, 12, 16)}
     result = vs.compose(seeing(slow.share_of_red, 40, 60), noise(40, 60), objects, tests="split", composites=[free])
     assert result.names[:3] == ["original", "both small", "a and b apart"]
@@ -306,7 +306,7 @@ def test_a_large_photo_is_composed_on_a_smaller_copy() -> None:
     assert whole.shown(0).box == pytest.approx((0, 0, width, height))
 
 
-def test_a_picture_smaller_than_the_input_works() -> None:
+def test_a_image_smaller_than_the_input_works() -> None:
     photo = painted(20, 24, (8, 6, 6, 6))
     result = vs.compose(seeing(slow.share_of_red, 64, 96), photo, (8, 6, 6, 6), tests=ALL_TESTS, places=2, **LOGIT)
     assert np.isfinite(result.outputs).all()

@@ -158,11 +158,11 @@ def test_the_middle_is_that_of_what_the_model_sees() -> None:
     assert centre_against_rim(found, made) == pytest.approx(values[2, 2] - rim.mean(), abs=1e-6)
 
 
-# Several pictures
+# Several images
 
 
 @pytest.fixture(scope="module", name="several")
-def of_four_pictures() -> list[vs.Composition]:
+def of_four_images() -> list[vs.Composition]:
     model = vs.load(tiny_vit())
     return [
         vs.compose(model, slow.noise(40, 56, seed), (4 + seed, 6, 14, 12), tests="controls", places=3, target=1)
@@ -187,7 +187,7 @@ def test_students_interval_by_the_density(several: list[vs.Composition]) -> None
     assert one.interval == pytest.approx(slow.student(one.values.tolist(), 0.95), rel=1e-3)
 
 
-def test_one_picture_has_no_interval(several: list[vs.Composition]) -> None:
+def test_one_image_has_no_interval(several: list[vs.Composition]) -> None:
     for given in (several[0], several[:1]):
         for one in vs.effects(given):
             assert (one.interval, one.standardized, len(one.values)) == (None, None, 1)
@@ -210,8 +210,8 @@ def test_json_has_the_effects(several: list[vs.Composition]) -> None:
     assert vs.effects(several[0])[0].as_json()["interval"] is None
 
 
-def test_an_effect_that_some_pictures_lack_is_left_out(several: list[vs.Composition]) -> None:
-    """Rotary positions, say, or pictures asked about with another version."""
+def test_an_effect_that_some_images_lack_is_left_out(several: list[vs.Composition]) -> None:
+    """Rotary positions, say, or images asked about with another version."""
     kept = [at for at, one in enumerate(several[1].composites) if not one.neutral]
     without = dataclasses.replace(
         several[1], composites=[several[1].composites[at] for at in kept], outputs=several[1].outputs[kept]

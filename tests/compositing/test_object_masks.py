@@ -87,7 +87,7 @@ def test_segments_are_picked_by_their_labels() -> None:
     assert np.array_equal(picked, (labels == 1) | (labels == 6))
     photo = scene()
     whole = (0.0, 0.0, 100.0, 80.0)
-    cut = segment(photo, "quickshift", vs.Picture(Image.fromarray(photo), whole), None).labels
+    cut = segment(photo, "quickshift", vs.InputImage(Image.fromarray(photo), whole), None).labels
     assert np.array_equal(vs.outline(photo, segments=[int(cut[42, 50])]).mask, cut == cut[42, 50])
 
 
@@ -176,7 +176,7 @@ def test_nothing_found_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_refining_made_of_an_outline_is_checked_too(monkeypatch: pytest.MonkeyPatch) -> None:
     cv2 = pytest.importorskip("cv2")
     monkeypatch.setattr(cv2, "grabCut", lambda _, marks, *__: marks.fill(cv2.GC_FGD))
-    with pytest.raises(vs.CallError, match="dog is the whole picture"):
+    with pytest.raises(vs.CallError, match="dog is the whole image"):
         vs.outline(scene(), box=(26, 18, 48, 48), refine=True, name="dog")
 
 
@@ -205,14 +205,14 @@ def test_without_opencv_a_line_says_what_to_do(monkeypatch: pytest.MonkeyPatch) 
 # Refusals
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
-    ({"box": (-1, 0, 10, 10)}, "-1,0,10,10 .*it reaches outside the picture of 40×30"),
-    ({"box": (0, -1, 10, 10)}, "it reaches outside the picture of 40×30 pixels"),
+    ({"box": (-1, 0, 10, 10)}, "-1,0,10,10 .*it reaches outside the image of 40×30"),
+    ({"box": (0, -1, 10, 10)}, "it reaches outside the image of 40×30 pixels"),
     ({"box": (31, 0, 10, 10)}, "it reaches outside"),
     ({"box": (0, 21, 10, 10)}, "it reaches outside"),
     ({"box": (5, 5, 0, 10)}, "it is empty, 2 pixels a side are the least"),
     ({"box": (5, 5, 10, 1)}, "it is empty"),
     ({"box": (5, 5, -10, 10)}, "it is empty"),
-    ({"box": (0, 0, 40, 30)}, "dog is the whole picture"),
+    ({"box": (0, 0, 40, 30)}, "dog is the whole image"),
     ({"box": (0, 0, 40)}, "has 3 numbers: left, top, width, height"),
     ({"box": (0, 0, float("nan"), 30)}, "the box of dog is nan, a number is expected"),
     ({"box": (0, 0, float("inf"), 30)}, "the box of dog is inf"),
@@ -224,15 +224,15 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"polygon": "round"}, "is no polygon"),
     ({"polygon": [(1, 1), (10, 10), (float("nan"), 3)]}, "is no polygon"),
     ({"polygon": [(1, 1), (10, 10), (41, 3)]}, r"from \(1, 1\) to \(41, 10\): it reaches outside"),
-    ({"polygon": [(1, 1), (10, 10), (4, -3)]}, "it reaches outside the picture of 40×30"),
+    ({"polygon": [(1, 1), (10, 10), (4, -3)]}, "it reaches outside the image of 40×30"),
     ({"polygon": [(1, 1), (10, 10), (20, 20)]}, "the mask of dog is empty"),
-    ({"polygon": [(0, 0), (40, 0), (40, 30), (0, 30)]}, "dog is the whole picture"),
-    ({"mask": np.ones((40, 30), bool)}, r"is 40×30 where the picture is 30×40 \(height×width\)"),
+    ({"polygon": [(0, 0), (40, 0), (40, 30), (0, 30)]}, "dog is the whole image"),
+    ({"mask": np.ones((40, 30), bool)}, r"is 40×30 where the image is 30×40 \(height×width\)"),
     ({"mask": np.zeros((30, 40), bool)}, "the mask of dog is empty"),
     ({"mask": np.zeros((30, 40), np.uint8)}, "the mask of dog is empty"),
-    ({"mask": np.ones((30, 40), bool)}, "dog is the whole picture"),
-    ({"mask": np.full((30, 40), 7)}, "dog is the whole picture"),
-    ({"mask": np.zeros(30)}, "is no mask: an array as large as the picture"),
+    ({"mask": np.ones((30, 40), bool)}, "dog is the whole image"),
+    ({"mask": np.full((30, 40), 7)}, "dog is the whole image"),
+    ({"mask": np.zeros(30)}, "is no mask: an array as large as the image"),
     ({"mask": None, "segments": None}, "one of box, polygon, mask or segments; nothing came"),
     ({"mask": MARKED, "box": BOX}, "one of box, polygon, mask or segments; box, mask came"),
     ({"mask": {1: 2}}, "is no mask"),
@@ -240,7 +240,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"mask": boxed(30, 40, (3, 3, 9, 1))}, "dog is thinner than 2 pixels"),
     ({"mask": "nowhere.png"}, "nowhere.png does not exist"),
     ({"mask": "nowhere.npy"}, "nowhere.npy does not exist"),
-    ({"segments": [99], "cut": "slic"}, r"dog: segment 99 is not there: slic cut the picture into \d+, 0 to \d+"),
+    ({"segments": [99], "cut": "slic"}, r"dog: segment 99 is not there: slic cut the image into \d+, 0 to \d+"),
     ({"segments": [0.5], "cut": "slic"}, "a segment of dog is 0.5, a whole number"),
     ({"segments": [], "cut": "slic"}, "the mask of dog is empty"),
     ({"segments": 3}, "segment"),
@@ -258,7 +258,7 @@ def test_what_is_no_object_is_refused_in_one_line(options: dict[str, Any], messa
 
 def test_a_damaged_mask_is_one_line(tmp_path: Path) -> None:
     for name in ("mask.npy", "mask.png"):
-        (tmp_path / name).write_bytes(b"no picture\n at all")
+        (tmp_path / name).write_bytes(b"no image\n at all")
         with pytest.raises(vs.VitscopeError, match=name) as caught:
             vs.outline(PHOTO, mask=tmp_path / name)
         assert "\n" not in str(caught.value)
@@ -283,10 +283,10 @@ def test_objects_are_named_by_the_caller_or_counted() -> None:
     assert names([vs.outline(PHOTO, box=BOX, name="hound"), np.array(corners)]) == ["hound", "object 2"]
 
 
-@pytest.mark.parametrize("form", ["polygon", "array", "picture", "numbers"])
+@pytest.mark.parametrize("form", ["polygon", "array", "image", "numbers"])
 def test_one_object_needs_no_list(form: str) -> None:
     corners = [(5, 8), (17, 8), (17, 18), (5, 18)]
-    forms = {"polygon": corners, "array": np.array(corners), "picture": Image.fromarray(MARKED)}
+    forms = {"polygon": corners, "array": np.array(corners), "image": Image.fromarray(MARKED)}
     (one,) = outlined(PHOTO, (forms | {"numbers": np.array(BOX)})[form])
     assert (one.name, one.box) == ("object", BOX)
 
@@ -299,7 +299,7 @@ WRONG_OBJECTS: list[tuple[Any, str]] = [
     ([BOX, (10, 10, 5, 5)], "object 1 and object 2 overlap in 25 pixels: draw outlines that do not"),
     ({"a": BOX, "b": MARKED}, "a and b overlap in 120 pixels"),
     ([vs.outline(PHOTO, box=BOX), vs.outline(PHOTO, box=(25, 3, 8, 8))], "called object, object: give each a name"),
-    (vs.outline(noise(20, 20), box=(2, 2, 5, 5)), "is 20×20 where the picture is 30×40"),
+    (vs.outline(noise(20, 20), box=(2, 2, 5, 5)), "is 20×20 where the image is 30×40"),
     ({"a": "nowhere.png"}, "nowhere.png does not exist"),
     ({"a": (1, 2, 3)}, "the outline of a is no polygon"),
 ]

@@ -22,7 +22,7 @@ from tests.reference.stage import noise
 from vitscope.compositing.stage import Stage
 from vitscope.interventions.positions import neutral_positions, positions
 from vitscope.perturb.rendering import subjects
-from vitscope.tracing.capture import run
+from vitscope.tracing.capture import run_and_capture
 
 ALL_TESTS = ("size", "location", "split", "controls")
 
@@ -42,7 +42,7 @@ def whole(model: Any = None, photo: Any = None, **options: Any) -> vs.Compositio
     return vs.compose(model, photo, OBJECTS, **({"tests": ALL_TESTS, "places": 2} | options))
 
 
-def test_the_same_seed_gives_the_same_pictures_and_answers() -> None:
+def test_the_same_seed_gives_the_same_images_and_answers() -> None:
     first, again, other = whole(seed=1), whole(seed=1), whole(seed=2)
     assert np.array_equal(first.outputs, again.outputs)
     differing = []
@@ -123,7 +123,7 @@ def test_composing_that_fails_leaves_no_trace(after: int, attention: bool, error
 
 
 def contract(model: vs.VisionModel, image: Any, objects: Any, *, attention: bool = True) -> vs.Composition:
-    """Every composite's answer is the model's own to that picture alone, and so is its rollout."""
+    """Every composite's answer is the model's own to that image alone, and so is its rollout."""
     target = "similarity" if model.embed is not None else 0
     options: dict[str, Any] = {"target": target, "output": "logit", "places": 2, "scales": [0.6], "batch_size": 16}
     result = vs.compose(model, image, objects, tests=ALL_TESTS, attention=attention, **options)
@@ -145,7 +145,7 @@ def contract(model: vs.VisionModel, image: Any, objects: Any, *, attention: bool
         with neutral_positions(known) if one.neutral else warnings.catch_warnings(), torch.no_grad(), model.running():
             answer = model.answer(pixels) if features is None else features(pixels)
             if attention:
-                rolled = vs.rollout(run(model, pixels).trace).values[0].numpy()
+                rolled = vs.rollout(run_and_capture(model, pixels).trace).values[0].numpy()
                 np.testing.assert_allclose(result.rollouts[at], rolled, atol=1e-5, err_msg=one.name)
         original = answer if original is None else original
         if features is not None:
@@ -186,13 +186,13 @@ def test_a_live_module_is_taken_as_it_is() -> None:
     np.testing.assert_array_equal(whole(module, tests="split").outputs, whole(vs.load(module), tests="split").outputs)
 
 
-def test_pictures_come_as_path_array_or_image(tmp_path: Any) -> None:
+def test_images_come_as_path_array_or_image(tmp_path: Any) -> None:
     photo = noise(40, 56)
     Image.fromarray(photo).save(tmp_path / "photo.png")
     results = [whole(photo=given, tests="split") for given in (photo, Image.fromarray(photo), tmp_path / "photo.png")]
     for one in results[1:]:
         np.testing.assert_array_equal(one.outputs, results[0].outputs)
-    assert results[2].picture.name.endswith("photo.png")
+    assert results[2].original.name.endswith("photo.png")
 
 
 # Interrupted, and without memory
@@ -266,7 +266,7 @@ def test_a_model_that_answers_with_no_number_is_refused() -> None:
         whole(model)
 
 
-def test_pictures_can_be_looked_at() -> None:
+def test_images_can_be_looked_at() -> None:
     result = whole(tests="split")
     made = Stage(noise(40, 56), list(result.outlines.values()), (56, 40))
     for at, composite in enumerate(result.composites):

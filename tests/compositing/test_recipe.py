@@ -12,31 +12,31 @@ from vitscope.compositing.recipe import read_recipe
 
 PHOTO = painted(40, 56, (30, 16, 15, 18))
 WHOLE = """
-[[picture]]
+[[image]]
 photo = "pets.png"
 
-[[picture.object]]
+[[image.object]]
 name = "dog"
 class = "bull mastiff"
 outline = [[4, 6], [20, 6], [20, 16], [4, 16]]
 
-[[picture.object]]
+[[image.object]]
 name = "cat"
 box = [30, 16, 15, 18]
 
-[[picture.composite]]
+[[image.composite]]
 name = "dog smaller"
 show = [{ name = "cat" }, { name = "dog", scale = 0.5, centre = [20, 30.5], mirrored = true }]
 background = "blank"
 neutral = true
 
-[[picture.composite]]
+[[image.composite]]
 name = "empty"
 
-[[picture]]
+[[image]]
 photo = "bird.png"
 
-[[picture.object]]
+[[image.object]]
 name = "bird"
 mask = "bird-mask.png"
 """
@@ -64,13 +64,13 @@ def test_a_recipe_is_read_as_it_is_written(folder: Path) -> None:
         ("cat", None, (30, 16, 15, 18)),
     ]
     assert pets.composites == (
-        vs.Composite(
+        vs.EditedImage(
             "dog smaller",
             (vs.Placement("cat"), vs.Placement("dog", (20.0, 30.5), 0.5, True)),
             "blank",
             True,
         ),
-        vs.Composite("empty"),
+        vs.EditedImage("empty"),
     )
     assert np.array_equal(bird.objects[0].mask, boxed(40, 56, (8, 9, 20, 11)))
     assert bird.composites == ()
@@ -92,12 +92,12 @@ def test_photos_may_be_elsewhere(folder: Path, tmp_path_factory: pytest.TempPath
     with pytest.raises(vs.CallError, match=r"bird.png does not exist"):
         read_recipe(recipe)
     Image.fromarray(PHOTO).save(other / "fish.png")
-    with pytest.raises(vs.CallError, match=r"has no picture called fish.png: it has pets.png, bird.png"):
+    with pytest.raises(vs.CallError, match=r"has no image called fish.png: it has pets.png, bird.png"):
         read_recipe(recipe, [other / "bird.png", other / "fish.png"])
 
 
 def test_segments_and_refining_are_written_down_too(folder: Path) -> None:
-    text = '[[picture]]\nphoto = "pets.png"\n[[picture.object]]\nname = "x"\n'
+    text = '[[image]]\nphoto = "pets.png"\n[[image.object]]\nname = "x"\n'
     (one,) = read_recipe(written(folder, text + 'segments = [0, 1]\ncut = "slic"'))[0].objects
     expected = vs.outline(PHOTO, segments=[0, 1], cut="slic")
     assert np.array_equal(one.mask, expected.mask)
@@ -108,27 +108,27 @@ def test_segments_and_refining_are_written_down_too(folder: Path) -> None:
     assert one.box == (27, 13, 20, 22)
 
 
-HEAD = '[[picture]]\nphoto = "pets.png"\n'
-DOG = HEAD + '[[picture.object]]\nname = "dog"\n'
+HEAD = '[[image]]\nphoto = "pets.png"\n'
+DOG = HEAD + '[[image.object]]\nname = "dog"\n'
 BOXED = DOG + "box = [4, 6, 16, 10]\n"
-COMPOSITE = BOXED + '[[picture.composite]]\nname = "x"\n'
+COMPOSITE = BOXED + '[[image.composite]]\nname = "x"\n'
 WRONG = [
-    ("", "names no picture: begin one with"),
-    ("[[picture]", "is no recipe: "),
-    ("picture = 3", "picture is 3, tables are expected"),
-    ('[picture]\nphoto = "pets.png"', "tables are expected"),
-    ('[[pictures]]\nphoto = "pets.png"', "'pictures' means nothing here: picture do"),
-    ("[[picture]]", "a picture has no photo"),
-    ("[[picture]]\nphoto = 3", "a picture has no photo"),
-    ('[[picture]]\nphoto = ""', "a picture has no photo"),
-    ('[[picture]]\nphoto = "fish.png"', "fish.png does not exist"),
+    ("", "names no image: begin one with"),
+    ("[[image]", "is no recipe: "),
+    ("image = 3", "image is 3, tables are expected"),
+    ('[image]\nphoto = "pets.png"', "tables are expected"),
+    ('[[images]]\nphoto = "pets.png"', "'images' means nothing here: image do"),
+    ("[[image]]", "an image has no photo"),
+    ("[[image]]\nphoto = 3", "an image has no photo"),
+    ('[[image]]\nphoto = ""', "an image has no photo"),
+    ('[[image]]\nphoto = "fish.png"', "fish.png does not exist"),
     (HEAD + "author = 3", "'author' means nothing here: composite, object, photo do"),
     (HEAD + "object = 3", "pets.png: object is 3, tables are expected"),
-    (HEAD + "[[picture.object]]\nbox = [1, 2, 3, 4]", "pets.png: an object has no name"),
+    (HEAD + "[[image.object]]\nbox = [1, 2, 3, 4]", "pets.png: an object has no name"),
     (DOG, "marked by one of box, polygon, mask or segments; nothing came"),
     (BOXED + "mask = 'bird-mask.png'", "box, mask came"),
     (BOXED + "colour = 'brown'", "an object: 'colour' means nothing here: .*segments do"),
-    (DOG + "box = [50, 6, 16, 10]", "it reaches outside the picture of 56×40"),
+    (DOG + "box = [50, 6, 16, 10]", "it reaches outside the image of 56×40"),
     (DOG + "box = 5", "box"),
     (DOG + "box = '4,6,16,10'", "box"),
     (DOG + "box = ['a', 6, 16, 10]", "the box of dog is 'a', a number"),
@@ -140,7 +140,7 @@ WRONG = [
     (DOG + "segments = [3]\ncut = 'voronoi'", "unknown segments 'voronoi'"),
     (BOXED + "refine = 'no'", "refine"),
     (BOXED + "class = 5", "class"),
-    (BOXED + "[[picture.composite]]\nshow = []", "a composite has no name"),
+    (BOXED + "[[image.composite]]\nshow = []", "a composite has no name"),
     (COMPOSITE + "behind = 3", "a composite: 'behind' means nothing here: background, name, neutral, show do"),
     (COMPOSITE + "show = 'dog'", "x: show is 'dog', tables are expected"),
     (COMPOSITE + "show = ['dog']", "tables are expected"),
@@ -182,12 +182,12 @@ def test_what_is_no_file_of_text_is_refused(folder: Path) -> None:
 
 
 def test_the_recipes_that_come_along_can_be_read(tmp_path: Path) -> None:
-    """Their photos do not: any picture of the right size stands in for them, as long as nothing is refined."""
+    """Their photos do not: any image of the right size stands in for them, as long as nothing is refined."""
     recipe = Path(__file__).parents[2] / "recipes" / "dog-and-cat.toml"
     if not recipe.exists():
         pytest.skip("no recipes beside the package")
     Image.fromarray(noise(224, 224)).save(tmp_path / "dog-and-cat.png")
-    (picture,) = read_recipe(recipe, [tmp_path / "dog-and-cat.png"])
-    assert [one.name for one in picture.objects] == ["dog", "cat"]
-    assert [one.name for one in picture.composites] == ["size test", "location test", "split test"]
-    vs.compose(vs.load("vit-nano"), picture.photo, picture.objects, tests=(), composites=picture.composites)
+    (image,) = read_recipe(recipe, [tmp_path / "dog-and-cat.png"])
+    assert [one.name for one in image.objects] == ["dog", "cat"]
+    assert [one.name for one in image.composites] == ["size test", "location test", "split test"]
+    vs.compose(vs.load("vit-nano"), image.photo, image.objects, tests=(), composites=image.composites)

@@ -163,7 +163,7 @@ def test_provenance_says_how_it_was_made(result: vs.Composition) -> None:
     assert result.provenance["samples"] == len(result) == len(result.composites)
     other = composed(tests="size", scales=[0.5], fill=(1, 2, 3), background=noise(9, 9), feather=2).provenance
     about = {name: other["parameters"][name] for name in ("scales", "fill", "background", "feather", "positions")}
-    assert about == {"scales": [0.5], "fill": [1, 2, 3], "background": "a picture", "feather": 2, "positions": []}
+    assert about == {"scales": [0.5], "fill": [1, 2, 3], "background": "an image", "feather": 2, "positions": []}
 
 
 def test_a_file_is_written_whole_or_not_at_all(result: vs.Composition, tmp_path: Path) -> None:
@@ -241,7 +241,7 @@ def test_a_map_holds_the_answers_of_its_places(result: vs.Composition) -> None:
                 at = result.at(f"{name} at ({row}, {place})")
                 assert float(found.values[0, row, place]) == pytest.approx(result.outputs[at, column])
                 x, y = result.composites[at].show[-1].centre
-                left, top, right, bottom = found.pictures[0].box
+                left, top, right, bottom = found.images[0].box
                 assert (left + (place + 0.5) / 3 * (right - left)) == pytest.approx(x)
                 assert (top + (row + 0.5) / 2 * (bottom - top)) == pytest.approx(y)
         assert (found.grid.height, found.grid.width) == (2, 3)
@@ -283,7 +283,7 @@ def test_a_curve_rises_in_size_and_holds_the_answers(result: vs.Composition) -> 
 # Attention
 
 
-def test_rollouts_are_those_of_each_picture(result: vs.Composition) -> None:
+def test_rollouts_are_those_of_each_image(result: vs.Composition) -> None:
     assert result.rollouts is not None
     model = vs.load(tiny_vit())
     for name in ("original", "a × 0.5", "b at (1, 2)", "a and b exchanged", "no b"):
@@ -296,7 +296,7 @@ def test_attention_on_an_object_is_its_share_of_the_rollout(crop: bool) -> None:
     """Objects of whole patches: the share is that of their patches."""
     recipe = Preprocessing((32, 32), fit="crop", resize_to=(32, 32)) if crop else Preprocessing((32, 64))
     model = dataclasses.replace(vs.load(tiny_vit(), image_size=recipe.size), preprocessing=recipe)
-    free = vs.Composite("moved", (vs.Placement("a", (28.0, 20.0)),))
+    free = vs.EditedImage("moved", (vs.Placement("a", (28.0, 20.0)),))
     made = vs.compose(model, noise(32, 64), (16, 8, 16, 8), tests=(), attention=True, feather=0,
         composites=[dataclasses.replace(free, show=(vs.Placement("object", (36.0, 20.0)),))])  # fmt: skip
     assert made.rollouts is not None
@@ -349,7 +349,7 @@ def test_a_size_test_that_did_not_begin_is_said() -> None:
     def press(*_: int) -> None:
         raise KeyboardInterrupt
 
-    free = [vs.Composite("one", (vs.Placement("a"),)), vs.Composite("two", (vs.Placement("b"),))]
+    free = [vs.EditedImage("one", (vs.Placement("a"),)), vs.EditedImage("two", (vs.Placement("b"),))]
     with pytest.warns(vs.VitscopeWarning, match="interrupted"):
         made = composed(tests="size", composites=free, batch_size=3, progress=press)
     with pytest.raises(vs.CallError, match="the size test of a was interrupted before it began"):
@@ -429,21 +429,21 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"seed": -1}, "seed is -1"),
     ({"seed": 0.5}, "seed is 0.5, a whole number"),
     ({"progress": "yes"}, "progress is 'yes': pass True, or a function"),
-    ({"composites": [vs.Composite("x", (vs.Placement("cow"),))]}, "no object 'cow'"),
-    ({"composites": [vs.Composite("x"), vs.Composite("x")]}, "two composites are called 'x'"),
-    ({"composites": [vs.Composite("original")]}, "two composites are called 'original'"),
-    ({"composites": [vs.Composite("no object", (vs.Placement("object"),))], "tests": "controls"}, "'no object'"),
-    ({"composites": [vs.Composite("x", (vs.Placement("object"),) * 2)]}, "an object is shown twice"),
-    ({"composites": [vs.Composite("x", background="night")]}, "unknown background 'night'"),
+    ({"composites": [vs.EditedImage("x", (vs.Placement("cow"),))]}, "no object 'cow'"),
+    ({"composites": [vs.EditedImage("x"), vs.EditedImage("x")]}, "two composites are called 'x'"),
+    ({"composites": [vs.EditedImage("original")]}, "two composites are called 'original'"),
+    ({"composites": [vs.EditedImage("no object", (vs.Placement("object"),))], "tests": "controls"}, "'no object'"),
+    ({"composites": [vs.EditedImage("x", (vs.Placement("object"),) * 2)]}, "an object is shown twice"),
+    ({"composites": [vs.EditedImage("x", background="night")]}, "unknown background 'night'"),
     ({"objects": []}, "no object was marked"),
-    ({"objects": (0, 0, 56, 40)}, "object is the whole picture"),
-    ({"objects": (50, 5, 10, 10)}, "reaches outside the picture of 56×40"),
+    ({"objects": (0, 0, 56, 40)}, "object is the whole image"),
+    ({"objects": (50, 5, 10, 10)}, "reaches outside the image of 56×40"),
     ({"objects": {"a": (4, 6, 16, 10), "b": (10, 10, 9, 9)}}, "a and b overlap in 54 pixels"),
     ({"objects": np.zeros((40, 56), bool)}, "the mask of object is empty"),
-    ({"objects": np.zeros((56, 40), bool)}, "is 56×40 where the picture is 40×56"),
+    ({"objects": np.zeros((56, 40), bool)}, "is 56×40 where the image is 40×56"),
     ({"objects": (1, 1, 54, 38)}, "no background is left"),
-    ({"image": [PHOTO, PHOTO]}, "one picture a call, 2 came"),
-    ({"image": torch.zeros(2, 3, 32, 32)}, "one picture a call, 2 came"),
+    ({"image": [PHOTO, PHOTO]}, "one image a call, 2 came"),
+    ({"image": torch.zeros(2, 3, 32, 32)}, "one image a call, 2 came"),
     ({"image": "nowhere.png"}, "nowhere.png does not exist"),
     ({"model": "vit-nano"}, r"a model is expected, from vitscope\.load"),
 ]
@@ -463,7 +463,7 @@ def test_what_cannot_be_meant_is_refused_before_anything_is_shown(options: dict[
 
 
 def test_one_composite_needs_no_list() -> None:
-    one = vs.Composite("alone", (vs.Placement("a"),))
+    one = vs.EditedImage("alone", (vs.Placement("a"),))
     assert composed(tests=(), composites=one).names == composed(tests=(), composites=[one]).names
 
 
@@ -472,14 +472,14 @@ def test_a_background_that_is_none_is_refused_though_no_test_uses_it() -> None:
         composed(tests="split", background="nowhere.png")
 
 
-def test_a_list_of_one_picture_is_one_picture() -> None:
+def test_a_list_of_one_image_is_one_image() -> None:
     made = vs.compose(vs.load(tiny_vit()), [PHOTO], OBJECTS, tests="split")
     np.testing.assert_array_equal(made.outputs, composed(tests="split").outputs)
 
 
 def test_rotary_positions_cannot_be_made_equal() -> None:
     chosen = family("timm-dinov3")
-    neutral = vs.Composite("nowhere", (vs.Placement("object"),), neutral=True)
+    neutral = vs.EditedImage("nowhere", (vs.Placement("object"),), neutral=True)
     with pytest.raises(vs.CallError, match=r"nowhere: the positions of .* cannot be made equal \(they are rotary\)"):
         vs.compose(chosen.model(), PHOTO, OBJECTS["a"], tests=(), composites=[neutral])
     model = seeing(slow.share_of_red, 40, 56)

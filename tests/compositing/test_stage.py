@@ -23,8 +23,8 @@ AT = vs.Placement
 COLOUR = (10.0, 200.0, 60.0)
 
 
-def objects(*masks: np.ndarray) -> list[vs.Outline]:
-    return [vs.Outline(name, mask) for name, mask in zip(("dog", "cat"), masks, strict=False)]
+def objects(*masks: np.ndarray) -> list[vs.ObjectMask]:
+    return [vs.ObjectMask(name, mask) for name, mask in zip(("dog", "cat"), masks, strict=False)]
 
 
 def stage(photo: np.ndarray, *masks: np.ndarray, **options: Any) -> Stage:
@@ -55,7 +55,7 @@ SHOWN: dict[str, tuple[vs.Placement, ...]] = {
 @pytest.mark.parametrize("kind", ["bytes", "floating point"])
 @pytest.mark.parametrize("feather", [0.0, 2.6])
 @pytest.mark.parametrize("masks", [(DOG, CAT), (DOG, NEAR)], ids=["apart", "near"])
-def test_pictures_equal_the_slow_twin(masks: Any, feather: float, kind: str, setting: str) -> None:
+def test_images_equal_the_slow_twin(masks: Any, feather: float, kind: str, setting: str) -> None:
     photo = photo_of(kind)
     made = stage(photo, *masks, fill=COLOUR, feather=feather)
     margin = round(0.015 * HEIGHT)
@@ -66,7 +66,7 @@ def test_pictures_equal_the_slow_twin(masks: Any, feather: float, kind: str, set
         behind = behind.round() if kind == "bytes" else behind
     named = dict(zip(("dog", "cat"), masks, strict=True))
     for name, show in SHOWN.items():
-        got = made.render(vs.Composite(name, show, setting))
+        got = made.render(vs.EditedImage(name, show, setting))
         expected = slow.composed(photo, named, show, behind, own=setting == "own", feather=feather, margin=margin)
         assert got.dtype == photo.dtype
         # Each layer is rounded to bytes.
@@ -82,7 +82,7 @@ def test_at_home_it_is_the_photo_to_the_pixel(how: Any, kind: str) -> None:
         home = [vs.Placement(name) for name in made.outlines]
         named = [vs.Placement(name, made.outlines[name].centre) for name in made.outlines]
         for show in (home, named, home[::-1]):
-            assert np.array_equal(made.render(vs.Composite("home", tuple(show))), photo)
+            assert np.array_equal(made.render(vs.EditedImage("home", tuple(show))), photo)
 
 
 def test_outside_holes_and_objects_nothing_changes() -> None:
@@ -90,7 +90,7 @@ def test_outside_holes_and_objects_nothing_changes() -> None:
     made = stage(photo, DOG, CAT)
     touched = slow.hole(DOG, 1) | slow.hole(CAT, 1)
     touched |= boxed(HEIGHT, WIDTH, (34, 12, 12, 16))  # where the dog is put
-    got = made.render(vs.Composite("moved", (AT("cat"), AT("dog", (40.0, 20.0)))))
+    got = made.render(vs.EditedImage("moved", (AT("cat"), AT("dog", (40.0, 20.0)))))
     assert np.array_equal(got[~touched], photo[~touched])
     home = DOG & ~slow.hole(CAT, 1)
     assert not np.array_equal(got[home], photo[home])
@@ -99,7 +99,7 @@ def test_outside_holes_and_objects_nothing_changes() -> None:
 def test_inner_pixels_of_a_moved_object_are_its_own() -> None:
     photo = photo_of("bytes")
     made = stage(photo, DOG, CAT, feather=1.5)
-    got = made.render(vs.Composite("moved", (AT("dog", (40.0, 21.5)),)))
+    got = made.render(vs.EditedImage("moved", (AT("dog", (40.0, 21.5)),)))
     inner = slow.opacity(DOG, 1.5) >= 1
     rows, columns = np.nonzero(inner)
     assert len(rows) > 20
@@ -110,7 +110,7 @@ def test_feather_is_how_far_an_edge_fades() -> None:
     red = painted(40, 56, (10, 10, 20, 20), ground=(0, 0, 0))
     mask = boxed(40, 56, (10, 10, 20, 20))
     for feather in (0, 3.0, 9):
-        got = stage(red, mask, feather=feather, fill="black").render(vs.Composite("m", (AT("dog", (40.0, 20.0)),)))
+        got = stage(red, mask, feather=feather, fill="black").render(vs.EditedImage("m", (AT("dog", (40.0, 20.0)),)))
         expected = [min((at + 1) / (feather + 1), 1) * 255 for at in range(10)]
         assert got[20, 30:40, 0] == pytest.approx(expected, abs=0.51)
     assert stage(red, mask).feather == 1.0
@@ -119,9 +119,9 @@ def test_feather_is_how_far_an_edge_fades() -> None:
 
 def test_two_mirrorings_are_none() -> None:
     photo = photo_of("bytes")
-    once = stage(photo, CAT, feather=0).render(vs.Composite("once", (AT("dog", mirrored=True),)))
+    once = stage(photo, CAT, feather=0).render(vs.EditedImage("once", (AT("dog", mirrored=True),)))
     assert np.array_equal(once[12:21, 30:44], photo[12:21, 30:44][:, ::-1])
-    twice = stage(once, CAT, feather=0).render(vs.Composite("twice", (AT("dog", mirrored=True),)))
+    twice = stage(once, CAT, feather=0).render(vs.EditedImage("twice", (AT("dog", mirrored=True),)))
     assert np.array_equal(twice[12:21, 30:44], photo[12:21, 30:44])
 
 
@@ -130,7 +130,7 @@ def test_an_object_left_out_leaves_no_pixel(how: str) -> None:
     """Nor does its fringe: what was next to it is filled too."""
     photo = painted(HEIGHT, WIDTH, ground=(90, 120, 150))
     photo[slow.hole(DOG, 1)] = (255, 0, 0)
-    got = stage(photo, DOG, CAT, fill=how).render(vs.Composite("no dog", (AT("cat"),)))
+    got = stage(photo, DOG, CAT, fill=how).render(vs.EditedImage("no dog", (AT("cat"),)))
     assert np.abs(got.astype(int) - (90, 120, 150)).max() <= 1
 
 
@@ -138,15 +138,15 @@ def test_a_left_out_object_does_not_stay_in_the_hole_of_its_neighbour() -> None:
     photo = painted(HEIGHT, WIDTH)
     photo[DOG], photo[NEAR] = (255, 0, 0), (0, 0, 255)
     made = stage(photo, DOG, NEAR)
-    assert (made.render(vs.Composite("no dog", (AT("cat"),)))[..., 0] <= 120).all()
-    assert (made.render(vs.Composite("no cat", (AT("dog"),)))[..., 2] <= 150).all()
+    assert (made.render(vs.EditedImage("no dog", (AT("cat"),)))[..., 0] <= 120).all()
+    assert (made.render(vs.EditedImage("no cat", (AT("dog"),)))[..., 2] <= 150).all()
 
 
 @pytest.mark.parametrize("scale", [0.5, 0.7, 1.5])
 def test_a_scaled_object_is_as_large_as_it_should_be_and_of_its_own_colour(scale: float) -> None:
     red = painted(80, 90, (30, 26, 32, 24), ground=(0, 0, 200))
     made = stage(red, boxed(80, 90, (30, 26, 32, 24)), feather=0)
-    got = made.render(vs.Composite("scaled", (AT("dog", scale=scale),))).astype(int)
+    got = made.render(vs.EditedImage("scaled", (AT("dog", scale=scale),))).astype(int)
     solid = got[..., 0] > 127
     rows, columns = np.flatnonzero(solid.any(1)), np.flatnonzero(solid.any(0))
     assert len(rows) == pytest.approx(24 * scale, abs=1)
@@ -168,7 +168,7 @@ def test_nothing_of_the_old_ground_comes_along(scale: float) -> None:
     green = np.zeros_like(photo)
     green[..., 1] = 255
     made = stage(photo, ball, other=green, feather=2.0)
-    got = made.render(vs.Composite("on green", (AT("dog", scale=scale),), "other"))
+    got = made.render(vs.EditedImage("on green", (AT("dog", scale=scale),), "other"))
     assert got[..., 2].max() <= 1
     assert got[40, 45].tolist() == [255, 0, 0]
 
@@ -176,9 +176,9 @@ def test_nothing_of_the_old_ground_comes_along(scale: float) -> None:
 def test_scaled_and_mirrored_is_mirrored_and_scaled() -> None:
     photo = photo_of("bytes")
     flipped = np.ascontiguousarray(photo[:, ::-1])
-    mine = stage(photo, CAT).render(vs.Composite("a", (AT("dog", scale=1.5, mirrored=True),)))
+    mine = stage(photo, CAT).render(vs.EditedImage("a", (AT("dog", scale=1.5, mirrored=True),)))
     # In the mirrored photo the cat stands elsewhere: (56 − 37, 16.5); there it is the other way round already.
-    other = stage(flipped, CAT[:, ::-1], fill="mean").render(vs.Composite("a", (AT("dog", (37.0, 16.5), 1.5),)))
+    other = stage(flipped, CAT[:, ::-1], fill="mean").render(vs.EditedImage("a", (AT("dog", (37.0, 16.5), 1.5),)))
     inner = (slice(12, 20), slice(29, 45))
     assert np.abs(mine[inner].astype(int) - other[inner].astype(int)).max() <= 1
 
@@ -191,21 +191,21 @@ def test_a_smaller_stage_counts_places_in_the_photos_pixels() -> None:
     assert made.factor == (0.5, 0.5)
     assert made.size_of("dog", 0.5) == (14.0, 9.0)
     for there, same in (((40.0, 40.0), (20.0, 20.0)), ((74.0, 33.0), (37.0, 16.5)), (None, None)):
-        got = made.render(vs.Composite("moved", (AT("dog", there),)))
-        assert np.array_equal(got, here.render(vs.Composite("moved", (AT("dog", same),))))
+        got = made.render(vs.EditedImage("moved", (AT("dog", there),)))
+        assert np.array_equal(got, here.render(vs.EditedImage("moved", (AT("dog", same),))))
 
 
 def test_what_stands_before_is_taken_off_what_is_behind() -> None:
     photo = photo_of("bytes")
     made = stage(photo, DOG, CAT, feather=0.0)
-    apart = made.shares(vs.Composite("home", (AT("dog"), AT("cat"))))
+    apart = made.shares(vs.EditedImage("home", (AT("dog"), AT("cat"))))
     assert np.array_equal(apart["dog"] > 0, DOG)
     assert np.array_equal(apart["cat"] > 0, CAT)
-    over = made.shares(vs.Composite("over", (AT("cat"), AT("dog", (37.0, 16.5)))))
+    over = made.shares(vs.EditedImage("over", (AT("cat"), AT("dog", (37.0, 16.5)))))
     moved = np.roll(DOG, (1, 25), (0, 1))
     assert np.array_equal(over["dog"] > 0, moved)
     assert np.array_equal(over["cat"] > 0, CAT & ~moved)
-    soft = stage(photo, DOG, CAT, feather=2.0).shares(vs.Composite("soft", (AT("cat"), AT("dog", (37.0, 16.5)))))
+    soft = stage(photo, DOG, CAT, feather=2.0).shares(vs.EditedImage("soft", (AT("cat"), AT("dog", (37.0, 16.5)))))
     assert (soft["cat"] + soft["dog"]).max() <= 1 + 1e-6
     assert soft["dog"][:, 25:] == pytest.approx(slow.opacity(moved, 2.0)[:, 25:], abs=1e-6)
 
@@ -227,7 +227,7 @@ def test_filling_changes_the_hole_alone(how: Any, dtype: type) -> None:
 
 @pytest.mark.parametrize("how", ["inpaint", "mean", "blur"])
 @pytest.mark.parametrize("corner", [False, True], ids=["inside", "corner"])
-def test_of_a_constant_picture_the_filling_is_the_constant(how: str, corner: bool) -> None:
+def test_of_a_constant_image_the_filling_is_the_constant(how: str, corner: bool) -> None:
     photo, hole = np.empty((30, 44, 3), np.float32), boxed(30, 44, (0, 0, 20, 18)) if corner else HOLE
     photo[:] = (20.0, 130.5, 251.0)
     spoilt = photo.copy()
@@ -358,28 +358,28 @@ def test_another_background_is_cut_to_the_photos_proportions(tmp_path: Path) -> 
 
 # Refusals
 
-REFUSED: list[tuple[vs.Composite, str]] = [
-    (vs.Composite("x", (AT("cow"),)), "no object 'cow' in this picture: it has dog, cat"),
-    (vs.Composite("x", background="night"), "x: unknown background 'night': choose own, blank, blurred"),
-    (vs.Composite("x", (AT("dog"), AT("dog", (30.0, 20.0)))), r"x: an object is shown twice \(dog, dog\)"),
-    (vs.Composite("x", (AT("dog", scale=0.0),)), "the scale of dog is 0.0, above 0"),
-    (vs.Composite("x", (AT("dog", scale=-1.0),)), "the scale of dog is -1.0"),
-    (vs.Composite("x", (AT("dog", scale=float("nan")),)), "the scale of dog is nan"),
-    (vs.Composite("x", (AT("dog", scale=float("inf")),)), "the scale of dog is inf"),
-    (vs.Composite("x", (AT("dog", scale=0.1),)), "dog at scale 0.1 is 1×2 pixels: too small to be seen"),
-    (vs.Composite("x", (AT("dog", scale=3.0),)), r"does not fit around \(12, 16\) in the picture of 56×40"),
-    (vs.Composite("x", (AT("dog", (2.0, 20.0)),)), r"does not fit around \(2, 20\)"),
-    (vs.Composite("x", (AT("dog", (54.0, 20.0)),)), "does not fit around"),
-    (vs.Composite("x", (AT("dog", (20.0, 3.0)),)), "does not fit around"),
-    (vs.Composite("x", (AT("dog", (20.0, 38.0)),)), "choose a smaller scale or another place"),
-    (vs.Composite("x", (AT("dog", (float("nan"), 20.0)),)), "dog"),
-    (vs.Composite("x", (AT("dog", (20.0, float("nan"))),)), "dog"),
-    (vs.Composite("x", (AT("dog", (float("inf"), 20.0)),)), "dog"),
+REFUSED: list[tuple[vs.EditedImage, str]] = [
+    (vs.EditedImage("x", (AT("cow"),)), "no object 'cow' in this image: it has dog, cat"),
+    (vs.EditedImage("x", background="night"), "x: unknown background 'night': choose own, blank, blurred"),
+    (vs.EditedImage("x", (AT("dog"), AT("dog", (30.0, 20.0)))), r"x: an object is shown twice \(dog, dog\)"),
+    (vs.EditedImage("x", (AT("dog", scale=0.0),)), "the scale of dog is 0.0, above 0"),
+    (vs.EditedImage("x", (AT("dog", scale=-1.0),)), "the scale of dog is -1.0"),
+    (vs.EditedImage("x", (AT("dog", scale=float("nan")),)), "the scale of dog is nan"),
+    (vs.EditedImage("x", (AT("dog", scale=float("inf")),)), "the scale of dog is inf"),
+    (vs.EditedImage("x", (AT("dog", scale=0.1),)), "dog at scale 0.1 is 1×2 pixels: too small to be seen"),
+    (vs.EditedImage("x", (AT("dog", scale=3.0),)), r"does not fit around \(12, 16\) in the image of 56×40"),
+    (vs.EditedImage("x", (AT("dog", (2.0, 20.0)),)), r"does not fit around \(2, 20\)"),
+    (vs.EditedImage("x", (AT("dog", (54.0, 20.0)),)), "does not fit around"),
+    (vs.EditedImage("x", (AT("dog", (20.0, 3.0)),)), "does not fit around"),
+    (vs.EditedImage("x", (AT("dog", (20.0, 38.0)),)), "choose a smaller scale or another place"),
+    (vs.EditedImage("x", (AT("dog", (float("nan"), 20.0)),)), "dog"),
+    (vs.EditedImage("x", (AT("dog", (20.0, float("nan"))),)), "dog"),
+    (vs.EditedImage("x", (AT("dog", (float("inf"), 20.0)),)), "dog"),
 ]
 
 
 @pytest.mark.parametrize(("composite", "message"), REFUSED, ids=[f"{i}" for i in range(len(REFUSED))])
-def test_what_cannot_be_put_together_is_refused(composite: vs.Composite, message: str) -> None:
+def test_what_cannot_be_put_together_is_refused(composite: vs.EditedImage, message: str) -> None:
     with pytest.raises(vs.CallError, match=message) as caught:
         stage(photo_of("bytes"), DOG, CAT).prepare(composite)
     assert "\n" not in str(caught.value)
@@ -387,13 +387,13 @@ def test_what_cannot_be_put_together_is_refused(composite: vs.Composite, message
 
 def test_a_place_half_a_pixel_beyond_the_edge_is_rounding() -> None:
     made = stage(photo_of("bytes"), CAT)
-    edge = vs.Composite("edge", (AT("dog", (49.4, 20.0)),))
+    edge = vs.EditedImage("edge", (AT("dog", (49.4, 20.0)),))
     made.prepare(edge)
     assert made.render(edge).shape == (HEIGHT, WIDTH, 3)
 
 
 WRONG: list[tuple[dict[str, Any], str]] = [
-    ({"feather": -1.0}, r"feather is -1.0, 0 to 10 pixels are expected \(a quarter of the picture\)"),
+    ({"feather": -1.0}, r"feather is -1.0, 0 to 10 pixels are expected \(a quarter of the image\)"),
     ({"feather": 10.5}, "feather is 10.5, 0 to 10"),
     ({"feather": float("nan")}, "feather is nan"),
     ({"feather": "soft"}, "feather is 'soft'"),
@@ -414,7 +414,7 @@ def test_options_that_cannot_be_meant_are_refused(options: dict[str, Any], messa
 
 def test_objects_that_leave_no_background_are_refused() -> None:
     left, right = boxed(40, 56, (0, 0, 27, 40)), boxed(40, 56, (28, 0, 27, 40))
-    with pytest.raises(vs.CallError, match=r"dog and cat with their edges cover 100% of the picture: no background"):
+    with pytest.raises(vs.CallError, match=r"dog and cat with their edges cover 100% of the image: no background"):
         stage(photo_of("bytes"), left, right)
-    with pytest.raises(vs.CallError, match=r"dog is too small in this picture of 560×400 pixels"):
+    with pytest.raises(vs.CallError, match=r"dog is too small in this image of 560×400 pixels"):
         Stage(photo_of("bytes"), objects(boxed(400, 560, (95, 100, 12, 90))), (560, 400))

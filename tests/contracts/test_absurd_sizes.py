@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from tests.models.test_preprocessing_settings import defaults
-from vitscope.compositing.experiments import MOST_PLACES, MOST_SCALES, asked_tests, planned
+from vitscope.compositing.experiments import MOST_PLACES, MOST_SCALES, planned, planned_experiments
 from vitscope.compositing.object_masks import outlined
-from vitscope.compositing.stage import MOST_SCALE, Composite, Placement, Stage
+from vitscope.compositing.stage import MOST_SCALE, EditedImage, Placement, Stage
 from vitscope.errors import CallError
 from vitscope.perturb.masks import MOST_MASKS, KernelSampler, PairedSampler, PixelMasks, SegmentMasks, UniformSampler
 from vitscope.perturb.segments import Segments
@@ -80,7 +80,7 @@ def test_masks_of_segments_are_counted() -> None:
 )
 def test_too_large_a_plan_is_refused(options: dict[str, Any], what: str) -> None:
     assert what in refusal(
-        lambda: asked_tests(
+        lambda: planned_experiments(
             **{"names": ("size", "location"), "scales": None, "places": 7, "location_scale": 1, **options}
         )
     )
@@ -91,7 +91,7 @@ def stage() -> Stage:
 
 
 def test_the_largest_plan_is_made() -> None:
-    tests = asked_tests(("location",), None, MOST_PLACES, 1.0)
+    tests = planned_experiments(("location",), None, MOST_PLACES, 1.0)
     composites = planned(stage(), (0.0, 0.0, 50.0, 40.0), tests)
     assert 100 < len(composites) <= MOST_PLACES**2 + 1
 
@@ -110,9 +110,9 @@ def test_the_largest_plan_is_made() -> None:
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_a_placement_out_of_this_world_is_refused_in_few_letters(placement: Placement, what: str) -> None:
-    assert what in refusal(lambda: stage().prepare(Composite("free", (placement,))))
+    assert what in refusal(lambda: stage().prepare(EditedImage("free", (placement,))))
 
 
 def test_a_plan_does_not_depend_on_torchs_defaults() -> None:
     with defaults("meta", None):
-        assert stage().render(Composite("free", (Placement("thing", scale=0.5),))).shape == PHOTO.shape
+        assert stage().render(EditedImage("free", (Placement("thing", scale=0.5),))).shape == PHOTO.shape

@@ -26,15 +26,15 @@ def test_the_lines_say_what_it_is() -> None:
 
 def test_parts_of_a_result_are_short_too() -> None:
     part = segmented().parts[0]
-    assert repr(part) == "<SegmentedPicture of 2×4 pixels: 3 segments, 2 classes>"
-    assert repr(part.weighings[0]) == "<Weighing of cat (3): 3 segments>"
+    assert repr(part) == "<SegmentedImage of 2×4 pixels: 3 segments, 2 classes>"
+    assert repr(part.fits[0]) == "<LinearFit of cat (3): 3 segments>"
 
 
 @pytest.mark.parametrize("count", [1, 2, 1000])
 def test_many_images_take_no_more_room(count: int) -> None:
-    picture = vs.Picture(Image.new("RGB", (4, 4)), (0.0, 0.0, 4.0, 4.0))
-    about = {"method": "rollout", "model": "m", "pictures": [{"target": "cat"}] * count}
-    plain_result = vs.Attribution(torch.zeros(count, 14, 14, device="cpu"), vs.Grid(14, 14), [picture] * count, about)
+    image = vs.InputImage(Image.new("RGB", (4, 4)), (0.0, 0.0, 4.0, 4.0))
+    about = {"method": "rollout", "model": "m", "images": [{"target": "cat"}] * count}
+    plain_result = vs.Attribution(torch.zeros(count, 14, 14, device="cpu"), vs.Grid(14, 14), [image] * count, about)
     one = segmented()
     joined = one.joined([one] * count)
     for result in (plain_result, joined):

@@ -23,14 +23,14 @@ from tests.contracts.test_leaks import (
     together,
 )
 from tests.helpers.swin_families import ALL, CLASSES, MAXVIT, SIZES, Size, SwinFamily, every_swin, family, pixels
-from vitscope.tracing.capture import run
+from vitscope.tracing.capture import run_and_capture
 
 # The type checks draw random numbers of their own.
 pytestmark = pytest.mark.usefixtures("unchecked")
 
 
 def speaking(model: Any, images: Tensor) -> int:
-    """A class that some token of each picture speaks for."""
+    """A class that some token of each image speaks for."""
     classifier = vs.capture(model, images).classifier
     return max(range(CLASSES), key=lambda index: float(classifier.contributions(index).amax(1).min()))
 
@@ -167,7 +167,7 @@ def test_a_position_embedding_fits_one_size_only() -> None:
 
 
 @unsized
-def test_a_small_picture_before_a_large_one_changes_nothing(family: SwinFamily) -> None:
+def test_a_small_image_before_a_large_one_changes_nothing(family: SwinFamily) -> None:
     expected = attentions(family.model(), pixels(LARGER))
     model = family.model()
     logits = answer(model.module, pixels(LARGER))
@@ -178,7 +178,7 @@ def test_a_small_picture_before_a_large_one_changes_nothing(family: SwinFamily) 
     assert torch.equal(answer(model.module, pixels(LARGER)), logits)
 
 
-def test_without_care_transformers_would_keep_the_small_pictures_windows() -> None:
+def test_without_care_transformers_would_keep_the_small_images_windows() -> None:
     """What the tests above guard against, in the library as it is."""
     model = family("transformers-swin").model()
     before = settings(model.module)
@@ -205,7 +205,7 @@ def test_looking_leaves_the_answer_alone(family: SwinFamily) -> None:
         model, x = family.model(size), pixels(size)
         logits = answer(model.module, x)
         for fuse in (None, "mean"):
-            torch.testing.assert_close(run(model, x, fuse=fuse).logits, logits, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(run_and_capture(model, x, fuse=fuse).logits, logits, atol=1e-5, rtol=1e-5)
         assert torch.equal(answer(model.module, x), logits)
 
 
@@ -263,7 +263,7 @@ def test_two_threads_at_different_sizes(name: str) -> None:
     assert settings(model.module) == before
 
 
-def test_a_large_picture_waits_until_a_small_one_is_done() -> None:
+def test_a_large_image_waits_until_a_small_one_is_done() -> None:
     """While transformers has one window in the last stage for one thread, it must not for another."""
     chosen = family("transformers-swin")
     expected = attentions(chosen.model(), pixels(LARGER))
@@ -271,7 +271,7 @@ def test_a_large_picture_waits_until_a_small_one_is_done() -> None:
     reached = threading.Event()
 
     def linger(_: nn.Module, args: Any) -> None:
-        if args[0].shape[1] == 16:  # the small picture's last tokens
+        if args[0].shape[1] == 16:  # the small image's last tokens
             reached.set()
             time.sleep(0.5)
 

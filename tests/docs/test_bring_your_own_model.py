@@ -271,7 +271,7 @@ REFUSALS: dict[str, Callable[[], Any]] = {
     "but its layout says": lambda: vs.check(vs.load(own(), patch_size=4, readout="patches", image_size=32)),
     "weights are not for a live module": lambda: vs.load(network(), weights="weights.pth"),
     "device and dtype are not for a live module": lambda: vs.load(network(), device="cpu"),
-    "which does not look at pictures": text_model,
+    "which does not look at images": text_model,
 }
 
 

@@ -12,27 +12,27 @@ from PIL import Image
 
 import vitscope as vs
 from tests.helpers.families import TINY
-from vitscope.tune.data import Data, Pictures
+from vitscope.tune.data import Data, LabeledImages
 
 TINTS = {"red": (60, 0, 0), "green": (0, 60, 0), "blue": (0, 0, 60)}
 SWIN: dict[str, Any] = {"embed_dim": 16, "depths": (2, 2), "num_heads": (2, 4), "window_size": 4, "patch_size": 4}
 
 
 def noise(count: int, classes: int = 3, seed: int = 0, side: int = 32) -> tuple[np.ndarray, np.ndarray]:
-    """(picture, side, side, 3) bytes and the class of each, class after class in turn."""
+    """(image, side, side, 3) bytes and the class of each, class after class in turn."""
     generator = np.random.default_rng(seed)
     labels = np.arange(count) % classes
-    pictures = (
-        generator.integers(40, 160, (count, side, side, 3)) + np.asarray(list(TINTS.values()))[labels, None, None]
-    )
-    return pictures.astype(np.uint8), labels.astype(np.int64)
+    images = generator.integers(40, 160, (count, side, side, 3)) + np.asarray(list(TINTS.values()))[labels, None, None]
+    return images.astype(np.uint8), labels.astype(np.int64)
 
 
 def coloured(train: int = 24, test: int = 12, classes: int = 3) -> Data:
     """In memory."""
-    pictures, labels = noise(train + test, classes)
+    images, labels = noise(train + test, classes)
     parts = np.arange(train), np.arange(train, train + test)
-    return Data("coloured", tuple(TINTS)[:classes], *(Pictures(list(pictures), part, labels[part]) for part in parts))
+    return Data(
+        "coloured", tuple(TINTS)[:classes], *(LabeledImages(list(images), part, labels[part]) for part in parts)
+    )
 
 
 def coloured_folder(folder: Path, counts: dict[str, int], seed: int = 0) -> Path:
@@ -41,8 +41,8 @@ def coloured_folder(folder: Path, counts: dict[str, int], seed: int = 0) -> Path
     for label, count in counts.items():
         (folder / label).mkdir(parents=True)
         for i in range(count):
-            picture = generator.integers(40, 160, (32, 32, 3)) + np.asarray(TINTS.get(label, (0, 0, 0)))
-            Image.fromarray(picture.astype(np.uint8)).save(folder / label / f"{i}.png")
+            image = generator.integers(40, 160, (32, 32, 3)) + np.asarray(TINTS.get(label, (0, 0, 0)))
+            Image.fromarray(image.astype(np.uint8)).save(folder / label / f"{i}.png")
     return folder
 
 

@@ -12,13 +12,13 @@ from PIL import Image
 
 import vitscope as vs
 from tests.helpers.coloured import coloured, coloured_folder, light_garbage, small_swin, small_vit
-from vitscope.images.image import Picture
+from vitscope.images.image import InputImage
 from vitscope.tune import metrics as measures
 from vitscope.tune.comparison import Cell, Comparison
-from vitscope.tune.leakage import Inspection
+from vitscope.tune.leakage import DataCheck
 
 QUICK: dict[str, Any] = {"epochs": 1, "batch_size": 6, "augment": (), "learning_rate": 1e-2}
-TUNINGS = ("head", "lora")
+TUNING_METHODS = ("head", "lora")
 AREAS = {"deletion": 0.21, "insertion": 0.62, "random_deletion": 0.33, "random_insertion": 0.44}
 BEFORE = {"deletion": 0.1, "insertion": 0.9, "random_deletion": 0.2, "random_insertion": 0.8}
 SHARES = {("vit", "head"): 0.5, ("vit", "lora"): 0.7, ("swin", "head"): 0.6, ("swin", "lora"): 0.65}
@@ -46,7 +46,7 @@ def data() -> vs.Data:
 
 def compared(out: Path, models: Sequence[vs.VisionModel] | None = None, **options: Any) -> Comparison:
     models = [vit(), swin()] if models is None else models
-    return vs.compare(data(), models, out=out, **({"tunings": TUNINGS, "seeds": 2} | QUICK | options))
+    return vs.compare(data(), models, out=out, **({"tunings": TUNING_METHODS, "seeds": 2} | QUICK | options))
 
 
 def lasting(about: Mapping[str, Any]) -> dict[str, Any]:
@@ -55,7 +55,7 @@ def lasting(about: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def said(model: str, tuning: str, seed: int, share: float, attention: Any = None, classes: int = 2) -> Cell:
-    """A cell that names the first ``share`` of twenty pictures of each class rightly, the others as the next class."""
+    """A cell that names the first ``share`` of twenty images of each class rightly, the others as the next class."""
     truth = np.arange(classes).repeat(20)
     answers = np.where(np.tile(np.arange(20), classes) < round(share * 20), truth, (truth + 1) % classes)
     history = [
@@ -68,7 +68,7 @@ def said(model: str, tuning: str, seed: int, share: float, attention: Any = None
         "model": model,
         "tuning": tuning,
         "data": "made up",
-        "pictures": {"train": 1234, "test": 20 * classes},
+        "images": {"train": 1234, "test": 20 * classes},
         "said": answers.tolist(),
         "truth": truth.tolist(),
         "confusion": measures.confusion(truth, answers, classes).tolist(),
@@ -92,7 +92,7 @@ def of_cells(cells: Sequence[Cell], **options: Any) -> Comparison:
         "recipe": {"epochs": 2},
         "inspection": None,
         "folder": Path("nowhere"),
-        "pictures": {},
+        "images": {},
     }
     return Comparison(cells=tuple(cells), **(made | options))
 
@@ -104,11 +104,11 @@ def attention(head: bool, number: float) -> dict[str, Any]:
     return {"distances": distances, "correlation": 0.75, **faithful, "before": maps, "after": maps[::-1]}
 
 
-def photos() -> list[Picture]:
+def photos() -> list[InputImage]:
     """A wide one that is cropped, and a tall one."""
     generator = np.random.default_rng(0)
     made = [Image.fromarray(generator.integers(0, 256, size, dtype=np.uint8)) for size in ((20, 40, 3), (48, 30, 3))]
-    return [Picture(made[0], (10.0, 0.0, 30.0, 20.0), "wide"), Picture(made[1], (0.0, 9.0, 30.0, 39.0), "tall")]
+    return [InputImage(made[0], (10.0, 0.0, 30.0, 20.0), "wide"), InputImage(made[1], (0.0, 9.0, 30.0, 39.0), "tall")]
 
 
 def made_up(shares: Any = None, classes: int = 2, labels: tuple[str, ...] = ("a", "b"), **options: Any) -> Comparison:
@@ -118,12 +118,12 @@ def made_up(shares: Any = None, classes: int = 2, labels: tuple[str, ...] = ("a"
         for (model, tuning), share in shares.items()
         for seed in (0, 1)
     ]
-    pictures = {model: photos() for model, _ in shares}
-    return of_cells(cells, labels=labels, pictures=pictures, **options)
+    images = {model: photos() for model, _ in shares}
+    return of_cells(cells, labels=labels, images=images, **options)
 
 
-def leaking(folder: Path) -> Inspection:
-    """Seven pictures to train and four to test, of which one is in train as it is and one a little brighter."""
+def leaking(folder: Path) -> DataCheck:
+    """Seven images to train and four to test, of which one is in train as it is and one a little brighter."""
     coloured_folder(folder / "train", {"red": 3, "blue": 4})
     coloured_folder(folder / "test", {"red": 2, "blue": 2}, seed=1)
     (folder / "train/red/0.png").write_bytes((folder / "test/red/1.png").read_bytes())

@@ -20,7 +20,7 @@ SHAPE: dict[str, Any] = {"embed_dim": 16, "depths": (2, 2, 2), "num_heads": (2, 
 # Pixels. In tokens: 16×16; 18×18, 9×9 and 5×5, padded and odd; 16×28 to 4×7; 17×21, odd from the start.
 SIZES: dict[str, Size] = {"fitting": (32, 32), "padded": (36, 36), "rectangular": (32, 56), "odd": (34, 42)}
 SIZES["small"] = (12, 20)  # 6×10, 3×5 and 2×3: grids smaller than a window
-SIZES["cut"] = (37, 43)  # the last patches are partly outside the picture
+SIZES["cut"] = (37, 43)  # the last patches are partly outside the image
 LARGE = ("fitting", "padded", "rectangular", "odd")
 
 
@@ -43,7 +43,7 @@ class SwinFamily:
     parts: Callable[[Any], Parts]
     block_types: tuple[str, ...]
     attention: str  # the block's attention module
-    least: Size  # the smallest picture that runs
+    least: Size  # the smallest image that runs
     sized: bool = False  # built for each size that it runs on
     kinds: tuple[str, ...] = tuple(SIZES)
     fills_patches: bool = False  # a last patch is filled up with zeros, not left over

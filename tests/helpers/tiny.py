@@ -1,4 +1,4 @@
-"""A tiny labelled ViT, pictures of noise, and the one line of a refusal."""
+"""A tiny labelled ViT, images of noise, and the one line of a refusal."""
 
 from typing import Any
 

@@ -12,11 +12,11 @@ import vitscope as vs
 from tests.helpers.families import TINY
 from tests.models.test_preprocessing_settings import defaults
 from vitscope.errors import CallError, VitscopeError
-from vitscope.images.image import Picture, picture_of_unit
+from vitscope.images.image import InputImage, image_of_unit
 from vitscope.images.preprocessing import Preprocessing
 from vitscope.images.reading import read_photo
 from vitscope.perturb.baselines import fill
-from vitscope.perturb.masked_model import Inquiry
+from vitscope.perturb.masked_model import MaskedModel
 from vitscope.perturb.masks import PixelMasks, SegmentMasks
 from vitscope.perturb.rendering import Renderer, Subject, pool, subjects
 from vitscope.perturb.segments import segment
@@ -69,11 +69,11 @@ def test_a_grey_photo_reaches_a_one_channel_model_as_it_is(source: str) -> None:
         source
     ]
     made = preprocessing(1, "as it is")
-    pixels, picture = made(*read_photo(photo))
+    pixels, image = made(*read_photo(photo))
     assert pixels.shape == (1, 45, 60)
     assert pixels.dtype == torch.float32
     torch.testing.assert_close(pixels, expected(GREY, made), atol=1e-6, rtol=0)
-    assert picture.photo.mode == "RGB"
+    assert image.photo.mode == "RGB"
     assert torch.equal(made.read(photo)[0], pixels)
 
 
@@ -92,9 +92,9 @@ def test_a_colour_photo_becomes_grey_as_pillow_makes_it() -> None:
 
 def test_transparency_is_a_channel_where_the_model_has_one() -> None:
     four, two = preprocessing(4, "as it is"), preprocessing(2, "as it is")
-    pixels, picture = four.read(CLEAR)
+    pixels, image = four.read(CLEAR)
     torch.testing.assert_close(pixels, expected(CLEAR, four), atol=1e-6, rtol=0)
-    assert np.array_equal(np.asarray(picture.photo), np.asarray(read_photo(CLEAR)[0]))
+    assert np.array_equal(np.asarray(image.photo), np.asarray(read_photo(CLEAR)[0]))
     grey = np.stack([GREY, CLEAR[..., 3]], axis=-1)
     torch.testing.assert_close(two.read(grey)[0], expected(grey, two), atol=1e-6, rtol=0)
 
@@ -118,9 +118,9 @@ def test_a_photo_that_does_not_fit_is_refused(channels: int, photo: np.ndarray, 
 
 def test_three_channels_are_what_they_were() -> None:
     made = preprocessing(3, "as it is")
-    pixels, picture = made(*read_photo(COLOUR))
+    pixels, image = made(*read_photo(COLOUR))
     torch.testing.assert_close(pixels, expected(COLOUR, made), atol=1e-6, rtol=0)
-    assert np.array_equal(np.asarray(picture.photo), COLOUR)
+    assert np.array_equal(np.asarray(image.photo), COLOUR)
 
 
 # Showing tensors
@@ -130,13 +130,13 @@ def test_three_channels_are_what_they_were() -> None:
 def test_a_tensor_of_any_number_of_channels_is_shown(channels: int) -> None:
     values = RANDOM.random((channels, 6, 8)).astype(np.float32)
     made = preprocessing(channels)
-    shown = np.asarray(picture_of_unit(torch.from_numpy(values)).photo).astype(int)
+    shown = np.asarray(image_of_unit(torch.from_numpy(values)).photo).astype(int)
     shown_channels = values[:3] if channels in (3, 4) else np.repeat(values.mean(0)[None], 3, axis=0)
     reference = shown_channels.transpose(1, 2, 0)
     assert shown.shape == (6, 8, 3)
     assert np.abs(shown - (reference * 255).round()).max() <= 1
     normalized = (values - np.reshape(made.mean, (-1, 1, 1))) / np.reshape(made.std, (-1, 1, 1))
-    again = np.asarray(made.picture_of(torch.from_numpy(normalized.astype(np.float32))).photo).astype(int)
+    again = np.asarray(made.image_of(torch.from_numpy(normalized.astype(np.float32))).photo).astype(int)
     assert np.abs(again - shown).max() <= 1
 
 
@@ -190,7 +190,7 @@ def tensor_subject(channels: int) -> Subject:
     """As :func:`subjects` makes it of a tensor."""
     values = RANDOM.random((45, 60, channels)).astype(np.float32) * 255
     pixels = torch.from_numpy(values.transpose(2, 0, 1).copy())[None] / 255
-    view = picture_of_unit(pixels[0])
+    view = image_of_unit(pixels[0])
     factor = torch.full((channels,), 1 / 255, dtype=torch.float32, device="cpu")
     return Subject(values, view, pixels, (factor, torch.zeros(channels, dtype=torch.float32, device="cpu")))
 
@@ -258,10 +258,10 @@ def test_hidden_parts_of_a_transparent_photo_are_opaque() -> None:
 def test_an_inquiry_keeps_the_photo_of_a_one_channel_model() -> None:
     model = vit(1)
     (subject,) = subjects(model, GREY)
-    inquiry = Inquiry(model, subject, segments="patches", hide="mean")
-    asked = inquiry.ask(inquiry.masks(np.eye(16, dtype=bool)), [0])
+    masked_model = MaskedModel(model, subject, segments="patches", hide="mean")
+    asked = masked_model.ask(masked_model.masks(np.eye(16, dtype=bool)), [0])
     assert np.isfinite(asked.outputs).all()
-    assert isinstance(inquiry.subject.view, Picture)
+    assert isinstance(masked_model.subject.view, InputImage)
 
 
 @pytest.mark.parametrize(
@@ -311,5 +311,5 @@ def test_an_object_of_a_tensor_is_composed_in_every_channel(channels: int, monke
 
 @pytest.mark.parametrize("count", [0, 2])
 def test_an_array_of_several_images_is_not_one_to_compose(count: int) -> None:
-    with pytest.raises(CallError, match=r"one picture a call, 2 came|no picture was given"):
+    with pytest.raises(CallError, match=r"one image a call, 2 came|no image was given"):
         vs.compose(vit(1), np.zeros((count, 32, 32, 3), dtype=np.uint8), {"thing": (4, 4, 10, 10)})

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitscope.errors import CallError, PictureError, VitscopeError
+from vitscope.errors import CallError, ImageError, VitscopeError
 from vitscope.images.reading import read_photo
 from vitscope.images.sources import formats
 
@@ -102,7 +102,7 @@ def test_another_format_is_refused_by_its_content_before_a_decoder_sees_it(
     monkeypatch.setattr("PIL.Image.open", lambda *_, **__: pytest.fail("a decoder saw it"))
     path = tmp_path / f"photo{suffix}"
     path.write_bytes(content)
-    for source, error in ((path, PictureError), (content, CallError), (io.BytesIO(content), CallError)):
+    for source, error in ((path, ImageError), (content, CallError), (io.BytesIO(content), CallError)):
         message = refusal(source, error)
         assert called is None or f"is a {called} file" in message
         assert ", ".join(formats()) in message
@@ -111,7 +111,7 @@ def test_another_format_is_refused_by_its_content_before_a_decoder_sees_it(
 def test_a_file_that_only_begins_like_an_image_is_damaged(tmp_path: Path) -> None:
     path = tmp_path / "photo.bmp"
     path.write_bytes(b"BM" + b"%!PS-Adobe-3.0 EPSF-3.0\n" * 20)
-    assert refusal(path, PictureError).startswith(f"{path} is ")
+    assert refusal(path, ImageError).startswith(f"{path} is ")
 
 
 # Depth
@@ -193,7 +193,7 @@ def test_integer_pixels_are_as_bright_as_their_header_says(kind: str) -> None:
 
 
 def test_a_kind_of_tiff_that_pillow_does_not_decode_is_not_called_damaged_alone() -> None:
-    message = refusal(tiff(16, [65535, 0, 0], white_is_zero=True, order=">"), PictureError)
+    message = refusal(tiff(16, [65535, 0, 0], white_is_zero=True, order=">"), ImageError)
     assert message == "the data is damaged, or of a kind that Pillow does not decode: save it as PNG or JPEG"
 
 
@@ -216,7 +216,7 @@ def test_pixels_of_unknown_range_are_refused(tmp_path: Path, kind: str) -> None:
     path.write_bytes(content)
     with Image.open(io.BytesIO(content)) as image:
         for source in (path, content, image):
-            message = refusal(source, PictureError)
+            message = refusal(source, ImageError)
             assert f"{what} of unknown range: convert it to" in message
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitscope.errors import CallError, PictureError, PictureNotFoundError, VitscopeError
-from vitscope.images.image import Picture
+from vitscope.errors import CallError, ImageError, ImageNotFoundError, VitscopeError
+from vitscope.images.image import InputImage
 from vitscope.images.preprocessing import Preprocessing
 from vitscope.images.reading import read_photo
 
@@ -142,14 +142,14 @@ def test_the_name_is_the_path_and_the_callers_image_is_left_alone(tmp_path: Path
 def test_a_single_row_or_column_is_nothing_to_look_at(tmp_path: Path, shape: tuple[int, int]) -> None:
     width, height = shape
     for source in (saved(noise(*shape), tmp_path / "dot.png"), noise(*shape), np.asarray(noise(*shape))):
-        assert f"{width}×{height} pixels: there is nothing to look at" in refusal(source, PictureError)
+        assert f"{width}×{height} pixels: there is nothing to look at" in refusal(source, ImageError)
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "gif", "bmp"])
 def test_a_truncated_file_is_damaged(tmp_path: Path, suffix: str) -> None:
     path = saved(noise(64, 64), tmp_path / f"photo.{suffix}")
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    message = refusal(path, PictureError)
+    message = refusal(path, ImageError)
     assert message.startswith(f"{path} is ")
 
 
@@ -157,7 +157,7 @@ def test_an_opened_image_whose_file_is_truncated_is_damaged_too(tmp_path: Path) 
     path = saved(noise(64, 64), tmp_path / "photo.jpg")
     path.write_bytes(path.read_bytes()[:-2000])
     with Image.open(path) as image:
-        assert refusal(image, PictureError).startswith(f"{path} is damaged")
+        assert refusal(image, ImageError).startswith(f"{path} is damaged")
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, of odd metadata
@@ -187,8 +187,8 @@ def test_a_decoder_may_raise_anything(tmp_path: Path, monkeypatch: pytest.Monkey
     path = saved(noise(4, 4), tmp_path / "photo.png")
     for error in (struct.error("bad\nformat"), KeyError("tag"), OSError(), MemoryError(), zlib.error("Error -3")):
         monkeypatch.setattr("vitscope.images.reading._to_rgb", lambda *_, error=error: _raise(error))
-        assert refusal(path, PictureError).startswith(f"{path} is damaged: ")
-        assert refusal(noise(4, 4), PictureError).startswith("the image is damaged: ")
+        assert refusal(path, ImageError).startswith(f"{path} is damaged: ")
+        assert refusal(noise(4, 4), ImageError).startswith("the image is damaged: ")
 
 
 def test_damaged_exif_costs_the_orientation_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,23 +209,23 @@ def _raise(error: Exception) -> None:
     raise error
 
 
-def test_text_named_png_is_not_a_picture(tmp_path: Path) -> None:
+def test_text_named_png_is_not_a_image(tmp_path: Path) -> None:
     path = tmp_path / "notes.png"
-    path.write_text("not a picture\nat all\n")
-    assert refusal(path, PictureError) == f"{path} is not a picture in any format that Pillow reads"
+    path.write_text("not an image\nat all\n")
+    assert refusal(path, ImageError) == f"{path} is not an image in any format that Pillow reads"
 
 
 def test_an_empty_file_is_called_empty(tmp_path: Path) -> None:
     path = tmp_path / "nothing.jpg"
     path.touch()
-    assert refusal(path, PictureError) == f"{path} is an empty file"
+    assert refusal(path, ImageError) == f"{path} is an empty file"
 
 
 def test_a_folder_and_a_path_to_nowhere(tmp_path: Path) -> None:
-    assert "is a folder" in refusal(tmp_path, PictureNotFoundError)
-    assert refusal(tmp_path / "no.png", PictureNotFoundError) == f"{tmp_path / 'no.png'} does not exist"
-    assert "does not exist" in refusal("", PictureNotFoundError) or "folder" in refusal("", PictureNotFoundError)
-    assert "File name too long" in refusal("n" * 5000, PictureNotFoundError)
+    assert "is a folder" in refusal(tmp_path, ImageNotFoundError)
+    assert refusal(tmp_path / "no.png", ImageNotFoundError) == f"{tmp_path / 'no.png'} does not exist"
+    assert "does not exist" in refusal("", ImageNotFoundError) or "folder" in refusal("", ImageNotFoundError)
+    assert "File name too long" in refusal("n" * 5000, ImageNotFoundError)
     with pytest.raises(FileNotFoundError):
         read_photo(tmp_path / "no.png")
 
@@ -237,7 +237,7 @@ def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr("vitscope.images.reading.Image.open", refuse)
-    assert refusal(path, PictureError) == f"{path} cannot be read: permission denied"
+    assert refusal(path, ImageError) == f"{path} cannot be read: permission denied"
 
 
 @pytest.mark.parametrize(
@@ -255,7 +255,7 @@ def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_an_array_that_is_no_picture_names_what_it_is(array: np.ndarray, what: str) -> None:
+def test_an_array_that_is_no_image_names_what_it_is(array: np.ndarray, what: str) -> None:
     assert what in refusal(array, CallError)
 
 
@@ -265,8 +265,8 @@ def test_something_else_is_refused_with_what_is_expected(source: Any) -> None:
 
 
 def test_pixels_of_unknown_range_are_refused() -> None:
-    assert "floating-point pixels" in refusal(Image.new("F", (4, 4)), PictureError)
-    assert "32-bit pixels" in refusal(Image.new("I", (4, 4), 70000), PictureError)
+    assert "floating-point pixels" in refusal(Image.new("F", (4, 4)), ImageError)
+    assert "32-bit pixels" in refusal(Image.new("I", (4, 4), 70000), ImageError)
 
 
 # The limit
@@ -283,11 +283,11 @@ def png_of_size(path: Path, width: int, height: int) -> Path:
     return path
 
 
-def test_a_huge_picture_is_refused_before_it_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_huge_image_is_refused_before_it_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("VITSCOPE_MAX_PIXELS", raising=False)
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda *_: pytest.fail("decoded"))
     before = Image.MAX_IMAGE_PIXELS
-    message = refusal(png_of_size(tmp_path / "bomb.png", 30_000, 30_000), PictureError)
+    message = refusal(png_of_size(tmp_path / "bomb.png", 30_000, 30_000), ImageError)
     assert "30000×30000 pixels, more than the limit of 100,000,000" in message
     assert "VITSCOPE_MAX_PIXELS" in message
     assert before == Image.MAX_IMAGE_PIXELS
@@ -299,15 +299,15 @@ def test_the_limit_can_be_raised_and_lowered(tmp_path: Path, monkeypatch: pytest
     before = Image.MAX_IMAGE_PIXELS
     # Past the limit the file is decoded, and only then found damaged.
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda *_: _raise(OSError("decoded")))
-    assert "decoded" in refusal(huge, PictureError, max_pixels=10**9)
+    assert "decoded" in refusal(huge, ImageError, max_pixels=10**9)
     monkeypatch.setenv("VITSCOPE_MAX_PIXELS", "1e9")
-    assert "decoded" in refusal(huge, PictureError)
-    assert "the limit of 100" in refusal(huge, PictureError, max_pixels=100)
+    assert "decoded" in refusal(huge, ImageError)
+    assert "the limit of 100" in refusal(huge, ImageError, max_pixels=100)
     monkeypatch.undo()
     assert read_photo(small, max_pixels=200)[0].size == (20, 10)
-    assert "the limit of 199" in refusal(small, PictureError, max_pixels=199)
+    assert "the limit of 199" in refusal(small, ImageError, max_pixels=199)
     monkeypatch.setenv("VITSCOPE_MAX_PIXELS", "199")
-    assert "the limit of 199" in refusal(small, PictureError)
+    assert "the limit of 199" in refusal(small, ImageError)
     assert read_photo(small, max_pixels=200)[0].size == (20, 10)
     assert before == Image.MAX_IMAGE_PIXELS
 
@@ -318,17 +318,17 @@ def test_a_limit_that_is_no_number_is_refused(tmp_path: Path, monkeypatch: pytes
 
 
 def test_pillows_own_limit_is_lifted_only_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pillow's limit is neither in our way nor changed, also when the file is no picture."""
+    """Pillow's limit is neither in our way nor changed, also when the file is no image."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
     assert read_photo(saved(noise(20, 10), tmp_path / "small.png"))[0].size == (20, 10)
     assert Image.MAX_IMAGE_PIXELS == 50
     (tmp_path / "notes.png").write_text("text")
-    refusal(tmp_path / "notes.png", PictureError)
+    refusal(tmp_path / "notes.png", ImageError)
     assert Image.MAX_IMAGE_PIXELS == 50
 
 
 def test_a_strip_too_thin_for_a_crop_is_refused_before_it_is_stretched() -> None:
-    with pytest.raises(PictureError, match="30000×2 pixels, too thin a strip for a crop of 224×224") as caught:
+    with pytest.raises(ImageError, match="30000×2 pixels, too thin a strip for a crop of 224×224") as caught:
         Preprocessing((224, 224), fit="crop")(noise(30_000, 2))
     assert "\n" not in str(caught.value)
     values, _ = Preprocessing((16, 16), fit="squash")(noise(30_000, 2))
@@ -339,27 +339,27 @@ def test_a_strip_too_thin_for_a_crop_is_refused_before_it_is_stretched() -> None
 
 
 def test_each_patch_is_a_flat_block_over_its_own_pixels() -> None:
-    picture = Picture(noise(12, 8), (0.0, 0.0, 12.0, 8.0))
+    image = InputImage(noise(12, 8), (0.0, 0.0, 12.0, 8.0))
     values = np.arange(6, dtype=np.float32).reshape(2, 3)
-    painted = picture.paint(values, smooth=False)
+    painted = image.paint(values, smooth=False)
     assert painted.dtype == np.float32
     assert np.array_equal(painted, values.repeat(4, axis=0).repeat(4, axis=1))
 
 
 def test_smooth_goes_through_the_patch_centres_and_stays_in_range() -> None:
-    picture = Picture(noise(27, 27), (0.0, 0.0, 27.0, 27.0))
+    image = InputImage(noise(27, 27), (0.0, 0.0, 27.0, 27.0))
     values = np.array([[0, 0, 0], [0, 1, 0], [0, 0, 0.5]], dtype=np.float32)
-    painted = picture.paint(values)
+    painted = image.paint(values)
     centres = painted[4::9, 4::9]
     np.testing.assert_allclose(centres, values, atol=1e-6)
     assert painted.min() >= 0
     assert painted.max() <= 1
-    assert len(np.unique(painted)) > len(np.unique(picture.paint(values, smooth=False))) == 3
+    assert len(np.unique(painted)) > len(np.unique(image.paint(values, smooth=False))) == 3
 
 
 @pytest.mark.parametrize("smooth", [True, False])
 def test_nothing_is_painted_where_the_model_did_not_look(smooth: bool) -> None:
-    painted = Picture(noise(10, 6), (2.0, 1.0, 8.0, 4.0)).paint(np.ones((3, 6)), smooth=smooth)
+    painted = InputImage(noise(10, 6), (2.0, 1.0, 8.0, 4.0)).paint(np.ones((3, 6)), smooth=smooth)
     inside = np.zeros((6, 10), dtype=bool)
     inside[1:4, 2:8] = True
     assert (painted[inside] == 1).all()
@@ -367,16 +367,16 @@ def test_nothing_is_painted_where_the_model_did_not_look(smooth: bool) -> None:
 
 
 def test_another_size_scales_the_box() -> None:
-    picture = Picture(noise(10, 6), (2.0, 1.0, 8.0, 4.0))
-    painted = picture.paint(np.arange(18).reshape(3, 6), size=(20, 12), smooth=False)
+    image = InputImage(noise(10, 6), (2.0, 1.0, 8.0, 4.0))
+    painted = image.paint(np.arange(18).reshape(3, 6), size=(20, 12), smooth=False)
     assert painted.shape == (12, 20)
-    expected = picture.paint(np.arange(18).reshape(3, 6), smooth=False).repeat(2, axis=0).repeat(2, axis=1)
+    expected = image.paint(np.arange(18).reshape(3, 6), smooth=False).repeat(2, axis=0).repeat(2, axis=1)
     np.testing.assert_array_equal(painted, expected)
 
 
 def test_what_lies_beyond_a_padded_photo_is_dropped() -> None:
     """A crop larger than the photo: the outer ring of patches lies on padding, the inner ones on the photo."""
-    picture = Picture(noise(8, 4), (-2.0, -2.0, 10.0, 6.0))
+    image = InputImage(noise(8, 4), (-2.0, -2.0, 10.0, 6.0))
     values = np.arange(24, dtype=np.float32).reshape(4, 6)
-    painted = picture.paint(values, smooth=False)
+    painted = image.paint(values, smooth=False)
     assert np.array_equal(painted, values[1:-1, 1:-1].repeat(2, axis=0).repeat(2, axis=1))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitscope.errors import PictureError
+from vitscope.errors import ImageError
 from vitscope.images.reading import read_photo
 
 SIDE = 40
@@ -37,9 +37,9 @@ def test_data_that_end_before_the_last_row_are_damage(tmp_path: Path, count: int
     path = png(tmp_path / "short.png", (SIDE, SIDE), 8, 2, scanlines(ROWS[:count]))
     with Image.open(path) as image:
         assert not np.asarray(image)[count:].any()
-    with pytest.raises(PictureError, match="is damaged: its data end before the last row"):
+    with pytest.raises(ImageError, match="is damaged: its data end before the last row"):
         read_photo(path)
-    with pytest.raises(PictureError, match="its data end before the last row"):
+    with pytest.raises(ImageError, match="its data end before the last row"):
         read_photo(path.read_bytes())
 
 
@@ -59,5 +59,5 @@ def test_the_transparent_grey_of_few_bits_is_white(tmp_path: Path, depth: int, d
 def test_cielab_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "lab.tif"
     Image.new("LAB", (4, 4)).save(path)
-    with pytest.raises(PictureError, match="holds colours in CIELAB: convert it to RGB"):
+    with pytest.raises(ImageError, match="holds colours in CIELAB: convert it to RGB"):
         read_photo(path)

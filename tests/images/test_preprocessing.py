@@ -184,7 +184,7 @@ def test_timms_padding_mode_takes_tensors_and_refuses_photos() -> None:
     module.pretrained_cfg = {**module.pretrained_cfg, "crop_mode": "border"}
     model = vs.load(module)
     assert len(model.predict(torch.zeros(1, 3, 160, 160))) == 1
-    with pytest.raises(CallError, match=r"'border' pads the picture, which vitscope does not.*pass a tensor"):
+    with pytest.raises(CallError, match=r"'border' pads the image, which vitscope does not.*pass a tensor"):
         model.predict(photo((160, 160)))
 
 
@@ -244,15 +244,13 @@ def test_a_marked_region_is_found_again_where_it_was(kind: str, size: tuple[int,
     marked = np.zeros((height, width, 3), dtype=np.uint8)
     rows, columns = slice(height // 3, height // 2), slice(int(width * 0.45), int(width * 0.7))
     marked[rows, columns] = 255
-    values, picture = PREPROCESSINGS[kind](Image.fromarray(marked))
-    painted = picture.paint(values[0].numpy(), smooth=False)
+    values, image = PREPROCESSINGS[kind](Image.fromarray(marked))
+    painted = image.paint(values[0].numpy(), smooth=False)
     seen = ~np.isnan(painted)
     found, truth = painted > 0, marked[..., 0] > 0
     assert seen[truth].all()
     # The edges may be off by the pixels that became one pixel of the input.
-    scale = max(
-        1.0, (picture.box[2] - picture.box[0]) / values.shape[2], (picture.box[3] - picture.box[1]) / values.shape[1]
-    )
+    scale = max(1.0, (image.box[2] - image.box[0]) / values.shape[2], (image.box[3] - image.box[1]) / values.shape[1])
     edge = int(np.ceil(scale))
     inner, outer = np.zeros_like(truth), np.zeros_like(truth)
     inner[rows.start + edge : rows.stop - edge, columns.start + edge : columns.stop - edge] = True
@@ -270,9 +268,9 @@ def test_the_box_is_the_part_that_was_seen(kind: str) -> None:
     ramp[..., 0] = np.linspace(0, 255, width)
     ramp[..., 1] = np.linspace(0, 255, height)[:, None]
     made = PREPROCESSINGS[kind]
-    values, picture = made(Image.fromarray(ramp))
+    values, image = made(Image.fromarray(ramp))
     units = (values * torch.tensor(made.std).view(3, 1, 1) + torch.tensor(made.mean).view(3, 1, 1)).numpy()
-    left, top, right, bottom = picture.box
+    left, top, right, bottom = image.box
     column, row = values.shape[2] // 2, values.shape[1] // 2
     x = left + (column + 0.5) / values.shape[2] * (right - left)
     y = top + (row + 0.5) / values.shape[1] * (bottom - top)
@@ -303,6 +301,6 @@ def test_another_size_keeps_the_share_that_is_cut_off() -> None:
 def test_a_tensor_is_shown_as_the_photo_it_was() -> None:
     made = Preprocessing((32, 48), mean=(0.48, 0.45, 0.4), std=(0.2, 0.3, 0.25))
     original = photo((48, 32))
-    shown = made.picture_of(made(original)[0])
+    shown = made.image_of(made(original)[0])
     assert np.array_equal(np.asarray(shown.photo), np.asarray(original))
     assert shown.box == (0, 0, 48, 32)

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitscope.errors import CallError, PictureError, PictureNotFoundError, VitscopeError
+from vitscope.errors import CallError, ImageError, ImageNotFoundError, VitscopeError
 from vitscope.images.preprocessing import Preprocessing
 from vitscope.images.reading import photos, read_photo
 from vitscope.images.sources import require_regular_file
@@ -61,7 +61,7 @@ def test_an_array_of_four_dimensions_is_a_batch() -> None:
 
 @pytest.mark.parametrize("images", [[], (), np.zeros((0, 5, 7, 3), dtype=np.uint8)], ids=str)
 def test_no_image_is_refused(images: Any) -> None:
-    with pytest.raises(CallError, match=r"^no picture was given$"):
+    with pytest.raises(CallError, match=r"^no image was given$"):
         photos(images)
 
 
@@ -229,9 +229,9 @@ def test_an_array_in_a_file_that_claims_too_much(tmp_path: Path) -> None:
     np.lib.format.write_array_header_1_0(stream, {"descr": "|u1", "fortran_order": False, "shape": (10**6, 10**6, 3)})
     path = tmp_path / "photo.npy"
     path.write_bytes(stream.getvalue())
-    assert "more than the limit" in refusal(path, PictureError)
+    assert "more than the limit" in refusal(path, ImageError)
     path.write_bytes(saved(tmp_path / "whole.npy", PIXELS).read_bytes()[:-20])
-    assert refusal(path, PictureError).startswith(f"{path} is damaged")
+    assert refusal(path, ImageError).startswith(f"{path} is damaged")
 
 
 @pytest.mark.parametrize(
@@ -247,10 +247,10 @@ def test_an_array_in_a_file_that_claims_too_much(tmp_path: Path) -> None:
         (b"", "empty"),
         (bytearray(), "empty"),
         (b"photo.png", "pass a path, a PIL image"),
-        (7, "cannot read a picture from int"),
-        (None, "cannot read a picture from NoneType"),
-        ({"bytes": b""}, "cannot read a picture from dict"),
-        ({"a.png"}, "cannot read a picture from set"),
+        (7, "cannot read an image from int"),
+        (None, "cannot read an image from NoneType"),
+        ({"bytes": b""}, "cannot read an image from dict"),
+        ({"a.png"}, "cannot read an image from set"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -314,8 +314,8 @@ def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path, kind: str) -
     make, what = SPECIAL[kind]
     source = make(tmp_path)
     with time_limit(10):
-        assert what in refusal(source, PictureNotFoundError)
-        with pytest.raises(PictureNotFoundError) as caught:
+        assert what in refusal(source, ImageNotFoundError)
+        with pytest.raises(ImageNotFoundError) as caught:
             require_regular_file(source)
     assert what in str(caught.value)
 
@@ -351,13 +351,13 @@ URLS = [
 @pytest.mark.parametrize("kind", [str, Path])
 @pytest.mark.parametrize("url", URLS)
 def test_a_url_is_quoted_as_it_was_typed(url: str, kind: Any) -> None:
-    message = refusal(kind(url), PictureNotFoundError)
+    message = refusal(kind(url), ImageNotFoundError)
     assert message == f"{url} is a URL: download it first, then pass the path of the file or its bytes"
 
 
 @pytest.mark.parametrize("kind", [str, Path])
 def test_a_data_url_is_shortened(kind: Any) -> None:
-    message = refusal(kind(f"data:image/png;base64,{'A' * 9000}"), PictureNotFoundError)
+    message = refusal(kind(f"data:image/png;base64,{'A' * 9000}"), ImageNotFoundError)
     assert message.startswith("data:image/png;base64,AAAA")
     assert "download it first" in message
 
@@ -369,7 +369,7 @@ def test_a_file_that_is_called_like_a_url_is_a_file(tmp_path: Path, monkeypatch:
     folder.mkdir()
     (folder / "photo.png").write_bytes(png())
     assert np.array_equal(np.asarray(read_photo(f"{name}/photo.png")[0]), PIXELS)
-    assert "does not exist" in refusal("a:c/photo.png", PictureNotFoundError)
+    assert "does not exist" in refusal("a:c/photo.png", ImageNotFoundError)
 
 
 MASKS = """
@@ -401,8 +401,8 @@ def test_a_recipe_names_no_url(tmp_path: Path, text: str) -> None:
     from vitscope.compositing.recipe import read_recipe
 
     path = tmp_path / "recipe.toml"
-    path.write_text(f"[[picture]]\n{text}\n")
-    with pytest.raises(PictureNotFoundError, match="is a URL: download it first") as caught:
+    path.write_text(f"[[image]]\n{text}\n")
+    with pytest.raises(ImageNotFoundError, match="is a URL: download it first") as caught:
         read_recipe(path)
     assert text.split('"')[1] in str(caught.value)
 
@@ -418,4 +418,4 @@ def test_an_image_of_pillow_that_would_run_ghostscript(monkeypatch: pytest.Monke
     Image.fromarray(PIXELS).save(stream, format="EPS")
     monkeypatch.setattr("PIL.EpsImagePlugin.EpsImageFile.load", lambda *_, **__: pytest.fail("loaded"))
     with Image.open(io.BytesIO(stream.getvalue())) as image:
-        assert "is an image of format EPS" in refusal(image, PictureError)
+        assert "is an image of format EPS" in refusal(image, ImageError)

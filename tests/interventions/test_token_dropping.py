@@ -36,7 +36,7 @@ def plain(name: str) -> Family:
     return next(family for family in families.ALL if family.name == name)
 
 
-def picture(size: tuple[int, int], seed: int = 1) -> Tensor:
+def image(size: tuple[int, int], seed: int = 1) -> Tensor:
     return torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(seed))
 
 
@@ -56,9 +56,9 @@ def over_pixels(shown: Tensor, grid: vs.Grid, patch: int, size: tuple[int, int])
 
 @cache
 def prepared(name: str) -> tuple[vs.VisionModel, Tensor, Callable[[Tensor, Tensor], Tensor], Tensor]:
-    """A plain family's model and picture, how it answers without some patches, and its plain answer."""
+    """A plain family's model and image, how it answers without some patches, and its plain answer."""
     family = plain(name)
-    model, pixels = family.model(), picture(family.size)
+    model, pixels = family.model(), image(family.size)
     answer = answer_of(model)
     return model, pixels, without_hidden(model, pixels, answer), answer(pixels)
 
@@ -81,13 +81,13 @@ def test_what_hidden_patches_hold_is_irrelevant(family: Family, count: int) -> N
     got = without(pixels, shown)
     for row, one in zip(shown, got, strict=True):
         visible = over_pixels(row, family.grid, family.patch, family.size)
-        spoilt = torch.where(visible, pixels, picture(family.size, seed=9) * 50)
+        spoilt = torch.where(visible, pixels, image(family.size, seed=9) * 50)
         torch.testing.assert_close(without(spoilt, row[None])[0], one, atol=1e-5, rtol=1e-5)
         assert float((one - whole[0]).abs().max()) > 1e-4
 
 
 @every_family
-def test_pictures_of_one_batch_do_not_touch_each_other(family: Family) -> None:
+def test_images_of_one_batch_do_not_touch_each_other(family: Family) -> None:
     _, pixels, without, _ = prepared(family.name)
     shown = shown_patches(family.grid, 7, rows=4)
     together = without(pixels, shown)
@@ -180,11 +180,11 @@ def test_blocks_are_given_the_tokens_that_are_left_alone(family: Family) -> None
 
 @every_family
 def test_with_everything_hidden_the_prefix_is_left(family: Family) -> None:
-    """A model that reads patches is given an empty picture instead; what was hidden matters to none."""
+    """A model that reads patches is given an empty image instead; what was hidden matters to none."""
     model, pixels, without, _ = prepared(family.name)
     nothing = torch.zeros(1, family.grid.num_patches, dtype=torch.bool)
     answer = without(pixels, nothing)
-    other = picture(family.size, seed=5) * 10
+    other = image(family.size, seed=5) * 10
     torch.testing.assert_close(without(other, nothing), answer, atol=1e-5, rtol=1e-5)
     if not family.prefix_names or "patches" in family.readout:
         torch.testing.assert_close(answer, answer_of(model)(torch.zeros_like(pixels)), atol=1e-5, rtol=1e-5)
@@ -204,7 +204,7 @@ def test_positions_go_with_their_tokens() -> None:
     """Two patches that hold the same: which of them is left makes a difference, for the position is added before."""
     for name in ("timm-vit", "transformers-dinov3", "timm-dinov3", "transformers-beit"):
         family = plain(name)
-        model, pixels = family.model(), picture(family.size)
+        model, pixels = family.model(), image(family.size)
         pixels[..., 8:16, 8:16] = pixels[..., :8, :8]
         without = without_hidden(model, pixels, answer_of(model))
         shown = torch.zeros(2, 24, dtype=torch.bool)
@@ -265,7 +265,7 @@ def test_half_precision_runs(name: str) -> None:
     family = plain(name)
     whole = family.model()
     model = vs.load(whole.module.bfloat16())
-    pixels = picture(family.size)
+    pixels = image(family.size)
     result = vs.lime(model, pixels, target=1, num_samples=60, segments="patches", hide="drop", output="logit")
     assert torch.isfinite(result.weights).all()
     assert bool(result.weights.any())
@@ -282,7 +282,7 @@ def test_a_module_whose_tokens_are_unknown_cannot_drop_any() -> None:
 
     model = vs.load(Foreign(), image_size=16)
     with pytest.raises(vs.CallError, match="needs a model whose tokens are known, Foreign is not") as caught:
-        vs.lime(model, picture((16, 16)), segments="slic", hide="drop")
+        vs.lime(model, image((16, 16)), segments="slic", hide="drop")
     assert "\n" not in str(caught.value)
 
 
@@ -301,7 +301,7 @@ def test_a_model_whose_first_block_is_nowhere_cannot_drop_tokens() -> None:
 
     model = vs.load(Single().eval(), patch_size=8, readout="patches", output="logits")
     with pytest.raises(vs.CallError, match="where its tokens enter the first block is unknown") as caught:
-        vs.lime(model, picture((16, 16)), segments="patches", hide="drop")
+        vs.lime(model, image((16, 16)), segments="patches", hide="drop")
     assert "\n" not in str(caught.value)
 
 
@@ -358,7 +358,7 @@ def test_a_batch_with_fillers_answers_as_each_mask_alone(family: Family) -> None
 def windowed(name: str, kind: str) -> tuple[vs.VisionModel, Tensor, Callable[[Tensor, Tensor], Tensor], vs.Grid]:
     family = swin_families.family(name)
     size = family.sizes[kind]
-    model, pixels = family.model(size), picture(size)
+    model, pixels = family.model(size), image(size)
     return model, pixels, without_hidden(model, pixels, answer_of(model)), family.grid(size)
 
 
@@ -426,7 +426,7 @@ def test_no_token_looks_at_a_hidden_one_unless_its_whole_window_is_hidden(family
         windows, places = slots.shape
         seen = F.pad(tokens, (0, 1), value=False)[:, slots]  # padding is no shown token
         empty = F.pad(tokens, (0, 1), value=True)[:, slots]
-        hidden = ~empty & seen.any(-1, keepdim=True)  # (picture, window, slot)
+        hidden = ~empty & seen.any(-1, keepdim=True)  # (image, window, slot)
         found = found.reshape(len(shown), windows, -1, places, places)
         looked = (found * hidden[:, :, None, None]).amax()
         assert float(looked) == 0
@@ -441,7 +441,7 @@ def test_the_classifier_of_windows_reads_what_is_shown(name: str) -> None:
     model, pixels, without, grid = windowed(name, "fitting")
     shown = torch.ones(grid.height, grid.width, dtype=torch.bool)
     shown[:8, :4] = False  # the last stage's tokens (0, 0) and (1, 0)
-    pooled = model.layout.hierarchy.pooled
+    pooled = model.layout.hierarchy.before_pooling
     given: list[Tensor] = []
     handle = pooled.register_forward_hook(lambda _, __, output: given.append(output.detach().clone()))
     try:
@@ -471,7 +471,7 @@ def test_windows_with_nothing_shown_give_numbers(name: str) -> None:
 def test_windows_in_half_precision_run(name: str) -> None:
     family = swin_families.family(name)
     module = family.model().module.bfloat16()
-    result = vs.lime(module, picture((32, 32)), target=1, num_samples=40, segments=quarters(), hide="drop")
+    result = vs.lime(module, image((32, 32)), target=1, num_samples=40, segments=quarters(), hide="drop")
     assert torch.isfinite(result.weights).all()
 
 
@@ -484,7 +484,7 @@ def quarters() -> np.ndarray:
 def test_a_model_that_convolves_cannot_drop_tokens(size: tuple[int, int]) -> None:
     model = swin_families.MAXVIT.model(size)
     with pytest.raises(vs.CallError, match="it does not average its last tokens") as caught:
-        vs.occlusion(model, picture(size), target=0, hide="drop")
+        vs.occlusion(model, image(size), target=0, hide="drop")
     assert "\n" not in str(caught.value)
 
 

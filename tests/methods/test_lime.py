@@ -136,7 +136,7 @@ def test_it_is_pypis_lime_with_a_segmentation_of_ones_own(
 def test_a_grey_photo_is_pypis_too_when_it_has_colours_of_one_kind(
     nano: vs.VisionModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """(height, width) and the same numbers three times are one picture."""
+    """(height, width) and the same numbers three times are one image."""
     photo = shrunk("camera", (40, 40))
     flat = vs.lime(nano, photo, num_samples=30, batch_size=10)
     coloured = vs.lime(nano, photo[..., None].repeat(3, -1), num_samples=30, batch_size=10)
@@ -651,7 +651,7 @@ def test_a_saved_result_reads_back(result: vs.SegmentAttribution, tmp_path: Path
         back.overlay()
 
 
-def test_a_result_is_arrays_for_numpy_numbers_for_others_and_a_picture_for_people(
+def test_a_result_is_arrays_for_numpy_numbers_for_others_and_a_image_for_people(
     result: vs.SegmentAttribution, tmp_path: Path
 ) -> None:
     with np.load(result.save(tmp_path / "cat.npz")) as arrays:
@@ -661,18 +661,18 @@ def test_a_result_is_arrays_for_numpy_numbers_for_others_and_a_picture_for_peopl
         assert np.array_equal(arrays["intervals.0.1"], result.of(result.classes[1]).intervals.numpy())
         assert json.loads(str(arrays["about"]))["target"] == result.target
     about = json.loads(result.save(tmp_path / "cat.json").read_text())
-    (picture,) = about["pictures"]
-    assert [entry["label"] for entry in picture["classes"]] == result.classes
-    for entry in picture["classes"]:
+    (image,) = about["images"]
+    assert [entry["label"] for entry in image["classes"]] == result.classes
+    for entry in image["classes"]:
         mine = result.of(entry["label"])
         assert (entry["weights"], entry["intervals"]) == (mine.weights.tolist(), mine.intervals.tolist())
         assert (entry["intercept"], entry["score"], entry["answer"]) == (mine.intercept, mine.score, mine.answer)
-    assert [entry["label"] for entry in picture["segments"]] == np.unique(blocks(40, 60, 10)).tolist()
-    assert all(entry["pixels"] == 100 for entry in picture["segments"])
-    assert picture["segments"][7]["centre"] == [14.5, 14.5]
+    assert [entry["label"] for entry in image["segments"]] == np.unique(blocks(40, 60, 10)).tolist()
+    assert all(entry["pixels"] == 100 for entry in image["segments"])
+    assert image["segments"][7]["centre"] == [14.5, 14.5]
     assert about["provenance"]["method"] == "lime"
-    with Image.open(result.save(tmp_path / "cat.png")) as picture:
-        assert (picture.size, picture.mode) == ((60, 40), "RGB")
+    with Image.open(result.save(tmp_path / "cat.png")) as image:
+        assert (image.size, image.mode) == ((60, 40), "RGB")
 
 
 def test_provenance_says_how_the_result_came_about(nano: vs.VisionModel, cat: np.ndarray) -> None:
@@ -686,7 +686,7 @@ def test_provenance_says_how_the_result_came_about(nano: vs.VisionModel, cat: np
     assert json.loads(json.dumps(dict(about))) == about
 
 
-def test_several_pictures_are_explained_one_by_one(nano: vs.VisionModel, cat: np.ndarray, tmp_path: Path) -> None:
+def test_several_images_are_explained_one_by_one(nano: vs.VisionModel, cat: np.ndarray, tmp_path: Path) -> None:
     astronaut = shrunk("astronaut", (60, 40))
     options: dict[str, Any] = {"num_samples": 80, "segments": "patches"}
     alone = [vs.lime(nano, photo, **options) for photo in (cat, astronaut)]
@@ -704,14 +704,14 @@ def test_several_pictures_are_explained_one_by_one(nano: vs.VisionModel, cat: np
             assert (same.target, same.classes) == (alone[at].target, alone[at].classes)
         assert one.overlay() == alone[at].overlay()
     for what in (lambda: together.weights, together.top, lambda: together.segments):
-        with pytest.raises(vs.CallError, match=r"this result holds 2 pictures: take one, as in result\[0\]"):
+        with pytest.raises(vs.CallError, match=r"this result holds 2 images: take one, as in result\[0\]"):
             what()
     for at in (2, -3):
-        with pytest.raises(vs.CallError, match=f"picture {at} is not there: this result holds 2"):
+        with pytest.raises(vs.CallError, match=f"image {at} is not there: this result holds 2"):
             together[at]
 
 
-def test_one_class_of_several_pictures(nano: vs.VisionModel, cat: np.ndarray) -> None:
+def test_one_class_of_several_images(nano: vs.VisionModel, cat: np.ndarray) -> None:
     options: dict[str, Any] = {"num_samples": 80, "segments": "patches", "top_labels": 10}
     both = vs.lime(nano, [cat, shrunk("astronaut", (60, 40))], **options).of("dog")
     assert both.target == "dog"
@@ -720,7 +720,7 @@ def test_one_class_of_several_pictures(nano: vs.VisionModel, cat: np.ndarray) ->
     assert not torch.equal(both.values[0], both.values[1])
 
 
-def test_a_tensor_of_several_pictures(nano: vs.VisionModel, cat: np.ndarray) -> None:
+def test_a_tensor_of_several_images(nano: vs.VisionModel, cat: np.ndarray) -> None:
     pixels = nano.prepare([cat, shrunk("astronaut", (48, 40))])[0]
     options: dict[str, Any] = {"num_samples": 80, "segments": "patches", "target": 3}
     together = vs.lime(nano, pixels, **options)
@@ -730,9 +730,9 @@ def test_a_tensor_of_several_pictures(nano: vs.VisionModel, cat: np.ndarray) -> 
         assert torch.equal(vs.lime(nano, pixels[at : at + 1], **options).weights, together[at].weights)
 
 
-def test_pictures_of_different_size_are_refused_before_anything_is_asked(nano: vs.VisionModel, cat: np.ndarray) -> None:
+def test_images_of_different_size_are_refused_before_anything_is_asked(nano: vs.VisionModel, cat: np.ndarray) -> None:
     asked: list[tuple[int, int]] = []
-    with pytest.raises(vs.CallError, match=r"the pictures are 40×60 and 40×32 pixels large") as caught:
+    with pytest.raises(vs.CallError, match=r"the images are 40×60 and 40×32 pixels large") as caught:
         vs.lime(nano, [cat, shrunk("astronaut", (32, 40))], progress=lambda *numbers: asked.append(numbers))
     assert "\n" not in str(caught.value)
     assert not asked

@@ -23,7 +23,7 @@ from tests.reference.shapley import shapley as slow_shapley
 from vitscope.methods.kernel_shap import coalitions, shapley
 from vitscope.methods.registry import METHODS
 from vitscope.methods.rise import _mask
-from vitscope.perturb import Inquiry
+from vitscope.perturb import MaskedModel
 
 
 def family(name: str) -> Family:
@@ -194,7 +194,7 @@ def test_it_is_shaps_kernel_explainer(players: int) -> None:
     assert solved(value, players, 2**players) == pytest.approx(np.asarray(expected).ravel(), abs=1e-6)
 
 
-def test_kernel_shap_of_a_picture_equals_the_slow_twin() -> None:
+def test_kernel_shap_of_a_image_equals_the_slow_twin() -> None:
     model, photo = vs.load(tiny_vit(), image_size=32), noise(40, 60)
     labels = np.repeat(np.arange(6), 10)[None].repeat(40, 0)
 
@@ -344,7 +344,7 @@ def test_every_method_that_asks_is_in_the_table() -> None:
 
 
 @pytest.mark.parametrize("name", ["lime", "kernel_shap", "occlusion", "rise"])
-def test_several_pictures_are_one_batch(name: str) -> None:
+def test_several_images_are_one_batch(name: str) -> None:
     model = vs.load(tiny_vit())
     photos = [noise(20, 30, seed) for seed in range(3)]
     options: dict[str, Any] = {} if name == "occlusion" else {"num_samples": 40}
@@ -360,7 +360,7 @@ def test_several_pictures_are_one_batch(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["lime", "kernel_shap", "occlusion", "rise"])
-def test_each_picture_of_a_batch_says_which_class_was_explained(name: str) -> None:
+def test_each_image_of_a_batch_says_which_class_was_explained(name: str) -> None:
     """By default the likeliest of each, which need not be the same."""
     labels = slow.stripes(2)
     model = vs.load(slow.linear(labels, np.eye(2)), image_size=(8, 16), patch_size=4, readout="patches")
@@ -372,7 +372,7 @@ def test_each_picture_of_a_batch_says_which_class_was_explained(name: str) -> No
     assert [one.target for one in together] == ["class 0", "class 1"]
 
 
-def test_ctrl_c_in_the_second_picture_is_said() -> None:
+def test_ctrl_c_in_the_second_image_is_said() -> None:
     model = vs.load(tiny_vit())
     told: list[int] = []
 
@@ -384,7 +384,7 @@ def test_ctrl_c_in_the_second_picture_is_said() -> None:
     options: dict[str, Any] = {"target": 0, "num_samples": 40, "segments": "patches", "batch_size": 10}
     with (
         pytest.warns(vs.VitscopeWarning, match="interrupted: the result stands on 20 of 40"),
-        pytest.warns(vs.VitscopeWarning, match="interrupted: the result holds the first 2 of 3 pictures"),
+        pytest.warns(vs.VitscopeWarning, match="interrupted: the result holds the first 2 of 3 images"),
     ):
         result = vs.lime(model, [noise(20, 30, seed) for seed in range(3)], progress=press, **options)
     assert len(result) == 2
@@ -399,7 +399,7 @@ def attribution(values: np.ndarray, photo: Image.Image, method: str = "made", mo
     box = (0.0, 0.0, float(photo.width), float(photo.height))
     about = {"method": method, "model": model}
     given = torch.from_numpy(values.astype(np.float32))[None]
-    return vs.Attribution(given, vs.Grid(height, width), [vs.Picture(photo, box)], about)
+    return vs.Attribution(given, vs.Grid(height, width), [vs.InputImage(photo, box)], about)
 
 
 @pytest.fixture(scope="module")
@@ -482,7 +482,7 @@ def test_only_what_all_maps_cover_is_compared(photo: Image.Image) -> None:
     left = vs.Attribution(
         torch.from_numpy(values[:, :18].astype(np.float32))[None],
         vs.Grid(24, 18),
-        [vs.Picture(photo, (0.0, 0.0, 18.0, 24.0))],
+        [vs.InputImage(photo, (0.0, 0.0, 18.0, 24.0))],
     )
     spoilt = values.copy()
     spoilt[:, 18:] = 0
@@ -504,13 +504,13 @@ def test_names_are_those_that_tell_the_results_apart(photo: Image.Image) -> None
     assert given.as_json()["names"] == ["first", "second"]
 
 
-def test_methods_of_one_picture_can_be_compared() -> None:
-    model, picture = vs.load(tiny_vit()), noise(30, 40)
+def test_methods_of_one_image_can_be_compared() -> None:
+    model, image = vs.load(tiny_vit()), noise(30, 40)
     results = [
-        vs.lime(model, picture, target=0, num_samples=40, segments="patches"),
-        vs.occlusion(model, picture, target=0),
-        vs.rise(model, picture, target=0, num_samples=20),
-        vs.rollout(model, picture),
+        vs.lime(model, image, target=0, num_samples=40, segments="patches"),
+        vs.occlusion(model, image, target=0),
+        vs.rise(model, image, target=0, num_samples=20),
+        vs.rollout(model, image),
     ]
     found = vs.agreement(results)
     assert list(found.names) == ["lime", "occlusion", "rise", "rollout"]
@@ -522,15 +522,15 @@ def test_results_that_cannot_be_compared_are_refused(photo: Image.Image, tmp_pat
     one = attribution(maps(1)[0], photo)
     other = attribution(maps(1)[0], Image.fromarray(noise(24, 36, seed=8)))
     loaded = vs.Attribution.load(one.save(tmp_path / "map.safetensors"))
-    both = vs.Attribution(one.values.repeat(2, 1, 1), one.grid, [*one.pictures] * 2)
-    apart = vs.Attribution(one.values, one.grid, [vs.Picture(photo, (0.0, 0.0, 10.0, 24.0))])
-    beside = vs.Attribution(one.values, one.grid, [vs.Picture(photo, (20.0, 0.0, 36.0, 24.0))])
+    both = vs.Attribution(one.values.repeat(2, 1, 1), one.grid, [*one.images] * 2)
+    apart = vs.Attribution(one.values, one.grid, [vs.InputImage(photo, (0.0, 0.0, 10.0, 24.0))])
+    beside = vs.Attribution(one.values, one.grid, [vs.InputImage(photo, (20.0, 0.0, 36.0, 24.0))])
     wrong: list[tuple[list[vs.Attribution], dict[str, Any], str]] = [
         ([one], {}, "two results or more, 1 came"),
         ([], {}, "two results or more, 0 came"),
         ([one, other], {}, "results of one and the same photo"),
         ([one, loaded], {}, "not loaded from files"),
-        ([one, both], {}, "results of one picture each"),
+        ([one, both], {}, "results of one image each"),
         ([apart, beside], {}, "no common part"),
         ([one, one], {"top": 0.0}, "top is 0.0"),
         ([one, one], {"top": 1.5}, "top is 1.5"),
@@ -549,7 +549,7 @@ PHOTO = noise(20, 30)
 
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("lime", {"segments": np.zeros((20, 30), int)}, "one segment only"),
-    ("lime", {"segments": np.zeros((30, 20), int)}, "segment labels are 30×20 where the picture is 20×30"),
+    ("lime", {"segments": np.zeros((30, 20), int)}, "segment labels are 30×20 where the image is 20×30"),
     ("lime", {"segments": "voronoi"}, "unknown segments 'voronoi': choose quickshift, slic, patches"),
     ("lime", {"hide": "gray"}, "hide is 'gray': choose mean, black, grey"),
     ("lime", {"hide": 256}, "hide is 256: a colour is"),
@@ -633,8 +633,8 @@ def test_a_model_that_nobody_understands_is_refused(name: str) -> None:
 
 
 @every_asking
-def test_no_picture_is_refused(name: str) -> None:
-    with pytest.raises(vs.CallError, match="no picture was given"):
+def test_no_image_is_refused(name: str) -> None:
+    with pytest.raises(vs.CallError, match="no image was given"):
         METHODS[name].compute(vs.load(tiny_vit()), [])
 
 
@@ -673,17 +673,17 @@ def test_a_warning_points_at_the_line_that_asked() -> None:
     assert caught[0].filename == __file__
 
 
-def test_ctrl_c_before_the_second_picture_is_answered_keeps_the_first() -> None:
+def test_ctrl_c_before_the_second_image_is_answered_keeps_the_first() -> None:
     model = vs.load(tiny_vit())
     told: list[int] = []
-    pictures = [noise(20, 30, seed) for seed in range(2)]
-    whole = vs.lime(model, pictures[0], target=0, num_samples=40, segments="patches")
+    images = [noise(20, 30, seed) for seed in range(2)]
+    whole = vs.lime(model, images[0], target=0, num_samples=40, segments="patches")
 
     def asked_first(*_: Any) -> None:
         told.append(1)
 
     options: dict[str, Any] = {"target": 0, "num_samples": 40, "segments": "patches", "progress": asked_first}
-    ask = Inquiry.ask
+    ask = MaskedModel.ask
 
     def broken(self: Any, *args: Any, **given: Any) -> Any:
         if told:
@@ -691,9 +691,9 @@ def test_ctrl_c_before_the_second_picture_is_answered_keeps_the_first() -> None:
         return ask(self, *args, **given)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Inquiry, "ask", broken)
-        with pytest.warns(vs.VitscopeWarning, match="the first 1 of 2 pictures"):
-            result = vs.lime(model, pictures, **options)
+        patch.setattr(MaskedModel, "ask", broken)
+        with pytest.warns(vs.VitscopeWarning, match="the first 1 of 2 images"):
+            result = vs.lime(model, images, **options)
     torch.testing.assert_close(result.weights, whole.weights)
 
 
@@ -710,7 +710,7 @@ def test_shapley_values_move_with_their_segments_even_when_too_few_are_asked() -
     assert values.sum() == pytest.approx(7.8)
 
 
-def test_a_picture_with_fewer_pixels_than_patches_is_refused() -> None:
+def test_a_image_with_fewer_pixels_than_patches_is_refused() -> None:
     model = vs.load("vit-nano")
     for method in (vs.occlusion, vs.lime):
         options = {"segments": "patches"} if method is vs.lime else {}

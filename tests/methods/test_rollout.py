@@ -262,7 +262,7 @@ def test_options_out_of_range_are_refused(trace: Trace, method: Any, options: di
 @pytest.mark.parametrize("method", [vs.rollout, vs.rollout_evolution, vs.attention_map, vs.head_statistics])
 def test_a_trace_alone_or_a_model_with_images(trace: Trace, method: Any) -> None:
     model, pixels = family("timm-vit").model(), family("timm-vit").pixels()
-    with pytest.raises(vs.CallError, match="a trace has its pictures already"):
+    with pytest.raises(vs.CallError, match="a trace has its images already"):
         method(trace, pixels)
     with pytest.raises(vs.CallError, match="images are missing"):
         method(model)

@@ -26,7 +26,7 @@ from tests.reference.swin_rollout import Block, Merge, Story, story
 from vitscope.attention.scores import KnownWeights
 from vitscope.attention.trace import Trace
 
-SPEAKING = "a class that some tokens of each picture speak for"
+SPEAKING = "a class that some tokens of each image speak for"
 
 OPTIONS: list[dict[str, Any]] = [
     {},
@@ -48,7 +48,7 @@ each_size = pytest.mark.parametrize(
 
 @cache
 def played(name: str, kind: str) -> tuple[vs.VisionModel, Tensor, Trace, Story]:
-    """A model, its pictures, their trace and what a plain run did."""
+    """A model, its images, their trace and what a plain run did."""
     chosen = family(name)
     size = chosen.sizes[kind]
     model, x, grid = chosen.model(size), pixels(size), chosen.grid(size)
@@ -198,7 +198,7 @@ def test_the_order_of_heads_changes_nothing(family: SwinFamily, options: dict[st
 
 
 @every_swin
-def test_a_picture_rolled_by_a_window_rolls_the_first_blocks_maps(family: SwinFamily) -> None:
+def test_a_image_rolled_by_a_window_rolls_the_first_blocks_maps(family: SwinFamily) -> None:
     size = (WINDOW * PATCH * 4, WINDOW * PATCH * 5)
     model, x = family.model(size), pixels(size)
     here = vs.capture(model, x)

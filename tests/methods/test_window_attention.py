@@ -19,7 +19,7 @@ every_first = pytest.mark.parametrize("swin", FIRST, ids=lambda swin: swin.name)
 
 
 def disc(side: int = 16, patch: int = 2) -> tuple[Tensor, Tensor]:
-    """A picture of a bright disc off the middle, pixels ±1, and which patches are bright."""
+    """An image of a bright disc off the middle, pixels ±1, and which patches are bright."""
     rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
     bright = (rows - 6) ** 2 + (columns - 9) ** 2 <= 20
     values = (bright.float() * 2 - 1).repeat_interleave(patch, 0).repeat_interleave(patch, 1)
@@ -47,8 +47,8 @@ def alike_attend_alike(model: vs.VisionModel) -> None:
 def test_in_a_shifted_block_patches_see_their_like_in_their_own_window(swin: SwinFamily) -> None:
     model = swin.model()
     alike_attend_alike(model)
-    picture, bright = disc()
-    trace = vs.capture(model, picture)
+    image, bright = disc()
+    trace = vs.capture(model, image)
     # Windows of 4 moved by 2, cut where they wrap around: rows 0-1, 2-5, …, 14-15.
     window = (torch.arange(16) + 2) // 4
     for row in range(16):
@@ -60,7 +60,7 @@ def test_in_a_shifted_block_patches_see_their_like_in_their_own_window(swin: Swi
 
 
 @every_first
-def test_one_query_in_each_window_fills_the_picture(swin: SwinFamily) -> None:
+def test_one_query_in_each_window_fills_the_image(swin: SwinFamily) -> None:
     trace = vs.capture(swin.model(), pixels(SIZES["fitting"]))
     for layer, regions in ((0, 16), (1, 25), (2, 4), (3, 9), (4, 1)):
         result = vs.window_attention(trace, layer=layer, head=1)
@@ -100,10 +100,10 @@ def test_a_shifted_block_is_known_on_grids_that_need_padding(swin: SwinFamily, k
     assert windows.shift_effect(trace, 0, (2, 2)).row_names == ["0", "1"]
 
 
-def test_attention_spread_over_the_picture_has_no_windows_to_show() -> None:
+def test_attention_spread_over_the_image_has_no_windows_to_show() -> None:
     trace = vs.capture(MAXVIT.model((64, 64)), pixels((64, 64)))
     spread = next(step for step in trace.blocks if ".attn_grid" in step.module)
-    with pytest.raises(vs.CallError, match="spread over the picture: name one as query"):
+    with pytest.raises(vs.CallError, match="spread over the image: name one as query"):
         vs.window_attention(trace, layer=spread.layer)
     panels = windows.query_heads(trace, spread.layer, (3, 1)).rows[0].panels
     np.testing.assert_array_equal(panels[1].values, trace.map(spread.layer, "mean", (3, 1))[0].numpy())
@@ -183,9 +183,9 @@ def test_outlines_lie_on_the_windows_borders() -> None:
 
     from vitscope.views.scene import Panel, Row, Scene
 
-    picture = vs.Picture(Image.new("RGB", (40, 20), "black"), (0.0, 0.0, 40.0, 20.0))
+    image = vs.InputImage(Image.new("RGB", (40, 20), "black"), (0.0, 0.0, 40.0, 20.0))
     regions = np.array([[0, 0, 1, 1], [0, 0, 1, 1], [2, 2, 3, 3], [2, 2, 3, 3]])
-    drawn = figure.draw(Scene([Row([Panel(picture, regions=regions, marks=[(3, 0)])], 1)], "title"))
+    drawn = figure.draw(Scene([Row([Panel(image, regions=regions, marks=[(3, 0)])], 1)], "title"))
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     canvas = FigureCanvasAgg(drawn)

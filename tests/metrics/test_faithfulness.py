@@ -36,7 +36,7 @@ def marking(patch: int) -> vs.Attribution:
 
 
 def loud(model: vs.VisionModel) -> vs.VisionModel:
-    """With answers that differ from picture to picture."""
+    """With answers that differ from image to image."""
     with torch.no_grad():
         for parameter in model.module.parameters():
             parameter.mul_(3) if parameter.ndim > 1 else None
@@ -62,9 +62,9 @@ def reading(patch: int, strength: float = 2.0) -> vs.VisionModel:
 
 
 def answer(model: vs.VisionModel) -> slow.Answer:
-    def probabilities(picture: np.ndarray) -> np.ndarray:
+    def probabilities(image: np.ndarray) -> np.ndarray:
         with torch.no_grad(), model.running():
-            logits = model.answer(model.prepare(picture)[0])
+            logits = model.answer(model.prepare(image)[0])
         assert logits is not None
         return logits[0].double().softmax(-1).numpy()
 
@@ -91,11 +91,11 @@ BUILDS: dict[str, Any] = {
     ids=str,
 )
 def test_areas_are_those_of_a_plain_loop(kind: str, size: tuple[int, int], steps: int, target: int | None) -> None:
-    model, pictures = BUILDS[kind](), photos(2, *size)
+    model, images = BUILDS[kind](), photos(2, *size)
     result = maps(2, 8 if kind == "swin" else 4)
-    found = vs.faithfulness(model, pictures, result, steps=steps, seed=7, target=target)
+    found = vs.faithfulness(model, images, result, steps=steps, seed=7, target=target)
     generator, ask = np.random.default_rng(7), answer(model)
-    for at, photo in enumerate(pictures):
+    for at, photo in enumerate(images):
         column = int(ask(photo).argmax()) if target is None else target
         orders = {
             "": slow.ranked(result.values[at].double().numpy(), CELLS),
@@ -155,7 +155,7 @@ def test_the_random_order_is_seeded_and_does_not_look_at_the_map() -> None:
         assert not np.array_equal(getattr(first, name), getattr(turned, name))
 
 
-def test_each_picture_is_shuffled_by_itself() -> None:
+def test_each_image_is_shuffled_by_itself() -> None:
     found = vs.faithfulness(loud(small_vit()), photos(1) * 2, vs.Attribution.joined([maps(1)] * 2))
     assert found.deletion[0] == found.deletion[1]
     assert found.random_deletion[0] != found.random_deletion[1]
@@ -198,8 +198,8 @@ def test_rollouts_of_tensors_and_live_modules_are_measured_too() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_another_number_of_pictures_is_refused(count: int) -> None:
-    with pytest.raises(vs.CallError, match=f"^{count} pictures and an attribution of 2: pass the pictures"):
+def test_another_number_of_images_is_refused(count: int) -> None:
+    with pytest.raises(vs.CallError, match=f"^{count} images and an attribution of 2: pass the images"):
         vs.faithfulness(small_vit(), photos(count), maps(2))
 
 

@@ -14,7 +14,7 @@ from tests.helpers.every_model import LABELS, Case, case, every_case, logits, sa
 from tests.reference import adapters as reference
 from vitscope.models.adapters import PLACES, Adapter, ParallelAdapter, add_adapters
 from vitscope.models.blocks import Block, blocks
-from vitscope.models.heads import with_classes
+from vitscope.models.heads import reset_classifier
 
 Pair = tuple[np.ndarray, np.ndarray]
 
@@ -73,7 +73,7 @@ def test_a_block_with_adapters_is_as_written_out_by_hand(name: str, places: tupl
 
 @every_case
 def test_adapters_leave_the_answer_as_it_is_until_they_learn(case: Case) -> None:
-    model = with_classes(case.model(), LABELS)
+    model = reset_classifier(case.model(), LABELS)
     before, kept = logits(model, case.pixels), weights(model)
     added = add_adapters(model.module, PLACES, 4)
     assert torch.equal(logits(model, case.pixels), before)
@@ -112,9 +112,9 @@ def later_scale(block: Any, place: str) -> Any:
 @every_case
 def test_each_adapter_stands_where_its_name_says(case: Case) -> None:
     """A constant added by an adapter moves the stream behind its branch by just that; beside the MLP by a tenth."""
-    _, before = first_block(with_classes(case.model(), LABELS), case.pixels)
+    _, before = first_block(reset_classifier(case.model(), LABELS), case.pixels)
     for place in PLACES:
-        model = with_classes(case.model(), LABELS)
+        model = reset_classifier(case.model(), LABELS)
         add_adapters(model.module, (place,), 4)
         block = blocks(model.module)[0]
         adapter: Any = getattr(block.module, f"adapter_{place}")
@@ -134,8 +134,8 @@ def test_each_adapter_stands_where_its_name_says(case: Case) -> None:
 
 @every_case
 def test_the_adapter_beside_the_mlp_reads_the_stream_before_it(case: Case) -> None:
-    _, before = first_block(with_classes(case.model(), LABELS), case.pixels)
-    model = with_classes(case.model(), LABELS)
+    _, before = first_block(reset_classifier(case.model(), LABELS), case.pixels)
+    model = reset_classifier(case.model(), LABELS)
     filled(model.module, ("parallel",))
     block, after = first_block(model, case.pixels)
     adapter: Any = block.module.adapter_parallel
@@ -178,7 +178,7 @@ def test_the_formulas_and_the_first_weights() -> None:
 
 @pytest.mark.parametrize("name", ["transformers-vit", "timm-vit", "torchvision-swinv2", "transformers-swin"])
 def test_a_copy_of_an_adapted_model_is_a_model_of_its_own(name: str) -> None:
-    model = with_classes(case(name).model(), LABELS)
+    model = reset_classifier(case(name).model(), LABELS)
     filled(model.module, PLACES)
     pixels, before = case(name).pixels, logits(model, case(name).pixels)
     twin, kept = copy.deepcopy(model.module), weights(model)
@@ -199,17 +199,17 @@ def test_a_copy_of_an_adapted_model_is_a_model_of_its_own(name: str) -> None:
 
 
 def test_a_model_with_adapters_is_not_given_other_classes() -> None:
-    model = with_classes(case("transformers-vit").model(), LABELS)
+    model = reset_classifier(case("transformers-vit").model(), LABELS)
     filled(model.module, PLACES)
     with pytest.raises(vs.CallError, match="has adapters, which another classifier would lose"):
-        with_classes(model, LABELS)
+        reset_classifier(model, LABELS)
 
 
 def test_two_threads_in_one_model_do_not_read_each_others_streams() -> None:
-    model = with_classes(case("timm-vit").model(), LABELS)
+    model = reset_classifier(case("timm-vit").model(), LABELS)
     filled(model.module, ("parallel",))
-    pictures = [torch.randn(1, 3, 32, 48, generator=torch.Generator().manual_seed(seed)) for seed in range(2)]
-    alone = [logits(model, one) for one in pictures]
+    images = [torch.randn(1, 3, 32, 48, generator=torch.Generator().manual_seed(seed)) for seed in range(2)]
+    alone = [logits(model, one) for one in images]
     both = threading.Barrier(2, timeout=20)
 
     def meet(*_: Any) -> None:
@@ -219,7 +219,7 @@ def test_two_threads_in_one_model_do_not_read_each_others_streams() -> None:
         block.module.mlp.fc1.register_forward_hook(meet)
     found: dict[int, Tensor] = {}
     threads = [
-        threading.Thread(target=lambda i=i: found.update({i: logits(model, pictures[i])})) for i in range(len(pictures))
+        threading.Thread(target=lambda i=i: found.update({i: logits(model, images[i])})) for i in range(len(images))
     ]
     for thread in threads:
         thread.start()

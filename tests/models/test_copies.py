@@ -127,7 +127,7 @@ def assert_apart(model: vs.VisionModel, twin: vs.VisionModel, photo: Any, factor
 @each_way
 def test_classes_by_example(way: str) -> None:
     bare = next(family for family in families.ALL if family.name == "transformers-vit-bare")
-    model = vs.by_example(bare.model(), examples())
+    model = vs.few_shot_classifier(bare.model(), examples())
     photo = examples()["a"][0]
     assert_apart(model, WAYS[way](model), photo, -0.5)
 

@@ -209,7 +209,7 @@ def test_classes_by_example_read_the_embedding(kind: str) -> None:
     model = vs.load(EMBEDDINGS[kind]().eval(), image_size=32, mean=[0.5] * 3, std=[0.5] * 3)
     random = np.random.default_rng(0)
     examples = {name: [random.integers(0, 256, (32, 32, 3), dtype=np.uint8) for _ in range(2)] for name in ("a", "b")}
-    answering = vs.by_example(model, examples)
+    answering = vs.few_shot_classifier(model, examples)
     (row,) = answering.predict(examples["b"][0])
     assert row[0].label == "b"
 

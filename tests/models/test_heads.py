@@ -12,7 +12,7 @@ from tests.helpers.families import hf
 from vitscope.errors import CallError, UnknownModelError
 from vitscope.models.blocks import blocks
 from vitscope.models.checkpoints.serialization import check_folder
-from vitscope.models.heads import Classified, architecture, build, heads, with_classes
+from vitscope.models.heads import Classified, architecture, build, get_classifiers, reset_classifier
 
 NO_CLASS = {"transformers-dinov3"}  # transformers has no classifier for it
 BARE = {"transformers-vit-bare", "transformers-dinov2", "transformers-clip", "transformers-siglip"}
@@ -22,7 +22,7 @@ TWO_HEADS = {"transformers-deit-distilled", "timm-deit-distilled"}
 def made(case: Case, seed: int = 0) -> vs.VisionModel:
     base = case.model()
     torch.manual_seed(seed)
-    return with_classes(base, LABELS)
+    return reset_classifier(base, LABELS)
 
 
 def at(key: str, state: dict[str, Tensor]) -> Tensor | None:
@@ -42,7 +42,7 @@ def test_the_logits_are_as_many_as_the_classes_and_the_rest_is_known_as_before(c
     assert logits(model, case.pixels).shape == (len(case.pixels), 3)
     assert model.labels == LABELS
     assert model.predict(case.pixels)[0][0].label in LABELS
-    five = with_classes(model, [f"thing {i}" for i in range(5)])
+    five = reset_classifier(model, [f"thing {i}" for i in range(5)])
     assert logits(five, case.pixels).shape == (len(case.pixels), 5)
     assert five.labels == tuple(f"thing {i}" for i in range(5))
 
@@ -52,7 +52,7 @@ def test_the_given_model_stays_as_it_was_whatever_the_copy_learns(case: Case) ->
     model = case.model()
     model.module.requires_grad_(False)
     before, first = weights(model), model.forward(case.pixels)
-    copied = with_classes(model, LABELS)
+    copied = reset_classifier(model, LABELS)
     assert all(parameter.requires_grad and parameter.grad is None for parameter in copied.module.parameters())
     with torch.no_grad():
         for parameter in copied.module.parameters():
@@ -65,14 +65,16 @@ def test_the_given_model_stays_as_it_was_whatever_the_copy_learns(case: Case) ->
 
 
 def test_a_classifier_of_ones_own_has_the_mode_of_its_backbone() -> None:
-    assert not with_classes(case("transformers-dinov3").model(), LABELS).module.training
+    assert not reset_classifier(case("transformers-dinov3").model(), LABELS).module.training
 
 
 @every_case
 def test_the_backbone_keeps_its_weights(case: Case) -> None:
     model = case.model()
-    before, after = weights(model), weights(with_classes(model, LABELS))
-    old_heads = {id(one) for layer in heads(model) for one in layer.parameters()} if case.name not in BARE else set()
+    before, after = weights(model), weights(reset_classifier(model, LABELS))
+    old_heads = (
+        {id(one) for layer in get_classifiers(model) for one in layer.parameters()} if case.name not in BARE else set()
+    )
     names = {id(one): name for name, one in model.module.named_parameters()}
     replaced = {names[one] for one in old_heads}
     lost = [key for key in before if key not in replaced and at(key, after) is None]
@@ -86,13 +88,13 @@ def test_the_backbone_keeps_its_weights(case: Case) -> None:
 @pytest.mark.parametrize("name", ["transformers-dinov3", "timm-siglip", "transformers-dinov2-head"])
 def test_the_classifier_reads_the_same_features_as_before(name: str) -> None:
     model = case(name).model()
-    copied = with_classes(model, LABELS)
+    copied = reset_classifier(model, LABELS)
     seen: dict[str, Tensor] = {}
     for key, one in (("old", model), ("new", copied)):
         if key == "old" and name in NO_CLASS:
             seen["old"] = model.features(case(name).pixels).detach()
             continue
-        (head,) = heads(one)
+        (head,) = get_classifiers(one)
         handle = head.register_forward_pre_hook(lambda _, inputs, key=key: seen.update({key: inputs[0].detach()}))
         logits(one, case(name).pixels)
         handle.remove()
@@ -102,21 +104,21 @@ def test_the_classifier_reads_the_same_features_as_before(name: str) -> None:
 @every_case
 def test_the_classifier_is_small_random_and_seeded(case: Case) -> None:
     model, again = made(case), made(case)
-    layers = heads(model)
+    layers = get_classifiers(model)
     assert len(layers) == (2 if case.name in TWO_HEADS else 1)
-    for layer, twin in zip(layers, heads(again), strict=True):
+    for layer, twin in zip(layers, get_classifiers(again), strict=True):
         assert layer.out_features == 3
         assert not layer.bias.any()
         assert 0.01 < layer.weight.std() < 0.03
         assert torch.equal(layer.weight, twin.weight)
-    assert not torch.equal(heads(made(case, seed=1))[0].weight, layers[0].weight)
+    assert not torch.equal(get_classifiers(made(case, seed=1))[0].weight, layers[0].weight)
 
 
 @every_case
 def test_the_heads_are_what_the_logits_come_from(case: Case) -> None:
     model = made(case)
     with torch.no_grad():
-        for layer in heads(model):
+        for layer in get_classifiers(model):
             layer.weight.zero_()
             layer.bias.copy_(torch.tensor([1.0, 2.0, 3.0]))
     torch.testing.assert_close(logits(model, case.pixels), torch.tensor([[1.0, 2.0, 3.0]] * len(case.pixels)))
@@ -125,7 +127,7 @@ def test_the_heads_are_what_the_logits_come_from(case: Case) -> None:
 def test_a_backbone_without_a_classifier_in_its_library_gets_one() -> None:
     model = made(case("transformers-dinov3"))
     assert isinstance(model.module, Classified)
-    again = with_classes(model, ("a", "b"))
+    again = reset_classifier(model, ("a", "b"))
     assert isinstance(again.module, Classified)
     assert not isinstance(again.module.backbone, Classified)
     assert logits(again, case("transformers-dinov3").pixels).shape == (2, 2)
@@ -178,7 +180,7 @@ def test_a_module_without_blocks_and_one_of_no_library_are_refused() -> None:
         blocks(nn.Linear(3, 4))
     foreign = vs.load(nn.Sequential(nn.Flatten(), nn.Linear(192, 3)), image_size=8)
     with pytest.raises(CallError, match="is of none of the libraries transformers, timm, torchvision"):
-        with_classes(foreign, LABELS)
+        reset_classifier(foreign, LABELS)
 
 
 @every_case
@@ -200,7 +202,7 @@ def test_a_live_timm_module_that_cannot_be_built_again_is_refused() -> None:
     for block in other.blocks:
         block.mlp.act = nn.ReLU()
     for module in (direct, shorter, other):
-        model = with_classes(vs.load(module.eval()), LABELS)
+        model = reset_classifier(vs.load(module.eval()), LABELS)
         with pytest.raises(CallError, match="could not be built again from a folder: load it by name") as error:
             check_folder(model)
         assert "\n" not in str(error.value)
@@ -209,10 +211,10 @@ def test_a_live_timm_module_that_cannot_be_built_again_is_refused() -> None:
 def test_half_precision_and_training_mode_are_kept() -> None:
     for build_module in (hf("ViTForImageClassification", "ViTConfig"), hf("ViTModel", "ViTConfig")):
         module = build_module().to(torch.bfloat16).train()
-        model = with_classes(vs.load(module), LABELS)
+        model = reset_classifier(vs.load(module), LABELS)
         assert {parameter.dtype for parameter in model.module.parameters()} == {torch.bfloat16}
         assert model.module.training
     for name in ("timm-vit", "torchvision-swin", "transformers-dinov3"):
         module = case(name).model().module.to(torch.bfloat16)
-        model = with_classes(vs.load(module), LABELS)
+        model = reset_classifier(vs.load(module), LABELS)
         assert {parameter.dtype for parameter in model.module.parameters()} == {torch.bfloat16}

@@ -44,13 +44,13 @@ def test_what_is_neither_name_nor_module_is_refused(model: Any) -> None:
 def test_a_folder_gives_back_the_model_that_was_saved(folder: Path) -> None:
     import transformers
 
-    original, picture = tiny_vit(), photo(50, 40)
+    original, image = tiny_vit(), photo(50, 40)
     processor = transformers.ViTImageProcessorPil.from_pretrained(folder)
     with torch.no_grad():
-        expected = original(**processor(picture, return_tensors="pt")).logits
+        expected = original(**processor(image, return_tensors="pt")).logits
     for source in (folder, str(folder)):
         model = vs.load(source)
-        pixels, _ = model.prepare(picture)
+        pixels, _ = model.prepare(image)
         with torch.no_grad():
             torch.testing.assert_close(model.forward(pixels), expected)
         assert model.labels == LABELS
@@ -121,15 +121,15 @@ def test_a_model_type_gives_its_default_configuration(
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", torch.bfloat16, "float64"], ids=str)
 def test_a_precision_is_kept_and_results_are_float32(folder: Path, dtype: str | torch.dtype) -> None:
-    picture = photo(40, 50)
+    image = photo(40, 50)
     whole, model = vs.load(folder), vs.load(folder, dtype=dtype)
     assert model.dtype == (getattr(torch, dtype) if isinstance(dtype, str) else dtype)
-    result = vs.rollout(model, picture)
-    assert result.values.dtype == vs.capture(model, picture).map(-1).dtype == torch.float32
-    torch.testing.assert_close(result.values, vs.rollout(whole, picture).values, atol=1e-3, rtol=0)
+    result = vs.rollout(model, image)
+    assert result.values.dtype == vs.capture(model, image).map(-1).dtype == torch.float32
+    torch.testing.assert_close(result.values, vs.rollout(whole, image).values, atol=1e-3, rtol=0)
     for one, other in zip(
-        sorted(model.predict(picture, 7)[0], key=lambda p: p.index),
-        sorted(whole.predict(picture, 7)[0], key=lambda p: p.index),
+        sorted(model.predict(image, 7)[0], key=lambda p: p.index),
+        sorted(whole.predict(image, 7)[0], key=lambda p: p.index),
         strict=True,
     ):
         assert one.probability == pytest.approx(other.probability, abs=5e-3)
@@ -211,7 +211,7 @@ def test_folders_that_hold_no_model(tmp_path: Path, folder: Path) -> None:
     assert f"{tmp_path} is no transformers folder" in refusal(UnknownModelError, tmp_path)
 
 
-def test_a_model_that_does_not_look_at_pictures(tmp_path: Path) -> None:
+def test_a_model_that_does_not_look_at_images(tmp_path: Path) -> None:
     import transformers
 
     sizes = {
@@ -224,7 +224,7 @@ def test_a_model_that_does_not_look_at_pictures(tmp_path: Path) -> None:
     bert = transformers.BertModel(transformers.BertConfig(**sizes))
     bert.save_pretrained(tmp_path)
     for source in (tmp_path, bert):
-        assert "BertModel, which does not look at pictures" in refusal(UnknownModelError, source)
+        assert "BertModel, which does not look at images" in refusal(UnknownModelError, source)
 
 
 @pytest.mark.parametrize("name", ["google/vit-base-patch16-224", "resnet-something"])
@@ -340,9 +340,9 @@ def test_a_hub_that_is_silent_or_absent_is_not_in_reach(endpoint: Any) -> None:
 def test_transformers_at_another_size(folder: Path, size: int | tuple[int, int]) -> None:
     height, width = (size, size) if isinstance(size, int) else size
     model = vs.load(folder, image_size=size)
-    pixels, (picture,) = model.prepare(photo(70, 50))
+    pixels, (image,) = model.prepare(photo(70, 50))
     assert pixels.shape == (1, 3, height, width)
-    assert picture.box == (0, 0, 70, 50)
+    assert image.box == (0, 0, 70, 50)
     with torch.no_grad():
         expected = tiny_vit()(pixels, interpolate_pos_encoding=True).logits
         torch.testing.assert_close(model.forward(pixels), expected)
@@ -437,7 +437,7 @@ def test_torchvision_takes_the_size_its_weights_were_trained_at(
 
 
 def test_torchvision_refuses_sizes_it_cannot_take(small_torchvision: Any) -> None:
-    assert "square pictures only, not 32×64" in refusal(vs.CallError, "torchvision:vit_b_16", image_size=(32, 64))
+    assert "square images only, not 32×64" in refusal(vs.CallError, "torchvision:vit_b_16", image_size=(32, 64))
     assert "65 pixels" in refusal(vs.CallError, "torchvision:vit_b_16", image_size=65, pretrained=False)
     module = small_torchvision.models.VisionTransformer(32, 8, 1, 2, 16, 16)
     assert "takes 32×32 pixels, not 48×48" in refusal(vs.CallError, module, image_size=48)

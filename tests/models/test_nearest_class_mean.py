@@ -25,16 +25,16 @@ def bare() -> vs.VisionModel:
     return family("transformers-vit-bare").model()
 
 
-def expected(model: vs.VisionModel, examples: dict[str, Any], picture: Any, temperature: float) -> np.ndarray:
-    """cos(f − μ, m − μ) / temperature, one picture and one class at a time."""
+def expected(model: vs.VisionModel, examples: dict[str, Any], image: Any, temperature: float) -> np.ndarray:
+    """cos(f − μ, m − μ) / temperature, one image and one class at a time."""
 
     def features(one: Any) -> np.ndarray:
         with torch.no_grad(), model.running():
             return model.features(model.prepare(one)[0])[0].double().numpy()
 
-    means = [np.mean([features(one) for one in pictures], axis=0) for pictures in examples.values()]
+    means = [np.mean([features(one) for one in images], axis=0) for images in examples.values()]
     middle = np.mean(means, axis=0)
-    mine = features(picture) - middle
+    mine = features(image) - middle
     cosines = [mine @ (mean - middle) / np.linalg.norm(mine) / np.linalg.norm(mean - middle) for mean in means]
     return np.array(cosines) / temperature
 
@@ -43,7 +43,7 @@ def expected(model: vs.VisionModel, examples: dict[str, Any], picture: Any, temp
 @pytest.mark.parametrize("name", ["transformers-vit-bare", "transformers-dinov2", "transformers-clip"])
 def test_logits_are_the_formulas(name: str, temperature: float) -> None:
     model = family(name).model()
-    made = vs.by_example(model, EXAMPLES, temperature=temperature)
+    made = vs.few_shot_classifier(model, EXAMPLES, temperature=temperature)
     assert made.labels == ("a", "b", "c")
     photo = noise(33, 44, 99)
     with torch.no_grad(), made.running():
@@ -58,45 +58,45 @@ def test_logits_are_the_formulas(name: str, temperature: float) -> None:
 
 def test_the_temperature_is_dinos_by_default() -> None:
     photo = noise(33, 44, 99)
-    cold = vs.by_example(bare(), EXAMPLES).predict(photo, top_k=3)
-    assert cold == vs.by_example(bare(), EXAMPLES, temperature=0.07).predict(photo, top_k=3)
+    cold = vs.few_shot_classifier(bare(), EXAMPLES).predict(photo, top_k=3)
+    assert cold == vs.few_shot_classifier(bare(), EXAMPLES, temperature=0.07).predict(photo, top_k=3)
     scaled = np.exp(expected(bare(), EXAMPLES, photo, 0.07))
     by_name = {one.label: one.probability for one in cold[0]}
     assert [by_name[name] for name in "abc"] == pytest.approx(scaled / scaled.sum(), abs=1e-3)
 
 
-def test_pictures_of_any_kind_are_examples(tmp_path: Path) -> None:
+def test_images_of_any_kind_are_examples(tmp_path: Path) -> None:
     Image.fromarray(EXAMPLES["b"][0]).save(tmp_path / "b.png")
     tensor = bare().prepare(EXAMPLES["c"][0])[0]
     given = {"a": tuple(EXAMPLES["a"]), "b": tmp_path / "b.png", "c": tensor}
     plain = {"a": EXAMPLES["a"], "b": EXAMPLES["b"][:1], "c": EXAMPLES["c"][:1]}
     photo = noise(33, 44, 99)
-    first, other = (vs.by_example(bare(), one).predict(photo)[0] for one in (given, plain))
+    first, other = (vs.few_shot_classifier(bare(), one).predict(photo)[0] for one in (given, plain))
     assert [(one.label, one.probability) for one in first] == [
         (one.label, pytest.approx(one.probability, abs=1e-6)) for one in other
     ]
 
 
 def test_a_folder_of_folders_names_the_classes(tmp_path: Path) -> None:
-    for name, pictures in (("n02123045_tabby_cat", "a"), ("bull mastiff", "b")):
+    for name, images in (("n02123045_tabby_cat", "a"), ("bull mastiff", "b")):
         (tmp_path / name).mkdir()
-        for at, picture in enumerate(EXAMPLES[pictures]):
-            Image.fromarray(picture).save(tmp_path / name / f"{at}.png")
-    (tmp_path / ".hidden").write_text("no picture")
-    made = vs.by_example(bare(), tmp_path)
+        for at, image in enumerate(EXAMPLES[images]):
+            Image.fromarray(image).save(tmp_path / name / f"{at}.png")
+    (tmp_path / ".hidden").write_text("no image")
+    made = vs.few_shot_classifier(bare(), tmp_path)
     assert made.labels == ("bull mastiff", "tabby cat")
-    same = vs.by_example(bare(), {"bull mastiff": EXAMPLES["b"], "tabby cat": EXAMPLES["a"]})
+    same = vs.few_shot_classifier(bare(), {"bull mastiff": EXAMPLES["b"], "tabby cat": EXAMPLES["a"]})
     photo = noise(33, 44, 99)
     assert made.predict(photo) == same.predict(photo)
-    assert vs.by_example(bare(), str(tmp_path)).predict(photo) == same.predict(photo)
+    assert vs.few_shot_classifier(bare(), str(tmp_path)).predict(photo) == same.predict(photo)
 
 
 def test_what_a_system_hides_in_folders_is_no_example(tmp_path: Path) -> None:
     for name in "ab":
         (tmp_path / name).mkdir()
         Image.fromarray(EXAMPLES[name][0]).save(tmp_path / name / "1.png")
-        (tmp_path / name / ".DS_Store").write_text("no picture")
-    assert vs.by_example(bare(), tmp_path).labels == ("a", "b")
+        (tmp_path / name / ".DS_Store").write_text("no image")
+    assert vs.few_shot_classifier(bare(), tmp_path).labels == ("a", "b")
 
 
 def test_a_class_whose_folder_is_empty_is_said(tmp_path: Path) -> None:
@@ -104,21 +104,21 @@ def test_a_class_whose_folder_is_empty_is_said(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
     for name in "ab":
         Image.fromarray(EXAMPLES[name][0]).save(tmp_path / name / "1.png")
-    with pytest.raises(vs.CallError, match=r"c.* no (examples|pictures)") as caught:
-        vs.by_example(bare(), tmp_path)
+    with pytest.raises(vs.CallError, match=r"c.* no (examples|images)") as caught:
+        vs.few_shot_classifier(bare(), tmp_path)
     assert "\n" not in str(caught.value)
 
 
-def test_single_pictures_name_their_classes(tmp_path: Path) -> None:
-    for name, picture in (("n01776313_tick", "a"), ("milk_can", "b")):
-        Image.fromarray(EXAMPLES[picture][0]).save(tmp_path / f"{name}.png")
-    made = vs.by_example(bare(), tmp_path)
+def test_single_images_name_their_classes(tmp_path: Path) -> None:
+    for name, image in (("n01776313_tick", "a"), ("milk_can", "b")):
+        Image.fromarray(EXAMPLES[image][0]).save(tmp_path / f"{name}.png")
+    made = vs.few_shot_classifier(bare(), tmp_path)
     assert made.labels == ("milk can", "tick")
     assert made.predict(EXAMPLES["a"][0])[0][0].label == "tick"
 
 
 def test_it_is_asked_like_any_classifier() -> None:
-    made, photo = vs.by_example(bare(), EXAMPLES), painted(44, 60, (10, 10, 16, 16))
+    made, photo = vs.few_shot_classifier(bare(), EXAMPLES), painted(44, 60, (10, 10, 16, 16))
     objects = [vs.outline(photo, box=(10, 10, 16, 16), name="thing", label="b")]
     result = vs.compose(made, photo, objects, tests=("size", "location", "controls"), places=2, attention=True)
     assert list(result.labels) == ["a", "b", "c"]
@@ -143,12 +143,12 @@ def test_learning_from_examples_leaves_no_trace() -> None:
     model = bare()
     mixed(model.module)
     before = state(model.module)
-    vs.by_example(model, EXAMPLES).predict(noise(30, 30))
+    vs.few_shot_classifier(model, EXAMPLES).predict(noise(30, 30))
     assert_same(state(model.module), before)
 
 
 def test_gradients_pass_through_the_classes() -> None:
-    made = vs.by_example(bare(), EXAMPLES)
+    made = vs.few_shot_classifier(bare(), EXAMPLES)
     logits = made.answer(made.prepare(noise(30, 30))[0].requires_grad_())
     assert logits is not None
     assert logits.requires_grad
@@ -160,14 +160,14 @@ def test_examples_that_cannot_be_meant_are_refused(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
     for name in ("x", "y"):
         (tmp_path / "damaged" / name).mkdir()
-        (tmp_path / "damaged" / name / "1.png").write_text("no picture")
+        (tmp_path / "damaged" / name / "1.png").write_text("no image")
     Image.fromarray(EXAMPLES["a"][0]).save(tmp_path / "one" / "cat.png")
     wrong: list[tuple[Any, Any, dict[str, Any], str]] = [
-        (bare(), tmp_path / "nowhere", {}, "nowhere is no folder: pass one with a folder of pictures for each class"),
+        (bare(), tmp_path / "nowhere", {}, "nowhere is no folder: pass one with a folder of images for each class"),
         (bare(), tmp_path / "one" / "cat.png", {}, "is no folder"),
-        (bare(), tmp_path / "empty", {}, "holds no pictures"),
+        (bare(), tmp_path / "empty", {}, "holds no images"),
         (bare(), tmp_path / "one", {}, "two classes or more, 1 came"),
-        (bare(), tmp_path / "damaged", {}, "is not a picture"),
+        (bare(), tmp_path / "damaged", {}, "is not an image"),
         (bare(), {}, {}, "two classes or more, 0 came"),
         (bare(), {"a": EXAMPLES["a"]}, {}, "two classes or more, 1 came"),
         (bare(), {"a": EXAMPLES["a"], "b": []}, {}, "a class has no examples"),
@@ -177,14 +177,14 @@ def test_examples_that_cannot_be_meant_are_refused(tmp_path: Path) -> None:
         (bare(), EXAMPLES, {"temperature": "cold"}, "temperature is 'cold', a number"),
         (vs.load(tiny_vit()), EXAMPLES, {}, "has classes already: classes by example are for models without"),
         (vs.load(torch.nn.Conv2d(3, 4, 8), image_size=16), EXAMPLES, {}, "gives no features that vitscope knows"),
-        (vs.by_example(bare(), EXAMPLES), EXAMPLES, {}, "has classes already"),
+        (vs.few_shot_classifier(bare(), EXAMPLES), EXAMPLES, {}, "has classes already"),
     ]
     for model, examples, options, message in wrong:
         with pytest.raises(vs.VitscopeError, match=message) as caught:
-            vs.by_example(model, examples, **options)
+            vs.few_shot_classifier(model, examples, **options)
         assert "\n" not in str(caught.value)
 
 
 def test_a_live_module_is_loaded_first() -> None:
-    made = vs.by_example(bare().module, EXAMPLES)
+    made = vs.few_shot_classifier(bare().module, EXAMPLES)
     assert made.labels == tuple(EXAMPLES)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import vitscope as vs
 from tests.helpers.tiny import LABELS, photo, tiny_vit
-from vitscope.errors import NoAttentionError, PictureNotFoundError, WorkError
+from vitscope.errors import ImageNotFoundError, NoAttentionError, WorkError
 
 
 def test_classes_are_ranked_and_named(folder: Path) -> None:
@@ -51,7 +51,7 @@ def test_weights_that_answer_nan_are_said_to(folder: Path) -> None:
         model.predict(photo(40, 50))
 
 
-def test_pictures_of_mixed_sizes_and_kinds_give_what_each_gives_alone(folder: Path, tmp_path: Path) -> None:
+def test_images_of_mixed_sizes_and_kinds_give_what_each_gives_alone(folder: Path, tmp_path: Path) -> None:
     model = vs.load(folder)
     photo(33, 90, 2).save(tmp_path / "third.png")
     mixed = [photo(80, 40), np.asarray(photo(40, 80, 1)), tmp_path / "third.png", str(tmp_path / "third.png")]
@@ -60,7 +60,7 @@ def test_pictures_of_mixed_sizes_and_kinds_give_what_each_gives_alone(folder: Pa
     rows = model.predict(mixed)
     for i, alone in enumerate(mixed):
         torch.testing.assert_close(together.values[i : i + 1], vs.rollout(model, alone).values)
-        assert together.pictures[i].photo.size == [(80, 40), (40, 80), (33, 90), (33, 90)][i]
+        assert together.images[i].photo.size == [(80, 40), (40, 80), (33, 90), (33, 90)][i]
         (row,) = model.predict(alone)
         assert [p.index for p in row] == [p.index for p in rows[i]]
         assert [p.probability for p in row] == pytest.approx([p.probability for p in rows[i]])
@@ -73,17 +73,17 @@ def test_pictures_of_mixed_sizes_and_kinds_give_what_each_gives_alone(folder: Pa
     [
         (torch.zeros(1, 3, 32, 32).index_fill(-1, torch.tensor(5), torch.nan), "NaN or infinity"),
         (torch.zeros(1, 3, 32, 32).index_fill(-1, torch.tensor(5), torch.inf), "NaN or infinity"),
-        (torch.zeros(1, 1, 32, 32), r"\(1, 1, 32, 32\) is no batch of pictures"),
-        (torch.zeros(1, 32, 32, 3), r"\(1, 32, 32, 3\) is no batch of pictures"),
-        (torch.zeros(3, 32, 32), r"\(3, 32, 32\) is no batch of pictures"),
-        (torch.zeros(0, 3, 32, 32), r"\(0, 3, 32, 32\) is no batch of pictures"),
+        (torch.zeros(1, 1, 32, 32), r"\(1, 1, 32, 32\) is no batch of images"),
+        (torch.zeros(1, 32, 32, 3), r"\(1, 32, 32, 3\) is no batch of images"),
+        (torch.zeros(3, 32, 32), r"\(3, 32, 32\) is no batch of images"),
+        (torch.zeros(0, 3, 32, 32), r"\(0, 3, 32, 32\) is no batch of images"),
         (torch.zeros(1, 3, 32, 32, dtype=torch.uint8), "torch.uint8 is not preprocessed"),
         (torch.zeros(1, 3, 32, 32, dtype=torch.int64), "torch.int64 is not preprocessed"),
         (torch.zeros(1, 3, 5, 32), "5×32 pixels is smaller than one patch of 8×8"),
     ],
     ids=lambda value: "" if isinstance(value, str) else f"{tuple(value.shape)}-{value.dtype}",
 )
-def test_a_tensor_that_is_no_batch_of_pictures(folder: Path, tensor: Tensor, message: str) -> None:
+def test_a_tensor_that_is_no_batch_of_images(folder: Path, tensor: Tensor, message: str) -> None:
     model = vs.load(folder)
     for ask in (model.predict, lambda images: vs.capture(model, images)):
         with pytest.raises(vs.CallError, match=message) as caught:
@@ -91,11 +91,11 @@ def test_a_tensor_that_is_no_batch_of_pictures(folder: Path, tensor: Tensor, mes
         assert "\n" not in str(caught.value)
 
 
-def test_no_picture_and_no_such_picture(folder: Path) -> None:
+def test_no_image_and_no_such_image(folder: Path) -> None:
     model = vs.load(folder)
-    with pytest.raises(vs.CallError, match="no picture was given"):
+    with pytest.raises(vs.CallError, match="no image was given"):
         model.predict([])
-    with pytest.raises(PictureNotFoundError, match=r"nowhere\.png does not exist"):
+    with pytest.raises(ImageNotFoundError, match=r"nowhere\.png does not exist"):
         model.predict([photo(40, 40), "nowhere.png"])
 
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from vitscope.errors import CallError
-from vitscope.images.image import picture_of_unit
+from vitscope.images.image import image_of_unit
 from vitscope.images.preprocessing import Preprocessing
 from vitscope.images.reading import read_photo
 
@@ -103,16 +103,16 @@ THREE = Preprocessing((24, 24), mean=(0.4, 0.5, 0.6), std=(0.3, 0.2, 0.1), fit="
 )
 def test_defaults_of_torch_change_nothing(made: Preprocessing, device: str | None, dtype: torch.dtype | None) -> None:
     pixels, _ = made.read(PHOTO)
-    shown = np.asarray(made.picture_of(pixels).photo)
+    shown = np.asarray(made.image_of(pixels).photo)
     factor, offset = made.affine
-    unit = np.asarray(picture_of_unit(pixels.clamp(0, 1)).photo)
+    unit = np.asarray(image_of_unit(pixels.clamp(0, 1)).photo)
     with defaults(device, dtype):
         again, _ = made.read(PHOTO)
         assert again.device.type == "cpu"
         assert again.dtype == torch.float32
         assert np.array_equal(again.numpy(), pixels.numpy())
-        assert np.array_equal(np.asarray(made.picture_of(pixels).photo), shown)
-        assert np.array_equal(np.asarray(picture_of_unit(pixels.clamp(0, 1)).photo), unit)
+        assert np.array_equal(np.asarray(made.image_of(pixels).photo), shown)
+        assert np.array_equal(np.asarray(image_of_unit(pixels.clamp(0, 1)).photo), unit)
         for part, before in zip(made.affine, (factor, offset), strict=True):
             assert part.dtype == torch.float32
             assert np.array_equal(part.numpy(), before.numpy())

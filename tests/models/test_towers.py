@@ -154,16 +154,16 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], type[VitscopeError], str]] = {
         UnsupportedModelError,
         "input_ids",
     ),
-    "BERT": (of("BertModel", "BertConfig", **TEXT), UnknownModelError, "does not look at pictures: it takes input_ids"),
+    "BERT": (of("BertModel", "BertConfig", **TEXT), UnknownModelError, "does not look at images: it takes input_ids"),
     "LLaMA": (
         of("LlamaForCausalLM", "LlamaConfig", **TEXT, num_key_value_heads=2),
         UnknownModelError,
-        "does not look at pictures: it takes input_ids",
+        "does not look at images: it takes input_ids",
     ),
     "wav2vec": (
         of("Wav2Vec2Model", "Wav2Vec2Config", **(TEXT | {"conv_dim": [32] * 7, "num_conv_pos_embeddings": 8})),
         UnknownModelError,
-        "does not look at pictures: it takes input_values",
+        "does not look at images: it takes input_values",
     ),
 }
 

@@ -19,11 +19,11 @@ import vitscope as vs
 from tests.contracts.test_leaks import assert_same, mixed, state
 from tests.helpers import families
 from tests.reference import lime as slow
-from vitscope.images.image import Picture
+from vitscope.images.image import InputImage
 from vitscope.images.preprocessing import Preprocessing
 from vitscope.methods.lime import kernel
 from vitscope.perturb.baselines import fill
-from vitscope.perturb.masked_model import Inquiry
+from vitscope.perturb.masked_model import MaskedModel
 from vitscope.perturb.masks import KernelSampler, PairedSampler, PixelMasks, SegmentMasks, UniformSampler
 from vitscope.perturb.rendering import Renderer, Subject, subjects
 from vitscope.perturb.segments import Segments, patch_points, segment
@@ -33,9 +33,9 @@ def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def view_of(photo: np.ndarray, box: tuple[float, float, float, float] | None = None) -> Picture:
+def view_of(photo: np.ndarray, box: tuple[float, float, float, float] | None = None) -> InputImage:
     height, width = photo.shape[:2]
-    return Picture(Image.fromarray(photo), box or (0.0, 0.0, float(width), float(height)))
+    return InputImage(Image.fromarray(photo), box or (0.0, 0.0, float(width), float(height)))
 
 
 def squares(height: int, width: int, side: int) -> np.ndarray:
@@ -221,9 +221,9 @@ WRONG_SEGMENTS: list[tuple[Any, str]] = [
     ("patches", "the patches of this model are unknown"),
     (np.zeros((6, 9), int), "one segment only"),
     (lambda _: np.ones((6, 9), int), "one segment only"),
-    (squares(9, 6, 3), "segment labels are 9×6 where the picture is 6×9"),
-    (np.arange(54), "segment labels are 54 where the picture is 6×9"),
-    (3, "segment labels are one number where the picture"),
+    (squares(9, 6, 3), "segment labels are 9×6 where the image is 6×9"),
+    (np.arange(54), "segment labels are 54 where the image is 6×9"),
+    (3, "segment labels are one number where the image"),
     (squares(6, 9, 3) + 0.5, "segment labels are float64, whole numbers are expected"),
     (squares(6, 9, 3) > 2, "segment labels are bool, whole numbers are expected"),
     (np.full((6, 9), np.nan), "whole numbers are expected"),
@@ -249,7 +249,7 @@ def test_the_mean_is_each_segments_cut_off_to_bytes() -> None:
     assert np.array_equal(made, slow.hidden(photo, labels, np.zeros(9, dtype=bool)))
 
 
-def test_the_mean_without_segments_is_the_pictures() -> None:
+def test_the_mean_without_segments_is_the_images() -> None:
     photo = noise(5, 7)
     made = fill(photo, "mean", None, 0)
     assert np.array_equal(made, np.broadcast_to(photo.mean((0, 1)).astype(np.uint8), photo.shape))
@@ -301,7 +301,7 @@ def test_blur_is_gaussian_over_the_shorter_side() -> None:
     assert np.abs(fill(flat, "blur", None, 0).astype(int) - 77).max() <= 1
 
 
-def test_another_picture_is_brought_to_the_photos_size(tmp_path: Any) -> None:
+def test_another_image_is_brought_to_the_photos_size(tmp_path: Any) -> None:
     photo, other = noise(10, 14), noise(20, 28, seed=1)
     expected = np.asarray(Image.fromarray(other).resize((14, 10), Image.Resampling.BICUBIC))
     Image.fromarray(other).save(tmp_path / "other.png")
@@ -597,7 +597,7 @@ def test_dropping_can_be_interrupted() -> None:
 
 
 def out_of(error: Callable[[], BaseException], most: int, sizes: list[int]) -> vs.VisionModel:
-    """There is memory for so many pictures only."""
+    """There is memory for so many images only."""
     model = linear()
 
     def forward(pixels: Tensor) -> Tensor | None:
@@ -632,7 +632,7 @@ def test_batches_are_halved_until_there_is_memory(ask: Callable[..., Any], error
     torch.testing.assert_close(little.values, plenty.values, atol=1e-6, rtol=1e-5)
 
 
-def test_no_memory_for_one_picture_is_said() -> None:
+def test_no_memory_for_one_image_is_said() -> None:
     sizes: list[int] = []
     model = linear()
 
@@ -642,7 +642,7 @@ def test_no_memory_for_one_picture_is_said() -> None:
             raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
         return model.forward(pixels)
 
-    with pytest.warns(vs.VitscopeWarning), pytest.raises(vs.WorkError, match="no memory for one picture") as caught:
+    with pytest.warns(vs.VitscopeWarning), pytest.raises(vs.WorkError, match="no memory for one image") as caught:
         ASKING["lime"](dataclasses.replace(model, forward=forward), batch_size=4)
     assert "\n" not in str(caught.value)
     assert sizes == [1, 4, 2, 1]
@@ -805,13 +805,13 @@ def test_an_inquiry_answers_as_the_model_does() -> None:
     model, photo = family("timm-vit").model(), noise(50, 70)
     (subject,) = subjects(model, photo)
     assert isinstance(subject, Subject)
-    inquiry = Inquiry(model, subject, segments="patches", hide="grey", output="logit", batch_size=3)
-    assert inquiry.segments is not None
-    rows = np.random.default_rng(0).integers(0, 2, (7, inquiry.segments.count)).astype(bool)
-    asked = inquiry.ask(inquiry.masks(rows), [5, 0])
+    masked_model = MaskedModel(model, subject, segments="patches", hide="grey", output="logit", batch_size=3)
+    assert masked_model.segments is not None
+    rows = np.random.default_rng(0).integers(0, 2, (7, masked_model.segments.count)).astype(bool)
+    asked = masked_model.ask(masked_model.masks(rows), [5, 0])
     assert asked.asked.all()
     assert not asked.interrupted
-    visible = [np.append(row, True)[inquiry.segments.index][..., None] for row in rows]
+    visible = [np.append(row, True)[masked_model.segments.index][..., None] for row in rows]
     photos = [np.where(shown, photo, np.uint8(128)) for shown in visible]
     with torch.no_grad(), model.running():
         expected = model.answer(model.prepare(photos)[0])
@@ -822,11 +822,11 @@ def test_an_inquiry_answers_as_the_model_does() -> None:
 def test_progress_counts_on_over_several_askings() -> None:
     told: list[tuple[int, int]] = []
     (subject,) = subjects(linear(), slow.WHITE)
-    inquiry = Inquiry(
+    masked_model = MaskedModel(
         linear(), subject, segments=LABELS, hide="black", batch_size=4, progress=lambda *n: told.append(n)
     )
-    masks = inquiry.masks(np.ones((6, 4), dtype=bool))
-    inquiry.ask(masks, [0])
-    inquiry.ask(masks, [0], before=6, total=12)
+    masks = masked_model.masks(np.ones((6, 4), dtype=bool))
+    masked_model.ask(masks, [0])
+    masked_model.ask(masks, [0], before=6, total=12)
     assert told == [(4, 6), (6, 6), (10, 12), (12, 12)]
     assert all(first[0] < second[0] for first, second in pairwise(told))

@@ -1,4 +1,4 @@
-"""Deletion and insertion as Petsiuk et al. (2018) describe them: picture by picture, patch by patch, in float64."""
+"""Deletion and insertion as Petsiuk et al. (2018) describe them: image by image, patch by patch, in float64."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 
 GREY = 128
-Answer = Callable[[np.ndarray], np.ndarray]  # the probabilities of a picture of bytes
+Answer = Callable[[np.ndarray], np.ndarray]  # the probabilities of an image of bytes
 
 
 def ranked(values: np.ndarray, cells: tuple[int, int]) -> list[int]:

@@ -1,4 +1,4 @@
-"""Occlusion as Zeiler & Fergus (2014) describe it: a window slides over the picture, and the answer falls."""
+"""Occlusion as Zeiler & Fergus (2014) describe it: a window slides over the image, and the answer falls."""
 
 from collections.abc import Callable
 

@@ -21,7 +21,7 @@ def bilinear(coarse: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def masks(tossed: np.ndarray, shifts: np.ndarray, size: tuple[int, int]) -> list[np.ndarray]:
-    """Grids of coin tosses, blown up to one cell more than the picture a side, and moved by a part of a cell."""
+    """Grids of coin tosses, blown up to one cell more than the image a side, and moved by a part of a cell."""
     made = []
     for toss, shift in zip(tossed, shifts, strict=True):
         cells = len(toss)

@@ -23,7 +23,7 @@ def hole(mask: np.ndarray, margin: int) -> np.ndarray:
 
 
 def opacity(mask: np.ndarray, feather: float) -> np.ndarray:
-    """From nothing outside to all of it ``feather`` + 1 pixels inside; beyond the picture nothing is the object."""
+    """From nothing outside to all of it ``feather`` + 1 pixels inside; beyond the image nothing is the object."""
     padded = np.pad(mask, 1)
     outside = np.argwhere(~padded)
     made = np.zeros(mask.shape)
@@ -55,7 +55,7 @@ def composed(
     feather: float,
     margin: int,
 ) -> np.ndarray:
-    """The picture: ``background``, what stays at home over its ``own``, and the rest, back to front. Scale 1 only."""
+    """The image: ``background``, what stays at home over its ``own``, and the rest, back to front. Scale 1 only."""
     canvas, original = background.astype(np.float64), photo.astype(np.float64)
     boxes = {}
     for name, mask in masks.items():
@@ -120,7 +120,7 @@ def boxed(height: int, width: int, box: tuple[int, int, int, int]) -> np.ndarray
 
 
 def painted(height: int, width: int, *boxes: tuple[int, int, int, int], ground: Any = GROUND) -> np.ndarray:
-    """Red boxes on a ground of one colour, or on a picture."""
+    """Red boxes on a ground of one colour, or on an image."""
     made = np.empty((height, width, 3), np.uint8)
     made[:] = ground
     for box in boxes:
@@ -155,7 +155,7 @@ def share_of_red(unit: Tensor) -> Tensor:
 
 
 def red_at_the_centre(unit: Tensor) -> Tensor:
-    """A model that only looks at the middle of the picture."""
+    """A model that only looks at the middle of the image."""
     height, width = unit.shape[-2:]
     ys, xs = (torch.arange(side) - (side - 1) / 2 for side in (height, width))
     weight = torch.exp(-(ys[:, None] ** 2 + xs[None] ** 2) / (2 * (min(height, width) / 5) ** 2))

@@ -26,12 +26,12 @@ ABOUT = {"method": "rollout", "parameters": {"discard_ratio": 0.5}, "versions": 
 def result(chelsea: np.ndarray) -> vs.Attribution:
     """Two photos of different sizes; of the second the model saw the middle."""
     photo = Image.fromarray(chelsea)
-    pictures = [
-        vs.Picture(photo, (0.0, 0.0, 451.0, 300.0)),
-        vs.Picture(photo.resize((120, 80)), (20.0, 0.0, 100.0, 80.0)),
+    images = [
+        vs.InputImage(photo, (0.0, 0.0, 451.0, 300.0)),
+        vs.InputImage(photo.resize((120, 80)), (20.0, 0.0, 100.0, 80.0)),
     ]
     values = torch.rand(2, 2, 3, generator=torch.Generator().manual_seed(0))
-    return vs.Attribution(values, GRID, pictures, ABOUT, "tabby")
+    return vs.Attribution(values, GRID, images, ABOUT, "tabby")
 
 
 def colour(value: float) -> np.ndarray:
@@ -46,7 +46,7 @@ def test_the_overlay_has_the_photos_size(result: vs.Attribution) -> None:
 
 
 def test_alpha_goes_from_the_photo_to_the_map(result: vs.Attribution) -> None:
-    photo = np.asarray(result.pictures[0].photo, dtype=float)
+    photo = np.asarray(result.images[0].photo, dtype=float)
     clear, half, full = (np.asarray(result.overlay(alpha), dtype=float) for alpha in (0.0, 0.5, 1.0))
     assert np.array_equal(clear, photo)
     assert np.abs(half - (photo + full) / 2).max() <= 1
@@ -72,10 +72,10 @@ def test_alpha_outside_is_refused(result: vs.Attribution, alpha: float) -> None:
 
 
 @pytest.mark.parametrize("index", [2, -3])
-def test_a_picture_that_is_not_there_is_refused(result: vs.Attribution, index: int, tmp_path: Path) -> None:
-    with pytest.raises(vs.CallError, match=f"picture {index} is not there: this result holds 2"):
+def test_a_image_that_is_not_there_is_refused(result: vs.Attribution, index: int, tmp_path: Path) -> None:
+    with pytest.raises(vs.CallError, match=f"image {index} is not there: this result holds 2"):
         result.overlay(index=index)
-    with pytest.raises(vs.CallError, match=f"picture {index} is not there"):
+    with pytest.raises(vs.CallError, match=f"image {index} is not there"):
         result.save(tmp_path / "map.png", index=index)
     assert list(tmp_path.iterdir()) == []
 
@@ -86,7 +86,7 @@ def test_safetensors_go_there_and_back(result: vs.Attribution, tmp_path: Path) -
     back = vs.Attribution.load(path)
     assert torch.equal(back.values, result.values)
     assert back.values.dtype == torch.float32
-    assert (back.grid, back.provenance, back.target, back.pictures) == (GRID, ABOUT, "tabby", ())
+    assert (back.grid, back.provenance, back.target, back.images) == (GRID, ABOUT, "tabby", ())
     with pytest.raises(vs.CallError, match="loaded from a file and holds no photos"):
         back.overlay()
     back.save(path)
@@ -217,7 +217,7 @@ def test_blend() -> None:
 
 
 def test_a_constant_map_is_drawn_without_a_warning(result: vs.Attribution) -> None:
-    flat = vs.Attribution(torch.full((2, 2, 3), 0.5), GRID, result.pictures)
+    flat = vs.Attribution(torch.full((2, 2, 3), 0.5), GRID, result.images)
     assert np.abs(np.asarray(flat.overlay(1.0), dtype=float) - colour(0.0)).max() <= 0.5
 
 
@@ -236,20 +236,20 @@ def test_json_has_the_values_and_how_they_came_about(result: vs.Attribution, tmp
     assert (about["target"], about["provenance"]["method"]) == ("tabby", "rollout")
 
 
-def test_a_batch_is_its_pictures_one_by_one(result: vs.Attribution) -> None:
+def test_a_batch_is_its_images_one_by_one(result: vs.Attribution) -> None:
     first, second = result
     assert torch.equal(second.values, result.values[1:])
-    assert second.pictures == [result.pictures[1]]
+    assert second.images == [result.images[1]]
     assert torch.equal(result[-1].values, second.values)
     joined = vs.Attribution.joined([first, second])
     assert torch.equal(joined.values, result.values)
-    assert list(joined.pictures) == list(result.pictures)
+    assert list(joined.images) == list(result.images)
     with pytest.raises(vs.CallError, match="holds 2"):
         result[2]
 
 
 def test_results_on_other_grids_make_no_batch(result: vs.Attribution) -> None:
-    other = vs.Attribution(torch.rand(1, 3, 3), vs.Grid(3, 3), result.pictures[:1], ABOUT)
+    other = vs.Attribution(torch.rand(1, 3, 3), vs.Grid(3, 3), result.images[:1], ABOUT)
     with pytest.raises(vs.CallError, match="2×3 and 3×3"):
         vs.Attribution.joined([result[0], other])
 
@@ -259,13 +259,13 @@ def test_a_signed_map_has_its_zero_in_the_middle_of_the_colours() -> None:
     assert stretch_signed(np.zeros(2)).tolist() == [0.5, 0.5]
     photo = Image.new("RGB", (30, 20), "white")
     values = torch.tensor([[[-1.0, 0.0, 1.0]]])
-    picture = vs.Picture(photo, (0.0, 0.0, 30.0, 20.0))
-    drawn = np.asarray(vs.Attribution(values, vs.Grid(1, 3), [picture], {}, "tabby", True).overlay(1.0)).astype(int)
+    image = vs.InputImage(photo, (0.0, 0.0, 30.0, 20.0))
+    drawn = np.asarray(vs.Attribution(values, vs.Grid(1, 3), [image], {}, "tabby", True).overlay(1.0)).astype(int)
     (red, _, blue), middle = drawn[10, 2], drawn[10, 15]
     assert red > blue + 50, "against is red"
     assert drawn[10, 28, 2] > drawn[10, 28, 0] + 50, "for is blue"
     assert middle.min() > 235, "nothing is white"
-    kept = vs.Attribution(values, vs.Grid(1, 3), [picture], {}, "tabby", True)
+    kept = vs.Attribution(values, vs.Grid(1, 3), [image], {}, "tabby", True)
     assert kept[0].signed
 
 

@@ -19,8 +19,8 @@ FLAT = {
 
 
 def result(values: torch.Tensor, signed: bool, chelsea: np.ndarray) -> vs.Attribution:
-    picture = vs.Picture(Image.fromarray(chelsea), (0.0, 0.0, 451.0, 300.0))
-    return vs.Attribution(values, vs.Grid(*values.shape[1:]), [picture], {}, "cat", signed)
+    image = vs.InputImage(Image.fromarray(chelsea), (0.0, 0.0, 451.0, 300.0))
+    return vs.Attribution(values, vs.Grid(*values.shape[1:]), [image], {}, "cat", signed)
 
 
 def colourfulness(image: Image.Image) -> int:
@@ -35,7 +35,7 @@ def test_a_flat_map_leaves_the_photo_grey(chelsea: np.ndarray, values: torch.Ten
         image = flat.overlay(alpha)
         assert colourfulness(image) == 0
         assert np.asarray(image).std() > 5, "the photo can still be recognised"
-    panel = Panel(flat.pictures[0], values[0].numpy(), signed=signed)
+    panel = Panel(flat.images[0], values[0].numpy(), signed=signed)
     assert colourfulness(render(panel, (90, 60))) == 0
     if not signed:
         assert np.array_equal(np.asarray(flat.overlay(0.0)), chelsea)
@@ -49,9 +49,9 @@ def test_a_map_with_contrast_is_coloured(chelsea: np.ndarray, signed: bool) -> N
 
 
 def test_limits_give_a_flat_map_its_meaning(chelsea: np.ndarray) -> None:
-    picture = vs.Picture(Image.fromarray(chelsea), (0.0, 0.0, 451.0, 300.0))
+    image = vs.InputImage(Image.fromarray(chelsea), (0.0, 0.0, 451.0, 300.0))
     values = np.full((2, 3), 0.9, dtype=np.float32)
-    assert colourfulness(render(Panel(picture, values, limits=(0.0, 1.0)), (90, 60))) > 30
+    assert colourfulness(render(Panel(image, values, limits=(0.0, 1.0)), (90, 60))) > 30
 
 
 def test_flatness_is_that_of_what_the_model_saw() -> None:

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import vitscope as vs
-from vitscope.results.segment_attribution import SegmentAttribution, SegmentedPicture, Weighing
+from vitscope.results.segment_attribution import LinearFit, SegmentAttribution, SegmentedImage
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 CPU = torch.device("cpu")
@@ -25,8 +25,8 @@ def tensor(values: Any, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return torch.tensor(values, dtype=dtype, device=CPU)
 
 
-def photo(size: tuple[int, int]) -> vs.Picture:
-    return vs.Picture(Image.new("RGB", size, (200, 80, 20)), (0.0, 0.0, float(size[0]), float(size[1])))
+def photo(size: tuple[int, int]) -> vs.InputImage:
+    return vs.InputImage(Image.new("RGB", size, (200, 80, 20)), (0.0, 0.0, float(size[0]), float(size[1])))
 
 
 def plain(count: int = 2) -> vs.Attribution:
@@ -38,11 +38,11 @@ def plain(count: int = 2) -> vs.Attribution:
 def segmented() -> SegmentAttribution:
     index = tensor([[0, 0, 1, -1], [2, 2, 1, 1]], torch.int64)
     intervals = tensor([[0.0, 1.0]] * 3, torch.float64)
-    weighings = [
-        Weighing("cat", 3, 0.7, tensor([0.5, -0.25, 0.1], torch.float64), intervals, 0.1, 0.9),
-        Weighing("dog", 5, 0.2, tensor([0.1, 0.2, 0.3], torch.float64), None, 0.1, 0.8),
+    fits = [
+        LinearFit("cat", 3, 0.7, tensor([0.5, -0.25, 0.1], torch.float64), intervals, 0.1, 0.9),
+        LinearFit("dog", 5, 0.2, tensor([0.1, 0.2, 0.3], torch.float64), None, 0.1, 0.8),
     ]
-    part = SegmentedPicture(index + 10, index, weighings)
+    part = SegmentedImage(index + 10, index, fits)
     about = {"method": "lime", "model": "m"}
     return SegmentAttribution(part.values(), vs.Grid(2, 4), [photo((4, 2))], about, "cat", True, parts=[part])
 
@@ -85,8 +85,8 @@ BOTH: dict[str, Change] = {
     "provenance a number": lambda _, about: put(about, "provenance", 5),
     "provenance a list": lambda _, about: put(about, "provenance", []),
     "provenance missing": lambda _, about: about.pop("provenance"),
-    "provenance of other images": lambda _, about: put(about, "provenance", "pictures", [{}, {}, {}]),
-    "provenance of images a number": lambda _, about: put(about, "provenance", "pictures", 5),
+    "provenance of other images": lambda _, about: put(about, "provenance", "images", [{}, {}, {}]),
+    "provenance of images a number": lambda _, about: put(about, "provenance", "images", 5),
     "target a number": lambda _, about: put(about, "target", 3),
     "target missing": lambda _, about: about.pop("target"),
     "signed text": lambda _, about: put(about, "signed", "yes"),
@@ -197,7 +197,7 @@ def test_an_alpha_that_is_none_is_one_line(alpha: Any) -> None:
 @pytest.mark.parametrize("index", ["x", 1.5, None, True, slice(0, 1), (0,), 2, -3], ids=repr)
 def test_an_index_that_is_none_is_one_line(index: Any) -> None:
     for call in (lambda: plain().overlay(index=index), lambda: plain()[index]):
-        assert one_line(call, vs.CallError).startswith("picture ")
+        assert one_line(call, vs.CallError).startswith("image ")
 
 
 def test_numbers_of_numpy_are_numbers() -> None:
@@ -254,6 +254,6 @@ def test_defaults_of_torch_do_not_matter(tmp_path: Path, make: Callable[[], vs.A
         assert other.values.dtype == torch.float32
         assert other.values[0, 0].tolist() == pytest.approx([0.1, 0.1, 0.2, 0.0])
         assert result.regions(1).tolist() == [[True, True, False, False], [False] * 4]
-        centres = [segment["centre"] for segment in result.as_json()["pictures"][0]["segments"]]
+        centres = [segment["centre"] for segment in result.as_json()["images"][0]["segments"]]
         assert centres == [[0.0, 0.5], [0.7, 2.3], [1.0, 0.5]]
-        assert [segment["label"] for segment in result.as_json()["pictures"][0]["segments"]] == [10, 11, 12]
+        assert [segment["label"] for segment in result.as_json()["images"][0]["segments"]] == [10, 11, 12]

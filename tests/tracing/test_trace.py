@@ -16,7 +16,7 @@ import vitscope as vs
 from tests.helpers.families import ALL, Family, every_family
 from vitscope.attention.scores import Factored, KnownWeights, Logits
 from vitscope.attention.trace import AttentionStep, Trace
-from vitscope.tracing.slab import ALIGNMENT, SLAB_BYTES, Shelf
+from vitscope.tracing.slab import ALIGNMENT, SLAB_BYTES, SlabAllocator
 
 FUSIONS = ["mean", "max", "min"]
 
@@ -106,15 +106,15 @@ def test_a_step_holds_queries_and_keys_and_no_more(family: Family) -> None:
 
 
 def test_a_shelf_hands_out_slabs_and_makes_what_is_larger() -> None:
-    shelf, cpu = Shelf(), torch.device("cpu")
-    quarters = [shelf.empty((SLAB_BYTES // 16,), torch.float32, cpu) for _ in range(5)]
+    slab, cpu = SlabAllocator(), torch.device("cpu")
+    quarters = [slab.empty((SLAB_BYTES // 16,), torch.float32, cpu) for _ in range(5)]
     slabs = [tensor.untyped_storage().data_ptr() for tensor in quarters]
     assert len(set(slabs[:4])) == 1
     assert slabs[4] != slabs[0]
-    large = shelf.empty((SLAB_BYTES + 4,), torch.uint8, cpu)
+    large = slab.empty((SLAB_BYTES + 4,), torch.uint8, cpu)
     assert large.untyped_storage().nbytes() == SLAB_BYTES + 4
     values = random(3, 5).transpose(0, 1)
-    assert torch.equal(shelf.copy(values), values)
+    assert torch.equal(slab.copy(values), values)
 
 
 # Two windows and slots of padding on a grid of 3 × 3 patches after a prefix token that attends to nothing.
@@ -378,7 +378,7 @@ def test_pixels_that_fill_no_patch_are_left_over(size: tuple[int, int]) -> None:
     trace = vs.capture(model, random(1, 3, *size))
     rows, columns = size[0] // 8, size[1] // 8
     assert trace.steps[0].grid == vs.Grid(rows, columns, 1)
-    assert trace.pictures[0].box == pytest.approx((0, 0, columns * 8, rows * 8))
+    assert trace.images[0].box == pytest.approx((0, 0, columns * 8, rows * 8))
 
 
 def test_attention_with_more_axes_is_kept_as_windows() -> None:

@@ -16,12 +16,12 @@ from tests.helpers.every_model import same, weights
 from tests.helpers.swin_families import MAXVIT, perturbed
 from tests.tracing.test_foreign import LAYOUT, Homemade
 from vitscope.images.preprocessing import Preprocessing
-from vitscope.models.heads import with_classes
+from vitscope.models.heads import reset_classifier
 
 FAITHFUL = {"deletion", "insertion", "random_deletion", "random_insertion"}
 
 
-def pictures(count: int = 2, side: int = 32) -> list[np.ndarray]:
+def random_images(count: int = 2, side: int = 32) -> list[np.ndarray]:
     return list(noise(count, side=side)[0])
 
 
@@ -50,7 +50,7 @@ def total_variation(before: vs.VisionModel, after: vs.VisionModel, images: Seque
     """Query by query, in float64; a query on padding is no query."""
     layers = []
     for layer in range(vs.capture(before, images[0]).num_layers):
-        pictures = []
+        per_image = []
         for image in images:
             first, second = (vs.capture(model, image).step(layer) for model in (before, after))
             a, b = first.weights().double().numpy(), second.weights().double().numpy()
@@ -61,8 +61,8 @@ def total_variation(before: vs.VisionModel, after: vs.VisionModel, images: Seque
                         if first.slots is not None and int(first.slots[window, query]) < 0:
                             continue
                         found.append(np.abs(a[0, window, head, query] - b[0, window, head, query]).sum() / 2)
-            pictures.append(sum(found) / len(found))
-        layers.append(sum(pictures) / len(pictures))
+            per_image.append(sum(found) / len(found))
+        layers.append(sum(per_image) / len(per_image))
     return layers
 
 
@@ -73,8 +73,8 @@ every_build = pytest.mark.parametrize("name", BUILDS)
 @every_build
 def test_a_model_and_itself_attend_alike(name: str) -> None:
     model = BUILDS[name]()
-    found = vs.attention_change(model, model, pictures())
-    assert found.distances == (0.0,) * vs.capture(model, pictures(1)[0]).num_layers
+    found = vs.attention_change(model, model, random_images())
+    assert found.distances == (0.0,) * vs.capture(model, random_images(1)[0]).num_layers
     assert found.correlation == pytest.approx(1, abs=1e-6)
     assert np.array_equal(found.before, found.after)
 
@@ -83,21 +83,21 @@ def test_a_model_and_itself_attend_alike(name: str) -> None:
 def test_distances_are_those_of_a_plain_loop(name: str) -> None:
     before = BUILDS[name]()
     after, side = moved(before), 36 if name == "padded" else 32
-    found = vs.attention_change(before, after, pictures(2, side))
-    assert found.distances == pytest.approx(total_variation(before, after, pictures(2, side)), abs=1e-6)
+    found = vs.attention_change(before, after, random_images(2, side))
+    assert found.distances == pytest.approx(total_variation(before, after, random_images(2, side)), abs=1e-6)
     assert all(0.001 < distance <= 1 for distance in found.distances)
 
 
 def test_queries_on_padding_do_count_for_nothing() -> None:
     """There are some, and counting them would give other numbers."""
-    before, image = padded_swin(), pictures(1, 36)[0]
+    before, image = padded_swin(), random_images(1, 36)[0]
     after = moved(before)
     found = vs.attention_change(before, after, [image])
     steps = [vs.capture(model, image).blocks for model in (before, after)]
     with_padding = [
         float((one.weights() - other.weights()).abs().sum(-1).mean() / 2) for one, other in zip(*steps, strict=True)
     ]
-    assert all(bool((step.known_slots() < 0).any()) for step in steps[0])
+    assert all(bool((step.require_slots() < 0).any()) for step in steps[0])
     assert all(abs(one - other) > 1e-4 for one, other in zip(found.distances, with_padding, strict=True))
 
 
@@ -121,7 +121,7 @@ def test_attention_that_has_nothing_in_common_is_at_distance_one() -> None:
             module.cls[..., 0] = 60.0
         return vs.load(module, image_size=32, **LAYOUT)
 
-    found = vs.attention_change(looking(1.0), looking(-1.0), pictures(1))
+    found = vs.attention_change(looking(1.0), looking(-1.0), random_images(1))
     assert found.distances == pytest.approx((1.0, 1.0), abs=1e-6)
 
 
@@ -130,7 +130,7 @@ def test_what_comes_after_a_layer_does_not_change_it(build: Any) -> None:
     before = build()
     last = "layers.1.blocks.1" if before.library == "timm" else "layers.1."
     assert any(last in name for name, _ in before.module.named_parameters())
-    found = vs.attention_change(before, moved(before, last), pictures())
+    found = vs.attention_change(before, moved(before, last), random_images())
     assert set(found.distances[:-1]) == {0.0}
     assert found.distances[-1] > 0.001
 
@@ -138,13 +138,13 @@ def test_what_comes_after_a_layer_does_not_change_it(build: Any) -> None:
 def test_what_is_read_from_the_attention_does_not_count() -> None:
     """The classifier and values change nothing in a layer's own map; the rollouts stay as they were."""
     before = small_vit()
-    found = vs.attention_change(before, moved(before, "classifier"), pictures())
+    found = vs.attention_change(before, moved(before, "classifier"), random_images())
     assert found.distances == (0.0, 0.0)
     assert found.correlation == pytest.approx(1, abs=1e-6)
 
 
 def test_rollouts_correlation_and_faithfulness_are_those_of_their_functions() -> None:
-    before, images = small_vit(), pictures(3)
+    before, images = small_vit(), random_images(3)
     after = moved(before)
     found = vs.attention_change(before, after, images)
     for model, values in ((before, found.before), (after, found.after)):
@@ -166,8 +166,8 @@ def test_a_model_without_classes_is_asked_how_alike_its_features_stay() -> None:
 
     torch.manual_seed(0)
     bare = transformers.ViTModel(transformers.ViTConfig(**(TINY | {"image_size": 32, "patch_size": 8}))).eval()
-    before, images = vs.load(bare), pictures(2)
-    after = with_classes(before, ("a", "b"))
+    before, images = vs.load(bare), random_images(2)
+    after = reset_classifier(before, ("a", "b"))
     found = vs.attention_change(before, after, images)
     alike = vs.faithfulness(before, images, vs.rollout(before, images), target="similarity")
     assert found.faithfulness_before is not None
@@ -180,7 +180,7 @@ def test_attention_of_other_shapes_is_refused() -> None:
 
     from tests.helpers.families import TINY
 
-    images = pictures(1)
+    images = random_images(1)
     config = transformers.ViTConfig(**(TINY | {"image_size": 32, "patch_size": 8, "num_hidden_layers": 3}))
     deeper = vs.load(transformers.ViTForImageClassification(config).eval())
     for other in (deeper, small_swin()):
@@ -196,22 +196,22 @@ def test_more_heads_are_another_shape() -> None:
     size = {"image_size": 32, "patch_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
     fewer = vs.load(transformers.ViTForImageClassification(transformers.ViTConfig(**(TINY | size))).eval())
     with pytest.raises(vs.CallError, match="different shapes"):
-        vs.attention_change(small_vit(), fewer, pictures(1))
+        vs.attention_change(small_vit(), fewer, random_images(1))
 
 
 def test_a_family_that_no_row_goes_through_has_distances_alone() -> None:
     before = dataclasses.replace(MAXVIT.model((64, 64)), preprocessing=Preprocessing((64, 64)))
-    found = vs.attention_change(before, moved(before, scale=0.05), pictures(1, 64))
+    found = vs.attention_change(before, moved(before, scale=0.05), random_images(1, 64))
     assert (found.before, found.after, found.correlation) == (None,) * 3
     assert (found.faithfulness_before, found.faithfulness_after) == (None, None)
-    assert len(found.distances) == vs.capture(before, pictures(1, 64)).num_layers
+    assert len(found.distances) == vs.capture(before, random_images(1, 64)).num_layers
     assert all(0 < distance <= 1 for distance in found.distances)
     assert dataclasses.astuple(vs.AttentionChange.of_json(found.as_json())) == (found.distances, *(None,) * 5)
 
 
 def test_json_holds_it_and_gives_it_back() -> None:
     before = small_vit()
-    found = vs.attention_change(before, moved(before), pictures())
+    found = vs.attention_change(before, moved(before), random_images())
     text = json.dumps(found.as_json(), allow_nan=False)
     again = vs.AttentionChange.of_json(json.loads(text))
     assert again.distances == found.distances
@@ -236,7 +236,7 @@ def test_weights_and_flags_stay_as_they_were() -> None:
     after = moved(before)
     kept = [weights(model) for model in (before, after)]
     after.module.train()
-    vs.attention_change(before, after, pictures(1))
+    vs.attention_change(before, after, random_images(1))
     assert after.module.training
     for model, old in zip((before, after), kept, strict=True):
         assert same(weights(model), old)

@@ -10,7 +10,7 @@ import pytest
 
 import vitscope as vs
 from tests.helpers.coloured import coloured
-from tests.helpers.comparisons import AREAS, BEFORE, QUICK, TUNINGS, compared, data, lasting, of_cells, said, vit
+from tests.helpers.comparisons import AREAS, BEFORE, QUICK, TUNING_METHODS, compared, data, lasting, of_cells, said, vit
 from vitscope.tune import comparison as comparing
 from vitscope.tune import metrics as measures
 from vitscope.tune.comparison import Comparison
@@ -27,9 +27,9 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
 
 
 def test_cells_come_in_order_of_models_tunings_and_seeds(whole: Comparison) -> None:
-    expected = list(product(("vit-a", "swin-b"), TUNINGS, (0, 1)))
+    expected = list(product(("vit-a", "swin-b"), TUNING_METHODS, (0, 1)))
     assert [(cell.model, cell.tuning, cell.seed) for cell in whole.cells] == expected
-    assert (whole.models, whole.tunings) == (("vit-a", "swin-b"), TUNINGS)
+    assert (whole.models, whole.tunings) == (("vit-a", "swin-b"), TUNING_METHODS)
     assert [
         (cell.about["model"], cell.about["tuning"], cell.about["recipe"]["seed"]) for cell in whole.cells
     ] == expected
@@ -42,12 +42,12 @@ def test_a_cell_is_what_finetune_and_attention_change_say(whole: Comparison, tmp
     tuned = vs.finetune(vit(), data(), out=tmp_path / "run", tuning="lora", **QUICK, seed=1)
     (cell,) = (one for one in whole.of("vit-a", "lora") if one.seed == 1)
     assert lasting({**tuned.about, "attention": None}) == lasting({**cell.about, "attention": None})
-    places = [0, 1, 2, 3, 4, 5]  # classes in turn, as the six test pictures are
+    places = [0, 1, 2, 3, 4, 5]  # classes in turn, as the six test images are
     change = vs.attention_change(vit(), tuned.model, [data().test.read(at) for at in places])
     assert cell.about["attention"] == json.loads(json.dumps(change.as_json()))
 
 
-def test_what_was_right_is_counted_picture_by_picture(whole: Comparison) -> None:
+def test_what_was_right_is_counted_image_by_image(whole: Comparison) -> None:
     truth = data().test.classes.tolist()
     for cell in whole.cells:
         assert cell.right.tolist() == [a == b for a, b in zip(cell.about["said"], truth, strict=True)]
@@ -56,10 +56,10 @@ def test_what_was_right_is_counted_picture_by_picture(whole: Comparison) -> None
     assert right.tolist() == [cell.right.tolist() for cell in whole.cells[6:]]
 
 
-def test_the_example_pictures_go_through_the_classes_in_turn(whole: Comparison) -> None:
-    assert list(whole.pictures) == ["vit-a", "swin-b"]
-    for seen in whole.pictures.values():
-        shown = [np.asarray(picture.photo) for picture in seen]
+def test_the_example_images_go_through_the_classes_in_turn(whole: Comparison) -> None:
+    assert list(whole.images) == ["vit-a", "swin-b"]
+    for seen in whole.images.values():
+        shown = [np.asarray(image.photo) for image in seen]
         assert [one.tolist() for one in shown] == [np.asarray(data().test.read(at)).tolist() for at in range(6)]
     uneven = coloured(12, 12)
     order = np.array([0, 3, 6, 9, 1, 4, 7, 2, 5, 8, 10, 11])  # four of the first class come first
@@ -139,7 +139,7 @@ def test_without_the_head_alone_there_is_no_gain() -> None:
     found = of_cells([said(model, tuning, 0, 0.5) for model in "xy" for tuning in ("lora", "full")])
     assert [one.gain for one in found.summaries()] == [None] * 4
     assert found.interactions() == []
-    assert of_cells([said("x", tuning, 0, 0.5) for tuning in TUNINGS]).interactions() == []
+    assert of_cells([said("x", tuning, 0, 0.5) for tuning in TUNING_METHODS]).interactions() == []
 
 
 def test_cells_without_rollouts_leave_the_means_of_the_others() -> None:

@@ -15,7 +15,7 @@ from vitscope.views import comparison_page as page
 
 pytestmark = needs_bundled
 SIDE, CUTS = 64, {"train": range(0, 4), "test": range(5, 8)}  # pixels a side; columns of the photograph
-MODELS, TUNINGS = ("vit-nano", "swin-nano"), ("head", "adapter-mlp", "lora")
+MODELS, TUNING_METHODS = ("vit-nano", "swin-nano"), ("head", "adapter-mlp", "lora")
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def textures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def compared(textures: Path) -> Comparison:
     with quick():
         return vs.compare(
-            textures, MODELS, out=textures.parent / "out", tunings=TUNINGS, seeds=1, epochs=4, batch_size=8
+            textures, MODELS, out=textures.parent / "out", tunings=TUNING_METHODS, seeds=1, epochs=4, batch_size=8
         )
 
 
@@ -49,7 +49,9 @@ def test_nothing_of_the_test_set_is_in_train(compared: Comparison) -> None:
 
 def test_every_tuning_learns_what_a_guess_does_not_know(compared: Comparison) -> None:
     rows = compared.summaries()
-    assert [(row.model, row.tuning) for row in rows] == [(model, tuning) for model in MODELS for tuning in TUNINGS]
+    assert [(row.model, row.tuning) for row in rows] == [
+        (model, tuning) for model in MODELS for tuning in TUNING_METHODS
+    ]
     for row in rows:
         assert row.accuracy > 0.6
         assert row.interval[0] <= row.accuracy <= row.interval[1]
@@ -69,7 +71,7 @@ def test_swins_gain_less_vits_is_the_interaction(compared: Comparison) -> None:
     share = {(row.model, row.tuning): row.accuracy for row in compared.summaries()}
     found = compared.interactions()
     assert [(one.tuning, one.first, one.second) for one in found] == [
-        (tuning, "swin-nano", "vit-nano") for tuning in TUNINGS[1:]
+        (tuning, "swin-nano", "vit-nano") for tuning in TUNING_METHODS[1:]
     ]
     for one in found:
         gains = [share[model, one.tuning] - share[model, "head"] for model in (one.first, one.second)]

@@ -85,20 +85,20 @@ def test_models_are_kept_only_when_asked_for(whole: Comparison, tmp_path: Path) 
     assert not list(whole.folder.rglob("*.safetensors"))
     compared(tmp_path, [vit()], tunings=("head",), seeds=1, keep_models=True)
     kept = vs.load(tmp_path / "cells/vit-a-head-0")
-    pictures = [data().test.read(at) for at in range(6)]
-    assert [found[0].index for found in kept.predict(pictures)] == whole.cells[0].about["said"]
+    images = [data().test.read(at) for at in range(6)]
+    assert [found[0].index for found in kept.predict(images)] == whole.cells[0].about["said"]
 
 
 # Refused
 
 
-@pytest.mark.parametrize("odd", ["epochs", "rate", "weights", "pictures"])
+@pytest.mark.parametrize("odd", ["epochs", "rate", "weights", "images"])
 def test_another_comparison_in_the_same_folder_is_refused(
     whole: Comparison, monkeypatch: pytest.MonkeyPatch, odd: str
 ) -> None:
     untrained(monkeypatch)
     before = (whole.folder / "comparison.json").read_bytes()
-    given = coloured(12, 9) if odd == "pictures" else data()
+    given = coloured(12, 9) if odd == "images" else data()
     model = vit(seed=1 if odd == "weights" else 0)
     changes = {"epochs": {"epochs": 2}, "rate": {"learning_rate": 5e-3}}.get(odd, {})
     word = {"epochs": r"recipe \(epochs 1, not 2\)", "rate": "recipe", "weights": "set of weights"}.get(odd, odd)
@@ -151,11 +151,11 @@ def test_what_cannot_be_compared_is_refused(
 
 
 def test_a_folder_is_inspected_first(tmp_path: Path) -> None:
-    source = coloured_folder(tmp_path / "pictures", {"red": 5, "blue": 5})
+    source = coloured_folder(tmp_path / "images", {"red": 5, "blue": 5})
     options: dict[str, Any] = {"tunings": ("head",), "seeds": 1, **QUICK}
     found = vs.compare(source, [vit()], out=tmp_path / "out", **options)
     assert found.inspection is not None
-    assert (found.data, found.labels) == ("pictures", ("blue", "red"))
+    assert (found.data, found.labels) == ("images", ("blue", "red"))
     assert found.as_json()["inspection"]["classes"] == {"blue": {"train": 4, "test": 1}, "red": {"train": 4, "test": 1}}
     inspected = vs.inspect(vs.load_data(source))
     again = vs.compare(inspected, [vit()], out=tmp_path / "out", **options)
@@ -167,13 +167,13 @@ def test_what_is_skipped_and_dropped_is_not_trained_on(tmp_path: Path) -> None:
     source = coloured_folder(tmp_path / "train", {"red": 4, "blue": 4})
     coloured_folder(tmp_path / "test", {"red": 2, "blue": 2}, seed=1)
     (tmp_path / "train/red/0.png").write_bytes((tmp_path / "test/red/1.png").read_bytes())
-    (tmp_path / "train/blue/3.png").write_bytes(b"no picture")
+    (tmp_path / "train/blue/3.png").write_bytes(b"no image")
     options: dict[str, Any] = {"tunings": ("head",), "seeds": 1, "out": tmp_path / "out", **QUICK}
-    with pytest.raises(vs.WorkError, match=r"1 picture of .* cannot be read: .*3\.png"):
+    with pytest.raises(vs.WorkError, match=r"1 image of .* cannot be read: .*3\.png"):
         vs.compare(source.parent, [vit()], **options)
     with pytest.warns(vs.VitscopeWarning, match="skipped"):
         found = vs.compare(source.parent, [vit()], unreadable="skip", drop_duplicates=True, **options)
-    assert found.cells[0].about["pictures"] == {"train": 6, "test": 4}
+    assert found.cells[0].about["images"] == {"train": 6, "test": 4}
 
 
 def test_two_folders_of_one_name_are_refused_before_anything_is_trained(

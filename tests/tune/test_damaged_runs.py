@@ -15,7 +15,7 @@ import vitscope as vs
 from tests.helpers.coloured import coloured, small_vit
 from tests.helpers.every_model import same, weights
 from vitscope.errors import CallError, OutputExistsError, SaveError, VitscopeError, WorkError
-from vitscope.files import hidden_name, is_temporary, replacing
+from vitscope.files import atomic_write, hidden_name, is_temporary
 from vitscope.tune import checkpoints
 from vitscope.tune.lock import locked
 from vitscope.tune.run_folder import read_run
@@ -143,7 +143,7 @@ def test_a_damaged_log_is_written_anew(damage: str, tmp_path: Path, finished: Pa
 
 def test_only_leftovers_in_a_folder_are_no_other_content(tmp_path: Path) -> None:
     process = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
-    with replacing(tmp_path / "run" / "run.json") as beside:
+    with atomic_write(tmp_path / "run" / "run.json") as beside:
         beside.write_text("")
         name = beside.name
     dead = name.replace(f"-{os.getpid():x}-", f"-{int(process.stdout):x}-")
@@ -158,14 +158,14 @@ def test_only_leftovers_in_a_folder_are_no_other_content(tmp_path: Path) -> None
 
 
 def test_what_others_are_writing_is_left_alone(tmp_path: Path) -> None:
-    with replacing(tmp_path / "a.txt") as first:
+    with atomic_write(tmp_path / "a.txt") as first:
         first.write_text("a")
-        with replacing(tmp_path / "b.txt") as second:
+        with atomic_write(tmp_path / "b.txt") as second:
             second.write_text("b")
             assert first.exists()
         parent = first.with_name(first.name.replace(f"-{os.getpid():x}-", f"-{os.getppid():x}-"))
         parent.touch()
-        with replacing(tmp_path / "c.txt") as third:
+        with atomic_write(tmp_path / "c.txt") as third:
             third.write_text("c")
     assert sorted(tmp_path.iterdir()) == sorted([parent, *(tmp_path / f"{one}.txt" for one in "abc")])
 
@@ -182,7 +182,7 @@ def test_a_file_that_another_process_wrote_meanwhile_is_not_replaced(
     path = tmp_path / "map.png"
 
     def write() -> None:
-        with replacing(path, overwrite=False) as beside:
+        with atomic_write(path, overwrite=False) as beside:
             beside.write_text("second")
             path.write_text("first")
 
@@ -190,7 +190,7 @@ def test_a_file_that_another_process_wrote_meanwhile_is_not_replaced(
         write()
     assert path.read_text() == "first"
     path.unlink()
-    with replacing(path, overwrite=False) as beside:
+    with atomic_write(path, overwrite=False) as beside:
         beside.write_text("alone")
     assert path.read_text() == "alone"
     assert list(tmp_path.iterdir()) == [path]

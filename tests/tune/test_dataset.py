@@ -1,4 +1,4 @@
-"""Changes to training pictures, and the batches that a model is fed with."""
+"""Changes to training images, and the batches that a model is fed with."""
 
 import numpy as np
 import pytest
@@ -11,17 +11,17 @@ from tests.helpers.tiny import photo
 from vitscope.images.preprocessing import Preprocessing
 from vitscope.tune import dataset as feeding
 from vitscope.tune.augmentation import CHANGES, changed
-from vitscope.tune.data import Data, Pictures
-from vitscope.tune.dataset import FeatureFeed, Feed, as_they_come
+from vitscope.tune.data import Data, LabeledImages
+from vitscope.tune.dataset import FeatureDataset, ImageDataset, as_they_come
 
 PHOTO = np.asarray(photo(40, 24))
 each_change = pytest.mark.parametrize("change", CHANGES)
 
 
-def photos(count: int = 6) -> Pictures:
+def photos(count: int = 6) -> LabeledImages:
     """Of several sizes."""
     sources = [np.asarray(photo(40 + 3 * i, 50 - 2 * i, i)) for i in range(count)]
-    return Pictures(sources, np.arange(count)[::-1].copy(), np.arange(count) % 2)
+    return LabeledImages(sources, np.arange(count)[::-1].copy(), np.arange(count) % 2)
 
 
 @each_change
@@ -63,7 +63,7 @@ def test_each_change_does_what_it_says() -> None:
         assert max(spans) > 0.95
 
 
-def test_changes_follow_one_another_and_none_leaves_the_picture() -> None:
+def test_changes_follow_one_another_and_none_leaves_the_image() -> None:
     assert np.array_equal(changed(PHOTO, [], 0, 0, 0), PHOTO)
     both = {changed(PHOTO, ["mirror", "light"], 0, 0, at).tobytes() for at in range(5)}
     assert len(both) == 5
@@ -71,24 +71,24 @@ def test_changes_follow_one_another_and_none_leaves_the_picture() -> None:
 
 @pytest.mark.parametrize("name", ["transformers-vit", "transformers-clip", "timm-vit", "torchvision-vit"])
 def test_a_batch_is_what_the_model_prepares(name: str) -> None:
-    model, pictures = case(name).model(), photos()
+    model, images = case(name).model(), photos()
     assert model.preprocessing is not None
-    feed = Feed(pictures, model.preprocessing)
+    feed = ImageDataset(images, model.preprocessing)
     for places in ([0, 1, 2, 3, 4, 5], [4, 0, 4]):
         batch = feed.__getitems__(places)
-        expected, _ = model.prepare([pictures.read(at) for at in places])
+        expected, _ = model.prepare([images.read(at) for at in places])
         assert torch.equal(batch["pixel_values"], expected)
         assert batch["labels"].tolist() == [at % 2 for at in places]
     one = feed[3]
-    assert torch.equal(one["pixel_values"], model.prepare(pictures.read(3))[0][0])
+    assert torch.equal(one["pixel_values"], model.prepare(images.read(3))[0][0])
     assert len(feed) == 6
 
 
 def test_a_feed_does_not_hang_on_order_or_on_what_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    pictures, settings = photos(), Preprocessing((16, 16))
-    feeds = [Feed(pictures, settings, changes=tuple(CHANGES), seed=5) for _ in range(2)]
+    images, settings = photos(), Preprocessing((16, 16))
+    feeds = [ImageDataset(images, settings, changes=tuple(CHANGES), seed=5) for _ in range(2)]
     monkeypatch.setattr(feeding, "MOST_KEPT", 0)
-    feeds.append(Feed(pictures, settings, changes=tuple(CHANGES), seed=5))
+    feeds.append(ImageDataset(images, settings, changes=tuple(CHANGES), seed=5))
     assert [feed._kept is None for feed in feeds] == [False, False, True]
     feeds[0].__getitems__([5, 1, 3])
     for feed in feeds:
@@ -100,12 +100,12 @@ def test_a_feed_does_not_hang_on_order_or_on_what_is_kept(monkeypatch: pytest.Mo
     assert torch.equal(feeds[0].__getitems__([0, 1, 2])["pixel_values"], first)
     feeds[0].set_epoch(3)
     assert not torch.equal(feeds[0].__getitems__([0, 1, 2])["pixel_values"], first)
-    other = Feed(pictures, settings, changes=tuple(CHANGES), seed=6)
+    other = ImageDataset(images, settings, changes=tuple(CHANGES), seed=6)
     other.set_epoch(2)
     assert not torch.equal(other.__getitems__([0, 1, 2])["pixel_values"], first)
 
 
-def test_a_kept_picture_is_read_once() -> None:
+def test_a_kept_image_is_read_once() -> None:
     reads: list[int] = []
 
     class Counting(list):
@@ -113,15 +113,15 @@ def test_a_kept_picture_is_read_once() -> None:
             reads.append(at)
             return super().__getitem__(at)
 
-    pictures = photos()
-    feed = Feed(Pictures(Counting(pictures.source), pictures.index, pictures.classes), Preprocessing((16, 16)))
+    images = photos()
+    feed = ImageDataset(LabeledImages(Counting(images.source), images.index, images.classes), Preprocessing((16, 16)))
     for _ in range(3):
         feed.__getitems__([0, 1])
     assert reads == [5, 4]
 
 
 def test_features_and_batches_come_as_they_are() -> None:
-    feed = FeatureFeed(torch.arange(12.0).view(4, 3), np.array([1, 0, 2, 1]))
+    feed = FeatureDataset(torch.arange(12.0).view(4, 3), np.array([1, 0, 2, 1]))
     assert len(feed) == 4
     batch = feed.__getitems__([2, 0])
     assert as_they_come(batch) is batch
@@ -136,7 +136,7 @@ def test_a_loader_of_torch_takes_whole_batches() -> None:
     data: Data = coloured()
     model = small_vit()
     assert model.preprocessing is not None
-    feed = Feed(data.train, model.preprocessing)
+    feed = ImageDataset(data.train, model.preprocessing)
     loader = torch.utils.data.DataLoader(feed, batch_size=5, collate_fn=as_they_come)
     batches = [batch["pixel_values"] for batch in loader]
     assert [len(batch) for batch in batches] == [5, 5, 5, 5, 4]

@@ -15,7 +15,7 @@ import vitscope as vs
 from tests.helpers.coloured import coloured, coloured_folder, small_swin, small_vit
 from tests.helpers.every_model import WAYS, same, weights
 from vitscope.errors import CallError, OutputExistsError, WorkError
-from vitscope.models.heads import with_classes
+from vitscope.models.heads import reset_classifier
 from vitscope.tune import finetune as finetuning
 from vitscope.tune import trainer
 from vitscope.tune.data import load_data
@@ -58,9 +58,9 @@ def test_it_learns_and_the_folder_is_the_model(build: Any, tuning: str, tmp_path
     assert tuned.accuracy >= 0.75
     again = vs.load(tmp_path / "run")
     assert again.labels == data.labels
-    pictures = [data.test.read(at) for at in range(len(data.test))]
-    named = [found[0].index for found in again.predict(pictures)]
-    assert named == tuned.said.tolist() == [found[0].index for found in tuned.model.predict(pictures)]
+    images = [data.test.read(at) for at in range(len(data.test))]
+    named = [found[0].index for found in again.predict(images)]
+    assert named == tuned.said.tolist() == [found[0].index for found in tuned.model.predict(images)]
     assert same(weights(again), weights(tuned.model))
     about, truth = tuned.about, data.test.classes
     assert about["truth"] == truth.tolist()
@@ -124,14 +124,16 @@ def test_what_is_frozen_comes_out_bit_by_bit(tuning: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("build", [small_vit, small_swin], ids=["vit", "swin"])
-def test_a_head_on_features_kept_is_the_head_on_pictures(
+def test_a_head_on_features_kept_is_the_head_on_images(
     build: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept = vs.finetune(build(), coloured(), out=tmp_path / "kept", recipe="report", epochs=3)
     fed: list[int] = []
     monkeypatch.setattr(finetuning, "heads", lambda _: ["one", "other"])
-    get = finetuning.Feed.__getitems__
-    monkeypatch.setattr(finetuning.Feed, "__getitems__", lambda feed, at: (fed.append(len(at)), get(feed, at))[1])
+    get = finetuning.ImageDataset.__getitems__
+    monkeypatch.setattr(
+        finetuning.ImageDataset, "__getitems__", lambda feed, at: (fed.append(len(at)), get(feed, at))[1]
+    )
     anew = vs.finetune(build(), coloured(), out=tmp_path / "anew", recipe="report", epochs=3)
     assert sum(fed) == 3 * (24 + 12) + 12
     for name, tensor in weights(kept.model).items():
@@ -157,7 +159,7 @@ OTHERS: dict[str, Any] = {
     "tuning": {"tuning": "bitfit"},
     "weights": {"model": small_vit(seed=1)},
     "data": {"data": replace(coloured(), name="other")},
-    "pictures": {"data": coloured(27)},
+    "images": {"data": coloured(27)},
     "library": {"model": small_swin()},
 }
 
@@ -214,7 +216,7 @@ def test_other_names_for_the_classes_make_another_run(tmp_path: Path) -> None:
         vs.finetune(small_vit(), renamed, out=tmp_path / "run", **QUICK)
 
 
-def test_another_split_of_the_same_pictures_makes_another_run(tmp_path: Path) -> None:
+def test_another_split_of_the_same_images_makes_another_run(tmp_path: Path) -> None:
     folder = coloured_folder(tmp_path / "data", {"red": 10, "green": 10})
     vs.finetune(small_vit(), load_data(folder, seed=0), out=tmp_path / "run", **QUICK)
     with pytest.raises(OutputExistsError):
@@ -251,7 +253,7 @@ def test_a_frozen_backbone_runs_without_dropout_and_a_learning_one_with_it(tmp_p
     for tuning, augment in (("head", ()), ("head", ("mirror",)), ("bitfit", ())):
         model = small_vit(dropout=0.5)
         modes.clear()
-        made = finetuning.with_classes
+        made = finetuning.reset_classifier
 
         def watched(*given: Any, made: Any = made, **options: Any) -> vs.VisionModel:
             found = made(*given, **options)
@@ -259,7 +261,7 @@ def test_a_frozen_backbone_runs_without_dropout_and_a_learning_one_with_it(tmp_p
             return found
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(finetuning, "with_classes", watched)
+            patch.setattr(finetuning, "reset_classifier", watched)
             vs.finetune(
                 model, coloured(), out=tmp_path / f"{tuning}{len(augment)}", tuning=tuning, augment=augment, **QUICK
             )
@@ -276,13 +278,13 @@ def test_half_precision_runs_on_the_processor(tmp_path: Path) -> None:
 
 def test_a_folder_is_inspected_and_its_damage_refused_or_skipped(tmp_path: Path) -> None:
     folder = coloured_folder(tmp_path / "data", {"red": 8, "green": 8})
-    (folder / "red" / "broken.png").write_bytes(b"no picture")
-    with pytest.raises(WorkError, match=r"1 picture of data cannot be read: .*broken\.png"):
+    (folder / "red" / "broken.png").write_bytes(b"no image")
+    with pytest.raises(WorkError, match=r"1 image of data cannot be read: .*broken\.png"):
         vs.finetune(small_vit(), folder, out=tmp_path / "run", **QUICK)
     assert not (tmp_path / "run").exists()
     with pytest.warns(vs.VitscopeWarning, match="skipped"):
         tuned = vs.finetune(small_vit(), folder, out=tmp_path / "run", unreadable="skip", **QUICK)
-    assert tuned.about["pictures"]["train"] + tuned.about["pictures"]["test"] == 16
+    assert tuned.about["images"]["train"] + tuned.about["images"]["test"] == 16
     with pytest.raises(CallError, match="unreadable is 'ignore': refuse or skip"):
         vs.finetune(small_vit(), folder, out=tmp_path / "other", unreadable="ignore")
 
@@ -301,4 +303,4 @@ def test_a_tuned_model_is_tuned_again(tmp_path: Path) -> None:
     second = vs.finetune(tmp_path / "a", coloured(24, 12, 2), out=tmp_path / "b", **QUICK)
     kept, after = weights(first.model), weights(second.model)
     assert all(torch.equal(after[name], kept[name]) for name in kept if not name.startswith("classifier."))
-    assert with_classes(second.model, ("x", "y")).labels == ("x", "y")
+    assert reset_classifier(second.model, ("x", "y")).labels == ("x", "y")

@@ -1,4 +1,4 @@
-"""Folders of pictures as disks have them: links, pipes, devices, folders with a picture's name, odd names."""
+"""Folders of images as disks have them: links, pipes, devices, folders with an image's name, odd names."""
 
 import os
 from collections.abc import Callable
@@ -48,12 +48,12 @@ UNREADABLE: dict[str, tuple[Callable[[Path], None], str]] = {
         lambda path: path.symlink_to(path.parent.parent, target_is_directory=True),
         "is a folder, not a file",
     ),
-    "text": (lambda path: path.write_text("no picture"), "x.png"),  # type: ignore[dict-item,func-returns-value]
+    "text": (lambda path: path.write_text("no image"), "x.png"),  # type: ignore[dict-item,func-returns-value]
 }
 
 
 @pytest.mark.parametrize("kind", UNREADABLE)
-def test_what_is_no_picture_is_refused_or_skipped_and_told_of(kind: str, birds: Path) -> None:
+def test_what_is_no_image_is_refused_or_skipped_and_told_of(kind: str, birds: Path) -> None:
     make, story = UNREADABLE[kind]
     make(birds / "red" / "x.png")
     found = inspect(vs.load_data(birds))
@@ -72,12 +72,12 @@ def test_a_training_run_skips_them(birds: Path, tmp_path: Path) -> None:
 
     for name in ("dangling", "pipe", "folder"):
         UNREADABLE[name][0](birds / "red" / f"{name}.png")
-    with pytest.warns(VitscopeWarning, match="3 pictures of birds cannot be read: .*: skipped"):
+    with pytest.warns(VitscopeWarning, match="3 images of birds cannot be read: .*: skipped"):
         tuned = vs.finetune(small_vit(), birds, out=tmp_path / "run", unreadable="skip", epochs=1, augment=())
-    assert sum(tuned.about["pictures"].values()) == 8
+    assert sum(tuned.about["images"].values()) == 8
 
 
-def test_pictures_behind_a_link_to_a_folder_count(birds: Path, tmp_path: Path) -> None:
+def test_images_behind_a_link_to_a_folder_count(birds: Path, tmp_path: Path) -> None:
     elsewhere = coloured_folder(tmp_path / "elsewhere", {"red": 3})
     (birds / "red" / "more").symlink_to(elsewhere / "red", target_is_directory=True)
     (birds / "red" / "older.png").mkdir()
@@ -109,13 +109,13 @@ def test_a_class_whose_name_is_not_utf8_is_one_line(name: bytes, birds: Path) ->
     str(error.value).encode()
 
 
-def test_a_picture_whose_name_is_not_utf8_is_read_and_told_of(birds: Path, tmp_path: Path) -> None:
+def test_a_image_whose_name_is_not_utf8_is_read_and_told_of(birds: Path, tmp_path: Path) -> None:
     from tests.helpers.coloured import small_vit
 
     odd = os.fsencode(birds / "red") + b"/caf\xe9.png"
     (birds / "red" / "0.png").rename(os.fsdecode(odd))
     tuned = vs.finetune(small_vit(), birds, out=tmp_path / "run", epochs=1, augment=())
-    assert sum(tuned.about["pictures"].values()) == 8
+    assert sum(tuned.about["images"].values()) == 8
     with open(odd, "wb") as file:  # noqa: PTH123
         file.write(b"damaged")
     (reason,) = (one for *_, one in inspect(vs.load_data(birds)).unreadable)

@@ -12,14 +12,14 @@ import vitscope as vs
 from tests.helpers.coloured import coloured_folder
 from vitscope.errors import CallError, WorkError
 from vitscope.tune import leakage as inspecting
-from vitscope.tune.data import Data, Pictures, load_data
+from vitscope.tune.data import Data, LabeledImages, load_data
 from vitscope.tune.leakage import inspect, usable
 
 SIDE = 48
 
 
 def smooth(seed: int, side: int = SIDE) -> Image.Image:
-    """A picture with structure that survives saving: coarse noise, made larger."""
+    """An image with structure that survives saving: coarse noise, made larger."""
     coarse = np.random.default_rng(seed).integers(0, 200, (6, 6, 3), dtype=np.uint8)
     return Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC)
 
@@ -29,15 +29,15 @@ def data_of(train: list[Any], test: list[Any], classes: tuple[list[int], list[in
     sources = [np.asarray(one) if isinstance(one, Image.Image) else one for one in (*train, *test)]
     labels = classes or ([i % 2 for i in range(len(train))], [i % 2 for i in range(len(test))])
     places = np.arange(len(train)), len(train) + np.arange(len(test))
-    splits = (Pictures(sources, at, np.asarray([*labels[0], *labels[1]])[at]) for at in places)
+    splits = (LabeledImages(sources, at, np.asarray([*labels[0], *labels[1]])[at]) for at in places)
     return Data("made", ("no", "yes"), *splits)
 
 
 def naive(data: Data, threshold: float) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-    """Every picture of train with every one of test."""
+    """Every image of train with every one of test."""
 
-    def grey(picture: Image.Image) -> np.ndarray:
-        return np.asarray(picture.convert("L").resize((32, 32), Image.Resampling.BOX), np.float64).ravel()
+    def grey(image: Image.Image) -> np.ndarray:
+        return np.asarray(image.convert("L").resize((32, 32), Image.Resampling.BOX), np.float64).ravel()
 
     exact, near = [], []
     for a in range(len(data.train)):
@@ -52,40 +52,40 @@ def naive(data: Data, threshold: float) -> tuple[list[tuple[int, int]], list[tup
     return exact, near
 
 
-def resaved(picture: Image.Image, folder: Path) -> Image.Image:
-    picture.save(folder / "again.jpg", quality=80)
+def resaved(original: Image.Image, folder: Path) -> Image.Image:
+    original.save(folder / "again.jpg", quality=80)
     with Image.open(folder / "again.jpg") as image:
         return image.convert("RGB")
 
 
 COPIES: dict[str, Callable[[Image.Image, Path], Image.Image]] = {
     "jpeg": resaved,
-    "larger": lambda picture, _: picture.resize((96, 96), Image.Resampling.BICUBIC),
-    "smaller": lambda picture, _: picture.resize((32, 32), Image.Resampling.BICUBIC),
-    "brighter": lambda picture, _: ImageEnhance.Brightness(picture).enhance(1.2),
-    "contrast": lambda picture, _: ImageEnhance.Contrast(picture).enhance(0.7),
+    "larger": lambda image, _: image.resize((96, 96), Image.Resampling.BICUBIC),
+    "smaller": lambda image, _: image.resize((32, 32), Image.Resampling.BICUBIC),
+    "brighter": lambda image, _: ImageEnhance.Brightness(image).enhance(1.2),
+    "contrast": lambda image, _: ImageEnhance.Contrast(image).enhance(0.7),
 }
 OTHERS: dict[str, Callable[[Image.Image, Path], Image.Image]] = {
-    "mirrored": lambda picture, _: ImageOps.mirror(picture),
-    "inverted": lambda picture, _: ImageOps.invert(picture),
-    "turned": lambda picture, _: picture.rotate(90),
+    "mirrored": lambda image, _: ImageOps.mirror(image),
+    "inverted": lambda image, _: ImageOps.invert(image),
+    "turned": lambda image, _: image.rotate(90),
     "another": lambda *_: smooth(99),
 }
 
 
 @pytest.mark.parametrize("change", [*COPIES, *OTHERS])
-def test_copies_are_near_duplicates_and_other_pictures_are_not(change: str, tmp_path: Path) -> None:
-    pictures = [smooth(seed) for seed in range(4)]
-    made = (COPIES | OTHERS)[change](pictures[2], tmp_path)
-    found = inspect(data_of(pictures, [smooth(50), made]))
+def test_copies_are_near_duplicates_and_other_images_are_not(change: str, tmp_path: Path) -> None:
+    images = [smooth(seed) for seed in range(4)]
+    made = (COPIES | OTHERS)[change](images[2], tmp_path)
+    found = inspect(data_of(images, [smooth(50), made]))
     assert found.exact == ()
     assert found.near == (((2, 1),) if change in COPIES else ())
 
 
 def test_exact_and_near_are_as_a_double_loop_finds_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pictures = [smooth(seed) for seed in range(8)]
-    train = [*pictures, pictures[0], smooth(3, 40)]
-    test = [pictures[0], resaved(pictures[1], tmp_path), ImageOps.mirror(pictures[2]), smooth(3, 40), smooth(60)]
+    images = [smooth(seed) for seed in range(8)]
+    train = [*images, images[0], smooth(3, 40)]
+    test = [images[0], resaved(images[1], tmp_path), ImageOps.mirror(images[2]), smooth(3, 40), smooth(60)]
     data = data_of(train, test)
     for block in (2048, 3):
         monkeypatch.setattr("vitscope.tune.leakage.BLOCK", block)
@@ -98,7 +98,7 @@ def test_exact_and_near_are_as_a_double_loop_finds_them(tmp_path: Path, monkeypa
     assert len(naive(data, 0.2)[1]) > len(naive(data, 0.99)[1])
 
 
-def test_flat_pictures_are_never_near_duplicates_but_may_be_exact_ones() -> None:
+def test_flat_images_are_never_near_duplicates_but_may_be_exact_ones() -> None:
     flat = [np.full((32, 32, 3), level, np.uint8) for level in (0, 100, 100, 255)]
     found = inspect(data_of(flat, [flat[1], np.full((32, 32, 3), 101, np.uint8)]))
     assert found.exact == ((1, 0), (2, 0))
@@ -109,41 +109,41 @@ def test_flat_pictures_are_never_near_duplicates_but_may_be_exact_ones() -> None
     assert inspect(data_of([100 + 9 * grain, smooth(0)], [101 + 9 * grain, smooth(1)])).near == ((0, 0),)
 
 
-def test_the_same_bytes_in_another_shape_are_another_picture() -> None:
+def test_the_same_bytes_in_another_shape_are_another_image() -> None:
     flat = [np.full(shape, 7, np.uint8) for shape in ((4, 8, 3), (8, 4, 3), (2, 16, 3))]
     assert inspect(data_of([flat[0], flat[2]], [flat[1], flat[0]])).exact == ((0, 1),)
 
 
 def test_copies_with_other_labels_are_contradictions() -> None:
-    pictures = [smooth(seed) for seed in range(4)]
-    brighter = ImageEnhance.Brightness(pictures[1]).enhance(1.1)
+    images = [smooth(seed) for seed in range(4)]
+    brighter = ImageEnhance.Brightness(images[1]).enhance(1.1)
     classes = [0, 1, 0, 1], [1, 1, 0]
-    found = inspect(data_of(pictures, [pictures[0], brighter, smooth(9)], classes))
+    found = inspect(data_of(images, [images[0], brighter, smooth(9)], classes))
     assert (found.exact, found.near, found.contradictions) == (((0, 0),), ((1, 1),), 1)
     shown = found.as_json()
     assert shown["contradictions"] == 1
     assert [(one["train"], one["test"], one["exact"]) for one in shown["duplicates"]] == [
-        ("picture 0", "picture 4", True),
-        ("picture 1", "picture 5", False),
+        ("image 0", "image 4", True),
+        ("image 1", "image 5", False),
     ]
     assert shown["classes"] == {"no": {"train": 2, "test": 1}, "yes": {"train": 2, "test": 2}}
 
 
 def test_duplicates_are_dropped_from_train_and_test_stays_whole() -> None:
-    pictures = [smooth(seed) for seed in range(6)]
-    data = data_of(pictures, [pictures[0], ImageEnhance.Brightness(pictures[3]).enhance(1.1)])
+    images = [smooth(seed) for seed in range(6)]
+    data = data_of(images, [images[0], ImageEnhance.Brightness(images[3]).enhance(1.1)])
     found = inspect(data)
     kept = found.without_duplicates()
     assert kept.train.index.tolist() == [1, 2, 4, 5]
     assert kept.test.index.tolist() == data.test.index.tolist()
     with pytest.warns(
-        vs.VitscopeWarning, match=r"^made: 2 training pictures are in the test set too \(1 exact pair and 1 near\): "
+        vs.VitscopeWarning, match=r"^made: 2 training images are in the test set too \(1 exact pair and 1 near\): "
     ):
         assert len(usable(found).train) == 6
     assert usable(found, drop_duplicates=True).train.index.tolist() == [1, 2, 4, 5]
 
 
-def test_files_that_hold_no_picture_are_named_and_refused_or_skipped(tmp_path: Path) -> None:
+def test_files_that_hold_no_image_are_named_and_refused_or_skipped(tmp_path: Path) -> None:
     for name, seed in (("train", 0), ("test", 1)):
         coloured_folder(tmp_path / "d" / name, {"red": 4, "blue": 4}, seed)
     bad = [tmp_path / "d" / place for place in ("train/red/1.png", "train/blue/0.png", "test/red/3.png")]
@@ -157,19 +157,19 @@ def test_files_that_hold_no_picture_are_named_and_refused_or_skipped(tmp_path: P
     assert [(name, at) for name, at, _ in found.unreadable] == [("train", 0), ("train", 5), ("test", 7)]
     for path in bad:
         assert any(str(path) in reason for _, _, reason in found.unreadable)
-    with pytest.raises(WorkError, match=r"^3 pictures of d cannot be read: .*mend or delete them") as error:
+    with pytest.raises(WorkError, match=r"^3 images of d cannot be read: .*mend or delete them") as error:
         usable(found)
     assert "\n" not in str(error.value)
-    with pytest.warns(vs.VitscopeWarning, match="3 pictures of d cannot be read: .*: skipped"):
+    with pytest.warns(vs.VitscopeWarning, match="3 images of d cannot be read: .*: skipped"):
         kept = usable(found, unreadable="skip")
     assert (kept.train.index.tolist(), kept.test.index.tolist()) == ([1, 2, 3, 4, 6, 7], list(range(8, 15)))
     assert found.without_unreadable().counts() == kept.counts() == {"blue": (3, 4), "red": (3, 3)}
 
 
-def test_the_mean_picture_of_a_class_is_the_mean_of_what_can_be_read() -> None:
+def test_the_mean_image_of_a_class_is_the_mean_of_what_can_be_read() -> None:
     levels = [10, 20, 60, 30]
-    pictures = [np.full((20, 30, 3), level, np.uint8) for level in levels]
-    found = inspect(data_of(pictures, [smooth(0), smooth(1)]))
+    images = [np.full((20, 30, 3), level, np.uint8) for level in levels]
+    found = inspect(data_of(images, [smooth(0), smooth(1)]))
     assert found.means.shape == (2, 64, 64, 3)
     assert np.allclose(found.means[0], 35)
     assert np.allclose(found.means[1], 25)
@@ -181,10 +181,10 @@ def test_the_mean_picture_of_a_class_is_the_mean_of_what_can_be_read() -> None:
     assert np.isnan(empty).all()
 
 
-def test_more_pictures_than_are_read_at_a_time_keep_their_order() -> None:
+def test_more_images_than_are_read_at_a_time_keep_their_order() -> None:
     levels = np.random.default_rng(0).integers(0, 256, 150)
-    pictures = [np.full((4, 4, 3), level, np.uint8) for level in levels]
-    found = inspect(data_of(pictures, pictures[:3]))
+    images = [np.full((4, 4, 3), level, np.uint8) for level in levels]
+    found = inspect(data_of(images, images[:3]))
     expected = [(a, b) for b in range(3) for a in range(150) if levels[a] == levels[b]]
     assert list(found.exact) == expected
     assert found.repeated == 150 - len(set(levels.tolist()))
@@ -197,8 +197,8 @@ def test_a_threshold_is_a_share(threshold: float) -> None:
 
 
 @pytest.mark.parametrize("block", [1, 7, 1 << 24])
-def test_looking_up_the_most_similar_picture(block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With copies it is their class; without them the class of the nearest other picture, as a plain loop finds it."""
+def test_looking_up_the_most_similar_image(block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With copies it is their class; without them the class of the nearest other image, as a plain loop finds it."""
     monkeypatch.setattr(inspecting, "BLOCK", block)
     train = [smooth(seed) for seed in range(9)]
     test = [resaved(train[2], tmp_path), train[5], smooth(50), smooth(51)]
@@ -216,10 +216,10 @@ def test_looking_up_the_most_similar_picture(block: int, tmp_path: Path, monkeyp
     assert with_copies[:2].all()
 
 
-def test_a_data_set_without_one_readable_picture_is_one_line(tmp_path: Path) -> None:
+def test_a_data_set_without_one_readable_image_is_one_line(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         for number in range(3):
-            (tmp_path / name / f"{number}.png").write_text("no picture")
-    with pytest.raises(WorkError, match=r"has no picture that can be read: .*0\.png is not a picture"):
+            (tmp_path / name / f"{number}.png").write_text("no image")
+    with pytest.raises(WorkError, match=r"has no image that can be read: .*0\.png is not an image"):
         inspect(load_data(tmp_path))

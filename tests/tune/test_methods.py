@@ -14,9 +14,9 @@ from tests.helpers.every_model import CASES, LABELS, WAYS, Case, case, every_cas
 from tests.reference.adapters import merged
 from vitscope.errors import CallError, UnknownModelError
 from vitscope.models.blocks import blocks
-from vitscope.models.heads import heads, with_classes
+from vitscope.models.heads import reset_classifier
 from vitscope.tune.low_rank import LowRank, add_low_rank
-from vitscope.tune.methods import TUNINGS, prepare
+from vitscope.tune.methods import TUNING_METHODS, prepare
 
 RANK = 4
 PLACED = {"adapter-attention": 1, "adapter-mlp": 1, "adapter-both": 2, "adapter-parallel": 1}
@@ -26,14 +26,14 @@ each_tuning = pytest.mark.parametrize("tuning", WAYS)
 def fresh(case: Case) -> vs.VisionModel:
     base = case.model()
     torch.manual_seed(0)
-    return with_classes(base, LABELS)
+    return reset_classifier(base, LABELS)
 
 
 def expected(model: vs.VisionModel, tuning: str) -> set[str]:
     """The names of what shall learn, from names and types of the prepared model alone."""
     names = {name for name, _ in model.module.named_parameters()}
     modules = dict(model.module.named_modules())
-    classifiers = {id(layer) for layer in heads(model)}
+    classifiers = {id(layer) for layer in get_classifiers(model)}
     found = {name for name in names if id(modules[name.rpartition(".")[0]]) in classifiers}
     if tuning == "full":
         return names
@@ -54,11 +54,11 @@ def expected(model: vs.VisionModel, tuning: str) -> set[str]:
 def test_only_what_the_tuning_names_learns(case: Case, tuning: str) -> None:
     model = fresh(case)
     before, keys = logits(model, case.pixels), set(weights(model))
-    prepared = prepare(model, tuning, rank=RANK if TUNINGS[tuning].rank else None)
+    prepared = prepare(model, tuning, rank=RANK if TUNING_METHODS[tuning].rank else None)
     assert torch.equal(logits(model, case.pixels), before)
     learning = {name: one for name, one in model.module.named_parameters() if one.requires_grad}
     assert set(learning) == expected(model, tuning)
-    head = sum(one.numel() for layer in heads(model) for one in layer.parameters())
+    head = sum(one.numel() for layer in get_classifiers(model) for one in layer.parameters())
     assert prepared.num_head == head
     assert prepared.num_trained == sum(one.numel() for one in learning.values()) - head
     frozen = {name: one.clone() for name, one in model.module.state_dict().items() if name not in learning}

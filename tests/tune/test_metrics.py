@@ -15,8 +15,8 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measures, "RESAMPLES", 300)
 
 
-def cell(share: float, seeds: int = 2, pictures: int = 120, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).random((seeds, pictures)) < share
+def cell(share: float, seeds: int = 2, images: int = 120, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).random((seeds, images)) < share
 
 
 def test_wilson_is_what_it_is_known_to_be() -> None:
@@ -83,8 +83,8 @@ def test_a_gain_turns_its_sign_and_identical_cells_gain_nothing() -> None:
     assert gain(alone, alone) == (0.0, (0.0, 0.0))
 
 
-def test_pictures_are_drawn_for_all_cells_together() -> None:
-    """The difference of two that are right on the same pictures but one has no spread of its own to speak of."""
+def test_images_are_drawn_for_all_cells_together() -> None:
+    """The difference of two that are right on the same images but one has no spread of its own to speak of."""
     base = cell(0.5, seeds=1)
     tuned = base.copy()
     tuned[0, np.flatnonzero(~base[0])[0]] = True
@@ -117,6 +117,6 @@ def test_an_interaction_is_a_difference_of_gains() -> None:
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_different_test_pictures_are_not_compared() -> None:
-    with pytest.raises(CallError, match="compared on the same test pictures"):
-        gain(cell(0.5), cell(0.5, pictures=60))
+def test_different_test_images_are_not_compared() -> None:
+    with pytest.raises(CallError, match="compared on the same test images"):
+        gain(cell(0.5), cell(0.5, images=60))

@@ -166,6 +166,6 @@ def test_a_tuned_run_is_shown_in_one_line_and_its_files_are_readable(tmp_path: P
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_a_folder_of_pictures_and_one_of_numpy_numbers(tmp_path: Path) -> None:
+def test_a_folder_of_images_and_one_of_numpy_numbers(tmp_path: Path) -> None:
     folder = coloured_folder(tmp_path / "birds", {"red": 3, "blue": 3})
     assert len(vs.load_data(folder, per_class=np.int64(1)).train) == 2  # type: ignore[arg-type]

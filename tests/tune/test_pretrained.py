@@ -14,7 +14,7 @@ from tests.helpers.coloured import coloured, small_swin, small_vit
 from tests.helpers.every_model import LABELS, WAYS, case, every_case, weights
 from tests.helpers.tiny import tiny_vit
 from vitscope.errors import VitscopeError, WorkError
-from vitscope.models.heads import with_classes
+from vitscope.models.heads import reset_classifier
 from vitscope.tune import finetune as finetuning
 from vitscope.tune.methods import prepare
 from vitscope.tune.pretrained import check_frozen_weights, check_pretrained_weights, frozen_digests
@@ -24,7 +24,7 @@ OPTIONS: dict[str, Any] = {"epochs": 1, "batch_size": 8, "augment": ()}
 
 
 def prepared(model: vs.VisionModel, tuning: str) -> vs.VisionModel:
-    made = with_classes(model, LABELS, by_windows=tuning == "window-cls")
+    made = reset_classifier(model, LABELS, by_windows=tuning == "window-cls")
     prepare(made, tuning)
     return made
 

@@ -14,7 +14,7 @@ import vitscope as vs
 from tests.helpers.coloured import small_swin, small_vit
 from tests.helpers.every_model import LABELS
 from vitscope.errors import CallError, VitscopeError
-from vitscope.models.heads import with_classes
+from vitscope.models.heads import reset_classifier
 from vitscope.tune.methods import prepare
 from vitscope.tune.muon import Muon, orthogonal
 from vitscope.tune.recipe import PRESETS, Recipe, read_recipe
@@ -116,7 +116,7 @@ def test_bad_values_are_one_line() -> None:
     assert refused(schedule="step") == "unknown schedule 'step': choose constant, cosine, trapezoid"
     assert refused(optimizer="sgd") == "unknown optimizer 'sgd': choose adamw, muon"
     assert refused(precision="int8") == "unknown precision 'int8': choose float32, bfloat16, float16"
-    assert refused(early_stop=2) == "early_stop needs validation, a share of the training pictures to watch"
+    assert refused(early_stop=2) == "early_stop needs validation, a share of the training images to watch"
     assert "early_stop is 0" in refused(early_stop=0, validation=0.1)
     assert "seed is -1" in refused(seed=-1)
 
@@ -162,7 +162,7 @@ def test_what_the_engine_is_told() -> None:
 @pytest.mark.parametrize("build", [small_vit, small_swin], ids=["vit", "swin"])
 @pytest.mark.parametrize("tuning", ["full", "lora", "adapter-mlp"])
 def test_only_weights_of_linear_layers_and_convolutions_decay(build: Any, tuning: str) -> None:
-    model: vs.VisionModel = with_classes(build(), LABELS)
+    model: vs.VisionModel = reset_classifier(build(), LABELS)
     prepare(model, tuning)
     recipe = Recipe(weight_decay=0.3)
     args = arguments(recipe, tuning, Path("unused"), 10, on_cpu=True)
@@ -177,7 +177,7 @@ def test_only_weights_of_linear_layers_and_convolutions_decay(build: Any, tuning
 
 
 def test_muon_takes_the_matrices_of_the_blocks_alone() -> None:
-    model = with_classes(small_vit(), LABELS)
+    model = reset_classifier(small_vit(), LABELS)
     prepare(model, "full")
     recipe = Recipe(optimizer="muon", muon_learning_rate=0.02, learning_rate=0.5)
     args = arguments(recipe, "full", Path("unused"), 10, on_cpu=True)

@@ -14,7 +14,7 @@ from tests.helpers.every_model import CASES, LABELS, Case, logits, same, weights
 from tests.helpers.swin_families import SwinFamily, family
 from vitscope.errors import CallError
 from vitscope.models.checkpoints.serialization import save_folder
-from vitscope.models.heads import WindowClassified, with_classes
+from vitscope.models.heads import WindowClassified, reset_classifier
 from vitscope.models.window_reader import WindowReader
 from vitscope.tune.methods import prepare
 from vitscope.window_tokens.window_head import WindowHead
@@ -32,7 +32,7 @@ def reader(model: vs.VisionModel) -> WindowReader:
 def reading(case: Case) -> vs.VisionModel:
     base = case.model()
     torch.manual_seed(0)
-    return with_classes(base, LABELS, by_windows=True)
+    return reset_classifier(base, LABELS, by_windows=True)
 
 
 def backbone(model: vs.VisionModel) -> dict[str, torch.Tensor]:
@@ -98,12 +98,12 @@ def read_by_hand(swin: SwinFamily, model: vs.VisionModel, pixels: Tensor) -> Ten
         norm, out, weight, bias = norm.double(), out.double(), weight.double(), bias.double()
         token = next(token for token in learned.tokens if token.numel() == tokens.shape[-1])
         gathered = []
-        for picture in range(len(tokens)):
+        for image in range(len(tokens)):
             taken = torch.zeros_like(token)
             for window, slots in enumerate(step.slots.tolist()):
-                row = looked.rows[step.layer][picture, window].double()  # (head, 1 + slot)
+                row = looked.rows[step.layer][image, window].double()  # (head, 1 + slot)
                 read = [norm(token)] + [
-                    norm(tokens[picture, slot]) if slot >= 0 else torch.zeros_like(token) for slot in slots
+                    norm(tokens[image, slot]) if slot >= 0 else torch.zeros_like(token) for slot in slots
                 ]
                 values = torch.stack([weight @ one + bias for one in read]).unflatten(-1, (len(row), -1))
                 taken = taken + out(torch.einsum("hs,shc->hc", row, values).flatten())
@@ -153,10 +153,10 @@ def test_what_has_no_windows_to_read_is_refused(case: Case) -> None:
 @pytest.mark.parametrize("method", [vs.rollout, vs.attention_map])
 def test_a_classifier_that_reads_windows_has_no_row_to_show(method: Callable[..., Any], tmp_path: Path) -> None:
     tuned = vs.finetune(small_swin(), coloured(), out=tmp_path / "run", tuning="window-cls", epochs=1, batch_size=8)
-    picture = coloured().test.read(0)
-    assert tuned.model.predict(picture)[0][0].label in coloured().labels
+    image = coloured().test.read(0)
+    assert tuned.model.predict(image)[0][0].label in coloured().labels
     with pytest.raises(CallError, match="window"):
-        method(tuned.model, picture)
+        method(tuned.model, image)
 
 
 def test_it_goes_on_where_it_was_stopped(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from tests.helpers.comparisons import leaking, made_up
 from vitscope.errors import SaveError
-from vitscope.tune.leakage import Inspection
+from vitscope.tune.leakage import DataCheck
 from vitscope.views import tuning as showing
 from vitscope.views.comparison_page import ATTENTION_HEADER, INTERACTION_HEADER, SUMMARY_HEADER, write_page
 
@@ -21,12 +21,12 @@ ONE = {("vit", "head"): 0.5}
 
 
 @pytest.fixture(scope="module", name="inspected")
-def with_leaks(tmp_path_factory: pytest.TempPathFactory) -> Inspection:
+def with_leaks(tmp_path_factory: pytest.TempPathFactory) -> DataCheck:
     return leaking(tmp_path_factory.mktemp("data"))
 
 
 class Reader(HTMLParser):
-    """Cells of tables, texts of all else, pictures."""
+    """Cells of tables, texts of all else, images."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class Reader(HTMLParser):
             self.rows[-1][-1] += data
 
 
-def test_the_report_holds_every_number_and_figure(inspected: Inspection, tmp_path: Path) -> None:
+def test_the_report_holds_every_number_and_figure(inspected: DataCheck, tmp_path: Path) -> None:
     found = made_up(inspection=inspected)
     written = write_page(found, tmp_path)
     names = ["accuracy", "curves", "confusion", "attention-vit", "attention-swin", "data"]
@@ -78,7 +78,7 @@ def test_the_report_holds_every_number_and_figure(inspected: Inspection, tmp_pat
     assert read.rows[11] == ["swin", "before", "", "", *before]
     moved = np.mean([[0.65 / 4, 0.65 / 3, 0.65 / 2]])
     assert read.rows[13] == ["swin", "lora", f"{moved:.2f}", "+0.75", *after]
-    assert "1,234 training and 40 test pictures, 2 classes, seeds 0, 1" in read.text
+    assert "1,234 training and 40 test images, 2 classes, seeds 0, 1" in read.text
     assert '"epochs": 2' in read.text
     for image, path in zip(read.images, written[1:], strict=True):
         source = str(image["src"])

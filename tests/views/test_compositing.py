@@ -118,15 +118,15 @@ def test_answers_have_their_unit() -> None:
 # The plate
 
 
-def test_the_plate_shows_the_pictures_with_their_classes(result: vs.Composition) -> None:
+def test_the_plate_shows_the_images_with_their_classes(result: vs.Composition) -> None:
     made = plate(result)
-    pictures = [panel for row in made.rows[::2] for panel in row.panels]
+    images = [panel for row in made.rows[::2] for panel in row.panels]
     numbers = on_plate(result)
-    assert len(pictures) == len(numbers)
-    for at, panel in zip(numbers, pictures, strict=True):
+    assert len(images) == len(numbers)
+    for at, panel in zip(numbers, images, strict=True):
         name = result.names[at]
         assert panel.title == (name if len(name) <= 27 else f"{name[:26]}…")
-        assert np.array_equal(np.asarray(panel.picture.photo), np.asarray(result.image(at)))
+        assert np.array_equal(np.asarray(panel.image.photo), np.asarray(result.image(at)))
         assert panel.values is None
         ranked = result.ranking(at).classes
         assert len(panel.lines) == 3
@@ -135,11 +135,11 @@ def test_the_plate_shows_the_pictures_with_their_classes(result: vs.Composition)
             assert line == (words if at == 0 else f"{words}  {change(one, 'probability')}")
     assert made.title == f"What {result.provenance['model']} says when objects are moved"
     assert "dog and cat; holes filled: inpaint" in made.note
-    assert f"of {len(result)} pictures" in made.note
+    assert f"of {len(result)} images" in made.note
     assert "percentage points" in made.note
 
 
-def test_under_each_picture_stands_where_the_model_looked(result: vs.Composition) -> None:
+def test_under_each_image_stands_where_the_model_looked(result: vs.Composition) -> None:
     made, numbers = plate(result), on_plate(result)
     rollouts = [panel for row in made.rows[1::2] for panel in row.panels]
     for at, panel in zip(numbers, rollouts, strict=True):
@@ -174,13 +174,13 @@ def test_the_plate_leaves_out_what_is_there_twice_and_most_places(result: vs.Com
     assert kept == [result.names[at] for at in result.select("controls", "cat", placed=False)]
 
 
-def test_a_picture_smaller_than_the_photo_is_shown_whole() -> None:
+def test_a_image_smaller_than_the_photo_is_shown_whole() -> None:
     from vitscope.images.preprocessing import Preprocessing
 
     base = seeing(slow.share_of_red, 32, 32)
     model = dataclasses.replace(base, preprocessing=Preprocessing((32, 32), fit="crop", resize_to=(32, 32)))
     made = plate(vs.compose(model, painted(40, 80, (36, 10, 9, 9)), (36, 10, 9, 9), tests="size"))
-    assert {panel.picture.box for panel in panels(made)} == {(0.0, 0.0, 80.0, 40.0)}
+    assert {panel.image.box for panel in panels(made)} == {(0.0, 0.0, 80.0, 40.0)}
 
 
 def test_labels_are_the_first_of_their_synonyms() -> None:
@@ -207,7 +207,7 @@ def test_maps_stand_over_the_photo_in_the_same_colours(result: vs.Composition, o
         assert panel.lines[0] == f"{100 * one.values.min():.1f} % to {100 * one.values.max():.1f} %"
         assert panel.lines[1] == f"original: {100 * result.outputs[0, result.column(None, name)]:.1f} %"
         ((down, across, mark),) = panel.numbers
-        left, top, right, bottom = panel.picture.box
+        left, top, right, bottom = panel.image.box
         x, y = result.outlines[name].centre
         assert mark == "×"
         assert (left + (across + 0.5) / 3 * (right - left), top + (down + 0.5) / 3 * (bottom - top)) == pytest.approx(
@@ -273,7 +273,7 @@ def test_either_test_can_be_drawn_alone(tests: Any, tmp_path: Path) -> None:
 # Controls
 
 
-def test_controls_show_the_pictures_the_maps_and_the_effects(result: vs.Composition) -> None:
+def test_controls_show_the_images_the_maps_and_the_effects(result: vs.Composition) -> None:
     found = vs.effects(result)
     made = controls([result], found)
     bars = made.rows[-1].panels[0]
@@ -281,7 +281,7 @@ def test_controls_show_the_pictures_the_maps_and_the_effects(result: vs.Composit
     assert list(bars.names) == [one.name for one in found]
     assert list(bars.values) == [one.mean for one in found]
     assert bars.intervals is None
-    assert bars.title == "what is owed to what, this picture"
+    assert bars.title == "what is owed to what, this image"
     maps = [panel for panel in panels(made) if isinstance(panel, Panel) and panel.flat]
     assert [panel.title.partition(" by place, ")[2] for panel in maps] == [
         "its own background",
@@ -301,12 +301,12 @@ def test_controls_show_the_pictures_the_maps_and_the_effects(result: vs.Composit
         assert words in titles
 
 
-def test_effects_of_several_pictures_have_intervals(result: vs.Composition) -> None:
+def test_effects_of_several_images_have_intervals(result: vs.Composition) -> None:
     second = dataclasses.replace(result, outputs=result.outputs[:, ::-1].copy())
     found = vs.effects([result, second], target=1)
     bars = controls([result, second], found, 1).rows[-1].panels[0]
     assert list(bars.intervals) == [one.interval for one in found]
-    assert bars.title == "what is owed to what, 2 pictures, 95 % intervals"
+    assert bars.title == "what is owed to what, 2 images, 95 % intervals"
 
 
 # Drawing
@@ -334,8 +334,8 @@ def test_every_figure_is_drawn(kind: str, result: vs.Composition, other: vs.Comp
 
 
 def test_rows_have_the_width_they_ask_for() -> None:
-    picture = vs.Picture(Image.new("RGB", (60, 30), "gray"), (0.0, 0.0, 60.0, 30.0))
-    panel = Panel(picture, title="one", lines=["a line", "another"])
+    image = vs.InputImage(Image.new("RGB", (60, 30), "gray"), (0.0, 0.0, 60.0, 30.0))
+    panel = Panel(image, title="one", lines=["a line", "another"])
     scene = Scene([Row([panel, panel], 2, 1.5), Row([panel], 1)], "title", caption="")
     made = figure.draw(scene)
     inches = made.get_size_inches()
@@ -355,10 +355,10 @@ def test_colours_run_between_the_limits() -> None:
     assert stretch(values, (0.0, 0.8)) == pytest.approx(np.array([[0.25, 0.5]]))
     assert stretch(values, (0.3, 0.35)).tolist() == [[0.0, 1.0]]
     assert stretch(values, (0.2, 0.2)).tolist() == [[0.0, 0.0]]
-    picture = vs.Picture(Image.new("RGB", (20, 10), "black"), (0.0, 0.0, 20.0, 10.0))
+    image = vs.InputImage(Image.new("RGB", (20, 10), "black"), (0.0, 0.0, 20.0, 10.0))
     flat = np.full((1, 2), 0.5, np.float32)
     low, middle = (
-        np.asarray(figure.render(Panel(picture, flat, alpha=1.0, flat=True, limits=limits), (20, 10)))[5, 5]
+        np.asarray(figure.render(Panel(image, flat, alpha=1.0, flat=True, limits=limits), (20, 10)))[5, 5]
         for limits in (None, (0.0, 1.0))
     )
     assert low.tolist() == [0, 0, 4] or low.sum() < 20
@@ -366,11 +366,11 @@ def test_colours_run_between_the_limits() -> None:
 
 
 def test_curves_are_drawn_from_end_to_end() -> None:
-    picture = vs.Picture(Image.new("RGB", (60, 30), "gray"), (0.0, 0.0, 60.0, 30.0))
+    image = vs.InputImage(Image.new("RGB", (60, 30), "gray"), (0.0, 0.0, 60.0, 30.0))
     curves = Curves(
         ["one", "two"], [[0.01, 0.04, 0.16], [0.02, 0.3]], [[0.1, 0.5, 0.2], [0.9, 0.3]], "t", "area", (0.0, 1.0), True
     )
-    made = figure.draw(Scene([Row([Panel(picture), curves], 2)], "title", caption=""))
+    made = figure.draw(Scene([Row([Panel(image), curves], 2)], "title", caption=""))
     axes = made.axes[1]
     assert [line.get_xdata().tolist() for line in axes.lines] == [[0.01, 0.04, 0.16], [0.02, 0.3]]
     assert [line.get_ydata().tolist() for line in axes.lines] == [[0.1, 0.5, 0.2], [0.9, 0.3]]
@@ -382,9 +382,9 @@ def test_curves_are_drawn_from_end_to_end() -> None:
 
 
 def test_bars_by_themselves_are_no_higher_than_they_need() -> None:
-    picture = vs.Picture(Image.new("RGB", (60, 60), "gray"), (0.0, 0.0, 60.0, 60.0))
+    image = vs.InputImage(Image.new("RGB", (60, 60), "gray"), (0.0, 0.0, 60.0, 60.0))
     bars = Bars(["a long name", "b"], [0.5, -0.2], [(0.1, 0.9), (-0.9, 0.5)], "bars")
-    made = figure.draw(Scene([Row([Panel(picture)], 1), Row([bars], 1, 8.0)], "title", caption=""))
+    made = figure.draw(Scene([Row([Panel(image)], 1), Row([bars], 1, 8.0)], "title", caption=""))
     inches, box = made.get_size_inches(), made.axes[1].get_position()
     assert box.height * inches[1] == pytest.approx(2 * figure.BAR)
     axes = made.axes[1]

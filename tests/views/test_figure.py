@@ -55,8 +55,8 @@ def test_the_note_says_how_a_rollout_was_made(trace):
 
 @pytest.mark.parametrize("size", [(90, 40), (40, 90), (64, 64)])
 def test_panels_have_the_photos_proportions(size):
-    picture = vs.Picture(Image.new("RGB", size, "gray"), (0.0, 0.0, float(size[0]), float(size[1])))
-    panel = scene.Panel(picture, np.eye(3, dtype=np.float32), "title")
+    image = vs.InputImage(Image.new("RGB", size, "gray"), (0.0, 0.0, float(size[0]), float(size[1])))
+    panel = scene.Panel(image, np.eye(3, dtype=np.float32), "title")
     drawn = figure.draw(scene.Scene([scene.Row([panel] * 3, 3)], "title"))
     inches = drawn.get_size_inches()
     for axes in drawn.axes[:-1]:
@@ -75,10 +75,10 @@ def test_panels_lie_on_the_page_and_apart(trace):
 
 def test_the_brightest_patch_is_drawn_where_it_is():
     """A photo seen through a centre crop: the hot patch of the grid lands in the crop, grey lies around it."""
-    picture = vs.Picture(Image.new("RGB", (200, 100), "black"), (50.0, 0.0, 150.0, 100.0))
+    image = vs.InputImage(Image.new("RGB", (200, 100), "black"), (50.0, 0.0, 150.0, 100.0))
     values = np.zeros((2, 2), dtype=np.float32)
     values[0, 1] = 1
-    drawn = np.asarray(figure.render(scene.Panel(picture, values, alpha=1.0), (200, 100))).astype(int)
+    drawn = np.asarray(figure.render(scene.Panel(image, values, alpha=1.0), (200, 100))).astype(int)
     assert drawn[25, 125].sum() > 600, "the hot patch"
     assert drawn[75, 75].sum() < 60, "a cold patch"
     for unseen in (drawn[50, 20], drawn[50, 180]):

@@ -74,7 +74,7 @@ def test_the_figure_is_drawn_on_the_page(result, tmp_path):
 def test_faded_is_grey_and_lit_is_as_it_was():
     photo = Image.new("RGB", (20, 10), (200, 40, 40))
     lit = np.array([[True, False]])
-    panel = scene.Panel(vs.Picture(photo, (0.0, 0.0, 20.0, 10.0)), lit=lit)
+    panel = scene.Panel(vs.InputImage(photo, (0.0, 0.0, 20.0, 10.0)), lit=lit)
     drawn = np.asarray(figure.render(panel, (20, 10)))
     assert drawn[5, 4].tolist() == [200, 40, 40]
     assert len(set(drawn[5, 15].tolist())) == 1

@@ -10,7 +10,7 @@ from PIL import Image
 
 import vitscope as vs
 from tests.helpers.comparisons import attention, leaking, made_up, of_cells, photos, said
-from vitscope.tune.leakage import Inspection
+from vitscope.tune.leakage import DataCheck
 from vitscope.views import comparison_page as page
 from vitscope.views import figure
 from vitscope.views import tuning as showing
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("quick_comparisons", "coarse_figures")
 
 
 @pytest.fixture(scope="module", name="inspected")
-def with_leaks(tmp_path_factory: pytest.TempPathFactory) -> Inspection:
+def with_leaks(tmp_path_factory: pytest.TempPathFactory) -> DataCheck:
     return leaking(tmp_path_factory.mktemp("data"))
 
 
@@ -87,7 +87,7 @@ def test_dots_stand_over_an_axis_that_says_where_they_are(tmp_path: Path) -> Non
 def test_one_tuning_has_accuracies_alone(tmp_path: Path) -> None:
     scene = showing.accuracy_scene(made_up({("vit", "lora"): 0.7}))
     assert [type(panel) for panel in panels(scene)] == [Dots]
-    assert scene.note == "mean of 2 seeds, 40 test pictures"
+    assert scene.note == "mean of 2 seeds, 40 test images"
     drawn(scene, tmp_path)
 
 
@@ -160,7 +160,7 @@ def test_thirty_classes_have_shades_and_some_names(tmp_path: Path) -> None:
     assert {text.get_text() for text in made.axes[0].get_yticklabels()} == {"a rather long cla…"}
 
 
-def test_a_row_without_pictures_is_empty_and_not_a_division_by_zero(tmp_path: Path) -> None:
+def test_a_row_without_images_is_empty_and_not_a_division_by_zero(tmp_path: Path) -> None:
     matrix = Matrix(np.array([[3, 1], [0, 0]]), ["a", "b"], "", "true", "said")
     made = drawn(Scene([showing.Row([matrix], 1, 3.0)], "counts", caption=""), tmp_path)
     assert words(made.axes[0]) == ["3", "1", "0", "0"]
@@ -172,7 +172,7 @@ def test_rollouts_before_and_after_stand_beside_their_photo(tmp_path: Path) -> N
     scene = showing.attention_scene(found, "vit")
     assert scene is not None
     change = found.attention("vit", "lora")
-    assert list(scene.column_names) == ["picture", "before", "lora"]
+    assert list(scene.column_names) == ["image", "before", "lora"]
     assert change.before is not None
     assert change.after is not None
     for at, row in enumerate(scene.rows):
@@ -183,14 +183,14 @@ def test_rollouts_before_and_after_stand_beside_their_photo(tmp_path: Path) -> N
     drawn(scene, tmp_path)
     alone = showing.attention_scene(made_up({("vit", "head"): 0.7}), "vit")
     assert alone is not None
-    assert list(alone.column_names) == ["picture", "before", "head"]
+    assert list(alone.column_names) == ["image", "before", "head"]
 
 
 def test_a_model_without_rollouts_has_no_such_figure() -> None:
     about = attention(False, 0.5) | dict.fromkeys(
         ("correlation", "faithfulness_before", "faithfulness_after", "before", "after")
     )
-    found = of_cells([said("maxvit", "lora", 0, 0.5, about)], pictures={"maxvit": photos()})
+    found = of_cells([said("maxvit", "lora", 0, 0.5, about)], images={"maxvit": photos()})
     assert showing.attention_scene(found, "maxvit") is None
     assert set(page._scenes(found)) == {"accuracy", "curves", "confusion"}
 
@@ -200,7 +200,7 @@ def test_photos_keep_their_proportions_on_a_white_square() -> None:
     assert scene is not None
     for row, before in zip(scene.rows, photos(), strict=True):
         for panel in row.panels:
-            square = panel.picture
+            square = panel.image
             side = max(before.photo.size)
             assert square.photo.size == (side, side)
             left, top = (side - before.photo.width) // 2, (side - before.photo.height) // 2
@@ -210,11 +210,11 @@ def test_photos_keep_their_proportions_on_a_white_square() -> None:
             white = np.asarray(square.photo).copy()
             white[place[1] : place[3], place[0] : place[2]] = 255
             assert (white == 255).all()
-            seen = [tuple(map(round, picture.box)) for picture in (square, before)]
+            seen = [tuple(map(round, image.box)) for image in (square, before)]
             assert square.photo.crop(seen[0]).tobytes() == before.photo.crop(seen[1]).tobytes()
 
 
-def test_a_data_set_shows_its_classes_and_its_leaks(inspected: Inspection, tmp_path: Path) -> None:
+def test_a_data_set_shows_its_classes_and_its_leaks(inspected: DataCheck, tmp_path: Path) -> None:
     assert (len(inspected.exact), len(inspected.near)) == (1, 1)
     scene = showing.data_scene(inspected)
     means, twins = scene.rows[0].panels, scene.rows[1].panels
@@ -222,15 +222,15 @@ def test_a_data_set_shows_its_classes_and_its_leaks(inspected: Inspection, tmp_p
         ("blue", "4 to train", "2 to test"),
         ("red", "3 to train", "2 to test"),
     ]
-    np.testing.assert_allclose(np.asarray(means[1].picture.photo), inspected.means[1], atol=0.5)
+    np.testing.assert_allclose(np.asarray(means[1].image.photo), inspected.means[1], atol=0.5)
     assert [panel.lines for panel in twins] == [
         ("red", "in train, the same"),
         ("red", "in test, the same"),
         ("blue", "in train, nearly"),
         ("blue", "in test, nearly"),
     ]
-    assert twins[0].picture.photo.tobytes() == twins[1].picture.photo.tobytes()
-    assert scene.note == "7 pictures to train, 4 to test; 2 of those to train in the test set too, see below"
+    assert twins[0].image.photo.tobytes() == twins[1].image.photo.tobytes()
+    assert scene.note == "7 images to train, 4 to test; 2 of those to train in the test set too, see below"
     drawn(scene, tmp_path)
 
 

@@ -25,11 +25,11 @@ def by_hand(swin: SwinFamily, block: Any, tokens: Tensor, slots: Tensor) -> Tens
         weights = list(zip(block.attn.qkv.weight.chunk(3), block.attn.qkv.bias.chunk(3), strict=True))[:2]
     (query_weight, query_bias), (key_weight, key_bias) = weights
     rows = []
-    for picture in tokens:
+    for image in tokens:
         for window in slots.tolist():
-            inside = picture[[slot for slot in window if slot >= 0]]
+            inside = image[[slot for slot in window if slot >= 0]]
             keys = [norm(inside.mean(0))]
-            keys += [norm(picture[slot]) if slot >= 0 else torch.zeros(picture.shape[1]) for slot in window]
+            keys += [norm(image[slot]) if slot >= 0 else torch.zeros(image.shape[1]) for slot in window]
             q = query_weight @ keys[0] + query_bias
             k = torch.stack([key_weight @ key + key_bias for key in keys])
             scores = [
@@ -112,7 +112,7 @@ def test_a_model_without_such_windows_is_refused(name: str) -> None:
         vs.window_cls(family(name).model(), pixels(SIZES["fitting"]))
 
 
-def test_a_few_steps_lower_the_loss_on_real_pictures(chelsea) -> None:
+def test_a_few_steps_lower_the_loss_on_real_images(chelsea) -> None:
     """Two photos cut into quarters; which photo a quarter is from is learned through the tokens and the head."""
     import skimage.data
 
@@ -124,7 +124,7 @@ def test_a_few_steps_lower_the_loss_on_real_pictures(chelsea) -> None:
         for y in (0, photo.shape[0] // 2)
         for x in (0, photo.shape[1] // 2)
     ]
-    images, _ = model.prepare([picture for picture, _ in quarters])
+    images, _ = model.prepare([image for image, _ in quarters])
     labels = torch.tensor([label for _, label in quarters])
     before = {name: value.clone() for name, value in model.module.state_dict().items()}
     torch.manual_seed(0)

@@ -13,7 +13,7 @@ from vitscope.attention.patch_merging import MergeStep
 from vitscope.attention.scores import Compact, Head, Scores, check_head_fusion, fuse_heads, in_float32
 from vitscope.errors import CallError, UnsupportedModelError
 from vitscope.grid import Grid
-from vitscope.images.image import Picture
+from vitscope.images.image import InputImage
 from vitscope.typing import DenseAttention, Fallen, Fused, Maps, ReadoutRow, Rows, Slots, Weights
 from vitscope.validation import class_index, only_finite, whole_number
 
@@ -64,7 +64,7 @@ class AttentionStep:
 
     def fused(self, head: Head) -> Fused:
         """The heads fused (or one of them), in row blocks: heads × tokens² is never in memory."""
-        head = self.known_head(head)
+        head = self.require_head(head)
         slices = self.row_slices()
         parts = [fuse_heads(block, head) for block in self.scores.blocks(slices)]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
@@ -77,7 +77,7 @@ class AttentionStep:
         weights = self.weights()
         if self.is_plain:
             return weights[:, 0]
-        slots, num_tokens = self.known_slots(), self.known_grid().num_tokens
+        slots, num_tokens = self.require_slots(), self.require_grid().num_tokens
         batch, _, heads = weights.shape[:3]
         sink = torch.where(slots < 0, num_tokens, slots)  # one row and column more, for padding
         dense = weights.new_zeros(batch, heads, num_tokens + 1, num_tokens + 1)
@@ -85,8 +85,8 @@ class AttentionStep:
         return dense[:, :, :-1, :-1]
 
     def on_padding(self) -> Float[Tensor, "batch head token"]:
-        """The share of each token's attention that falls on padding, where there is no picture."""
-        weights, slots, grid = self.weights(), self.known_slots(), self.known_grid()
+        """The share of each token's attention that falls on padding, where there is no image."""
+        weights, slots, grid = self.weights(), self.require_slots(), self.require_grid()
         real = slots >= 0
         lost = (weights * ~real[:, None, None]).sum(-1).transpose(1, 2)  # (batch, head, window, slot)
         shares = weights.new_zeros(*lost.shape[:2], grid.num_tokens)
@@ -113,9 +113,9 @@ class AttentionStep:
         """(batch, token): the sum of each token's row of fused attention, what falls on padding included."""
         if self.is_plain:
             return fused[:, 0].sum(-1)
-        slots = self.known_slots()
+        slots = self.require_slots()
         real = slots >= 0
-        sums = fused.new_zeros(len(fused), self.known_grid().num_tokens)
+        sums = fused.new_zeros(len(fused), self.require_grid().num_tokens)
         sums[:, slots[real]] = fused.sum(-1)[:, real]
         return sums
 
@@ -124,7 +124,7 @@ class AttentionStep:
         with in_float32(rows):
             if self.is_plain:
                 return rows @ fused[:, 0], rows.new_zeros(rows.shape[:2])
-            slots = self.known_slots()
+            slots = self.require_slots()
             real = slots >= 0
             inside = rows[:, :, slots.clamp_min(0)] * real  # (batch, row, window, slot)
             looked_at = torch.einsum("brwq,bwqk->brwk", inside, fused)
@@ -134,7 +134,7 @@ class AttentionStep:
 
     def looked_at(self, rows: Rows, head: Head) -> tuple[Rows, Fallen]:
         """:meth:`pull` for one head or fused heads, computing only the rows of A that are asked for."""
-        head = self.known_head(head)
+        head = self.require_head(head)
         if not self.is_plain:
             return self.pull(rows, self.fused(head))
         needed = rows.abs().sum((0, 1)).nonzero().flatten()
@@ -146,7 +146,7 @@ class AttentionStep:
                 pulled += rows[:, :, part] @ fuse_heads(block, head)[:, 0]
         return pulled, rows.new_zeros(rows.shape[:2])
 
-    def known_head(self, head: Head) -> Head:
+    def require_head(self, head: Head) -> Head:
         """The head as it was meant; a CallError where there is none."""
         if isinstance(head, str):
             check_head_fusion(head)
@@ -156,7 +156,7 @@ class AttentionStep:
             raise CallError(f"head {head} is not there: layer {self.layer} has heads 0 to {self.num_heads - 1}")
         return head
 
-    def known_grid(self) -> Grid:
+    def require_grid(self) -> Grid:
         """The token grid, or a CallError where nobody knows it."""
         if self.grid is None:
             raise CallError(
@@ -165,7 +165,7 @@ class AttentionStep:
             )
         return self.grid
 
-    def known_slots(self) -> Slots:
+    def require_slots(self) -> Slots:
         """Which tokens the windows hold, or a CallError where nobody knows."""
         if self.slots is None:
             raise CallError(
@@ -215,7 +215,7 @@ class Trace:
     steps: Sequence[Step]
     num_layers: int
     readout: ReadoutRow | None
-    pictures: Sequence[Picture]
+    images: Sequence[InputImage]
     prefix_names: tuple[str, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
     labels: tuple[str, ...] | None = None
@@ -226,8 +226,8 @@ class Trace:
     def __repr__(self) -> str:
         blocks, kept = f"{self.num_layers} attention blocks", len(self.blocks)
         lines = [
-            f"<Trace of {self.provenance.get('model', 'a model')}: {len(self.pictures)} "
-            f"{'image' if len(self.pictures) == 1 else 'images'}, {blocks}"
+            f"<Trace of {self.provenance.get('model', 'a model')}: {len(self.images)} "
+            f"{'image' if len(self.images) == 1 else 'images'}, {blocks}"
             + ("" if kept == self.num_layers else f", {kept} kept")
         ]
         shapes = dict.fromkeys(step.shape_text for step in self.blocks)
@@ -303,13 +303,13 @@ class Trace:
     def map_and_padding(self, layer: int, head: Head, query: Query) -> tuple[Maps, Float[Tensor, " batch"]]:
         """:meth:`map`, and the share of the query's attention that fell on padding."""
         step = self.step(layer)
-        grid = step.known_grid()
+        grid = step.require_grid()
         rows, fallen = step.looked_at(self.query_row(step, query)[:, None], head)
         return only_finite(grid.patches(rows[:, 0]), "attention"), fallen[:, 0]
 
     def query_row(self, step: AttentionStep, query: Query) -> ReadoutRow:
         """The row vector of a query over a block's tokens: the readout, or one-hot on a token."""
-        grid = step.known_grid()
+        grid = step.require_grid()
         if isinstance(query, str) and query == "readout":
             return self.readout_at(step)
         if isinstance(query, str):
@@ -354,7 +354,7 @@ class Trace:
             if isinstance(later, MergeStep):
                 self.require_chain()
                 rows, _ = later.pull(rows, "equal")
-        if rows.shape[-1] != step.known_grid().num_tokens:
+        if rows.shape[-1] != step.require_grid().num_tokens:
             raise CallError(
                 f"how tokens of layer {step.layer} reach the readout is unknown in this model: name a patch as "
                 "(row, column)"

@@ -71,7 +71,7 @@ def attention(
             what = "window_cls_mean_of_heads" if window_cls else "values_mean_of_heads"
             about = {**asked, what: {str(at): values.tolist() for at, values in shown.items()}}
             save(scene, path, overwrite)
-            report.append({"picture": str(photo), "figure": str(path), "provenance": dict(trace.provenance), **about})
+            report.append({"image": str(photo), "figure": str(path), "provenance": dict(trace.provenance), **about})
 
 
 def _query(text: str) -> "Query":

@@ -64,12 +64,12 @@ def compare(
     """Models by ways to tune by seeds: accuracies, who gains more, and what tuning did to attention."""
     from rich.console import Console
 
-    from vitscope.tune.methods import known_tuning
+    from vitscope.tune.methods import require_tuning
 
     chosen = split_list(tunings)
     for tuning in chosen:
-        known_tuning(tuning)  # before the engine is imported, which takes seconds
-    from vitscope.methods._perturbation import telling
+        require_tuning(tuning)  # before the engine is imported, which takes seconds
+    from vitscope.methods._perturbation import progress_bar
     from vitscope.tune.comparison import compare as run
     from vitscope.tune.data import load_data
     from vitscope.tune.leakage import inspect
@@ -83,9 +83,9 @@ def compare(
 
     folder = out or Path(f"{data_name(data)}-comparison")
     loaded = [load_model(name, device, (), image_size=image_size) for name in split_list(models)]
-    pictures = load_data(data, test_share=test_share, seed=split_seed, per_class=per_class)
-    with telling(not json_, READING) as tell:
-        inspection = inspect(pictures, progress=tell)
+    images = load_data(data, test_share=test_share, seed=split_seed, per_class=per_class)
+    with progress_bar(not json_, READING) as tell:
+        inspection = inspect(images, progress=tell)
     with training_progress(not json_) as told:
         result = run(
             inspection,

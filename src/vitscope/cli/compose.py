@@ -1,4 +1,4 @@
-"""The command that puts pictures together: compose."""
+"""The command that puts images together: compose."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -26,9 +26,9 @@ from vitscope.cli.terminal import say
 from vitscope.errors import CallError, OutputExistsError
 
 if TYPE_CHECKING:
-    from vitscope.compositing.object_masks import Outline
+    from vitscope.compositing.object_masks import ObjectMask
     from vitscope.compositing.result import Composition
-    from vitscope.compositing.stage import Composite
+    from vitscope.compositing.stage import EditedImage
     from vitscope.models import VisionModel
 
 SEEN = 0.9  # of an object: less is worth a line
@@ -41,8 +41,8 @@ class Marked:
     """A photo with its objects, and composites of its own."""
 
     photo: Path
-    objects: Sequence["Outline"]
-    composites: Sequence["Composite"] = ()
+    objects: Sequence["ObjectMask"]
+    composites: Sequence["EditedImage"] = ()
 
 
 @model_command
@@ -85,15 +85,15 @@ def compose(
     ] = None,
     places: Annotated[str, typer.Option(help="Rows and columns of the location test.")] = "7,7",
     location_scale: Annotated[float, typer.Option(help="The object's size in the location test.")] = 1.0,
-    fill: Annotated[str, typer.Option(help="In holes: inpaint, mean, blur, a colour or a picture.")] = "inpaint",
+    fill: Annotated[str, typer.Option(help="In holes: inpaint, mean, blur, a colour or an image.")] = "inpaint",
     background: Annotated[
-        Path | None, typer.Option(help="The other background, a picture.", show_default="a texture of grass")
+        Path | None, typer.Option(help="The other background, an image.", show_default="a texture of grass")
     ] = None,
     feather: Annotated[float | None, typer.Option(help="Pixels over which edges fade.", show_default="1 %")] = None,
     attention: Annotated[bool, typer.Option(help="Also show where the model looked: rollouts.")] = True,
     output: Annotated[Literal["probability", "logit"], typer.Option(help="What is asked for.")] = "probability",
     seed: Annotated[int, typer.Option(help="Of the shuffled background.")] = 0,
-    batch_size: Annotated[int, typer.Option(help="Pictures to a forward.")] = 64,
+    batch_size: Annotated[int, typer.Option(help="Images to a forward.")] = 64,
     top_k: TopK = 3,
     compare: Compared = None,
     examples: Examples = None,
@@ -152,7 +152,7 @@ def compose(
                 say(f"{one.photo}, as {result.provenance['model']} sees it:")
                 print_composites(result, top_k)
             shown = [result.as_json() for result in results]
-            report.append({"picture": str(one.photo), "files": [str(path) for path in written], "results": shown})
+            report.append({"image": str(one.photo), "files": [str(path) for path in written], "results": shown})
             if interrupted:
                 raise KeyboardInterrupt
             made.append(results)
@@ -214,7 +214,7 @@ def _marked(
     return [Marked(photos[0], found)]
 
 
-def _object(photo: Path, text: str, at: int, count: int, refine: bool, cut: str) -> "Outline":
+def _object(photo: Path, text: str, at: int, count: int, refine: bool, cut: str) -> "ObjectMask":
     from vitscope.compositing.object_masks import outline
 
     name, equals, what = text.partition("=")

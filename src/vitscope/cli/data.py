@@ -8,11 +8,11 @@ import typer
 
 from vitscope.cli.app import Json, Overwrite, app
 from vitscope.cli.output import fresh, print_table, save
+from vitscope.cli.training import READING, DataName, PerClass, SplitSeed, TestShare, data_name
 from vitscope.errors import CallError, OutputExistsError
 
 if TYPE_CHECKING:
-    from vitscope.tune.leakage import Inspection
-from vitscope.cli.training import READING, DataName, PerClass, SplitSeed, TestShare, data_name
+    from vitscope.tune.leakage import DataCheck
 
 
 @app.command()
@@ -21,15 +21,15 @@ def data(
     test_share: TestShare = 0.2,
     split_seed: SplitSeed = 0,
     per_class: PerClass = None,
-    threshold: Annotated[float, typer.Option(help="Correlation from which two pictures are near duplicates.")] = 0.99,
+    threshold: Annotated[float, typer.Option(help="Correlation from which two images are near duplicates.")] = 0.99,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="The PNG to write.", show_default="a new name")
     ] = None,
     overwrite: Overwrite = False,
     json_: Json = False,
 ) -> None:
-    """Classes and counts of a data set, pictures that leak from train to test, the mean picture of each class."""
-    from vitscope.methods._perturbation import telling
+    """Classes and counts of a data set, images that leak from train to test, the mean image of each class."""
+    from vitscope.methods._perturbation import progress_bar
     from vitscope.tune.data import load_data
     from vitscope.tune.leakage import inspect
     from vitscope.views.tuning import data_scene
@@ -40,7 +40,7 @@ def data(
     if path.suffix.lower() != ".png":
         raise CallError(f"--out is {path}: figures are PNG, end the name in .png")
     loaded = load_data(data, test_share=test_share, seed=split_seed, per_class=per_class)
-    with telling(not json_, READING) as tell:
+    with progress_bar(not json_, READING) as tell:
         found = inspect(loaded, threshold=threshold, progress=tell)
     save(data_scene(found), path, overwrite)
     if json_:
@@ -50,20 +50,20 @@ def data(
     typer.echo(f"wrote {path}")
 
 
-def _print_data(found: "Inspection") -> None:
+def _print_data(found: "DataCheck") -> None:
     from vitscope.tune.leakage import counted
 
     rows = [(label, f"{train:,}", f"{test:,}") for label, (train, test) in found.data.counts().items()]
     print_table(("class", "train", "test"), rows, right=(1, 2))
     labels = f", {found.contradictions} of them with different labels" if found.leaking else ""
-    repeated = f"{counted(found.repeated, 'training picture')} {'is' if found.repeated == 1 else 'are'} repeated"
+    repeated = f"{counted(found.repeated, 'training image')} {'is' if found.repeated == 1 else 'are'} repeated"
     typer.echo(f"{found.leaks_told()}{labels}; {repeated}")
     typer.echo(
-        f"the class of the most similar training picture is right for {found.nearest:.1%} of the test pictures, "
+        f"the class of the most similar training image is right for {found.nearest:.1%} of the test images, "
         f"{found.nearest_without:.1%} without duplicates"
     )
     if found.unreadable:
-        typer.echo(f"{counted(len(found.unreadable), 'file')} counted above cannot be read as a picture")
+        typer.echo(f"{counted(len(found.unreadable), 'file')} counted above cannot be read as an image")
     for _, _, reason in found.unreadable[:10]:
         typer.echo(f"unreadable: {reason}")
     if len(found.unreadable) > 10:

@@ -63,7 +63,7 @@ def explain_photos(
 ) -> None:
     from vitscope.methods.rollout import rollout as roll
     from vitscope.models.heads import WindowClassified
-    from vitscope.tracing.capture import run
+    from vitscope.tracing.capture import run_and_capture
     from vitscope.views.scene import explanation
     from vitscope.views.windows import cls_grid
     from vitscope.window_tokens.window_cls import window_cls
@@ -81,7 +81,7 @@ def explain_photos(
                 if interrupted:
                     raise KeyboardInterrupt
                 continue
-            done = run(vision, photo)
+            done = run_and_capture(vision, photo)
             reads_windows = isinstance(vision.module, WindowClassified)
             rollouts = [] if reads_windows else [roll(done.trace, head_fusion=fusion) for fusion in ("mean", "max")]
             predictions = [] if done.logits is None else vision.predictions(done.logits, top_k)[0]
@@ -92,7 +92,7 @@ def explain_photos(
                 print_classes(name, vision, predictions, reason)
             report.append(
                 {
-                    "picture": name,
+                    "image": name,
                     "predictions": [vars(prediction) for prediction in predictions],
                     **({"no_classes": reason} if reason else {}),
                     "figure": str(path),
@@ -138,10 +138,10 @@ def compared(
     """Methods side by side over one photo, and how far they agree; and whether Ctrl-C ended it early."""
     from vitscope.methods.registry import METHODS
     from vitscope.metrics.agreement import agreement
-    from vitscope.tracing.capture import run
+    from vitscope.tracing.capture import run_and_capture
     from vitscope.views.segments import side_by_side
 
-    logits = run(vision, photo).logits
+    logits = run_and_capture(vision, photo).logits
     predictions = [] if logits is None else vision.predictions(logits, top_k)[0]
     results, interrupted = [], False
     for method in methods:
@@ -168,7 +168,7 @@ def compared(
         if alike is not None:
             print_agreement(alike)
     report: dict[str, Any] = {
-        "picture": name,
+        "image": name,
         "predictions": [vars(prediction) for prediction in predictions],
         **({"no_classes": reason} if reason else {}),
         "figure": str(path),

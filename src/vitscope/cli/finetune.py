@@ -73,10 +73,10 @@ def finetune(
     device: Device = None,
     json_: Json = False,
 ) -> None:
-    """Train a model on pictures of your own; the same call goes on where it was broken off."""
-    from vitscope.tune.methods import known_tuning
+    """Train a model on images of your own; the same call goes on where it was broken off."""
+    from vitscope.tune.methods import require_tuning
 
-    known_tuning(tuning)  # before the engine is imported, which takes seconds
+    require_tuning(tuning)  # before the engine is imported, which takes seconds
     from vitscope.tune.finetune import finetune as tune
     from vitscope.views.tuning import run_scene
 
@@ -92,7 +92,7 @@ def finetune(
         "validation": None if early_stop is None else HELD_OUT,
         "seed": seed,
     }
-    pictures = read_data(data, test_share, split_seed, per_class, unreadable, drop_duplicates, shown=not json_)
+    images = read_data(data, test_share, split_seed, per_class, unreadable, drop_duplicates, shown=not json_)
     steps: list[float] = []
 
     def told(found: Mapping[str, float | int]) -> None:
@@ -102,7 +102,7 @@ def finetune(
     with training_progress(not json_) as tell:
         tuned = tune(
             base,
-            pictures,
+            images,
             out=folder,
             tuning=tuning,
             recipe=recipe,

@@ -36,10 +36,10 @@ def lime(
         str, typer.Option("--num-samples", "-n", help="How many masks, or auto: until the order is settled.")
     ] = "1000",
     segments: Annotated[
-        str, typer.Option(help="quickshift, slic, patches, or a file of labels (.npy, or a picture).")
+        str, typer.Option(help="quickshift, slic, patches, or a file of labels (.npy, or an image).")
     ] = "quickshift",
     hide: Annotated[
-        str, typer.Option(help="mean, black, grey, blur, noise, drop, a colour (0 to 255, or r,g,b) or a picture.")
+        str, typer.Option(help="mean, black, grey, blur, noise, drop, a colour (0 to 255, or r,g,b) or an image.")
     ] = "mean",
     sampling: Annotated[
         Literal["lime", "paired", "glime"] | None,
@@ -47,7 +47,7 @@ def lime(
     ] = None,
     output: Annotated[Literal["probability", "logit"], typer.Option(help="What is explained.")] = "probability",
     seed: Annotated[int, typer.Option(help="Of the masks.")] = 0,
-    batch_size: Annotated[int, typer.Option(help="Pictures to a forward.")] = 64,
+    batch_size: Annotated[int, typer.Option(help="Images to a forward.")] = 64,
     compare: Compared = None,
     examples: Examples = None,
     arrays: Annotated[
@@ -107,7 +107,7 @@ def lime(
                     print_segments(result, COUNT)
                 if alike is not None:
                     print_agreement(alike)
-            made = {"picture": str(photo), "figure": str(path), "results": [result.as_json() for result in results]}
+            made = {"image": str(photo), "figure": str(path), "results": [result.as_json() for result in results]}
             report.append(made if alike is None else made | {"agreement": alike.as_json()})
             if any(result.provenance["interrupted"] for result in results):
                 raise KeyboardInterrupt

@@ -57,9 +57,9 @@ def load_model(
     model = load(name, device=chosen, image_size=image_size, **(description or {}))
     if examples is None:
         return model
-    from vitscope.models.nearest_class_mean import by_example
+    from vitscope.models.nearest_class_mean import few_shot_classifier
 
-    return by_example(model, examples)
+    return few_shot_classifier(model, examples)
 
 
 def target_path(photo: Path, what: str, out: Path | None, count: int) -> Path:
@@ -224,7 +224,7 @@ def print_segments(result: "SegmentAttribution", count: int) -> None:
     from vitscope.views.segments import named_places
 
     places = named_places(result, count)
-    segments = result.as_json()["pictures"][0]["segments"]
+    segments = result.as_json()["images"][0]["segments"]
     rows = []
     for name, place in places.items():
         row, column = segments[place]["centre"]
@@ -252,7 +252,7 @@ def print_agreement(alike: "Agreement") -> None:
 
 
 def print_composites(result: "Composition", top_k: int) -> None:
-    """The classes of every picture of the plate and of the controls, changes against the original beside them."""
+    """The classes of every image of the plate and of the controls, changes against the original beside them."""
     from vitscope.views.compositing import answer, change, on_controls, on_plate
 
     rows: list[list[str]] = []
@@ -276,7 +276,7 @@ def print_composites(result: "Composition", top_k: int) -> None:
     ranks = ["1st", "2nd", "3rd", *(f"{rank}th" for rank in range(4, count))][: count - 1]
     ranks = ["similarity"] if result.output == "similarity" else ranks
     unit = ", %" if result.output == "probability" else ""
-    print_table(["picture", *(f"{rank}{unit}" for rank in ranks)], rows, right=())
+    print_table(["image", *(f"{rank}{unit}" for rank in ranks)], rows, right=())
     for name in result.tested("location"):
         if set(result.select("location", name)) <= set(result.asked):
             places = result.location_map(name)
@@ -304,7 +304,7 @@ def print_effects(found: Sequence["Effect"], model: str, output: str) -> None:
         header, rows = header[:-1], [row[:-1] for row in rows]
     count = len(found[0].values)
     what = "percentage points" if output == "probability" else output
-    say(f"effects on {model}, {count} picture{'s' if count > 1 else ''}, in {what}:")
+    say(f"effects on {model}, {count} image{'s' if count > 1 else ''}, in {what}:")
     print_table(header, rows, right=(1, 2, 3))
 
 

@@ -71,4 +71,4 @@ def rollout(
                 scene = scenes.rollout_panels(results)
             save(scene, path, overwrite)
             values = [{"provenance": dict(r.provenance), "values": r.values[0].tolist()} for r in results]
-            report.append({"picture": str(photo), "figure": str(path), "rollouts": values})
+            report.append({"image": str(photo), "figure": str(path), "rollouts": values})

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 DataName = Annotated[
     str,
     typer.Argument(
-        help="A folder with a folder of pictures for each class, cifar10, fashion-mnist, eurosat, brain-mri, "
+        help="A folder with a folder of images for each class, cifar10, fashion-mnist, eurosat, brain-mri, "
         "birds-525, or owner/name of the hub.",
         metavar="DATA",
         show_default=False,
@@ -24,10 +24,10 @@ DataName = Annotated[
 ]
 TestShare = Annotated[float, typer.Option(help="Of each class, where the data set has no split.")]
 SplitSeed = Annotated[int, typer.Option(help="Of the split and of --per-class.")]
-PerClass = Annotated[int | None, typer.Option(help="At most so many training pictures of a class.", show_default="all")]
-Unreadable = Annotated[Literal["refuse", "skip"], typer.Option(help="Pictures that cannot be read.")]
+PerClass = Annotated[int | None, typer.Option(help="At most so many training images of a class.", show_default="all")]
+Unreadable = Annotated[Literal["refuse", "skip"], typer.Option(help="Images that cannot be read.")]
 DropDuplicates = Annotated[
-    bool, typer.Option("--drop-duplicates", help="Leave out training pictures that are in the test set too.")
+    bool, typer.Option("--drop-duplicates", help="Leave out training images that are in the test set too.")
 ]
 RecipeName = Annotated[str, typer.Option("--recipe", "-r", help="report, modern, or a TOML file.")]
 Epochs = Annotated[int | None, typer.Option(help="In place of the recipe's.", show_default="the recipe's")]
@@ -42,8 +42,8 @@ EarlyStop = Annotated[
 ]
 Rank = Annotated[int | None, typer.Option(help="Of adapters and LoRA.", show_default="64 and 8")]
 ImageSize = Annotated[int | None, typer.Option(help="Pixels a side of the input.", show_default="the model's")]
-READING = "reading pictures"
-HELD_OUT = 0.1  # of the training pictures, for early stopping
+READING = "reading images"
+HELD_OUT = 0.1  # of the training images, for early stopping
 Folder = Annotated[
     Path | None, typer.Option("--out", "-o", help="The folder of the run.", show_default="named after data and model")
 ]
@@ -70,12 +70,12 @@ def read_data(
     *,
     shown: bool,
 ) -> "Data":
-    from vitscope.methods._perturbation import telling
+    from vitscope.methods._perturbation import progress_bar
     from vitscope.tune.data import load_data
     from vitscope.tune.leakage import inspect, usable
 
     loaded = load_data(name, test_share=test_share, seed=seed, per_class=per_class)
-    with telling(shown, READING) as tell:
+    with progress_bar(shown, READING) as tell:
         found = inspect(loaded, progress=tell)
     return usable(found, unreadable=unreadable, drop_duplicates=drop_duplicates)
 

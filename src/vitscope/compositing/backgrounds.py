@@ -37,7 +37,7 @@ def filled(photo: Values, hole: Hole, how: Any, seed: int) -> Values:
     Args:
         how: ``"inpaint"`` (the colours of its rim carried on by linear radial basis functions: Carr et al., 2001),
             ``"mean"`` (of what is not in the hole), ``"blur"`` (what is around it, blurred into it), or a colour, a
-            picture, ``"grey"``, ``"black"`` or ``"noise"`` as for :func:`vitscope.lime`.
+            image, ``"grey"``, ``"black"`` or ``"noise"`` as for :func:`vitscope.lime`.
 
     Raises:
         CallError: no such way of filling.
@@ -46,7 +46,7 @@ def filled(photo: Values, hole: Hole, how: Any, seed: int) -> Values:
     if isinstance(how, str) and how in get_args(FillName):
         made = {"inpaint": _inpainted, "mean": _mean, "blur": _blurred}[how](photo.astype(np.float64), known)
     elif isinstance(how, str) and how == "drop":
-        raise CallError("fill is 'drop': a hole needs pixels; choose inpaint, mean, blur, a colour or a picture")
+        raise CallError("fill is 'drop': a hole needs pixels; choose inpaint, mean, blur, a colour or an image")
     else:
         others = [name for name in get_args(HideName) if name not in ("drop", *get_args(FillName))]
         made = fill(photo, how, None, seed, what="fill", names=(*get_args(FillName), *others)).astype(np.float64)
@@ -112,7 +112,7 @@ def background(own: Values, name: str, other: Any, seed: int) -> Values:
         name: ``"own"``, ``"blank"`` (its mean colour), ``"blurred"`` (until only light and shade are left),
             ``"shuffled"`` (cut into 8 × 8 tiles that change places: the same colours and textures, no scene), or
             ``"other"``.
-        other: the picture that ``"other"`` means, cut to the photo's proportions; by default a texture of grass.
+        other: the image that ``"other"`` means, cut to the photo's proportions; by default a texture of grass.
 
     Raises:
         CallError: no such background.

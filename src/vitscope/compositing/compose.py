@@ -7,16 +7,16 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from vitscope.compositing.experiments import PLACES, Arena, Tests, asked_tests, check_names, planned
+from vitscope.compositing.experiments import PLACES, Arena, ExperimentPlan, check_names, planned, planned_experiments
 from vitscope.compositing.object_masks import outlined
-from vitscope.compositing.predict import Showing
+from vitscope.compositing.predict import EditedImagePredictor
 from vitscope.compositing.result import Composition
-from vitscope.compositing.stage import Composite, Stage
+from vitscope.compositing.stage import EditedImage, Stage
 from vitscope.errors import CallError
-from vitscope.images.image import Picture
+from vitscope.images.image import InputImage
 from vitscope.images.reading import photos, read_photo
 from vitscope.interventions.positions import Positions, positions
-from vitscope.methods._perturbation import telling, warn_if_interrupted
+from vitscope.methods._perturbation import progress_bar, warn_if_interrupted
 from vitscope.models.vision_model import VisionModel
 from vitscope.perturb.baselines import described
 from vitscope.perturb.rendering import Subject, subjects
@@ -30,7 +30,7 @@ def compose(
     objects: Any,
     *,
     tests: Sequence[Literal["size", "location", "split", "controls"]] | str = ("size", "location", "split"),
-    composites: Sequence[Composite] | Composite = (),
+    composites: Sequence[EditedImage] | EditedImage = (),
     target: int | str | None = None,
     scales: Sequence[float | int] | None = None,
     places: Sequence[int] | int = PLACES,
@@ -44,12 +44,12 @@ def compose(
     batch_size: int = 64,
     progress: Any = False,
 ) -> Composition:
-    """Cut objects out of a photo, put them back otherwise, and ask the model about every picture.
+    """Cut objects out of a photo, put them back otherwise, and ask the model about every image.
 
     Args:
         model: from :func:`vitscope.load`, or a live module. One without a classifier answers with the cosine between
             its features and those of the original.
-        image: one picture: a path, PIL image, uint8 array (H, W, 3), or a tensor (1, 3, height, width) taken as already
+        image: one image: a path, PIL image, uint8 array (H, W, 3), or a tensor (1, 3, height, width) taken as already
             preprocessed.
         objects: a box (left, top, width, height) in pixels, a mask (H, W) or its file, a polygon of corners (x, y),
             what :func:`vitscope.outline` returns, a list of these, or a mapping from names to these.
@@ -59,28 +59,28 @@ def compose(
             ``location_scale``, in front of the others, which stay.
             ``"split"``: two objects apart and exchanged, each mirrored, each left out.
             ``"controls"``: each object alone, over its own background, a blank, a blurred, a shuffled and another one
-            (``background``, a picture; by default a texture of grass), at its place and, over its own and the blank
+            (``background``, an image; by default a texture of grass), at its place and, over its own and the blank
             one, at ``places``, there also with the model's position embeddings made equal (where
-            :func:`vitscope.interventions.positions.positions` knows how); the picture without it.
-        composites: pictures of your own, asked about after the original.
+            :func:`vitscope.interventions.positions.positions` knows how); the image without it.
+        composites: images of your own, asked about after the original.
         target: the class that maps and curves show by default; see :meth:`Composition.column`.
         scales: of an object's sides, up to 1,000; by default areas that double from 1/16, those that fit.
         places: rows and columns of the location grid, from 2 to 100.
         fill: what is in the hole behind an object that moves: ``"inpaint"``, ``"mean"``, ``"blur"``, a colour or a
-            picture.
-        feather: over how many pixels the edge of a moved object fades; 1 % of the picture's shorter side by default.
+            image.
+        feather: over how many pixels the edge of a moved object fades; 1 % of the image's shorter side by default.
         attention: keep the rollout of every composite.
         output: a softmax ``"probability"`` or a ``"logit"``.
         seed: of the shuffled background and of noise.
-        batch_size: pictures to a forward, at most.
+        batch_size: images to a forward, at most.
         progress: True for a bar on stderr, or a function of (answered, in all).
 
     Returns:
-        the answers, with tables, location maps, size curves and the pictures themselves. Photos above 400,000 pixels
+        the answers, with tables, location maps, size curves and the images themselves. Photos above 400,000 pixels
         (or twice the model's input, if that is more) are put together on a smaller copy, as the provenance says.
 
     Raises:
-        CallError: several pictures, an object that is no object of this picture, two that overlap, a scale that does
+        CallError: several images, an object that is no object of this image, two that overlap, a scale that does
             not fit, an unknown test or class.
 
     Example:
@@ -90,12 +90,12 @@ def compose(
         torch.Size([1, 3, 3])
     """
     vision, seed = as_vision_model(model), seed_number(seed)
-    own = [composites] if isinstance(composites, Composite) else list(composites)
+    own = [composites] if isinstance(composites, EditedImage) else list(composites)
     if background is not None:
         read_photo(background)  # refused now, though not every test uses it
     subject = _one(vision, image)
     photo = subject.view.photo
-    asked = asked_tests(tests, scales, places, location_scale)
+    asked = planned_experiments(tests, scales, places, location_scale)
     stage = Stage(
         subject.values,
         outlined(photo, objects),
@@ -109,8 +109,8 @@ def compose(
     original, *tested = planned(stage, _arena(subject.view), replace(asked, can_be_neutral=known.can_be_neutral))
     shown = [original, *own, *tested]
     _check(vision, shown, stage, known)
-    with telling(progress, "showing composites") as tell:
-        showing = Showing(
+    with progress_bar(progress, "showing composites") as tell:
+        showing = EditedImagePredictor(
             vision, subject, known, attention=attention, output=output, batch_size=batch_size, progress=tell
         )
         column = None if target is None else showing.target(target)
@@ -125,7 +125,7 @@ def compose(
         "places": list(asked.places),
         "location_scale": asked.location_scale,
         "fill": fill if isinstance(fill, str) else described(fill),
-        "background": "grass" if background is None else "a picture",
+        "background": "grass" if background is None else "an image",
         "feather": stage.feather,
         "composed_at": list(subject.size),
         "positions": list(known.kinds),
@@ -133,7 +133,7 @@ def compose(
         "seed": seed,
     }
     return Composition(
-        picture=subject.view,
+        original=subject.view,
         composites=shown,
         outputs=answers.outputs,
         labels=[showing.label(at) for at in range(answers.outputs.shape[1])],
@@ -155,25 +155,25 @@ def compose(
 def _one(model: VisionModel, image: Any) -> Subject:
     count = len(image) if isinstance(image, torch.Tensor) else len(photos(image))
     if count != 1:
-        raise CallError(f"compose takes one picture a call, {count} came: objects are marked in each by itself")
+        raise CallError(f"compose takes one image a call, {count} came: objects are marked in each by itself")
     (subject,) = subjects(model, image)
     return subject
 
 
-def _arena(view: Picture) -> Arena:
+def _arena(view: InputImage) -> Arena:
     """What of the photo the model sees, in pixels."""
     left, top, right, bottom = view.box
     return max(left, 0.0), max(top, 0.0), min(right, float(view.photo.width)), min(bottom, float(view.photo.height))
 
 
-def _positions(model: VisionModel, tests: Tests, wanted: Sequence[Composite]) -> Positions:
+def _positions(model: VisionModel, tests: ExperimentPlan, wanted: Sequence[EditedImage]) -> Positions:
     """How the model knows places, if that is asked about at all."""
     if "controls" not in tests.names and not any(one.neutral for one in wanted):
         return Positions({}, (), False)
     return positions(model)
 
 
-def _check(model: VisionModel, shown: Sequence[Composite], stage: Stage, known: Positions) -> None:
+def _check(model: VisionModel, shown: Sequence[EditedImage], stage: Stage, known: Positions) -> None:
     check_names(shown)
     for one in shown:
         if one.neutral and not known.can_be_neutral:

@@ -29,20 +29,20 @@ ABOUT = {
 
 @dataclass(frozen=True, eq=False)
 class Effect:
-    """One difference between answers, over several pictures.
+    """One difference between answers, over several images.
 
     Attributes:
         name: see :data:`ABOUT` for what is taken from what.
-        values: (picture,) the difference in each, the mean over its objects.
+        values: (image,) the difference in each, the mean over its objects.
         mean: of these.
-        interval: (low, high) of the mean, Student's; None for one picture.
+        interval: (low, high) of the mean, Student's; None for one image.
         confidence: of the interval.
-        standardized: Cohen's d of paired differences, mean / standard deviation; None for one picture, or where all
+        standardized: Cohen's d of paired differences, mean / standard deviation; None for one image, or where all
             are the same.
     """
 
     name: str
-    values: Float[np.ndarray, " picture"]
+    values: Float[np.ndarray, " image"]
     mean: float
     interval: tuple[float, float] | None
     standardized: float | None
@@ -69,7 +69,7 @@ class Effect:
 def effects(
     results: Composition | Sequence[Composition], *, target: int | str | None = None, confidence: float = 0.95
 ) -> list[Effect]:
-    """The controls of one picture or several, as differences that tell the guesses apart.
+    """The controls of one image or several, as differences that tell the guesses apart.
 
     ``place`` compares the place nearest the middle of what the model sees with the mean over the rim of the location
     grid. A liking for the centre that stays on a blank background is the model's own, learned from its data; as far as
@@ -79,10 +79,10 @@ def effects(
     Args:
         results: of one model, from ``compose(…, tests=(…, "controls"))``.
         target: the class; by default that of each object, see :meth:`Composition.column`.
-        confidence: of the intervals, in (0, 1). They are Student's, over pictures: they speak of pictures like these.
+        confidence: of the intervals, in (0, 1). They are Student's, over images: they speak of images like these.
 
     Returns:
-        one effect a control that was made in all of the pictures, in the order of :data:`ABOUT`. Means are in the unit
+        one effect a control that was made in all of the images, in the order of :data:`ABOUT`. Means are in the unit
         of the answers: 0.1 is ten percentage points of probability.
 
     Raises:
@@ -97,7 +97,7 @@ def effects(
         kinds = dict.fromkeys(str(one.output if what == "output" else one.provenance["model"]) for one in given)
         if len(kinds) > 1:
             raise CallError(f"the results are of {' and '.join(kinds)}: effects are taken for one {what} at a time")
-    measured = [_of_picture(one, target) for one in given]
+    measured = [_of_image(one, target) for one in given]
     return [
         _effect(name, np.array([one[name] for one in measured]), confidence)
         for name in ABOUT
@@ -105,7 +105,7 @@ def effects(
     ]
 
 
-def _effect(name: str, values: Float[np.ndarray, " picture"], confidence: float) -> Effect:
+def _effect(name: str, values: Float[np.ndarray, " image"], confidence: float) -> Effect:
     mean, count = float(values.mean()), len(values)
     if count < 2:
         return Effect(name, values, mean, None, None, confidence)
@@ -116,8 +116,8 @@ def _effect(name: str, values: Float[np.ndarray, " picture"], confidence: float)
     )
 
 
-def _of_picture(result: Composition, target: int | str | None) -> Mapping[str, float]:
-    """Each difference, the mean over the picture's objects."""
+def _of_image(result: Composition, target: int | str | None) -> Mapping[str, float]:
+    """Each difference, the mean over the image's objects."""
     objects = result.tested("controls")
     if not objects:
         raise CallError("the controls were not made: pass tests=('controls',) to compose")
@@ -158,11 +158,11 @@ def centre_against_rim(places: Attribution, result: Composition) -> float | None
     None where all places are as near.
     """
     values = places.values[0].double().cpu().numpy()
-    left, top, right, bottom = places.pictures[0].box
+    left, top, right, bottom = places.images[0].box
     height, width = values.shape
     xs = left + (np.arange(width) + 0.5) / width * (right - left)
     ys = top + (np.arange(height) + 0.5) / height * (bottom - top)
-    seen = result.picture.box
+    seen = result.original.box
     distance = np.hypot(xs[None] - (seen[0] + seen[2]) / 2, ys[:, None] - (seen[1] + seen[3]) / 2)
     nearest = distance <= distance.min() + 1e-6
     rim = np.ones_like(nearest)

@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from vitscope.compositing.stage import MOST_SCALE, Composite, Placement, Stage
+from vitscope.compositing.stage import MOST_SCALE, EditedImage, Placement, Stage
 from vitscope.errors import CallError
 from vitscope.validation import at_least, number
 
@@ -24,7 +24,7 @@ Arena = tuple[float, float, float, float]  # left, top, right, bottom of what th
 
 
 @dataclass(frozen=True)
-class Tests:
+class ExperimentPlan:
     """Which tests are made, and how."""
 
     names: tuple[str, ...]
@@ -34,7 +34,7 @@ class Tests:
     can_be_neutral: bool = False
 
 
-def asked_tests(names: Any, scales: Any, places: Any, location_scale: Any) -> Tests:
+def planned_experiments(names: Any, scales: Any, places: Any, location_scale: Any) -> ExperimentPlan:
     """The options of :func:`vitscope.compose`, checked.
 
     Raises:
@@ -64,7 +64,7 @@ def asked_tests(names: Any, scales: Any, places: Any, location_scale: Any) -> Te
         raise CallError(f"location_scale is {scale:g}: at most {MOST_SCALE:,} is expected")
     if scale <= 0:
         raise CallError(f"location_scale is {location_scale!r}: a number above 0 is expected")
-    return Tests(names, scales, grid, scale)
+    return ExperimentPlan(names, scales, grid, scale)
 
 
 def _short(value: Any) -> str:
@@ -76,22 +76,22 @@ def _short(value: Any) -> str:
     return text if len(text) <= 40 else f"{text[:40]}…"
 
 
-def planned(stage: Stage, arena: Arena, tests: Tests) -> list[Composite]:
+def planned(stage: Stage, seen_box: Arena, tests: ExperimentPlan) -> list[EditedImage]:
     """The original and every composite of the tests, in the order of tables and figures."""
-    made = [Composite("original", _home(stage), test="original")]
+    made = [EditedImage("original", _home(stage), test="original")]
     for name in stage.outlines:
         if "size" in tests.names:
-            made += _sizes(stage, arena, name, tests.scales)
+            made += _sizes(stage, seen_box, name, tests.scales)
     for name in stage.outlines:
         if "location" in tests.names:
-            made += _locations(stage, arena, name, tests, _others(stage, name), "")
+            made += _locations(stage, seen_box, name, tests, _others(stage, name), "")
     if "split" in tests.names:
-        made += _split(stage, arena)
+        made += _split(stage, seen_box)
     if "controls" in tests.names:
         for name in stage.outlines:
-            made += _controls(stage, arena, name, tests)
+            made += _controls(stage, seen_box, name, tests)
         if tests.can_be_neutral:
-            made.append(Composite("positions neutral", _home(stage), neutral=True, test="controls"))
+            made.append(EditedImage("positions neutral", _home(stage), neutral=True, test="controls"))
     return made
 
 
@@ -103,34 +103,34 @@ def _others(stage: Stage, *names: str) -> tuple[Placement, ...]:
     return tuple(Placement(name) for name in stage.outlines if name not in names)
 
 
-def _sizes(stage: Stage, arena: Arena, name: str, scales: Sequence[float] | None) -> Iterator[Composite]:
+def _sizes(stage: Stage, seen_box: Arena, name: str, scales: Sequence[float] | None) -> Iterator[EditedImage]:
     """The object about its own centre, smaller and larger, in front of the others."""
     for scale in SCALES if scales is None else scales:
-        composite = Composite(
+        composite = EditedImage(
             f"{name} × {scale:g}", (*_others(stage, name), Placement(name, scale=scale)), test="size", subject=name
         )
-        if scales is None and not _fits(stage, arena, name, scale):
+        if scales is None and not _fits(stage, seen_box, name, scale):
             continue
         yield composite
 
 
-def _fits(stage: Stage, arena: Arena, name: str, scale: float) -> bool:
+def _fits(stage: Stage, seen_box: Arena, name: str, scale: float) -> bool:
     """Whether an object about its own centre can be seen whole; as it is it may always stay."""
     width, height = stage.size_of(name, scale)
     x, y = stage.known(name).centre
-    inside = x - width / 2 >= arena[0] and x + width / 2 <= arena[2]
-    inside = inside and y - height / 2 >= arena[1] and y + height / 2 <= arena[3]
+    inside = x - width / 2 >= seen_box[0] and x + width / 2 <= seen_box[2]
+    inside = inside and y - height / 2 >= seen_box[1] and y + height / 2 <= seen_box[3]
     return scale == 1.0 or (inside and min(width * stage.factor[0], height * stage.factor[1]) >= 4)
 
 
 def _locations(
-    stage: Stage, arena: Arena, name: str, tests: Tests, others: tuple[Placement, ...], setting: str
-) -> Iterator[Composite]:
+    stage: Stage, seen_box: Arena, name: str, tests: ExperimentPlan, others: tuple[Placement, ...], setting: str
+) -> Iterator[EditedImage]:
     """The object at every place of a grid, from edge to edge of what the model sees."""
-    ys, xs = places(stage, arena, name, tests)
+    ys, xs = places(stage, seen_box, name, tests)
     for row, y in enumerate(ys):
         for column, x in enumerate(xs):
-            yield Composite(
+            yield EditedImage(
                 f"{name} at ({row}, {column}){setting}",
                 (*others, Placement(name, (x, y), tests.location_scale)),
                 test="location",
@@ -139,24 +139,24 @@ def _locations(
             )
 
 
-def places(stage: Stage, arena: Arena, name: str, tests: Tests) -> tuple[list[float], list[float]]:
+def places(stage: Stage, seen_box: Arena, name: str, tests: ExperimentPlan) -> tuple[list[float], list[float]]:
     """The y of each row and the x of each column of the location grid, in pixels of the photo.
 
     Raises:
         CallError: the object does not fit what the model sees, or cannot move in it.
     """
     width, height = stage.size_of(name, tests.location_scale)
-    room = (arena[2] - arena[0] - width, arena[3] - arena[1] - height)
+    room = (seen_box[2] - seen_box[0] - width, seen_box[3] - seen_box[1] - height)
     if min(room) < -0.5 or max(room) < 1:
-        most = min((arena[2] - arena[0]) / width, (arena[3] - arena[1]) / height) * tests.location_scale
+        most = min((seen_box[2] - seen_box[0]) / width, (seen_box[3] - seen_box[1]) / height) * tests.location_scale
         raise CallError(
-            f"{name} at scale {tests.location_scale:g} is {width:.0f}×{height:.0f} pixels, the model sees "
-            f"{arena[2] - arena[0]:.0f}×{arena[3] - arena[1]:.0f}: it cannot be moved; pass a location_scale well "
-            f"below {most:.2f}"
+            f"{name} at scale {tests.location_scale:g} is {width:.0f}×{height:.0f} pixels, the model "
+            f"sees {seen_box[2] - seen_box[0]:.0f}×{seen_box[3] - seen_box[1]:.0f}: it cannot be moved; pass a location_scale "
+            f"well below {most:.2f}"
         )
     return (
-        _line(arena[1] + height / 2, room[1], tests.places[0]),
-        _line(arena[0] + width / 2, room[0], tests.places[1]),
+        _line(seen_box[1] + height / 2, room[1], tests.places[0]),
+        _line(seen_box[0] + width / 2, room[0], tests.places[1]),
     )
 
 
@@ -166,28 +166,28 @@ def _line(start: float, room: float, count: int) -> list[float]:
     return [start + room / 2] if count < 2 else (start + np.linspace(0, room, count)).tolist()
 
 
-def _split(stage: Stage, arena: Arena) -> Iterator[Composite]:
+def _split(stage: Stage, seen_box: Arena) -> Iterator[EditedImage]:
     names = list(stage.outlines)
     for one, other in combinations(names, 2):
-        yield _apart(stage, arena, one, other)
-        yield _exchanged(stage, arena, one, other)
+        yield _apart(stage, seen_box, one, other)
+        yield _exchanged(stage, seen_box, one, other)
     for name in names:
-        yield Composite(
+        yield EditedImage(
             f"{name} mirrored",
             tuple(Placement(one, mirrored=one == name) for one in names),
             test="split",
             subject=name,
         )
     for name in names:
-        yield Composite(f"{name} left out", _others(stage, name), test="split", subject=name)
+        yield EditedImage(f"{name} left out", _others(stage, name), test="split", subject=name)
 
 
-def _exchanged(stage: Stage, arena: Arena, one: str, other: str) -> Composite:
+def _exchanged(stage: Stage, seen_box: Arena, one: str, other: str) -> EditedImage:
     """Each where the other was, or as near as it can be seen whole; both smaller where one cannot."""
-    room = (arena[2] - arena[0], arena[3] - arena[1])
+    room = (seen_box[2] - seen_box[0], seen_box[3] - seen_box[1])
     scale = min(1.0, *(of / side for name in (one, other) for of, side in zip(room, stage.size_of(name), strict=True)))
-    shown = [_moved(stage, arena, a, stage.known(b).centre, scale) for a, b in ((one, other), (other, one))]
-    return Composite(
+    shown = [_moved(stage, seen_box, a, stage.known(b).centre, scale) for a, b in ((one, other), (other, one))]
+    return EditedImage(
         f"{one} and {other} exchanged{_smaller(scale)}", (*_others(stage, one, other), *shown), test="split"
     )
 
@@ -196,16 +196,19 @@ def _smaller(scale: float) -> str:
     return "" if scale == 1 else f" × {scale:.2f}"
 
 
-def _moved(stage: Stage, arena: Arena, name: str, to: tuple[float, float], scale: float) -> Placement:
+def _moved(stage: Stage, seen_box: Arena, name: str, to: tuple[float, float], scale: float) -> Placement:
     """The object as near to a place as it fits."""
     half = [side / 2 for side in stage.size_of(name, scale)]
-    x, y = (min(max(to[axis], arena[axis] + half[axis]), arena[axis + 2] - half[axis]) for axis in (0, 1))
+    x, y = (min(max(to[axis], seen_box[axis] + half[axis]), seen_box[axis + 2] - half[axis]) for axis in (0, 1))
     return Placement(name, (x, y), scale)
 
 
-def _apart(stage: Stage, arena: Arena, one: str, other: str) -> Composite:
+def _apart(stage: Stage, seen_box: Arena, one: str, other: str) -> EditedImage:
     """Two objects at opposite edges, along the side with more room; both smaller where they do not fit."""
-    sizes, room = (stage.size_of(one), stage.size_of(other)), (arena[2] - arena[0], arena[3] - arena[1])
+    sizes, room = (
+        (stage.size_of(one), stage.size_of(other)),
+        (seen_box[2] - seen_box[0], seen_box[3] - seen_box[1]),
+    )
     fits = [APART * room[axis] / (sizes[0][axis] + sizes[1][axis]) for axis in (0, 1)]
     # Neither may reach beyond the edges along the other side.
     crosswise = [room[1 - axis] / max(sizes[0][1 - axis], sizes[1][1 - axis]) for axis in (0, 1)]
@@ -214,34 +217,34 @@ def _apart(stage: Stage, arena: Arena, one: str, other: str) -> Composite:
     scale = shared[axis]
     first, second = sorted((one, other), key=lambda name: stage.known(name).centre[axis])
     shown = []
-    for name, edge in ((first, arena[axis]), (second, arena[axis + 2])):
+    for name, edge in ((first, seen_box[axis]), (second, seen_box[axis + 2])):
         half = [side * scale / 2 for side in stage.size_of(name)]
         inward = half[axis] if name == first else -half[axis]
         centre = list(stage.known(name).centre)
         centre[axis] = edge + inward
         across = 1 - axis
-        centre[across] = min(max(centre[across], arena[across] + half[across]), arena[across + 2] - half[across])
+        centre[across] = min(max(centre[across], seen_box[across] + half[across]), seen_box[across + 2] - half[across])
         shown.append(Placement(name, (centre[0], centre[1]), scale))
-    return Composite(f"{one} and {other} apart{_smaller(scale)}", (*_others(stage, one, other), *shown), test="split")
+    return EditedImage(f"{one} and {other} apart{_smaller(scale)}", (*_others(stage, one, other), *shown), test="split")
 
 
-def _controls(stage: Stage, arena: Arena, name: str, tests: Tests) -> Iterator[Composite]:
+def _controls(stage: Stage, seen_box: Arena, name: str, tests: ExperimentPlan) -> Iterator[EditedImage]:
     """The object by itself: on its own background and on others, at its place and at every place of the grid."""
-    alone = Composite(f"{name} alone", (Placement(name),), test="controls", subject=name)
+    alone = EditedImage(f"{name} alone", (Placement(name),), test="controls", subject=name)
     yield alone
     for setting in SETTINGS:
         shown = "another" if setting == "other" else setting
         yield replace(alone, name=f"{name} on {shown} background", background=setting)
-    yield Composite(f"no {name}", _others(stage, name), test="controls", subject=name)
+    yield EditedImage(f"no {name}", _others(stage, name), test="controls", subject=name)
     for setting, neutral in (("own", False), ("blank", False), ("blank", True)):
         if neutral and not tests.can_be_neutral:
             continue
         words = " alone" if setting == "own" else ", blank, positions neutral" if neutral else ", blank"
-        for composite in _locations(stage, arena, name, tests, (), words):
+        for composite in _locations(stage, seen_box, name, tests, (), words):
             yield replace(composite, test="controls", background=setting, neutral=neutral)
 
 
-def check_names(composites: Sequence[Composite]) -> None:
+def check_names(composites: Sequence[EditedImage]) -> None:
     """Refuse two of one name: they are asked for by name."""
     twice = [name for first, name in pairwise(sorted(one.name for one in composites)) if first == name]
     if twice:

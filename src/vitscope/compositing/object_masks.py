@@ -13,7 +13,7 @@ from skimage.draw import polygon2mask
 
 from vitscope.compositing.grabcut import refined
 from vitscope.errors import CallError
-from vitscope.images.image import Picture
+from vitscope.images.image import InputImage
 from vitscope.images.reading import check_file, read_photo
 from vitscope.perturb.segments import segment
 from vitscope.validation import number, whole_number
@@ -22,7 +22,7 @@ LEAST_SIDE = 2  # pixels: less has no shape that could be seen smaller
 
 
 @dataclass(frozen=True, eq=False)
-class Outline:
+class ObjectMask:
     """An object of a photo.
 
     Attributes:
@@ -65,14 +65,14 @@ def outline(
     refine: bool = False,
     name: str = "object",
     label: str | None = None,
-) -> Outline:
+) -> ObjectMask:
     """Mark an object in a photo, by exactly one of ``box``, ``polygon``, ``mask`` and ``segments``.
 
     Args:
         image: a path, PIL image or uint8 array (H, W, 3).
         box: (left, top, width, height) in pixels, inside the photo.
         polygon: its corners (x, y) in pixels, three or more.
-        mask: as large as the photo: an array, True or above half its range on the object; or a picture file.
+        mask: as large as the photo: an array, True or above half its range on the object; or an image file.
         segments: labels of segments, as ``vitscope lime`` lists them.
         cut: how the photo is cut into segments: ``"quickshift"``, ``"slic"``, or labels (H, W).
         refine: move a rough outline to the object's borders with GrabCut (Rother, Kolmogorov & Blake, 2004); needs
@@ -81,7 +81,7 @@ def outline(
         label: the class that is asked about; by default the name, if the model has such a class.
 
     Raises:
-        CallError: outside the picture, empty, all of it, or of another size.
+        CallError: outside the image, empty, all of it, or of another size.
     """
     photo = read_photo(image)[0]
     ways = {"box": box, "polygon": polygon, "mask": mask, "segments": segments}
@@ -102,25 +102,29 @@ def outline(
     if refine:
         marked = refined(np.asarray(photo), marked, name)
         _check(marked, name)
-    return Outline(name, marked, label)
+    return ObjectMask(name, marked, label)
 
 
-def outlined(image: Any, objects: Any) -> list[Outline]:
+def outlined(image: Any, objects: Any) -> list[ObjectMask]:
     """The objects of one photo, however they were named: :func:`vitscope.compose` takes these.
 
     Raises:
         CallError: none, two of one name, of another photo, or two that overlap.
     """
     named: Any = objects
-    if isinstance(objects, Outline | np.ndarray | str | Path | Image.Image) or _is_box(objects) or _is_polygon(objects):
+    if (
+        isinstance(objects, ObjectMask | np.ndarray | str | Path | Image.Image)
+        or _is_box(objects)
+        or _is_polygon(objects)
+    ):
         named = [objects]
     if not isinstance(named, Mapping):
         try:
             named = list(named)
         except TypeError:
             raise CallError(f"objects is {objects!r}: pass boxes, masks, polygons or vitscope.outline(…)") from None
-        names = [one.name if isinstance(one, Outline) else f"object {i + 1}" for i, one in enumerate(named)]
-        if len(named) == 1 and not isinstance(named[0], Outline):
+        names = [one.name if isinstance(one, ObjectMask) else f"object {i + 1}" for i, one in enumerate(named)]
+        if len(named) == 1 and not isinstance(named[0], ObjectMask):
             names = ["object"]
         if len(set(names)) < len(names):
             raise CallError(f"the objects are called {', '.join(names)}: give each a name of its own")
@@ -135,9 +139,9 @@ def outlined(image: Any, objects: Any) -> list[Outline]:
     return found
 
 
-def _outlined(image: Any, name: str, given: Any) -> Outline:
-    if isinstance(given, Outline):
-        return Outline(name, given.mask, given.label)
+def _outlined(image: Any, name: str, given: Any) -> ObjectMask:
+    if isinstance(given, ObjectMask):
+        return ObjectMask(name, given.mask, given.label)
     if _is_box(given):
         return outline(image, box=given, name=name)
     if _is_polygon(given):
@@ -174,7 +178,7 @@ def _boxed(box: Any, photo: Image.Image, name: str) -> np.ndarray:
     if width < LEAST_SIDE or height < LEAST_SIDE:
         raise CallError(f"{shown}: it is empty, {LEAST_SIDE} pixels a side are the least")
     if left < 0 or top < 0 or left + width > photo.width or top + height > photo.height:
-        raise CallError(f"{shown}: it reaches outside the picture of {photo.width}×{photo.height} pixels")
+        raise CallError(f"{shown}: it reaches outside the image of {photo.width}×{photo.height} pixels")
     marked = np.zeros((photo.height, photo.width), dtype=bool)
     marked[round(top) : round(top + height), round(left) : round(left + width)] = True
     return marked
@@ -191,9 +195,9 @@ def _enclosed(polygon: Any, photo: Image.Image, name: str) -> np.ndarray:
     if left < 0 or top < 0 or right > photo.width or bottom > photo.height:
         raise CallError(
             f"the outline of {name} runs from ({left:g}, {top:g}) to ({right:g}, {bottom:g}): it reaches outside the "
-            f"picture of {photo.width}×{photo.height} pixels"
+            f"image of {photo.width}×{photo.height} pixels"
         )
-    # Corners count from the picture's edge, pixels' centres lie half a pixel further.
+    # Corners count from the image's edge, pixels' centres lie half a pixel further.
     return polygon2mask((photo.height, photo.width), corners[:, ::-1] - 0.5)
 
 
@@ -206,7 +210,7 @@ def _masked(mask: Any, photo: Image.Image, name: str) -> np.ndarray:
     if array.ndim == 3:
         array = array[..., :3].mean(-1)
     if array.dtype == object or array.ndim != 2:
-        raise CallError(f"the mask of {name} is no mask: an array as large as the picture is expected")
+        raise CallError(f"the mask of {name} is no mask: an array as large as the image is expected")
     _check_size(array, photo, name)
     if array.dtype == bool:
         return array
@@ -226,13 +230,13 @@ def _read_mask(path: Path) -> Any:
 
 def _picked(labels: Any, cut: Any, photo: Image.Image, name: str) -> np.ndarray:
     pixels = np.asarray(photo)
-    segments = segment(pixels, cut, Picture(photo, (0.0, 0.0, float(photo.width), float(photo.height))), None)
+    segments = segment(pixels, cut, InputImage(photo, (0.0, 0.0, float(photo.width), float(photo.height))), None)
     wanted = [whole_number(label, f"a segment of {name}") for label in np.atleast_1d(labels).tolist()]
     known = set(np.unique(segments.labels).tolist())
     missing = [label for label in wanted if label not in known]
     if missing:
         raise CallError(
-            f"{name}: segment {missing[0]} is not there: {segments.name} cut the picture into {len(known)}, "
+            f"{name}: segment {missing[0]} is not there: {segments.name} cut the image into {len(known)}, "
             f"{min(known)} to {max(known)}"
         )
     return np.isin(segments.labels, wanted)
@@ -241,8 +245,8 @@ def _picked(labels: Any, cut: Any, photo: Image.Image, name: str) -> np.ndarray:
 def _check_size(mask: np.ndarray, photo: Image.Image, name: str) -> None:
     if mask.shape != (photo.height, photo.width):
         raise CallError(
-            f"the mask of {name} is {'×'.join(map(str, mask.shape))} where the picture is {photo.height}×{photo.width} "
-            "(height×width): make it of the picture's size"
+            f"the mask of {name} is {'×'.join(map(str, mask.shape))} where the image is {photo.height}×{photo.width} "
+            "(height×width): make it of the image's size"
         )
 
 
@@ -250,12 +254,12 @@ def _check(marked: np.ndarray, name: str) -> None:
     if not marked.any():
         raise CallError(f"the mask of {name} is empty: nothing is marked as the object")
     if marked.all():
-        raise CallError(f"{name} is the whole picture: mark a part of it, so that there is somewhere to move it")
+        raise CallError(f"{name} is the whole image: mark a part of it, so that there is somewhere to move it")
     if min(marked.any(0).sum(), marked.any(1).sum()) < LEAST_SIDE:
         raise CallError(f"{name} is thinner than {LEAST_SIDE} pixels: mark an object that can be seen")
 
 
-def _check_apart(found: Sequence[Outline]) -> None:
+def _check_apart(found: Sequence[ObjectMask]) -> None:
     for i, one in enumerate(found):
         for other in found[i + 1 :]:
             shared = int((one.mask & other.mask).sum())

@@ -1,4 +1,4 @@
-"""Showing: one model's answers to composites of one picture, and where it looked."""
+"""Showing: one model's answers to composites of one image, and where it looked."""
 
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -10,22 +10,22 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from vitscope.compositing.stage import Composite, Stage
+from vitscope.compositing.stage import EditedImage, Stage
 from vitscope.interventions.positions import Positions, neutral_positions
 from vitscope.methods.rollout import rollout
 from vitscope.models.vision_model import VisionModel
-from vitscope.perturb.batching import Answers, Asker, Progress
+from vitscope.perturb.batching import Answers, BatchedPredictor, Progress
 from vitscope.perturb.rendering import Subject
-from vitscope.tracing.capture import run
+from vitscope.tracing.capture import run_and_capture
 
 
-class Showing(Asker):
+class EditedImagePredictor(BatchedPredictor):
     """Shows a model composites, batch by batch; the next batch is put together while the model looks at this one.
 
     Args:
         known: how the model knows places, for composites that are asked about with positions made equal.
         attention: keep the rollout of every composite.
-        subject, output, batch_size, progress: see :class:`~vitscope.perturb.batching.Asker`.
+        subject, output, batch_size, progress: see :class:`~vitscope.perturb.batching.BatchedPredictor`.
     """
 
     def __init__(
@@ -43,12 +43,12 @@ class Showing(Asker):
         self._positions, self._attention = known, attention
         self.rollouts: dict[int, Float[np.ndarray, "height width"]] = {}
 
-    def show(self, stage: Stage, composites: Sequence[Composite]) -> Answers:
+    def show(self, stage: Stage, composites: Sequence[EditedImage]) -> Answers:
         """The answers (composite, class), and on the way :attr:`rollouts`.
 
         Raises:
             KeyboardInterrupt: Ctrl-C before two composites were seen; later ones end the showing quietly.
-            WorkError: NaN or infinity, or no memory for a single picture.
+            WorkError: NaN or infinity, or no memory for a single image.
         """
         batches = [
             kind[start : start + self.batch_size]
@@ -72,7 +72,7 @@ class Showing(Asker):
         blank = np.full_like(next(iter(self.rollouts.values())), np.nan)
         return np.stack([self.rollouts.get(at, blank) for at in range(count)])
 
-    def _made(self, stage: Stage, composite: Composite) -> Tensor:
+    def _made(self, stage: Stage, composite: EditedImage) -> Tensor:
         """What the model is given: bytes that are cut for it, or (for a tensor) values in 0 … 255."""
         values = stage.render(composite)
         if self.subject.scaling is not None:
@@ -94,7 +94,7 @@ class Showing(Asker):
     def _looked(self, at: list[int], pixels: Tensor) -> Tensor:
         if not self._attention:
             return self._logits(pixels)
-        seen = run(self.model, pixels, fuse="mean", merge="equal", by_class=False)
+        seen = run_and_capture(self.model, pixels, fuse="mean", merge="equal", by_class=False)
         values = rollout(seen.trace).values.cpu().numpy()
         self.rollouts |= dict(zip(at, values, strict=True))
         return self._logits(pixels) if self.features is not None or seen.logits is None else seen.logits

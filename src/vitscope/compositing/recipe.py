@@ -7,8 +7,8 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from vitscope.compositing.object_masks import Outline, outline
-from vitscope.compositing.stage import Composite, Placement
+from vitscope.compositing.object_masks import ObjectMask, outline
+from vitscope.compositing.stage import EditedImage, Placement
 from vitscope.errors import CallError
 from vitscope.images.reading import check_file, read_photo
 from vitscope.images.sources import check_no_url
@@ -20,29 +20,29 @@ PLACEMENT = {"name", "centre", "scale", "mirrored"}
 
 
 @dataclass(frozen=True)
-class PictureRecipe:
+class ImageRecipe:
     """One photo of a recipe, with its objects and the composites made of them."""
 
     photo: Path
-    objects: tuple[Outline, ...]
-    composites: tuple[Composite, ...]
+    objects: tuple[ObjectMask, ...]
+    composites: tuple[EditedImage, ...]
 
 
-def read_recipe(path: str | Path, photos: Sequence[Path] = ()) -> list[PictureRecipe]:
+def read_recipe(path: str | Path, photos: Sequence[Path] = ()) -> list[ImageRecipe]:
     """The photos of a recipe file, in its order.
 
     .. code-block:: toml
 
-        [[picture]]
+        [[image]]
         photo = "dog-and-cat.png"       # beside the recipe, unless it is given
 
-        [[picture.object]]
+        [[image.object]]
         name = "dog"
         class = "bull mastiff"          # what is asked about; the name by default
         outline = [[80, 12], [96, 10]]  # three corners or more; or box = [x, y, width, height], or mask = "dog.png",
         refine = false                  # or segments = [3, 4] with cut = "slic"
 
-        [[picture.composite]]           # any number of these, or none
+        [[image.composite]]           # any number of these, or none
         name = "dog smaller"
         show = [{ name = "dog", scale = 0.5, centre = [120, 80], mirrored = false }, { name = "cat" }]
         background = "own"
@@ -59,27 +59,27 @@ def read_recipe(path: str | Path, photos: Sequence[Path] = ()) -> list[PictureRe
         read = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise CallError(f"{path} is no recipe: {error}") from None
-    _check_keys(read, {"picture"}, f"{path}")
-    pictures = _tables(read, "picture", f"{path}")
-    if not pictures:
-        raise CallError(f"{path} names no picture: begin one with [[picture]]")
+    _check_keys(read, {"image"}, f"{path}")
+    images = _tables(read, "image", f"{path}")
+    if not images:
+        raise CallError(f"{path} names no image: begin one with [[image]]")
     given = {photo.name: photo for photo in photos}
-    made = [_picture(path, table, given) for table in pictures]
+    made = [_image(path, table, given) for table in images]
     unused = set(given) - {one.photo.name for one in made}
     if unused:
-        raise CallError(f"{path} has no picture called {min(unused)}: it has {', '.join(p.photo.name for p in made)}")
+        raise CallError(f"{path} has no image called {min(unused)}: it has {', '.join(p.photo.name for p in made)}")
     return made
 
 
-def _picture(path: Path, table: Mapping[str, Any], given: Mapping[str, Path]) -> PictureRecipe:
-    _check_keys(table, PICTURE, f"{path}: a picture")
-    name = _text(table, "photo", f"{path}: a picture")
+def _image(path: Path, table: Mapping[str, Any], given: Mapping[str, Path]) -> ImageRecipe:
+    _check_keys(table, PICTURE, f"{path}: an image")
+    name = _text(table, "photo", f"{path}: an image")
     photo = given.get(Path(name).name, _beside(path, name))
     check_file(photo)
     image, _ = read_photo(photo)
     where = f"{path}: {name}"
     objects = tuple(_object(path, one, image, where) for one in _tables(table, "object", where))
-    return PictureRecipe(photo, objects, tuple(_composite(one, where) for one in _tables(table, "composite", where)))
+    return ImageRecipe(photo, objects, tuple(_composite(one, where) for one in _tables(table, "composite", where)))
 
 
 def _beside(path: Path, name: str) -> Path:
@@ -88,7 +88,7 @@ def _beside(path: Path, name: str) -> Path:
     return path.parent / name
 
 
-def _object(path: Path, table: Mapping[str, Any], image: Any, where: str) -> Outline:
+def _object(path: Path, table: Mapping[str, Any], image: Any, where: str) -> ObjectMask:
     _check_keys(table, OBJECT, f"{where}: an object")
     name = _text(table, "name", f"{where}: an object")
     mask = table.get("mask")
@@ -105,12 +105,12 @@ def _object(path: Path, table: Mapping[str, Any], image: Any, where: str) -> Out
     )
 
 
-def _composite(table: Mapping[str, Any], where: str) -> Composite:
+def _composite(table: Mapping[str, Any], where: str) -> EditedImage:
     _check_keys(table, COMPOSITE, f"{where}: a composite")
     name = _text(table, "name", f"{where}: a composite")
     show = tuple(_placement(one, f"{where}: {name}") for one in _tables(table, "show", f"{where}: {name}"))
     background = _text(table, "background", f"{where}: {name}") if "background" in table else "own"
-    return Composite(name, show, background, _flag(table, "neutral", where))
+    return EditedImage(name, show, background, _flag(table, "neutral", where))
 
 
 def _placement(table: Mapping[str, Any], where: str) -> Placement:

@@ -1,4 +1,4 @@
-"""Composition: what a model said to the composites of one picture, as tables, maps and curves."""
+"""Composition: what a model said to the composites of one image, as tables, maps and curves."""
 
 import csv
 import io
@@ -14,17 +14,17 @@ import torch
 from jaxtyping import Float
 from PIL import Image
 
-from vitscope.compositing.object_masks import Outline
-from vitscope.compositing.stage import Composite, Stage
+from vitscope.compositing.object_masks import ObjectMask
+from vitscope.compositing.stage import EditedImage, Stage
 from vitscope.errors import CallError
-from vitscope.files import replacing
+from vitscope.files import atomic_write
 from vitscope.grid import Grid
-from vitscope.images.image import Picture, three_channels
+from vitscope.images.image import InputImage, three_channels
 from vitscope.perturb.segments import cell_labels
 from vitscope.results.attribution import Attribution
 from vitscope.validation import at_least, class_index, whole_number
 
-TOP_K = 3  # classes to a picture, as in the report's table
+TOP_K = 3  # classes to an image, as in the report's table
 
 
 @dataclass(frozen=True)
@@ -66,24 +66,24 @@ class SizeCurve:
 
 @dataclass(frozen=True, eq=False)
 class Composition:
-    """The answers to composites of one picture. Made by :func:`vitscope.compose`.
+    """The answers to composites of one image. Made by :func:`vitscope.compose`.
 
     Attributes:
-        picture: the photo, with what of it the model sees.
+        original: the photo, with what of it the model sees.
         composites: what was shown; the first is the original.
         outputs: float64 (composite, class): probabilities or logits, or in one column the similarity to the original
             of a model that has no classes. NaN where Ctrl-C came first.
         labels: of the columns.
         provenance: model, options, versions.
-        stage: puts the pictures together again.
+        stage: puts the images together again.
         known: the model's own labels, by which classes are asked for; None where it has none.
         target: the column that was asked for, if one was.
         rollouts: float32 (composite, height, width), NaN where there is none; None if they were not asked for.
         grid: of the rollouts.
     """
 
-    picture: Picture
-    composites: Sequence[Composite]
+    original: InputImage
+    composites: Sequence[EditedImage]
     outputs: Float[np.ndarray, "composite label"]
     labels: Sequence[str]
     provenance: Mapping[str, Any]
@@ -97,7 +97,7 @@ class Composition:
         return len(self.composites)
 
     @property
-    def outlines(self) -> Mapping[str, Outline]:
+    def outlines(self) -> Mapping[str, ObjectMask]:
         """The objects by name."""
         return self.stage.outlines
 
@@ -123,16 +123,16 @@ class Composition:
         return [one.name for one in self.composites]
 
     def image(self, which: int | str) -> Image.Image:
-        """The picture of a composite, by number or name, as it was put together."""
+        """The image of a composite, by number or name, as it was put together."""
         values = np.asarray(self.stage.render(self.composites[self._number(which)])).round().clip(0, 255)
         return Image.fromarray(three_channels(values, -1).astype(np.uint8))
 
-    def shown(self, which: int | str) -> Picture:
+    def shown(self, which: int | str) -> InputImage:
         """The same, with what of it the model sees."""
         image = self.image(which)
         across, down = self.stage.factor
-        left, top, right, bottom = self.picture.box
-        return Picture(image, (left * across, top * down, right * across, bottom * down), self.picture.name)
+        left, top, right, bottom = self.original.box
+        return InputImage(image, (left * across, top * down, right * across, bottom * down), self.original.name)
 
     def column(self, target: int | str | None = None, name: str | None = None) -> int:
         """The column that is explained: ``target``; else of the object's class, if the model has it; else the
@@ -224,7 +224,7 @@ class Composition:
             test, background, neutral: ``test="controls"`` for the object alone, over ``"own"`` or ``"blank"``.
 
         Returns:
-            values (1, row, column): each place is a cell around the middle of the object's box. Its picture's box is
+            values (1, row, column): each place is a cell around the middle of the object's box. Its image's box is
             the part of the photo that these middles cover, so an overlay is grey where the object could not be put.
 
         Raises:
@@ -251,7 +251,7 @@ class Composition:
             "background": background,
             "positions": "neutral" if neutral else "as they are",
         }
-        view = Picture(self.picture.photo, self._extent(name, centres, grid), self.picture.name)
+        view = InputImage(self.original.photo, self._extent(name, centres, grid), self.original.name)
         return Attribution(values, grid, [view], about, self.labels[column])
 
     def size_curve(self, name: str | None = None, target: int | str | None = None) -> SizeCurve:
@@ -272,7 +272,7 @@ class Composition:
     def seen(self, name: str) -> float:
         """The share of an object, where it is in the photo, that the model sees: less than 1 where it is cropped."""
         mask = self.stage.known(name).mask
-        left, top, right, bottom = (round(side) for side in self.picture.box)
+        left, top, right, bottom = (round(side) for side in self.original.box)
         inside = mask[max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)]
         return float(inside.sum() / mask.sum())
 
@@ -308,9 +308,9 @@ class Composition:
             ".json": lambda: json.dumps(self.as_json(), indent=2, allow_nan=False),
         }
         if path.suffix not in writers:
-            raise CallError(f"cannot save as {path.name!r}: end the name in .csv or .json; pictures are image(…).save")
+            raise CallError(f"cannot save as {path.name!r}: end the name in .csv or .json; images are image(…).save")
         text = writers[path.suffix]()
-        with replacing(path) as beside:
+        with atomic_write(path) as beside:
             beside.write_text(text, encoding="utf-8", newline="")
         return path
 
@@ -324,9 +324,9 @@ class Composition:
         return text.getvalue()
 
     def as_json(self) -> dict[str, Any]:
-        """Everything but the pictures, as what JSON has."""
+        """Everything but the images, as what JSON has."""
         return {
-            "picture": self.picture.name,
+            "image": self.original.name,
             "provenance": dict(self.provenance),
             "objects": [
                 {
@@ -378,7 +378,7 @@ class Composition:
     @cached_property
     def _cells(self) -> np.ndarray:
         assert self.grid is not None
-        return cell_labels(self.stage.photo.shape[:2], self.picture, self.grid)
+        return cell_labels(self.stage.photo.shape[:2], self.original, self.grid)
 
     def _number(self, which: int | str) -> int:
         at = self.at(which) if isinstance(which, str) else whole_number(which, "the composite")
@@ -394,7 +394,7 @@ class Composition:
             raise CallError(f"there is no object {name!r} in the {test} test: it has {', '.join(tested)}")
         return tested[0] if name is None else name
 
-    def _spot(self, composite: Composite) -> tuple[tuple[int, int], tuple[float, float]]:
+    def _spot(self, composite: EditedImage) -> tuple[tuple[int, int], tuple[float, float]]:
         assert composite.place is not None
         centre = composite.show[-1].centre
         assert centre is not None

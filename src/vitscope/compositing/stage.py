@@ -10,13 +10,13 @@ from jaxtyping import Float
 from scipy.ndimage import binary_dilation, distance_transform_edt
 
 from vitscope.compositing.backgrounds import BackgroundName, Hole, Values, at_size, background, filled, resized
-from vitscope.compositing.object_masks import LEAST_SIDE, Outline
+from vitscope.compositing.object_masks import LEAST_SIDE, ObjectMask
 from vitscope.errors import CallError
 from vitscope.validation import number
 
 MARGIN = 0.015  # of the shorter side: the fringe around an object that its hole takes with it
 FEATHER = 0.01  # of the shorter side
-MOST_SCALE = 1000  # of an object's sides: a pixel would be as large as a picture
+MOST_SCALE = 1000  # of an object's sides: a pixel would be as large as an image
 LEAST_BACKGROUND = 0.05  # of the photo: less is nothing to fill a hole from
 
 Cut = Float[np.ndarray, "height width channel"]  # an object's own pixels, 0 … 255
@@ -40,11 +40,11 @@ class Placement:
 
 
 @dataclass(frozen=True)
-class Composite:
-    """What a picture is put together from.
+class EditedImage:
+    """What an image is put together from.
 
     Attributes:
-        name: of the picture, in tables and figures.
+        name: of the image, in tables and figures.
         show: the objects that are there, back to front; others are left out and their holes filled.
         background: ``"own"``, ``"blank"``, ``"blurred"``, ``"shuffled"`` or ``"other"``.
         neutral: the model is asked with its position embeddings made equal, see
@@ -64,20 +64,20 @@ class Composite:
 
 
 @dataclass(frozen=True, eq=False)
-class _Thing:
+class _Cutout:
     """An object at the stage's size: its pixels, how opaque they are, and the part of the photo that is its own."""
 
-    outline: Outline
+    outline: ObjectMask
     box: tuple[int, int, int, int]  # left, top, width, height, in pixels of the stage
     pixels: Cut
     alpha: Float[np.ndarray, "height width"]
-    territory: Hole
+    region: Hole
     mask: Hole
     scaled: dict[tuple[float, bool], tuple[Any, Any]] = field(default_factory=dict)
 
 
 class Stage:
-    """Makes the picture of any :class:`Composite`.
+    """Makes the image of any :class:`EditedImage`.
 
     An object at its own place, at its own size and over its own background is the photo, pixel for pixel. One that is
     moved keeps its pixels where it is not scaled; its edge fades over ``feather`` pixels.
@@ -97,7 +97,7 @@ class Stage:
     def __init__(
         self,
         photo: Values,
-        outlines: Sequence[Outline],
+        outlines: Sequence[ObjectMask],
         size: tuple[int, int],
         *,
         fill: Any = "inpaint",
@@ -110,23 +110,21 @@ class Stage:
         shorter = min(photo.shape[:2])
         self.feather = max(FEATHER * shorter, 1.0) if feather is None else number(feather, "feather")
         if not 0 <= self.feather <= shorter / 4:
-            raise CallError(
-                f"feather is {feather}, 0 to {shorter / 4:g} pixels are expected (a quarter of the picture)"
-            )
+            raise CallError(f"feather is {feather}, 0 to {shorter / 4:g} pixels are expected (a quarter of the image)")
         masks = [at_size(one.mask, photo.shape[:2]) for one in outlines]
         for one, mask in zip(outlines, masks, strict=True):
             if min(mask.any(0).sum(), mask.any(1).sum()) < LEAST_SIDE:
-                raise CallError(f"{one.name} is too small in this picture of {size[0]}×{size[1]} pixels")
+                raise CallError(f"{one.name} is too small in this image of {size[0]}×{size[1]} pixels")
         margin = max(round(MARGIN * shorter), 1)
         holes = [binary_dilation(mask, iterations=margin) for mask in masks]
         hole = np.any(holes, axis=0)
         if 1 - hole.mean() < LEAST_BACKGROUND:
             names = " and ".join(self.outlines)
-            raise CallError(f"{names} with their edges cover {hole.mean():.0%} of the picture: no background is left")
+            raise CallError(f"{names} with their edges cover {hole.mean():.0%} of the image: no background is left")
         self._backgrounds = {"own": filled(photo, hole, fill, seed)}
         self._things = {
-            one.name: self._thing(one, mask, territory)
-            for one, mask, territory in zip(outlines, masks, _territories(masks, holes), strict=True)
+            one.name: self._thing(one, mask, region)
+            for one, mask, region in zip(outlines, masks, _regions(masks, holes), strict=True)
         }
 
     @property
@@ -134,14 +132,14 @@ class Stage:
         """Pixels of the stage to a pixel of the photo, across and down."""
         return self.photo.shape[1] / self.size[0], self.photo.shape[0] / self.size[1]
 
-    def known(self, name: str) -> Outline:
+    def known(self, name: str) -> ObjectMask:
         """The object of a name.
 
         Raises:
             CallError: there is none.
         """
         if name not in self.outlines:
-            raise CallError(f"there is no object {name!r} in this picture: it has {', '.join(self.outlines)}")
+            raise CallError(f"there is no object {name!r} in this image: it has {', '.join(self.outlines)}")
         return self.outlines[name]
 
     def size_of(self, name: str, scale: float = 1.0) -> tuple[float, float]:
@@ -149,16 +147,16 @@ class Stage:
         _, _, width, height = self.known(name).box
         return width * scale, height * scale
 
-    def is_home(self, placement: Placement) -> bool:
+    def is_unmoved(self, placement: Placement) -> bool:
         """The object is where it was, as it was."""
         here = placement.centre in (None, self.known(placement.name).centre)
         return here and placement.scale == 1.0 and not placement.mirrored
 
-    def prepare(self, composite: Composite) -> None:
+    def prepare(self, composite: EditedImage) -> None:
         """Refuse what cannot be put together, and have its background ready.
 
         Raises:
-            CallError: an unknown object or background, an object shown twice, or one that does not fit the picture.
+            CallError: an unknown object or background, an object shown twice, or one that does not fit the image.
         """
         if composite.background not in get_args(BackgroundName):
             choices = ", ".join(get_args(BackgroundName))
@@ -182,24 +180,24 @@ class Stage:
         if min(width * self.factor[0], height * self.factor[1]) < LEAST_SIDE:
             raise CallError(f"{shown}: too small to be seen, choose a larger scale")
         x, y = outline.centre if placement.centre is None else placement.centre
-        if self.is_home(placement):
+        if self.is_unmoved(placement):
             return
         beyond = max(width / 2 - x, x + width / 2 - self.size[0], height / 2 - y, y + height / 2 - self.size[1])
         if not (math.isfinite(x) and math.isfinite(y) and beyond <= 0.5):
             raise CallError(
-                f"{shown} and does not fit around ({_pixels(x)}, {_pixels(y)}) in the picture of "
+                f"{shown} and does not fit around ({_pixels(x)}, {_pixels(y)}) in the image of "
                 f"{self.size[0]}×{self.size[1]}: "
                 "choose a smaller scale or another place"
             )
 
-    def render(self, composite: Composite) -> Values:
-        """The picture, as large as the stage and of its dtype."""
+    def render(self, composite: EditedImage) -> Values:
+        """The image, as large as the stage and of its dtype."""
         canvas = self._background(composite.background).copy()
         own = composite.background == "own"
-        home = {placement.name for placement in composite.show if own and self.is_home(placement)}
+        home = {placement.name for placement in composite.show if own and self.is_unmoved(placement)}
         for name in home:
-            territory = self._things[name].territory
-            canvas[territory] = self.photo[territory]
+            region = self._things[name].region
+            canvas[region] = self.photo[region]
         covered = False
         for placement in composite.show:
             if placement.name in home and not covered:
@@ -208,13 +206,13 @@ class Stage:
             self._paste(canvas, placement)
         return canvas
 
-    def shares(self, composite: Composite) -> Mapping[str, Float[np.ndarray, "pixel_height pixel_width"]]:
+    def shares(self, composite: EditedImage) -> Mapping[str, Float[np.ndarray, "pixel_height pixel_width"]]:
         """How much of each pixel is each object's, what stands before it taken off."""
         layers: dict[str, np.ndarray] = {}
         for placement in composite.show:
             thing = self._things[placement.name]
             layer = np.zeros(self.photo.shape[:2], dtype=np.float32)
-            if self.is_home(placement):
+            if self.is_unmoved(placement):
                 layer[thing.mask] = 1.0
             else:
                 place, inner, _, alpha = self._laid(placement)
@@ -224,7 +222,7 @@ class Stage:
             layers[placement.name] = layer
         return layers
 
-    def _thing(self, outline: Outline, mask: Hole, territory: Hole) -> _Thing:
+    def _thing(self, outline: ObjectMask, mask: Hole, region: Hole) -> _Cutout:
         rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
         top, left = int(rows[0]), int(columns[0])
         part = (slice(top, int(rows[-1]) + 1), slice(left, int(columns[-1]) + 1))
@@ -232,7 +230,7 @@ class Stage:
         alpha = (inside / (self.feather + 1)).clip(0, 1).astype(np.float32)
         pixels = self.photo[part].astype(np.float32)
         box = (left, top, part[1].stop - left, part[0].stop - top)
-        return _Thing(outline, box, pixels, alpha, territory, mask)
+        return _Cutout(outline, box, pixels, alpha, region, mask)
 
     def _background(self, name: str) -> Values:
         if name not in self._backgrounds:
@@ -263,7 +261,7 @@ class Stage:
         return (rows, columns), inner, pixels, alpha
 
     @staticmethod
-    def _scaled(thing: _Thing, scale: float, mirrored: bool) -> tuple[Cut, Float[np.ndarray, "height width"]]:
+    def _scaled(thing: _Cutout, scale: float, mirrored: bool) -> tuple[Cut, Float[np.ndarray, "height width"]]:
         if (scale, mirrored) not in thing.scaled:
             pixels, alpha = thing.pixels, thing.alpha
             if scale != 1.0:
@@ -285,7 +283,7 @@ def _pixels(value: float) -> str:
     return f"{value:.0f}" if abs(value) < 1e9 else f"{value:g}"
 
 
-def _territories(masks: Sequence[Hole], holes: Sequence[Hole]) -> list[Hole]:
+def _regions(masks: Sequence[Hole], holes: Sequence[Hole]) -> list[Hole]:
     """Each hole without what is nearer to another object: what comes back with an object that stays."""
     if len(masks) == 1:
         return list(holes)

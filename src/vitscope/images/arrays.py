@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vitscope.errors import CallError, PictureError
+from vitscope.errors import CallError, ImageError
 
 MAX_PIXELS = 100_000_000
 MAX_PIXELS_VARIABLE = "VITSCOPE_MAX_PIXELS"
@@ -14,7 +14,7 @@ MAX_PIXELS_VARIABLE = "VITSCOPE_MAX_PIXELS"
 
 def check_size(width: int, height: int, name: str, limit: int) -> None:
     if width * height > limit:
-        raise PictureError(
+        raise ImageError(
             f"{name} has {width}×{height} pixels, more than the limit of {limit:,}: make it smaller, or raise "
             f"the limit with the environment variable {MAX_PIXELS_VARIABLE}"
         )
@@ -35,7 +35,7 @@ def check_array(shape: tuple[int, ...], dtype: np.dtype[Any], name: str) -> None
     if dtype.hasobject:
         raise CallError(f"{name} holds objects, not pixels: pass a list of images, or uint8 (H, W, 3) from 0 to 255")
     if len(shape) not in (2, 3) or (len(shape) == 3 and shape[2] not in (1, 2, 3, 4)) or 0 in shape:
-        raise CallError(f"an array of shape {shape} is no picture: (H, W), (H, W, 3) or (H, W, 4) is")
+        raise CallError(f"an array of shape {shape} is no image: (H, W), (H, W, 3) or (H, W, 4) is")
     if dtype.kind != "u" or dtype.itemsize > 2:
         raise CallError(
             f"an array of {dtype} has no agreed range: pass uint8 from 0 to 255, "

@@ -1,4 +1,4 @@
-"""One photo and the part of it that a model saw; and tensors as pictures to show."""
+"""One photo and the part of it that a model saw; and tensors as images to show."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +9,7 @@ from torch import Tensor, uint8
 
 
 @dataclass(frozen=True)
-class Picture:
+class InputImage:
     """One photo and the part of it that the model saw.
 
     ``photo`` is upright RGB at its own size; ``box`` is the region (left, top, right, bottom), in the photo's
@@ -20,11 +20,11 @@ class Picture:
     box: tuple[float, float, float, float]
     name: str = ""
 
-    def top_left(self, height_share: float, width_share: float) -> "Picture":
+    def top_left(self, height_share: float, width_share: float) -> "InputImage":
         """The same photo, seen only in the top left part of its box: patches need not fill the model's input."""
         left, top, right, bottom = self.box
         box = (left, top, left + (right - left) * width_share, top + (bottom - top) * height_share)
-        return Picture(self.photo, box, self.name)
+        return InputImage(self.photo, box, self.name)
 
     def paint(self, values: Any, size: tuple[int, int] | None = None, *, smooth: bool = True) -> np.ndarray:
         """A map on the token grid, laid over the photo where it belongs.
@@ -58,10 +58,10 @@ def nearest_pixels(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return pixels[np.ix_(*(np.arange(side) * of // side for side, of in zip(size, pixels.shape, strict=True)))]
 
 
-def picture_of_unit(shown: Tensor, name: str = "") -> Picture:
-    """A picture of a (channel, height, width) tensor whose values lie in [0, 1]; see :func:`three_channels`."""
+def image_of_unit(shown: Tensor, name: str = "") -> InputImage:
+    """An image of a (channel, height, width) tensor whose values lie in [0, 1]; see :func:`three_channels`."""
     array = (three_channels(shown, 0).clamp(0, 1) * 255).round().to(uint8).permute(1, 2, 0).numpy()
-    return Picture(Image.fromarray(array), (0.0, 0.0, float(array.shape[1]), float(array.shape[0])), name)
+    return InputImage(Image.fromarray(array), (0.0, 0.0, float(array.shape[1]), float(array.shape[0])), name)
 
 
 def three_channels(values: Any, axis: int) -> Any:

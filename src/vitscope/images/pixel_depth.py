@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vitscope.errors import PictureError
+from vitscope.errors import ImageError
 
 _PHOTOMETRIC, _BITS, _SAMPLE_FORMAT = 262, 258, 339  # of a TIFF
 _WHITE_IS_ZERO, _SIGNED = 0, 2
@@ -16,14 +16,14 @@ def check_depth(image: Image.Image, name: str) -> None:
     """Refuse pixels whose range nobody can know.
 
     Raises:
-        PictureError: floating point, signed, or integers of 32 bits.
+        ImageError: floating point, signed, or integers of 32 bits.
     """
     if image.mode == "F":
-        raise PictureError(f"{name} holds floating-point pixels of unknown range: convert it to 8 or 16 bits")
+        raise ImageError(f"{name} holds floating-point pixels of unknown range: convert it to 8 or 16 bits")
     if _SIGNED in _tag(image, _SAMPLE_FORMAT, (1,)):
-        raise PictureError(f"{name} holds signed pixels of unknown range: convert it to unsigned 8 or 16 bits")
+        raise ImageError(f"{name} holds signed pixels of unknown range: convert it to unsigned 8 or 16 bits")
     if image.mode == "I" and _tag(image, _BITS, (16,))[0] > 16:
-        raise PictureError(f"{name} holds 32-bit pixels of unknown range: convert it to 8 or 16 bits")
+        raise ImageError(f"{name} holds 32-bit pixels of unknown range: convert it to 8 or 16 bits")
 
 
 def transparent_colour(image: Image.Image) -> Any:
@@ -52,11 +52,11 @@ def eight_bits(image: Image.Image, header: Image.Image, name: str) -> Image.Imag
     An image in memory whose mode is "I" has no header: up to 255 its pixels count as 8 bits, otherwise as 16.
 
     Raises:
-        PictureError: 32-bit pixels of unknown range.
+        ImageError: 32-bit pixels of unknown range.
     """
     values = np.asarray(image).astype(np.int64)
     if values.max() > 65535 or values.min() < 0:
-        raise PictureError(f"{name} holds 32-bit pixels of unknown range: convert it to 8 or 16 bits")
+        raise ImageError(f"{name} holds 32-bit pixels of unknown range: convert it to 8 or 16 bits")
     bits = _tag(header, _BITS, (16,))[0]
     if image.mode == "I" and header.format is None and values.max() <= 255:
         bits = 8

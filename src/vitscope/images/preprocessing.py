@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vitscope.errors import CallError, PictureError
+from vitscope.errors import CallError, ImageError
 from vitscope.images.arrays import MAX_PIXELS
 from vitscope.images.channel_settings import require_finite, require_sides
-from vitscope.images.image import Picture, on_white, picture_of_unit
+from vitscope.images.image import InputImage, image_of_unit, on_white
 from vitscope.images.reading import read_photo
 
 MAX_SIDE = 2**14  # of a model's input
@@ -25,7 +25,7 @@ Fit = Literal["squash", "crop"]
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What a model wants of a picture: one geometry for all three libraries, with Pillow's own resize.
+    """What a model wants of an image: one geometry for all three libraries, with Pillow's own resize.
 
     The length of ``mean`` and ``std`` is the number of channels. A photo fits 3 channels (RGB), 1 (grey), and where it
     has transparency 4 (RGBA) or 2 (grey and transparency); a model of any other number takes tensors only.
@@ -75,8 +75,8 @@ class Preprocessing:
         """Whether the last channel of a photo is its transparency."""
         return self.channels in (2, 4)
 
-    def read(self, source: Any) -> tuple[Tensor, Picture]:
-        """Return the input of one source, as :func:`read_photo` reads it, and the picture that knows the way back."""
+    def read(self, source: Any) -> tuple[Tensor, InputImage]:
+        """Return the input of one source, as :func:`read_photo` reads it, and the image that knows the way back."""
         return self(*read_photo(source, alpha=self.takes_transparency))
 
     def as_json(self) -> dict[str, Any]:
@@ -90,29 +90,29 @@ class Preprocessing:
         resize_to = (round(target[0] * size[0] / self.size[0]), round(target[1] * size[1] / self.size[1]))
         return replace(self, size=size, resize_to=resize_to)
 
-    def __call__(self, photo: Image.Image, name: str = "") -> tuple[Tensor, Picture]:
-        """The photo as (channel, height, width) float32, and the picture that knows the way back."""
-        cut, picture = self.cut(photo, name)
-        return self.normalized(torch.from_numpy(cut).permute(2, 0, 1)), picture
+    def __call__(self, photo: Image.Image, name: str = "") -> tuple[Tensor, InputImage]:
+        """The photo as (channel, height, width) float32, and the image that knows the way back."""
+        cut, image = self.cut(photo, name)
+        return self.normalized(torch.from_numpy(cut).permute(2, 0, 1)), image
 
     def normalized(self, cut: Tensor) -> Tensor:
         """Bytes (…, channel, height, width) as float32 input, on their device."""
         mean, std = (self._channels(values).to(cut.device) for values in (self.mean, self.std))
         return (cut.float() / 255 - mean) / std
 
-    def cut(self, photo: Image.Image, name: str = "") -> tuple[np.ndarray, Picture]:
-        """The photo's bytes as the model sees them, (height, width, channel), and the picture that knows the way back.
+    def cut(self, photo: Image.Image, name: str = "") -> tuple[np.ndarray, InputImage]:
+        """The photo's bytes as the model sees them, (height, width, channel), and the image that knows the way back.
 
         Raises:
             CallError: a photo has no such number of channels.
-            PictureError: a strip too thin for the crop.
+            ImageError: a strip too thin for the crop.
         """
         height, width = self.size
         shown, photo = on_white(photo), self._in_channels(photo)
         fill_height, fill_width = self._filled(photo.width, photo.height)
         if fill_height * fill_width > MAX_PIXELS:
-            raise PictureError(
-                f"{name or 'the picture'} is {photo.width}×{photo.height} pixels, too thin a strip for a crop of "
+            raise ImageError(
+                f"{name or 'the image'} is {photo.width}×{photo.height} pixels, too thin a strip for a crop of "
                 f"{height}×{width}: cut out the part that matters first"
             )
         resized = (
@@ -122,7 +122,7 @@ class Preprocessing:
         cut = np.array(resized.crop((left, top, left + width, top + height)))
         scale_x, scale_y = photo.width / fill_width, photo.height / fill_height
         box = (left * scale_x, top * scale_y, (left + width) * scale_x, (top + height) * scale_y)
-        return cut.reshape(height, width, self.channels), Picture(shown, box, name)
+        return cut.reshape(height, width, self.channels), InputImage(shown, box, name)
 
     def _in_channels(self, photo: Image.Image) -> Image.Image:
         """The photo in the mode that the model takes; the grey of a photo that was grey is what it was."""
@@ -168,15 +168,15 @@ class Preprocessing:
         return self._corner(height - self.size[0]), self._corner(width - self.size[1])
 
     def _corner(self, room: int) -> int:
-        """Where the cut begins when ``room`` pixels are cut off; below zero the picture is padded with black."""
+        """Where the cut begins when ``room`` pixels are cut off; below zero the image is padded with black."""
         if self.round_half_even:
             return round(room / 2) if room > 0 else -(-room // 2)
         return room // 2
 
-    def picture_of(self, pixels: Tensor, name: str = "") -> Picture:
-        """A picture to show for (channel, height, width) input that came without a photo."""
+    def image_of(self, pixels: Tensor, name: str = "") -> InputImage:
+        """An image to show for (channel, height, width) input that came without a photo."""
         shown = pixels.detach().float().cpu() * self._channels(self.std) + self._channels(self.mean)
-        return picture_of_unit(shown, name)
+        return image_of_unit(shown, name)
 
     @staticmethod
     def _channels(values: Sequence[float]) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from vitscope.errors import CallError, PictureError, VitscopeError
+from vitscope.errors import CallError, ImageError, VitscopeError
 from vitscope.images.arrays import MAX_PIXELS, MAX_PIXELS_VARIABLE, check_size, image_of_array, read_npy
 from vitscope.images.image import on_white
 from vitscope.images.pixel_depth import check_depth, eight_bits, transparent_colour
@@ -47,7 +47,7 @@ def photos(images: Any) -> list[Any]:
         single = images.ndim != 4
     sources = [images] if single else list(images)
     if not sources:
-        raise CallError("no picture was given")
+        raise CallError("no image was given")
     return sources
 
 
@@ -60,13 +60,13 @@ def read_photo(source: Any, *, max_pixels: int | None = None, alpha: bool = Fals
         source: a path, PIL image, array (H, W[, C]) of uint8 or uint16, the bytes of an image file, or an open binary
             file. Files and bytes hold an image (see :func:`~vitscope.images.sources.formats`), or an array in numpy's
             format (.npy).
-        max_pixels: refuse larger pictures before they are decoded; by default ``VITSCOPE_MAX_PIXELS`` from the
+        max_pixels: refuse larger images before they are decoded; by default ``VITSCOPE_MAX_PIXELS`` from the
             environment, else 100,000,000.
         alpha: return a photo that has transparency as RGBA.
 
     Raises:
-        PictureNotFoundError: no regular file at the path.
-        PictureError: the file holds no whole picture, or one that is too large or too small.
+        ImageNotFoundError: no regular file at the path.
+        ImageError: the file holds no whole image, or one that is too large or too small.
         CallError: none of these sources.
     """
     if isinstance(source, str | os.PathLike):
@@ -86,7 +86,7 @@ def read_photo(source: Any, *, max_pixels: int | None = None, alpha: bool = Fals
     hint = ""
     if isinstance(source, list | tuple):
         hint = "; nested lists are not read: make one flat list of images, or an array with numpy.asarray"
-    raise CallError(f"cannot read a picture from {type(source).__name__}: {_EXPECTED}{hint}")
+    raise CallError(f"cannot read an image from {type(source).__name__}: {_EXPECTED}{hint}")
 
 
 _EXPECTED = (
@@ -99,7 +99,7 @@ def check_file(path: str | Path) -> None:
     """Refuse a path that leads to no regular file.
 
     Raises:
-        PictureNotFoundError: nothing is there, or a folder, pipe, socket or device.
+        ImageNotFoundError: nothing is there, or a folder, pipe, socket or device.
     """
     require_regular_file(path)
 
@@ -119,13 +119,13 @@ def _decoded(
     with _damage_reported(name):
         if prefix.startswith(NPY):
             return _to_rgb(image_of_array(read_npy(file, name, limit)), name, alpha)
-        check_format(prefix, name, CallError if in_memory else PictureError, f": {_EXPECTED}" if in_memory else "")
+        check_format(prefix, name, CallError if in_memory else ImageError, f": {_EXPECTED}" if in_memory else "")
         with _open_header(file) as image:
             check_decoder(image.format, name)
             check_size(image.width, image.height, name, limit)
             photo = _to_rgb(image, name, alpha)
             if rows_missing(image, file):
-                raise PictureError(f"{name} is damaged: its data end before the last row")
+                raise ImageError(f"{name} is damaged: its data end before the last row")
             return photo
 
 
@@ -137,14 +137,14 @@ def _damage_reported(name: str) -> Iterator[None]:
     except (VitscopeError, Warning):
         raise
     except UnidentifiedImageError:
-        raise PictureError(
+        raise ImageError(
             f"{name} is damaged, or of a kind that Pillow does not decode: save it as PNG or JPEG"
         ) from None
     except PermissionError:
-        raise PictureError(f"{name} cannot be read: permission denied") from None
+        raise ImageError(f"{name} cannot be read: permission denied") from None
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else "it ends early"
-        raise PictureError(f"{name} is damaged: {reason}") from None
+        raise ImageError(f"{name} is damaged: {reason}") from None
 
 
 def _limit_from_environment() -> int:
@@ -176,9 +176,9 @@ def _open_header(file: io.BytesIO | io.BufferedReader) -> Image.Image:
 
 def _to_rgb(image: Image.Image, name: str, alpha: bool = False) -> Image.Image:
     if min(image.size) < 2:
-        raise PictureError(f"{name} has {image.width}×{image.height} pixels: there is nothing to look at")
+        raise ImageError(f"{name} has {image.width}×{image.height} pixels: there is nothing to look at")
     if image.mode == "LAB":
-        raise PictureError(f"{name} holds colours in CIELAB: convert it to RGB")
+        raise ImageError(f"{name} holds colours in CIELAB: convert it to RGB")
     tiff = image.format == "TIFF"  # whose metadata Pillow reads again while it loads
     with _quiet_pillow() if tiff else nullcontext():
         check_depth(image, name)

@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import features
 
-from vitscope.errors import CallError, PictureError, PictureNotFoundError, first_line
+from vitscope.errors import CallError, ImageError, ImageNotFoundError, first_line
 
 # Every format that is decoded, and how its files begin ("?" is any byte). Nothing else reaches a decoder: Pillow alone
 # would also run Ghostscript, whatever the file is called.
@@ -73,20 +73,20 @@ def require_regular_file(path: str | Path) -> Path:
     """Return the path of a regular file, the only kind that is ever opened: a pipe or a device may never end.
 
     Raises:
-        PictureNotFoundError: nothing is there, or something else: a folder, pipe, socket, device, or a URL.
+        ImageNotFoundError: nothing is there, or something else: a folder, pipe, socket, device, or a URL.
     """
     shown = quoted(path)
     try:
         mode = Path(path).stat().st_mode
     except ValueError:
-        raise PictureNotFoundError(f"{shown} holds a NUL character: no file has such a name") from None
+        raise ImageNotFoundError(f"{shown} holds a NUL character: no file has such a name") from None
     except OSError as error:
-        raise PictureNotFoundError(_unreachable(path, shown, error)) from None
+        raise ImageNotFoundError(_unreachable(path, shown, error)) from None
     if stat.S_ISDIR(mode):
-        raise PictureNotFoundError(f"{shown} is a folder: pass the pictures in it")
+        raise ImageNotFoundError(f"{shown} is a folder: pass the images in it")
     if not stat.S_ISREG(mode):
         kind = KINDS.get(stat.S_IFMT(mode), "no file")
-        raise PictureNotFoundError(f"{shown} is {kind}: only regular files are opened, save its content to one first")
+        raise ImageNotFoundError(f"{shown} is {kind}: only regular files are opened, save its content to one first")
     return Path(path)
 
 
@@ -114,7 +114,7 @@ def check_no_url(text: str) -> None:
     """Refuse a URL where the path of a file is expected.
 
     Raises:
-        PictureNotFoundError: it is one.
+        ImageNotFoundError: it is one.
     """
     if _is_url(text):
         require_regular_file(text)
@@ -140,7 +140,7 @@ def formats() -> list[str]:
     return [name for name in _SIGNATURES if name not in _OPTIONAL or features.check(_OPTIONAL[name])]
 
 
-def check_format(prefix: bytes, name: str, error: type[PictureError | CallError], advice: str = "") -> None:
+def check_format(prefix: bytes, name: str, error: type[ImageError | CallError], advice: str = "") -> None:
     """Refuse a file by how it begins, before any decoder sees it.
 
     Args:
@@ -164,16 +164,16 @@ def check_format(prefix: bytes, name: str, error: type[PictureError | CallError]
     elif other is not None:
         message = f"{name} is a {other} file: {decoded}"
     elif _is_text(prefix):
-        message = f"{name} is not a picture in any format that Pillow reads"
+        message = f"{name} is not an image in any format that Pillow reads"
     else:
-        message = f"{name} is not a picture in a known format: {decoded}"
+        message = f"{name} is not an image in a known format: {decoded}"
     raise error(message + advice)
 
 
 def check_decoder(pillow_format: str | None, name: str) -> None:
     """Refuse a header that was read by a decoder of another format than the file's beginning announced."""
     if pillow_format is not None and pillow_format not in _PILLOW_NAMES:
-        raise PictureError(
+        raise ImageError(
             f"{name} is an image of format {pillow_format}: the formats that are decoded are {', '.join(formats())}"
         )
 

@@ -20,7 +20,7 @@ from vitscope.errors import CallError
 from vitscope.grid import Grid
 from vitscope.models.hierarchy import Hierarchy
 from vitscope.models.vision_model import VisionModel
-from vitscope.tracing.capture import run
+from vitscope.tracing.capture import run_and_capture
 from vitscope.typing import Pixels
 
 # A mask may be filled up to this many times its patches to be asked for with others.
@@ -31,12 +31,12 @@ Answer = Callable[[Pixels, Shown], Tensor]
 
 
 def without_hidden(model: VisionModel, pixels: Pixels, answer: Callable[[Pixels], Tensor]) -> Answer:
-    """A function of (pixels of one picture, shown patches (mask, patch)) that answers without the hidden ones.
+    """A function of (pixels of one image, shown patches (mask, patch)) that answers without the hidden ones.
 
     A plain transformer runs on the tokens that are left, their positions having been added before (rotary ones go with
     them, and so does a relative bias). In a window transformer no token looks at a hidden one; where merging mixes
     them in they are the mean colour of what is shown, and the mean that the classifier reads leaves out what is wholly
-    hidden. Where a model that reads patches is shown none, it is given an empty picture: zeros after normalisation.
+    hidden. Where a model that reads patches is shown none, it is given an empty image: zeros after normalisation.
 
     Raises:
         CallError: the model's tokens are unknown, or it cannot run without some of them.
@@ -48,7 +48,7 @@ def without_hidden(model: VisionModel, pixels: Pixels, answer: Callable[[Pixels]
         )
     grid = layout.grid(*pixels.shape[-2:])
     if layout.hierarchy is not None:
-        if layout.hierarchy.pooled is None:
+        if layout.hierarchy.before_pooling is None:
             raise CallError(f"hide='drop' cannot be had of {model.name}: it does not average its last tokens")
         return partial(_masked, model, answer, grid, layout.hierarchy)
     left_out = partial(_left_out, model, answer, grid, _Entry(model, pixels, grid))
@@ -75,7 +75,7 @@ class _Entry:
     """Where the tokens of a plain transformer, their positions added, enter its stack of blocks."""
 
     def __init__(self, model: VisionModel, pixels: Pixels, grid: Grid) -> None:
-        trace = run(model, pixels, layers=[0]).trace
+        trace = run_and_capture(model, pixels, layers=[0]).trace
         step = trace.step(0)
         self.biased = _has_bias(step)
         for path in _ancestors(step.module):
@@ -211,8 +211,8 @@ def _masked(
     colour = (weights * pixels).sum((2, 3), keepdim=True) / weights.sum((2, 3), keepdim=True).clamp_min(1)
     pixels = torch.where(shown_pixels[:, None], pixels, colour.to(pixels.dtype))
     keys = _Keys(grid, windows, shown)
-    assert windows.pooled is not None
-    handle = windows.pooled.register_forward_hook(keys.pool)
+    assert windows.before_pooling is not None
+    handle = windows.before_pooling.register_forward_hook(keys.pool)
     try:
         with Tap(model.module, keys) as tap, tap.follow(keys.watched()):
             return answer(pixels)

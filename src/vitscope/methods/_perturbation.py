@@ -1,4 +1,4 @@
-"""What the methods that question a model have in common: pictures in, a progress bar, a result with its provenance."""
+"""What the methods that question a model have in common: images in, a progress bar, a result with its provenance."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,20 +12,20 @@ from torch import nn
 
 from vitscope.errors import CallError, warn
 from vitscope.grid import Grid
-from vitscope.images.image import Picture
+from vitscope.images.image import InputImage
 from vitscope.models.vision_model import VisionModel
-from vitscope.perturb import Inquiry
+from vitscope.perturb import MaskedModel
 from vitscope.perturb.batching import Progress
 from vitscope.perturb.rendering import subjects
 from vitscope.results.attribution import Attribution
-from vitscope.results.segment_attribution import SegmentAttribution, SegmentedPicture, Weighing
+from vitscope.results.segment_attribution import LinearFit, SegmentAttribution, SegmentedImage
 from vitscope.tracing.capture import as_vision_model, provenance
 
 Result = TypeVar("Result", bound=Attribution)
 
 
 @dataclass(frozen=True)
-class AskOptions:
+class PerturbationOptions:
     """How a model is asked."""
 
     hide: Any
@@ -35,33 +35,33 @@ class AskOptions:
     progress: Any
 
 
-def each_picture(
+def explain_each(
     model: VisionModel | nn.Module,
     images: Any,
     segments: Any,
-    options: AskOptions,
-    explain: Callable[[Inquiry], Result],
+    options: PerturbationOptions,
+    explain: Callable[[MaskedModel], Result],
     *,
     on_pixels: bool = True,
 ) -> Result:
-    """The results of all pictures, one after another, as one.
+    """The results of all images, one after another, as one.
 
     Maps ``on_pixels`` are as large as the photos, so photos of different size are refused before anything is asked.
     """
     vision = as_vision_model(model)
     given = subjects(vision, images)
     if not given:
-        raise CallError("no picture was given")
+        raise CallError("no image was given")
     sizes = dict.fromkeys("×".join(map(str, subject.view.photo.size[::-1])) for subject in given)
     if on_pixels and len(sizes) > 1:
         raise CallError(
-            f"the pictures are {' and '.join(sizes)} pixels large, so their maps make no batch: explain them one by one"
+            f"the images are {' and '.join(sizes)} pixels large, so their maps make no batch: explain them one by one"
         )
     results: list[Result] = []
     for subject in given:
         try:
-            with telling(options.progress) as tell:
-                inquiry = Inquiry(
+            with progress_bar(options.progress) as tell:
+                masked_model = MaskedModel(
                     vision,
                     subject,
                     segments=segments,
@@ -71,7 +71,7 @@ def each_picture(
                     seed=options.seed,
                     progress=tell,
                 )
-                results.append(explain(inquiry))
+                results.append(explain(masked_model))
         except KeyboardInterrupt:
             if not results:
                 raise
@@ -79,12 +79,12 @@ def each_picture(
         if results[-1].provenance["interrupted"]:
             break
     if len(results) < len(given):
-        warn(f"interrupted: the result holds the first {len(results)} of {len(given)} pictures")
+        warn(f"interrupted: the result holds the first {len(results)} of {len(given)} images")
     return results[0] if len(given) == 1 else results[0].joined(results)
 
 
 @contextmanager
-def telling(wanted: Any, what: str = "asking the model") -> Iterator[Progress | None]:
+def progress_bar(wanted: Any, what: str = "asking the model") -> Iterator[Progress | None]:
     """Whom to tell about progress: a bar on stderr where one was asked for and someone can see it."""
     if not isinstance(wanted, bool) or not wanted:
         if wanted and not callable(wanted):
@@ -108,25 +108,25 @@ def warn_if_interrupted(interrupted: bool, answered: int, total: int | None) -> 
 
 
 def about(
-    inquiry: Inquiry, method: str, parameters: Mapping[str, Any], *, samples: int, interrupted: bool
+    masked_model: MaskedModel, method: str, parameters: Mapping[str, Any], *, samples: int, interrupted: bool
 ) -> dict[str, Any]:
     """The provenance of a result."""
     return {
-        **provenance(inquiry.model),
+        **provenance(masked_model.model),
         "method": method,
-        "parameters": {**inquiry.parameters, **parameters},
+        "parameters": {**masked_model.parameters, **parameters},
         "samples": samples,
         "interrupted": interrupted,
     }
 
 
-def whole(picture: Picture) -> Picture:
-    """The picture with all of the photo in view: results on pixels cover what the model did not see too."""
-    return Picture(picture.photo, (0.0, 0.0, float(picture.photo.width), float(picture.photo.height)), picture.name)
+def whole(image: InputImage) -> InputImage:
+    """The image with all of the photo in view: results on pixels cover what the model did not see too."""
+    return InputImage(image.photo, (0.0, 0.0, float(image.photo.width), float(image.photo.height)), image.name)
 
 
 def segment_result(
-    inquiry: Inquiry,
+    masked_model: MaskedModel,
     method: str,
     parameters: Mapping[str, Any],
     columns: Sequence[int],
@@ -139,12 +139,12 @@ def segment_result(
     interrupted: bool,
 ) -> SegmentAttribution:
     """One weight a segment for each class of ``columns``, the first of which is the target."""
-    segments = inquiry.known_segments()
-    weighings = [
-        Weighing(
-            inquiry.label(column),
+    segments = masked_model.require_segments()
+    fits = [
+        LinearFit(
+            masked_model.label(column),
             column,
-            float(inquiry.original[column]),
+            float(masked_model.original[column]),
             torch.from_numpy(weights[at].copy()),
             None if intervals is None else torch.from_numpy(intervals[at].copy()),
             float(intercepts[at]),
@@ -153,13 +153,13 @@ def segment_result(
         for at, column in enumerate(columns)
     ]
     labels, index = (torch.from_numpy(np.array(part)) for part in (segments.labels, segments.index))
-    part = SegmentedPicture(labels, index, weighings)
+    part = SegmentedImage(labels, index, fits)
     return SegmentAttribution(
         part.values(),
         Grid(*index.shape),
-        [whole(inquiry.subject.view)],
-        about(inquiry, method, parameters, samples=samples, interrupted=interrupted),
-        weighings[0].label,
+        [whole(masked_model.subject.view)],
+        about(masked_model, method, parameters, samples=samples, interrupted=interrupted),
+        fits[0].label,
         True,
         parts=[part],
     )

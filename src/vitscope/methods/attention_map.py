@@ -53,11 +53,11 @@ def attention_map(
     step = trace.step(layer)
     values, fallen = trace.map_and_padding(layer, head, query)
     asked = query if isinstance(query, str) else [int(part) for part in query]
-    parameters = {"layer": step.layer, "head": step.known_head(head), "query": asked}
+    parameters = {"layer": step.layer, "head": step.require_head(head), "query": asked}
     about = {**trace.provenance, "method": "attention_map", "parameters": parameters}
     about["padding_mass"] = fallen.tolist()
     about["rows_sum_to_one"] = parameters["head"] not in ("max", "min") and not bool((fallen > 1e-4).any())
-    return Attribution(values, step.known_grid(), trace.pictures, about)
+    return Attribution(values, step.require_grid(), trace.images, about)
 
 
 def trace_of(
@@ -66,7 +66,7 @@ def trace_of(
     """The trace that was passed, or the one of ``run(model, images)``."""
     if isinstance(model, Trace):
         if images is not None:
-            raise CallError("a trace has its pictures already: pass a trace alone, or a model with images")
+            raise CallError("a trace has its images already: pass a trace alone, or a model with images")
         return model
     if images is None:
         raise CallError("images are missing: pass a model with images, or a trace alone")

@@ -57,7 +57,7 @@ def head_statistics(model: VisionModel | nn.Module | Trace, images: Any = None) 
     for step in trace.blocks:
         patches = 1  # of the finest grid to one step of this one
         grid = finest
-        while grid != step.known_grid() and grid.num_patches > 1:
+        while grid != step.require_grid() and grid.num_patches > 1:
             patches, grid = 2 * patches, merged_grid(grid)
         entropy, distance = (only_finite(part, "attention") for part in _statistics(step))
         missing = heads - step.num_heads
@@ -70,7 +70,7 @@ def head_statistics(model: VisionModel | nn.Module | Trace, images: Any = None) 
 def _statistics(step: AttentionStep) -> tuple[Tensor, Tensor]:
     """(batch, head) each: entropy, and distance in steps of the block's own grid."""
     batch, _, heads, _, _ = step.scores.shape
-    grid, slots = step.known_grid(), step.known_slots()
+    grid, slots = step.require_grid(), step.require_slots()
     places = _places(grid).to(slots.device)[slots]  # (window, slot, 2), NaN without a place
     queries, patches = slots >= 0, slots >= grid.prefix
     entropy = torch.zeros(batch, heads, dtype=torch.float32, device=slots.device)

@@ -9,10 +9,10 @@ from jaxtyping import Bool, Float
 from torch import nn
 
 from vitscope.errors import warn
-from vitscope.methods._perturbation import AskOptions, each_picture, segment_result, warn_if_interrupted
+from vitscope.methods._perturbation import PerturbationOptions, explain_each, segment_result, warn_if_interrupted
 from vitscope.methods.surrogate import r_squared
 from vitscope.models.vision_model import VisionModel
-from vitscope.perturb import Inquiry
+from vitscope.perturb import MaskedModel
 from vitscope.results.segment_attribution import SegmentAttribution
 from vitscope.validation import at_least, seed_number
 
@@ -33,7 +33,7 @@ def kernel_shap(
 ) -> SegmentAttribution:
     """The share of each segment in the answer: a fair one, in the sense of Shapley.
 
-    The weights and the intercept (the answer to nothing but baseline) add up to the answer to the whole picture.
+    The weights and the intercept (the answer to nothing but baseline) add up to the answer to the whole image.
     Coalitions are asked for in whole sizes while the samples last, smallest and largest first, for they weigh most; the
     rest are drawn from the kernel with their complements. With 2ᵏ − 2 samples or more for k segments the values are
     exact.
@@ -41,7 +41,7 @@ def kernel_shap(
     Reference: Lundberg & Lee, 2017 (arXiv 1705.07874); complements: Covert & Lee, 2021 (arXiv 2012.01536).
 
     Args:
-        num_samples: coalitions, besides the whole picture and nothing.
+        num_samples: coalitions, besides the whole image and nothing.
         segments, hide, target, seed, batch_size, output, top_labels, progress: see :func:`vitscope.lime`.
 
     Returns:
@@ -50,12 +50,12 @@ def kernel_shap(
     Raises:
         CallError: as for :func:`vitscope.lime`.
     """
-    options = AskOptions(hide, output, batch_size, seed_number(seed), progress)
+    options = PerturbationOptions(hide, output, batch_size, seed_number(seed), progress)
     count, top_labels = at_least(2, num_samples, "num_samples"), at_least(0, top_labels, "top_labels")
 
-    def explain(inquiry: Inquiry) -> SegmentAttribution:
-        columns = inquiry.columns(target, top_labels)
-        players = inquiry.known_segments().count
+    def explain(masked_model: MaskedModel) -> SegmentAttribution:
+        columns = masked_model.columns(target, top_labels)
+        players = masked_model.require_segments().count
         rows, kernel = coalitions(players, count, options.seed)
         if len(rows) < players:
             warn(
@@ -63,15 +63,15 @@ def kernel_shap(
                 "values are the smallest that fit; take more samples or fewer segments"
             )
         ends = np.stack([np.zeros(rows.shape[1], dtype=bool), np.ones(rows.shape[1], dtype=bool)])
-        asked = inquiry.ask(inquiry.masks(np.concatenate([ends, rows])), columns)
+        asked = masked_model.ask(masked_model.masks(np.concatenate([ends, rows])), columns)
         answered = asked.asked[2:]
         warn_if_interrupted(asked.interrupted, int(asked.asked.sum()), len(rows) + 2)
-        inquiry.warn_if_constant(asked, columns[0])
+        masked_model.warn_if_constant(asked, columns[0])
         if not asked.asked[:2].all():
             raise KeyboardInterrupt
         values, scores = shapley(rows[answered], kernel[answered], asked.outputs[2:][answered], asked.outputs[:2])
         return segment_result(
-            inquiry,
+            masked_model,
             "kernel_shap",
             {"num_samples": count, "seed": options.seed},
             columns,
@@ -83,7 +83,7 @@ def kernel_shap(
             interrupted=asked.interrupted,
         )
 
-    return each_picture(model, images, segments, options, explain)
+    return explain_each(model, images, segments, options, explain)
 
 
 def coalitions(

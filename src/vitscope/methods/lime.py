@@ -9,10 +9,10 @@ from jaxtyping import Bool, Float, Int
 from torch import nn
 
 from vitscope.errors import CallError, warn
-from vitscope.methods._perturbation import AskOptions, each_picture, segment_result, warn_if_interrupted
+from vitscope.methods._perturbation import PerturbationOptions, explain_each, segment_result, warn_if_interrupted
 from vitscope.methods.surrogate import Surrogate, fit, upper_tail
 from vitscope.models.vision_model import VisionModel
-from vitscope.perturb import Inquiry
+from vitscope.perturb import MaskedModel
 from vitscope.perturb.masks import KernelSampler, PairedSampler, Sampler, UniformSampler
 from vitscope.results.segment_attribution import SegmentAttribution
 from vitscope.validation import at_least, number, ratio, seed_number, whole_number
@@ -23,7 +23,7 @@ Sampling = Literal["lime", "paired", "glime"]
 MOST_SAMPLES = 10_000
 LOOKS = [*(round(128 * 1.25**look) for look in range(20)), MOST_SAMPLES]
 
-NARROWEST = 1e-3  # kernels: narrower ones weigh nothing but the whole picture
+NARROWEST = 1e-3  # kernels: narrower ones weigh nothing but the whole image
 
 
 def lime(
@@ -46,10 +46,10 @@ def lime(
     tie: float = 0.1,
     progress: Any = False,
 ) -> SegmentAttribution:
-    """How much each segment of a picture adds to the probability of a class.
+    """How much each segment of an image adds to the probability of a class.
 
     Segments are hidden at random, the model answers, and a ridge regression of the answers on what was shown, weighted
-    by nearness to the whole picture, gives one coefficient a segment. With ``sampling="lime"`` and the same segments
+    by nearness to the whole image, gives one coefficient a segment. With ``sampling="lime"`` and the same segments
     and seed, coefficients, intercept, score and local prediction are those of PyPI's ``lime`` 0.2
     (``LimeImageExplainer(random_state=seed).explain_instance(photo, …)``). A photo of more than 400,000 pixels is
     explained on a smaller copy; ``provenance["parameters"]["perturbed_at"]`` says at which size.
@@ -58,17 +58,17 @@ def lime(
 
     Args:
         model: from :func:`vitscope.load`, or a live module.
-        images: a picture, a list of these, or a tensor (batch, 3, height, width) taken as already preprocessed.
-        target: the class, by index or label; by default the likeliest of each picture. ``"similarity"`` for a model
-            without a classifier: the cosine between its features and those of the whole picture.
-        num_samples: how many masks, the whole picture included; ``"auto"`` goes on until the order of the
+        images: an image, a list of these, or a tensor (batch, 3, height, width) taken as already preprocessed.
+        target: the class, by index or label; by default the likeliest of each image. ``"similarity"`` for a model
+            without a classifier: the cosine between its features and those of the whole image.
+        num_samples: how many masks, the whole image included; ``"auto"`` goes on until the order of the
             ``top_segments`` weightiest is settled at ``confidence``: each pair of neighbours among them, and the last
             of them against all others, is either told apart or known to differ by less than ``tie`` times the largest
             weight; 10,000 at most.
         segments: ``"quickshift"`` with lime's settings, ``"slic"``, ``"patches"``, labels (pixel height, pixel width)
             of the photo, or a function of the photo that returns them.
         hide: what stands in the place of hidden segments: ``"mean"`` (of each), ``"black"``, ``"grey"``, ``"blur"``,
-            ``"noise"``, a colour (0 to 255, one number or three), a picture, or ``"drop"``: no pixels at all, the
+            ``"noise"``, a colour (0 to 255, one number or three), an image, or ``"drop"``: no pixels at all, the
             patches that are more than half hidden are left out of the computation, which is the faster the fewer are
             left.
         sampling: ``"lime"``, coin tosses; ``"paired"``, each mask with its complement; ``"glime"``, masks drawn from
@@ -78,17 +78,17 @@ def lime(
             :meth:`SegmentAttribution.of`.
         kernel_width, alpha: of the exponential kernel over the cosine distance, and of the ridge penalty; lime's.
         confidence: of the intervals and of ``num_samples="auto"``.
-        batch_size: pictures to a forward; it bounds memory and changes nothing else.
+        batch_size: images to a forward; it bounds memory and changes nothing else.
         progress: True for a bar on stderr, or a function of (answered, in all).
 
     Returns:
-        ``values`` (batch, pixel height, pixel width), the weights at each pixel of the photo, and for one picture
+        ``values`` (batch, pixel height, pixel width), the weights at each pixel of the photo, and for one image
         ``weights``, ``intervals``, ``intercept``, ``score`` and ``segments``; of a batch take ``result[i]`` first.
         Ctrl-C ends the asking early: the result then stands on the answers so far, a warning and
         ``provenance["interrupted"]`` say so.
 
     Raises:
-        CallError: an option is out of range, the target is not there, the picture is one single segment, pictures
+        CallError: an option is out of range, the target is not there, the image is one single segment, images
             differ in size.
 
     Example:
@@ -107,13 +107,13 @@ def lime(
         tie=tie,
         seed=seed,
     )
-    options = AskOptions(hide, output, batch_size, plan.seed, progress)
+    options = PerturbationOptions(hide, output, batch_size, plan.seed, progress)
     top_labels = at_least(0, top_labels, "top_labels")
 
-    def explain(inquiry: Inquiry) -> SegmentAttribution:
-        return _explain(inquiry, plan, target, top_labels)
+    def explain(masked_model: MaskedModel) -> SegmentAttribution:
+        return _explain(masked_model, plan, target, top_labels)
 
-    return each_picture(model, images, segments, options, explain)
+    return explain_each(model, images, segments, options, explain)
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ class Plan:
             raise CallError(f"num_samples is {num_samples!r}: pass a whole number, or 'auto'")
         count = None if num_samples == "auto" else whole_number(num_samples, "num_samples")
         if count is not None and count < 2:
-            raise CallError(f"num_samples is {count}, at least 2 are expected: the first shows the whole picture")
+            raise CallError(f"num_samples is {count}, at least 2 are expected: the first shows the whole image")
         sampling = sampling or ("paired" if count is None else "lime")
         if sampling not in get_args(Sampling):
             raise CallError(f"unknown sampling {sampling!r}: choose {', '.join(get_args(Sampling))}")
@@ -198,9 +198,9 @@ def kernel(shown: Float[np.ndarray, " sample"], width: float) -> Float[np.ndarra
     return np.sqrt(np.exp(-(distance**2) / width**2))
 
 
-def _explain(inquiry: Inquiry, plan: Plan, target: int | str | None, top_labels: int) -> SegmentAttribution:
-    columns = inquiry.columns(target, top_labels)
-    segments = inquiry.known_segments().count
+def _explain(masked_model: MaskedModel, plan: Plan, target: int | str | None, top_labels: int) -> SegmentAttribution:
+    columns = masked_model.columns(target, top_labels)
+    segments = masked_model.require_segments().count
     if plan.num_samples is not None and plan.num_samples <= segments:
         warn(
             f"num_samples is {plan.num_samples} for {segments} segments: fewer questions than unknowns, so the weights "
@@ -214,7 +214,9 @@ def _explain(inquiry: Inquiry, plan: Plan, target: int | str | None, top_labels:
     for total in plan.looks:
         try:
             masks = sampler.draw(total - len(rows))
-            asked = inquiry.ask(inquiry.masks(masks), columns, before=len(rows), total=plan.num_samples or MOST_SAMPLES)
+            asked = masked_model.ask(
+                masked_model.masks(masks), columns, before=len(rows), total=plan.num_samples or MOST_SAMPLES
+            )
             drawn = np.concatenate([drawn, len(rows) + np.flatnonzero(asked.asked)])
             rows = np.concatenate([rows, masks[asked.asked]])
             answers = np.concatenate([answers, asked.outputs[asked.asked]])
@@ -239,7 +241,7 @@ def _explain(inquiry: Inquiry, plan: Plan, target: int | str | None, top_labels:
         )
     if (np.ptp(answers[:, 0]) == 0) and len(rows) > 1:
         warn(
-            f"the answer for {inquiry.label(columns[0])!r} did not change with any of {len(rows)} masks: "
+            f"the answer for {masked_model.label(columns[0])!r} did not change with any of {len(rows)} masks: "
             "all weights are zero"
         )
     warn_if_interrupted(interrupted, len(rows), plan.num_samples)
@@ -254,7 +256,7 @@ def _explain(inquiry: Inquiry, plan: Plan, target: int | str | None, top_labels:
     if plan.num_samples is None:
         parameters |= {"top_segments": plan.top_segments, "tie": plan.tie, "settled": bool(settled)}
     return segment_result(
-        inquiry,
+        masked_model,
         "lime",
         parameters,
         columns,

@@ -8,9 +8,9 @@ from torch import nn
 
 from vitscope.errors import CallError
 from vitscope.grid import Grid
-from vitscope.methods._perturbation import AskOptions, about, each_picture, warn_if_interrupted
+from vitscope.methods._perturbation import PerturbationOptions, about, explain_each, warn_if_interrupted
 from vitscope.models.vision_model import VisionModel
-from vitscope.perturb.masked_model import Inquiry, cells_of
+from vitscope.perturb.masked_model import MaskedModel, cells_of
 from vitscope.results.attribution import Attribution
 from vitscope.validation import seed_number, whole_number
 
@@ -41,25 +41,25 @@ def occlusion(
         hide, target, seed, batch_size, output, progress: see :func:`vitscope.lime`.
 
     Returns:
-        values (batch, height, width) on the grid of patches, answer of the whole picture minus answer without.
+        values (batch, height, width) on the grid of patches, answer of the whole image minus answer without.
 
     Raises:
         CallError: the window does not fit, or as for :func:`vitscope.lime`.
     """
-    options = AskOptions(hide, output, batch_size, seed_number(seed), progress)
+    options = PerturbationOptions(hide, output, batch_size, seed_number(seed), progress)
     window, stride = whole_number(window, "window"), whole_number(stride, "stride")
     if not 1 <= stride <= window:
         raise CallError(f"stride is {stride} and window is {window}: 1 ≤ stride ≤ window is expected")
 
-    def explain(inquiry: Inquiry) -> Attribution:
-        view, cells = cells_of(inquiry.model, inquiry.subject)
+    def explain(masked_model: MaskedModel) -> Attribution:
+        view, cells = cells_of(masked_model.model, masked_model.subject)
         assert cells is not None, "segments of patches were made from them"
-        column = inquiry.target(target)
+        column = masked_model.target(target)
         covers = _windows(cells, window, stride)
-        asked = inquiry.ask(inquiry.masks(~covers), [column])
+        asked = masked_model.ask(masked_model.masks(~covers), [column])
         warn_if_interrupted(asked.interrupted, int(asked.asked.sum()), len(covers))
-        inquiry.warn_if_constant(asked, column)
-        falls = np.where(asked.asked, inquiry.original[column] - asked.outputs[:, 0], 0.0)
+        masked_model.warn_if_constant(asked, column)
+        falls = np.where(asked.asked, masked_model.original[column] - asked.outputs[:, 0], 0.0)
         covered = covers[asked.asked].sum(0)
         values = torch.from_numpy(falls @ covers / np.maximum(covered, 1)).float()
         parameters = {"window": window, "stride": stride}
@@ -68,12 +68,12 @@ def occlusion(
             values.view(1, cells.height, cells.width),
             cells,
             [view],
-            about(inquiry, "occlusion", parameters, samples=answered, interrupted=asked.interrupted),
-            inquiry.label(column),
+            about(masked_model, "occlusion", parameters, samples=answered, interrupted=asked.interrupted),
+            masked_model.label(column),
             True,
         )
 
-    return each_picture(model, images, "patches", options, explain, on_pixels=False)
+    return explain_each(model, images, "patches", options, explain, on_pixels=False)
 
 
 def _windows(cells: Grid, window: int, stride: int) -> np.ndarray:

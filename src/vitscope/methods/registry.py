@@ -1,4 +1,4 @@
-"""Every method that maps a picture to an :class:`Attribution`, by name: the command line reads this table."""
+"""Every method that maps an image to an :class:`Attribution`, by name: the command line reads this table."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

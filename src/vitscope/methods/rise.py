@@ -11,9 +11,9 @@ from torch import nn
 
 from vitscope.errors import CallError
 from vitscope.grid import Grid
-from vitscope.methods._perturbation import AskOptions, about, each_picture, warn_if_interrupted, whole
+from vitscope.methods._perturbation import PerturbationOptions, about, explain_each, warn_if_interrupted, whole
 from vitscope.models.vision_model import VisionModel
-from vitscope.perturb import Inquiry, PixelMasks
+from vitscope.perturb import MaskedModel, PixelMasks
 from vitscope.perturb.masks import check_count
 from vitscope.results.attribution import Attribution
 from vitscope.validation import at_least, ratio, seed_number
@@ -36,10 +36,10 @@ def rise(
     output: Literal["probability", "logit"] = "probability",
     progress: Any = False,
 ) -> Attribution:
-    """Which places of a picture, when they are seen, go with a high answer.
+    """Which places of an image, when they are seen, go with a high answer.
 
     A grid of ``cells`` × ``cells`` coin tosses is blown up bilinearly, moved by a random part of a cell, and laid over
-    the picture; the map is Σ answer · mask / (samples · shown).
+    the image; the map is Σ answer · mask / (samples · shown).
 
     Reference: Petsiuk, Das & Saenko, 2018 (arXiv 1806.07421).
 
@@ -57,27 +57,27 @@ def rise(
     Raises:
         CallError: an option is out of range, or as for :func:`vitscope.lime`.
     """
-    options = AskOptions(hide, output, batch_size, seed_number(seed), progress)
+    options = PerturbationOptions(hide, output, batch_size, seed_number(seed), progress)
     count, cells = at_least(1, num_samples, "num_samples"), at_least(2, cells, "cells")
     check_count(count, cells * cells)
     shown = ratio(shown, "shown")
     if not 0 < shown < 1:
         raise CallError(f"shown is {shown}: a chance between 0 and 1 is expected")
 
-    def explain(inquiry: Inquiry) -> Attribution:
-        column = inquiry.target(target)
+    def explain(masked_model: MaskedModel) -> Attribution:
+        column = masked_model.target(target)
         random = np.random.default_rng(options.seed)
         tossed = random.random((count, cells, cells)) < shown
         shifts = random.random((count, 2))
         make = partial(_mask, tossed, shifts)
-        asked = inquiry.ask(PixelMasks(count, lambda at: make(at, inquiry.subject.size)), [column])
+        asked = masked_model.ask(PixelMasks(count, lambda at: make(at, masked_model.subject.size)), [column])
         answered = int(asked.asked.sum())
         warn_if_interrupted(asked.interrupted, answered, count)
-        size = _within(inquiry.subject.size)
+        size = _within(masked_model.subject.size)
         summed = np.zeros(size)
-        if inquiry.warn_if_constant(asked, column):
+        if masked_model.warn_if_constant(asked, column):
             # The mean of random masks has a pattern of its own, which would be all that the map shows.
-            summed += inquiry.original[column] * answered * shown
+            summed += masked_model.original[column] * answered * shown
         else:
             for at in np.flatnonzero(asked.asked).tolist():
                 summed += asked.outputs[at, 0] * make(at, size)
@@ -85,18 +85,18 @@ def rise(
         return Attribution(
             torch.from_numpy(summed / (answered * shown)).float()[None],
             Grid(*size),
-            [whole(inquiry.subject.view)],
-            about(inquiry, "rise", parameters, samples=answered, interrupted=asked.interrupted),
-            inquiry.label(column),
+            [whole(masked_model.subject.view)],
+            about(masked_model, "rise", parameters, samples=answered, interrupted=asked.interrupted),
+            masked_model.label(column),
         )
 
-    return each_picture(model, images, None, options, explain)
+    return explain_each(model, images, None, options, explain)
 
 
 def _mask(
     tossed: np.ndarray, shifts: np.ndarray, at: int, size: tuple[int, int]
 ) -> Float[np.ndarray, "pixel_height pixel_width"]:
-    """One mask in [0, 1]: the coarse grid blown up to one cell more a side than the picture holds, then cut."""
+    """One mask in [0, 1]: the coarse grid blown up to one cell more a side than the image holds, then cut."""
     cells = tossed.shape[1]
     cell = [-(-side // cells) for side in size]
     coarse = Image.fromarray(tossed[at].astype(np.float32))

@@ -18,7 +18,7 @@ from vitscope.errors import CallError
 from vitscope.methods.attention_map import grid_of, trace_of
 from vitscope.models.vision_model import VisionModel
 from vitscope.results.attribution import Attribution
-from vitscope.tracing.capture import run
+from vitscope.tracing.capture import run_and_capture
 from vitscope.typing import Fallen, Fused, ReadoutRow, Rows
 from vitscope.validation import only_finite, ratio, whole_number
 
@@ -136,7 +136,7 @@ def _prepared(model: VisionModel | nn.Module | Trace, images: Any, asked: _Recip
     discard_ratio = ratio(asked.discard_ratio, "discard_ratio")
     start = whole_number(asked.start_layer, "start_layer")
     options: dict[str, Any] = {"fuse": asked.head_fusion, "merge": asked.merge, "by_class": asked.target is not None}
-    trace = trace_of(model, images, lambda m, i: run(m, i, start_layer=max(start, 0), **options).trace)
+    trace = trace_of(model, images, lambda m, i: run_and_capture(m, i, start_layer=max(start, 0), **options).trace)
     if not -trace.num_layers <= start < trace.num_layers:
         raise CallError(f"start_layer {start} is not there: the model has layers 0 to {trace.num_layers - 1}")
     return trace, replace(
@@ -165,7 +165,7 @@ def _fold(trace: Trace, recipe: _Recipe, ends: Sequence[int]) -> list[Folded]:
         elif step.layer >= recipe.start_layer:
             if step.layer in ends:
                 rows, fallen = torch.cat([rows, row], dim=1), torch.cat([fallen, lost], dim=1)
-            if rows.shape[-1] != step.known_grid().num_tokens:
+            if rows.shape[-1] != step.require_grid().num_tokens:
                 raise CallError(
                     f"how the tokens of layer {step.layer} become those of the next is unknown in this model, so it "
                     "has no rollout: attention_map shows each block"
@@ -236,4 +236,4 @@ def _attribution(trace: Trace, folded: Folded, recipe: _Recipe, end: int) -> Att
         "row_sums": sums.tolist(),
         "padding_mass": fallen.tolist(),
     }
-    return Attribution(grid.patches(row), grid, trace.pictures, about, label)
+    return Attribution(grid.patches(row), grid, trace.images, about, label)

@@ -1,4 +1,4 @@
-"""One query in each window, put together to a whole picture: what windows look like from inside."""
+"""One query in each window, put together to a whole image: what windows look like from inside."""
 
 from typing import Any
 
@@ -29,9 +29,9 @@ def window_attention(
     head: Head = "mean",
     place: tuple[float, float] = (0.5, 0.5),
 ) -> Attribution:
-    """What one patch of every window looks at, all windows in one picture.
+    """What one patch of every window looks at, all windows in one image.
 
-    A shifted block's windows are cut apart where they wrap around the picture's edge, and each part has a query of its
+    A shifted block's windows are cut apart where they wrap around the image's edge, and each part has a query of its
     own. The block's mask keeps parts from seeing each other, but for timm on grids that need padding: there some see
     each other, and what their queries look at adds up.
 
@@ -49,7 +49,7 @@ def window_attention(
         look, as [row, column].
 
     Raises:
-        CallError: the layer or head is not there, or the block's windows are not areas of the picture.
+        CallError: the layer or head is not there, or the block's windows are not areas of the image.
 
     Example:
         >>> import skimage.data, vitscope as vs
@@ -58,7 +58,7 @@ def window_attention(
     """
     trace = trace_of(model, images, lambda m, i: capture(m, i, layers=[layer]))
     step = trace.step(layer)
-    grid = step.known_grid()
+    grid = step.require_grid()
     queries = region_queries(window_regions(step), place)
     row = torch.zeros(step.scores.shape[0], 1, grid.num_tokens, dtype=torch.float32, device=step.scores.device)
     row[:, 0, [grid.token(*query) for query in queries]] = 1
@@ -66,24 +66,24 @@ def window_attention(
     about = {
         **trace.provenance,
         "method": "window_attention",
-        "parameters": {"layer": step.layer, "head": step.known_head(head), "place": list(place)},
+        "parameters": {"layer": step.layer, "head": step.require_head(head), "place": list(place)},
         "queries": [list(query) for query in queries],
         "rows_sum_to_one": False,
         "padding_mass": (fallen[:, 0] / len(queries)).tolist(),
     }
-    return Attribution(only_finite(grid.patches(values[:, 0]), "attention"), grid, trace.pictures, about)
+    return Attribution(only_finite(grid.patches(values[:, 0]), "attention"), grid, trace.images, about)
 
 
 def window_regions(step: AttentionStep) -> Regions:
     """Which part of which window each patch belongs to, numbered from 0; parts that do not touch are apart."""
-    grid, slots = step.known_grid(), step.known_slots()
+    grid, slots = step.require_grid(), step.require_slots()
     if grid.prefix:
         raise CallError(f"layer {step.layer} attends over all tokens at once: there are no windows to show")
     owners = window_of_token(slots.cpu(), grid.num_tokens).view(grid.height, grid.width)
     regions: Regions = label(owners.numpy(), background=-1, connectivity=1) - 1
     # Only wrapping cuts a window into parts; otherwise its patches lie apart.
     if not is_shifted(step) and regions.max() + 1 > int((slots >= 0).any(1).sum()):
-        raise CallError(f"layer {step.layer} attends to patches spread over the picture: name one as query")
+        raise CallError(f"layer {step.layer} attends to patches spread over the image: name one as query")
     return regions
 
 

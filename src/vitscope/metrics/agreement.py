@@ -1,4 +1,4 @@
-"""Agreement between attributions of one picture: rank correlation and overlap of the highest places."""
+"""Agreement between attributions of one image: rank correlation and overlap of the highest places."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class Agreement:
         overlap: (name, name) in [0, 1], the top regions' intersection over union.
         chance: (name, name), the overlap to expect of two regions as large as these that have nothing to do with each
             other.
-        top: the share of the picture that a top region was to have.
+        top: the share of the image that a top region was to have.
     """
 
     names: Sequence[str]
@@ -45,16 +45,16 @@ class Agreement:
 
 
 def agreement(results: Sequence[Attribution], *, names: Sequence[str] | None = None, top: float = 0.2) -> Agreement:
-    """Whether models, or methods, look at the same places of one picture.
+    """Whether models, or methods, look at the same places of one image.
 
     Args:
         results: two or more attributions of the same photo, on grids of any kind.
         names: of each; by default its model and method.
-        top: the share of the picture that counts as its top region, by value. Where values are equal (segments) the
+        top: the share of the image that counts as its top region, by value. Where values are equal (segments) the
             region is as near to that share as whole groups of equal values come.
 
     Raises:
-        CallError: fewer than two results, several pictures in one, or results of different photos.
+        CallError: fewer than two results, several images in one, or results of different photos.
     """
     if not isinstance(results, Sequence) or not all(isinstance(result, Attribution) for result in results):
         raise CallError("agreement compares attributions, as vitscope.lime or vitscope.rollout return them")
@@ -62,9 +62,9 @@ def agreement(results: Sequence[Attribution], *, names: Sequence[str] | None = N
         raise CallError(f"agreement needs two results or more, {len(results)} came")
     if not 0 < ratio(top, "top") < 1:
         raise CallError(f"top is {top}: a share between 0 and 1 is expected")
-    if any(len(result) != 1 or not result.pictures for result in results):
-        raise CallError("agreement compares results of one picture each, as they were computed (not loaded from files)")
-    photos = [result.pictures[0].photo for result in results]
+    if any(len(result) != 1 or not result.images for result in results):
+        raise CallError("agreement compares results of one image each, as they were computed (not loaded from files)")
+    photos = [result.images[0].photo for result in results]
     if any(not _same(photos[0], photo) for photo in photos[1:]):
         raise CallError("agreement compares results of one and the same photo: these are of different ones")
     if names is not None and len(names) != len(results):
@@ -93,11 +93,11 @@ def _same(photo: Image.Image, other: Image.Image) -> bool:
 def _map(result: Attribution, size: tuple[int, int]) -> Float[np.ndarray, "height width"]:
     """A result on the photo; one on pixels as it is, without smoothing over the borders of segments."""
     values = result.values[0].cpu().numpy()
-    picture = result.pictures[0]
+    image = result.images[0]
     fine = values.shape[0] >= size[1] and values.shape[1] >= size[0]
     if not fine:
-        return picture.paint(values, size)
-    return nearest_pixels(picture.paint(values, smooth=False), size[::-1])
+        return image.paint(values, size)
+    return nearest_pixels(image.paint(values, smooth=False), size[::-1])
 
 
 def _ranks(values: Float[np.ndarray, " pixel"]) -> Float[np.ndarray, " pixel"]:

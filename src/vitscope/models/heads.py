@@ -39,7 +39,7 @@ class WindowClassified(nn.Module):
         self.training = backbone.module.training
 
 
-def with_classes(model: VisionModel, labels: Sequence[str], *, by_windows: bool = False) -> VisionModel:
+def reset_classifier(model: VisionModel, labels: Sequence[str], *, by_windows: bool = False) -> VisionModel:
     """A copy of the model with an untrained classifier for these classes; ``model`` stays as it is.
 
     The classifier is the library's own where it has one for this model. Its weights are drawn from a normal
@@ -62,25 +62,25 @@ def with_classes(model: VisionModel, labels: Sequence[str], *, by_windows: bool 
     if by_windows:
         module = WindowClassified(_wrapped(model.library, _copy(_bare(model)), model.preprocessing), len(labels))
     elif not isinstance(model.module, Classified | WindowClassified):
-        module = library.with_classes(_copy(model.module), labels)
+        module = library.reset_classifier(_copy(model.module), labels)
     if module is None:
         module = _classified(model, len(labels))
     made = described(model.library, module, labels, model.preprocessing, model.name)
     with torch.no_grad():
-        for head in heads(made):
+        for head in get_classifiers(made):
             head.weight.normal_(std=HEAD_STD)
             if head.bias is not None:
                 head.bias.zero_()
     return made
 
 
-def heads(model: VisionModel) -> list[nn.Linear]:
+def get_classifiers(model: VisionModel) -> list[nn.Linear]:
     """The linear layers that give the logits: one, or two where a model was distilled."""
     if isinstance(model.module, Classified):
         return [model.module.classifier]
     if isinstance(model.module, WindowClassified):
         return [model.module.reader.head]
-    return library_module(model.library).heads(model.module)
+    return library_module(model.library).get_classifiers(model.module)
 
 
 def architecture(model: VisionModel) -> Mapping[str, Any]:

@@ -90,20 +90,20 @@ class Hierarchy:
     Attributes:
         blocks: by the path of the attention module, in order of running.
         mergings: the patch merging layers, by their path.
-        pooled: the module whose output tokens the classifier averages.
+        before_pooling: the module whose output tokens the classifier averages.
         classifier: the linear layer that reads the average; None where something else stands between.
-        refusal: what is wrong with a token grid, in words; None where the library runs it.
-        shrinking: other modules that halve the grid (strided convolutions), through which no row can be followed.
-        kept: a context in which the library may alter its own settings, and that puts them back.
+        why_unsupported: what is wrong with a token grid, in words; None where the library runs it.
+        downsampling: other modules that halve the grid (strided convolutions), through which no row can be followed.
+        preserved_state: a context in which the library may alter its own settings, and that puts them back.
     """
 
     blocks: Mapping[str, WindowBlock]
     mergings: Mapping[str, Merging] = field(default_factory=dict)
-    shrinking: Sequence[nn.Module] = ()
-    pooled: nn.Module | None = None
+    downsampling: Sequence[nn.Module] = ()
+    before_pooling: nn.Module | None = None
     classifier: nn.Linear | None = None
-    refusal: Callable[[Grid], str | None] = accepted
-    kept: Callable[[], AbstractContextManager[None]] = nullcontext
+    why_unsupported: Callable[[Grid], str | None] = accepted
+    preserved_state: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def block_of(self, module: str) -> str | None:
         """The path of the attention module that a running module is, or is part of."""

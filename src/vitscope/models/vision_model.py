@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from vitscope.errors import CallError, WorkError, quoted_error, warn
 from vitscope.grid import Grid
-from vitscope.images.image import Picture, picture_of_unit
+from vitscope.images.image import InputImage, image_of_unit
 from vitscope.images.preprocessing import Preprocessing
 from vitscope.images.reading import photos
 from vitscope.interrupts import uninterrupted
@@ -127,8 +127,8 @@ class VisionModel:
         floating = (p.dtype for p in self.module.parameters() if p.is_floating_point())
         return next(floating, torch.float32)
 
-    def prepare(self, images: Any) -> tuple[Pixels, list[Picture]]:
-        """Pictures as the model's input, on its device and in its dtype, and the way back to each photo.
+    def prepare(self, images: Any) -> tuple[Pixels, list[InputImage]]:
+        """Images as the model's input, on its device and in its dtype, and the way back to each photo.
 
         Args:
             images: a path, PIL image or uint8 array (H, W, 3), a list of these, or a tensor
@@ -137,24 +137,24 @@ class VisionModel:
         if self.device.type == "meta":
             raise CallError(f"{self.name} is on the device meta, which holds no weights: load it on another device")
         if isinstance(images, Tensor):
-            pixels, pictures = images, self._pictures_of(self._checked(images))
+            pixels, views = images, self._images_of(self._checked(images))
         else:
-            pixels, pictures = self._preprocessed(images)
+            pixels, views = self._preprocessed(images)
         if self.layout is not None:
             height, width = pixels.shape[-2:]
             grid, patch = self.layout.grid(height, width), self.layout.patch_size
-            refused = self.layout.hierarchy and self.layout.hierarchy.refusal(grid)
+            refused = self.layout.hierarchy and self.layout.hierarchy.why_unsupported(grid)
             if refused:
                 raise CallError(f"{self.name} takes no input of {height}×{width} pixels: {refused}")
             seen = (grid.height * patch[0] / height, grid.width * patch[1] / width)
-            pictures = [picture.top_left(*seen) for picture in pictures]
-        return pixels.to(self.device, self.dtype), pictures
+            views = [view.top_left(*seen) for view in views]
+        return pixels.to(self.device, self.dtype), views
 
     def predict(self, images: Any, top_k: int = 5) -> list[list[Prediction]]:
-        """The ``top_k`` likeliest classes of each picture, likeliest first.
+        """The ``top_k`` likeliest classes of each image, likeliest first.
 
         Raises:
-            CallError: the model has no classifier, or the pictures cannot be read as such.
+            CallError: the model has no classifier, or the images cannot be read as such.
         """
         top_k = whole_number(top_k, "top_k")
         if top_k < 1:
@@ -168,7 +168,11 @@ class VisionModel:
     def running(self) -> Iterator[None]:
         """Evaluation mode; flags and whatever the library sets while it runs are as before afterwards."""
         hierarchy = None if self.layout is None else self.layout.hierarchy
-        with evaluating(self.module), uncompiled(self.module), nullcontext() if hierarchy is None else hierarchy.kept():
+        with (
+            evaluating(self.module),
+            uncompiled(self.module),
+            nullcontext() if hierarchy is None else hierarchy.preserved_state(),
+        ):
             yield
 
     def answer(self, pixels: Pixels) -> Tensor | None:
@@ -263,7 +267,7 @@ class VisionModel:
         known = self.labels is not None and index < len(self.labels)
         return self.labels[index] if known and self.labels else f"class {index}"
 
-    def _preprocessed(self, images: Any) -> tuple[Tensor, list[Picture]]:
+    def _preprocessed(self, images: Any) -> tuple[Tensor, list[InputImage]]:
         if self.preprocessing is None:
             why = f" ({self.no_preprocessing})" if self.no_preprocessing else ""
             raise CallError(
@@ -273,7 +277,7 @@ class VisionModel:
             )
         sources = photos(images)
         made = [self.preprocessing.read(source) for source in sources]
-        return torch.stack([pixels for pixels, _ in made]), [picture for _, picture in made]
+        return torch.stack([pixels for pixels, _ in made]), [image for _, image in made]
 
     @property
     def channels(self) -> int | None:
@@ -287,7 +291,7 @@ class VisionModel:
         channels = self.channels
         if images.ndim != 4 or 0 in images.shape or channels not in (None, images.shape[1]):
             raise CallError(
-                f"a tensor of shape {tuple(images.shape)} is no batch of pictures: (batch, {channels or 3}, height, "
+                f"a tensor of shape {tuple(images.shape)} is no batch of images: (batch, {channels or 3}, height, "
                 "width) is expected"
             )
         if not images.is_floating_point():
@@ -296,12 +300,12 @@ class VisionModel:
             raise CallError("the tensor holds NaN or infinity")
         return images
 
-    def _pictures_of(self, pixels: Tensor) -> list[Picture]:
+    def _images_of(self, pixels: Tensor) -> list[InputImage]:
         if self.preprocessing is not None:
-            return [self.preprocessing.picture_of(one) for one in pixels]
+            return [self.preprocessing.image_of(one) for one in pixels]
         low, high = pixels.amin((1, 2, 3), keepdim=True), pixels.amax((1, 2, 3), keepdim=True)
         shown = (pixels - low) / (high - low).clamp_min(1e-12)
-        return [picture_of_unit(one.detach().float().cpu()) for one in shown]
+        return [image_of_unit(one.detach().float().cpu()) for one in shown]
 
 
 def input_channels(module: nn.Module) -> int | None:

@@ -25,7 +25,7 @@ class WindowReader(nn.Module):
 
     In each block the stage's token enters every window, attends to itself and the window through the block's own
     weights, and takes up what that adds. The mean over windows and blocks of a stage is the stage's summary; a
-    LayerNorm and one linear layer make logits of the summaries of all stages. Tokens of the picture do not attend to
+    LayerNorm and one linear layer make logits of the summaries of all stages. Tokens of the image do not attend to
     it, so the backbone computes what it always did, and its weights get no gradient.
     """
 
@@ -42,7 +42,7 @@ class WindowReader(nn.Module):
         self.head = nn.Linear(sum(widths), num_classes, device=device, dtype=dtype)
 
     def read(self, model: VisionModel, pixels: Pixels) -> Float[Tensor, "batch label"]:
-        """Logits of preprocessed pictures through this backbone; gradients flow to the tokens and the head."""
+        """Logits of preprocessed images through this backbone; gradients flow to the tokens and the head."""
         entered, projections = entering_blocks(model, pixels), block_projections(model)
         summaries: list[list[Tensor]] = [[] for _ in self.tokens]
         with unwatched():  # what the stages' tokens attend to is no attention of the backbone's

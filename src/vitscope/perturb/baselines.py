@@ -30,13 +30,13 @@ def fill(
     what: str = "hide",
     names: Sequence[str] = get_args(HideName),
 ) -> np.ndarray:
-    """A picture of the photo's size and dtype, values 0 … 255, that hidden parts are taken from.
+    """An image of the photo's size and dtype, values 0 … 255, that hidden parts are taken from.
 
     Args:
         photo: (pixel height, pixel width, channel); bytes of four channels are RGBA, whose hidden parts are opaque.
-        hide: ``"mean"`` (of each segment; without segments of the picture), ``"black"``, ``"grey"``, ``"blur"``,
+        hide: ``"mean"`` (of each segment; without segments of the image), ``"black"``, ``"grey"``, ``"blur"``,
             ``"noise"`` (uniform, from ``seed``), a colour as one number or three in 0 … 255 (for a tensor of other than
-            three channels: one, or as many), or another picture.
+            three channels: one, or as many), or another image.
         segments: of the photo, if it was cut into any.
         what, names: the option that is refused where it cannot be meant, and its choices.
 
@@ -54,12 +54,12 @@ def fill(
         other, _ = read_photo(hide)
     except CallError as error:
         got = f"{what} is {hide!r}" if isinstance(hide, str | None) else f"{what} is {type(hide).__name__}"
-        raise CallError(f"{got}: choose {', '.join(names)}, a colour, or a picture ({error})") from None
+        raise CallError(f"{got}: choose {', '.join(names)}, a colour, or an image ({error})") from None
     resized = other.resize((photo.shape[1], photo.shape[0]), Image.Resampling.BICUBIC)
     return as_channels(resized, photo, what)
 
 
-def as_channels(picture: Image.Image, like: np.ndarray, what: str) -> np.ndarray:
+def as_channels(image: Image.Image, like: np.ndarray, what: str) -> np.ndarray:
     """A photo in the channels and the dtype of ``like``.
 
     Raises:
@@ -68,9 +68,9 @@ def as_channels(picture: Image.Image, like: np.ndarray, what: str) -> np.ndarray
     channels = like.shape[-1]
     if channels not in PHOTO_MODES:
         raise CallError(
-            f"{what} is a picture, which has 3 channels where the input has {channels}: choose a colour of one number"
+            f"{what} is an image, which has 3 channels where the input has {channels}: choose a colour of one number"
         )
-    values = np.asarray(on_white(picture).convert(PHOTO_MODES[channels]))
+    values = np.asarray(on_white(image).convert(PHOTO_MODES[channels]))
     return values.reshape(like.shape).astype(like.dtype)
 
 
@@ -131,5 +131,5 @@ def described(hide: Any) -> str | list[float]:
         return hide
     colour = _colour(hide)
     if colour is None:
-        return "a picture"
+        return "an image"
     return (np.broadcast_to(colour, (3,)) if len(colour) == 1 else colour).tolist()

@@ -1,4 +1,4 @@
-"""Asker: one picture, one model, and its answers to variants of the picture, batch by batch."""
+"""Asker: one image, one model, and its answers to variants of the image, batch by batch."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -39,17 +39,17 @@ class Answers:
     interrupted: bool = False
 
 
-class Asker:
-    """The answer to the whole picture, what may be asked for, and the loop over batches of variants.
+class BatchedPredictor:
+    """The answer to the whole image, what may be asked for, and the loop over batches of variants.
 
-    Memory is bounded: two batches of pictures are there at a time, whatever the number of questions. A batch for which
+    Memory is bounded: two batches of images are there at a time, whatever the number of questions. A batch for which
     there is no memory is halved, and so is every batch after it; a warning says so.
 
     Args:
-        subject: the picture, from :func:`~vitscope.perturb.rendering.subjects`.
+        subject: the image, from :func:`~vitscope.perturb.rendering.subjects`.
         output: what is asked for, a class's softmax ``"probability"`` or its ``"logit"``. A model without a classifier
-            answers with the cosine between its features and those of the whole picture.
-        batch_size: pictures to a forward, at most.
+            answers with the cosine between its features and those of the whole image.
+        batch_size: images to a forward, at most.
         progress: told of every batch.
     """
 
@@ -83,8 +83,8 @@ class Asker:
                 return 0
             raise CallError(
                 f"{self.model.name} has no classifier, so there is no class to explain: pass target='similarity' to "
-                "explain how alike its features stay, give it classes by examples (vitscope.by_example), or look at "
-                "attention_map and rollout, which need no class"
+                "explain how alike its features stay, give it classes by examples (vitscope.few_shot_classifier), or "
+                "look at attention_map and rollout, which need no class"
             )
         if wanted is None:
             return int(self.original.argmax())
@@ -95,7 +95,7 @@ class Asker:
         return SIMILARITY if self.features is not None else self._names[column]
 
     def likeliest(self, count: int) -> list[int]:
-        """The columns with the highest answers to the whole picture, highest first."""
+        """The columns with the highest answers to the whole image, highest first."""
         return np.argsort(-self.original, kind="stable")[:count].tolist()
 
     def columns(self, wanted: int | str | None, others: int) -> list[int]:
@@ -124,7 +124,7 @@ class Asker:
 
         Raises:
             KeyboardInterrupt: Ctrl-C before two questions were answered; later ones end the asking quietly.
-            WorkError: NaN or infinity, or no memory for a single picture.
+            WorkError: NaN or infinity, or no memory for a single image.
         """
         outputs = np.full((count, len(columns)), np.nan)
         asked = np.zeros(count, dtype=bool)
@@ -162,7 +162,7 @@ class Asker:
             return self.model.features(pixels) if self.features is not None else self._known(self.model.answer(pixels))
 
     def _first(self) -> Float[np.ndarray, " label"]:
-        """The answer to the whole picture; says on the way whether there are classes."""
+        """The answer to the whole image; says on the way whether there are classes."""
         with torch.no_grad(), self.model.running():
             logits = self.model.answer(self.subject.pixels)
             if logits is None:
@@ -172,7 +172,7 @@ class Asker:
         return original
 
     def _without_noise(self, outputs: Float[np.ndarray, "question label"], columns: Sequence[int]) -> None:
-        """Put the answer to the whole picture in place of answers that differ from it by rounding alone.
+        """Put the answer to the whole image in place of answers that differ from it by rounding alone.
 
         A saturated sigmoid or softmax answers the same whatever is hidden; its last bits are no explanation.
         """
@@ -217,7 +217,7 @@ class Asker:
         if not (isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)):
             raise error
         if len(at) == 1:
-            raise WorkError(f"there is no memory for one picture of {self.model.name}: take a smaller model or input")
+            raise WorkError(f"there is no memory for one image of {self.model.name}: take a smaller model or input")
         if self.subject.pixels.is_cuda:
             torch.cuda.empty_cache()
         self.batch_size = len(at) // 2

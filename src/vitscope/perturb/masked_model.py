@@ -1,4 +1,4 @@
-"""Inquiry: one picture, one model, and what it answers when parts of the picture are hidden."""
+"""Inquiry: one image, one model, and what it answers when parts of the image are hidden."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -11,21 +11,21 @@ from torch import Tensor
 from vitscope.attention.windows import merged_grid
 from vitscope.errors import CallError
 from vitscope.grid import Grid
-from vitscope.images.image import Picture
+from vitscope.images.image import InputImage
 from vitscope.interventions.token_dropping import batches, without_hidden
 from vitscope.models.vision_model import VisionModel
 from vitscope.perturb.baselines import described
-from vitscope.perturb.batching import Answers, Asker, Progress
+from vitscope.perturb.batching import Answers, BatchedPredictor, Progress
 from vitscope.perturb.masks import Masks, SegmentMasks
 from vitscope.perturb.rendering import Renderer, Subject
 from vitscope.perturb.segments import Segments, patch_points, segment
 
 
-class Inquiry(Asker):
-    """Asks a model about one picture, again and again, with parts of it hidden.
+class MaskedModel(BatchedPredictor):
+    """Asks a model about one image, again and again, with parts of it hidden.
 
     Args:
-        subject, output, batch_size, progress: see :class:`~vitscope.perturb.batching.Asker`.
+        subject, output, batch_size, progress: see :class:`~vitscope.perturb.batching.BatchedPredictor`.
         segments: see :func:`~vitscope.perturb.segments.segment`; None where masks are made of pixels.
         hide: what stands in the place of hidden parts, see :func:`~vitscope.perturb.baselines.fill`; ``"drop"`` takes
             patches away, see :func:`~vitscope.interventions.token_dropping.without_hidden`: those less than half shown.
@@ -57,26 +57,26 @@ class Inquiry(Asker):
         self._points = None
         if isinstance(hide, str) and hide == "drop":
             self._answer_without = without_hidden(model, subject.pixels, self._logits)
-            grid = self._known_grid()
+            grid = self._require_grid()
             self._points = patch_points(subject.size, subject.view, grid)
         else:
             used = None if self.segments is None else self.segments.at(subject.size)
             self._renderer = Renderer(model, subject, hide, used, seed)
 
     def masks(self, rows: Bool[np.ndarray, "mask segment"]) -> SegmentMasks:
-        """Rows of zeros and ones over the segments, as masks of the picture that is perturbed."""
-        return SegmentMasks(rows, self.known_segments().at(self.subject.size))
+        """Rows of zeros and ones over the segments, as masks of the image that is perturbed."""
+        return SegmentMasks(rows, self.require_segments().at(self.subject.size))
 
-    def known_segments(self) -> Segments:
-        """The segments, or a CallError where the picture was cut into none."""
+    def require_segments(self) -> Segments:
+        """The segments, or a CallError where the image was cut into none."""
         if self.segments is None:
-            raise CallError("segments is None: pass quickshift, slic, patches, or labels as large as the picture")
+            raise CallError("segments is None: pass quickshift, slic, patches, or labels as large as the image")
         return self.segments
 
     def ask(self, masks: Masks, columns: Sequence[int], *, before: int = 0, total: int | None = None) -> Answers:
         """The model's answers to masks over the pixels of the subject, or from :meth:`masks`.
 
-        Args and Raises: as for :meth:`~vitscope.perturb.batching.Asker._ask`.
+        Args and Raises: as for :meth:`~vitscope.perturb.batching.BatchedPredictor._ask`.
         """
         return self._ask(
             len(masks),
@@ -101,21 +101,21 @@ class Inquiry(Asker):
             return self._answer_without(pixels, self._shown[at].to(pixels.device))
         return self._logits(self._renderer.finish(ready))
 
-    def _known_grid(self) -> Grid:
+    def _require_grid(self) -> Grid:
         assert self.model.layout is not None, "asked for after dropping was found to be possible"
         return self.model.layout.grid(*self.subject.pixels.shape[-2:])
 
 
-def cells_of(model: VisionModel, subject: Subject) -> tuple[Picture, Grid | None]:
+def cells_of(model: VisionModel, subject: Subject) -> tuple[InputImage, Grid | None]:
     """The patches of a plain transformer, or the last stage's tokens of a window transformer; and where they lie."""
     view = subject.view
     if model.layout is None:
         return view, None
     finest = model.layout.grid(*subject.pixels.shape[-2:])
     cells, hierarchy = Grid(finest.height, finest.width), model.layout.hierarchy
-    merged = 0 if hierarchy is None else len(hierarchy.mergings) + len(hierarchy.shrinking)
+    merged = 0 if hierarchy is None else len(hierarchy.mergings) + len(hierarchy.downsampling)
     for _ in range(merged):
         cells = merged_grid(cells)
-    # Where a side is odd the last tokens reach beyond the picture.
+    # Where a side is odd the last tokens reach beyond the image.
     reach = (cells.height * 2**merged / finest.height, cells.width * 2**merged / finest.width)
     return view.top_left(*reach), cells

@@ -1,4 +1,4 @@
-"""Masks: which parts of a picture one question shows."""
+"""Masks: which parts of an image one question shows."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from vitscope.errors import CallError
 from vitscope.perturb.segments import Segments
 
-MOST_MASKS = 1_000_000  # of one picture: more take days, whatever the model
+MOST_MASKS = 1_000_000  # of one image: more take days, whatever the model
 MOST_TOSSES = 250_000_000  # masks × segments: two gigabytes of random numbers
 
 Visible = Shaped[np.ndarray, "pixel_height pixel_width"]  # bool, or from 0 (hidden) to 1 (shown)
@@ -19,7 +19,7 @@ Visible = Shaped[np.ndarray, "pixel_height pixel_width"]  # bool, or from 0 (hid
 
 @runtime_checkable
 class Masks(Protocol):
-    """A number of masks over the pixels of one picture."""
+    """A number of masks over the pixels of one image."""
 
     def __len__(self) -> int: ...
 
@@ -40,7 +40,7 @@ def check_count(count: int, segments: int = 1) -> None:
     """
     shown = f"{count:,}" if count < 10**30 else "over 10^30"
     if count > MOST_MASKS:
-        raise CallError(f"{shown} masks are too many: at most {MOST_MASKS:,} are evaluated on one picture")
+        raise CallError(f"{shown} masks are too many: at most {MOST_MASKS:,} are evaluated on one image")
     if count * segments > MOST_TOSSES:
         raise CallError(
             f"{shown} masks of {segments:,} segments are too many: at most {MOST_TOSSES // segments:,} masks are drawn "
@@ -123,7 +123,7 @@ class PairedSampler:
     def __init__(self, segments: int, seed: int) -> None:
         self._random = np.random.default_rng(seed)
         self._segments = segments
-        self._waiting = np.ones((1, segments), dtype=bool)  # the picture itself has no partner
+        self._waiting = np.ones((1, segments), dtype=bool)  # the image itself has no partner
 
     def draw(self, count: int) -> Bool[np.ndarray, "mask segment"]:
         check_count(count, self._segments)

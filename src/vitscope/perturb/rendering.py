@@ -1,4 +1,4 @@
-"""Pictures with hidden parts as a model's input: through the whole preprocessing, or at once where it only scales."""
+"""Images with hidden parts as a model's input: through the whole preprocessing, or at once where it only scales."""
 
 import os
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vitscope.images.image import Picture, on_white
+from vitscope.images.image import InputImage, on_white
 from vitscope.images.preprocessing import Preprocessing
 from vitscope.images.reading import photos, read_photo
 from vitscope.models.vision_model import VisionModel
@@ -25,7 +25,7 @@ MAX_PERTURBED_PIXELS = 400_000
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """The picture that is perturbed, and the model's input of it unperturbed.
+    """The image that is perturbed, and the model's input of it unperturbed.
 
     ``values`` is (pixel height, pixel width, channel) in 0 … 255: the photo's bytes, RGB (RGBA for a model that takes
     transparency) whatever the channels of the input, or for a tensor its own channels in floating point.
@@ -34,7 +34,7 @@ class Subject:
     """
 
     values: np.ndarray
-    view: Picture
+    view: InputImage
     pixels: Tensor
     scaling: tuple[Tensor, Tensor] | None = None
 
@@ -44,10 +44,10 @@ class Subject:
 
 
 def subjects(model: VisionModel, images: Any) -> list[Subject]:
-    """Each picture of what :meth:`VisionModel.prepare` takes."""
+    """Each image of what :meth:`VisionModel.prepare` takes."""
     if isinstance(images, Tensor):
-        pixels, pictures = model.prepare(images.detach())
-        return [_of_tensor(model, one, picture) for one, picture in zip(pixels, pictures, strict=True)]
+        pixels, views = model.prepare(images.detach())
+        return [_of_tensor(model, one, view) for one, view in zip(pixels, views, strict=True)]
     return [_of_photo(model, source) for source in photos(images)]
 
 
@@ -58,14 +58,14 @@ def _of_photo(model: VisionModel, source: Any) -> Subject:
     copy, shrink = photo, (most / (photo.width * photo.height)) ** 0.5
     if shrink < 1:
         copy = photo.resize((round(photo.width * shrink), round(photo.height * shrink)), Image.Resampling.LANCZOS)
-    pixels, (picture,) = model.prepare(copy)
+    pixels, (image,) = model.prepare(copy)
     across, down = photo.width / copy.width, photo.height / copy.height
-    left, top, right, bottom = picture.box
-    view = Picture(on_white(photo), (left * across, top * down, right * across, bottom * down), name)
+    left, top, right, bottom = image.box
+    view = InputImage(on_white(photo), (left * across, top * down, right * across, bottom * down), name)
     return Subject(np.asarray(copy), view, pixels)
 
 
-def _of_tensor(model: VisionModel, pixels: Tensor, picture: Picture) -> Subject:
+def _of_tensor(model: VisionModel, pixels: Tensor, image: InputImage) -> Subject:
     """Floating point all the way: what is not hidden stays bit for bit."""
     if model.preprocessing is not None:
         factor, offset = model.preprocessing.affine
@@ -73,7 +73,7 @@ def _of_tensor(model: VisionModel, pixels: Tensor, picture: Picture) -> Subject:
         low, high = pixels.float().amin().cpu(), pixels.float().amax().cpu()
         factor, offset = ((high - low) / 255).expand(len(pixels)), low.expand(len(pixels))
     shown = (pixels.float().cpu().permute(1, 2, 0) - offset) / factor.clamp_min(1e-12)
-    return Subject(shown.numpy(), picture, pixels[None], (factor, offset))
+    return Subject(shown.numpy(), image, pixels[None], (factor, offset))
 
 
 class Renderer:
@@ -122,7 +122,7 @@ class Renderer:
         return self._model.preprocessing
 
     def _cut(self) -> tuple[slice, slice] | None:
-        """The part of the picture that is the model's input pixel for pixel, if one is."""
+        """The part of the image that is the model's input pixel for pixel, if one is."""
         (height, width), pixels = self._subject.size, self._subject.pixels.shape[-2:]
         if self._subject.scaling is not None:
             return slice(None), slice(None)

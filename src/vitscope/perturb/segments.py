@@ -1,4 +1,4 @@
-"""Segments: the parts of a picture that are hidden or shown as one."""
+"""Segments: the parts of an image that are hidden or shown as one."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from skimage.segmentation import quickshift, slic
 
 from vitscope.errors import CallError
 from vitscope.grid import Grid
-from vitscope.images.image import Picture, nearest_pixels, three_channels
+from vitscope.images.image import InputImage, nearest_pixels, three_channels
 
 SegmentsName = Literal["quickshift", "slic", "patches"]
 
@@ -28,7 +28,7 @@ POINTS = 8
 
 @dataclass(frozen=True, eq=False)
 class Segments:
-    """Labels of a picture's pixels, whatever numbers they are, and the same counted from 0.
+    """Labels of an image's pixels, whatever numbers they are, and the same counted from 0.
 
     Attributes:
         labels: (pixel height, pixel width), as they came.
@@ -43,7 +43,7 @@ class Segments:
     name: str
 
     def at(self, size: tuple[int, int]) -> "Segments":
-        """The same segments for a copy of the picture with ``size`` = (height, width) pixels."""
+        """The same segments for a copy of the image with ``size`` = (height, width) pixels."""
         if self.index.shape == size:
             return self
         labels, index = (nearest_pixels(part, size) for part in (self.labels, self.index))
@@ -60,7 +60,7 @@ class Segments:
         return np.stack([np.bincount(row[row >= 0], minlength=self.count) for row in found]) / points.shape[1]
 
 
-def segment(photo: np.ndarray, how: Any, view: Picture, cells: Grid | None) -> Segments:
+def segment(photo: np.ndarray, how: Any, view: InputImage, cells: Grid | None) -> Segments:
     """The segments of a photo (pixel height, pixel width, 3) in 0 … 255.
 
     Args:
@@ -77,7 +77,7 @@ def segment(photo: np.ndarray, how: Any, view: Picture, cells: Grid | None) -> S
         if how not in get_args(SegmentsName):
             raise CallError(
                 f"unknown segments {how!r}: choose {', '.join(get_args(SegmentsName))}, or pass an array of labels "
-                "as large as the picture"
+                "as large as the image"
             )
         if how == "patches":
             if cells is None:
@@ -94,25 +94,25 @@ def _counted(labels: np.ndarray, name: str) -> Segments:
     unique, index = np.unique(labels, return_inverse=True)
     if len(unique) < 2:
         raise CallError(
-            f"the picture has one segment only ({name}), so there is nothing to compare: pass segments='patches', "
+            f"the image has one segment only ({name}), so there is nothing to compare: pass segments='patches', "
             "or labels of your own"
         )
     if len(unique) > MOST_SEGMENTS:
         raise CallError(
-            f"the picture has {len(unique):,} segments ({name}), more than the {MOST_SEGMENTS:,} that can be told "
+            f"the image has {len(unique):,} segments ({name}), more than the {MOST_SEGMENTS:,} that can be told "
             "apart: pass labels of larger ones"
         )
     return Segments(labels, index.reshape(labels.shape), len(unique), name)
 
 
-def _check_cells(size: tuple[int, int], view: Picture, cells: Grid) -> None:
+def _check_cells(size: tuple[int, int], view: InputImage, cells: Grid) -> None:
     """A patch of a pixel or less cannot be hidden in its own mean."""
     left, top, right, bottom = view.box
     high = (bottom - top) / cells.height * size[0] / view.photo.height
     wide = (right - left) / cells.width * size[1] / view.photo.width
     if min(high, wide) < 2:
         raise CallError(
-            f"the picture has {size[0]}×{size[1]} pixels (height×width), fewer than two a side for each of the model's "
+            f"the image has {size[0]}×{size[1]} pixels (height×width), fewer than two a side for each of the model's "
             f"{cells.height}×{cells.width} patches: enlarge it first"
         )
 
@@ -124,7 +124,7 @@ def _checked(labels: Any, size: tuple[int, int]) -> np.ndarray:
         raise CallError("the segment labels are rows of different length: pass one label a pixel") from None
     if array.shape != size:
         raise CallError(
-            f"the segment labels are {'×'.join(map(str, array.shape)) or 'one number'} where the picture is "
+            f"the segment labels are {'×'.join(map(str, array.shape)) or 'one number'} where the image is "
             f"{size[0]}×{size[1]} (height×width): pass one label a pixel"
         )
     whole = np.issubdtype(array.dtype, np.integer)
@@ -134,7 +134,7 @@ def _checked(labels: Any, size: tuple[int, int]) -> np.ndarray:
 
 
 def _grown(photo: np.ndarray, how: str) -> np.ndarray:
-    """Segments that follow the picture; of a large one those of a smaller copy."""
+    """Segments that follow the image; of a large one those of a smaller copy."""
     height, width = photo.shape[:2]
     photo = photo if photo.shape[-1] == 3 else three_channels(photo, -1)
     eight_bits = photo if photo.dtype == np.uint8 else photo.round().clip(0, 255).astype(np.uint8)
@@ -147,7 +147,7 @@ def _grown(photo: np.ndarray, how: str) -> np.ndarray:
     return grow(eight_bits, **options)
 
 
-def cell_labels(size: tuple[int, int], view: Picture, cells: Grid) -> Int[np.ndarray, "pixel_height pixel_width"]:
+def cell_labels(size: tuple[int, int], view: InputImage, cells: Grid) -> Int[np.ndarray, "pixel_height pixel_width"]:
     """The cell of ``cells`` that each pixel of the photo lies in, row by row; −1 where the model does not look.
 
     ``view.photo`` may have another size than ``size``: the box counts in its pixels.
@@ -165,7 +165,7 @@ def _cell_of(pixels: int, photo: int, span: tuple[float, float], cells: int) -> 
     return np.where((cell >= 0) & (cell < cells), cell, -1)
 
 
-def patch_points(size: tuple[int, int], view: Picture, grid: Grid) -> Int[np.ndarray, "patch point"]:
+def patch_points(size: tuple[int, int], view: InputImage, grid: Grid) -> Int[np.ndarray, "patch point"]:
     """Pixels of the photo, counted row by row, spread evenly over each patch of the model's grid."""
     left, top, right, bottom = view.box
     rows = _points(size[0] / view.photo.height, (top, bottom), grid.height, size[0])

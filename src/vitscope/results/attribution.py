@@ -15,9 +15,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from vitscope.errors import CallError, WorkError, first_line
-from vitscope.files import replacing
+from vitscope.files import atomic_write
 from vitscope.grid import Grid
-from vitscope.images.image import Picture
+from vitscope.images.image import InputImage
 from vitscope.typing import Maps
 from vitscope.validation import number, path_of, require_mapping, require_tensor, text_of, whole_number
 
@@ -82,12 +82,12 @@ def is_flat(values: np.ndarray) -> bool:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Attribution:
-    """A map of each picture of a batch.
+    """A map of each image of a batch.
 
     Attributes:
         values: float32 (batch, height, width) on the token grid.
         grid: the token grid.
-        pictures: the photos, with the way back to their pixels.
+        images: the photos, with the way back to their pixels.
         provenance: method, parameters, model, versions, and what is to be known about the normalisation.
         target: what was explained; None for methods that look at attention alone.
         signed: values speak for the target above zero and against it below.
@@ -95,7 +95,7 @@ class Attribution:
 
     values: Maps
     grid: Grid
-    pictures: Sequence[Picture] = ()
+    images: Sequence[InputImage] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
     target: str | None = None
     signed: bool = False
@@ -107,7 +107,7 @@ class Attribution:
             f"{text_of(self.provenance.get('model'), 'no model')}",
             f"  target: {text_of(self.target, 'none')}{', signed' if self.signed else ''}",
             f"  values: {len(self)} image{'s' if len(self) != 1 else ''} of {height}×{width}, grid of "
-            f"{self.grid.height}×{self.grid.width}, {'with' if self.pictures else 'without'} photos",
+            f"{self.grid.height}×{self.grid.width}, {'with' if self.images else 'without'} photos",
         ]
         return "\n".join([*lines, *self._more_lines()])
 
@@ -119,7 +119,7 @@ class Attribution:
         return len(self.values)
 
     def __getitem__(self: Own, index: int) -> Own:
-        """The result of one picture of the batch, a batch of one."""
+        """The result of one image of the batch, a batch of one."""
         return replace(self, **self._one(self._place(index)))
 
     def __iter__(self: Own) -> Iterator[Own]:
@@ -127,7 +127,7 @@ class Attribution:
 
     @classmethod
     def joined(cls: type[Own], results: Sequence[Own]) -> Own:
-        """Results of single pictures as that of a batch.
+        """Results of single images as that of a batch.
 
         Raises:
             CallError: there are none, or their maps are of different sizes.
@@ -136,7 +136,7 @@ class Attribution:
             raise CallError(f"joined takes a list of at least one {cls.__name__}: pass results of single images")
         sizes = dict.fromkeys(f"{result.grid.height}×{result.grid.width}" for result in results)
         if len(sizes) > 1:
-            raise CallError(f"results of {' and '.join(sizes)} make no batch: explain pictures of different size apart")
+            raise CallError(f"results of {' and '.join(sizes)} make no batch: explain images of different size apart")
         return replace(results[0], **cls._together(results))
 
     def overlay(self, alpha: float = 0.6, *, index: int = 0) -> Image.Image:
@@ -146,23 +146,23 @@ class Attribution:
             alpha: opacity of the map, 0 (photo alone) to 1 (map alone). The map's colours run from its own
                 smallest to its largest value; signed ones from red (against) over white to blue (for). What the model
                 did not see is grey, and so is the whole photo under a map that is the same everywhere.
-            index: which picture of the batch.
+            index: which image of the batch.
 
         Raises:
-            CallError: ``alpha`` or ``index`` is out of range, or the pictures were not kept.
+            CallError: ``alpha`` or ``index`` is out of range, or the images were not kept.
         """
         opacity = _opacity(alpha)
         index = self._place(index)
-        if not self.pictures:
+        if not self.images:
             raise CallError("this result was loaded from a file and holds no photos to draw on")
-        picture = self.pictures[index]
-        heat = picture.paint(self.values[index].cpu().numpy())
-        return coloured(picture.photo, heat, opacity, signed=self.signed)
+        image = self.images[index]
+        heat = image.paint(self.values[index].cpu().numpy())
+        return coloured(image.photo, heat, opacity, signed=self.signed)
 
     def save(self, path: str | Path, *, index: int = 0) -> Path:
         """Write the result; the suffix says what.
 
-        ``.png`` is the overlay of picture ``index``; ``.safetensors`` and ``.npz`` hold the arrays of the whole
+        ``.png`` is the overlay of image ``index``; ``.safetensors`` and ``.npz`` hold the arrays of the whole
         batch with the provenance, and ``.safetensors`` can be read back with :meth:`load`. ``.json`` is for people
         and other programs: :meth:`as_json`.
 
@@ -172,17 +172,17 @@ class Attribution:
         path = path_of(path)
         if path.suffix.lower() == ".png":
             image = self.overlay(index=index)
-            with replacing(path) as beside:
+            with atomic_write(path) as beside:
                 image.save(beside)
         elif path.suffix == ".npz":
-            with replacing(path) as beside:
+            with atomic_write(path) as beside:
                 arrays = {name: tensor.cpu().numpy() for name, tensor in self._tensors().items()}
                 np.savez(beside, allow_pickle=False, about=np.array(json.dumps(self._about())), **arrays)
         elif path.suffix == ".json":
-            with replacing(path) as beside:
+            with atomic_write(path) as beside:
                 beside.write_text(json.dumps(self.as_json(), indent=2, allow_nan=False), encoding="utf-8")
         elif path.suffix == ".safetensors":
-            with replacing(path) as beside:
+            with atomic_write(path) as beside:
                 try:
                     tensors = {name: tensor.cpu().contiguous() for name, tensor in self._tensors().items()}
                     save_file(tensors, beside, {"about": json.dumps(self._about())})
@@ -241,8 +241,8 @@ class Attribution:
             raise ValueError("it holds no images")
         if not isinstance(signed, bool) or not (target is None or isinstance(target, str)):
             raise ValueError("its target is not text, or signed is not true or false")
-        if "pictures" in provenance:
-            entries = provenance["pictures"]
+        if "images" in provenance:
+            entries = provenance["images"]
             if not isinstance(entries, list) or len(entries) != len(values):
                 raise ValueError(f"its provenance does not list {len(values)} images")
             for entry in entries:
@@ -252,33 +252,33 @@ class Attribution:
 
     def _place(self, index: Any) -> int:
         """The place of an image in the batch, counted from the start."""
-        place = whole_number(index, "picture")
+        place = whole_number(index, "image")
         if not -len(self) <= place < len(self):
-            raise CallError(f"picture {place} is not there: this result holds {len(self)}")
+            raise CallError(f"image {place} is not there: this result holds {len(self)}")
         return place % len(self)
 
     def _one(self, at: int) -> dict[str, Any]:
-        """What differs in the result of one picture of the batch."""
-        own = {"values": self.values[at : at + 1], "pictures": self.pictures[at : at + 1]}
-        if "pictures" not in self.provenance:
+        """What differs in the result of one image of the batch."""
+        own = {"values": self.values[at : at + 1], "images": self.images[at : at + 1]}
+        if "images" not in self.provenance:
             return own
-        about = dict(self.provenance["pictures"][at])
+        about = dict(self.provenance["images"][at])
         return {**own, "target": about.pop("target"), "provenance": about}
 
     @classmethod
     def _together(cls: type[Own], results: Sequence[Own]) -> dict[str, Any]:
-        """What differs in the result of a batch from that of its first picture."""
+        """What differs in the result of a batch from that of its first image."""
         targets = {result.target for result in results}
         about = dict(results[0].provenance)
         if len(targets) > 1 or any(result.provenance != about for result in results):
-            about["pictures"] = [{**result.provenance, "target": result.target} for result in results]
+            about["images"] = [{**result.provenance, "target": result.target} for result in results]
             for what in ("interrupted", "samples"):
                 if what in about:
                     about[what] = type(about[what])(sum(result.provenance[what] for result in results))
         return {
             "provenance": about,
             "values": torch.cat([result.values for result in results]),
-            "pictures": [picture for result in results for picture in result.pictures],
+            "images": [image for result in results for image in result.images],
             "target": targets.pop() if len(targets) == 1 else None,
         }
 

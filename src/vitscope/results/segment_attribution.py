@@ -17,13 +17,13 @@ Own = TypeVar("Own", bound="SegmentAttribution")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Weighing:
-    """What a linear model of one picture says about one class.
+class LinearFit:
+    """What a linear model of one image says about one class.
 
     Attributes:
         label: the class.
         index: its place among the model's classes.
-        answer: the model's answer to the whole picture.
+        answer: the model's answer to the whole image.
         weights: float64, one a segment, in the order of the sorted labels.
         intervals: float64 (segment, 2), lower and upper end; None where a method has none.
         intercept: what the linear model says when everything is hidden.
@@ -39,7 +39,7 @@ class Weighing:
     score: float
 
     def __repr__(self) -> str:
-        return f"<Weighing of {text_of(self.label, '')} ({self.index}): {len(self.weights)} segments>"
+        return f"<LinearFit of {text_of(self.label, '')} ({self.index}): {len(self.weights)} segments>"
 
     def as_json(self) -> dict[str, Any]:
         intervals = None if self.intervals is None else self.intervals.tolist()
@@ -47,46 +47,46 @@ class Weighing:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class SegmentedPicture:
-    """The segments of one picture, and the linear model of each class that was asked about.
+class SegmentedImage:
+    """The segments of one image, and the linear model of each class that was asked about.
 
     Attributes:
         segments: (pixel height, pixel width), the labels.
         index: the place of each pixel's label among the weights; −1 where nothing is ever hidden.
-        weighings: one for each class, the target's first.
+        fits: one for each class, the target's first.
     """
 
     segments: Int[Tensor, "pixel_height pixel_width"]
     index: Int[Tensor, "pixel_height pixel_width"]
-    weighings: Sequence[Weighing]
+    fits: Sequence[LinearFit]
 
     def __repr__(self) -> str:
         height, width = self.segments.shape
-        count = len(self.weighings[0].weights)
-        return f"<SegmentedPicture of {height}×{width} pixels: {count} segments, {len(self.weighings)} classes>"
+        count = len(self.fits[0].weights)
+        return f"<SegmentedImage of {height}×{width} pixels: {count} segments, {len(self.fits)} classes>"
 
-    def of(self, target: int | str) -> "SegmentedPicture":
+    def of(self, target: int | str) -> "SegmentedImage":
         """The same with another class first."""
-        labels = [weighing.label for weighing in self.weighings]
+        labels = [fit.label for fit in self.fits]
         if isinstance(target, str) and not target.isdecimal():
             at = class_index(target, labels, len(labels))
         else:
-            indices = [weighing.index for weighing in self.weighings]
+            indices = [fit.index for fit in self.fits]
             wanted = whole_number(int(target) if isinstance(target, str) else target, "target")
             if wanted not in indices:
                 raise CallError(f"class {wanted} was not asked about: this result has {indices} ({'; '.join(labels)})")
             at = indices.index(wanted)
-        first = self.weighings[at]
-        return replace(self, weighings=[first, *(other for other in self.weighings if other is not first)])
+        first = self.fits[at]
+        return replace(self, fits=[first, *(other for other in self.fits if other is not first)])
 
     def values(self) -> Float[Tensor, "1 pixel_height pixel_width"]:
         """The first class's weights at every pixel, float32; 0 where there is no segment."""
-        weights = self.weighings[0].weights[self.index.clamp_min(0)]
+        weights = self.fits[0].weights[self.index.clamp_min(0)]
         return weights.masked_fill(self.index < 0, 0.0).float()[None]
 
     def as_json(self) -> dict[str, Any]:
         """Where each segment lies, and each class's weights with intervals."""
-        inside, count = self.index >= 0, len(self.weighings[0].weights)
+        inside, count = self.index >= 0, len(self.fits[0].weights)
         index = self.index[inside]
         sizes = torch.bincount(index, minlength=count)
         labels = self.segments.new_zeros(count).scatter_(0, index, self.segments[inside])
@@ -98,19 +98,19 @@ class SegmentedPicture:
             {"label": label, "pixels": size, "centre": [round(row, 1), round(column, 1)]}
             for label, size, row, column in zip(*(t.tolist() for t in (labels, sizes, rows, columns)), strict=True)
         ]
-        return {"segments": segments, "classes": [weighing.as_json() for weighing in self.weighings]}
+        return {"segments": segments, "classes": [fit.as_json() for fit in self.fits]}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class SegmentAttribution(Attribution):
-    """One weight for each segment of a picture, painted on its pixels.
+    """One weight for each segment of an image, painted on its pixels.
 
     ``values`` are the weights at every pixel, float32 (batch, pixel height, pixel width). The same questions were
     answered for several classes: :meth:`of` is the result for another one of :attr:`classes`, without asking the model
-    again. What follows is of one picture; of a result of several take ``result[i]`` first.
+    again. What follows is of one image; of a result of several take ``result[i]`` first.
     """
 
-    parts: Sequence[SegmentedPicture] = field(kw_only=True)
+    parts: Sequence[SegmentedImage] = field(kw_only=True)
 
     def _more_lines(self) -> list[str]:
         if len(self.parts) != 1:
@@ -130,42 +130,42 @@ class SegmentAttribution(Attribution):
     @property
     def classes(self) -> list[str]:
         """The classes that :meth:`of` has, the target first."""
-        return [weighing.label for weighing in self._part.weighings]
+        return [fit.label for fit in self._part.fits]
 
     @property
     def weights(self) -> Float[Tensor, " segment"]:
         """Float64: what each segment adds to the target's answer, in the order of the segments' sorted labels."""
-        return self._weighing.weights
+        return self._fit.weights
 
     @property
     def intervals(self) -> Float[Tensor, "segment 2"] | None:
         """Float64: lower and upper end of the interval of each weight; None where the method gives none."""
-        return self._weighing.intervals
+        return self._fit.intervals
 
     @property
     def answer(self) -> float:
-        """The model's answer to the whole picture."""
-        return self._weighing.answer
+        """The model's answer to the whole image."""
+        return self._fit.answer
 
     @property
     def intercept(self) -> float:
         """The linear model's answer when everything is hidden."""
-        return self._weighing.intercept
+        return self._fit.intercept
 
     @property
     def score(self) -> float:
         """The weighted R² of the linear model."""
-        return self._weighing.score
+        return self._fit.score
 
     @property
     def local_prediction(self) -> float:
-        """The linear model's answer to the whole picture."""
+        """The linear model's answer to the whole image."""
         return self.intercept + float(self.weights.sum())
 
     @property
     def class_indices(self) -> list[int]:
         """The places of :attr:`classes` among the model's classes."""
-        return [weighing.index for weighing in self._part.weighings]
+        return [fit.index for fit in self._part.fits]
 
     def of(self: Own, target: int | str) -> Own:
         """The same questions' result for another class, by index or label.
@@ -174,7 +174,7 @@ class SegmentAttribution(Attribution):
             CallError: it was not asked about.
         """
         parts = [part.of(target) for part in self.parts]
-        values, label = torch.cat([part.values() for part in parts]), parts[0].weighings[0].label
+        values, label = torch.cat([part.values() for part in parts]), parts[0].fits[0].label
         return replace(self, values=values, target=label, parts=parts)
 
     def top(self, count: int = 5, *, sign: str = "positive") -> list[int]:
@@ -193,22 +193,22 @@ class SegmentAttribution(Attribution):
         return (self.index >= 0) & chosen[self.index.clamp_min(0)]
 
     def as_json(self) -> dict[str, Any]:
-        """Segments, weights and intervals of each picture; the arrays are in the other formats."""
-        return {**self._about(), "pictures": [part.as_json() for part in self.parts]}
+        """Segments, weights and intervals of each image; the arrays are in the other formats."""
+        return {**self._about(), "images": [part.as_json() for part in self.parts]}
 
     @property
-    def _part(self) -> SegmentedPicture:
+    def _part(self) -> SegmentedImage:
         if len(self.parts) != 1:
-            raise CallError(f"this result holds {len(self.parts)} pictures: take one, as in result[0]")
+            raise CallError(f"this result holds {len(self.parts)} images: take one, as in result[0]")
         return self.parts[0]
 
     @property
-    def _weighing(self) -> Weighing:
-        return self._part.weighings[0]
+    def _fit(self) -> LinearFit:
+        return self._part.fits[0]
 
     def _one(self, at: int) -> dict[str, Any]:
         part = self.parts[at]
-        return {**super()._one(at), "parts": [part], "target": part.weighings[0].label}
+        return {**super()._one(at), "parts": [part], "target": part.fits[0].label}
 
     @classmethod
     def _together(cls: type[Own], results: Sequence[Own]) -> dict[str, Any]:
@@ -218,15 +218,15 @@ class SegmentAttribution(Attribution):
         tensors = super()._tensors()
         for at, part in enumerate(self.parts):
             tensors |= {f"segments.{at}": part.segments, f"index.{at}": part.index}
-            for rank, weighing in enumerate(part.weighings):
-                tensors[f"weights.{at}.{rank}"] = weighing.weights
-                if weighing.intervals is not None:
-                    tensors[f"intervals.{at}.{rank}"] = weighing.intervals
+            for rank, fit in enumerate(part.fits):
+                tensors[f"weights.{at}.{rank}"] = fit.weights
+                if fit.intervals is not None:
+                    tensors[f"intervals.{at}.{rank}"] = fit.intervals
         return tensors
 
     def _about(self) -> dict[str, Any]:
         scalars = ("label", "index", "answer", "intercept", "score")
-        parts = [[{name: getattr(one, name) for name in scalars} for one in part.weighings] for part in self.parts]
+        parts = [[{name: getattr(one, name) for name in scalars} for one in part.fits] for part in self.parts]
         return {**super()._about(), "parts": parts}
 
     @classmethod
@@ -242,7 +242,7 @@ class SegmentAttribution(Attribution):
         return {**fields, "parts": parts}
 
 
-def _saved_part(tensors: Mapping[str, Tensor], at: int, classes: Any, grid: Grid) -> SegmentedPicture:
+def _saved_part(tensors: Mapping[str, Tensor], at: int, classes: Any, grid: Grid) -> SegmentedImage:
     """The segments of one image, as :meth:`SegmentAttribution._tensors` wrote them."""
     if not isinstance(classes, list) or not classes:
         raise ValueError("an image has no classes")
@@ -254,19 +254,18 @@ def _saved_part(tensors: Mapping[str, Tensor], at: int, classes: Any, grid: Grid
     index = require_tensor(tensors, f"index.{at}", tensors[f"index.{at}"].dtype, size)
     if index.dtype not in (torch.int64, torch.int32):
         raise ValueError(f"index.{at} holds {index.dtype}, not whole numbers")
-    weighings = [
-        _saved_weighing(tensors, f"{at}.{rank}", require_mapping(entry, "a class"))
-        for rank, entry in enumerate(classes)
+    fits = [
+        _saved_fit(tensors, f"{at}.{rank}", require_mapping(entry, "a class")) for rank, entry in enumerate(classes)
     ]
-    count = len(weighings[0].weights)
-    if any(len(weighing.weights) != count for weighing in weighings):
+    count = len(fits[0].weights)
+    if any(len(fit.weights) != count for fit in fits):
         raise ValueError("its classes have different numbers of segments")
     if int(index.min()) < -1 or int(index.max()) >= count:
         raise ValueError(f"index.{at} names segments that have no weight")
-    return SegmentedPicture(segments, index, weighings)
+    return SegmentedImage(segments, index, fits)
 
 
-def _saved_weighing(tensors: Mapping[str, Tensor], place: str, entry: Mapping[str, Any]) -> Weighing:
+def _saved_fit(tensors: Mapping[str, Tensor], place: str, entry: Mapping[str, Any]) -> LinearFit:
     """The linear model of one class, as it was written."""
     weights = require_tensor(tensors, f"weights.{place}", torch.float64, (None,))
     intervals = None
@@ -275,6 +274,6 @@ def _saved_weighing(tensors: Mapping[str, Tensor], place: str, entry: Mapping[st
     if not isinstance(entry["label"], str):
         raise ValueError("the label of a class is not text")
     scalars = {name: float(number(entry[name], name)) for name in ("answer", "intercept", "score")}
-    return Weighing(
+    return LinearFit(
         entry["label"], at_least(0, entry["index"], "index"), weights=weights, intervals=intervals, **scalars
     )

@@ -19,7 +19,7 @@ from vitscope.attention.tap import OnModule, Tap
 from vitscope.attention.trace import Trace
 from vitscope.errors import CallError, UnsupportedModelError, VitscopeWarning, warn
 from vitscope.grid import Grid
-from vitscope.images.image import Picture
+from vitscope.images.image import InputImage
 from vitscope.models.loader import load
 from vitscope.models.outputs import UnclearOutputError
 from vitscope.models.vision_model import Layout, VisionModel
@@ -33,7 +33,7 @@ from vitscope.typing import ReadoutRow
 
 
 @dataclass(frozen=True, eq=False)
-class Run:
+class CaptureResult:
     """A trace and what the model answered: logits (batch, class), or None without a classifier.
 
     ``calls`` numbers the attention calls of the run that are the trace's blocks.
@@ -67,10 +67,10 @@ def capture(model: VisionModel | nn.Module, images: Any, *, layers: Sequence[int
         >>> trace.map(layer=-1, head="mean").shape
         torch.Size([1, 8, 8])
     """
-    return run(model, images, layers=layers).trace
+    return run_and_capture(model, images, layers=layers).trace
 
 
-def run(
+def run_and_capture(
     model: VisionModel | nn.Module,
     images: Any,
     *,
@@ -80,7 +80,7 @@ def run(
     merge: Merge | None = None,
     by_class: bool = True,
     watch: Mapping[nn.Module, OnModule] | None = None,
-) -> Run:
+) -> CaptureResult:
     """:func:`capture`, with the model's answer.
 
     Args:
@@ -92,7 +92,7 @@ def run(
         watch: modules whose first argument and output are asked for, and who asks.
     """
     model = as_vision_model(model)
-    pixels, pictures = model.prepare(images)
+    pixels, views = model.prepare(images)
     if not model.verified:
         model = _verified(model, pixels[:1])
     evidence = experiment(model, (pixels.shape[-2], pixels.shape[-1]), pixels.shape[1])
@@ -107,9 +107,9 @@ def run(
     with torch.no_grad(), model.running(), tap, tap.follow(watched):
         logits, output = _answered(model, pixels)
     trace = _trace(
-        model, recorder, pictures, pixels, uses, flow.known_mask(output), None if logits is None else logits.shape[-1]
+        model, recorder, views, pixels, uses, flow.known_mask(output), None if logits is None else logits.shape[-1]
     )
-    return Run(trace, _in_float32(logits), tuple(block.index for block in recorder.blocks))
+    return CaptureResult(trace, _in_float32(logits), tuple(block.index for block in recorder.blocks))
 
 
 def _answered(model: VisionModel, pixels: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -146,7 +146,7 @@ def _verified(model: VisionModel, pixels: Tensor) -> VisionModel:
 def _verdict(model: VisionModel, layout: Layout, pixels: Tensor) -> Layout | UnsupportedModelError:
     with preserved_random_state(model.device), warnings.catch_warnings():
         warnings.simplefilter("ignore", VitscopeWarning)  # the capture itself will warn
-        captured = run(model, pixels)
+        captured = run_and_capture(model, pixels)
         try:
             verified_readout(model, pixels, captured.trace, captured.calls, has_classes=captured.logits is not None)
         except ReadoutError as error:
@@ -163,7 +163,7 @@ def _in_float32(logits: Tensor | None) -> Tensor | None:
 def _trace(
     model: VisionModel,
     recorder: _Recorder,
-    pictures: Sequence[Picture],
+    images: Sequence[InputImage],
     pixels: Tensor,
     uses: SoftmaxUses,
     output: int | None,
@@ -187,7 +187,7 @@ def _trace(
         steps=recorder.kept.resolve(recorder.count),
         num_layers=recorder.count,
         readout=_readout(model.layout, recorder.grid, recorder.pooling, len(pixels), pixels.device),
-        pictures=pictures,
+        images=images,
         prefix_names=() if model.layout is None else model.layout.prefix_names,
         provenance=provenance(model),
         labels=model.labels if classes in (None, len(model.labels or ())) else None,

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from vitscope.errors import CallError
 from vitscope.grid import Grid
 from vitscope.models.vision_model import VisionModel
-from vitscope.tracing.capture import as_vision_model, run
+from vitscope.tracing.capture import as_vision_model, run_and_capture
 from vitscope.tracing.experiment import noise, preserved_random_state
 from vitscope.tracing.verification import verified_readout
 
@@ -69,7 +69,7 @@ def check(model: VisionModel | nn.Module, images: Any = None) -> CheckReport:
     model = as_vision_model(model)
     pixels = _pixels(model, images)
     with preserved_random_state(model.device):
-        captured = run(model, pixels)
+        captured = run_and_capture(model, pixels)
         trace, calls = captured.trace, captured.calls
         readout = verified_readout(model, pixels, trace, calls, has_classes=captured.logits is not None)
     return CheckReport(model.name, trace.num_layers, trace.grid, readout, trace.why_unchained)

@@ -21,7 +21,7 @@ from vitscope.models.hierarchy import Hierarchy, Merging
 from vitscope.models.vision_model import VisionModel
 from vitscope.tracing.experiment import Evidence
 from vitscope.tracing.layer_selection import LayerSelection
-from vitscope.tracing.slab import Shelf
+from vitscope.tracing.slab import SlabAllocator
 from vitscope.typing import Slots, Weights
 
 
@@ -70,12 +70,12 @@ class Recorder:
     ) -> None:
         self.target, self.hierarchy = target, target.hierarchy
         self.batch, self.grid, self.kept, self.fuse, self.start_layer = batch, grid, kept, fuse, start_layer
-        self.shelf = Shelf()
+        self.slab = SlabAllocator()
         self.blocks: list[AttentionNote] = []
         self.omitted: list[tuple[AttentionNote, OmittedCall]] = []
         self.pooling: Tensor | None = None
         self.classifier: PooledClassifier | None = None
-        self.known_slots: dict[tuple[Grid, Windows | None], Slots] = {}
+        self.require_slots: dict[tuple[Grid, Windows | None], Slots] = {}
         self._learned, self._learned_sizes = 0, set[int]()
 
     @property
@@ -91,10 +91,10 @@ class Recorder:
             return watched
         for path, merging in hierarchy.mergings.items():
             watched[merging.module] = partial(self._merge, path, merging, norms)
-        for module in hierarchy.shrinking:
-            watched[module] = lambda *_: setattr(self, "grid", merged_grid(self._known_grid()))
-        if pooled and hierarchy.pooled is not None and hierarchy.classifier is not None:
-            watched[hierarchy.pooled] = partial(self._pool, hierarchy.classifier)
+        for module in hierarchy.downsampling:
+            watched[module] = lambda *_: setattr(self, "grid", merged_grid(self._require_grid()))
+        if pooled and hierarchy.before_pooling is not None and hierarchy.classifier is not None:
+            watched[hierarchy.before_pooling] = partial(self._pool, hierarchy.classifier)
         return watched
 
     def __call__(self, call: AttentionCall) -> Tensor:
@@ -137,10 +137,10 @@ class Recorder:
         return "other tokens"
 
     def _merge(self, path: str, merging: Merging, norms: bool, tokens: Tensor, _: Tensor) -> None:
-        grid = self._known_grid()
+        grid = self._require_grid()
         groups = merge_groups(grid).to(tokens.device)
         tokens = tokens.detach().reshape(len(tokens), grid.num_tokens, -1)
-        reduction = merging.given(self.shelf.copy(tokens)) if norms else None
+        reduction = merging.given(self.slab.copy(tokens)) if norms else None
         self.grid = merged_grid(grid)
         self.kept.add(MergeStep(path, groups, grid, self.grid, reduction))
 
@@ -148,7 +148,7 @@ class Recorder:
         features = features.detach().flatten(1, -2)
         self.classifier = PooledClassifier(features, classifier.weight.detach().clone())
 
-    def _known_grid(self) -> Grid:
+    def _require_grid(self) -> Grid:
         assert self.grid is not None, "a model with a hierarchy has a grid"
         return self.grid
 
@@ -161,8 +161,8 @@ class Recorder:
         else:
             output = call.run()
             if isinstance(scores, Factored):
-                query, key = self.shelf.copy(scores.query), self.shelf.copy(scores.key)
-                bias = None if scores.bias is None else self.shelf.copy(scores.bias.detach())
+                query, key = self.slab.copy(scores.query), self.slab.copy(scores.key)
+                bias = None if scores.bias is None else self.slab.copy(scores.bias.detach())
                 scores = Factored(query, key, scores.scale, bias)
         self.kept.add(replace(step, scores=scores))
         return output
@@ -210,14 +210,14 @@ class Recorder:
         windows = None if self.hierarchy is None else self.hierarchy.blocks[module].windows(self.grid)
         if windows is None and scores.shape[1] != 1:
             return None
-        if (self.grid, windows) not in self.known_slots:
+        if (self.grid, windows) not in self.require_slots:
             slots = (
                 torch.arange(self.grid.num_tokens, device=scores.device)[None]
                 if windows is None
                 else windows.slots(self.grid)
             )
-            self.known_slots[self.grid, windows] = slots.to(scores.device)
-        slots = self.known_slots[self.grid, windows]
+            self.require_slots[self.grid, windows] = slots.to(scores.device)
+        slots = self.require_slots[self.grid, windows]
         if slots.shape != (scores.shape[1], scores.shape[3]):
             raise WorkError(
                 f"{module} attends in {scores.shape[1]} windows of {scores.shape[3]} tokens where its settings say "
@@ -235,7 +235,7 @@ class Recorder:
             return output, KnownWeights(step.weights() if self.fuse is None else step.fused(self.fuse)[:, :, None])
         batch, windows, heads, tokens, _ = step.scores.shape
         kept_heads = heads if self.fuse is None else 1
-        kept = self.shelf.empty((batch, windows, kept_heads, tokens, tokens), torch.float32, step.scores.device)
+        kept = self.slab.empty((batch, windows, kept_heads, tokens, tokens), torch.float32, step.scores.device)
         leading = call.query.shape[:-2]  # (batch·window, head), or both in one
         value = call.value.contiguous()
         # Heads beside channels, as libraries put them next: their own copy is then none.
@@ -252,7 +252,7 @@ class Recorder:
 
     def _keep_pooling(self, call: AttentionCall) -> None:
         """Keep what a pooling layer looks at, over all tokens; one that reads the patches alone leaves the rest out."""
-        grid, leading = self._known_grid(), call.leading_axes
+        grid, leading = self._require_grid(), call.leading_axes
         axes = Axes((self.batch, 1, -1), (0, 1, 2)) if len(leading) == 1 else self._axes(call)
         (weights,) = self._scores(call, axes).blocks([slice(None)])
         row = weights.mean((1, 2, 3))

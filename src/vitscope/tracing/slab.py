@@ -11,7 +11,7 @@ SLAB_BYTES = 1 << 25
 ALIGNMENT = 64
 
 
-class Shelf:
+class SlabAllocator:
     """Hands out room in large slabs; a slab is freed with the last tensor on it.
 
     A tensor kept between temporaries stops malloc from joining the room around it: for DINOv2-L at 1,374 tokens that

@@ -54,7 +54,7 @@ def _places(grid: Grid) -> list[tuple[int, int]]:
 def _check_grid(model: VisionModel, pixels: Tensor, step: AttentionStep, index: int) -> None:
     """Change single patches of the image; each must change its own token most in the first block's values."""
     assert model.layout is not None
-    grid, (high, wide) = step.known_grid(), model.layout.patch_size
+    grid, (high, wide) = step.require_grid(), model.layout.patch_size
     if grid != model.layout.grid(*pixels.shape[-2:]):  # merged before the first block
         high, wide = pixels.shape[-2] // grid.height, pixels.shape[-1] // grid.width
     places = _places(grid)
@@ -109,8 +109,8 @@ def _on_tokens(step: AttentionStep, change: Tensor) -> Tensor:
     """(copy, window, slot) → (copy, token)."""
     if step.is_plain:
         return change[:, 0]
-    slots = step.known_slots()
-    tokens = change.new_zeros(len(change), step.known_grid().num_tokens)
+    slots = step.require_slots()
+    tokens = change.new_zeros(len(change), step.require_grid().num_tokens)
     tokens[:, slots[slots >= 0]] = change[:, slots >= 0]
     return tokens
 
@@ -121,7 +121,7 @@ def _check_readout(
     """Change single tokens in the last block's output; the prediction must change for those that the readout names."""
     assert model.layout is not None
     step = trace.blocks[-1]
-    grid = step.known_grid()
+    grid = step.require_grid()
     tokens = [*range(grid.prefix), *(grid.token(*place) for place in _places(grid))]
     images = pixels.repeat(len(tokens) + 1, 1, 1, 1)
     slots = torch.arange(grid.num_tokens, device="cpu")[None] if step.slots is None else step.slots.cpu()

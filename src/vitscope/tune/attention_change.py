@@ -20,21 +20,21 @@ from vitscope.tracing.capture import capture
 STEPS = 10
 FAITHFUL = ("deletion", "insertion", "random_deletion", "random_insertion")
 
-RolloutValues = Float[np.ndarray, "picture height width"]
+RolloutValues = Float[np.ndarray, "image height width"]
 
 
 @dataclass(frozen=True, eq=False)
 class AttentionChange:
-    """Attention of two models of one shape on the same pictures.
+    """Attention of two models of one shape on the same images.
 
     Attributes:
         distances: for each layer the total variation ½ Σ|a − b| between a query's attention before and after, the
-            mean over pictures, heads and queries; 0 is the same, 1 has nothing in common.
-        before, after: (picture, height, width), the rollouts of the pictures; None for a model that has none.
-        correlation: Pearson's between each picture's rollouts, the mean over pictures; None without rollouts, NaN where
+            mean over images, heads and queries; 0 is the same, 1 has nothing in common.
+        before, after: (image, height, width), the rollouts of the images; None for a model that has none.
+        correlation: Pearson's between each image's rollouts, the mean over images; None without rollouts, NaN where
             one is flat.
         faithfulness_before, faithfulness_after: deletion and insertion of each model's own rollouts and of a random
-            order, means over the pictures; see :func:`vitscope.faithfulness`. What is followed is the class that this
+            order, means over the images; see :func:`vitscope.faithfulness`. What is followed is the class that this
             model finds likeliest, or how alike its features stay where it has no classes. None without rollouts.
     """
 
@@ -71,13 +71,13 @@ class AttentionChange:
 
 
 def attention_change(before: VisionModel, after: VisionModel, images: Sequence[Any]) -> AttentionChange:
-    """Compare a model's attention before and after it was tuned, on some pictures.
+    """Compare a model's attention before and after it was tuned, on some images.
 
     Raises:
-        CallError: the two do not attend in the same way, or no picture was given.
+        CallError: the two do not attend in the same way, or no image was given.
     """
     if isinstance(images, str) or not len(images):
-        raise CallError(f"images is {images!r}: a list of pictures is expected")
+        raise CallError(f"images is {images!r}: a list of images is expected")
     totals: list[float] = []
     for image in images:
         first, second = (capture(model, image).blocks for model in (before, after))

@@ -1,4 +1,4 @@
-"""Changes to training pictures, drawn anew for every picture and epoch from its own random numbers."""
+"""Changes to training images, drawn anew for every image and epoch from its own random numbers."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -13,7 +13,7 @@ LIGHT = 0.2
 
 
 def changed(photo: Photo, changes: Sequence[str], seed: int, epoch: int, at: int) -> Photo:
-    """The picture with these changes; the same seed, epoch and place give the same picture, in whatever order asked."""
+    """The image with these changes; the same seed, epoch and place give the same image, in whatever order asked."""
     generator = np.random.default_rng((seed, epoch, at))
     for change in changes:
         photo = CHANGES[change](photo, generator)

@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitscope.errors import WorkError
-from vitscope.models.heads import heads
+from vitscope.models.heads import get_classifiers
 from vitscope.models.vision_model import VisionModel
 
 
 class Classifier(nn.Module):
-    """Logits and cross entropy of a model's pictures, or of the features that its frozen backbone gave.
+    """Logits and cross entropy of a model's images, or of the features that its frozen backbone gave.
 
     A backbone that does not learn runs in evaluation mode, so its features are the same in every epoch.
     """
@@ -35,7 +35,7 @@ class Classifier(nn.Module):
     ) -> dict[str, Tensor]:
         (model,) = self._model
         if features is not None:
-            (head,) = heads(model)
+            (head,) = get_classifiers(model)
             logits: Tensor | None = head(features)
         else:
             assert pixel_values is not None
@@ -52,7 +52,7 @@ class Classifier(nn.Module):
 def seen_by_head(model: VisionModel) -> Iterator[list[Any]]:
     """What enters the classifier while the model runs."""
     seen: list[Any] = []
-    (head,) = heads(model)
+    (head,) = get_classifiers(model)
     handle = head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
     try:
         yield seen
@@ -61,7 +61,7 @@ def seen_by_head(model: VisionModel) -> Iterator[list[Any]]:
 
 
 def features_of(model: VisionModel, batches: Any, progress: Any = None) -> Tensor:
-    """(picture, channel): what the classifier reads of every picture, on the CPU."""
+    """(image, channel): what the classifier reads of every image, on the CPU."""
     found: list[Tensor] = []
     with torch.no_grad(), model.running(), seen_by_head(model) as seen:
         for pixels in batches:

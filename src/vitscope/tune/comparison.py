@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from vitscope.errors import CallError, OutputExistsError
-from vitscope.files import discard, replacing, require_path, sweep_temporary
-from vitscope.images.image import Picture
+from vitscope.files import atomic_write, discard, require_path, sweep_temporary
+from vitscope.images.image import InputImage
 from vitscope.models.checkpoints.serialization import WITHIN
 from vitscope.models.loader import load
 from vitscope.models.vision_model import VisionModel
@@ -23,9 +23,9 @@ from vitscope.tune.attention_change import AttentionChange, attention_change
 from vitscope.tune.data import Data, load_data
 from vitscope.tune.finetune import finetune, require_device
 from vitscope.tune.json_files import DamagedError
-from vitscope.tune.leakage import Inspection, inspect, usable
+from vitscope.tune.leakage import DataCheck, inspect, usable
 from vitscope.tune.lock import locked
-from vitscope.tune.methods import READS_WINDOWS, known_tuning
+from vitscope.tune.methods import READS_WINDOWS, require_tuning
 from vitscope.tune.processes import training_processes
 from vitscope.tune.progress import CellProgress, cells_progress
 from vitscope.tune.recipe import Recipe, read_recipe
@@ -50,7 +50,7 @@ class Cell:
 
     @property
     def right(self) -> np.ndarray:
-        """(picture,) whether each test picture was named rightly."""
+        """(image,) whether each test image was named rightly."""
         return np.asarray(self.about["said"]) == np.asarray(self.about["truth"])
 
 
@@ -94,16 +94,16 @@ class Comparison:
         labels: the classes.
         cells: in order of models, tunings, seeds.
         inspection: what was found in the data set; None where it came checked.
-        pictures: for each model the test pictures whose attention was compared, as it sees them.
+        images: for each model the test images whose attention was compared, as it sees them.
     """
 
     data: str
     labels: tuple[str, ...]
     cells: tuple[Cell, ...]
     recipe: Mapping[str, Any]
-    inspection: Inspection | None
+    inspection: DataCheck | None
     folder: Path
-    pictures: Mapping[str, Sequence[Picture]]
+    images: Mapping[str, Sequence[InputImage]]
 
     def __repr__(self) -> str:
         rows = [
@@ -128,7 +128,7 @@ class Comparison:
         return AttentionChange.of_json(self.of(model, tuning)[0].about["attention"])
 
     def right(self, model: str, tuning: str) -> np.ndarray:
-        """(seed, picture)."""
+        """(seed, image)."""
         return np.stack([cell.right for cell in self.of(model, tuning)])
 
     def summaries(self) -> list[Summary]:
@@ -191,7 +191,7 @@ class Comparison:
 
 
 def compare(
-    data: Data | Inspection | str | Path,
+    data: Data | DataCheck | str | Path,
     models: Sequence[str | Path | VisionModel],
     *,
     out: str | Path,
@@ -234,35 +234,35 @@ def compare(
     listed = _seeds(seeds)
     _refuse_text(models, "models", "models")
     _refuse_text(tunings, "tunings", "names of tunings")
-    ways = [known_tuning(tuning) for tuning in tunings]
+    ways = [require_tuning(tuning) for tuning in tunings]
     if rank is not None and all(way.rank is None for way in ways):
         raise CallError(f"rank is {rank}, but none of {', '.join(tunings)} has one: adapters and lora do")
     if not models or not tunings or not listed:
         raise CallError("a comparison needs a model, a tuning and a seed at least")
     if out.exists() and (not out.is_dir() or (holds_something(out) and not (out / CELLS).is_dir())):
         raise OutputExistsError(f"{out} holds something else than a comparison: choose another folder")
-    inspection: Inspection | None = None
+    inspection: DataCheck | None = None
     if not isinstance(data, Data):
-        inspection = data if isinstance(data, Inspection) else inspect(load_data(data))
+        inspection = data if isinstance(data, DataCheck) else inspect(load_data(data))
         data = usable(inspection, unreadable=unreadable, drop_duplicates=drop_duplicates)
     loaded = [model if isinstance(model, VisionModel) else load(model) for model in models]
     _refuse_one_name_twice([model.name for model in loaded])
     if READS_WINDOWS in tunings:
         for model in loaded:
             block_projections(model)  # refuses a model without windows before anything is trained
-    pictures = _examples(data)
+    images = _examples(data)
     cells: list[Cell] = []
     processes = training_processes()
     with cells_progress(progress) as tell, locked(out) if processes.is_main_process else nullcontext():
         for model, tuning, seed in _order(loaded, tunings, listed):
             folder = out / CELLS / f"{plain_name(model.name)}-{tuning}-{seed}"
-            ranked = None if known_tuning(tuning).rank is None else rank
-            work = _Work(model, data, tuning, ranked, replace(chosen, seed=seed), folder, pictures, keep_models, device)
+            ranked = None if require_tuning(tuning).rank is None else rank
+            work = _Work(model, data, tuning, ranked, replace(chosen, seed=seed), folder, images, keep_models, device)
             cells.append(work.cell(tell))
-        views = {model.name: model.prepare(list(pictures))[1] for model in loaded}
+        views = {model.name: model.prepare(list(images))[1] for model in loaded}
         done = Comparison(data.name, data.labels, tuple(cells), chosen.as_json(), inspection, out, views)
         if processes.is_main_process:
-            with replacing(out / "comparison.json") as beside:
+            with atomic_write(out / "comparison.json") as beside:
                 beside.write_text(json.dumps(done.as_json(), indent=1) + "\n", encoding="utf-8")
     return done
 
@@ -277,7 +277,7 @@ class _Work:
     rank: int | None
     recipe: Recipe
     folder: Path
-    pictures: Sequence[Any]
+    images: Sequence[Any]
     keep: bool
     device: str | None
 
@@ -286,8 +286,8 @@ class _Work:
         if not kept.is_file():
             tuned, processes = self._tuned(progress), training_processes()
             if processes.is_main_process:
-                change = attention_change(self.model, tuned.model, self.pictures)
-                with replacing(kept) as beside:
+                change = attention_change(self.model, tuned.model, self.images)
+                with atomic_write(kept) as beside:
                     about = {**tuned.about, "attention": change.as_json(), "model_kept": self.keep}
                     beside.write_text(json.dumps(about), encoding="utf-8")
             processes.wait_for_everyone()
@@ -365,7 +365,7 @@ def _refuse_one_name_twice(names: Sequence[str]) -> None:
 
 
 def _examples(data: Data) -> list[Any]:
-    """Test pictures of as many classes as there are examples, one after the other."""
+    """Test images of as many classes as there are examples, one after the other."""
     firsts = [np.flatnonzero(data.test.classes == one) for one in range(len(data.labels))]
     rounds = [places[at] for at in range(EXAMPLES) for places in firsts if at < len(places)]
     return [data.test.read(int(place)) for place in rounds[:EXAMPLES]]

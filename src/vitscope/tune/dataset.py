@@ -1,4 +1,4 @@
-"""Pictures as a model takes them, batch by batch: read once, kept if there is room, changed anew in every epoch."""
+"""Images as a model takes them, batch by batch: read once, kept if there is room, changed anew in every epoch."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,29 +10,29 @@ from torch.utils.data import Dataset
 
 from vitscope.images.preprocessing import Preprocessing
 from vitscope.tune.augmentation import changed
-from vitscope.tune.data import Pictures
+from vitscope.tune.data import LabeledImages
 
-MOST_KEPT = 1 << 31  # bytes of pictures that are kept in memory
+MOST_KEPT = 1 << 31  # bytes of images that are kept in memory
 
 
-class Feed(Dataset[Any]):
-    """Preprocessed pictures and their classes; whole batches at a time.
+class ImageDataset(Dataset[Any]):
+    """Preprocessed images and their classes; whole batches at a time.
 
     Args:
-        changes: augmentations, drawn from ``seed``, the epoch and the picture's place alone: nothing hangs on the
-            order in which pictures are asked for, or on where a run was broken off.
+        changes: augmentations, drawn from ``seed``, the epoch and the image's place alone: nothing hangs on the
+            order in which images are asked for, or on where a run was broken off.
     """
 
     def __init__(
-        self, pictures: Pictures, preprocessing: Preprocessing, *, changes: Sequence[str] = (), seed: int = 0
+        self, images: LabeledImages, preprocessing: Preprocessing, *, changes: Sequence[str] = (), seed: int = 0
     ) -> None:
-        self.pictures, self.preprocessing, self.changes, self.seed = pictures, preprocessing, changes, seed
+        self.images, self.preprocessing, self.changes, self.seed = images, preprocessing, changes, seed
         self.epoch = 0
         height, width = preprocessing.size
-        self._kept: dict[int, np.ndarray] | None = {} if len(pictures) * height * width * 3 <= MOST_KEPT else None
+        self._kept: dict[int, np.ndarray] | None = {} if len(images) * height * width * 3 <= MOST_KEPT else None
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -45,20 +45,20 @@ class Feed(Dataset[Any]):
         bytes_ = torch.from_numpy(np.stack(cuts)).permute(0, 3, 1, 2)
         return {
             "pixel_values": self.preprocessing.normalized(bytes_),
-            "labels": torch.from_numpy(self.pictures.classes[places]),
+            "labels": torch.from_numpy(self.images.classes[places]),
         }
 
     def _cut(self, at: int) -> np.ndarray:
         if self._kept is not None and at in self._kept:
             return self._kept[at]
-        cut, _ = self.preprocessing.cut(self.pictures.read(at))
+        cut, _ = self.preprocessing.cut(self.images.read(at))
         if self._kept is not None:
             self._kept[at] = cut
         return cut
 
 
-class FeatureFeed(Dataset[Any]):
-    """What a frozen backbone makes of the pictures, computed once."""
+class FeatureDataset(Dataset[Any]):
+    """What a frozen backbone makes of the images, computed once."""
 
     def __init__(self, features: Tensor, classes: np.ndarray) -> None:
         self.features, self.classes = features, torch.from_numpy(classes)

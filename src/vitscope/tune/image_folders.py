@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from vitscope.errors import CallError, PictureError
+from vitscope.errors import CallError, ImageError
 from vitscope.images.sources import KINDS
 
 SUFFIXES = tuple(Image.registered_extensions())
@@ -24,7 +24,7 @@ def class_folders(folder: Path) -> list[Path]:
     except OSError as error:
         raise CallError(f"{printable(folder)} cannot be read: {error.strerror or error}") from None
     for entry in entries:
-        if entry.is_symlink() and _mode(entry) is None and (not entry.suffix or _named_as_picture(entry)):
+        if entry.is_symlink() and _mode(entry) is None and (not entry.suffix or _named_as_image(entry)):
             raise CallError(f"{printable(entry)} is a link that leads nowhere: mend or delete it")
     return [entry for entry in entries if (mode := _mode(entry)) is not None and stat.S_ISDIR(mode)]
 
@@ -38,11 +38,11 @@ def class_name(folder: Path) -> str:
     return folder.name
 
 
-def picture_files(folder: Path) -> list[Path]:
-    """Everything below a class's folder that has the name of a picture, in order.
+def image_files(folder: Path) -> list[Path]:
+    """Everything below a class's folder that has the name of an image, in order.
 
     Also what will not be readable: links that lead nowhere or back, folders that cannot be opened or hold nothing
-    and have a picture's name.
+    and have an image's name.
     """
     return sorted(_below(folder, (_identity(folder.parent), _identity(folder))))
 
@@ -51,14 +51,14 @@ def check_regular(path: Path) -> None:
     """Refuse what is no ordinary file before it is opened: a pipe would be waited for for ever.
 
     Raises:
-        PictureError: it is none.
+        ImageError: it is none.
     """
     mode = _mode(path)
     if mode is None:
         link = path.is_symlink()
-        raise PictureError(f"{printable(path)} {'is a link that leads nowhere' if link else 'does not exist'}")
+        raise ImageError(f"{printable(path)} {'is a link that leads nowhere' if link else 'does not exist'}")
     if not stat.S_ISREG(mode):
-        raise PictureError(f"{printable(path)} is {_KINDS.get(stat.S_IFMT(mode), 'no file')}, not a file")
+        raise ImageError(f"{printable(path)} is {_KINDS.get(stat.S_IFMT(mode), 'no file')}, not a file")
 
 
 def printable(path: str | Path) -> str:
@@ -77,9 +77,9 @@ def _below(folder: Path, above: tuple[tuple[int, int] | None, ...]) -> list[Path
         if mode is not None and stat.S_ISDIR(mode):
             identity = _identity(entry)
             inside = [] if identity in above else _below(entry, (*above, identity))
-            looped, empty = identity in above, _named_as_picture(entry) and not inside
+            looped, empty = identity in above, _named_as_image(entry) and not inside
             found += [entry] if looped or empty else inside
-        elif _visible(entry) and (_named_as_picture(entry) or (mode is None and not entry.suffix)):
+        elif _visible(entry) and (_named_as_image(entry) or (mode is None and not entry.suffix)):
             found.append(entry)
     return found
 
@@ -100,7 +100,7 @@ def _mode(path: Path) -> int | None:
         return None
 
 
-def _named_as_picture(path: Path) -> bool:
+def _named_as_image(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES
 
 

@@ -1,4 +1,4 @@
-"""Every picture of a data set read once: which cannot be read, which are there twice, what a class looks like."""
+"""Every image of a data set read once: which cannot be read, which are there twice, what a class looks like."""
 
 import hashlib
 import os
@@ -12,32 +12,32 @@ import numpy as np
 from jaxtyping import Float, Int
 from PIL import Image
 
-from vitscope.errors import CallError, PictureError, WorkError, warn
-from vitscope.methods._perturbation import telling
-from vitscope.tune.data import Data, Pictures, without
+from vitscope.errors import CallError, ImageError, WorkError, warn
+from vitscope.methods._perturbation import progress_bar
+from vitscope.tune.data import Data, LabeledImages, without
 from vitscope.validation import ratio
 
 THUMBNAIL, MEAN_SIDE = 32, 64  # pixels a side
 NEAR = 0.99  # correlation of grey thumbnails
-FLAT = 2.0  # standard deviation in grey levels: below it a picture has no structure to compare
+FLAT = 2.0  # standard deviation in grey levels: below it an image has no structure to compare
 BLOCK = 1 << 24  # pairs compared at a time
 
 Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, eq=False)
-class Inspection:
+class DataCheck:
     """What was found in a data set.
 
     Attributes:
         unreadable: ("train" or "test", place, why), in order.
-        exact: (place in train, place in test) of pictures that are the same pixel by pixel.
-        near: the same for pictures whose grey thumbnails correlate by at least ``threshold``, exact ones not counted.
-        repeated: how many training pictures are pixel by pixel there before.
+        exact: (place in train, place in test) of images that are the same pixel by pixel.
+        near: the same for images whose grey thumbnails correlate by at least ``threshold``, exact ones not counted.
+        repeated: how many training images are pixel by pixel there before.
         contradictions: how many of ``exact`` and ``near`` carry different labels.
-        nearest: the share of test pictures whose most similar training thumbnail is of their class: what looking
-            pictures up gets right, without any model; ``nearest_without``, when the duplicates are left out.
-        means: (class, 64, 64, 3) in [0, 255], the mean training picture of each class; NaN where none could be read.
+        nearest: the share of test images whose most similar training thumbnail is of their class: what looking
+            images up gets right, without any model; ``nearest_without``, when the duplicates are left out.
+        means: (class, 64, 64, 3) in [0, 255], the mean training image of each class; NaN where none could be read.
     """
 
     data: Data
@@ -53,29 +53,29 @@ class Inspection:
 
     def __repr__(self) -> str:
         return (
-            f"<Inspection of {self.data.name}: {counted(len(self.unreadable), 'unreadable picture')}, "
-            f"{self.leaks_told()}, {counted(self.repeated, 'repeated training picture')}>"
+            f"<Inspection of {self.data.name}: {counted(len(self.unreadable), 'unreadable image')}, "
+            f"{self.leaks_told()}, {counted(self.repeated, 'repeated training image')}>"
         )
 
     @property
     def leaking(self) -> tuple[int, ...]:
-        """Places of the training pictures that are in the test set as well."""
+        """Places of the training images that are in the test set as well."""
         return tuple(sorted({train for train, _ in (*self.exact, *self.near)}))
 
     def leaks_told(self) -> str:
         """How many there are, in words."""
         if not self.leaking:
-            return "no training picture is in the test set"
+            return "no training image is in the test set"
         are = "is" if len(self.leaking) == 1 else "are"
         pairs = f"{counted(len(self.exact), 'exact pair')} and {len(self.near):,} near"
-        return f"{counted(len(self.leaking), 'training picture')} {are} in the test set too ({pairs})"
+        return f"{counted(len(self.leaking), 'training image')} {are} in the test set too ({pairs})"
 
     def without_duplicates(self) -> Data:
-        """The data set without the training pictures that are in the test set as well; the test set stays whole."""
+        """The data set without the training images that are in the test set as well; the test set stays whole."""
         return without(self.data, self.leaking)
 
     def without_unreadable(self) -> Data:
-        """The data set without the files that hold no picture."""
+        """The data set without the files that hold no image."""
         places = {name: [at for where, at, _ in self.unreadable if where == name] for name in ("train", "test")}
         return without(self.data, places["train"], places["test"])
 
@@ -97,29 +97,29 @@ class Inspection:
         }
 
 
-def inspect(data: Data, *, threshold: float | int = NEAR, progress: Progress | bool | None = None) -> Inspection:
-    """Read every picture once and look for leaks between train and test.
+def inspect(data: Data, *, threshold: float | int = NEAR, progress: Progress | bool | None = None) -> DataCheck:
+    """Read every image once and look for leaks between train and test.
 
-    Two pictures are near duplicates when their grey thumbnails of 32 × 32 pixels correlate by ``threshold`` or more:
+    Two images are near duplicates when their grey thumbnails of 32 × 32 pixels correlate by ``threshold`` or more:
     so are copies that were saved again, made larger, brighter or of more contrast; mirrored ones are not.
 
     Args:
         data: as :func:`~vitscope.tune.data.load_data` gives it.
-        threshold: the correlation from which two pictures are near duplicates.
-        progress: True for a bar on stderr, or a function of the number of pictures read and of all.
+        threshold: the correlation from which two images are near duplicates.
+        progress: True for a bar on stderr, or a function of the number of images read and of all.
 
     Raises:
         CallError: an argument is wrong.
-        WorkError: no picture of train, or none of test, can be read.
+        WorkError: no image of train, or none of test, can be read.
     """
     if not isinstance(data, Data):
         raise CallError(f"inspect was given {data!r}: pass what vitscope.load_data returns")
     threshold = ratio(threshold, "threshold")
-    with telling(progress, "reading pictures") as tell:
+    with progress_bar(progress, "reading images") as tell:
         return _inspect(data, threshold, tell)
 
 
-def _inspect(data: Data, threshold: float, progress: Progress | None) -> Inspection:
+def _inspect(data: Data, threshold: float, progress: Progress | None) -> DataCheck:
     total = len(data.train) + len(data.test)
     unreadable: list[tuple[str, int, str]] = []
     sums = np.zeros((len(data.labels), MEAN_SIDE, MEAN_SIDE, 3))
@@ -141,7 +141,7 @@ def _inspect(data: Data, threshold: float, progress: Progress | None) -> Inspect
                 sums[split.classes[at]] += look.small
                 read[split.classes[at]] += 1
     if not all(any(look is not None for look in some) for some in looks.values()):
-        raise WorkError(f"{data.name} has no picture that can be read: {unreadable[0][2]}")
+        raise WorkError(f"{data.name} has no image that can be read: {unreadable[0][2]}")
     digests = {name: [None if look is None else look.digest for look in some] for name, some in looks.items()}
     exact = _same(digests["train"], digests["test"])
     near, found = _near(_vectors(looks["train"]), _vectors(looks["test"]), threshold, set(exact))
@@ -149,7 +149,7 @@ def _inspect(data: Data, threshold: float, progress: Progress | None) -> Inspect
     right = [(data.train.classes[places] == data.test.classes)[readable] for places in found]
     there = [digest for digest in digests["train"] if digest is not None]
     pairs = (*exact, *near)
-    return Inspection(
+    return DataCheck(
         data,
         tuple(unreadable),
         tuple(exact),
@@ -163,11 +163,11 @@ def _inspect(data: Data, threshold: float, progress: Progress | None) -> Inspect
     )
 
 
-def usable(inspection: Inspection, *, unreadable: str = "refuse", drop_duplicates: bool = False) -> Data:
-    """The data set to work with: unreadable pictures refused or skipped, duplicates told of or dropped.
+def usable(inspection: DataCheck, *, unreadable: str = "refuse", drop_duplicates: bool = False) -> Data:
+    """The data set to work with: unreadable images refused or skipped, duplicates told of or dropped.
 
     Raises:
-        WorkError: pictures cannot be read and ``unreadable`` is ``"refuse"``.
+        WorkError: images cannot be read and ``unreadable`` is ``"refuse"``.
     """
     if unreadable not in ("refuse", "skip"):
         raise CallError(f"unreadable is {unreadable!r}: refuse or skip")
@@ -176,7 +176,7 @@ def usable(inspection: Inspection, *, unreadable: str = "refuse", drop_duplicate
         named = "; ".join(reason for _, _, reason in inspection.unreadable[:3])
         more = len(inspection.unreadable) - 3
         count = len(inspection.unreadable)
-        story = f"{counted(count, 'picture')} of {data.name} cannot be read: {named}" + (
+        story = f"{counted(count, 'image')} of {data.name} cannot be read: {named}" + (
             f"; and {more} more" if more > 0 else ""
         )
         if unreadable != "skip":
@@ -204,13 +204,13 @@ class _Look:
     small: Float[np.ndarray, "height width 3"]
 
 
-def _looks(pictures: Pictures) -> Iterator["_Look | str"]:
-    """Each picture's look, or why it has none, in order; a few threads ahead."""
+def _looks(images: LabeledImages) -> Iterator["_Look | str"]:
+    """Each image's look, or why it has none, in order; a few threads ahead."""
 
     def look(at: int) -> _Look | str:
         try:
-            photo = pictures.read(at)
-        except PictureError as error:
+            photo = images.read(at)
+        except ImageError as error:
             return str(error)
         grey = photo.convert("L").resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
         small = photo.resize((MEAN_SIDE, MEAN_SIDE), Image.Resampling.BOX)
@@ -220,12 +220,12 @@ def _looks(pictures: Pictures) -> Iterator["_Look | str"]:
 
     workers = max(os.cpu_count() or 1, 2)
     with ThreadPoolExecutor(workers) as threads:
-        waiting = deque(threads.submit(look, at) for at in range(min(4 * workers, len(pictures))))
-        for at in range(4 * workers, len(pictures) + 4 * workers):
+        waiting = deque(threads.submit(look, at) for at in range(min(4 * workers, len(images))))
+        for at in range(4 * workers, len(images) + 4 * workers):
             if not waiting:
                 return
             found = waiting.popleft().result()
-            if at < len(pictures):
+            if at < len(images):
                 waiting.append(threads.submit(look, at))
             yield found
 
@@ -238,7 +238,7 @@ def _same(train: list[bytes | None], test: list[bytes | None]) -> list[tuple[int
     return [(a, b) for b, digest in enumerate(test) if digest is not None for a in places.get(digest, [])]
 
 
-def _vectors(looks: list[_Look | None]) -> Float[np.ndarray, "picture pixel"]:
+def _vectors(looks: list[_Look | None]) -> Float[np.ndarray, "image pixel"]:
     """Grey thumbnails of mean 0 and length 1; zero for what is flat or could not be read."""
     grey = np.stack([np.zeros(THUMBNAIL**2, np.float32) if look is None else look.grey for look in looks])
     grey -= grey.mean(1, keepdims=True)
@@ -252,7 +252,7 @@ def _near(
     threshold: float,
     exact: set[tuple[int, int]],
 ) -> tuple[list[tuple[int, int]], Int[np.ndarray, "2 test"]]:
-    """Near pairs; for each test picture the nearest training picture, and the nearest that is no duplicate."""
+    """Near pairs; for each test image the nearest training image, and the nearest that is no duplicate."""
     found: list[tuple[int, int]] = []
     same = {place for place, _ in exact}
     best, places = np.full((2, len(test)), -np.inf), np.zeros((2, len(test)), dtype=np.int64)

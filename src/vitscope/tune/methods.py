@@ -10,7 +10,7 @@ from torch import nn
 from vitscope.errors import CallError
 from vitscope.models.adapters import add_adapters
 from vitscope.models.blocks import blocks
-from vitscope.models.heads import WindowClassified, heads
+from vitscope.models.heads import WindowClassified, get_classifiers
 from vitscope.models.vision_model import VisionModel
 from vitscope.tune.low_rank import add_low_rank
 from vitscope.validation import at_least
@@ -20,7 +20,7 @@ ADAPTER_RANK, LORA_RANK, LORA_ALPHA = 64, 8, 16.0
 
 
 @dataclass(frozen=True)
-class Way:
+class TuningMethod:
     """One row of the table: what learns besides the classifier."""
 
     about: str
@@ -28,21 +28,23 @@ class Way:
     rank: int | None = None
 
 
-TUNINGS: Mapping[str, Way] = {
-    "head": Way("the classifier alone"),
-    "full": Way("every weight"),
-    "bitfit": Way("every bias (Ben Zaken et al., 2021, arXiv 2106.10199)"),
-    "layernorm": Way("scale and shift of every LayerNorm"),
-    "adapter-attention": Way("a bottleneck after attention", ("attention",), ADAPTER_RANK),
-    "adapter-mlp": Way("a bottleneck after the MLP (Pfeiffer et al., 2020, arXiv 2005.00247)", ("mlp",), ADAPTER_RANK),
-    "adapter-both": Way(
+TUNING_METHODS: Mapping[str, TuningMethod] = {
+    "head": TuningMethod("the classifier alone"),
+    "full": TuningMethod("every weight"),
+    "bitfit": TuningMethod("every bias (Ben Zaken et al., 2021, arXiv 2106.10199)"),
+    "layernorm": TuningMethod("scale and shift of every LayerNorm"),
+    "adapter-attention": TuningMethod("a bottleneck after attention", ("attention",), ADAPTER_RANK),
+    "adapter-mlp": TuningMethod(
+        "a bottleneck after the MLP (Pfeiffer et al., 2020, arXiv 2005.00247)", ("mlp",), ADAPTER_RANK
+    ),
+    "adapter-both": TuningMethod(
         "a bottleneck after each (Houlsby et al., 2019, arXiv 1902.00751)", ("attention", "mlp"), ADAPTER_RANK
     ),
-    "adapter-parallel": Way(
+    "adapter-parallel": TuningMethod(
         "a bottleneck beside the MLP (AdaptFormer, Chen et al., 2022, arXiv 2205.13535)", ("parallel",), ADAPTER_RANK
     ),
-    READS_WINDOWS: Way("a CLS token in every window of a Swin, see vitscope.WindowHead"),
-    "lora": Way("W + (α/r)·BA for queries and values (Hu et al., 2021, arXiv 2106.09685)", rank=LORA_RANK),
+    READS_WINDOWS: TuningMethod("a CLS token in every window of a Swin, see vitscope.WindowHead"),
+    "lora": TuningMethod("W + (α/r)·BA for queries and values (Hu et al., 2021, arXiv 2106.09685)", rank=LORA_RANK),
 }
 
 
@@ -64,26 +66,26 @@ class Prepared:
     finish: Callable[[], None]
 
 
-def known_tuning(name: str) -> Way:
+def require_tuning(name: str) -> TuningMethod:
     """The row of the table, or one line that offers the nearest."""
-    if name not in TUNINGS:
-        close = difflib.get_close_matches(name, TUNINGS, n=1)
-        hint = f": did you mean {close[0]}?" if close else f": choose {', '.join(TUNINGS)}"
+    if name not in TUNING_METHODS:
+        close = difflib.get_close_matches(name, TUNING_METHODS, n=1)
+        hint = f": did you mean {close[0]}?" if close else f": choose {', '.join(TUNING_METHODS)}"
         raise CallError(f"unknown tuning {name!r}{hint}")
-    return TUNINGS[name]
+    return TUNING_METHODS[name]
 
 
 def prepare(model: VisionModel, tuning: str, *, rank: int | None = None) -> Prepared:
     """Freeze and unfreeze the weights of a model, and put in what the tuning adds; the logits stay as they are.
 
     Args:
-        model: with its new classifier, from :func:`~vitscope.models.heads.with_classes`. It is changed.
+        model: with its new classifier, from :func:`~vitscope.models.heads.reset_classifier`. It is changed.
         rank: channels of a bottleneck or of LoRA's matrices; by default 64 for adapters, 8 for LoRA (α is twice that).
 
     Raises:
         CallError: an unknown tuning, a rank for one that has none, or a rank below 1 or above four times the width.
     """
-    way, module = known_tuning(tuning), model.module
+    way, module = require_tuning(tuning), model.module
     if rank is not None and way.rank is None:
         raise CallError(f"{tuning} has no rank: adapters and lora do")
     chosen = _checked(rank, module) if rank is not None else way.rank
@@ -106,7 +108,7 @@ def prepare(model: VisionModel, tuning: str, *, rank: int | None = None) -> Prep
     elif tuning == "lora":
         assert chosen is not None
         finish = add_low_rank(module, chosen, LORA_ALPHA * chosen / LORA_RANK)
-    head = [parameter for layer in heads(model) for parameter in layer.parameters()]
+    head = [parameter for layer in get_classifiers(model) for parameter in layer.parameters()]
     _learn(head)
     learning = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
     num_head = sum(parameter.numel() for parameter in head)

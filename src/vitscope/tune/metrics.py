@@ -12,7 +12,7 @@ NORMAL = 1.959963984540054  # of a 95 % interval
 RESAMPLES = 2000
 
 
-def confusion(truth: Int[np.ndarray, " picture"], said: Int[np.ndarray, " picture"], classes: int) -> np.ndarray:
+def confusion(truth: Int[np.ndarray, " image"], said: Int[np.ndarray, " image"], classes: int) -> np.ndarray:
     """(class, class) counts: row the true class, column what was said."""
     table = np.zeros((classes, classes), dtype=np.int64)
     np.add.at(table, (truth, said), 1)
@@ -36,7 +36,7 @@ def wilson(right: int, total: int) -> tuple[float, float]:
     return max(middle - half, 0.0), min(middle + half, 1.0)
 
 
-Right = Bool[np.ndarray, "_seed picture"]  # models may have different numbers of seeds
+Right = Bool[np.ndarray, "_seed image"]  # models may have different numbers of seeds
 
 
 def accuracy_interval(right: Right, seed: int = 0) -> tuple[float, float]:
@@ -47,7 +47,7 @@ def accuracy_interval(right: Right, seed: int = 0) -> tuple[float, float]:
 
 
 def gain(tuned: Right, base: Right, seed: int = 0) -> tuple[float, tuple[float, float]]:
-    """How much more accurate ``tuned`` is than ``base`` on the same pictures, with its 95 % interval."""
+    """How much more accurate ``tuned`` is than ``base`` on the same images, with its 95 % interval."""
     sampled = _resampled([tuned, base], seed)
     return float(tuned.mean() - base.mean()), _percentiles(sampled[0] - sampled[1])
 
@@ -57,7 +57,7 @@ def interaction(
 ) -> tuple[float, tuple[float, float]]:
     """How much more the first model gains than the second, (tuned, base) each, with its 95 % interval.
 
-    The interval is a bootstrap over test pictures, the same for all four, and over each one's seeds.
+    The interval is a bootstrap over test images, the same for all four, and over each one's seeds.
     """
     value = (first[0].mean() - first[1].mean()) - (second[0].mean() - second[1].mean())
     sampled = _resampled([*first, *second], seed)
@@ -65,17 +65,17 @@ def interaction(
 
 
 def _resampled(cells: Sequence[Right], seed: int) -> Float[np.ndarray, "cell resample"]:
-    """The mean accuracy of each cell over drawn pictures, the same for all, and drawn seeds of its own."""
+    """The mean accuracy of each cell over drawn images, the same for all, and drawn seeds of its own."""
     if len({cell.shape[1] for cell in cells}) > 1:
-        raise CallError("accuracies are compared on the same test pictures: these are of different ones")
+        raise CallError("accuracies are compared on the same test images: these are of different ones")
     generator = np.random.default_rng(seed)
-    pictures = cells[0].shape[1]
+    images = cells[0].shape[1]
     found = np.empty((len(cells), RESAMPLES))
     for at in range(RESAMPLES):
-        weights = np.bincount(generator.integers(0, pictures, pictures), minlength=pictures)
+        weights = np.bincount(generator.integers(0, images, images), minlength=images)
         for i, cell in enumerate(cells):
             rows = generator.integers(0, len(cell), len(cell))
-            found[i, at] = (cell[rows] @ weights).mean() / pictures
+            found[i, at] = (cell[rows] @ weights).mean() / images
     return found
 
 

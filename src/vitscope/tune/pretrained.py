@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from vitscope.errors import WorkError
-from vitscope.models.heads import heads
+from vitscope.models.heads import get_classifiers
 from vitscope.models.vision_model import VisionModel
 
 # A bare transformers model has a pooling layer that the class with a classifier does not have, and does not read.
@@ -30,7 +30,7 @@ def check_pretrained_weights(before: VisionModel, after: VisionModel) -> None:
     by_end: dict[str, list[str]] = {}
     for name in present:
         by_end.setdefault(_end(name), []).append(name)
-    replaced = {id(tensor) for head in heads(before) for tensor in head.parameters()}
+    replaced = {id(tensor) for head in get_classifiers(before) for tensor in head.parameters()}
     lost = []
     for name, tensor in _tensors(before.module):
         plain = _plain(name)

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from vitscope.errors import CallError
-from vitscope.methods._perturbation import telling
+from vitscope.methods._perturbation import progress_bar
 
 Progress = Callable[[Mapping[str, float | int]], None]
 CellProgress = Callable[[str, Mapping[str, float | int]], None]
@@ -18,7 +18,7 @@ def training_progress(progress: Any, what: str = "training") -> Iterator[Progres
         yield progress
         return
     _check(progress, "a mapping with step, steps and accuracy")
-    with telling(bool(progress), what) as tell:
+    with progress_bar(bool(progress), what) as tell:
         yield None if tell is None else lambda now: tell(int(now["step"]), int(now["steps"]))
 
 
@@ -29,7 +29,7 @@ def cells_progress(progress: Any) -> Iterator[CellProgress | None]:
         yield progress
         return
     _check(progress, "a cell's name and a mapping with step, steps and accuracy")
-    with telling(bool(progress), "training") as tell:
+    with progress_bar(bool(progress), "training") as tell:
         yield None if tell is None else lambda _, now: tell(int(now["step"]), int(now["steps"]))
 
 

@@ -28,22 +28,22 @@ class Recipe:
     """The settings of a training run.
 
     Attributes:
-        epochs: passes over the training pictures.
+        epochs: passes over the training images.
         learning_rate: the highest; None means 1e-4 for full tuning and 1e-3 for everything else.
         weight_decay: on matrices; biases, norms and tables are left out.
         schedule: ``"constant"``; ``"cosine"`` to zero; ``"trapezoid"``, constant and then linearly to zero.
         warmup: the share of all steps over which the learning rate rises from zero.
         decay: the share of all steps over which a trapezoid falls.
-        batch_size: pictures to a forward; ``accumulate`` of these to a step.
+        batch_size: images to a forward; ``accumulate`` of these to a step.
         optimizer: ``"adamw"``; ``"muon"`` for the matrices of the blocks, AdamW (at ``learning_rate``) for the rest.
         muon_learning_rate: of Muon's matrices.
         betas: of AdamW.
         clip: the largest norm of all gradients together; 0 lets them be.
         label_smoothing: the share of a label that is spread over all classes.
-        augment: changes made to each training picture anew in every epoch: ``"mirror"``, ``"shift"`` (up to an eighth
+        augment: changes made to each training image anew in every epoch: ``"mirror"``, ``"shift"`` (up to an eighth
             of the side), ``"crop"`` (a random half to whole of the area), ``"light"`` (brightness and contrast).
         precision: of the forward; weights stay as they are.
-        validation: the share of the training pictures held out to watch the training.
+        validation: the share of the training images held out to watch the training.
         early_stop: so many epochs without a better validation accuracy end the run, and the best epoch is kept;
             None lets it run to its end, and the last epoch is kept.
         seed: of the classifier's first weights, of the order and the augmentation, of dropout.
@@ -90,7 +90,7 @@ class Recipe:
         if self.early_stop is not None:
             at_least(1, self.early_stop, "early_stop")
             if not self.validation:
-                raise CallError("early_stop needs validation, a share of the training pictures to watch")
+                raise CallError("early_stop needs validation, a share of the training images to watch")
         seed_number(self.seed)
 
     def rate(self, tuning: str) -> float:

@@ -13,19 +13,19 @@ from torch import Tensor
 
 from vitscope.errors import CallError, OutputExistsError
 from vitscope.files import (
+    atomic_write,
     discard,
     hidden_name,
     is_temporary,
     old_name,
     recover,
-    replacing,
     require_path,
     sweep_temporary,
     take_place,
 )
 from vitscope.models.checkpoints.serialization import WITHIN, load_folder
 from vitscope.models.vision_model import VisionModel
-from vitscope.tune.data import Data, Pictures
+from vitscope.tune.data import Data, LabeledImages
 from vitscope.tune.json_files import DamagedError, matches, read_object
 from vitscope.tune.recipe import Recipe
 
@@ -47,7 +47,7 @@ RESULT_TYPES = {
     "said": list,
     "truth": list,
 }
-DIGESTS = {"weights": "set of weights", "order": "split of the pictures", "pictures_seen": "set of pictures"}
+DIGESTS = {"weights": "set of weights", "order": "split of the images", "images_seen": "set of images"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +59,7 @@ class Tuned:
         folder: the run's folder; ``vitscope.load(folder)`` gives the model again.
         about: accuracy and its 95 % interval, macro F1, confusion matrix (row: true class), weights that learned,
             seconds, peak memory, the history of the run, and every setting.
-        said: (picture,) the class that the tuned model names for each test picture.
+        said: (image,) the class that the tuned model names for each test image.
     """
 
     model: VisionModel
@@ -72,7 +72,7 @@ class Tuned:
         low, high = about["interval"]
         return (
             f"<Tuned {about['model']} ({about['tuning']}) on {about['data']}: accuracy {about['accuracy']:.1%} of "
-            f"{len(self.said):,} test pictures, 95 % interval {low:.1%} to {high:.1%}; in {self.folder}>"
+            f"{len(self.said):,} test images, 95 % interval {low:.1%} to {high:.1%}; in {self.folder}>"
         )
 
     @property
@@ -138,10 +138,10 @@ def settings_of(base: VisionModel, data: Data, tuning: str, rank: int | None, re
         "weights": _digest(base.module.state_dict().values()),
         "image_size": size,
         "data": data.name,
-        "pictures": {"train": len(data.train), "test": len(data.test)},
+        "images": {"train": len(data.train), "test": len(data.test)},
         "labels": list(data.labels),
         "order": _digest([part for split in (data.train, data.test) for part in (split.index, split.classes)]),
-        "pictures_seen": _digest([_identity(split) for split in (data.train, data.test)]),
+        "images_seen": _digest([_identity(split) for split in (data.train, data.test)]),
         "tuning": tuning,
         "rank": rank,
         "recipe": json.loads(json.dumps(recipe.as_json())),
@@ -158,19 +158,19 @@ def _digest(parts: Any) -> str:
     return found.hexdigest()
 
 
-def _identity(pictures: Pictures) -> np.ndarray:
-    """What tells these pictures from others: pixels in memory; of files the names and sizes, wherever they lie."""
-    if isinstance(pictures.source, np.ndarray):
-        return pictures.source[pictures.index]
-    if not isinstance(pictures.source, list):
-        return np.frombuffer(str(getattr(pictures.source, "identity", "")).encode(), dtype=np.uint8)
-    places = [pictures.source[int(at)] for at in pictures.index]
+def _identity(images: LabeledImages) -> np.ndarray:
+    """What tells these images from others: pixels in memory; of files the names and sizes, wherever they lie."""
+    if isinstance(images.source, np.ndarray):
+        return images.source[images.index]
+    if not isinstance(images.source, list):
+        return np.frombuffer(str(getattr(images.source, "identity", "")).encode(), dtype=np.uint8)
+    places = [images.source[int(at)] for at in images.index]
     told = [f"{'/'.join(one.parts[-2:])} {_size(one)}" for one in places if isinstance(one, Path)]
     return np.frombuffer("\n".join(told).encode(errors="surrogateescape"), dtype=np.uint8)
 
 
 def _size(file: Path) -> int:
-    """In bytes; −1 of what is no file, which fails when it is read as a picture."""
+    """In bytes; −1 of what is no file, which fails when it is read as an image."""
     try:
         return file.stat().st_size
     except OSError:
@@ -227,7 +227,7 @@ def holds_something(folder: Path) -> bool:
 
 def _write_settings(out: Path, settings: Mapping[str, Any], before: Any) -> None:
     if before != settings:
-        with replacing(out / RUN) as beside:
+        with atomic_write(out / RUN) as beside:
             beside.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
     for folder in (out, out / CHECKPOINTS):
         sweep_temporary(folder)

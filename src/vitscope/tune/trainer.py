@@ -16,7 +16,7 @@ from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import TrainerCallback
 
 from vitscope.errors import ModelUnavailableError, WorkError
-from vitscope.files import replacing, replacing_folder
+from vitscope.files import atomic_folder, atomic_write
 from vitscope.models.blocks import blocks
 from vitscope.tune import checkpoints
 from vitscope.tune.low_rank import LowRank
@@ -118,7 +118,7 @@ class Trainer(transformers.Trainer):  # type: ignore[misc]
         for callback in [*self.callback_handler.callbacks, self.control]:
             if isinstance(callback, transformers.trainer_callback.ExportableState):
                 self.state.stateful_callbacks[type(callback).__name__] = callback.state()
-        with replacing_folder(folder) as beside:
+        with atomic_folder(folder) as beside:
             try:
                 checkpoints.save_tensors(trained, beside / checkpoints.WEIGHTS)
                 checkpoints.save_optimizer(self.optimizer, self.lr_scheduler, self.seconds, beside)
@@ -175,7 +175,7 @@ class Reporting(TrainerCallback):  # type: ignore[misc]
 
     def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
         if self.log is not None and state.is_world_process_zero:
-            with replacing(self.log) as beside:
+            with atomic_write(self.log) as beside:
                 beside.write_text("".join(json.dumps(row) + "\n" for row in state.log_history), encoding="utf-8")
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **_: Any) -> None:  # noqa: ARG002

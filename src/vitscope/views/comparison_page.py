@@ -12,7 +12,7 @@ from string import Template
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from vitscope.files import replacing
+from vitscope.files import atomic_write
 from vitscope.tune.comparison import BASE, Comparison, Summary, plain_name
 from vitscope.views import tuning as showing
 from vitscope.views.figure import draw
@@ -25,8 +25,8 @@ ATTENTION_HEADER = (
     "model", "tuning", "attention moved", "rollouts before and after", "deletion (random)", "insertion (random)",
 )  # fmt: skip
 SUMMARY_NOTE = (
-    "<p>Accuracy on the test pictures, the mean over seeds, with a 95 % interval: Wilson's for one seed, else a "
-    "bootstrap over test pictures and seeds. Gain: percentage points over the classifier alone. Trained: weights that "
+    "<p>Accuracy on the test images, the mean over seeds, with a 95 % interval: Wilson's for one seed, else a "
+    "bootstrap over test images and seeds. Gain: percentage points over the classifier alone. Trained: weights that "
     "learned, the classifier's not counted. Seconds are means over seeds.</p>"
 )
 INTERACTION_NOTE = (
@@ -35,7 +35,7 @@ INTERACTION_NOTE = (
 )
 ATTENTION_NOTE = (
     "<p>Moved: total variation between a query's attention before and after, the mean over layers; 0 is the same, 1 "
-    "has nothing in common. Then the correlation of the rollouts of eight test pictures at most, and the areas under "
+    "has nothing in common. Then the correlation of the rollouts of eight test images at most, and the areas under "
     "the curves when patches are deleted (low is good) and inserted (high is good) in the rollout's order, for the "
     "class that the model finds likeliest: before tuning one of its own classes, or how alike its features stay where "
     "it has none.</p>"
@@ -89,16 +89,16 @@ def write_page(comparison: Comparison, folder: str | Path) -> list[Path]:
     """
     folder = Path(folder)
     scenes = _scenes(comparison)
-    pictures = {name: _png(scene) for name, scene in scenes.items()}
+    images = {name: _png(scene) for name, scene in scenes.items()}
     written = []
-    for name, picture in pictures.items():
+    for name, image in images.items():
         path = folder / f"{name}.png"
-        with replacing(path) as beside:
-            beside.write_bytes(picture)
+        with atomic_write(path) as beside:
+            beside.write_bytes(image)
         written.append(path)
     path = folder / "report.html"
-    with replacing(path) as beside:
-        beside.write_text(_page(comparison, scenes, pictures), encoding="utf-8")
+    with atomic_write(path) as beside:
+        beside.write_text(_page(comparison, scenes, images), encoding="utf-8")
     return [path, *written]
 
 
@@ -123,8 +123,8 @@ def _png(scene: Scene) -> bytes:
     return file.getvalue()
 
 
-def _page(comparison: Comparison, scenes: Mapping[str, Scene], pictures: Mapping[str, bytes]) -> str:
-    here = files("vitscope.tune")
+def _page(comparison: Comparison, scenes: Mapping[str, Scene], images: Mapping[str, bytes]) -> str:
+    here = files("vitscope.views")
     parts = ["<h2>Accuracy</h2>", _table(SUMMARY_HEADER, summary_rows(comparison)), SUMMARY_NOTE]
     between = interaction_rows(comparison)
     if between:
@@ -132,8 +132,8 @@ def _page(comparison: Comparison, scenes: Mapping[str, Scene], pictures: Mapping
     attention = attention_rows(comparison)
     if attention:
         parts += ["<h2>What it did to the attention</h2>", _table(ATTENTION_HEADER, attention), ATTENTION_NOTE]
-    for name, picture in pictures.items():
-        encoded = base64.b64encode(picture).decode("ascii")
+    for name, image in images.items():
+        encoded = base64.b64encode(image).decode("ascii")
         title = escape(scenes[name].title)
         parts.append(f'<h2>{title}</h2>\n<img alt="{title}" src="data:image/png;base64,{encoded}">')
     recipe = escape(json.dumps(dict(comparison.recipe), indent=1))
@@ -141,7 +141,7 @@ def _page(comparison: Comparison, scenes: Mapping[str, Scene], pictures: Mapping
     seeds = sorted({cell.seed for cell in comparison.cells})
     first = comparison.cells[0].about
     note = (
-        f"{first['pictures']['train']:,} training and {first['pictures']['test']:,} test pictures, "
+        f"{first['images']['train']:,} training and {first['images']['test']:,} test images, "
         f"{len(comparison.labels)} classes, seeds {', '.join(map(str, seeds))}"
     )
     template = Template((here / "page.html").read_text(encoding="utf-8"))

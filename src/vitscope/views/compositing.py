@@ -1,4 +1,4 @@
-"""Scenes of composites: the plate of pictures with their classes, maps by place, curves by size, effects."""
+"""Scenes of composites: the plate of images with their classes, maps by place, curves by size, effects."""
 
 import math
 from collections.abc import Sequence
@@ -7,14 +7,14 @@ import numpy as np
 
 from vitscope.compositing.effects import Effect
 from vitscope.compositing.result import Composition, Ranked
-from vitscope.images.image import Picture
+from vitscope.images.image import InputImage
 from vitscope.results.attribution import Attribution
 from vitscope.views.scene import Bars, Curves, Panel, Row, Scene, Shown, wrapped
 
 COLUMNS = 6
-WIDTH = 1.95  # inches of a picture on the plate: room for the classes under it
+WIDTH = 1.95  # inches of an image on the plate: room for the classes under it
 MAP = 3.95  # inches of a location map
-LETTERS = 27  # that fit above a picture of the plate
+LETTERS = 27  # that fit above an image of the plate
 MAPS = 5  # location maps and curves to a row
 EXTREMES = 3  # places shown where the answer is highest, and as many where it is lowest
 SETTINGS = (
@@ -28,16 +28,16 @@ def plate(result: Composition) -> Scene:
     """The composites with their likeliest classes, and under each where the model looked, if that was kept."""
     rows: list[Row] = []
     numbers = on_plate(result)
-    columns = math.ceil(len(numbers) / math.ceil(len(numbers) / COLUMNS))  # no row of one picture after full ones
+    columns = math.ceil(len(numbers) / math.ceil(len(numbers) / COLUMNS))  # no row of one image after full ones
     for start in range(0, len(numbers), columns):
-        rows += _pictures(result, numbers[start : start + columns])
+        rows += _images(result, numbers[start : start + columns])
     made = result.provenance["parameters"]
     return Scene(
         rows=rows,
         title=f"What {result.provenance['model']} says when objects are moved",
         note=(
             f"{' and '.join(result.outlines)}; holes filled: {made['fill']}; changes against the original in "
-            f"{_unit(result)}; of {len(result)} pictures these"
+            f"{_unit(result)}; of {len(result)} images these"
         ),
         caption="colours: each rollout from its lowest to its highest value" if result.rollouts is not None else "",
     )
@@ -73,7 +73,7 @@ def places_and_sizes(results: Sequence[Composition], targets: Sequence[int | str
 
 
 def controls(results: Sequence[Composition], found: Sequence[Effect], target: int | str | None = None) -> Scene:
-    """The first picture's maps over its own and a blank background and with positions neutral, and the effects."""
+    """The first image's maps over its own and a blank background and with positions neutral, and the effects."""
     result = results[0]
     settings = [
         (background, neutral, words)
@@ -90,14 +90,14 @@ def controls(results: Sequence[Composition], found: Sequence[Effect], target: in
     limits = _limits([one for row in maps.values() for one in row])
     rows: list[Row] = []
     for name, row in maps.items():
-        rows += _pictures(result, on_controls(result, name))
+        rows += _images(result, on_controls(result, name))
         panels = [
             _map_panel(one, limits, f"{_short(one.target)} by place, {words}", result)
             for one, (_, _, words) in zip(row, settings, strict=True)
         ]
         rows.append(Row(panels, len(panels), MAP))
     sure = f"{100 * found[0].confidence:g} % intervals" if found else ""
-    several = f", {len(results)} pictures, {sure}" if len(results) > 1 else ", this picture"
+    several = f", {len(results)} images, {sure}" if len(results) > 1 else ", this image"
     bars = Bars(
         [one.name for one in found],
         [one.mean for one in found],
@@ -144,11 +144,11 @@ def on_plate(result: Composition) -> list[int]:
 
 
 def on_controls(result: Composition, name: str) -> list[int]:
-    """The pictures of an object's controls, without its places."""
+    """The images of an object's controls, without its places."""
     return [at for at in result.select("controls", name, placed=False) if at in result.asked]
 
 
-def _pictures(result: Composition, numbers: Sequence[int]) -> list[Row]:
+def _images(result: Composition, numbers: Sequence[int]) -> list[Row]:
     """A row of the plate, and under it the row of where the model looked."""
     rows = [Row([_panel(result, at) for at in numbers], len(numbers), WIDTH)]
     if result.rollouts is not None:
@@ -172,8 +172,8 @@ def _rollout(result: Composition, at: int) -> Panel:
     return Panel(result.shown(at), result.rollouts[at], "looked at", lines=lines)
 
 
-def _whole(picture: Picture) -> Picture:
-    return Picture(picture.photo, (0.0, 0.0, float(picture.photo.width), float(picture.photo.height)))
+def _whole(image: InputImage) -> InputImage:
+    return InputImage(image.photo, (0.0, 0.0, float(image.photo.width), float(image.photo.height)))
 
 
 def _map_panel(found: Attribution, limits: tuple[float, float] | None, title: str, result: Composition) -> Panel:
@@ -184,11 +184,11 @@ def _map_panel(found: Attribution, limits: tuple[float, float] | None, title: st
         f"original: {answer(float(original), result.output)}",
     ]
     values, name = found.values[0].cpu().numpy(), str(found.provenance["object"])
-    left, top, right, bottom = found.pictures[0].box
+    left, top, right, bottom = found.images[0].box
     x, y = result.outlines[name].centre
     was = ((y - top) / (bottom - top) * len(values) - 0.5, (x - left) / (right - left) * values.shape[1] - 0.5, "×")
     frame = np.zeros(values.shape, dtype=int)
-    return Panel(found.pictures[0], values, title, 0.7, frame, flat=True, limits=limits, lines=lines, numbers=[was])
+    return Panel(found.images[0], values, title, 0.7, frame, flat=True, limits=limits, lines=lines, numbers=[was])
 
 
 def _limits(maps: Sequence[Attribution]) -> tuple[float, float] | None:

@@ -13,7 +13,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from PIL import Image
 
-from vitscope.files import replacing
+from vitscope.files import atomic_write
 from vitscope.images.image import nearest_pixels
 from vitscope.results.attribution import COLORMAP, SIGNED_COLORMAP, coloured
 from vitscope.views.plain_text import visible
@@ -51,7 +51,7 @@ def save_figure(scene: Scene, path: str | Path, *, overwrite: bool = True) -> Pa
         SaveError: it cannot be written; what stood at ``path`` is still there.
     """
     path = Path(path)
-    with replacing(path, overwrite=overwrite) as beside:
+    with atomic_write(path, overwrite=overwrite) as beside:
         canvas = FigureCanvasAgg(draw(scene))
         canvas.print_png(str(beside))
     return path
@@ -78,7 +78,7 @@ def _visible(part: Any) -> Any:
 
 
 def _drawn(scene: Scene) -> Figure:
-    photos = (panel.picture.photo for row in scene.rows for panel in row.panels if isinstance(panel, Panel))
+    photos = (panel.image.photo for row in scene.rows for panel in row.panels if isinstance(panel, Panel))
     ratio = next((photo.height / photo.width for photo in photos), WITHOUT_PHOTO)
     left = 0.55 if scene.row_names else 0.2
     top, bottom = (1.12 if scene.column_names else 0.82), (0.5 if scene.caption else 0.15)
@@ -169,13 +169,13 @@ def _panel_width(columns: int, rows: int, left: float, ratio: float) -> float:
 
 def render(panel: Panel, size: tuple[int, int]) -> Image.Image:
     """A panel at ``size`` = (width, height) pixels."""
-    photo = panel.picture.photo.resize(size, Image.Resampling.LANCZOS)
+    photo = panel.image.photo.resize(size, Image.Resampling.LANCZOS)
     if panel.lit is not None:
-        photo = _faded(photo, panel.picture.paint(panel.lit.astype(np.float32), size, smooth=False) > 0.5)
+        photo = _faded(photo, panel.image.paint(panel.lit.astype(np.float32), size, smooth=False) > 0.5)
     if panel.values is None:
         return photo
     smooth = not panel.flat and (panel.signed or panel.alpha < 1)
-    heat = panel.picture.paint(panel.values, size, smooth=smooth)
+    heat = panel.image.paint(panel.values, size, smooth=smooth)
     return coloured(photo, heat, panel.alpha, signed=panel.signed, limits=None if panel.signed else panel.limits)
 
 
@@ -316,8 +316,8 @@ def _outline(axes: Any, panel: Panel, size: tuple[int, int]) -> None:
     if panel.regions is None:
         return
     regions = _at_most(panel.regions, size)
-    left, top, right, bottom = panel.picture.box
-    scale_x, scale_y = size[0] / panel.picture.photo.width, size[1] / panel.picture.photo.height
+    left, top, right, bottom = panel.image.box
+    scale_x, scale_y = size[0] / panel.image.photo.width, size[1] / panel.image.photo.height
     cell_x, cell_y = (right - left) / regions.shape[1], (bottom - top) / regions.shape[0]
 
     def at(row: int | float, column: int | float) -> tuple[float, float]:

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from vitscope.attention.trace import Query, Trace
-from vitscope.images.image import Picture
+from vitscope.images.image import InputImage
 from vitscope.results.attribution import Attribution
 
 OVERLAY = 0.6
@@ -25,7 +25,7 @@ class Panel:
     values at the ends of the colours, the map's own by default. ``lines`` are written under the panel.
     """
 
-    picture: Picture
+    image: InputImage
     values: Float[np.ndarray, "height width"] | None = None
     title: str = ""
     alpha: float = OVERLAY
@@ -119,7 +119,7 @@ class Scene:
 
 def explanation(trace: Trace, rollouts: Sequence[Attribution], *, index: int = 0) -> Scene:
     """The photo, its rollouts, and under them the heads of the last layer over the photo."""
-    top = [Panel(trace.pictures[index], title="photo"), *_rollout_panels(rollouts, index)]
+    top = [Panel(trace.images[index], title="photo"), *_rollout_panels(rollouts, index)]
     heads = _head_panels(trace, -1, "readout", index, OVERLAY)
     return Scene(
         rows=[Row(top, len(top)), *wrapped(heads, min(len(heads), 2 * len(top)))],
@@ -146,9 +146,9 @@ def head_grid(trace: Trace, query: Query = "readout", *, index: int = 0) -> Scen
 def head_overlays(trace: Trace, layer: int = -1, query: Query = "readout", *, index: int = 0) -> Scene:
     """The heads of one layer over the photo, their mean and the photo itself first."""
     step = trace.step(layer)
-    picture = trace.pictures[index]
+    image = trace.images[index]
     mean = trace.map(layer, "mean", query)[index].cpu().numpy()
-    panels = [Panel(picture, title="photo"), Panel(picture, mean, "mean of heads")]
+    panels = [Panel(image, title="photo"), Panel(image, mean, "mean of heads")]
     panels += _head_panels(trace, layer, query, index, OVERLAY)
     marks = marks_of(query)
     if marks:
@@ -163,7 +163,7 @@ def head_overlays(trace: Trace, layer: int = -1, query: Query = "readout", *, in
 
 def rollout_panels(rollouts: Sequence[Attribution], *, index: int = 0) -> Scene:
     """The photo and its rollouts side by side, one for each head fusion."""
-    panels = [Panel(rollouts[0].pictures[index], title="photo"), *_rollout_panels(rollouts, index)]
+    panels = [Panel(rollouts[0].images[index], title="photo"), *_rollout_panels(rollouts, index)]
     return Scene(
         rows=[Row(panels, len(panels))],
         title=f"Attention rollout of {rollouts[0].provenance['model']}",
@@ -173,10 +173,10 @@ def rollout_panels(rollouts: Sequence[Attribution], *, index: int = 0) -> Scene:
 
 def evolution(rollouts: Sequence[Attribution], *, index: int = 0) -> Scene:
     """The rollout after each block, over the photo."""
-    panels = [Panel(rollouts[0].pictures[index], title="photo")]
+    panels = [Panel(rollouts[0].images[index], title="photo")]
     for rollout in rollouts:
         end = rollout.provenance["parameters"]["end_layer"]
-        panels.append(Panel(rollout.pictures[index], rollout.values[index].cpu().numpy(), f"after block {end}"))
+        panels.append(Panel(rollout.images[index], rollout.values[index].cpu().numpy(), f"after block {end}"))
     parameters = rollouts[0].provenance["parameters"]
     return Scene(
         rows=wrapped(panels, columns_for(len(panels))),
@@ -198,7 +198,7 @@ def marks_of(query: Query) -> list[tuple[int, int]]:
 def _rollout_panels(rollouts: Sequence[Attribution], index: int) -> list[Panel]:
     return [
         Panel(
-            rollout.pictures[index],
+            rollout.images[index],
             rollout.values[index].cpu().numpy(),
             f"rollout, {rollout.provenance['parameters']['head_fusion']} of heads",
         )
@@ -210,9 +210,9 @@ def _head_panels(
     trace: Trace, layer: int, query: Query, index: int, alpha: float, *, titled: bool = True
 ) -> list[Panel]:
     step = trace.step(layer)
-    picture = trace.pictures[index]
+    image = trace.images[index]
     return [
-        Panel(picture, trace.map(layer, head, query)[index].cpu().numpy(), f"head {head}" if titled else "", alpha)
+        Panel(image, trace.map(layer, head, query)[index].cpu().numpy(), f"head {head}" if titled else "", alpha)
         for head in range(step.num_heads)
     ]
 

@@ -26,7 +26,7 @@ MAX_SIDE = 1024  # of the maps in a figure: more pixels than a panel has show no
 def supporting_regions(result: SegmentAttribution, *, count: int = COUNT) -> Scene:
     """All weights, and what speaks for the target and for the likeliest other class, with weights and intervals."""
     shown = [result] + ([result.of(result.class_indices[1])] if len(result.classes) > 1 else [])
-    photo = Panel(result.pictures[0], title="photo and segments", regions=_thinned(result.index))
+    photo = Panel(result.images[0], title="photo and segments", regions=_thinned(result.index))
     rows = [Row([photo, *(_weights(one) for one in shown)], 3)]
     rows += [Row(_for_and_against(one, count), 3) for one in shown]
     speaking = " and for ".join(_name(one.target) for one in shown)
@@ -46,10 +46,10 @@ def supporting_regions(result: SegmentAttribution, *, count: int = COUNT) -> Sce
 
 def side_by_side(results: Sequence[Attribution], names: Sequence[str], *, title: str, note: str = "") -> Scene:
     """The photo and one map for each result."""
-    panels: list[Panel | Bars] = [Panel(results[0].pictures[0], title="photo")]
+    panels: list[Panel | Bars] = [Panel(results[0].images[0], title="photo")]
     panels += [
         Panel(
-            result.pictures[0],
+            result.images[0],
             _thinned(result.values[0]),
             name,
             flat=isinstance(result, SegmentAttribution),
@@ -67,7 +67,7 @@ def side_by_side(results: Sequence[Attribution], names: Sequence[str], *, title:
 def _weights(result: SegmentAttribution) -> Panel:
     values = _thinned(result.values[0])
     return Panel(
-        result.pictures[0], values, f"all weights, {_answer(result)}", alpha=OVERLAY + 0.15, flat=True, signed=True
+        result.images[0], values, f"all weights, {_answer(result)}", alpha=OVERLAY + 0.15, flat=True, signed=True
     )
 
 
@@ -101,7 +101,7 @@ def _lit(result: SegmentAttribution, places: Mapping[str, int], title: str) -> P
     index = _thinned(result.index)
     lit = np.isin(index, list(places.values()))
     return Panel(
-        result.pictures[0],
+        result.images[0],
         title=title if places else f"{title}: nothing",
         regions=np.where(lit, index, -1),
         lit=lit,

@@ -8,25 +8,25 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vitscope.images.image import Picture
+from vitscope.images.image import InputImage
 from vitscope.tune.comparison import BASE, Comparison
-from vitscope.tune.leakage import Inspection, counted
+from vitscope.tune.leakage import DataCheck, counted
 from vitscope.tune.run_folder import Tuned
 from vitscope.views.scene import Curves, Dots, Matrix, Panel, Row, Scene, Shown, wrapped
 
-MOST_CLASSES = 40  # mean pictures on a page
+MOST_CLASSES = 40  # mean images on a page
 PAIRS = 6  # duplicates shown
 WIDE, HALF = 8.6, 4.2  # inches
-WATCHED = ("test accuracy", "validation accuracy")  # without and with pictures that are held out for it
+WATCHED = ("test accuracy", "validation accuracy")  # without and with images that are held out for it
 
 
-def data_scene(inspection: Inspection) -> Scene:
-    """The mean picture of each class with its counts, and some pictures that are in train and in test."""
+def data_scene(inspection: DataCheck) -> Scene:
+    """The mean image of each class with its counts, and some images that are in train and in test."""
     data = inspection.data
     counts = data.counts()
     means = [
         Panel(
-            _picture(mean),
+            _image(mean),
             title=_short(label),
             lines=(f"{counts[label][0]:,} to train", f"{counts[label][1]:,} to test"),
         )
@@ -47,9 +47,9 @@ def data_scene(inspection: Inspection) -> Scene:
         rows += [Row(row.panels, row.columns, 1.2) for row in wrapped(twins, min(len(twins), 8))]
     return Scene(
         rows=rows,
-        title=f"{data.name}: the mean picture of each class",
+        title=f"{data.name}: the mean image of each class",
         note=(
-            f"{counted(len(data.train), 'picture')} to train, {len(data.test):,} to test; "
+            f"{counted(len(data.train), 'image')} to train, {len(data.test):,} to test; "
             + (
                 f"{len(inspection.leaking):,} of those to train in the test set too, see below"
                 if twins
@@ -70,7 +70,7 @@ def run_scene(tuned: Tuned) -> Scene:
     return Scene(
         rows=[
             Row([losses, curves], 2, HALF),
-            Row([_matrix(np.asarray(about["confusion"]), about["labels"], "test pictures")], 1, WIDE / 1.6),
+            Row([_matrix(np.asarray(about["confusion"]), about["labels"], "test images")], 1, WIDE / 1.6),
         ],
         title=f"{short_name(about['model'])}, {about['tuning']}, on {about['data']}",
         note=f"test accuracy {about['accuracy']:.1%} ({low:.1%} to {high:.1%}), macro F1 {about['macro_f1']:.3f}",
@@ -86,7 +86,7 @@ def accuracy_scene(comparison: Comparison) -> Scene:
         [one.accuracy for one in found],
         [one.interval for one in found],
         [comparison.models.index(one.model) for one in found],
-        title="accuracy on the test pictures, 95 % intervals",
+        title="accuracy on the test images, 95 % intervals",
     )
     rows = [Row([accuracies], 1, WIDE)]
     gained = [one for one in found if one.gain is not None]
@@ -114,7 +114,7 @@ def accuracy_scene(comparison: Comparison) -> Scene:
     return Scene(
         rows=rows,
         title=f"Tuning on {comparison.data}",
-        note=f"{_seeds(comparison)}, {len(comparison.cells[0].right):,} test pictures",
+        note=f"{_seeds(comparison)}, {len(comparison.cells[0].right):,} test images",
         caption="",
     )
 
@@ -167,28 +167,28 @@ def confusion_scene(comparison: Comparison) -> Scene:
     return Scene(
         rows=[Row(row.panels, row.columns, 3.9) for row in wrapped(matrices, min(len(matrices), 3))],
         title=f"What is taken for what: {comparison.data}",
-        note=f"test pictures, {_seeds(comparison, 'sum')}; shades: the share of each row",
+        note=f"test images, {_seeds(comparison, 'sum')}; shades: the share of each row",
         caption="",
     )
 
 
-def attention_scene(comparison: Comparison, model: str, pictures: int = 4) -> Scene | None:
-    """Rollouts of test pictures before tuning and after each tuning; None where the model has none."""
+def attention_scene(comparison: Comparison, model: str, images: int = 4) -> Scene | None:
+    """Rollouts of test images before tuning and after each tuning; None where the model has none."""
     tunings = [tuning for tuning in comparison.tunings if tuning != BASE] or list(comparison.tunings)
     changes = {tuning: comparison.attention(model, tuning) for tuning in tunings}
     first = changes[tunings[0]]
     if first.before is None:
         return None
     rows = []
-    for at, picture in enumerate(map(_squared, comparison.pictures[model][:pictures])):
-        shown = [Panel(picture), Panel(picture, first.before[at])]
-        shown += [Panel(picture, after[at]) for change in changes.values() if (after := change.after) is not None]
+    for at, image in enumerate(map(_squared, comparison.images[model][:images])):
+        shown = [Panel(image), Panel(image, first.before[at])]
+        shown += [Panel(image, after[at]) for change in changes.values() if (after := change.after) is not None]
         rows.append(Row(shown, len(shown)))
     return Scene(
         rows=rows,
         title=f"Rollouts of {short_name(model)} before and after tuning",
-        note=f"test pictures of {comparison.data}, first seed",
-        column_names=["picture", "before", *tunings],
+        note=f"test images of {comparison.data}, first seed",
+        column_names=["image", "before", *tunings],
     )
 
 
@@ -236,23 +236,23 @@ def _matrix(counts: np.ndarray, labels: Sequence[str], title: str) -> Matrix:
     return Matrix(counts, [_short(label) for label in labels], title, "true", "said")
 
 
-def _picture(pixels: np.ndarray) -> Picture:
+def _image(pixels: np.ndarray) -> InputImage:
     return _whole(Image.fromarray(pixels.round().clip(0, 255).astype(np.uint8)))
 
 
-def _whole(photo: Image.Image) -> Picture:
-    return Picture(photo, (0.0, 0.0, float(photo.width), float(photo.height)))
+def _whole(photo: Image.Image) -> InputImage:
+    return InputImage(photo, (0.0, 0.0, float(photo.width), float(photo.height)))
 
 
-def _squared(picture: Picture) -> Picture:
+def _squared(image: InputImage) -> InputImage:
     """The photo on a white square, so that photos of all proportions stand in one grid."""
-    photo = picture.photo
+    photo = image.photo
     side = max(photo.size)
     left, top = (side - photo.width) // 2, (side - photo.height) // 2
     square = Image.new("RGB", (side, side), "white")
     square.paste(photo, (left, top))
-    box = (picture.box[0] + left, picture.box[1] + top, picture.box[2] + left, picture.box[3] + top)
-    return Picture(square, box, picture.name)
+    box = (image.box[0] + left, image.box[1] + top, image.box[2] + left, image.box[3] + top)
+    return InputImage(square, box, image.name)
 
 
 def _short(label: str) -> str:

@@ -63,19 +63,19 @@ def window_heads(trace: Trace, layer: int, *, index: int = 0) -> Scene:
     def values(head: Head) -> torch.Tensor:
         return window_attention(trace, layer=layer, head=head).values
 
-    panels = [Panel(trace.pictures[index], title="photo, windows and queries", regions=_regions(step), marks=marks)]
+    panels = [Panel(trace.images[index], title="photo, windows and queries", regions=_regions(step), marks=marks)]
     panels += _mean_and_heads(trace, step, values, marks, index)
     return Scene(
         rows=wrapped(panels, columns_for(len(panels))),
         title=f"Windows of {_block(trace, step)} of {trace.provenance['model']}",
-        note="red: windows as they lie on the picture, and in each the patch that looks; colours: what it looks at",
+        note="red: windows as they lie on the image, and in each the patch that looks; colours: what it looks at",
     )
 
 
 def query_heads(trace: Trace, layer: int, query: Query, *, index: int = 0) -> Scene:
     """One patch of one block: its window and what it looks at, the mean of heads and each head."""
     step = trace.step(layer)
-    panels = [Panel(trace.pictures[index], title="photo", regions=_regions(step), marks=marks_of(query))]
+    panels = [Panel(trace.images[index], title="photo", regions=_regions(step), marks=marks_of(query))]
     panels += _query_panels(trace, step, query, index)
     return Scene(
         rows=wrapped(panels, columns_for(len(panels))),
@@ -89,7 +89,7 @@ def shift_effect(trace: Trace, layer: int, query: tuple[int, int], *, index: int
     pair = shifted_pair(trace, layer)
     rows = []
     for step in pair:
-        panels = [Panel(trace.pictures[index], title="photo", regions=_regions(step), marks=[query])]
+        panels = [Panel(trace.images[index], title="photo", regions=_regions(step), marks=[query])]
         panels += _query_panels(trace, step, query, index)[: heads + 1]
         rows.append(Row(panels, len(panels)))
     return Scene(
@@ -122,7 +122,7 @@ def block_grid(trace: Trace, query: Query = "readout", *, index: int = 0) -> Sce
     def panel(step: AttentionStep) -> Panel:
         asked = query_in(trace, step, query)
         values = _numpy(trace.map(step.layer, "mean", asked)[index])
-        return Panel(trace.pictures[index], values, _short(step), 1.0, _regions(step), marks_of(asked))
+        return Panel(trace.images[index], values, _short(step), 1.0, _regions(step), marks_of(asked))
 
     what = "how much each patch is looked at within its window" if query == "readout" else f"query: {name_of(query)}"
     return Scene(
@@ -136,7 +136,7 @@ def query_in(trace: Trace, step: AttentionStep, query: Query) -> Query:
     """A query on the finest grid as one on a block's own grid."""
     if isinstance(query, str) or trace.grid is None:
         return query
-    finest, grid = trace.grid, step.known_grid()
+    finest, grid = trace.grid, step.require_grid()
     finest.token(*query)  # refuses what lies outside
     return query[0] * grid.height // finest.height, query[1] * grid.width // finest.width
 
@@ -144,11 +144,11 @@ def query_in(trace: Trace, step: AttentionStep, query: Query) -> Query:
 def stage_evolution(trace: Trace, rollouts: Sequence[Attribution], *, index: int = 0) -> Scene:
     """The rollout after each stage."""
     ends = {stage[-1].layer: number for number, stage in enumerate(trace.stages) if stage}
-    panels = [Panel(trace.pictures[index], title="photo")]
+    panels = [Panel(trace.images[index], title="photo")]
     for rollout in rollouts:
         end = rollout.provenance["parameters"]["end_layer"]
         if end in ends:
-            panels.append(Panel(rollout.pictures[index], _numpy(rollout.values[index]), f"after stage {ends[end]}"))
+            panels.append(Panel(rollout.images[index], _numpy(rollout.values[index]), f"after stage {ends[end]}"))
     return Scene(
         rows=wrapped(panels, len(panels)),
         title=f"Attention rollout of {trace.provenance['model']}, stage by stage",
@@ -159,17 +159,17 @@ def stage_evolution(trace: Trace, rollouts: Sequence[Attribution], *, index: int
 def cls_comparison(result: WindowCls, rollout: Attribution | None, layer: int, *, index: int = 0) -> Scene:
     """A CLS token in every window of one block; beside the block's mean attention and the rollout, if there is one."""
     trace, step = result.trace, result.trace.step(layer)
-    picture, regions = trace.pictures[index], _regions(step)
+    image, regions = trace.images[index], _regions(step)
     top = [
-        Panel(picture, title="photo"),
-        Panel(picture, _numpy(result.map(layer)[index]), "CLS token in each window", regions=regions, flat=True),
+        Panel(image, title="photo"),
+        Panel(image, _numpy(result.map(layer)[index]), "CLS token in each window", regions=regions, flat=True),
     ]
     if rollout is not None:
         mean = _numpy(trace.map(layer, "mean", "readout")[index])
-        top.append(Panel(picture, mean, "mean attention of the block", regions=regions, flat=True))
-        top.append(Panel(picture, _numpy(rollout.values[index]), "rollout"))
+        top.append(Panel(image, mean, "mean attention of the block", regions=regions, flat=True))
+        top.append(Panel(image, _numpy(rollout.values[index]), "rollout"))
     heads = [
-        Panel(picture, _numpy(result.map(layer, head)[index]), f"CLS, head {head}", OVERLAY, regions, flat=True)
+        Panel(image, _numpy(result.map(layer, head)[index]), f"CLS, head {head}", OVERLAY, regions, flat=True)
         for head in range(step.num_heads)
     ]
     return Scene(
@@ -184,10 +184,10 @@ def cls_grid(result: WindowCls, *, index: int = 0) -> Scene:
     trace = result.trace
 
     def panel(step: AttentionStep) -> Panel:
-        return Panel(trace.pictures[index], _numpy(result.map(step.layer)[index]), _short(step), 1.0, _regions(step))
+        return Panel(trace.images[index], _numpy(result.map(step.layer)[index]), _short(step), 1.0, _regions(step))
 
     return Scene(
-        rows=_by_stage(trace, panel, [Panel(trace.pictures[index], title="photo")]),
+        rows=_by_stage(trace, panel, [Panel(trace.images[index], title="photo")]),
         title=f"A CLS token in every window of {trace.provenance['model']}",
         note="mean of heads; each window's token reads its window through the block's own weights",
     )
@@ -207,9 +207,9 @@ def _mean_and_heads(
     """The mean of heads and each head, windows outlined and queries marked."""
     heads: list[Head] = ["mean", *range(step.num_heads)]
     titles = ["mean of heads", *(f"head {head}" for head in range(step.num_heads))]
-    picture, regions = trace.pictures[index], _regions(step)
+    image, regions = trace.images[index], _regions(step)
     return [
-        Panel(picture, _numpy(values(head)[index]), title, OVERLAY, regions, marks, flat=True)
+        Panel(image, _numpy(values(head)[index]), title, OVERLAY, regions, marks, flat=True)
         for head, title in zip(heads, titles, strict=True)
     ]
 
@@ -227,14 +227,14 @@ def _regions(step: AttentionStep) -> np.ndarray:
     try:
         return window_regions(step)
     except CallError:
-        grid = step.known_grid()
+        grid = step.require_grid()
         return np.zeros((grid.height, grid.width), dtype=int)
 
 
 def _block(trace: Trace, step: AttentionStep) -> str:
     stage = next(number for number, stage in enumerate(trace.stages) if step in stage)
     shifted = ", shifted" if is_shifted(step) else ""
-    grid = step.known_grid()
+    grid = step.require_grid()
     return f"layer {step.layer} (stage {stage}{shifted}, {grid.height} × {grid.width} patches)"
 
 

@@ -15,7 +15,7 @@ from vitscope.models.heads import WindowClassified
 from vitscope.models.vision_model import VisionModel
 from vitscope.models.window_reader import WindowRows, block_projections, read_window, stage_of_block, stage_widths
 from vitscope.results.attribution import Attribution
-from vitscope.tracing.capture import as_vision_model, run
+from vitscope.tracing.capture import as_vision_model, run_and_capture
 from vitscope.typing import Maps
 from vitscope.validation import only_finite
 
@@ -64,17 +64,17 @@ class WindowCls:
         about = {
             **self.trace.provenance,
             "method": "window_cls",
-            "parameters": {"layer": step.layer, "head": step.known_head(head)},
+            "parameters": {"layer": step.layer, "head": step.require_head(head)},
             "rows_sum_to_one": False,
             "padding_mass": fallen.tolist(),
         }
-        return Attribution(values, step.known_grid(), self.trace.pictures, about)
+        return Attribution(values, step.require_grid(), self.trace.images, about)
 
     def _map_and_padding(self, layer: int, head: Head) -> tuple[Maps, Float[Tensor, " batch"]]:
         """The map, and the share of the tokens' attention, all windows together, that fell on padding."""
         step = self.trace.step(layer)
-        slots, grid = step.known_slots(), step.known_grid()
-        fused = fuse_heads(self.rows[step.layer][..., None, 1:], step.known_head(head)).squeeze(-2)
+        slots, grid = step.require_slots(), step.require_grid()
+        fused = fuse_heads(self.rows[step.layer][..., None, 1:], step.require_head(head)).squeeze(-2)
         real = slots >= 0
         tokens = fused.new_zeros(len(fused), grid.num_tokens)
         tokens[:, slots[real]] = fused[:, real]
@@ -119,7 +119,7 @@ def window_cls(model: VisionModel | nn.Module, images: Any, *, tokens: Sequence[
     with torch.no_grad():
         for step in trace.blocks:
             entering = None if tokens is None else tokens[stages[step.module]]
-            weights, _ = read_window(projections[step.module], inputs[step.module], step.known_slots(), entering)
+            weights, _ = read_window(projections[step.module], inputs[step.module], step.require_slots(), entering)
             rows[step.layer] = weights
     return WindowCls(trace, rows, logits)
 
@@ -140,5 +140,5 @@ def block_inputs(
         return note
 
     watch = {block.module: keep(path) for path, block in model.layout.hierarchy.blocks.items()}
-    done = run(model, images, by_class=False, merge="equal", watch=watch)
+    done = run_and_capture(model, images, by_class=False, merge="equal", watch=watch)
     return inputs, done.trace, done.logits

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vitscope.errors import CallError, WorkError
-from vitscope.files import replacing
+from vitscope.files import atomic_write
 from vitscope.models.vision_model import VisionModel
 from vitscope.models.window_reader import WindowReader
 from vitscope.tracing.capture import as_vision_model
@@ -23,7 +23,7 @@ class WindowHead(WindowReader):
 
     In each block the stage's token enters every window, attends to itself and the window through the block's own
     weights, and takes up what that adds. The mean over windows and blocks of a stage is the stage's summary; a
-    LayerNorm and one linear layer make logits of the summaries of all stages. Tokens of the picture do not attend to
+    LayerNorm and one linear layer make logits of the summaries of all stages. Tokens of the image do not attend to
     it, so the backbone computes what it always did, and its weights get no gradient.
 
     ``parameters()`` and ``state_dict()`` are those of the tokens and the head alone.
@@ -49,7 +49,7 @@ class WindowHead(WindowReader):
         return self._backbone[0]
 
     def forward(self, pixels: Pixels) -> Float[Tensor, "batch label"]:
-        """Logits of preprocessed pictures; gradients flow to the tokens and the head."""
+        """Logits of preprocessed images; gradients flow to the tokens and the head."""
         here, there = self.head.weight, self.backbone
         if (here.device, here.dtype) != (there.device, there.dtype):
             raise CallError(
@@ -71,7 +71,7 @@ class WindowHead(WindowReader):
         path = Path(path)
         about = {"kind": "vitscope window head", "model": self.backbone.name}
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        with replacing(path) as beside:
+        with atomic_write(path) as beside:
             try:
                 save_file(tensors, beside, {"about": json.dumps(about)})
             except SafetensorError as error:

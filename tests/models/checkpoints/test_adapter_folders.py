@@ -274,12 +274,12 @@ class Bomb:
 @pytest.mark.parametrize("wrapped", [True, False], ids=["PeftModel", "layers in place"])
 def test_other_classes_never_lose_weights(wrapped: bool) -> None:
     """The backbone of a model with an adapter has no place in the class without one."""
-    from vitscope.models.backends.transformers.heads import with_classes
+    from vitscope.models.backends.transformers.heads import reset_classifier
 
     live = adapted(tiny_vit(), "lora", ["q_proj"], None)
     with pytest.raises(WorkError, match=r"\d+ of its \d+ weights have no place in ViTForImageClassification"):
-        with_classes(live if wrapped else live.get_base_model(), ("cat", "dog"))
+        reset_classifier(live if wrapped else live.get_base_model(), ("cat", "dog"))
     merged = live.merge_and_unload()
-    tuned = with_classes(merged, ("cat", "dog"))
+    tuned = reset_classifier(merged, ("cat", "dog"))
     assert tuned is not None
     assert torch.equal(tuned.vit.layers[0].attention.q_proj.weight, merged.vit.layers[0].attention.q_proj.weight)

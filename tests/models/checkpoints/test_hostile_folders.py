@@ -16,7 +16,7 @@ from vitscope.errors import CallError, ModelUnavailableError, WorkError
 from vitscope.models.backends.libraries import library_module
 from vitscope.models.backends.transformers import backend as library
 from vitscope.models.checkpoints.serialization import save_folder
-from vitscope.models.heads import with_classes
+from vitscope.models.heads import reset_classifier
 
 
 def configure(file: Path, **settings: Any) -> None:
@@ -32,7 +32,7 @@ def model_folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def tuned_folder(tmp_path: Path) -> Path:
     torch.manual_seed(0)
-    return save_folder(with_classes(case("timm-vit").model(), LABELS), tmp_path / "tuned", adapters=None, about={})
+    return save_folder(reset_classifier(case("timm-vit").model(), LABELS), tmp_path / "tuned", adapters=None, about={})
 
 
 # Whole files

@@ -16,10 +16,10 @@ from tests.helpers.families import hf
 from tests.helpers.tiny import photo, refusal
 from vitscope import files as saving
 from vitscope.errors import CallError, ModelUnavailableError, SaveError
-from vitscope.files import replacing_folder
+from vitscope.files import atomic_folder
 from vitscope.models.adapters import add_adapters
 from vitscope.models.checkpoints.serialization import check_folder, manifest_folder, save_folder
-from vitscope.models.heads import heads, with_classes
+from vitscope.models.heads import reset_classifier
 
 ADAPTERS = {"places": ["attention", "parallel"], "rank": 3}
 NATIVE = {"config.json", "model.safetensors", "preprocessor_config.json", "vitscope.json"}
@@ -29,7 +29,7 @@ def tuned(name: str = "transformers-vit", adapters: dict[str, Any] | None = None
     """With adapters that do something."""
     base = case(name).model()
     torch.manual_seed(0)
-    model = with_classes(base, LABELS)
+    model = reset_classifier(base, LABELS)
     if adapters is not None:
         for parameter in add_adapters(model.module, **adapters):
             torch.nn.init.normal_(parameter, std=0.1)
@@ -88,15 +88,15 @@ def test_plain_transformers_loads_a_folder_without_adapters(name: str, tmp_path:
 
 
 @pytest.mark.parametrize("name", ["transformers-vit", "transformers-clip", "transformers-dinov2"])
-def test_plain_transformers_prepares_a_picture_the_same_way(name: str, tmp_path: Path) -> None:
+def test_plain_transformers_prepares_a_image_the_same_way(name: str, tmp_path: Path) -> None:
     import transformers
 
     model = tuned(name)
     save_folder(model, tmp_path / "m", adapters=None, about={})
-    picture = photo(40, 50)
+    image = photo(40, 50)
     processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "m", local_files_only=True, backend="pil")
-    theirs = torch.as_tensor(np.asarray(processor(picture, return_tensors="np")["pixel_values"]))
-    torch.testing.assert_close(theirs, model.prepare(picture)[0], atol=1e-5, rtol=0)
+    theirs = torch.as_tensor(np.asarray(processor(image, return_tensors="np")["pixel_values"]))
+    torch.testing.assert_close(theirs, model.prepare(image)[0], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(("name", "adapters"), [("transformers-vit", ADAPTERS), ("transformers-dinov3", None)])
@@ -146,7 +146,7 @@ def test_weights_of_another_model_are_refused(name: str, adapters: Any, tmp_path
 @pytest.mark.parametrize("layers", [2, 4])
 def test_a_transformers_folder_with_weights_of_another_depth_is_refused(layers: int, tmp_path: Path) -> None:
     folder = save_folder(tuned(), tmp_path / "m", adapters=None, about={})
-    deep = with_classes(vs.load(hf("ViTForImageClassification", "ViTConfig", num_hidden_layers=layers)()), LABELS)
+    deep = reset_classifier(vs.load(hf("ViTForImageClassification", "ViTConfig", num_hidden_layers=layers)()), LABELS)
     other = save_folder(deep, tmp_path / "other", adapters=None, about={})
     shutil.copy(other / "model.safetensors", folder / "model.safetensors")
     assert "holds no whole tuned model" in refusal(ModelUnavailableError, folder)
@@ -179,7 +179,7 @@ def test_tied_blocks_come_back(tmp_path: Path) -> None:
 
 def test_saving_again_replaces_and_a_failure_keeps_the_older(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = tuned("timm-vit"), tuned("timm-vit")
-    torch.nn.init.ones_(heads(second)[0].weight)
+    torch.nn.init.ones_(get_classifiers(second)[0].weight)
     pixels, folder = case("timm-vit").pixels, tmp_path / "m"
     save_folder(first, folder, adapters=None, about={})
     save_folder(second, folder, adapters=None, about={})
@@ -205,7 +205,7 @@ def test_a_folder_is_there_whole_or_not_at_all(older: bool, raised: BaseExceptio
         (target / "old").write_text("old")
 
     def fail() -> None:
-        with replacing_folder(target) as beside:
+        with atomic_folder(target) as beside:
             assert beside.parent == target.parent
             (beside / "new").write_text("half of the ne")
             raise raised
@@ -213,7 +213,7 @@ def test_a_folder_is_there_whole_or_not_at_all(older: bool, raised: BaseExceptio
     with pytest.raises(SaveError if isinstance(raised, OSError) else type(raised)):
         fail()
     assert names(target.parent) == ({"result"} if older else set())
-    with replacing_folder(target) as beside:
+    with atomic_folder(target) as beside:
         (beside / "new").write_text("new")
         assert not older or names(target) == {"old"}
     assert names(target) == {"new"}
@@ -235,7 +235,7 @@ def test_the_older_folder_comes_back_when_the_new_one_cannot_take_its_place(
 
     monkeypatch.setattr(Path, "rename", refuse)
     monkeypatch.setattr(saving, "_exchange", lambda *_: False)  # as on a system that cannot exchange two names
-    with pytest.raises(SaveError, match="Permission denied"), replacing_folder(target) as beside:
+    with pytest.raises(SaveError, match="Permission denied"), atomic_folder(target) as beside:
         (beside / "new").write_text("new")
     assert names(tmp_path) == {"result"}
     assert names(target) == {"old"}

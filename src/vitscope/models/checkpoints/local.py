@@ -115,7 +115,7 @@ def _load_base(name: str, image_size: Size | None, dtype: torch.dtype | None, cl
 
 
 def _class_count(model: VisionModel) -> int | None:
-    heads = library_module(model.library).heads(model.module)
+    heads = library_module(model.library).get_classifiers(model.module)
     return heads[0].out_features if heads else None
 
 

@@ -12,12 +12,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from vitscope.errors import CallError, ModelUnavailableError, WorkError, first_line
-from vitscope.files import replacing_folder
+from vitscope.files import atomic_folder
 from vitscope.images.preprocessing import Preprocessing
 from vitscope.models.adapters import add_adapters
 from vitscope.models.backends.libraries import library_module
 from vitscope.models.checkpoints.manifest import FORMAT, checked_manifest
-from vitscope.models.heads import architecture, build, described, heads
+from vitscope.models.heads import architecture, build, described, get_classifiers
 from vitscope.models.vision_model import VisionModel
 
 MANIFEST = "vitscope.json"
@@ -59,7 +59,7 @@ def save_folder(
         "native": native,
         "about": dict(about),
     }
-    with replacing_folder(folder) as beside:
+    with atomic_folder(folder) as beside:
         try:
             if native:
                 library_module(model.library).write(model.module, beside, model.preprocessing)
@@ -96,7 +96,7 @@ def load_folder(folder: Path, *, image_size: tuple[int, int] | None, dtype: torc
             preprocessing = preprocessing.resized(image_size)
         module = module.eval() if dtype is None else module.eval().to(dtype)
         model = described(manifest["library"], module, manifest["labels"], preprocessing, manifest["name"])
-        counts = {head.out_features for head in heads(model)}
+        counts = {head.out_features for head in get_classifiers(model)}
         if counts != {len(manifest["labels"])}:
             raise ValueError(f"its classifier has {counts or 'no'} classes, {len(manifest['labels'])} are named")
     except Exception as error:  # each library fails in its own ways on a damaged description of a model

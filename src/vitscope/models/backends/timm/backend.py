@@ -236,7 +236,7 @@ def _swin(module: Any) -> Hierarchy:
             for name, child in module.named_modules()
             if type(child).__name__ == "PatchMerging"
         },
-        pooled=module.norm,
+        before_pooling=module.norm,
         classifier=head if averages and isinstance(head, nn.Linear) else None,
     )
 
@@ -265,7 +265,7 @@ def _maxvit(module: Any) -> Hierarchy | None:
         for name, block in module.named_modules()
         if type(block).__name__ == "PartitionAttentionCl"
     }
-    return Hierarchy(blocks, shrinking=[stage.blocks[0].conv for stage in module.stages]) if blocks else None
+    return Hierarchy(blocks, downsampling=[stage.blocks[0].conv for stage in module.stages]) if blocks else None
 
 
 def _partition(block: Any, _: Grid) -> Windows:
@@ -323,7 +323,7 @@ def _preprocessing(module: Any, image_size: tuple[int, int] | None) -> tuple[Pre
     if len(config["mean"]) != len(config["std"]) or channels not in (None, len(config["mean"])):
         return None, f"its pretrained_cfg is for {len(config['mean'])} channels, and it takes {channels}"
     if config.get("crop_mode") == "border":
-        return None, "timm's crop mode 'border' pads the picture, which vitscope does not"
+        return None, "timm's crop mode 'border' pads the image, which vitscope does not"
     prepared = read_data_config({**config, "input_size": (channels, *size)}, None)
     return replace(prepared, source="timm's pretrained_cfg"), ""
 
@@ -340,7 +340,7 @@ def read_data_config(config: Mapping[str, Any], image_size: tuple[int, int] | No
     size = image_size or tuple(config["input_size"][1:])
     squash, crop_pct = config.get("crop_mode") == "squash", config.get("crop_pct") or 0.875
     if config.get("crop_mode") == "border":
-        raise CallError("timm's crop mode 'border' pads the picture, which vitscope does not: pass mean and std")
+        raise CallError("timm's crop mode 'border' pads the image, which vitscope does not: pass mean and std")
     return Preprocessing(
         size=size,
         mean=tuple(config["mean"]),
@@ -375,14 +375,14 @@ def _labels(module: Any, classifier: Any) -> tuple[str, ...] | None:
     return tuple(info.index_to_description(i) for i in range(info.num_classes()))
 
 
-def with_classes(module: Any, labels: Sequence[str]) -> nn.Module:
+def reset_classifier(module: Any, labels: Sequence[str]) -> nn.Module:
     """The same module with an untrained classifier."""
     module.reset_classifier(len(labels))
     like = next(module.parameters())
     return module.to(like.device, like.dtype)
 
 
-def heads(module: Any) -> list[nn.Linear]:
+def get_classifiers(module: Any) -> list[nn.Linear]:
     """The linear layers that give the logits."""
     found = module.get_classifier()
     return [layer for layer in (found if isinstance(found, tuple) else (found,)) if isinstance(layer, nn.Linear)]

@@ -60,10 +60,10 @@ def load(
     transformer = name.startswith("vit_")
     options: dict[str, Any] = {}
     if transformer:
-        # Some of the weights were trained on larger pictures than the class takes by default.
+        # Some of the weights were trained on larger images than the class takes by default.
         height, width = image_size or pretrained_weights.meta["min_size"]
         if height != width:
-            raise CallError(f"torchvision's {name} takes square pictures only, not {height}×{width}")
+            raise CallError(f"torchvision's {name} takes square images only, not {height}×{width}")
         options["image_size"] = height
     try:
         module = torchvision.models.get_model(name, weights=None, **options)
@@ -77,7 +77,7 @@ def load(
             state = _resampled(module, state)
         module.load_state_dict(state)
     if classes is not None:
-        module = with_classes(module, [""] * classes)
+        module = reset_classifier(module, [""] * classes)
     module = module if dtype is None else module.to(dtype)
     return wrap(module.eval(), image_size=image_size, name=f"torchvision:{name}", weights=pretrained_weights)
 
@@ -140,7 +140,7 @@ def wrap(
     # What follows the linear layer of the head, such as a softmax, is the last one then.
     classifier = [child for child in module.modules() if not any(True for _ in child.children())][-1:]
     own_forward = type(module).__module__.startswith("torchvision.")
-    head = heads(module)
+    head = get_classifiers(module)
     name = name or f"torchvision:{type(module).__name__}"
     embeds = not head and any(isinstance(layer, nn.Identity) for layer in (_head(module), *classifier))
     forward: Any = NoClasses(module) if embeds else Observed(module, name)
@@ -184,10 +184,10 @@ def _swin(module: Any) -> Hierarchy:
             for name, child in module.named_modules()
             if isinstance(child, PatchMerging | PatchMergingV2)
         },
-        pooled=module.norm,
+        before_pooling=module.norm,
         classifier=module.head if isinstance(module.head, nn.Linear) else None,
         # Some versions write the shift of a small grid into the list.
-        kept=partial(restoring, attentions, ("shift_size",)),
+        preserved_state=partial(restoring, attentions, ("shift_size",)),
     )
 
 
@@ -223,9 +223,9 @@ def read_transforms(transforms: Any, size: tuple[int, int] | None) -> Preprocess
     return made if size is None or size == made.size else made.resized(size)
 
 
-def with_classes(module: Any, labels: Sequence[str]) -> nn.Module:
+def reset_classifier(module: Any, labels: Sequence[str]) -> nn.Module:
     """The same module with an untrained classifier."""
-    (old,) = heads(module)
+    (old,) = get_classifiers(module)
     new = nn.Linear(old.in_features, len(labels)).to(old.weight.device, old.weight.dtype)
     if isinstance(module, VisionTransformer):
         module.heads.head, module.num_classes = new, len(labels)
@@ -234,7 +234,7 @@ def with_classes(module: Any, labels: Sequence[str]) -> nn.Module:
     return module
 
 
-def heads(module: Any) -> list[nn.Linear]:
+def get_classifiers(module: Any) -> list[nn.Linear]:
     """The linear layer that gives the logits."""
     if isinstance(module, VisionTransformer):
         head = getattr(module.heads, "head", None)
@@ -244,7 +244,7 @@ def heads(module: Any) -> list[nn.Linear]:
 
 def architecture(module: Any) -> Mapping[str, Any]:
     """What :func:`build` needs, as JSON has it: the arguments of the class, read off the module."""
-    (head,) = heads(module)
+    (head,) = get_classifiers(module)
     if isinstance(module, VisionTransformer):
         names = ("image_size", "patch_size", "hidden_dim", "mlp_dim", "num_classes", "representation_size")
         layers = list(module.encoder.layers)

@@ -20,9 +20,9 @@ from vitscope.models.backends.transformers.families import FAMILIES, Family, cls
 from vitscope.models.backends.transformers.heads import HEADS, quiet
 from vitscope.models.backends.transformers.heads import architecture as architecture
 from vitscope.models.backends.transformers.heads import build as build
-from vitscope.models.backends.transformers.heads import heads as heads
+from vitscope.models.backends.transformers.heads import get_classifiers as get_classifiers
 from vitscope.models.backends.transformers.heads import read as read
-from vitscope.models.backends.transformers.heads import with_classes as with_classes
+from vitscope.models.backends.transformers.heads import reset_classifier as reset_classifier
 from vitscope.models.backends.transformers.heads import write as write
 from vitscope.models.backends.transformers.processor import default_processor, processor_settings
 from vitscope.models.backends.transformers.processor import read_processor as read_processor

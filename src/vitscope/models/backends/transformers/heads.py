@@ -24,7 +24,7 @@ _WITH_TEXT = {
 }
 
 
-def with_classes(module: Any, labels: Sequence[str]) -> nn.Module | None:
+def reset_classifier(module: Any, labels: Sequence[str]) -> nn.Module | None:
     """A new model with an untrained classifier and the weights of ``module``; None where transformers has no class.
 
     Raises:
@@ -49,7 +49,7 @@ def with_classes(module: Any, labels: Sequence[str]) -> nn.Module | None:
     return made.to(like.device, like.dtype).train(module.training)
 
 
-def heads(module: Any) -> list[nn.Linear]:
+def get_classifiers(module: Any) -> list[nn.Linear]:
     """The linear layers that give the logits."""
     return [getattr(module, name) for name in HEADS if isinstance(getattr(module, name, None), nn.Linear)]
 
@@ -140,7 +140,7 @@ def _copy_backbone(module: nn.Module, into: nn.Module) -> None:
 
 
 def _class_with_head(module: Any) -> Any:
-    if heads(module):
+    if get_classifiers(module):
         return type(module)
     config: Any = module.config
     if config.model_type in _WITH_TEXT:

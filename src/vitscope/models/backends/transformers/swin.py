@@ -31,10 +31,10 @@ def hierarchy(module: Any) -> Hierarchy:
             for name, child in parts.items()
             if type(child).__name__ in ("SwinPatchMerging", "Swinv2PatchMerging")
         },
-        pooled=getattr(backbone, "layernorm", None),
+        before_pooling=getattr(backbone, "layernorm", None),
         classifier=classifier if isinstance(classifier, nn.Linear) else None,
-        refusal=partial(_refusal, backbone, clamps),
-        kept=partial(restoring, list(layers.values()), ("window_size", "shift_size")),
+        why_unsupported=partial(_refusal, backbone, clamps),
+        preserved_state=partial(restoring, list(layers.values()), ("window_size", "shift_size")),
     )
 
 
@@ -67,7 +67,7 @@ def _refusal(backbone: Any, clamps: bool, grid: Grid) -> str | None:
             table = layer.attention.relative_position_bias.window_size[0]
             if layer.window_size != table:
                 return (
-                    f"its windows were set from {table} to {layer.window_size} tokens when it ran on a small picture "
+                    f"its windows were set from {table} to {layer.window_size} tokens when it ran on a small image "
                     "outside vitscope: load it anew"
                 )
             if _windows(layer, clamps, coarser).size[0] != table:

@@ -68,7 +68,7 @@ def vision_tower(module: Any, name: str) -> nn.Module:
     inputs = {part for child in module.modules() for part in parameters_of(child)}
     if not inputs & {"pixel_values", "pixel_values_videos"}:
         takes = getattr(module, "main_input_name", "other input")
-        raise UnknownModelError(f"{name} is a {kind}, which does not look at pictures: it takes {takes}")
+        raise UnknownModelError(f"{name} is a {kind}, which does not look at images: it takes {takes}")
     others = [part for part in parameters_of(module) if part not in ("self", "pixel_values", "kwargs")]
     raise UnsupportedModelError(
         f"{name} is a {kind}, which takes more than an image ({', '.join(others[:4])}), and no part of it runs on "
