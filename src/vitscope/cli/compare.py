@@ -2,15 +2,12 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from vitscope.cli.app import Device, Json, app
 from vitscope.cli.output import WIDE, load_model, print_table, split_list
-
-if TYPE_CHECKING:
-    pass
 from vitscope.cli.training import (
     HELD_OUT,
     READING,

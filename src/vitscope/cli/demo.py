@@ -1,15 +1,10 @@
 """vitscope demo"""
 
-from typing import TYPE_CHECKING
-
 from vitscope.cli.app import Device, Json, Out, Overwrite, app
+from vitscope.cli.explain import explain_photos
 from vitscope.cli.output import (
     fresh,
 )
-
-if TYPE_CHECKING:
-    pass
-from vitscope.cli.explain import explain_photos
 
 
 @app.command()

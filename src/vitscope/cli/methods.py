@@ -1,15 +1,10 @@
 """vitscope methods"""
 
-from typing import TYPE_CHECKING
-
 from vitscope.cli.app import Json, app
 from vitscope.cli.output import (
     print_json,
     print_table,
 )
-
-if TYPE_CHECKING:
-    pass
 
 
 @app.command()

@@ -1,15 +1,10 @@
 """vitscope models"""
 
-from typing import TYPE_CHECKING
-
 from vitscope.cli.app import Json, app
 from vitscope.cli.output import (
     print_json,
 )
 from vitscope.cli.terminal import say
-
-if TYPE_CHECKING:
-    pass
 
 
 @app.command()

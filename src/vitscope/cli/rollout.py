@@ -1,7 +1,7 @@
 """vitscope rollout"""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -9,9 +9,6 @@ from vitscope.cli.app import Device, Json, ModelName, Out, Overwrite, Photos
 from vitscope.cli.model_options import Description, model_command
 from vitscope.cli.output import each, load_model, reporting, save, target_path
 from vitscope.errors import CallError
-
-if TYPE_CHECKING:
-    pass
 
 
 @model_command

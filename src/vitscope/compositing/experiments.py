@@ -151,8 +151,8 @@ def places(stage: Stage, seen_box: Arena, name: str, tests: ExperimentPlan) -> t
         most = min((seen_box[2] - seen_box[0]) / width, (seen_box[3] - seen_box[1]) / height) * tests.location_scale
         raise CallError(
             f"{name} at scale {tests.location_scale:g} is {width:.0f}×{height:.0f} pixels, the model "
-            f"sees {seen_box[2] - seen_box[0]:.0f}×{seen_box[3] - seen_box[1]:.0f}: it cannot be moved; pass a location_scale "
-            f"well below {most:.2f}"
+            f"sees {seen_box[2] - seen_box[0]:.0f}×{seen_box[3] - seen_box[1]:.0f}: it cannot be moved; pass a "
+            f"location_scale well below {most:.2f}"
         )
     return (
         _line(seen_box[1] + height / 2, room[1], tests.places[0]),
