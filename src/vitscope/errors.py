@@ -5,10 +5,11 @@
     VitscopeError
     ├── CallError               the call was wrong, nothing was tried      (command line: exit code 2)
     │   ├── UnknownModelError     no such model, or a module without what was asked of it
-    │   ├── UnsupportedModelError a vision model whose attention or input vitscope cannot show truthfully
-    │   ├── NoAttentionError      the model ran and attended nowhere
     │   ├── ImageNotFoundError  a path that leads to no file
     │   └── OutputExistsError     a result would replace a file nobody offered
+    ├── UnsupportedModelError   the call is right, this model cannot do it  (command line: exit code 2)
+    │   ├── NoAttentionError      the model ran without attention
+    │   └── UnclearOutputError    which part of the output are the classes is uncertain
     └── WorkError               the call was right, the work failed        (command line: exit code 1)
         ├── ModelUnavailableError the weights or their library cannot be reached
         ├── ImageError          a file that is there but is no usable image
@@ -41,11 +42,13 @@ class UnknownModelError(CallError):
     """The name or module is not a vision model that can be read."""
 
 
-class UnsupportedModelError(CallError):
-    """The model works, but vitscope cannot show truthfully what it does."""
+class UnsupportedModelError(VitscopeError):
+    """The model runs, but it has not what the call needs, or vitscope cannot show truthfully what it does."""
+
+    exit_code = 2
 
 
-class NoAttentionError(CallError):
+class NoAttentionError(UnsupportedModelError):
     """The model never called attention."""
 
 

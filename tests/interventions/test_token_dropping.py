@@ -483,7 +483,7 @@ def quarters() -> np.ndarray:
 @pytest.mark.parametrize("size", swin_families.MAXVIT_SIZES.values(), ids=swin_families.MAXVIT_SIZES)
 def test_a_model_that_convolves_cannot_drop_tokens(size: tuple[int, int]) -> None:
     model = swin_families.MAXVIT.model(size)
-    with pytest.raises(vs.CallError, match="it does not average its last tokens") as caught:
+    with pytest.raises(vs.CallError, match="its classifier does not average the last tokens") as caught:
         vs.occlusion(model, image(size), target=0, hide="drop")
     assert "\n" not in str(caught.value)
 

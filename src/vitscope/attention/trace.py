@@ -159,7 +159,7 @@ class AttentionStep:
     def require_grid(self) -> Grid:
         """The token grid, or a CallError where nobody knows it."""
         if self.grid is None:
-            raise CallError(
+            raise UnsupportedModelError(
                 f"{self.module} belongs to a model whose token grid vitscope does not know; for a live module of your "
                 "own, pass patch_size, prefix and readout to vitscope.load"
             )
@@ -168,7 +168,7 @@ class AttentionStep:
     def require_slots(self) -> Slots:
         """Which tokens the windows hold, or a CallError where nobody knows."""
         if self.slots is None:
-            raise CallError(
+            raise UnsupportedModelError(
                 f"{self.module} attends in {self.scores.shape[1]} windows whose places on the grid are unknown: "
                 "step.weights() gives each window by itself"
             )
@@ -355,7 +355,7 @@ class Trace:
                 self.require_chain()
                 rows, _ = later.pull(rows, "equal")
         if rows.shape[-1] != step.require_grid().num_tokens:
-            raise CallError(
+            raise UnsupportedModelError(
                 f"how tokens of layer {step.layer} reach the readout is unknown in this model: name a patch as "
                 "(row, column)"
             )
@@ -369,14 +369,14 @@ class Trace:
                 ∝ (weight_c · features_i)⁺. Known where the classifier is linear in the mean of its tokens.
         """
         if self.readout is None:
-            raise CallError(
+            raise UnsupportedModelError(
                 "the readout of this model is unknown: name a query, or pass readout to vitscope.load; for one tuned "
                 "with CLS tokens in its windows vitscope.window_cls shows what they look at"
             )
         if target is None:
             return self.readout
         if self.classifier is None:
-            raise CallError(
+            raise UnsupportedModelError(
                 f"{self.provenance.get('model', 'this model')} does not add up its logits token by token, so it has no "
                 "readout by class: leave target out"
             )

@@ -17,7 +17,7 @@ from vitscope.cli.output import (
     save,
     target_path,
 )
-from vitscope.errors import CallError, UnsupportedModelError, VitscopeError
+from vitscope.errors import CallError, VitscopeError
 
 if TYPE_CHECKING:
     from vitscope.models import VisionModel
@@ -115,9 +115,11 @@ def check_methods(names: Sequence[str], target: str | None) -> None:
 
 def why_no_classes(vision: "VisionModel", photo: Any) -> str:
     """Return why a run of the model names no class; empty if the model has no classifier."""
+    from vitscope.models.outputs import UnclearOutputError
+
     try:
         vision.predict(photo)
-    except UnsupportedModelError as error:  # which part of the output are the classes is not certain
+    except UnclearOutputError as error:  # which part of the output are the classes is not certain
         return str(error)
     except VitscopeError:
         return ""

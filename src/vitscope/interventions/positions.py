@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from vitscope.errors import CallError
+from vitscope.errors import UnsupportedModelError
 from vitscope.models.vision_model import VisionModel
 
 # The last part of a parameter's or buffer's path, as the libraries name them.
@@ -76,7 +76,9 @@ def _mean_of_patches(model: VisionModel, path: str, tensor: Tensor) -> Tensor:
     if tensor.ndim == 4:  # (1, height, width, channel)
         return tensor.mean((1, 2), keepdim=True).expand_as(tensor)
     if prefix is None:
-        raise CallError(f"{path} of {model.name} has {tensor.shape[-2]} rows, which fit no grid of its patches")
+        raise UnsupportedModelError(
+            f"{path} of {model.name} has {tensor.shape[-2]} rows, which fit no grid of its patches"
+        )
     patches = tensor[..., prefix:, :]
     return torch.cat([tensor[..., :prefix, :], patches.mean(-2, keepdim=True).expand_as(patches)], dim=-2)
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from vitscope.attention.tap import AttentionCall, Tap
 from vitscope.attention.trace import AttentionStep
 from vitscope.attention.windows import PADDING, merge_groups, merged_grid
-from vitscope.errors import CallError
+from vitscope.errors import UnsupportedModelError
 from vitscope.grid import Grid
 from vitscope.models.hierarchy import Hierarchy
 from vitscope.models.vision_model import VisionModel
@@ -43,13 +43,15 @@ def without_hidden(model: VisionModel, pixels: Pixels, answer: Callable[[Pixels]
     """
     layout = model.layout
     if layout is None:
-        raise CallError(
+        raise UnsupportedModelError(
             f"hide='drop' needs a model whose tokens are known, {model.name} is not: pass patch_size to load"
         )
     grid = layout.grid(*pixels.shape[-2:])
     if layout.hierarchy is not None:
         if layout.hierarchy.before_pooling is None:
-            raise CallError(f"hide='drop' cannot be had of {model.name}: it does not average its last tokens")
+            raise UnsupportedModelError(
+                f"hide='drop' is not supported for {model.name}: its classifier does not average the last tokens"
+            )
         return partial(_masked, model, answer, grid, layout.hierarchy)
     left_out = partial(_left_out, model, answer, grid, _Entry(model, pixels, grid))
     _try_one_missing(model, left_out, pixels, grid)
@@ -65,7 +67,7 @@ def _try_one_missing(model: VisionModel, left_out: Answer, pixels: Pixels, grid:
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        raise CallError(
+        raise UnsupportedModelError(
             f"{model.name} does not run without some of its tokens ({str(error).splitlines()[0]}): let it use fused "
             "attention (attn_implementation='sdpa', or fused_attn in timm), or choose another hide"
         ) from None
@@ -84,7 +86,9 @@ class _Entry:
             if stacked and self._is_given_tokens(model, module, pixels, grid):
                 self.first, self.blocks = module, list(around.children())
                 return
-        raise CallError(f"hide='drop' cannot be had of {model.name}: where its tokens enter the first block is unknown")
+        raise UnsupportedModelError(
+            f"hide='drop' is not supported for {model.name}: where its tokens enter the first block is unknown"
+        )
 
     @staticmethod
     def _is_given_tokens(model: VisionModel, module: nn.Module, pixels: Pixels, grid: Grid) -> bool:

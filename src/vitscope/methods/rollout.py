@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from vitscope.attention.patch_merging import Merge, MergeStep, check_merge
 from vitscope.attention.scores import HeadFusion, check_head_fusion
 from vitscope.attention.trace import AttentionStep, Trace
-from vitscope.errors import CallError
+from vitscope.errors import CallError, UnsupportedModelError
 from vitscope.methods.attention_map import grid_of, trace_of
 from vitscope.models.vision_model import VisionModel
 from vitscope.results.attribution import Attribution
@@ -166,7 +166,7 @@ def _fold(trace: Trace, recipe: _Recipe, ends: Sequence[int]) -> list[Folded]:
             if step.layer in ends:
                 rows, fallen = torch.cat([rows, row], dim=1), torch.cat([fallen, lost], dim=1)
             if rows.shape[-1] != step.require_grid().num_tokens:
-                raise CallError(
+                raise UnsupportedModelError(
                     f"how the tokens of layer {step.layer} become those of the next is unknown in this model, so it "
                     "has no rollout: attention_map shows each block"
                 )

@@ -11,7 +11,7 @@ from torch import nn
 from vitscope.attention.scores import Head
 from vitscope.attention.trace import AttentionStep, Trace
 from vitscope.attention.windows import window_of_token
-from vitscope.errors import CallError
+from vitscope.errors import UnsupportedModelError
 from vitscope.methods.attention_map import trace_of
 from vitscope.models.vision_model import VisionModel
 from vitscope.results.attribution import Attribution
@@ -78,12 +78,12 @@ def window_regions(step: AttentionStep) -> Regions:
     """Which part of which window each patch belongs to, numbered from 0; parts that do not touch are apart."""
     grid, slots = step.require_grid(), step.require_slots()
     if grid.prefix:
-        raise CallError(f"layer {step.layer} attends over all tokens at once: there are no windows to show")
+        raise UnsupportedModelError(f"layer {step.layer} attends over all tokens at once: there are no windows to show")
     owners = window_of_token(slots.cpu(), grid.num_tokens).view(grid.height, grid.width)
     regions: Regions = label(owners.numpy(), background=-1, connectivity=1) - 1
     # Only wrapping cuts a window into parts; otherwise its patches lie apart.
     if not is_shifted(step) and regions.max() + 1 > int((slots >= 0).any(1).sum()):
-        raise CallError(f"layer {step.layer} attends to patches spread over the image: name one as query")
+        raise UnsupportedModelError(f"layer {step.layer} attends to patches spread over the image: name one as query")
     return regions
 
 

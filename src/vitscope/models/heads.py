@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vitscope.errors import CallError
+from vitscope.errors import UnsupportedModelError
 from vitscope.images.preprocessing import Preprocessing
 from vitscope.models.adapters import Adapter, ParallelAdapter
 from vitscope.models.backends.libraries import LIBRARIES, library_module
@@ -52,9 +52,11 @@ def reset_classifier(model: VisionModel, labels: Sequence[str], *, by_windows: b
         CallError: the model is of none of the three libraries, or has adapters.
     """
     if model.library not in LIBRARIES:
-        raise CallError(f"{model.name} is of none of the libraries {', '.join(LIBRARIES)}: its classifier is not known")
+        raise UnsupportedModelError(
+            f"{model.name} is of none of the libraries {', '.join(LIBRARIES)}: its classifier is not known"
+        )
     if any(isinstance(child, Adapter | ParallelAdapter) for child in model.module.modules()):
-        raise CallError(
+        raise UnsupportedModelError(
             f"{model.name} has adapters, which another classifier would lose: tune the model it was made from"
         )
     library = library_module(model.library)
@@ -178,9 +180,11 @@ def _classified(model: VisionModel, classes: int) -> Classified:
         backbone = _copy(model.module.backbone)
         return Classified(backbone, model.module.classifier.in_features, classes)
     if isinstance(model.module, WindowClassified):
-        raise CallError(f"{model.name} reads its windows: tune the Swin it was made from")
+        raise UnsupportedModelError(f"{model.name} reads its windows: tune the Swin it was made from")
     if model.embed is None or model.preprocessing is None:
-        raise CallError(f"{model.name} gives no features that vitscope knows: a classifier has nothing to read")
+        raise UnsupportedModelError(
+            f"{model.name} gives no features that vitscope knows: a classifier has nothing to read"
+        )
     with torch.no_grad(), model.running():
         blank = torch.zeros(1, 3, *model.preprocessing.size, device=model.device, dtype=model.dtype)
         features = model.features(blank).shape[-1]

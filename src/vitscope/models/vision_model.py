@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vitscope.errors import CallError, WorkError, quoted_error, warn
+from vitscope.errors import CallError, UnsupportedModelError, WorkError, quoted_error, warn
 from vitscope.grid import Grid
 from vitscope.images.image import InputImage, image_of_unit
 from vitscope.images.preprocessing import Preprocessing
@@ -237,7 +237,7 @@ class VisionModel:
         """Logits (batch, class) as ranked classes."""
         if logits is None:
             advice = ": pass select= or logits= to vitscope.load if it has classes" if self.library == "module" else ""
-            raise CallError(f"{self.name} has no classifier: it gives features, not classes{advice}")
+            raise UnsupportedModelError(f"{self.name} has no classifier: it gives features, not classes{advice}")
         if not bool(torch.isfinite(logits).all()):
             raise WorkError(f"{self.name} answered with NaN or infinity: check its weights and its dtype")
         chances = self.probabilities(logits)

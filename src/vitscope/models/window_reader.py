@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vitscope.attention.scores import in_float32
 from vitscope.attention.windows import merged_grid
-from vitscope.errors import CallError
+from vitscope.errors import UnsupportedModelError
 from vitscope.models.hierarchy import Hierarchy, Projection
 from vitscope.models.unwatched import unwatched
 from vitscope.models.vision_model import VisionModel
@@ -101,7 +101,9 @@ def block_projections(model: VisionModel) -> dict[str, Projection]:
     blocks = {} if model.layout is None or model.layout.hierarchy is None else model.layout.hierarchy.blocks
     known = {path: block.projection for path, block in blocks.items() if block.projection is not None}
     if not known:
-        raise CallError(f"{model.name} has no windows that a CLS token can be put into: Swin (version 1) has")
+        raise UnsupportedModelError(
+            f"{model.name} has no windows that a CLS token can be put into: Swin (version 1) has"
+        )
     return known
 
 

@@ -232,7 +232,7 @@ def _readout(
             row += weight / grid.num_tokens
         elif source == "pooling":
             if pooling is None:
-                raise CallError(
+                raise UnsupportedModelError(
                     "the readout is a pooling layer's attention, but no such layer ran: none has other queries over "
                     f"all {grid.num_tokens} tokens or the {grid.num_patches} patches"
                 )

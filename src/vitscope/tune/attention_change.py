@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 
 from vitscope.attention.trace import AttentionStep
-from vitscope.errors import CallError
+from vitscope.errors import CallError, UnsupportedModelError
 from vitscope.methods.rollout import rollout
 from vitscope.metrics.faithfulness import faithfulness
 from vitscope.models.vision_model import VisionModel
@@ -110,7 +110,7 @@ def _distance(first: AttentionStep, second: AttentionStep) -> float:
 def _rollouts(before: VisionModel, after: VisionModel, images: list[Any]) -> tuple[Attribution, Attribution] | None:
     try:
         return rollout(before, images), rollout(after, images)
-    except CallError:
+    except UnsupportedModelError:
         return None  # a family that no row can be followed through
 
 

@@ -7,7 +7,7 @@ import torch
 
 from vitscope.attention.scores import Head
 from vitscope.attention.trace import AttentionStep, Query, Trace
-from vitscope.errors import CallError
+from vitscope.errors import CallError, UnsupportedModelError
 from vitscope.methods.window_attention import is_shifted, region_queries, window_attention, window_regions
 from vitscope.results.attribution import Attribution
 from vitscope.views.scene import (
@@ -226,7 +226,7 @@ def _regions(step: AttentionStep) -> np.ndarray:
     """What to outline; where windows are no areas, the frame alone, on the block's grid."""
     try:
         return window_regions(step)
-    except CallError:
+    except UnsupportedModelError:
         grid = step.require_grid()
         return np.zeros((grid.height, grid.width), dtype=int)
 
