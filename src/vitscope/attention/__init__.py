@@ -1,1 +1,1 @@
-"""Attention calls, their weights, and the trace of a run that holds them. Knows no model."""
+"""Attention calls, attention weights and the trace of a captured run, independent of any model library."""

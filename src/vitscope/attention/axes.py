@@ -1,4 +1,4 @@
-"""Which of the axes before tokens and channels are images, windows and heads."""
+"""The order of images, windows and heads in the leading axes of an attention call."""
 
 import math
 from collections.abc import Sequence
@@ -6,19 +6,20 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from vitscope.attention.unsupported import unsupported_attention
 from vitscope.errors import UnsupportedModelError
 
-_HEADS = ("num_heads", "num_attention_heads", "n_heads", "heads", "nhead", "n_head")
-_NEAR = 3  # the attention module, and two around it
+_HEAD_ATTRIBUTES = ("num_heads", "num_attention_heads", "n_heads", "heads", "nhead", "n_head")
+_SEARCHED_LEVELS = 3  # the attention module and the two modules around it
 
 
 @dataclass(frozen=True)
 class Axes:
-    """How to bring a tensor (…, token, channel) into (batch, window, head, token, channel).
+    """A rearrangement of (…, token, channel) into (batch, window, head, token, channel).
 
     Attributes:
-        shape: the axes before tokens, split as far as needed.
-        order: which of them are, in turn, the batch, the windows (any number of axes) and the head.
+        shape: sizes of the leading axes, split as far as necessary.
+        order: indices into ``shape``: the batch, then the windows (any number of axes), then the heads.
     """
 
     shape: tuple[int, ...]
@@ -26,10 +27,11 @@ class Axes:
 
     @property
     def in_order(self) -> bool:
+        """Whether the axes already lie in the order batch, windows, heads."""
         return self.order == tuple(range(len(self.shape)))
 
     def split(self, tensor: Tensor) -> Tensor:
-        """Return (batch, window, head, token, channel)."""
+        """Return the tensor as (batch, window, head, token, channel)."""
         tokens = tensor.shape[-2:]
         tensor = tensor.reshape(*self.shape, *tokens)
         if not self.in_order:
@@ -38,10 +40,10 @@ class Axes:
 
 
 def head_count(module: nn.Module, path: str) -> int | None:
-    """Return the number of heads that the module at ``path``, or one near around it, says it has."""
-    for _ in range(_NEAR):
+    """Return the number of heads stored in the module at ``path`` or in one of the two modules around it."""
+    for _ in range(_SEARCHED_LEVELS):
         owner = module.get_submodule(path)
-        for name in _HEADS:
+        for name in _HEAD_ATTRIBUTES:
             value = getattr(owner, name, None)
             if isinstance(value, int) and not isinstance(value, bool) and value > 0:
                 return value
@@ -60,49 +62,53 @@ def axes_of(
     heads_first: bool = False,
     heads_before_windows: bool | None = None,
 ) -> Axes:
-    """Return what the axes before tokens are.
+    """Return the rearrangement for an attention call.
 
-    Libraries put images outermost, then windows, then heads. The number of heads that the module names confirms that,
-    or says which other order it is.
+    Libraries put images outermost, then windows, then heads. The number of heads that the module declares confirms this
+    order or reveals another one.
 
     Args:
-        leading: the sizes of the axes before tokens and channels.
-        batch: the number of images.
-        heads: the number of heads of the module, or None if it does not say.
-        path: the module, for the error.
-        heads_first: an experiment has shown that heads are outermost.
-        heads_before_windows: an experiment has shown which of two equal axes after the images holds the heads.
+        leading: sizes of the axes before tokens and channels.
+        batch: number of images.
+        heads: number of heads that the module declares; None if unknown.
+        path: path of the module, for the error message.
+        heads_first: True if an experiment has shown that the heads are outermost.
+        heads_before_windows: True or False if an experiment has shown which of two equal axes after the images holds
+            the heads; None without such an experiment.
 
     Raises:
-        UnsupportedModelError: the sizes contradict the module, or fit two orders.
+        UnsupportedModelError: the sizes contradict the module or fit two orders.
     """
-    axes = _heads_first(leading, batch) if heads_first else _axes(tuple(leading), batch, heads)
+    axes = _heads_first_axes(leading, batch) if heads_first else _images_first_axes(tuple(leading), batch, heads)
     if axes is None and heads_before_windows is not None and len(leading) == 3 and leading[0] == batch:
         axes = Axes(tuple(leading), (0, 2, 1) if heads_before_windows else (0, 1, 2))
     if axes is not None:
         return axes
-    sizes = "×".join(map(str, leading))
+    module = path or "the model"
     images = "1 image" if batch == 1 else f"{batch} images"
     if leading[0] % batch and leading[-1] in (heads, leading[0]):
         raise UnsupportedModelError(
-            f"{path or 'the model'} packs the {images} of a batch into {leading[0]} "
-            f"sequence{'' if leading[0] == 1 else 's'}: pass one image at a time"
+            f"{module} packs the {images} of a batch into {leading[0]} sequence{'' if leading[0] == 1 else 's'}: "
+            "pass one image at a time"
         )
-    raise UnsupportedModelError(
-        f"{path or 'the model'} attends along axes of {sizes} for {images} and has {heads} heads: which of them are "
-        "heads and which are windows is unknown, so its attention cannot be shown"
+    sizes = "×".join(map(str, leading))
+    head_text = "an unknown number of heads" if heads is None else f"{heads} heads"
+    raise unsupported_attention(
+        module,
+        f"axes of {sizes} for {images} and {head_text} do not show which are heads and which are windows",
     )
 
 
-def _axes(leading: tuple[int, ...], batch: int, heads: int | None) -> Axes | None:
+def _images_first_axes(leading: tuple[int, ...], batch: int, heads: int | None) -> Axes | None:
+    """Return the only order that fits if images are outermost or heads come next to them, or None."""
     outer, last = leading[0], leading[-1]
     if len(leading) == 1:
         if outer % batch:
             return None
-        each = outer // batch
+        per_image = outer // batch
         if heads is None:
-            return Axes((batch, 1, each), (0, 1, 2))
-        return Axes((batch, each // heads, heads), (0, 1, 2)) if each % heads == 0 else None
+            return Axes((batch, 1, per_image), (0, 1, 2))
+        return Axes((batch, per_image // heads, heads), (0, 1, 2)) if per_image % heads == 0 else None
     if heads is None or (last == heads and (len(leading) == 2 or heads == 1 or heads not in leading[1:-1])):
         if outer % batch:
             return None
@@ -116,7 +122,8 @@ def _axes(leading: tuple[int, ...], batch: int, heads: int | None) -> Axes | Non
     return None
 
 
-def _heads_first(leading: Sequence[int], batch: int) -> Axes | None:
+def _heads_first_axes(leading: Sequence[int], batch: int) -> Axes | None:
+    """Return the order with the heads outermost and the images inside each head, or None if the sizes do not fit."""
     if len(leading) == 1 and leading[0] % batch == 0:
         return Axes((leading[0] // batch, batch, 1), (1, 2, 0))
     if len(leading) == 2 and leading[1] == batch:

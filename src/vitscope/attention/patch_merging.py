@@ -1,4 +1,4 @@
-"""Patch merging: how the tokens of a coarser grid are made of those of a finer one."""
+"""Patch merging: the share of each fine token in a token of the coarser grid."""
 
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -16,58 +16,77 @@ Merge = Literal["equal", "norm"]
 
 
 def check_merge(merge: str) -> None:
+    """Raise a CallError if ``merge`` is neither "equal" nor "norm"."""
     if merge not in get_args(Merge):
         raise CallError(f"unknown merge weights {merge!r}: choose equal or norm")
 
 
 @dataclass(frozen=True, eq=False)
 class Reduction(Compact):
-    """What a merging layer was given, and its weights: four neighbours side by side, a LayerNorm, a linear reduction.
+    """The input and weights of a patch merging layer: concatenation of four neighbours, LayerNorm, linear reduction.
 
-    With the LayerNorm's deviation held at its value merging is affine, ``y = Σ_q T_q x_q + c``.
+    If the standard deviation in the LayerNorm is held constant, merging is affine: ``y = Σ_q T_q x_q + c``.
+
+    Attributes:
+        tokens: input of the layer.
+        weight: weight of the linear reduction.
+        gamma: weight of the LayerNorm; None if it has none.
+        eps: epsilon of the LayerNorm.
+        norm_first: True if the LayerNorm comes before the reduction (Swin), False if after it (Swin v2).
     """
 
     tokens: Float[Tensor, "batch token channel"]
     weight: Float[Tensor, "out four_channels"]
-    gamma: Tensor | None  # of the LayerNorm
+    gamma: Tensor | None
     eps: float
-    norm_first: bool  # Swin norms the four parts together and reduces; Swin v2 reduces and then norms
+    norm_first: bool
 
     def norms(self, groups: Groups) -> Shares:
-        """‖T_q x_q‖ of each part of each merged token; of padding, which is zero, 0."""
+        """Return ‖T_q x_q‖ of each of the four neighbours of each merged token; 0 for padding."""
         with in_float32(self.tokens):
             # (batch, merged, 4, channel)
-            parts = self.tokens.float()[:, groups.clamp_min(0)] * (groups >= 0)[..., None]
-            channels = parts.shape[-1]
+            neighbours = self.tokens.float()[:, groups.clamp_min(0)] * (groups >= 0)[..., None]
+            channels = neighbours.shape[-1]
             weight = self.weight.float().unflatten(1, (4, channels))  # (out, 4, channel)
             gamma = None if self.gamma is None else self.gamma.float()
             if self.norm_first:
-                # LN(x)_q = γ_q (x_q − mean) / σ, and the mean is a sum of one share from each part.
+                # LN(x)_q = γ_q (x_q − mean) / σ, and each neighbour contributes one share to the mean.
                 if gamma is not None:
                     weight = weight * gamma.view(4, channels)
-                moved = _by_part(parts, weight)
-                moved -= parts.sum(-1, keepdim=True) / (4 * channels) * weight.sum((1, 2))
-                deviation = parts.flatten(2).var(-1, unbiased=False)
+                projected = _project(neighbours, weight)
+                projected -= neighbours.sum(-1, keepdim=True) / (4 * channels) * weight.sum((1, 2))
+                variance = neighbours.flatten(2).var(-1, unbiased=False)
             else:
-                moved = _by_part(parts, weight)
-                deviation = moved.sum(2).var(-1, unbiased=False)
-                moved -= moved.mean(-1, keepdim=True)
-                moved = moved if gamma is None else moved * gamma
-            return moved.norm(dim=-1) / (deviation + self.eps).sqrt()[..., None]
+                projected = _project(neighbours, weight)
+                variance = projected.sum(2).var(-1, unbiased=False)
+                projected -= projected.mean(-1, keepdim=True)
+                projected = projected if gamma is None else projected * gamma
+            return projected.norm(dim=-1) / (variance + self.eps).sqrt()[..., None]
 
 
-def _by_part(parts: Tensor, weight: Tensor) -> Tensor:
-    """(batch, merged, 4, channel) through (out, 4, channel), each part by its own slice of the weight."""
-    merged = parts.permute(2, 0, 1, 3).flatten(1, 2) @ weight.permute(1, 2, 0)  # (4, batch·merged, out)
-    return merged.unflatten(1, parts.shape[:2]).permute(1, 2, 0, 3)
+def _project(neighbours: Tensor, weight: Tensor) -> Tensor:
+    """Return (batch, merged, 4, out): each neighbour times its own slice of the weight (out, 4, channel)."""
+    projected = neighbours.permute(2, 0, 1, 3).flatten(1, 2) @ weight.permute(1, 2, 0)  # (4, batch·merged, out)
+    return projected.unflatten(1, neighbours.shape[:2]).permute(1, 2, 0, 3)
 
 
 @dataclass(frozen=True, eq=False)
 class MergeStep(Compact):
-    """Each token of the coarser ``merged_grid`` is made of a 2 × 2 group of the finer ``grid``.
+    """A patch merging layer of a trace: each 2 × 2 group of tokens becomes one token of a coarser grid.
 
-    ``groups[merged, part]`` is a token of ``grid``, −1 where an odd grid was padded. ``reduction`` is None where a run
-    was told that norms will not be asked for.
+    Attributes:
+        module: path of the merging layer.
+        groups: (merged, 4), the tokens of ``grid`` in each merged token; −1 where a grid with an odd side was padded.
+        grid: token grid before merging.
+        merged_grid: token grid after merging.
+        reduction: input and weights of the layer; None if the run was started with ``merge="equal"``.
+
+    Example:
+        >>> import skimage.data, vitscope as vs
+        >>> trace = vs.capture(vs.load("swin-nano"), skimage.data.chelsea())
+        >>> step = next(step for step in trace.steps if isinstance(step, vs.MergeStep))
+        >>> step.merged_grid.num_patches * 4 == step.grid.num_patches
+        True
     """
 
     module: str
@@ -77,23 +96,51 @@ class MergeStep(Compact):
     reduction: Reduction | None = None
 
     def shares(self, merge: Merge) -> Shares:
-        """How much of each merged token is each of its four parts; the four sum to one.
+        """Return the share of each of the four tokens in each merged token.
 
-        ``"equal"``: a quarter each, padding included. ``"norm"``: ‖T_q x_q‖ / Σ, where padding, being zero, has none.
+        Args:
+            merge: ``"equal"`` for a quarter each, padding included; ``"norm"`` for ‖T_q x_q‖ divided by the sum of
+                the four norms, which gives padding no share.
+
+        Returns:
+            float32 (batch or 1, merged, 4); the four shares sum to one.
+
+        Raises:
+            CallError: ``merge`` is ``"norm"`` and the trace does not hold the input of the layer.
+
+        Example:
+            >>> import skimage.data, vitscope as vs
+            >>> trace = vs.capture(vs.load("swin-nano"), skimage.data.chelsea())
+            >>> step = next(step for step in trace.steps if isinstance(step, vs.MergeStep))
+            >>> step.shares("equal")[0, 0].tolist()
+            [0.25, 0.25, 0.25, 0.25]
         """
         if merge == "equal":
             return torch.full((1, *self.groups.shape), 0.25, dtype=torch.float32, device=self.groups.device)
         if self.reduction is None:
-            raise CallError(f"this trace does not hold the input of {self.module}: capture it anew for merge='norm'")
+            raise CallError(
+                f"this trace does not hold the input of {self.module}: capture the model again for merge='norm'"
+            )
         norms = self.reduction.norms(self.groups)
         totals = norms.sum(-1, keepdim=True)
         return torch.where(totals > 0, norms / totals.clamp_min(torch.finfo(totals.dtype).tiny), 0.25)
 
     def pull(self, rows: Float[Tensor, "batch row merged"], merge: Merge) -> tuple[Rows, Fallen]:
-        """Row vectors over merged tokens as rows over the finer ones, and what fell on padding."""
+        """Return row vectors over merged tokens as row vectors over the tokens before merging.
+
+        Args:
+            rows: float32 (batch, row, merged).
+            merge: weights of the four tokens, see :meth:`shares`.
+
+        Returns:
+            float32 (batch, row, token), and (batch, row) the sum that falls on padding.
+
+        Raises:
+            CallError: ``merge`` is ``"norm"`` and the trace does not hold the input of the layer.
+        """
         with in_float32(rows):
-            parts = rows[..., None] * self.shares(merge)[:, None]  # (batch, row, merged, 4)
-        real = self.groups >= 0
+            quarters = rows[..., None] * self.shares(merge)[:, None]  # (batch, row, merged, 4)
+        is_token = self.groups >= 0
         pulled = rows.new_zeros(*rows.shape[:2], self.grid.num_tokens)
-        pulled[:, :, self.groups[real]] = parts[:, :, real]
-        return pulled, (parts * ~real).sum((2, 3))
+        pulled[:, :, self.groups[is_token]] = quarters[:, :, is_token]
+        return pulled, (quarters * ~is_token).sum((2, 3))

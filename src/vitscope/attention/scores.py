@@ -1,4 +1,4 @@
-"""Attention scores as a run leaves them, and the weights they stand for, some queries at a time."""
+"""Attention scores as a run stores them, and the attention weights computed from them for some queries at a time."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,16 +13,17 @@ from vitscope.typing import Fused, Weights
 
 HeadFusion = Literal["mean", "max", "min"]
 Head = int | HeadFusion
-Part = slice | Int[Tensor, " _"]  # some queries: a run of them, or their numbers
+QuerySelection = slice | Int[Tensor, " _"]  # a range of queries, or their indices
 
 
 def check_head_fusion(head: str) -> None:
+    """Raise a CallError if ``head`` is not the name of a head fusion."""
     if head not in get_args(HeadFusion):
         raise CallError(f"unknown head fusion {head!r}: choose mean, max or min, or the number of a head")
 
 
 def fuse_heads(weights: Weights, head: Head) -> Fused:
-    """One map for all heads: a single head, or their mean, maximum or minimum."""
+    """Return the weights of a single head, or the mean, maximum or minimum over heads."""
     if isinstance(head, int):
         return weights[:, :, head]
     if head == "mean":
@@ -31,12 +32,12 @@ def fuse_heads(weights: Weights, head: Head) -> Fused:
 
 
 def in_float32(tensor: Tensor) -> torch.autocast:
-    """While held, a caller's autocast does not reach our arithmetic."""
+    """Return a context that shields our arithmetic from the caller's autocast."""
     return torch.autocast(tensor.device.type, enabled=False)
 
 
 class Compact:
-    """Pickles its tensors alone: they may lie on slabs that are much larger."""
+    """A base class that pickles only the values of its tensors, because they may lie on much larger slabs."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value.clone() if isinstance(value, Tensor) else value for name, value in vars(self).items()}
@@ -44,39 +45,49 @@ class Compact:
 
 @dataclass(frozen=True, eq=False)
 class Factored(Compact):
-    """Scores as the fused kernels get them: softmax(scale · q·kᵀ + bias)."""
+    """Scores in the form that fused kernels take: softmax(scale · q·kᵀ + bias).
+
+    Attributes:
+        query: queries of all windows and heads.
+        key: keys of all windows and heads.
+        scale: factor of the products.
+        bias: added to the scores; broadcasts to (batch, window, head, query, key). None for no bias.
+    """
 
     query: Float[Tensor, "batch window head query channel"]
     key: Float[Tensor, "batch window head key channel"]
     scale: float
-    bias: Tensor | None = None  # added to the scores; broadcasts to (batch, window, head, query, key)
+    bias: Tensor | None = None
 
     @property
     def shape(self) -> tuple[int, int, int, int, int]:
+        """The shape of the weights: (batch, window, head, query, key)."""
         batch, window, head, query, _ = self.query.shape
         return batch, window, head, query, self.key.shape[3]
 
     @property
     def device(self) -> torch.device:
+        """The device of the scores."""
         return self.query.device
 
     @property
     def num_bytes(self) -> int:
+        """The memory of queries, keys and bias in bytes."""
         return self.query.nbytes + self.key.nbytes + (0 if self.bias is None else self.bias.nbytes)
 
-    def blocks(self, parts: Sequence[Part]) -> Iterator[Weights]:
-        """float32 attention weights of some queries at a time."""
-        # In one piece, for bmm copies what is strided, again for every block.
-        queries, keys = (part.float().flatten(0, 2).contiguous() for part in (self.query, self.key))
+    def blocks(self, selections: Sequence[QuerySelection]) -> Iterator[Weights]:
+        """Yield the float32 attention weights of each selection of queries."""
+        # Contiguous, because bmm copies strided tensors again for every block.
+        queries, keys = (tensor.float().flatten(0, 2).contiguous() for tensor in (self.query, self.key))
         keys = keys.transpose(1, 2)
-        for part in parts:
+        for selection in selections:
             with in_float32(keys):
-                asked = queries[:, part]
-                scores = torch.baddbmm(asked.new_empty(1), asked, keys, beta=0, alpha=self.scale)
+                selected = queries[:, selection]
+                scores = torch.baddbmm(selected.new_empty(1), selected, keys, beta=0, alpha=self.scale)
                 scores = scores.view(*self.shape[:3], *scores.shape[1:])
                 if self.bias is not None:
-                    scores += self.bias if self.bias.shape[-2] == 1 else self.bias[..., part, :]
-                # In place, a block is half as large and stays in cache; only the CPU's kernel is known to allow it.
+                    scores += self.bias if self.bias.shape[-2] == 1 else self.bias[..., selection, :]
+                # In place, a block is half as large and stays in cache. Only the CPU kernel is known to allow it.
                 in_place = scores.device.type == "cpu" and not scores.requires_grad
                 weights = torch.softmax(scores, -1, out=scores if in_place else None)
             yield weights
@@ -84,52 +95,68 @@ class Factored(Compact):
 
 @dataclass(frozen=True, eq=False)
 class Logits(Compact):
-    """Scores that the model computed itself and put through a softmax."""
+    """Scores that the model computes itself and passes to a softmax.
+
+    Attributes:
+        logits: scores before the softmax.
+    """
 
     logits: Float[Tensor, "batch window head query key"]
 
     @property
     def shape(self) -> tuple[int, int, int, int, int]:
+        """The shape of the weights: (batch, window, head, query, key)."""
         batch, window, head, query, key = self.logits.shape
         return batch, window, head, query, key
 
     @property
     def device(self) -> torch.device:
+        """The device of the scores."""
         return self.logits.device
 
     @property
     def num_bytes(self) -> int:
+        """The memory of the scores in bytes."""
         return self.logits.nbytes
 
-    def blocks(self, parts: Sequence[Part]) -> Iterator[Weights]:
-        for part in parts:
+    def blocks(self, selections: Sequence[QuerySelection]) -> Iterator[Weights]:
+        """Yield the float32 attention weights of each selection of queries."""
+        for selection in selections:
             with in_float32(self.logits):
-                weights = self.logits[:, :, :, part].float().softmax(-1)
+                weights = self.logits[:, :, :, selection].float().softmax(-1)
             yield weights
 
 
 @dataclass(frozen=True, eq=False)
 class KnownWeights(Compact):
-    """Weights that were kept while the model ran; with heads fused it is one map, as if there were one head."""
+    """Attention weights that were stored while the model ran.
+
+    Attributes:
+        weights: the weights; fused heads are stored as a single head.
+    """
 
     weights: Float[Tensor, "batch window head query key"]
 
     @property
     def shape(self) -> tuple[int, int, int, int, int]:
+        """The shape of the weights: (batch, window, head, query, key)."""
         batch, window, head, query, key = self.weights.shape
         return batch, window, head, query, key
 
     @property
     def device(self) -> torch.device:
+        """The device of the weights."""
         return self.weights.device
 
     @property
     def num_bytes(self) -> int:
+        """The memory of the weights in bytes."""
         return self.weights.nbytes
 
-    def blocks(self, parts: Sequence[Part]) -> Iterator[Weights]:
-        for part in parts:
-            yield self.weights[:, :, :, part]
+    def blocks(self, selections: Sequence[QuerySelection]) -> Iterator[Weights]:
+        """Yield the weights of each selection of queries."""
+        for selection in selections:
+            yield self.weights[:, :, :, selection]
 
 
 Scores = Factored | Logits | KnownWeights

@@ -1,9 +1,9 @@
-"""The one place that sees attention happen, in whichever library and under whichever kernel.
+"""The tap: a context that observes every attention call, in any library and with any kernel.
 
-A :class:`Tap` is a ``TorchFunctionMode``: while it is held, every call of
-``F.scaled_dot_product_attention`` and every softmax over (…, heads, queries, keys) of the thread goes through
-it, without a patched class or a changed setting. It is told of each as an :class:`AttentionCall` and decides
-what comes out of it, so the same seam can watch, weigh or change attention.
+A :class:`Tap` is a ``TorchFunctionMode``. While it is active, every call of ``F.scaled_dot_product_attention`` and
+every softmax over (…, head, query, key) in the current thread passes through it. No class is patched and no setting is
+changed. The tap hands each call to a function as an :class:`AttentionCall` and returns what the function returns, so
+the same interface can record, fuse or change attention.
 """
 
 import math
@@ -21,20 +21,30 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.overrides import TorchFunctionMode
 
 from vitscope.attention.flow import Flow, call_bit
-from vitscope.attention.softmax_use import SoftmaxUses
+from vitscope.attention.softmax_use import SoftmaxTracker
 from vitscope.interrupts import uninterrupted
 
 
 @dataclass(frozen=True, eq=False)
 class AttentionCall:
-    """One call of attention, before it ran.
+    """An attention call before it runs.
 
-    Either ``query`` and ``key`` (…, token, channel) with ``scale`` and ``bias`` are known, and ``value``; or
-    ``logits`` (…, query, key) are. ``run`` lets the library's own kernel compute what it was going to.
+    A call of a fused kernel has ``query``, ``key``, ``value``, ``scale`` and ``bias``; a softmax has ``logits``. The
+    last four attributes are set only if the tap records the data flow.
 
-    If the tap follows the flow, ``index`` counts calls, ``inputs`` is the mask of what reached this call
-    (:mod:`vitscope.attention.flow`), ``queries`` that of what reached the queries, and ``invocation`` numbers the run
-    of the module that calls, so two calls with the same number come out of one run of one module.
+    Attributes:
+        module: path of the running module.
+        run: computes the output with the library's own kernel.
+        query: queries (…, query, channel), or None for a softmax.
+        key: keys (…, key, channel), or None for a softmax. Grouped keys are repeated for every query head.
+        value: values (…, key, channel), or None for a softmax.
+        scale: factor of the products of queries and keys.
+        bias: float32, added to the scores; None for no bias.
+        logits: scores (…, query, key) before the softmax, or None for a fused kernel.
+        index: number of attention calls before this one.
+        input_mask: mask of all arguments, see :mod:`vitscope.attention.flow`.
+        query_mask: mask of the queries.
+        invocation: number of the module run that makes the call; two calls of one run have the same number.
     """
 
     module: str
@@ -46,25 +56,30 @@ class AttentionCall:
     bias: Tensor | None = None
     logits: Tensor | None = None
     index: int = 0
-    inputs: int = 0
-    queries: int = 0
+    input_mask: int = 0
+    query_mask: int = 0
     invocation: int = 0
 
     @property
-    def num_queries(self) -> int:
+    def queries_or_logits(self) -> Tensor:
+        """The tensor whose axis −2 holds the queries."""
         tensor = self.query if self.query is not None else self.logits
         assert tensor is not None
-        return tensor.shape[-2]
+        return tensor
+
+    @property
+    def num_queries(self) -> int:
+        """The number of queries."""
+        return self.queries_or_logits.shape[-2]
 
     @property
     def leading_axes(self) -> tuple[int, ...]:
-        """What comes before tokens and channels: (batch, head), (batch·head,), (batch·window, head), …"""
-        tensor = self.query if self.query is not None else self.logits
-        assert tensor is not None
-        return tuple(tensor.shape[:-2])
+        """The sizes of the axes before tokens and channels: (batch, head), (batch·head,), (batch·window, head), …"""
+        return tuple(self.queries_or_logits.shape[:-2])
 
     @property
     def num_keys(self) -> int:
+        """The number of keys."""
         if self.key is not None:
             return self.key.shape[-2]
         assert self.logits is not None
@@ -72,33 +87,41 @@ class AttentionCall:
 
 
 OnAttention = Callable[[AttentionCall], Tensor]
-OnModule = Callable[[Tensor, Any], None]  # a module's first argument and its output
+OnModule = Callable[[Tensor, Any], None]  # the first argument of a module and its output
 
 _SOFTMAX = frozenset({F.softmax, torch.softmax, Tensor.softmax, torch.special.softmax})
 
 
 class Tap(TorchFunctionMode):
-    """Hands every attention call of this thread to ``on_attention`` and returns what that returns.
+    """A context that hands every attention call of the current thread to a function.
 
-    With ``flow`` the tap also follows which calls reached which tensor, and with ``uses`` what becomes of each softmax.
+    Args:
+        module: the model; the paths of its submodules name the calls.
+        on_attention: takes an attention call and returns its output.
+        flow: records which attention calls each tensor depends on.
+        softmax_tracker: follows the result of every softmax to the values; needs ``flow``.
     """
 
     def __init__(
-        self, module: nn.Module, on_attention: OnAttention, flow: Flow | None = None, uses: SoftmaxUses | None = None
+        self,
+        module: nn.Module,
+        on_attention: OnAttention,
+        flow: Flow | None = None,
+        softmax_tracker: SoftmaxTracker | None = None,
     ) -> None:
         super().__init__()
         self._names = {id(child): name for name, child in module.named_modules(remove_duplicate=True)}
         self._on_attention = on_attention
-        self._flow, self._uses = flow, uses
+        self._flow, self._softmax_tracker = flow, softmax_tracker
         self._running: list[tuple[str, int]] = []  # path and number of invocation
         self._invocations = 0
-        self._aside = False
+        self._paused = False
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if self._aside:
+        if self._paused:
             return func(*args, **kwargs)
         if func is F.scaled_dot_product_attention:
             return self._attend(self._factored_call(func, args, kwargs), func, args, kwargs)
@@ -109,63 +132,69 @@ class Tap(TorchFunctionMode):
                 run = lambda: func(*args, **kwargs)  # noqa: E731
                 return self._attend(AttentionCall(self.module, run, logits=logits), func, args, kwargs)
         if func is F.multi_head_attention_forward:
-            # While a mode handles a call it is switched off, so what runs inside would not be seen.
+            # A mode is inactive while it handles a call, so calls inside the function would not be observed.
             with self:
                 return _unguarded_multi_head_attention(*args, **kwargs)
         result = func(*args, **kwargs)
         if self._flow is not None:
             self._flow.record(func, args, kwargs, result)
-        if self._uses is not None:
-            self._uses.record(func, args, kwargs, result)
+        if self._softmax_tracker is not None:
+            self._softmax_tracker.record(func, args, kwargs, result)
         return result
 
     def _attend(self, call: AttentionCall, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
+        """Return the output of an attention call and record its data flow."""
         flow = self._flow
         if flow is None:
             return self._on_attention(call)
         index, flow.num_calls = flow.num_calls, flow.num_calls + 1
-        queries = flow.mask(args[0] if args else kwargs.get("query", kwargs.get("input")))
-        inputs = flow.mask(args) | flow.mask(kwargs)
-        invocation = self._running[-1][1] if self._running else 0
-        output = self._on_attention(replace(call, index=index, inputs=inputs, queries=queries, invocation=invocation))
+        call = replace(
+            call,
+            index=index,
+            input_mask=flow.mask(args) | flow.mask(kwargs),
+            query_mask=flow.mask(args[0] if args else kwargs.get("query", kwargs.get("input"))),
+            invocation=self._running[-1][1] if self._running else 0,
+        )
+        output = self._on_attention(call)
         flow.record(func, args, kwargs, output, call_bit(index))
-        if self._uses is not None and call.logits is not None:
-            self._uses.start(index, output)
+        if self._softmax_tracker is not None and call.logits is not None:
+            self._softmax_tracker.start(index, output)
         return output
 
     @property
     def module(self) -> str:
-        """The path of the module that is running."""
+        """The path of the running module; empty outside of all modules."""
         return self._running[-1][0] if self._running else ""
 
     @contextmanager
-    def follow(self, watch: Mapping[nn.Module, OnModule] | None = None) -> Iterator[None]:
-        """While held, this thread's running module is known. Other threads' modules pass unnoticed.
+    def follow(self, watched: Mapping[nn.Module, OnModule] | None = None) -> Iterator[None]:
+        """Keep track of the running module of the current thread; modules in other threads are ignored.
 
-        ``watch`` says which modules' input and output are asked for, and by whom; what is computed there is not
-        taken for the model's own attention.
+        Args:
+            watched: functions that take the first argument and the output of a module. Calls inside these functions
+                are not observed.
         """
-        thread, watched = threading.get_ident(), watch or {}
+        thread, callbacks = threading.get_ident(), watched or {}
 
         def enter(module: nn.Module, args: Any) -> None:
             if threading.get_ident() == thread:
                 self._invocations += 1
                 self._running.append((self._names.get(id(module), self.module), self._invocations))
                 if self._flow is not None:
-                    self._flow.enter(args)
+                    self._flow.enter_module(args)
 
         def leave(module: nn.Module, args: Any, output: Any) -> None:
             if threading.get_ident() != thread or not self._running:
                 return
             self._running.pop()
             if self._flow is not None:
-                self._flow.leave(output)
-            if module in watched and output is not None:
-                self._aside = True
+                self._flow.leave_module(output)
+            if module in callbacks and output is not None:
+                self._paused = True
                 try:
-                    watched[module](args[0], output)
+                    callbacks[module](args[0], output)
                 finally:
-                    self._aside = False
+                    self._paused = False
 
         handles: list[Any] = []
         try:
@@ -179,17 +208,18 @@ class Tap(TorchFunctionMode):
                     handle.remove()
             self._running.clear()
             if self._flow is not None:
-                self._flow.clear()
+                self._flow.clear_modules()
 
     def _factored_call(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> AttentionCall:
+        """Return the attention call for the arguments of F.scaled_dot_product_attention."""
         names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
-        given = dict(zip(names, args, strict=False)) | kwargs
-        query, key, value = given["query"], given["key"], given["value"]
+        arguments = dict(zip(names, args, strict=False)) | kwargs
+        query, key, value = arguments["query"], arguments["key"], arguments["value"]
         if key.ndim > 2 and key.shape[-3] != query.shape[-3]:
-            # Grouped-query attention: a key head serves several query heads.
-            share = query.shape[-3] // key.shape[-3]
-            key, value = key.repeat_interleave(share, -3), value.repeat_interleave(share, -3)
-        scale = given.get("scale")
+            # Grouped-query attention: one key head serves several query heads.
+            repeats = query.shape[-3] // key.shape[-3]
+            key, value = key.repeat_interleave(repeats, -3), value.repeat_interleave(repeats, -3)
+        scale = arguments.get("scale")
         return AttentionCall(
             self.module,
             lambda: func(*args, **kwargs),
@@ -197,12 +227,12 @@ class Tap(TorchFunctionMode):
             key=key,
             value=value,
             scale=1 / math.sqrt(query.shape[-1]) if scale is None else scale,
-            bias=_bias(given.get("attn_mask"), bool(given.get("is_causal")), query, key),
+            bias=_bias(arguments.get("attn_mask"), bool(arguments.get("is_causal")), query, key),
         )
 
 
 def _bias(mask: Tensor | None, is_causal: bool, query: Tensor, key: Tensor) -> Tensor | None:
-    """A mask in any of the forms the kernel takes, as float32 to be added to the scores."""
+    """Return a mask in any form that the kernel takes as a float32 bias of the scores."""
     if is_causal:
         mask = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()
     if mask is None:
@@ -213,10 +243,10 @@ def _bias(mask: Tensor | None, is_causal: bool, query: Tensor, key: Tensor) -> T
 
 
 def _without_guard(function: Any) -> Callable[..., Any]:
-    """A copy of a torch function whose opening question "does a mode want this call?" is answered no.
+    """Return a copy of a torch function that does not ask the active mode to handle the call.
 
-    Inside a mode that question leads straight back to the mode, for ever. The copy shares the code, so it
-    computes what the library computes, and every call inside it is seen.
+    Inside a mode, the original would call the mode again without end. The copy shares the code, so it computes what the
+    library computes, and every call inside it is observed.
     """
     scope = dict(function.__globals__) | {"has_torch_function": lambda _: False}
     copy = types.FunctionType(function.__code__, scope, function.__name__, function.__defaults__, function.__closure__)

@@ -1,1 +1,1 @@
-"""Running a model under the tap: :func:`~vitscope.tracing.capture.capture` makes a trace, ``check`` verifies it."""
+"""Capturing and verification: :func:`~vitscope.tracing.capture.capture` returns a trace, ``check`` verifies a model."""

@@ -1,4 +1,4 @@
-"""capture(): run a model once and keep what its attention did."""
+"""capture(): run a model once and record its attention."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -11,32 +11,34 @@ import torch
 from torch import Tensor, nn
 
 from vitscope.attention.flow import IMAGE, Flow, call_bit, constants_of
-from vitscope.attention.omitted import warning
+from vitscope.attention.omitted import omission_warning
 from vitscope.attention.patch_merging import Merge
 from vitscope.attention.scores import HeadFusion
-from vitscope.attention.softmax_use import SoftmaxUses
+from vitscope.attention.softmax_use import SoftmaxTracker
 from vitscope.attention.tap import OnModule, Tap
 from vitscope.attention.trace import Trace
 from vitscope.errors import CallError, UnsupportedModelError, VitscopeWarning, warn
-from vitscope.grid import Grid
 from vitscope.images.image import InputImage
 from vitscope.models.loader import load
 from vitscope.models.outputs import UnclearOutputError
 from vitscope.models.vision_model import Layout, VisionModel
 from vitscope.tracing.experiment import experiment, preserved_random_state
-from vitscope.tracing.layer_selection import LayerSelection as _Kept
+from vitscope.tracing.layer_selection import LayerSelection
+from vitscope.tracing.recorder import CaptureTarget
 from vitscope.tracing.recorder import Recorder as _Recorder
-from vitscope.tracing.recorder import Target
-from vitscope.tracing.verdicts import check_modules, check_weights, nothing_seen, why_unchained
+from vitscope.tracing.verdicts import check_module_runs, check_softmax_uses, no_blocks_error, why_unchained
 from vitscope.tracing.verification import ReadoutError, verified_readout
 from vitscope.typing import ReadoutRow
 
 
 @dataclass(frozen=True, eq=False)
 class CaptureResult:
-    """A trace and what the model answered: logits (batch, class), or None without a classifier.
+    """The attention and the outputs of one run. Returned by :func:`run_and_capture`.
 
-    ``calls`` numbers the attention calls of the run that are the trace's blocks.
+    Attributes:
+        trace: attention of the run.
+        logits: float32 (batch, class); None if the model has no classifier.
+        calls: index of the attention call of each block of the trace, among all attention calls of the run.
     """
 
     trace: Trace
@@ -45,26 +47,39 @@ class CaptureResult:
 
 
 def capture(model: VisionModel | nn.Module, images: Any, *, layers: Sequence[int] | None = None) -> Trace:
-    """Run the model once and keep its attention, whatever kernel computes it.
+    """Run a model once and return a trace of its attention, computed by any kernel.
 
-    Queries and keys are kept, not maps: for each layer 2 · heads · tokens · channels numbers in the model's dtype; of
-    small windows the weights, where they take no more room.
-    Weights, hooks and training flags are as before afterwards, also after an exception.
+    The trace stores queries and keys instead of attention maps: 2 · heads · tokens · channels numbers per layer and
+    image, in the dtype of the model. For small windows it stores the weights if they take no more memory. Weights,
+    hooks and training flags of the model are unchanged afterwards, also after an exception.
 
     Args:
         model: from :func:`vitscope.load`, or a live module.
-        images: a path, PIL image or uint8 array (H, W, 3), a list of these, or a tensor (batch, 3, height, width)
-            taken as already preprocessed.
-        layers: keep only these attention blocks, negative from the end; all by default.
+        images: a path, a PIL image, a uint8 array (height, width, 3), a list of these, or a preprocessed tensor
+            (batch, channel, height, width).
+        layers: indices of the attention blocks to store, from 0; negative indices count from the end. The default is
+            all blocks.
+
+    Returns:
+        The trace of all images.
 
     Raises:
-        NoAttentionError: the model has no attention.
-        CallError: a layer is not there, or the images are not what is expected.
+        NoAttentionError: the model calls no attention that can be observed.
+        UnsupportedModelError: the attention weights, the order of heads and windows, or the readout cannot be
+            determined, or none of the attention is among the tokens of the image.
+        CallError: a layer is out of range, or the images are not valid.
+        ImageError: an image file cannot be read.
+        WorkError: the model fails on the input.
+
+    Warns:
+        VitscopeWarning: some attention calls of the image are not in the trace; ``trace.omitted`` lists them.
 
     Example:
         >>> import skimage.data, vitscope as vs
         >>> trace = vs.capture(vs.load("vit-nano"), skimage.data.chelsea())
         >>> trace.map(layer=-1, head="mean").shape
+        torch.Size([1, 8, 8])
+        >>> vs.rollout(trace).values.shape
         torch.Size([1, 8, 8])
     """
     return run_and_capture(model, images, layers=layers).trace
@@ -81,39 +96,61 @@ def run_and_capture(
     by_class: bool = True,
     watch: Mapping[nn.Module, OnModule] | None = None,
 ) -> CaptureResult:
-    """:func:`capture`, with the model's answer.
+    """Run a model once and return a trace of its attention together with its logits.
+
+    The options omit what a method does not need, to save time and memory.
 
     Args:
-        fuse: keep one map a layer, heads fused while the model runs, wherever that takes less memory than queries
-            and keys. The fused step computes softmax(q·kᵀ) itself, once, and uses it for the output too.
-        start_layer: blocks before this one run untouched and leave no step.
-        merge: ``"equal"`` where the norms of patch merging will not be asked for.
-        by_class: False where no class will be asked for.
-        watch: modules whose first argument and output are asked for, and who asks.
+        model: as for :func:`capture`.
+        images: as for :func:`capture`.
+        layers: as for :func:`capture`.
+        fuse: head fusion of the stored weights, used if one map per layer takes less memory than queries and keys. The
+            fused step computes softmax(q·kᵀ) itself, once, and uses it for the output too. None stores all heads.
+        start_layer: index of the first block to store, from 0; earlier blocks run untouched.
+        merge: ``"equal"`` omits the inputs of patch merging, which are only needed for ``"norm"``.
+        by_class: False omits the tokens of the classifier, which are only needed for a readout of one class.
+        watch: functions that take the first argument and the output of a module.
+
+    Returns:
+        The trace and the logits.
+
+    Raises:
+        NoAttentionError: as for :func:`capture`.
+        UnsupportedModelError: as for :func:`capture`.
+        CallError: as for :func:`capture`.
+        ImageError: as for :func:`capture`.
+        WorkError: as for :func:`capture`.
+
+    Example:
+        >>> import skimage.data, vitscope as vs
+        >>> from vitscope.tracing.capture import run_and_capture
+        >>> result = run_and_capture(vs.load("vit-nano"), skimage.data.chelsea(), fuse="mean")
+        >>> result.logits.shape, result.trace.num_layers
+        (torch.Size([1, 10]), 6)
     """
     model = as_vision_model(model)
     pixels, views = model.prepare(images)
     if not model.verified:
-        model = _verified(model, pixels[:1])
+        model = _with_verified_layout(model, pixels[:1])
     evidence = experiment(model, (pixels.shape[-2], pixels.shape[-1]), pixels.shape[1])
     grid = None if model.layout is None else model.layout.grid(*pixels.shape[-2:])
-    target = Target.of(model, evidence)
-    recorder = _Recorder(target, len(pixels), grid, _Kept(layers), fuse, start_layer)
-    watched = {**recorder.watch(norms=merge != "equal", pooled=by_class), **(watch or {})}
-    flow, uses = Flow(constants_of(model.module)), SoftmaxUses()
-    pixels = pixels.view_as(pixels)  # a tensor of our own to follow
-    flow.mark(pixels, IMAGE)
-    tap = Tap(model.module, recorder, flow, uses)
+    target = CaptureTarget.from_model(model, evidence)
+    recorder = _Recorder(target, len(pixels), grid, LayerSelection(layers), fuse, start_layer)
+    watched = {**recorder.watched_modules(norms=merge != "equal", pooled=by_class), **(watch or {})}
+    flow, softmax_tracker = Flow(constants_of(model.module)), SoftmaxTracker()
+    pixels = pixels.view_as(pixels)  # a tensor that no caller holds, to give it a mask
+    flow.set_mask(pixels, IMAGE)
+    tap = Tap(model.module, recorder, flow, softmax_tracker)
     with torch.no_grad(), model.running(), tap, tap.follow(watched):
-        logits, output = _answered(model, pixels)
-    trace = _trace(
-        model, recorder, views, pixels, uses, flow.known_mask(output), None if logits is None else logits.shape[-1]
+        logits, output = _logits_and_output(model, pixels)
+    trace = _trace(model, recorder, views, pixels, softmax_tracker, flow.mask_or_none(output), logits)
+    return CaptureResult(
+        trace, None if logits is None else logits.float(), tuple(block.index for block in recorder.blocks)
     )
-    return CaptureResult(trace, _in_float32(logits), tuple(block.index for block in recorder.blocks))
 
 
-def _answered(model: VisionModel, pixels: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    """Return the logits, and the tensor that the model returned, which need not be logits."""
+def _logits_and_output(model: VisionModel, pixels: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """Return the logits, and the tensor that the model returned, which may not be logits."""
     try:
         logits = model.answer(pixels)
     except UnclearOutputError as error:
@@ -121,29 +158,33 @@ def _answered(model: VisionModel, pixels: Tensor) -> tuple[Tensor | None, Tensor
     return logits, logits
 
 
-# For each module, what the claims of its layout came to at an input size: the layout that holds, or an error.
-_claims: WeakKeyDictionary[nn.Module, dict[tuple[Any, ...], Layout | UnsupportedModelError]] = WeakKeyDictionary()
+# For each module and input size: the verified layout, or the error of its verification.
+_verifications: WeakKeyDictionary[nn.Module, dict[tuple[Any, ...], Layout | UnsupportedModelError]] = (
+    WeakKeyDictionary()
+)
 
 
-def _verified(model: VisionModel, pixels: Tensor) -> VisionModel:
-    """Return a model whose layout was taken from a class that it contains or derives from, after verifying it.
-
-    A module around a known backbone may read it in a way of its own: its readout is then unknown, not wrong.
-    """
-    believed = replace(model, verified=True)
+def _with_verified_layout(model: VisionModel, pixels: Tensor) -> VisionModel:
+    """Return a model with a verified layout, for a layout that was taken from a contained or base class."""
+    trusted = replace(model, verified=True)
     if model.layout is None:
-        return believed
-    claims = _claims.setdefault(model.module, {})
-    claim = (*pixels.shape[-2:], *sorted(model.layout.readout.items()))
-    if claim not in claims:
-        claims[claim] = _verdict(believed, model.layout, pixels)
-    verdict = claims[claim]
-    if isinstance(verdict, UnsupportedModelError):
-        raise type(verdict)(str(verdict))
-    return replace(believed, layout=verdict)
+        return trusted
+    verifications = _verifications.setdefault(model.module, {})
+    key = (*pixels.shape[-2:], *sorted(model.layout.readout.items()))
+    if key not in verifications:
+        verifications[key] = _layout_or_error(trusted, model.layout, pixels)
+    layout = verifications[key]
+    if isinstance(layout, UnsupportedModelError):
+        raise type(layout)(str(layout))
+    return replace(trusted, layout=layout)
 
 
-def _verdict(model: VisionModel, layout: Layout, pixels: Tensor) -> Layout | UnsupportedModelError:
+def _layout_or_error(model: VisionModel, layout: Layout, pixels: Tensor) -> Layout | UnsupportedModelError:
+    """Return the layout if a run confirms it, or the error.
+
+    A module around a known backbone may read the backbone's tokens differently. Its readout is then unknown, which is
+    not an error.
+    """
     with preserved_random_state(model.device), warnings.catch_warnings():
         warnings.simplefilter("ignore", VitscopeWarning)  # the capture itself will warn
         captured = run_and_capture(model, pixels)
@@ -156,49 +197,53 @@ def _verdict(model: VisionModel, layout: Layout, pixels: Tensor) -> Layout | Uns
     return layout
 
 
-def _in_float32(logits: Tensor | None) -> Tensor | None:
-    return None if logits is None else logits.float()
-
-
 def _trace(
     model: VisionModel,
     recorder: _Recorder,
     images: Sequence[InputImage],
     pixels: Tensor,
-    uses: SoftmaxUses,
-    output: int | None,
-    classes: int | None,
+    softmax_tracker: SoftmaxTracker,
+    output_mask: int | None,
+    logits: Tensor | None,
 ) -> Trace:
-    """The trace of a run, after everything that was seen is found to be the model's attention."""
+    """Return the trace of a run, after checking that the recorded calls are the model's attention."""
+    uses = softmax_tracker.uses
     omitted = tuple(
-        replace(call, reason="not read") if output is not None and not output & call_bit(note.index) else call
-        for note, call in recorder.omitted
-        if not note.is_softmax or uses.uses[note.index].multiplies
+        replace(call, reason="not read")
+        if output_mask is not None and not output_mask & call_bit(recorded.index)
+        else call
+        for recorded, call in recorder.omitted
+        if not recorded.is_softmax or uses[recorded.index].multiplies
     )
     if recorder.count == 0:
-        raise nothing_seen(model.name, recorder.grid, omitted, model.backbone)
-    check_weights(recorder.blocks, uses.uses)
+        raise no_blocks_error(model.name, recorder.grid, omitted, model.backbone)
+    check_softmax_uses(recorder.blocks, uses)
     if recorder.hierarchy is None:
-        check_modules(recorder.blocks, model.module)
-    message = warning(model.name, omitted, recorder.count)
+        check_module_runs(recorder.blocks, model.module)
+    message = omission_warning(model.name, omitted, recorder.count)
     if message is not None:
         warn(message)
+    labels_fit = logits is None or logits.shape[-1] == len(model.labels or ())
     return Trace(
-        steps=recorder.kept.resolve(recorder.count),
+        steps=recorder.selection.resolve(recorder.count),
         num_layers=recorder.count,
-        readout=_readout(model.layout, recorder.grid, recorder.pooling, len(pixels), pixels.device),
+        readout=_readout(model, recorder, pixels),
         images=images,
         prefix_names=() if model.layout is None else model.layout.prefix_names,
         provenance=provenance(model),
-        labels=model.labels if classes in (None, len(model.labels or ())) else None,
+        labels=model.labels if labels_fit else None,
         classifier=recorder.classifier,
         omitted=omitted,
-        unchained=why_unchained(recorder.blocks, output),
+        unchained=why_unchained(recorder.blocks, output_mask),
     )
 
 
 def as_vision_model(model: Any) -> VisionModel:
-    """What the user passed, as a VisionModel."""
+    """Return a model as a VisionModel; a live module is loaded first.
+
+    Raises:
+        CallError: it is neither a VisionModel nor an nn.Module.
+    """
     if isinstance(model, VisionModel):
         return model
     if isinstance(model, nn.Module):
@@ -207,36 +252,36 @@ def as_vision_model(model: Any) -> VisionModel:
 
 
 def provenance(model: VisionModel) -> dict[str, Any]:
-    """Which model in which libraries a result comes from."""
+    """Return the name, library, versions, readout, output and preprocessing of a model, for saved results."""
     versions = {"vitscope": version("vitscope"), "torch": torch.__version__, **(model.versions or {})}
-    about: dict[str, Any] = {"model": model.name, "library": model.library, "versions": versions}
+    record: dict[str, Any] = {"model": model.name, "library": model.library, "versions": versions}
     if model.layout is not None:
-        about["readout"] = dict(model.layout.readout)
-    about["output"] = model.meaning
-    prepared = model.preprocessing
-    about["preprocessing"] = None if prepared is None else prepared.as_json()
-    return about
+        record["readout"] = dict(model.layout.readout)
+    record["output"] = model.meaning
+    preprocessing = model.preprocessing
+    record["preprocessing"] = None if preprocessing is None else preprocessing.as_json()
+    return record
 
 
-def _readout(
-    layout: Layout | None, grid: Grid | None, pooling: Tensor | None, batch: int, device: torch.device
-) -> ReadoutRow | None:
-    """The row over tokens that the classifier reads."""
+def _readout(model: VisionModel, recorder: _Recorder, pixels: Tensor) -> ReadoutRow | None:
+    """Return the share of each token of the last grid in what the classifier reads; None if unknown."""
+    layout, grid = model.layout, recorder.grid
     if layout is None or grid is None or not layout.readout:
         return None
-    row = torch.zeros(batch, grid.num_tokens, dtype=torch.float32, device=device)
+    row = torch.zeros(len(pixels), grid.num_tokens, dtype=torch.float32, device=pixels.device)
     for source, weight in layout.readout.items():
         if source == "patches":
             row[:, grid.prefix :] += weight / grid.num_patches
         elif source == "tokens":
             row += weight / grid.num_tokens
         elif source == "pooling":
-            if pooling is None:
+            if recorder.pooling is None:
                 raise UnsupportedModelError(
-                    "the readout is a pooling layer's attention, but no such layer ran: none has other queries over "
-                    f"all {grid.num_tokens} tokens or the {grid.num_patches} patches"
+                    f"the layout of {model.name} says that the classifier reads the attention of a pooling layer, but "
+                    f"no pooling layer over all {grid.num_tokens} tokens or the {grid.num_patches} patches ran: pass "
+                    "the right readout to vitscope.load"
                 )
-            row += weight * pooling
+            row += weight * recorder.pooling
         else:
             row[:, layout.prefix_names.index(source)] += weight
     return row

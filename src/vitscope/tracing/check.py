@@ -1,4 +1,4 @@
-"""check(): verify what vitscope believes about a model by running it."""
+"""check(): verify the token grid, the readout and the order of blocks of a model by running it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from vitscope.attention.readout import readout_text
 from vitscope.errors import CallError
 from vitscope.grid import Grid
 from vitscope.models.vision_model import VisionModel
@@ -16,15 +17,15 @@ from vitscope.tracing.verification import verified_readout
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What :func:`check` verified.
+    """The verified facts of a model. Returned by :func:`vitscope.check`.
 
     Attributes:
-        model: the name of the model.
-        layers: the number of attention blocks.
-        grid: the token grid, verified by changing patches; None if the model has no known layout.
-        readout: what the classifier reads, verified by changing tokens; None if the layout or the output is unknown, or
-            the output depends on no token.
-        unchained: why the blocks do not follow one another, or None if they do.
+        model: name of the model.
+        layers: number of attention blocks.
+        grid: token grid, verified by changing patches of the image; None if the layout is unknown.
+        readout: weights of what the classifier reads, verified by changing tokens; None if the layout or the output is
+            unknown, or if the output depends on no token.
+        unchained: why the blocks do not form a chain; None if they do.
     """
 
     model: str
@@ -35,36 +36,48 @@ class CheckReport:
 
     @property
     def chained(self) -> bool:
-        """Whether each block depends on all before it, which rollout needs."""
+        """Whether each block depends on the block before it, which rollout needs."""
         return self.unchained is None
 
     def __repr__(self) -> str:
-        grid = (
-            "grid unknown" if self.grid is None else f"grid {self.grid.height}×{self.grid.width} + {self.grid.prefix}"
-        )
-        readout = "unknown" if self.readout is None else " + ".join(f"{v:g} {k}" for k, v in self.readout.items())
-        order = "one after the other" if self.chained else "not one after the other"
-        return f"<CheckReport {self.model}: {self.layers} blocks {order}, {grid}, readout {readout}>"
+        blocks = f"{self.layers} attention blocks {'in a chain' if self.chained else 'that are not a chain'}"
+        readout = "unknown tokens" if self.readout is None else readout_text(self.readout)
+        return f"<CheckReport {self.model}: {blocks}, {_grid_text(self.grid)}, classifier reads {readout}>"
+
+
+def _grid_text(grid: Grid | None) -> str:
+    """Return a token grid as text: "8×8 patches after 1 prefix token"."""
+    if grid is None:
+        return "unknown token grid"
+    prefix = f" after {grid.prefix} prefix token{'' if grid.prefix == 1 else 's'}" if grid.prefix else ""
+    return f"{grid.height}×{grid.width} patches{prefix}"
 
 
 def check(model: VisionModel | nn.Module, images: Any = None) -> CheckReport:
-    """Verify grid, readout and order of a model by experiments, and return what holds.
+    """Verify the token grid, the readout and the order of blocks of a model by experiments.
 
-    Three forward passes: one is captured; in one, single patches of the image are changed, which must change their own
-    tokens most; in one, single tokens are changed in the output of the last attention block, which must change the
-    prediction for exactly the tokens that the readout names.
+    The model runs three times. The first run is captured. In the second, single patches of the image are changed: each
+    must change its own token most. In the third, single tokens are changed in the output of the last attention block:
+    the prediction must change for exactly those tokens that the readout names. A model of an unknown class runs once
+    more before, on three images of noise.
 
     Args:
         model: from :func:`vitscope.load`, or a live module.
-        images: as for :func:`vitscope.capture`, of which the first is used; by default noise of the model's input size.
+        images: as for :func:`vitscope.capture`; only the first image is used. The default is noise of the model's input
+            size.
+
+    Returns:
+        The verified facts, with a short text as ``repr``.
 
     Raises:
-        UnsupportedModelError: the experiments contradict what the layout says.
+        UnsupportedModelError: an experiment contradicts the layout, or the attention is not available.
+        CallError: no images are passed and the input size is unknown, or the images are not valid.
+        WorkError: the model fails on the input.
 
     Example:
         >>> import vitscope as vs
         >>> vs.check(vs.load("vit-nano"))
-        <CheckReport vit-nano: 6 blocks one after the other, grid 8×8 + 1, readout 1 cls>
+        <CheckReport vit-nano: 6 attention blocks in a chain, 8×8 patches after 1 prefix token, classifier reads cls>
     """
     model = as_vision_model(model)
     pixels = _pixels(model, images)
@@ -76,6 +89,7 @@ def check(model: VisionModel | nn.Module, images: Any = None) -> CheckReport:
 
 
 def _pixels(model: VisionModel, images: Any) -> Tensor:
+    """Return the first image as input of the model, or noise without images."""
     if images is not None:
         return model.prepare(images)[0][:1]
     if model.preprocessing is None:

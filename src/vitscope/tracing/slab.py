@@ -1,4 +1,4 @@
-"""Room for the tensors that a run keeps, apart from the heap where its temporaries come and go."""
+"""Memory for the tensors of a trace, separate from the heap on which a run allocates its temporaries."""
 
 import math
 import mmap
@@ -12,11 +12,11 @@ ALIGNMENT = 64
 
 
 class SlabAllocator:
-    """Hands out room in large slabs; a slab is freed with the last tensor on it.
+    """An allocator that places tensors on large slabs. A slab is freed with the last tensor on it.
 
-    A tensor kept between temporaries stops malloc from joining the room around it: for DINOv2-L at 1,374 tokens that
-    held 200 MiB more than the tensors themselves. So slabs are mapped beside the heap. Other devices have allocators
-    that pool by size; there a tensor is simply made.
+    A stored tensor between temporaries keeps malloc from merging the free memory around it. For DINOv2-L with 1,374
+    tokens this held 200 MiB more than the tensors themselves, so slabs are mapped outside the heap. Other devices have
+    allocators that pool memory by size, so tensors there are allocated as usual.
     """
 
     def __init__(self) -> None:
@@ -24,23 +24,23 @@ class SlabAllocator:
         self._used = 0
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-        """An uninitialised tensor."""
+        """Return an uninitialized tensor, on a slab if it is on the CPU and fits one."""
         size = math.prod(shape) * dtype.itemsize
         if device.type != "cpu" or size > SLAB_BYTES:
             return torch.empty(shape, dtype=dtype, device=device)
         if self._used + size > self._slab.numel():
-            self._slab, self._used = torch.frombuffer(_mapping(), dtype=torch.uint8), 0
-        room = self._slab[self._used : self._used + size]
+            self._slab, self._used = torch.frombuffer(_map_slab(), dtype=torch.uint8), 0
+        memory = self._slab[self._used : self._used + size]
         self._used += -(-size // ALIGNMENT) * ALIGNMENT
-        return room.view(dtype).view(*shape)
+        return memory.view(dtype).view(*shape)
 
     def copy(self, tensor: Tensor) -> Tensor:
-        """The tensor's values, in one piece."""
+        """Return a contiguous copy of a tensor."""
         return self.empty(tensor.shape, tensor.dtype, tensor.device).copy_(tensor)
 
 
-def _mapping() -> mmap.mmap:
-    """A slab's worth of private memory, unmapped when nothing refers to it."""
+def _map_slab() -> mmap.mmap:
+    """Return private memory for one slab, which is unmapped when nothing refers to it."""
     if hasattr(mmap, "MAP_ANONYMOUS"):
         return mmap.mmap(-1, SLAB_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     return mmap.mmap(-1, SLAB_BYTES)

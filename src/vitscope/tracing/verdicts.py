@@ -1,4 +1,4 @@
-"""Whether what was seen of a run is the model's attention, and whether its blocks follow one another."""
+"""Tests of recorded calls: whether they are the model's attention, and whether the blocks form a chain."""
 
 import itertools
 from collections import defaultdict
@@ -9,89 +9,99 @@ from torch import nn
 from vitscope.attention.axes import head_count
 from vitscope.attention.flow import call_bit
 from vitscope.attention.omitted import OmittedCall
-from vitscope.attention.softmax_use import Use
-from vitscope.errors import NoAttentionError, UnsupportedModelError, VitscopeError
+from vitscope.attention.softmax_use import SoftmaxUse
+from vitscope.attention.unsupported import BLOCK_BY_BLOCK, WITHOUT_ATTENTION, unsupported_attention
+from vitscope.errors import NoAttentionError, UnsupportedModelError
 from vitscope.grid import Grid
-from vitscope.tracing.recorder import AttentionNote
+from vitscope.tracing.recorder import RecordedCall
 
 
-def check_weights(blocks: Sequence[AttentionNote], uses: Mapping[int, Use]) -> None:
-    """Refuse a model that changes a softmax before it multiplies the values."""
+def check_softmax_uses(blocks: Sequence[RecordedCall], uses: Mapping[int, SoftmaxUse]) -> None:
+    """Check that every softmax of a block multiplies the values unchanged.
+
+    Raises:
+        UnsupportedModelError: a module changes the result of its softmax first.
+    """
     for block in blocks:
-        if block.is_softmax and not uses[block.index].multiplies and uses[block.index].changes:
-            changes = ", ".join(dict.fromkeys(uses[block.index].changes))
-            raise UnsupportedModelError(
-                f"{_name(block)} changes the result of its softmax ({changes}) before anything multiplies the values, "
-                "so the softmax is not the attention that the model computes and cannot be shown as such"
+        use = uses[block.index] if block.is_softmax else None
+        if use is not None and not use.multiplies and use.changes:
+            changes = ", ".join(dict.fromkeys(use.changes))
+            raise unsupported_attention(
+                block.name, f"it changes the result of its softmax ({changes}) before multiplying the values"
             )
 
 
-def check_modules(blocks: Sequence[AttentionNote], module: nn.Module) -> None:
-    """Refuse a module that attends several times in one run, side by side or one head at a time."""
-    runs: dict[int, list[AttentionNote]] = defaultdict(list)
+def check_module_runs(blocks: Sequence[RecordedCall], module: nn.Module) -> None:
+    """Check that no module runs several attention calls in parallel, or one for each head.
+
+    Raises:
+        UnsupportedModelError: a module does so.
+    """
+    runs: dict[int, list[RecordedCall]] = defaultdict(list)
     for block in blocks:
         runs[block.invocation].append(block)
     for run in runs.values():
         for i, later in enumerate(run):
-            if any(not later.inputs & call_bit(earlier.index) for earlier in run[:i]):
-                raise UnsupportedModelError(
-                    f"{_name(later)} computes attention {len(run)} times side by side and combines the results, so "
-                    "none of them alone is the attention of the block: it cannot be shown as such"
+            if any(not later.input_mask & call_bit(earlier.index) for earlier in run[:i]):
+                raise unsupported_attention(
+                    later.name, f"it runs {len(run)} attention calls in parallel and combines their results"
                 )
         if len(run) > 1 and len(run) == head_count(module, run[0].module):
-            raise UnsupportedModelError(
-                f"{_name(run[0])} computes attention {len(run)} times in one run, one head at a time, and vitscope "
-                "would take each head for a block: its attention cannot be shown"
-            )
+            raise unsupported_attention(run[0].name, f"it runs {len(run)} separate attention calls, one for each head")
 
 
-def why_unchained(blocks: Sequence[AttentionNote], output: int | None) -> str | None:
-    """Return why blocks do not follow one another, or None if each depends on all before it.
+def why_unchained(blocks: Sequence[RecordedCall], output: int | None) -> str | None:
+    """Return why the blocks do not form a chain, or None if each depends on the one before it.
 
     Args:
-        blocks: the blocks in order of running.
-        output: the mask of the model's output, or None if nothing is known of it.
+        blocks: the blocks in the order in which they ran.
+        output: mask of the model's output; None if unknown.
     """
     for earlier, later in itertools.pairwise(blocks):
-        if not later.inputs & call_bit(earlier.index):
+        if not later.input_mask & call_bit(earlier.index):
             if earlier.module == later.module:
-                what = f"{_name(later)} runs twice side by side"
+                relation = f"{later.name} runs twice in parallel"
             else:
-                what = f"{_name(earlier)} and {_name(later)} run side by side: neither leads to the other"
-            return f"{what}, so there is no order to multiply them in: attention_map shows each"
+                relation = f"{earlier.name} and {later.name} run in parallel"
+            return f"{relation}, so their attention matrices have no order to be multiplied in: {BLOCK_BY_BLOCK}"
     if blocks and output is not None and not output & call_bit(blocks[-1].index):
-        return (
-            f"the output of the model does not depend on {_name(blocks[-1])}, its last block: attention_map shows each"
-        )
+        return f"the output of the model does not depend on its last block, {blocks[-1].name}: {BLOCK_BY_BLOCK}"
     return None
 
 
-def nothing_seen(name: str, grid: Grid | None, omitted: Sequence[OmittedCall], backbone: str) -> VitscopeError:
-    """Return the error for a run that left no block."""
+def no_blocks_error(
+    name: str, grid: Grid | None, omitted: Sequence[OmittedCall], backbone: str
+) -> UnsupportedModelError:
+    """Return the error for a run in which no attention call is a block.
+
+    Args:
+        name: name of the model.
+        grid: its token grid; None if unknown.
+        omitted: all attention calls of the run.
+        backbone: path of the vision transformer inside the model; empty for the model itself.
+    """
     if not omitted:
-        return NoAttentionError(f"{name} has no attention that could be seen: vitscope explains vision transformers")
+        return NoAttentionError(f"{name} has no attention that vitscope can observe: {WITHOUT_ATTENTION}")
     inside = [call for call in omitted if call.reason != "outside the backbone"]
     if not inside:
         return UnsupportedModelError(
-            f"{name} attends {len(omitted)} times, but never inside its backbone {backbone!r}, e.g. in {omitted[0]}"
+            f"none of the {len(omitted)} attention calls of {name} is inside its backbone {backbone!r}, e.g. "
+            f"{omitted[0]}: pass another backbone to vitscope.load"
         )
     square = [call for call in inside if call.queries == call.keys and call.reason == "other tokens"]
     if grid is not None and square:
         sizes = ", ".join(str(size) for size in dict.fromkeys(call.keys for call in square))
-        prefix = f"{grid.prefix} before {grid.height}×{grid.width} patches"
+        tokens = f"{grid.prefix} before {grid.height}×{grid.width} patches"
         return UnsupportedModelError(
-            f"{name} attends ({len(square)} calls of {sizes} tokens), but its layout says {grid.num_tokens} tokens "
-            f"({prefix}): pass the right patch_size, prefix and readout to vitscope.load"
+            f"{name} attends among {sizes} tokens ({len(square)} calls), but its layout says {grid.num_tokens} tokens "
+            f"({tokens}): pass the right patch_size, prefix and readout to vitscope.load"
         )
     if all(call.reason == "not the image" for call in inside):
         return UnsupportedModelError(
-            f"{name} attends {len(inside)} times, but none of it depends on the image, e.g. {inside[0]}"
+            f"none of the {len(inside)} attention calls of {name} depends on the image, e.g. {inside[0]}: "
+            f"{WITHOUT_ATTENTION}"
         )
     return UnsupportedModelError(
-        f"{name} attends {len(inside)} times, but never among the tokens of the image alone, e.g. in {inside[0]}: "
-        "vitscope shows attention of as many queries as keys"
+        f"none of the {len(inside)} attention calls of {name} is among image tokens alone, with as many queries as "
+        f"keys, e.g. {inside[0]}: {WITHOUT_ATTENTION}"
     )
-
-
-def _name(note: AttentionNote) -> str:
-    return note.module or "the model itself"
