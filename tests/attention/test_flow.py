@@ -1,4 +1,4 @@
-"""Blocks are chained only if each leads to the next, and a softmax is attention only if it multiplies the values."""
+"""Data flow: blocks form a chain only if each depends on the one before; a softmax must multiply values."""
 
 from collections.abc import Callable
 from typing import Any
@@ -22,53 +22,53 @@ def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), device="cpu")
 
 
-def masked(run: Callable[[Tensor], Tensor], module: nn.Module | None = None) -> int | None:
-    """The mask of what ``run`` makes of an image of shape (2, 3, 4)."""
+def output_mask(run: Callable[[Tensor], Tensor], module: nn.Module | None = None) -> int | None:
+    """Return the mask of the output of ``run`` for an image of shape (2, 3, 4)."""
     flow, image = Flow(), random(2, 3, 4)
-    flow.mark(image, IMAGE)
+    flow.set_mask(image, IMAGE)
     tap = Tap(module or nn.Identity(), lambda call: call.run(), flow)
     with torch.no_grad(), tap, tap.follow():
-        return flow.known_mask(run(image))
+        return flow.mask_or_none(run(image))
 
 
-def indexed(x: Tensor) -> Tensor:
+def assign_by_index(x: Tensor) -> Tensor:
     buffer = torch.zeros(3, 3, 4, device="cpu")
     buffer[1:] = x
     return buffer
 
 
-def through_a_view(x: Tensor) -> Tensor:
+def write_into_view(x: Tensor) -> Tensor:
     buffer = torch.zeros(2, 3, 4, device="cpu")
     buffer[:, 1:].add_(x[:, 1:])
     return buffer
 
 
-def into_out(x: Tensor) -> Tensor:
+def write_into_out(x: Tensor) -> Tensor:
     buffer = torch.zeros(2, 3, 4, device="cpu")
     torch.add(x, 1, out=buffer)
     return buffer
 
 
-def added_in_place(x: Tensor) -> Tensor:
+def add_in_place(x: Tensor) -> Tensor:
     buffer = torch.zeros(2, 3, 4, device="cpu")
     buffer += x
     return buffer
 
 
-class Unseen(torch.autograd.Function):
-    """Code that no function mode sees."""
+class Unobserved(torch.autograd.Function):
+    """Code that no function mode observes."""
 
     @staticmethod
     def forward(_: Any, x: Tensor) -> Tensor:
         return x * 2
 
 
-class Hidden(nn.Module):
+class UnobservedModule(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
-        return Unseen.apply(x) + 1
+        return Unobserved.apply(x) + 1
 
 
-CARRIED: dict[str, Callable[[Tensor], Tensor]] = {
+PROPAGATING: dict[str, Callable[[Tensor], Tensor]] = {
     "arithmetic": lambda x: (1 - x / 3).relu(),
     "cat": lambda x: torch.cat([torch.zeros(2, 3, 4, device="cpu"), x]),
     "chunk": lambda x: x.chunk(2, dim=-1)[1],
@@ -76,34 +76,34 @@ CARRIED: dict[str, Callable[[Tensor], Tensor]] = {
     "half": lambda x: x.half().float(),
     "keyword": lambda x: F.linear(torch.ones(4, 4, device="cpu"), weight=x[0]),
     "attention": lambda x: F.scaled_dot_product_attention(x, x, x),
-    "indexed assignment": indexed,
-    "a view written into": through_a_view,
-    "out": into_out,
-    "in place": added_in_place,
-    "unseen code": Hidden(),
+    "indexed assignment": assign_by_index,
+    "write into a view": write_into_view,
+    "out": write_into_out,
+    "in place": add_in_place,
+    "unobserved code": UnobservedModule(),
 }
 
 
-@pytest.mark.parametrize("run", CARRIED.values(), ids=CARRIED)
-def test_the_image_is_followed(run: Callable[[Tensor], Tensor]) -> None:
-    mask = masked(run)
+@pytest.mark.parametrize("run", PROPAGATING.values(), ids=PROPAGATING)
+def test_functions_propagate_the_mask_of_the_image(run: Callable[[Tensor], Tensor]) -> None:
+    mask = output_mask(run)
     assert mask is not None
     assert mask & IMAGE
 
 
-def test_what_the_image_does_not_reach_is_not_marked() -> None:
-    assert masked(lambda x: torch.zeros(x.shape, device="cpu") + 1) == 0
-    assert masked(lambda _: F.scaled_dot_product_attention(*[torch.ones(2, 3, 4, device="cpu")] * 3)) == 2
+def test_tensors_independent_of_the_image_have_no_image_bit() -> None:
+    assert output_mask(lambda x: torch.zeros(x.shape, device="cpu") + 1) == 0
+    assert output_mask(lambda _: F.scaled_dot_product_attention(*[torch.ones(2, 3, 4, device="cpu")] * 3)) == 2
 
 
 @pytest.mark.parametrize("need_weights", [False, True])
-def test_flow_goes_through_multi_head_attention(need_weights: bool) -> None:
+def test_masks_pass_through_multi_head_attention(need_weights: bool) -> None:
     attention = nn.MultiheadAttention(4, 2, batch_first=True).eval()
-    assert masked(lambda x: attention(x, x, x, need_weights=need_weights)[0], attention) == IMAGE | 2
+    assert output_mask(lambda x: attention(x, x, x, need_weights=need_weights)[0], attention) == IMAGE | 2
 
 
 class Ensemble(nn.Module):
-    """Two networks, or one run twice, whose answers are averaged."""
+    """The mean output of two networks, or of one network on an image and its mirror image."""
 
     def __init__(self, first: nn.Module, second: nn.Module, *, mirror: bool = False) -> None:
         super().__init__()
@@ -132,7 +132,7 @@ def vit_pytorch_parallel() -> nn.Module:
     return parallel.ViT(**options, num_parallel_branches=2)
 
 
-SIDE_BY_SIDE: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], int, str, str]] = {
+PARALLEL: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], int, str, str]] = {
     "ensemble": (homemade_ensemble, LAYOUT, 4, "first.stages.1", "second.stages.0"),
     "image and mirror": (homemade_mirror, LAYOUT, 4, "first.stages.1", "first.stages.0"),
     "timm 18x2": (timm_parallel, {}, 4, "blocks.0.attns.0.attn", "blocks.0.attns.1.attn"),
@@ -142,8 +142,8 @@ SIDE_BY_SIDE: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], int, str,
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", SIDE_BY_SIDE.values(), ids=SIDE_BY_SIDE)
-def test_blocks_side_by_side_have_no_rollout(case: tuple[Any, ...]) -> None:
+@pytest.mark.parametrize("case", PARALLEL.values(), ids=PARALLEL)
+def test_parallel_blocks_have_no_rollout(case: tuple[Any, ...]) -> None:
     build, layout, count, first, second = case
     torch.manual_seed(0)
     module = build().eval()
@@ -151,18 +151,18 @@ def test_blocks_side_by_side_have_no_rollout(case: tuple[Any, ...]) -> None:
     model = vs.load(module, **layout)
     trace = vs.capture(model, pixels)
     assert trace.num_layers == count
-    for ask in (lambda: vs.rollout(trace), lambda: vs.rollout(model, pixels), lambda: vs.rollout_evolution(trace)):
-        with pytest.raises(UnsupportedModelError, match="side by side") as caught:
-            ask()
+    for call in (lambda: vs.rollout(trace), lambda: vs.rollout(model, pixels), lambda: vs.rollout_evolution(trace)):
+        with pytest.raises(UnsupportedModelError, match="in parallel") as caught:
+            call()
         message = str(caught.value)
-        assert f"{first} and {second}" in message
+        assert f"{first} and {second} run in parallel" in message
         assert "\n" not in message
-    shown = vs.attention_map(trace, layer=0, query=(1, 1))
-    torch.testing.assert_close(shown.values.flatten(1), trace.attention(0).mean(1)[:, 1 + shown.grid.width + 1, 1:])
+    result = vs.attention_map(trace, layer=0, query=(1, 1))
+    torch.testing.assert_close(result.values.flatten(1), trace.attention(0).mean(1)[:, 1 + result.grid.width + 1, 1:])
 
 
-def test_a_block_whose_branches_are_parallel_is_still_one_block() -> None:
-    """timm's parallel scaling block runs attention beside its MLP; its blocks are a chain."""
+def test_attention_in_parallel_with_an_mlp_is_a_single_block() -> None:
+    """timm's parallel scaling block runs attention and MLP in parallel; its blocks form a chain."""
     torch.manual_seed(0)
     model = vs.load(from_timm("vit_base_patch16_xp_224")().eval())
     pixels = random(2, 3, 32, 48)
@@ -175,7 +175,7 @@ def test_a_block_whose_branches_are_parallel_is_still_one_block() -> None:
 
 
 class Towers(nn.Module):
-    """An image tower and a text tower of as many tokens."""
+    """An image tower and a text tower with the same number of tokens."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -186,7 +186,7 @@ class Towers(nn.Module):
         return self.image(pixels) * self.text(self.words).mean()
 
 
-def test_a_text_tower_is_not_the_images_attention() -> None:
+def test_attention_of_a_text_tower_is_omitted() -> None:
     pixels = random(2, 3, 32, 32)
     with pytest.warns(vs.VitscopeWarning, match=r"1 of 3 attention calls .* independent of the image, e\.g\. text"):
         trace = vs.capture(vs.load(Towers().eval(), **LAYOUT), pixels)
@@ -196,8 +196,8 @@ def test_a_text_tower_is_not_the_images_attention() -> None:
     torch.testing.assert_close(vs.rollout(trace).values, expected)
 
 
-class Unread(nn.Module):
-    """The second block leads nowhere."""
+class UnusedBlock(nn.Module):
+    """A model whose output does not depend on its second block."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -209,9 +209,9 @@ class Unread(nn.Module):
         return tokens.mean(1)
 
 
-def test_a_last_block_that_nobody_reads_has_no_rollout() -> None:
-    model = vs.load(Unread().eval(), patch_size=8, readout="patches")
-    with pytest.raises(UnsupportedModelError, match=r"does not depend on blocks\.1"):
+def test_a_model_that_ignores_its_last_block_has_no_rollout() -> None:
+    model = vs.load(UnusedBlock().eval(), patch_size=8, readout="patches")
+    with pytest.raises(UnsupportedModelError, match=r"does not depend on its last block, blocks\.1"):
         vs.rollout(model, random(1, 3, 32, 32))
 
 
@@ -236,34 +236,35 @@ def unfused_differential() -> nn.Module:
 
 
 NOT_ATTENTION: dict[str, tuple[Callable[[], nn.Module], int, str]] = {
-    "CaiT": (timm_named("cait_xxs24_224", depth=2, img_size=64), 64, r"^blocks\.0\.attn changes .*softmax \(linear\)"),
-    "ConViT": (timm_named("convit_tiny", depth=2, img_size=64), 64, r"^blocks\.0\.attn changes .*softmax \(mul\)"),
-    "EfficientFormerV2": (timm_named("efficientformerv2_s0"), 224, r"^stages\.2\.blocks\.4\.token_mixer .*\(conv2d\)"),
+    "CaiT": (timm_named("cait_xxs24_224", depth=2, img_size=64), 64, r"blocks\.0\.attn .*changes .*softmax \(linear\)"),
+    "ConViT": (timm_named("convit_tiny", depth=2, img_size=64), 64, r"blocks\.0\.attn .*changes .*softmax \(mul\)"),
+    "EfficientFormerV2": (timm_named("efficientformerv2_s0"), 224, r"stages\.2\.blocks\.4\.token_mixer .*\(conv2d\)"),
     "differential": (
-        timm_named("vit_dlittle_patch16_reg1_gap_256", depth=2, img_size=64), 64, r"^blocks\.0\.attn .* side by side",
+        timm_named("vit_dlittle_patch16_reg1_gap_256", depth=2, img_size=64), 64, r"blocks\.0\.attn .* in parallel",
     ),
-    "differential, unfused": (unfused_differential, 64, r"^blocks\.0\.attn .* axes of 1×10 .* has 5 heads"),
-    "differential beside an MLP": (
-        timm_named("vit_dpwee_patch16_reg1_gap_256", depth=2, img_size=64), 64, r"^blocks\.0 .* side by side",
+    "differential, unfused": (unfused_differential, 64, r"blocks\.0\.attn .* axes of 1×10 .* and 5 heads"),
+    "differential, parallel to an MLP": (
+        timm_named("vit_dpwee_patch16_reg1_gap_256", depth=2, img_size=64), 64, r"blocks\.0 .* in parallel",
     ),
-    "DeepViT": (vit_pytorch("deepvit", "DeepViT"), 32, r"^transformer\.layers\.0\.0 changes .*\(einsum\)"),
+    "DeepViT": (vit_pytorch("deepvit", "DeepViT"), 32, r"transformer\.layers\.0\.0 .*changes .*\(einsum\)"),
     "vit_pytorch CaiT": (
-        vit_pytorch("cait", "CaiT", cls_depth=1), 32, r"^patch_transformer\.layers\.0\.0\.fn\.attend .*\(einsum\)",
+        vit_pytorch("cait", "CaiT", cls_depth=1), 32, r"patch_transformer\.layers\.0\.0\.fn\.attend .*\(einsum\)",
     ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", NOT_ATTENTION.values(), ids=NOT_ATTENTION)
-def test_weights_that_do_not_multiply_the_values_are_not_shown(case: tuple[Any, ...]) -> None:
+def test_weights_that_do_not_multiply_the_values_are_refused(case: tuple[Any, ...]) -> None:
     build, size, message = case
     torch.manual_seed(0)
-    with pytest.raises(UnsupportedModelError, match=message) as caught:
+    with pytest.raises(UnsupportedModelError, match=f"^the attention of {message}") as caught:
         vs.capture(vs.load(build().eval()), random(1, 3, size, size))
     assert "\n" not in str(caught.value)
+    assert str(caught.value).endswith(": use a method that needs no attention, such as vitscope.lime")
 
 
-class Written(nn.Module):
-    """One block whose softmax reaches the values in some way."""
+class ExplicitBlock(nn.Module):
+    """One block with a given use of the softmax result."""
 
     def __init__(self, mix: Callable[[Tensor, Tensor], Tensor]) -> None:
         super().__init__()
@@ -271,18 +272,19 @@ class Written(nn.Module):
         self.embed, self.qkv, self.mix = nn.Conv2d(3, 16, 8, 8), nn.Linear(16, 48), mix
         self.drop = nn.Dropout(0.5)
 
-    def parts(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    def weights_and_values(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         query, key, value = self.qkv(self.embed(pixels).flatten(2).mT).unflatten(-1, (3, 2, 8)).permute(2, 0, 3, 1, 4)
         return (query @ key.mT).softmax(-1), value
 
     def forward(self, pixels: Tensor) -> Tensor:
-        return self.mix(*self.parts(pixels)).flatten(1)
+        return self.mix(*self.weights_and_values(pixels)).flatten(1)
 
 
 UNCHANGED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "matmul": lambda a, v: a @ v,
     "bmm": lambda a, v: torch.bmm(a.reshape(-1, *a.shape[2:]), v.flatten(0, 1)),
     "transposed": lambda a, v: v.mT @ a.transpose(-2, -1),
+    "permuted by keyword": lambda a, v: torch.permute(a, dims=(0, 1, 3, 2)).permute(0, 1, 3, 2) @ v,
     "permuted, back": lambda a, v: a.permute(0, 2, 3, 1).permute(0, 3, 1, 2).contiguous() @ v,
     "einsum": lambda a, v: torch.einsum("bhij,bhjd->bihd", a, v),
     "einsum with an ellipsis": lambda a, v: torch.einsum("...ij,...jd->...id", a, v),
@@ -302,41 +304,41 @@ CHANGED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 @pytest.mark.parametrize("mix", UNCHANGED.values(), ids=UNCHANGED)
-def test_a_change_of_shape_or_dtype_is_no_change(mix: Callable[[Tensor, Tensor], Tensor]) -> None:
-    module, pixels = Written(mix).eval(), random(2, 3, 32, 24)
+def test_a_softmax_result_may_change_its_shape_or_dtype(mix: Callable[[Tensor, Tensor], Tensor]) -> None:
+    module, pixels = ExplicitBlock(mix).eval(), random(2, 3, 32, 24)
     trace = vs.capture(module, pixels)
-    torch.testing.assert_close(trace.attention(0), module.parts(pixels)[0].detach())
+    torch.testing.assert_close(trace.attention(0), module.weights_and_values(pixels)[0].detach())
 
 
 @pytest.mark.parametrize("mix", CHANGED.values(), ids=CHANGED)
-def test_any_other_change_is_refused(mix: Callable[[Tensor, Tensor], Tensor]) -> None:
+def test_any_other_change_of_the_softmax_result_is_refused(mix: Callable[[Tensor, Tensor], Tensor]) -> None:
     with pytest.raises(UnsupportedModelError, match="changes the result of its softmax"):
-        vs.capture(Written(mix).eval(), random(2, 3, 32, 24))
+        vs.capture(ExplicitBlock(mix).eval(), random(2, 3, 32, 24))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("guard", [torch.no_grad, torch.inference_mode, torch.enable_grad])
-def test_half_precision_and_any_gradient_mode(dtype: torch.dtype, guard: Any) -> None:
+def test_the_flow_is_recorded_in_half_precision_and_in_any_gradient_mode(dtype: torch.dtype, guard: Any) -> None:
     model = vs.load(Homemade("by hand").to(dtype).eval(), **LAYOUT)
     pixels = random(1, 3, 32, 32).to(dtype)
     with guard():
         assert vs.capture(model, pixels).why_unchained is None
-        with pytest.raises(UnsupportedModelError, match="side by side"):
+        with pytest.raises(UnsupportedModelError, match="in parallel"):
             vs.rollout(vs.load(homemade_mirror().to(dtype).eval(), **LAYOUT), pixels)
 
 
-def test_nothing_is_written_on_the_images() -> None:
+def test_the_images_get_no_attributes() -> None:
     pixels = random(1, 3, 32, 32)
     vs.capture(vs.load(Homemade("fused").eval(), **LAYOUT), pixels)
     assert not vars(pixels)
 
 
-def test_a_trace_is_short_in_a_notebook() -> None:
+def test_the_repr_of_a_trace_is_short() -> None:
     trace = vs.capture(vs.load(Homemade("fused").eval(), **LAYOUT), random(2, 3, 32, 32))
     assert repr(trace).splitlines() == [
         "<Trace of Homemade: 2 images, 2 attention blocks",
         "  2 heads × 17 tokens",
         "  grid 4×4 after cls",
-        "  readout 1 cls>",
+        "  readout cls>",
     ]
     assert repr(trace.steps[1]) == "<AttentionStep 1 stages.1: 2 heads × 17 tokens, grid 4×4 + 1>"

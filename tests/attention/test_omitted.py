@@ -1,4 +1,4 @@
-"""Attention that is not in a trace is told, and what is in it has the right heads and windows."""
+"""Omitted attention calls are listed and reported; blocks of a trace have the correct heads and windows."""
 
 import warnings
 from collections.abc import Callable
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import vitscope as vs
-from tests.attention.test_flow import Written, random, timm_named
+from tests.attention.test_flow import ExplicitBlock, random, timm_named
 from tests.tracing.test_foreign import LAYOUT, ByHand, Homemade
 from vitscope.attention.axes import axes_of
 from vitscope.attention.omitted import OmittedCall
@@ -49,8 +49,8 @@ OMITTING: dict[str, tuple[Callable[[], nn.Module], int, int, int, OmittedCall]] 
 
 
 @pytest.mark.parametrize("case", OMITTING.values(), ids=OMITTING)
-def test_omitted_calls_are_told_once(case: Any) -> None:
-    build, size, kept, count, first = case
+def test_omitted_calls_raise_a_single_warning(case: Any) -> None:
+    build, size, num_blocks, count, first = case
     torch.manual_seed(0)
     model = vs.load(build().eval())
     with warnings.catch_warnings(record=True) as caught:
@@ -58,24 +58,24 @@ def test_omitted_calls_are_told_once(case: Any) -> None:
         trace = vs.capture(model, random(2, 3, size, size))
     (warning,) = [item for item in caught if item.category is vs.VitscopeWarning]
     message = str(warning.message)
-    assert f"{count} of {kept + count} attention calls" in message
+    assert f"{count} of {num_blocks + count} attention calls" in message
     assert str(first) in message
     assert "\n" not in message
-    assert trace.num_layers == kept
+    assert trace.num_layers == num_blocks
     assert len(trace.omitted) == count
     assert trace.omitted[0] == first
     with pytest.raises(UnsupportedModelError, match=r"has no rollout: .* not among the blocks"):
         trace.require_chain()
 
 
-def test_a_model_that_shrinks_the_keys_everywhere_attends_but_has_no_block() -> None:
+def test_a_model_that_reduces_the_keys_in_every_call_has_no_block() -> None:
     torch.manual_seed(0)
     cvt = transformers.CvtForImageClassification(transformers.CvtConfig()).eval()
-    with pytest.raises(UnsupportedModelError, match="attends 13 times, but never among the tokens of the image alone"):
+    with pytest.raises(UnsupportedModelError, match=r"none of the 13 attention calls of .* is among image tokens"):
         vs.capture(vs.load(cvt), random(1, 3, 64, 64))
 
 
-def test_queries_of_a_decoder_are_not_tokens_of_the_image() -> None:
+def test_learned_queries_of_a_decoder_are_not_image_tokens() -> None:
     torch.manual_seed(0)
     with pytest.warns(vs.VitscopeWarning, match="among learned queries"):
         trace = vs.capture(vs.load(detr().eval()), random(2, 3, 64, 64))
@@ -88,8 +88,8 @@ def test_queries_of_a_decoder_are_not_tokens_of_the_image() -> None:
     ]
 
 
-def test_a_side_branch_that_nobody_reads_is_listed_and_not_told() -> None:
-    """transformers' SigLIP classifier runs a pooling layer and reads the patches."""
+def test_an_unused_side_branch_is_listed_without_a_warning() -> None:
+    """SigLIP with a classifier (transformers) runs a pooling layer, but reads the mean of the patches."""
     config = transformers.SiglipVisionConfig(
         hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, image_size=32, patch_size=8
     )
@@ -102,22 +102,22 @@ def test_a_side_branch_that_nobody_reads_is_listed_and_not_told() -> None:
     trace.require_chain()
 
 
-def test_a_wrong_layout_is_told_as_such() -> None:
+def test_a_wrong_number_of_tokens_names_the_layout() -> None:
     for layout, size in (
         (LAYOUT | {"prefix": ("cls", "register_1")}, 18),
         ({"patch_size": 8, "readout": "tokens"}, 16),
     ):
-        message = rf"attends \(2 calls of 17 tokens\), but its layout says {size} tokens"
+        message = rf"attends among 17 tokens \(2 calls\), but its layout says {size} tokens"
         with pytest.raises(UnsupportedModelError, match=message):
             vs.capture(vs.load(Homemade("fused").eval(), **layout), random(1, 3, 32, 32))
 
 
-def test_a_model_without_attention_has_none_that_could_be_seen() -> None:
-    with pytest.raises(NoAttentionError, match="no attention that could be seen"):
+def test_a_model_without_attention_raises_no_attention_error() -> None:
+    with pytest.raises(NoAttentionError, match="ResNet has no attention that vitscope can observe"):
         vs.capture(vs.load(timm.create_model("resnet18").eval()), random(1, 3, 64, 64))
 
 
-def test_a_router_is_no_attention() -> None:
+def test_the_softmax_of_a_router_is_not_attention() -> None:
     class Routed(Homemade):
         def forward(self, pixels: Tensor) -> Tensor:
             logits = super().forward(pixels)
@@ -127,8 +127,8 @@ def test_a_router_is_no_attention() -> None:
     assert (trace.num_layers, trace.omitted) == (2, ())
 
 
-class Backed(nn.Module):
-    """A backbone, and one more block that is not part of it."""
+class BackboneAndBlock(nn.Module):
+    """A backbone and a block outside of it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -141,18 +141,20 @@ class Backed(nn.Module):
 
 
 def test_only_calls_of_the_backbone_are_blocks() -> None:
-    model = replace(vs.load(Backed().eval(), **LAYOUT), backbone="net")
+    model = replace(vs.load(BackboneAndBlock().eval(), **LAYOUT), backbone="net")
     trace = vs.capture(model, random(1, 3, 32, 32))
     assert [step.module for step in trace.steps] == ["net.stages.0", "net.stages.1"]
     assert trace.omitted == (OmittedCall("after", 16, 16, "outside the backbone"),)
     trace.require_chain()
-    with pytest.raises(UnsupportedModelError, match="never inside its backbone 'nowhere'"):
+    with pytest.raises(
+        UnsupportedModelError, match=r"none of the 3 attention calls of .* is inside its backbone 'nowhere'"
+    ):
         vs.capture(replace(model, backbone="nowhere"), random(1, 3, 32, 32))
 
 
 @pytest.mark.parametrize("prefix", [False, True])
-def test_pooling_over_the_patches_alone(prefix: bool) -> None:
-    """timm's attention pooling reads the patches, or all tokens; the row is its own attention in place."""
+def test_the_readout_of_attention_pooling_is_its_attention(prefix: bool) -> None:
+    """Attention pooling of timm reads the patches or all tokens; the readout is 0 for tokens that it does not read."""
     torch.manual_seed(0)
     tiny = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4, "num_classes": 5}
     options = {"global_pool": "map", "class_token": True, "pool_include_prefix": prefix}
@@ -169,21 +171,21 @@ def test_pooling_over_the_patches_alone(prefix: bool) -> None:
 
 
 def test_windows_of_segment_anything_are_not_heads() -> None:
-    """Its windows lie with the heads in one axis; each window's weights equal those of the module alone."""
+    """Windows and images share an axis; the weights of each window equal those that the module returns."""
     torch.manual_seed(0)
     config = transformers.SamVisionConfig(
         hidden_size=32, num_hidden_layers=2, num_attention_heads=4, image_size=64, patch_size=8, window_size=4,
         global_attn_indexes=[1], output_channels=16, attn_implementation="eager",
     )  # fmt: skip
     module = transformers.SamVisionModel(config).eval()
-    seen: list[Tensor] = []
+    returned: list[Tensor] = []
     attention = module.vision_encoder.layers[0].attn
-    attention.register_forward_hook(lambda *call: seen.append(call[-1][1]))
+    attention.register_forward_hook(lambda *call: returned.append(call[-1][1]))
     with torch.no_grad():
         module(random(2, 3, 64, 64), output_attentions=True)
     trace = vs.capture(vs.load(module), random(2, 3, 64, 64))
     assert [tuple(step.scores.shape[1:4]) for step in trace.steps] == [(4, 4, 16), (1, 4, 64)]
-    torch.testing.assert_close(trace.steps[0].weights().flatten(0, 1), seen[0].reshape(8, 4, 16, 16))
+    torch.testing.assert_close(trace.steps[0].weights().flatten(0, 1), returned[0].reshape(8, 4, 16, 16))
 
 
 def test_windows_of_hiera_are_not_heads() -> None:
@@ -209,7 +211,7 @@ def test_windows_of_hiera_are_not_heads() -> None:
         ((2, 4, 4), 2, None, (2, 4, 4)),
     ],
 )
-def test_axes_are_told_by_the_number_of_heads(
+def test_the_number_of_heads_determines_the_order_of_axes(
     leading: tuple[int, ...], batch: int, heads: int | None, expected: tuple[int, int, int]
 ) -> None:
     axes = axes_of(leading, batch, heads, "m")
@@ -225,11 +227,11 @@ def test_axes_are_told_by_the_number_of_heads(
 @pytest.mark.parametrize(
     ("leading", "batch", "heads", "message"),
     [
-        ((2, 4, 4), 2, 4, "which of them are heads and which are windows is unknown"),
-        ((2, 49), 2, 4, "has 4 heads"),
-        ((10,), 2, 4, "has 4 heads"),
+        ((2, 4, 4), 2, 4, "4 heads do not show which are heads and which are windows"),
+        ((2, 49), 2, 4, "axes of 2×49 for 2 images and 4 heads"),
+        ((10,), 2, 4, "axes of 10 for 2 images and 4 heads"),
         ((1, 4), 2, 4, "packs the 2 images of a batch into 1 sequence: pass one image at a time"),
-        ((3, 5), 2, None, "unknown"),
+        ((3, 5), 2, None, "axes of 3×5 for 2 images and an unknown number of heads"),
     ],
 )
 def test_axes_that_contradict_the_module_are_refused(leading: Any, batch: int, heads: Any, message: str) -> None:
@@ -237,8 +239,8 @@ def test_axes_that_contradict_the_module_are_refused(leading: Any, batch: int, h
         axes_of(leading, batch, heads, "m")
 
 
-def test_a_packed_batch_is_refused_and_one_image_is_not() -> None:
-    class Packed(Written):
+def test_a_packed_batch_is_refused_but_a_single_image_is_captured() -> None:
+    class Packed(ExplicitBlock):
         def forward(self, pixels: Tensor) -> Tensor:
             tokens = self.embed(pixels).flatten(2).mT.flatten(0, 1)[None]
             query, key, value = self.qkv(tokens).unflatten(-1, (3, 2, 8)).permute(2, 0, 3, 1, 4)
@@ -251,8 +253,8 @@ def test_a_packed_batch_is_refused_and_one_image_is_not() -> None:
     assert vs.capture(module, random(1, 3, 32, 24)).attention(0).shape == (1, 2, 12, 12)
 
 
-def test_what_a_window_transformer_attends_to_outside_its_layers_is_told() -> None:
-    """A subclass whose own forward method pools by attention, outside of every submodule."""
+def test_attention_of_a_window_transformer_outside_its_layers_is_reported() -> None:
+    """A subclass pools by attention in its own forward method, outside all submodules."""
     timm = pytest.importorskip("timm")
 
     class Pooling(timm.models.SwinTransformer):

@@ -1,4 +1,4 @@
-"""The tap sees each way of calling attention, once, and changes nothing of what comes out."""
+"""The tap observes every way of calling attention once, and leaves the output unchanged."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -20,23 +20,23 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 
 
 def tapped(run: Callable[[], Any], module: nn.Module | None = None) -> tuple[Any, list[AttentionCall]]:
-    """What ``run`` returns under a tap that only watches, and the calls that the tap was told of."""
-    seen: list[AttentionCall] = []
+    """Return the result of ``run`` under a tap that only observes, and the observed calls."""
+    calls: list[AttentionCall] = []
 
-    def watch(call: AttentionCall) -> Tensor:
-        seen.append(call)
+    def observe(call: AttentionCall) -> Tensor:
+        calls.append(call)
         return call.run()
 
     depth = torch._C._len_torch_function_stack()
-    with torch.no_grad(), Tap(module or nn.Identity(), watch) as tap, tap.follow():
+    with torch.no_grad(), Tap(module or nn.Identity(), observe) as tap, tap.follow():
         result = run()
         assert tap.module == ""
     assert torch._C._len_torch_function_stack() == depth
-    return result, seen
+    return result, calls
 
 
 def weights_of(call: AttentionCall) -> Tensor:
-    """softmax(scale · q·kᵀ + bias) in float64, from what the tap said."""
+    """Return softmax(scale · q·kᵀ + bias) in float64, from the arguments of a call."""
     if call.logits is not None:
         return call.logits.double().softmax(-1)
     scores = call.query.double() @ call.key.double().transpose(-1, -2) * call.scale
@@ -66,14 +66,14 @@ KERNEL_CALLS: dict[str, Callable[[], Tensor]] = {
 
 
 @pytest.mark.parametrize("run", KERNEL_CALLS.values(), ids=KERNEL_CALLS)
-def test_a_kernel_call_is_seen_once_and_recomputed(run: Callable[[], Tensor]) -> None:
-    alone = run()
-    result, seen = tapped(run)
-    assert torch.equal(result, alone)
-    (call,) = seen
+def test_a_kernel_call_is_observed_once_and_can_be_recomputed(run: Callable[[], Tensor]) -> None:
+    untapped = run()
+    result, calls = tapped(run)
+    assert torch.equal(result, untapped)
+    (call,) = calls
     assert call.logits is None
-    assert (call.num_queries, call.num_keys) == (alone.shape[-2], TOKENS)
-    torch.testing.assert_close((weights_of(call) @ call.value.double()).float(), alone)
+    assert (call.num_queries, call.num_keys) == (untapped.shape[-2], TOKENS)
+    torch.testing.assert_close((weights_of(call) @ call.value.double()).float(), untapped)
 
 
 LOGITS = random(BATCH, HEADS, TOKENS, TOKENS)
@@ -92,11 +92,11 @@ SOFTMAX_CALLS: dict[str, Callable[[], Tensor]] = {
 
 
 @pytest.mark.parametrize("run", SOFTMAX_CALLS.values(), ids=SOFTMAX_CALLS)
-def test_a_softmax_over_keys_is_seen_once(run: Callable[[], Tensor]) -> None:
-    alone = run()
-    result, seen = tapped(run)
-    assert torch.equal(result, alone)
-    (call,) = seen
+def test_a_softmax_over_keys_is_observed_once(run: Callable[[], Tensor]) -> None:
+    untapped = run()
+    result, calls = tapped(run)
+    assert torch.equal(result, untapped)
+    (call,) = calls
     assert call.logits is LOGITS
     assert call.query is call.key is call.value is None
     assert (call.num_queries, call.num_keys) == (TOKENS, TOKENS)
@@ -113,20 +113,20 @@ NO_ATTENTION: dict[str, Callable[[], Tensor]] = {
 
 
 @pytest.mark.parametrize("run", NO_ATTENTION.values(), ids=NO_ATTENTION)
-def test_other_softmaxes_are_no_attention(run: Callable[[], Tensor]) -> None:
-    result, seen = tapped(run)
-    assert seen == []
+def test_other_softmaxes_are_not_attention(run: Callable[[], Tensor]) -> None:
+    result, calls = tapped(run)
+    assert calls == []
     assert torch.equal(result, run())
 
 
-def test_what_the_tap_returns_is_what_the_model_gets() -> None:
+def test_the_model_receives_what_the_tap_returns() -> None:
     with Tap(nn.Identity(), lambda call: torch.zeros_like(call.run())):
         assert not sdpa(Q, K, V).any()
         assert not LOGITS.softmax(-1).any()
     assert sdpa(Q, K, V).any()
 
 
-def test_two_taps_see_the_same_call() -> None:
+def test_nested_taps_observe_the_same_call() -> None:
     attention = nn.MultiheadAttention(8, 2, batch_first=True).eval()
     x = random(2, 5, 8)
     (result, inner), outer = tapped(lambda: tapped(lambda: attention(x, x, x, need_weights=False)[0]))
@@ -137,7 +137,7 @@ def test_two_taps_see_the_same_call() -> None:
 
 @pytest.fixture
 def native_calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Counts runs of the compiled fast paths, which call neither function that the tap knows."""
+    """The calls of compiled fast paths, which use neither function that the tap observes."""
     calls: list[str] = []
     for name in ("_native_multi_head_attention", "_transformer_encoder_layer_fwd"):
         original = getattr(torch, name)
@@ -155,7 +155,7 @@ def native_calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 MASKS: dict[str, dict[str, Tensor]] = {
     "no mask": {},
     "mask": {"attn_mask": ~torch.ones(5, 5, dtype=torch.bool).tril()},
-    "mask a head": {"attn_mask": random(2 * 2, 5, 5)},
+    "mask per head": {"attn_mask": random(2 * 2, 5, 5)},
     "padding": {"key_padding_mask": torch.tensor([[False] * 5, [False, False, False, True, True]])},
 }
 
@@ -163,7 +163,7 @@ MASKS: dict[str, dict[str, Tensor]] = {
 @pytest.mark.parametrize("masks", MASKS.values(), ids=MASKS)
 @pytest.mark.parametrize("batch_first", [True, False])
 @pytest.mark.parametrize("options", [{"need_weights": False}, {}, {"average_attn_weights": False}], ids=str)
-def test_multi_head_attention(
+def test_multi_head_attention_is_observed_instead_of_the_fast_path(
     native_calls: list[str], options: dict[str, bool], batch_first: bool, masks: dict[str, Tensor]
 ) -> None:
     torch.manual_seed(0)
@@ -181,16 +181,16 @@ def test_multi_head_attention(
         finally:
             torch.backends.mha.set_fastpath_enabled(True)
     fast_calls = len(native_calls)
-    # The compiled path wants batch_first and refuses masks of floating point.
+    # The compiled path requires batch_first and takes no floating-point masks.
     assert fast_calls == (batch_first and not any(mask.is_floating_point() for mask in masks.values()))
-    result, seen = tapped(run, attention)
-    assert len(native_calls) == fast_calls  # nothing slipped past the tap
-    (call,) = seen
-    for got, exact, near in zip(result, plain, fast, strict=True):
-        assert (got is None) == (exact is None)
-        if got is not None:
-            assert torch.equal(got, exact)
-            torch.testing.assert_close(got, near, atol=1e-6, rtol=0)
+    result, calls = tapped(run, attention)
+    assert len(native_calls) == fast_calls  # the tap has prevented the fast path
+    (call,) = calls
+    for tensor, exact, close in zip(result, plain, fast, strict=True):
+        assert (tensor is None) == (exact is None)
+        if tensor is not None:
+            assert torch.equal(tensor, exact)
+            torch.testing.assert_close(tensor, close, atol=1e-6, rtol=0)
     weights = weights_of(call).reshape(2, 2, 5, 5)
     if result[1] is not None:
         expected = weights if "average_attn_weights" in options else weights.mean(1)
@@ -203,23 +203,23 @@ def test_multi_head_attention(
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 @pytest.mark.parametrize("padded", [False, True])
-def test_the_encoder_of_torch(native_calls: list[str], padded: bool) -> None:
-    """Its layers have a fast path of their own, with nested tensors where there is padding."""
+def test_the_encoder_of_torch_is_observed(native_calls: list[str], padded: bool) -> None:
+    """Its layers have a separate fast path, with nested tensors if there is padding."""
     torch.manual_seed(0)
     encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 3).eval()
     x = random(2, 5, 8)
-    real = torch.tensor([[True] * 5, [True, True, True, False, False]]) if padded else torch.ones(2, 5).bool()
+    is_token = torch.tensor([[True] * 5, [True, True, True, False, False]]) if padded else torch.ones(2, 5).bool()
 
     def run() -> Tensor:
-        return encoder(x, src_key_padding_mask=~real if padded else None)
+        return encoder(x, src_key_padding_mask=~is_token if padded else None)
 
     with torch.no_grad():
         fast = run()
     assert native_calls == ["_transformer_encoder_layer_fwd"] * 3
-    result, seen = tapped(run, encoder)
+    result, calls = tapped(run, encoder)
     assert len(native_calls) == 3
-    assert [call.module for call in seen] == [f"layers.{i}.self_attn" for i in range(3)]
-    torch.testing.assert_close(result[real], fast[real], atol=1e-6, rtol=0)
+    assert [call.module for call in calls] == [f"layers.{i}.self_attn" for i in range(3)]
+    torch.testing.assert_close(result[is_token], fast[is_token], atol=1e-6, rtol=0)
 
 
 class Attend(nn.Module):
@@ -241,7 +241,7 @@ class Block(nn.Module):
 
 
 class Nest(nn.Module):
-    """Attends by itself before, between and after its blocks; survives one that fails."""
+    """Calls attention before, between and after its blocks, one of which fails."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -257,20 +257,20 @@ class Nest(nn.Module):
         return self.unlisted[0](x)
 
 
-def test_the_running_module_is_known() -> None:
+def test_calls_carry_the_path_of_the_running_module() -> None:
     outer = nn.Sequential(nn.Identity(), Nest())
-    _, seen = tapped(lambda: outer(Q), outer)
-    assert [call.module for call in seen] == [
+    _, calls = tapped(lambda: outer(Q), outer)
+    assert [call.module for call in calls] == [
         "1",
         "1.blocks.0.inner.attend",
         "1.blocks.0",
         "1.blocks.1.inner.attend",
         "1",
-        "1",  # what has no name bears that of its caller
+        "1",  # a module without a path has that of its caller
     ]
 
 
-def test_a_failing_forward_leaves_nothing() -> None:
+def test_a_failing_forward_pass_leaves_no_hooks() -> None:
     module = nn.Sequential(Block(), Block(fails=True))
     depth = torch._C._len_torch_function_stack()
     tap = Tap(module, lambda call: call.run())
@@ -282,22 +282,22 @@ def test_a_failing_forward_leaves_nothing() -> None:
     assert not torch.nn.modules.module._global_forward_hooks
 
 
-def test_a_failing_watcher_leaves_nothing() -> None:
+def test_a_failing_callback_leaves_no_hooks() -> None:
     attention = nn.MultiheadAttention(8, 2).eval()
 
     def fail(_: AttentionCall) -> Tensor:
-        raise KeyError("seen")
+        raise KeyError("observed")
 
     depth = torch._C._len_torch_function_stack()
     tap = Tap(attention, fail)
-    with pytest.raises(KeyError, match="seen"), tap, tap.follow():
+    with pytest.raises(KeyError, match="observed"), tap, tap.follow():
         attention(*[random(5, 2, 8)] * 3)
     assert tap.module == ""
     assert torch._C._len_torch_function_stack() == depth
 
 
 class Patches(nn.Module):
-    """A transformer of none of the libraries: patches of 8 pixels, one attention, their mean."""
+    """A custom transformer: patches of 8 pixels, one attention call, the mean."""
 
     def __init__(self, attend: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
         super().__init__()
@@ -307,7 +307,7 @@ class Patches(nn.Module):
         self.attend = attend
 
     def qkv(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(batch, head, token, channel) each."""
+        """Return queries, keys and values, (batch, head, token, channel) each."""
         q, k, v = self.project(self.embed(pixels).flatten(2).transpose(1, 2)).chunk(3, dim=-1)
         q, k, v = (x.unflatten(-1, (4, 4)).transpose(1, 2) for x in (q, k, v))
         return q, k, v
@@ -342,7 +342,7 @@ def heads_in_batch_biased(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     "attend", [sdpa, explicit, heads_in_batch, heads_in_batch_explicit, biased, heads_in_batch_biased]
 )
-def test_every_shape_of_a_call_becomes_attention(
+def test_calls_of_every_shape_become_blocks(
     attend: Callable[[Tensor, Tensor, Tensor], Tensor], batch: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = Patches(attend).eval()

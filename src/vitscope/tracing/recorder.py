@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Literal, Self
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -69,7 +69,7 @@ class CaptureTarget:
     evidence: Evidence = field(default_factory=Evidence)
 
     @classmethod
-    def from_model(cls, model: VisionModel, evidence: Evidence) -> Self:
+    def from_model(cls, model: VisionModel, evidence: Evidence) -> "CaptureTarget":
         """Return the facts of a model."""
         layout = model.layout
         if layout is None:
