@@ -1,4 +1,4 @@
-"""Modules of none of the three libraries: seen without help, read with a layout."""
+"""Custom modules: attention is captured without a layout, rollout needs one."""
 
 from typing import Any
 
@@ -8,10 +8,11 @@ from torch import Tensor, nn
 
 import vitscope as vs
 from tests.helpers.tiny import photo, refusal, tiny_vit
+from vitscope.errors import UnsupportedModelError
 
 
 class ByHand(nn.Module):
-    """Attention as it is written in a hundred notebooks."""
+    """Multi-head attention as it is commonly written in notebooks."""
 
     def __init__(self, fused: bool) -> None:
         super().__init__()
@@ -26,7 +27,7 @@ class ByHand(nn.Module):
         return self.out(mixed.transpose(1, 2).flatten(2))
 
 
-class Torchs(nn.MultiheadAttention):
+class TorchAttention(nn.MultiheadAttention):
     def __init__(self) -> None:
         super().__init__(16, 2, batch_first=True)
 
@@ -35,7 +36,7 @@ class Torchs(nn.MultiheadAttention):
 
 
 class Homemade(nn.Module):
-    """A vision transformer of no library: a CLS token, eight-pixel patches, two layers."""
+    """A custom vision transformer: a CLS token, patches of 8 pixels, two layers."""
 
     def __init__(self, kind: str, answer: Any = None) -> None:
         super().__init__()
@@ -44,7 +45,7 @@ class Homemade(nn.Module):
         self.cls = nn.Parameter(torch.randn(1, 1, 16))
         self.head = nn.Linear(16, 5)
         by_hand = [ByHand(kind == "fused") for _ in range(2)]
-        self.stages = nn.ModuleList(Torchs() if kind == "torch" else layer for layer in by_hand)
+        self.stages = nn.ModuleList(TorchAttention() if kind == "torch" else layer for layer in by_hand)
         self.answer = answer or (lambda logits: logits)
         with torch.no_grad():
             for layer, source in zip(self.stages, by_hand, strict=True):
@@ -63,7 +64,7 @@ class Homemade(nn.Module):
 
 
 def expected_attention(pixels: Tensor) -> list[Tensor]:
-    """The attention of every Homemade, from its definition."""
+    """Return the attention of each layer of a Homemade model, computed from the definition."""
     module = Homemade("by hand").double()
     tokens = module.embed(pixels.double()).flatten(2).mT
     tokens = torch.cat([module.cls.expand(len(tokens), -1, -1), tokens], dim=1)
@@ -82,7 +83,7 @@ LAYOUT: dict[str, Any] = {"patch_size": 8, "prefix": ("cls",), "readout": "cls"}
 
 @pytest.mark.parametrize("layout", [{}, LAYOUT], ids=["bare", "with layout"])
 @pytest.mark.parametrize("kind", HOMEMADE)
-def test_a_foreign_module_is_seen(kind: str, layout: dict[str, Any]) -> None:
+def test_the_attention_of_a_custom_module_is_captured(kind: str, layout: dict[str, Any]) -> None:
     pixels = torch.randn(2, 3, 32, 24)
     trace = vs.capture(vs.load(Homemade(kind), **layout), pixels)
     assert [step.module for step in trace.steps] == ["stages.0", "stages.1"]
@@ -91,7 +92,7 @@ def test_a_foreign_module_is_seen(kind: str, layout: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("kind", HOMEMADE)
-def test_with_its_layout_given_a_foreign_module_is_rolled_out(kind: str) -> None:
+def test_a_custom_module_with_a_layout_has_a_rollout(kind: str) -> None:
     pixels = torch.randn(2, 3, 32, 24)
     model = vs.load(Homemade(kind), **LAYOUT)
     assert (model.library, model.name) == ("module", "Homemade")
@@ -101,16 +102,17 @@ def test_with_its_layout_given_a_foreign_module_is_rolled_out(kind: str) -> None
     torch.testing.assert_close(vs.rollout(model, pixels).values, row[:, 0, 1:].unflatten(-1, (4, 3)), atol=1e-6, rtol=0)
 
 
-def test_without_its_layout_a_foreign_module_says_what_to_pass() -> None:
+def test_a_custom_module_without_a_layout_names_the_missing_arguments() -> None:
     pixels = torch.randn(1, 3, 32, 32)
     model = vs.load(Homemade("fused"))
     trace = vs.capture(model, pixels)
-    for ask in (lambda: trace.map(-1), lambda: vs.rollout(trace), lambda: vs.rollout(model, pixels)):
-        with pytest.raises(vs.CallError, match=r"pass patch_size, prefix and readout to vitscope\.load"):
-            ask()
+    for call in (lambda: trace.map(-1), lambda: vs.rollout(trace), lambda: vs.rollout(model, pixels)):
+        message = r"token grid.* pass patch_size, prefix and readout to vitscope\.load"
+        with pytest.raises((vs.CallError, UnsupportedModelError), match=message):
+            call()
 
 
-def test_a_foreign_module_takes_photos_once_its_size_is_known() -> None:
+def test_a_custom_module_takes_photos_if_its_size_is_known() -> None:
     with pytest.raises(vs.CallError, match=r"pass a tensor .* or image_size to vitscope\.load"):
         vs.capture(vs.load(Homemade("fused")), photo(40, 40))
     model = vs.load(Homemade("fused"), image_size=(32, 24), **LAYOUT)
@@ -130,7 +132,7 @@ def test_a_foreign_module_takes_photos_once_its_size_is_known() -> None:
     ],
     ids=str,
 )
-def test_the_readout_that_was_given_is_the_one_used(readout: Any, expected: list[float]) -> None:
+def test_the_readout_passed_to_load_is_used(readout: Any, expected: list[float]) -> None:
     model = vs.load(Homemade("fused"), **(LAYOUT | {"readout": readout}))
     torch.testing.assert_close(vs.capture(model, torch.randn(1, 3, 16, 16)).readout, torch.tensor([expected]))
 
@@ -148,11 +150,11 @@ def test_the_readout_that_was_given_is_the_one_used(readout: Any, expected: list
     ],
     ids=str,
 )
-def test_half_a_layout_is_refused(layout: dict[str, Any]) -> None:
+def test_an_incomplete_layout_is_refused(layout: dict[str, Any]) -> None:
     refusal(vs.CallError, Homemade("fused"), **layout)
 
 
-def test_what_a_foreign_module_answers_is_classes_only_if_it_looks_like_them() -> None:
+def test_the_output_of_a_custom_module_is_classes_only_if_its_form_fits() -> None:
     pixels = torch.randn(2, 3, 32, 32)
     plain = vs.load(Homemade("fused")).predict(pixels)
     for answer in (lambda logits: {"logits": logits}, lambda logits: logits[:, None], lambda logits: (logits,)):
@@ -160,11 +162,11 @@ def test_what_a_foreign_module_answers_is_classes_only_if_it_looks_like_them() -
     for answer in (lambda _: None, lambda _: {"loss": 1}):
         model = vs.load(Homemade("fused", answer))
         assert vs.capture(model, pixels).num_layers == 2
-        with pytest.raises(vs.CallError, match="Homemade has no classifier"):
+        with pytest.raises(UnsupportedModelError, match="Homemade has no classifier"):
             model.predict(pixels)
 
 
-def test_a_compiled_module_is_read_through_what_was_compiled() -> None:
+def test_a_compiled_module_is_captured_through_the_original_module() -> None:
     module = tiny_vit()
     pixels = torch.randn(1, 3, 32, 32)
     expected = vs.rollout(vs.load(module), pixels).values

@@ -1,4 +1,4 @@
-"""The proof: each block's attention, put on the token grid, gives what the block's own attention gave."""
+"""Proof: attention on the token grid reproduces the attention output of each Swin block."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -19,65 +19,68 @@ from tests.helpers.swin_families import MAXVIT, MAXVIT_SIZES, Parts, SwinFamily,
 from vitscope.attention.trace import AttentionStep
 from vitscope.attention.windows import Windows
 
-Seen = dict[str, tuple[Tensor, Tensor]]  # a block's input and what its attention gave, (batch, token, channel)
+Record = dict[str, tuple[Tensor, Tensor]]  # for each block: its input and its attention output, (batch, token, channel)
 
 
 @contextmanager
-def watching(blocks: dict[str, tuple[nn.Module, Parts]]) -> Iterator[Seen]:
-    """What goes into each block and what its attention makes of it, in the library's own run."""
+def recording(blocks: dict[str, tuple[nn.Module, Parts]]) -> Iterator[Record]:
+    """Record the input and the attention output of each block in the library's own run."""
     inputs: dict[str, Tensor] = {}
-    seen: Seen = {}
+    record: Record = {}
 
     def enter(name: str, _: nn.Module, args: Any) -> None:
         inputs[name] = args[0].flatten(1, -2)
 
-    def reach(name: str, adds: bool, _: nn.Module, args: Any) -> None:
-        given = inputs[name]
-        result = args[0].reshape(given.shape)
-        seen[name] = given, result - given if adds else result
+    def compute(name: str, adds: bool, _: nn.Module, args: Any) -> None:
+        tokens = inputs[name]
+        result = args[0].reshape(tokens.shape)
+        record[name] = tokens, result - tokens if adds else result
 
     handles = []
-    for name, (block, parts) in blocks.items():
+    for name, (block, projections) in blocks.items():
         handles.append(block.register_forward_pre_hook(partial(enter, name)))
-        handles.append(parts.result.register_forward_pre_hook(partial(reach, name, parts.adds)))
+        handles.append(projections.result.register_forward_pre_hook(partial(compute, name, projections.adds)))
     try:
-        yield seen
+        yield record
     finally:
         for handle in handles:
             handle.remove()
 
 
-def run_alone(family: SwinFamily, module: nn.Module, x: Tensor) -> Seen:
-    """A run of a copy without vitscope: some libraries alter themselves while they run."""
+def run_alone(family: SwinFamily, module: nn.Module, x: Tensor) -> Record:
+    """Record a run without vitscope, on a copy, because some libraries modify a module while it runs."""
     copy = deepcopy(module)
-    with watching({name: (block, family.parts(block)) for name, block in family.blocks(copy).items()}) as seen:
+    with recording({name: (block, family.parts(block)) for name, block in family.blocks(copy).items()}) as record:
         copy(x)
-    return seen
+    return record
 
 
-def output(step: AttentionStep, parts: Parts, x: Tensor) -> Tensor:
-    """proj(G V), G from the step alone: dense on the grid, padding's share times the value of padding."""
-    values = F.linear(x if parts.norm is None else parts.norm(x), parts.weight, parts.bias)
-    values = values.unflatten(-1, (parts.heads, -1)).transpose(1, 2)
-    padding = parts.bias.view(parts.heads, 1, -1)  # padding is zero, so its value is the bias
+def output(step: AttentionStep, projections: Parts, x: Tensor) -> Tensor:
+    """Return proj(A V + padding), with A and the share of padding taken from the step alone."""
+    tokens = x if projections.norm is None else projections.norm(x)
+    values = F.linear(tokens, projections.weight, projections.bias)
+    values = values.unflatten(-1, (projections.heads, -1)).transpose(1, 2)
+    padding = projections.bias.view(projections.heads, 1, -1)  # padding is zero, so its value is the bias
     mixed = step.attention() @ values + step.on_padding()[..., None] * padding
-    return parts.out(mixed.transpose(1, 2).flatten(2))
+    return projections.out(mixed.transpose(1, 2).flatten(2))
 
 
-def error(step: AttentionStep, parts: Parts, seen: tuple[Tensor, Tensor]) -> float:
-    x, expected = seen
-    return float((output(step, parts, x) - expected).abs().max())
+def error(step: AttentionStep, projections: Parts, recorded: tuple[Tensor, Tensor]) -> float:
+    """Return the largest deviation of the output from the recorded one."""
+    x, expected = recorded
+    return float((output(step, projections, x) - expected).abs().max())
 
 
-def steps_and_parts(
+def recorded_steps(
     family: SwinFamily, size: tuple[int, int], batch: int = 2
 ) -> tuple[vs.VisionModel, list[tuple[AttentionStep, Parts, tuple[Tensor, Tensor]]]]:
+    """Return a model, and for each block its step, its projections and its recorded input and output."""
     model, x = family.model(size), pixels(size, batch)
-    seen = run_alone(family, model.module, x)
+    record = run_alone(family, model.module, x)
     trace = vs.capture(model, x)
-    assert [step.module for step in trace.blocks] == [f"{name}.{family.attention}" for name in seen]
-    parts = [family.parts(block) for block in family.blocks(model.module).values()]
-    return model, list(zip(trace.blocks, parts, seen.values(), strict=True))
+    assert [step.module for step in trace.blocks] == [f"{name}.{family.attention}" for name in record]
+    projections = [family.parts(block) for block in family.blocks(model.module).values()]
+    return model, list(zip(trace.blocks, projections, record.values(), strict=True))
 
 
 @pytest.fixture(autouse=True)
@@ -87,20 +90,20 @@ def _no_graph() -> Iterator[None]:
 
 
 @each_size
-def test_the_operator_is_the_blocks_own_attention(family: SwinFamily, kind: str) -> None:
+def test_attention_on_the_grid_reproduces_the_output_of_each_block(family: SwinFamily, kind: str) -> None:
     size = family.sizes[kind]
     grid = family.grid(size)
-    _, checked = steps_and_parts(family, size)
+    _, checked = recorded_steps(family, size)
     assert len(checked) == 6
-    for i, (step, parts, seen) in enumerate(checked):
+    for i, (step, projections, recorded) in enumerate(checked):
         scale = 2 ** (i // 2)
         assert step.grid == vs.Grid(math.ceil(grid.height / scale), math.ceil(grid.width / scale))
-        assert seen[1].std() > 0.05  # attention says something
-        torch.testing.assert_close(output(step, parts, seen[0]), seen[1], atol=1e-5, rtol=1e-5)
+        assert recorded[1].std() > 0.05  # attention is not trivial
+        torch.testing.assert_close(output(step, projections, recorded[0]), recorded[1], atol=1e-5, rtol=1e-5)
 
 
 @each_size
-def test_attention_and_what_falls_on_padding_sum_to_one(family: SwinFamily, kind: str) -> None:
+def test_attention_to_tokens_and_padding_sums_to_one(family: SwinFamily, kind: str) -> None:
     size = family.sizes[kind]
     for step in vs.capture(family.model(size), pixels(size)).blocks:
         attention, padding = step.attention(), step.on_padding()
@@ -114,29 +117,29 @@ def test_attention_and_what_falls_on_padding_sum_to_one(family: SwinFamily, kind
 
 
 @pytest.mark.parametrize("size", MAXVIT_SIZES.values(), ids=str)
-def test_maxvit_blocks_and_grids_too(size: tuple[int, int]) -> None:
-    _, checked = steps_and_parts(MAXVIT, size)
+def test_attention_on_the_grid_reproduces_the_output_of_each_maxvit_block(size: tuple[int, int]) -> None:
+    _, checked = recorded_steps(MAXVIT, size)
     assert len(checked) == 8
-    for step, parts, seen in checked:
-        assert seen[1].std() > 0.05
-        torch.testing.assert_close(output(step, parts, seen[0]), seen[1], atol=1e-5, rtol=1e-5)
+    for step, projections, recorded in checked:
+        assert recorded[1].std() > 0.05
+        torch.testing.assert_close(output(step, projections, recorded[0]), recorded[1], atol=1e-5, rtol=1e-5)
 
 
 def windows_of(model: vs.VisionModel, step: AttentionStep) -> Windows:
     return model.layout.hierarchy.blocks[step.module].windows(step.grid)
 
 
-def misplaced(wrong: Callable[[Windows], Windows], family: SwinFamily, kind: str) -> list[float]:
-    """The error of each block that cuts its grid differently once its windows are wrong."""
-    model, checked = steps_and_parts(family, family.sizes[kind])
+def errors_of_wrong_windows(wrong: Callable[[Windows], Windows], family: SwinFamily, kind: str) -> list[float]:
+    """Return the error of each block whose windows differ from the wrong ones."""
+    model, checked = recorded_steps(family, family.sizes[kind])
     errors = []
-    for step, parts, seen in checked:
+    for step, projections, recorded in checked:
         windows = windows_of(model, step)
-        slots, other = windows.slots(step.grid), wrong(windows).slots(step.grid)
+        slots, wrong_slots = windows.slots(step.grid), wrong(windows).slots(step.grid)
         assert torch.equal(slots, step.slots)
-        if not torch.equal(slots, other):
-            errors.append(error(replace(step, slots=other), parts, seen))
-            assert error(step, parts, seen) < 1e-5
+        if not torch.equal(slots, wrong_slots):
+            errors.append(error(replace(step, slots=wrong_slots), projections, recorded))
+            assert error(step, projections, recorded) < 1e-5
     return errors
 
 
@@ -145,30 +148,33 @@ SQUARE = [f for f in swin_families.ALL if "padded" in f.kinds]
 
 @pytest.mark.parametrize("kind", ["fitting", "padded"])
 @pytest.mark.parametrize("family", SQUARE, ids=lambda family: family.name)
-def test_the_proof_fails_without_the_unshift(family: SwinFamily, kind: str) -> None:
-    errors = misplaced(lambda windows: replace(windows, shift=(0, 0)), family, kind)
+def test_the_proof_fails_without_the_shift(family: SwinFamily, kind: str) -> None:
+    errors = errors_of_wrong_windows(lambda windows: replace(windows, shift=(0, 0)), family, kind)
     assert len(errors) >= 2
     assert min(errors) > 1e-2
 
 
 @pytest.mark.parametrize("family", SQUARE, ids=lambda family: family.name)
-def test_the_proof_fails_when_rolling_and_padding_change_places(family: SwinFamily) -> None:
-    errors = misplaced(lambda windows: replace(windows, roll_first=not windows.roll_first), family, "padded")
+def test_the_proof_fails_if_rolling_and_padding_are_swapped(family: SwinFamily) -> None:
+    errors = errors_of_wrong_windows(
+        lambda windows: replace(windows, roll_first=not windows.roll_first), family, "padded"
+    )
     assert len(errors) >= 2
     assert min(errors) > 1e-2
 
 
-def test_the_proof_fails_when_maxvits_grids_are_taken_for_windows() -> None:
-    model, checked = steps_and_parts(MAXVIT, MAXVIT_SIZES["rectangular"])
-    for step, parts, seen in checked:
+def test_the_proof_fails_if_dilated_windows_of_maxvit_are_taken_for_plain_windows() -> None:
+    model, checked = recorded_steps(MAXVIT, MAXVIT_SIZES["rectangular"])
+    for step, projections, recorded in checked:
         windows = windows_of(model, step)
         assert windows.dilated == ("grid" in step.module)
         swapped = replace(step, slots=replace(windows, dilated=not windows.dilated).slots(step.grid))
-        whole = windows.size == (step.grid.height, step.grid.width)
-        assert (error(swapped, parts, seen) < 1e-5) if whole else (error(swapped, parts, seen) > 1e-2)
+        covers_grid = windows.size == (step.grid.height, step.grid.width)
+        deviation = error(swapped, projections, recorded)
+        assert (deviation < 1e-5) if covers_grid else (deviation > 1e-2)
 
 
-def test_real_tokens_of_each_window_where_the_grid_is_no_multiple() -> None:
+def test_the_number_of_tokens_in_each_window_of_a_padded_grid() -> None:
     """An 8×8 grid in windows of 7, shifted by 3: the libraries roll and pad in a different order."""
     counts = {}
     for roll_first in (False, True):
@@ -196,7 +202,7 @@ def torchvision_tiny(name: str) -> nn.Module:
     return torchvision.models.get_model(name, weights=None)
 
 
-REAL = {
+FULL_SIZE = {
     "transformers-swin": partial(hf_tiny, "Swin"),
     "transformers-swinv2": partial(hf_tiny, "Swinv2"),
     "timm-swin": partial(timm_tiny, "swin_tiny_patch4_window7_224"),
@@ -206,14 +212,14 @@ REAL = {
 }
 
 
-@pytest.mark.parametrize("name", REAL)
-def test_the_real_architecture_at_224(name: str) -> None:
+@pytest.mark.parametrize("name", FULL_SIZE)
+def test_full_size_architectures_at_224_pixels(name: str) -> None:
     tiny = family(name)
     torch.manual_seed(0)
-    model, x = vs.load(perturbed(REAL[name](), scale=0.03)), pixels((224, 224), 1)
-    seen = run_alone(tiny, model.module, x)
+    model, x = vs.load(perturbed(FULL_SIZE[name](), scale=0.03)), pixels((224, 224), 1)
+    record = run_alone(tiny, model.module, x)
     trace = vs.capture(model, x)
     assert len(trace.blocks) == 12
-    for step, block, known in zip(trace.blocks, tiny.blocks(model.module).values(), seen.values(), strict=True):
-        scale = float(known[1].abs().max())
-        assert error(step, tiny.parts(block), known) < 1e-5 * max(scale, 1)
+    for step, block, recorded in zip(trace.blocks, tiny.blocks(model.module).values(), record.values(), strict=True):
+        scale = float(recorded[1].abs().max())
+        assert error(step, tiny.parts(block), recorded) < 1e-5 * max(scale, 1)
