@@ -246,7 +246,7 @@ def test_layers_that_are_left_out_leave_merging_in(family: SwinFamily) -> None:
         assert trace.num_layers == 6
         for layer in kept:
             assert torch.equal(trace.map(layer, query="readout"), full.map(layer, query="readout"))
-        with pytest.raises(vs.CallError, match="was not kept"):
+        with pytest.raises(vs.CallError, match="was not captured"):
             vs.rollout(trace)
     last = vs.capture(model, x, layers=[-1])
     assert torch.equal(vs.rollout(last, start_layer=5).values, vs.rollout(full, start_layer=5).values)

@@ -18,7 +18,7 @@ PREFIXES = {"timm-siglip": 0, "transformers-vit": 1, "timm-deit-distilled": 2, "
 @pytest.mark.parametrize(("name", "prefix"), PREFIXES.items())
 @pytest.mark.parametrize("block_numbers", [1, 1 << 20], ids=["blocks", "one block"])
 def test_the_slow_twin_agrees(name: str, prefix: int, block_numbers: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vitscope.attention.trace.BLOCK_NUMBERS", block_numbers)
+    monkeypatch.setattr("vitscope.attention.step.BLOCK_NUMBERS", block_numbers)
     family = next(family for family in ALL if family.name == name)
     model, pixels = family.model(), family.pixels()
     trace = vs.capture(model, pixels)

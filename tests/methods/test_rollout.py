@@ -276,7 +276,7 @@ def test_what_is_no_model_is_refused() -> None:
 
 def test_a_trace_without_all_layers_is_refused() -> None:
     part = vs.capture(family("timm-vit").model(), family("timm-vit").pixels(), layers=[0, 2])
-    with pytest.raises(vs.CallError, match=r"layer 1 was not kept: this trace holds layers \[0, 2\]"):
+    with pytest.raises(vs.CallError, match=r"layer 1 was not captured: this trace holds layers \[0, 2\]"):
         vs.rollout(part)
     assert vs.rollout(part, start_layer=2).values.shape == (2, 4, 6)
 

@@ -150,5 +150,5 @@ def test_a_convolutional_network_predicts_and_has_no_attention(library: str) -> 
     model = resnets()[library]()
     (row,) = model.predict(photo(70, 50), top_k=3)
     assert 1 > row[0].probability >= row[1].probability >= row[2].probability > 0
-    with pytest.raises(NoAttentionError, match="has no attention that could be seen"):
+    with pytest.raises(NoAttentionError, match="has no attention that vitscope can observe"):
         vs.capture(model, photo(70, 50))
