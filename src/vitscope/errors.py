@@ -1,71 +1,73 @@
-"""Every error that vitscope raises on purpose.
+"""The errors that vitscope raises on purpose.
 
 .. code-block:: text
 
     VitscopeError
-    ├── CallError               the call was wrong, nothing was tried      (command line: exit code 2)
-    │   ├── UnknownModelError     no such model, or a module without what was asked of it
-    │   ├── ImageNotFoundError  a path that leads to no file
-    │   └── OutputExistsError     a result would replace a file nobody offered
-    ├── UnsupportedModelError   the call is right, this model cannot do it  (command line: exit code 2)
-    │   ├── NoAttentionError      the model ran without attention
-    │   └── UnclearOutputError    which part of the output are the classes is uncertain
-    └── WorkError               the call was right, the work failed        (command line: exit code 1)
-        ├── ModelUnavailableError the weights or their library cannot be reached
-        ├── ImageError          a file that is there but is no usable image
-        └── SaveError             a result could not be written; what was there is still there
+    ├── CallError                 an argument is wrong; no work was started       (command line: exit code 2)
+    │   ├── UnknownModelError     the model is not known, or lacks a required module
+    │   ├── ImageNotFoundError    the path does not lead to a file
+    │   └── OutputExistsError     the result would overwrite an existing file
+    ├── UnsupportedModelError     the arguments are right, the model cannot do it (command line: exit code 2)
+    │   ├── NoAttentionError      the model computes no attention
+    │   └── UnclearOutputError    it is unclear which part of the output holds the classes
+    └── WorkError                 the arguments are right, the work failed        (command line: exit code 1)
+        ├── ModelUnavailableError the weights or their library are not available
+        ├── ImageError            the file exists but does not hold a usable image
+        └── SaveError             a result could not be written; an older file is unchanged
 
-A message is one line that says what was got, what was expected and what to do.
+A message is one line: what was given, what is allowed, what to do.
 """
 
 import inspect
 import warnings
 
+MAX_QUOTE = 300  # characters of another library's error in a message
+
 
 class VitscopeError(Exception):
-    """The root: catch this to catch everything vitscope raises on purpose."""
+    """The base class of all errors that vitscope raises on purpose."""
 
     exit_code = 1
 
 
 class VitscopeWarning(UserWarning):
-    """The work went on, and something about it should be known."""
+    """A warning about work that continued."""
 
 
 class CallError(VitscopeError, ValueError):
-    """An argument has a value or shape that cannot be meant."""
+    """An argument with a value or shape that is not allowed."""
 
     exit_code = 2
 
 
 class UnknownModelError(CallError):
-    """The name or module is not a vision model that can be read."""
+    """A name or module that is not a supported vision model."""
 
 
 class UnsupportedModelError(VitscopeError):
-    """The model runs, but it has not what the call needs, or vitscope cannot show truthfully what it does."""
+    """A model that runs, but lacks what the call needs or cannot be explained faithfully."""
 
     exit_code = 2
 
 
 class NoAttentionError(UnsupportedModelError):
-    """The model never called attention."""
+    """A model that never calls attention."""
 
 
 class ImageNotFoundError(CallError, FileNotFoundError):
-    """The path of an image leads nowhere, or to a folder."""
+    """An image path that leads to no file, or to a folder."""
 
 
 class OutputExistsError(CallError, FileExistsError):
-    """The output path is taken and overwriting was not allowed."""
+    """An output path that exists while overwriting is not allowed."""
 
 
 class WorkError(VitscopeError, RuntimeError):
-    """The call made sense, carrying it out failed."""
+    """A failure during the work that a valid call started."""
 
 
 class ModelUnavailableError(WorkError):
-    """Weights or a library are out of reach."""
+    """Weights or a library that are not available."""
 
 
 class ImageError(WorkError):
@@ -73,26 +75,23 @@ class ImageError(WorkError):
 
 
 class SaveError(WorkError, OSError):
-    """A result could not be written. What stood at its path before is untouched."""
-
-
-LONGEST_QUOTE = 300
+    """A result that could not be written. An older file at the same path is unchanged."""
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or the name of its class if it has none."""
+    """Return the first line of an error's message, or the name of its class if the message is empty."""
     lines = str(error).strip().splitlines()
     line = lines[0].strip() if lines else type(error).__name__
-    return line if len(line) <= LONGEST_QUOTE else f"{line[:LONGEST_QUOTE]}…"
+    return line if len(line) <= MAX_QUOTE else f"{line[:MAX_QUOTE]}…"
 
 
 def quoted_error(error: BaseException) -> str:
-    """Return the class of an error and the first line of what it says, to be quoted in a message."""
+    """Return the class of an error and the first line of its message, to be quoted in another message."""
     return f"{type(error).__name__}: {first_line(error)}" if str(error).strip() else type(error).__name__
 
 
 def warn(message: str) -> None:
-    """A :class:`VitscopeWarning` that points at the line which called vitscope."""
+    """Issue a :class:`VitscopeWarning` that points at the line that called vitscope."""
     frame, level = inspect.currentframe(), 0
     while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("vitscope", "jaxtyping"):
         frame, level = frame.f_back, level + 1
