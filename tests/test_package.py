@@ -41,7 +41,7 @@ LAYERS = (
     "cli",
 )
 # The entry points may import everything, and no other file may import them.
-ENTRY_POINTS = {"vitscope", "vitscope.__main__"}
+FACE = {"vitscope", "vitscope.__main__"}
 OWNERS = {
     "timm": "vitscope.models.backends.timm.backend",
     "torchvision": "vitscope.models.backends.torchvision.backend",
@@ -50,8 +50,8 @@ OWNERS = {
 
 
 def module_name(path: Path) -> str:
-    names = ["vitscope", *path.relative_to(ROOT).with_suffix("").parts]
-    return ".".join(names[:-1] if names[-1] == "__init__" else names)
+    parts = ["vitscope", *path.relative_to(ROOT).with_suffix("").parts]
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
 MODULES = {module_name(path): path for path in FILES}
@@ -74,41 +74,39 @@ def imported(name: str) -> Iterator[str]:
 
 
 def layer(name: str) -> int:
-    folder = name.split(".")[1]
-    assert folder in LAYERS, f"{name} belongs to no layer: add it to LAYERS"
-    return LAYERS.index(folder)
+    part = name.split(".")[1]
+    assert part in LAYERS, f"{name} belongs to no layer: add it to LAYERS"
+    return LAYERS.index(part)
 
 
-INNER = [name for name in MODULES if name not in ENTRY_POINTS]
+INNER = [name for name in MODULES if name not in FACE]
 
 
 @pytest.mark.parametrize("name", INNER)
 def test_a_file_imports_only_from_its_layer_and_lower_ones(name: str) -> None:
-    for module in imported(name):
-        if module.partition(".")[0] == "vitscope":
-            assert module not in ENTRY_POINTS, (
-                f"{name} imports from {module}: import from the file that defines the name"
-            )
-            assert module in MODULES, f"{name} imports {module}, which does not exist"
-            assert layer(module) <= layer(name), f"{name} must not import {module}, which is in a higher layer"
+    for other in imported(name):
+        if other.partition(".")[0] == "vitscope":
+            assert other not in FACE, f"{name} must not import {other}: import from the file that defines it"
+            assert other in MODULES, f"{name} imports {other}, which does not exist"
+            assert layer(other) <= layer(name), f"{name} must not import {other}, which is in a higher layer"
 
 
 def test_there_are_no_import_cycles() -> None:
-    graph = {name: {module for module in imported(name) if module in MODULES and module != name} for name in INNER}
+    graph = {name: {other for other in imported(name) if other in MODULES and other != name} for name in INNER}
     order = list(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError
     assert set(INNER) <= set(order)
 
 
 def test_an_optional_library_is_imported_by_one_module() -> None:
     for library, owner in OWNERS.items():
-        users = {name for name in MODULES for module in imported(name) if module.partition(".")[0] == library}
+        users = {name for name in MODULES for other in imported(name) if other.partition(".")[0] == library}
         assert users
         assert {name for name in users if name != owner and not name.startswith(f"{owner}.")} == set()
 
 
 def test_no_file_has_a_name_without_meaning() -> None:
     assert not {"utils", "util", "helpers", "helper", "common", "misc"} & {
-        word for name in MODULES for word in name.split(".")
+        part for name in MODULES for part in name.split(".")
     }
 
 
@@ -135,9 +133,9 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
 def run(code: str) -> str:
     """Return the output of a new interpreter that runs this code."""
-    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
-    assert process.returncode == 0, process.stderr
-    return process.stdout
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 LOADED = f"print(sorted({set(HEAVY)} & {{name.partition('.')[0] for name in sys.modules}}))"

@@ -25,17 +25,43 @@ MAX_QUOTE = 300  # characters of another library's error in a message
 
 
 class VitscopeError(Exception):
-    """The base class of all errors that vitscope raises on purpose."""
+    """The base class of all errors that vitscope raises on purpose.
+
+    Attributes:
+        exit_code: exit code of the command line after this error.
+
+    Example:
+        >>> import vitscope as vs
+        >>> try:
+        ...     vs.load("vit-nanoo")
+        ... except vs.VitscopeError as error:
+        ...     print(error)
+        unknown model 'vit-nanoo': did you mean 'vit-nano'?
+    """
 
     exit_code = 1
 
 
 class VitscopeWarning(UserWarning):
-    """A warning about work that continued."""
+    """A warning about work that continued.
+
+    Example:
+        >>> import warnings, vitscope as vs
+        >>> warnings.simplefilter("ignore", vs.VitscopeWarning)
+    """
 
 
 class CallError(VitscopeError, ValueError):
-    """An argument with a value or shape that is not allowed."""
+    """An argument with a value or shape that is not allowed. It is also a ``ValueError``.
+
+    Example:
+        >>> import vitscope as vs
+        >>> try:
+        ...     vs.Grid(0, 7)
+        ... except vs.CallError as error:
+        ...     print(error)
+        height of a grid is 0, at least 1 is expected
+    """
 
     exit_code = 2
 
@@ -45,7 +71,19 @@ class UnknownModelError(CallError):
 
 
 class UnsupportedModelError(VitscopeError):
-    """A model that runs, but lacks what the call needs or cannot be explained faithfully."""
+    """A model that runs, but lacks what the call needs or cannot be explained faithfully.
+
+    Example:
+        >>> import skimage.data, vitscope as vs
+        >>> from torch import nn
+        >>> module = nn.Sequential(nn.Conv2d(3, 8, 8, 8), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        >>> model = vs.load(module, image_size=32, mean=[0.5] * 3, std=[0.5] * 3)
+        >>> try:
+        ...     vs.capture(model, skimage.data.chelsea())
+        ... except vs.UnsupportedModelError as error:
+        ...     print(type(error).__name__)
+        NoAttentionError
+    """
 
     exit_code = 2
 
@@ -63,7 +101,19 @@ class OutputExistsError(CallError, FileExistsError):
 
 
 class WorkError(VitscopeError, RuntimeError):
-    """A failure during the work that a valid call started."""
+    """A failure during the work that a valid call started. It is also a ``RuntimeError``.
+
+    Example:
+        >>> import tempfile, vitscope as vs
+        >>> from pathlib import Path
+        >>> path = Path(tempfile.mkdtemp()) / "map.safetensors"
+        >>> _ = path.write_text("text")
+        >>> try:
+        ...     vs.Attribution.load(path)
+        ... except vs.WorkError as error:
+        ...     print("not a saved result" in str(error))
+        True
+    """
 
 
 class ModelUnavailableError(WorkError):

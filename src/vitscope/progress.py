@@ -19,11 +19,11 @@ class Progress:
         metrics: values measured in this step, such as ``{"accuracy": 0.93}``; often empty.
 
     Example:
-        >>> import skimage.data, vitscope as vs
-        >>> events = []
-        >>> result = vs.rise("vit-nano", skimage.data.chelsea(), num_samples=16, progress=events.append)
-        >>> events[-1].completed == events[-1].total
-        True
+        >>> import vitscope as vs
+        >>> def report(step: vs.Progress) -> None:
+        ...     print(f"{step.description}: {step.completed} of {step.total}")
+        >>> report(vs.Progress("evaluating", 10, 100))
+        evaluating: 10 of 100
     """
 
     description: str

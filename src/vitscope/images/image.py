@@ -20,7 +20,8 @@ class InputImage:
 
     Example:
         >>> import skimage.data, vitscope as vs
-        >>> result = vs.rollout("vit-nano", skimage.data.chelsea())
+        >>> trace = vs.capture(vs.load("vit-nano"), skimage.data.chelsea())
+        >>> result = vs.rollout(trace)
         >>> image = result.images[0]
         >>> image.photo.size, image.paint(result.values[0]).shape
         ((451, 300), (300, 451))

@@ -112,7 +112,8 @@ class Attribution:
 
     Example:
         >>> import skimage.data, vitscope as vs
-        >>> result = vs.rollout("vit-nano", skimage.data.chelsea())
+        >>> trace = vs.capture(vs.load("vit-nano"), skimage.data.chelsea())
+        >>> result = vs.rollout(trace)
         >>> len(result), result.provenance["method"], result.values.shape == (1, result.grid.height, result.grid.width)
         (1, 'rollout', True)
         >>> result.overlay(0.5).size
@@ -160,6 +161,12 @@ class Attribution:
 
         Raises:
             CallError: the list is empty, or the sizes differ.
+
+        Example:
+            >>> import torch, vitscope as vs
+            >>> result = vs.Attribution(torch.ones(1, 2, 3), vs.Grid(2, 3))
+            >>> len(vs.Attribution.joined([result, result]))
+            2
         """
         if not isinstance(results, Sequence) or not results or not all(isinstance(result, cls) for result in results):
             raise CallError(f"joined takes a list of at least one {cls.__name__}: pass results of single images")
@@ -214,6 +221,13 @@ class Attribution:
         Raises:
             CallError: another suffix, or not a possible path.
             SaveError: the file cannot be written; an older file at ``path`` is unchanged.
+
+        Example:
+            >>> import tempfile, torch, vitscope as vs
+            >>> result = vs.Attribution(torch.ones(1, 2, 3), vs.Grid(2, 3))
+            >>> path = result.save(f"{tempfile.mkdtemp()}/map.safetensors")
+            >>> vs.Attribution.load(path).values.shape
+            torch.Size([1, 2, 3])
         """
         path = _require_path(path)
         if path.suffix.lower() == ".png":

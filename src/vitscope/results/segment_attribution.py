@@ -132,8 +132,8 @@ class SegmentAttribution(Attribution):
 
     Example:
         >>> import skimage.data, vitscope as vs
-        >>> photo = skimage.data.chelsea()
-        >>> result = vs.lime("vit-nano", photo, segments="patches", num_samples=64, seed=0)
+        >>> model = vs.load("vit-nano")
+        >>> result = vs.lime(model, skimage.data.chelsea(), segments="patches", num_samples=80)
         >>> len(result.weights) == len(result.segments.unique())
         True
         >>> result.of(result.classes[1]).target == result.classes[1]
@@ -217,6 +217,9 @@ class SegmentAttribution(Attribution):
             count: maximum number of segments.
             sign: ``"positive"`` for segments that support the target, ``"negative"`` for those that oppose it,
                 ``"both"`` for the largest magnitudes.
+
+        Raises:
+            CallError: another ``sign``, or ``count`` is not a whole number from 0.
         """
         signs = {"positive": self.weights, "negative": -self.weights, "both": self.weights.abs()}
         if sign not in signs:
@@ -226,7 +229,7 @@ class SegmentAttribution(Attribution):
         return [position for position in order.tolist() if strength[position] > 0]
 
     def regions(self, count: int = 5, *, sign: str = "positive") -> Bool[Tensor, "pixel_height pixel_width"]:
-        """Return a mask of the pixels of the :meth:`top` segments."""
+        """Return a mask of the pixels of the :meth:`top` segments, with the same arguments."""
         selected = torch.zeros(len(self.weights), dtype=torch.bool, device=self.weights.device)
         selected[self.top(count, sign=sign)] = True
         return (self.index >= 0) & selected[self.index.clamp_min(0)]
