@@ -1,11 +1,11 @@
-"""Which families vitscope shows, and what it says of the others.
+"""Show which families vitscope supports, and what it says about the others.
 
     python benchmarks/families.py [LIBRARY …] [--only TEXT]
 
 Every family is built with random weights, loaded, captured and rolled out. Verdicts: *rollout* (attention, grid,
-readout and rollout), *attention* (its maps alone; what is omitted or why there is no rollout follows), *refused* (one
-line, which follows), *not built* (this version of the library cannot build it here), *CRASH* (an error that is not
-vitscope's, which is a fault). The libraries that are not installed are left out.
+readout and rollout), *attention* (maps only, with the reason), *refused* (with the one-line error), *not built* (this
+version of the library cannot build it), *CRASH* (an error that is not vitscope's own, which is a fault). Libraries that
+are not installed are skipped.
 """
 
 import argparse
@@ -27,7 +27,7 @@ LIBRARIES = ("timm", "transformers", "torchvision", "vit_pytorch", "open_clip")
 
 
 def verdict(family: Family) -> tuple[str, str]:
-    """What vitscope makes of a family, and the line that it says."""
+    """Return the verdict on a family, and the message that explains it."""
     torch.manual_seed(0)
     try:
         module = family.build().eval()
@@ -39,12 +39,12 @@ def verdict(family: Family) -> tuple[str, str]:
             warnings.simplefilter("always", vs.VitscopeWarning)
             model = vs.load(module)
             trace = vs.capture(model, pixels)
-        said = [str(w.message) for w in caught if issubclass(w.category, vs.VitscopeWarning)]
+        messages = [str(w.message) for w in caught if issubclass(w.category, vs.VitscopeWarning)]
         try:
             vs.rollout(trace)
         except vs.VitscopeError as error:
-            return "attention", (said or [str(error)])[0]
-        return "rollout", " ".join(said)
+            return "attention", (messages or [str(error)])[0]
+        return "rollout", " ".join(messages)
     except vs.VitscopeError as error:
         return "refused" if "\n" not in str(error) else "CRASH", str(error)
     except Exception as error:
@@ -53,11 +53,11 @@ def verdict(family: Family) -> tuple[str, str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("libraries", nargs="*", default=LIBRARIES, help="which libraries; all by default")
-    parser.add_argument("--only", default="", help="families whose name holds this text")
+    parser.add_argument("libraries", nargs="*", default=LIBRARIES, help="libraries; all by default")
+    parser.add_argument("--only", default="", help="families whose name contains this text")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
-    print("| library | family | verdict | what it says |\n|---|---|---|---|")
+    print("| library | family | verdict | message |\n|---|---|---|---|")
     totals: dict[str, Counter[str]] = {}
     for library in options.libraries:
         if importlib.util.find_spec(library) is None:

@@ -1,10 +1,9 @@
-"""Images a second while tuning, beside a plain PyTorch loop over the same batches.
+"""Measure images per second while tuning, compared with a plain PyTorch loop over the same batches.
 
 python benchmarks/finetuning.py [--models timm:vit_base_patch16_224 torchvision:swin_b] [--precision bfloat16]
 
-Random weights, random images in memory. Each tuning runs in turn through vitscope.finetune and through a loop that
-does what a user would write: forward, cross entropy, backward, clip, AdamW. The fastest round of each counts; the
-first steps are left out.
+Random weights, random images in memory. Each tuning runs with vitscope.finetune and with the loop that a user would
+write: forward, cross entropy, backward, clip, AdamW. The fastest round of each counts; the first steps are excluded.
 """
 
 import argparse
@@ -31,13 +30,13 @@ def random_data(count: int, size: int) -> vs.Data:
     generator = np.random.default_rng(0)
     source = generator.integers(0, 256, (count + CLASSES, size, size, 3), dtype=np.uint8)
     classes = np.arange(count + CLASSES) % CLASSES
-    places = np.arange(count + CLASSES)
-    parts = [LabeledImages(source, part, classes[part]) for part in (places[:count], places[count:])]
-    return vs.Data("random", tuple(f"class {i}" for i in range(CLASSES)), *parts)
+    rows = np.arange(count + CLASSES)
+    splits = [LabeledImages(source, index, classes[index]) for index in (rows[:count], rows[count:])]
+    return vs.Data("random", tuple(f"class {i}" for i in range(CLASSES)), *splits)
 
 
-def through_vitscope(model: vs.VisionModel, data: vs.Data, tuning: str, recipe: vs.Recipe) -> float:
-    """Seconds a step."""
+def with_vitscope(model: vs.VisionModel, data: vs.Data, tuning: str, recipe: vs.Recipe) -> float:
+    """Return the seconds per step."""
     ticks: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
         vs.finetune(
@@ -55,19 +54,19 @@ def through_vitscope(model: vs.VisionModel, data: vs.Data, tuning: str, recipe: 
 
 
 def by_hand(model: vs.VisionModel, data: vs.Data, tuning: str, recipe: vs.Recipe, device: torch.device) -> float:
-    """Seconds a step."""
-    made = reset_classifier(model, data.labels)
-    prepare(made, tuning)
-    module = made.module.to(device).train(tuning != "head")
-    feed = ImageDataset(data.train, made.preprocessing, changes=recipe.augment)
+    """Return the seconds per step."""
+    classifier = reset_classifier(model, data.labels)
+    prepare(classifier, tuning)
+    module = classifier.module.to(device).train(tuning != "head")
+    dataset = ImageDataset(data.train, classifier.preprocessing, changes=recipe.augment)
     learning = [parameter for parameter in module.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(learning, lr=1e-4)
     dtype = getattr(torch, recipe.precision)
     ticks = []
     for start in range(0, len(data.train), recipe.batch_size):
-        batch = feed.__getitems__(list(range(start, start + recipe.batch_size)))
+        batch = dataset.__getitems__(list(range(start, start + recipe.batch_size)))
         with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
-            logits = made.forward(batch["pixel_values"].to(device))
+            logits = classifier.forward(batch["pixel_values"].to(device))
         loss = F.cross_entropy(logits.float(), batch["labels"].to(device))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(learning, 1.0)
@@ -88,15 +87,15 @@ def main() -> None:
     parser.add_argument("--precision", default="float32")
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    # One change keeps the images going through the backbone when only the classifier learns.
+    # With an augmentation, images go through the backbone in every epoch, also if only the classifier learns.
     recipe = vs.Recipe(epochs=1, batch_size=args.batch_size, precision=args.precision, augment=("mirror",))
-    print(f"{'model':34} {'tuning':8} {'by hand':>12} {'vitscope':>12} {'ratio':>6}   images a second")
+    print(f"{'model':34} {'tuning':8} {'by hand':>12} {'vitscope':>12} {'ratio':>6}   images per second")
     for name in args.models:
         model = vs.load(name, pretrained=":" not in name)
         data = random_data(args.batch_size * (args.steps + WARM_UP + 1), model.preprocessing.size[0])
         for tuning in args.tunings:
             rounds = [
-                (by_hand(model, data, tuning, recipe, device), through_vitscope(model, data, tuning, recipe))
+                (by_hand(model, data, tuning, recipe, device), with_vitscope(model, data, tuning, recipe))
                 for _ in range(args.rounds)
             ]
             rates = [args.batch_size / min(seconds) for seconds in zip(*rounds, strict=True)]

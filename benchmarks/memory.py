@@ -2,8 +2,8 @@
 
     python benchmarks/memory.py
 
-Random weights. Each way runs in a process of its own; the figure is the peak above what was resident with model and
-input loaded. All attention maps in float32 would be 2,765 MiB, all queries and keys 258 MiB.
+Random weights. Each method runs in a process of its own. The figure is the peak above the memory after loading model
+and input. All attention maps in float32 would be 2,765 MiB, all queries and keys 258 MiB.
 """
 
 import argparse
@@ -12,14 +12,14 @@ from collections.abc import Callable
 
 import torch
 import transformers
-from measuring import in_fresh_process, peak_above_loaded
+from measurement import in_fresh_process, peak_above_loaded
 
 import vitscope as vs
 
-WAYS = ("plain forward", "capture, then rollout", "rollout", "rollout discard", "eager, all maps")
+METHODS = ("plain forward", "capture, then rollout", "rollout", "rollout discard", "eager, all maps")
 
 
-def child(way: str) -> None:
+def child(method: str) -> None:
     torch.manual_seed(0)
     config = transformers.Dinov2WithRegistersConfig(
         hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, image_size=518, patch_size=14
@@ -27,7 +27,7 @@ def child(way: str) -> None:
     module = transformers.Dinov2WithRegistersModel(config).eval()
     model = vs.load(module)
     pixels = torch.randn(1, 3, 518, 518)
-    model.forward(torch.randn(1, 3, 28, 28))  # libraries and thread pools are nobody's
+    model.forward(torch.randn(1, 3, 28, 28))  # libraries and thread pools count for no method
 
     def plain() -> None:
         with torch.no_grad():
@@ -45,23 +45,23 @@ def child(way: str) -> None:
         "rollout discard": lambda: vs.rollout(model, pixels, discard_ratio=0.9),
         "eager, all maps": eager,
     }
-    print(json.dumps(peak_above_loaded(calls[way])))
+    print(json.dumps(peak_above_loaded(calls[method])))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--child", choices=WAYS, help=argparse.SUPPRESS)
+    parser.add_argument("--child", choices=METHODS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
         child(args.child)
         return
-    print("| way | peak above loaded | above the plain forward |")
+    print("| method | peak above loaded | above the plain forward |")
     print("|---|---|---|")
     plain = None
-    for way in WAYS:
-        peak = in_fresh_process(__file__, "--child", way)
+    for method in METHODS:
+        peak = in_fresh_process(__file__, "--child", method)
         plain = peak if plain is None else plain
-        print(f"| {way} | {peak:,.0f} MiB | {peak - plain:,.0f} MiB |", flush=True)
+        print(f"| {method} | {peak:,.0f} MiB | {peak - plain:,.0f} MiB |", flush=True)
 
 
 if __name__ == "__main__":

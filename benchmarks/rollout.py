@@ -1,12 +1,12 @@
-"""Rollout of ViT-B/16 (random weights): a plain forward, vitscope, and what people do today, in one run.
+"""Rollout of ViT-B/16 (random weights): a plain forward pass, vitscope, and the usual eager attention, in one run.
 
     python benchmarks/rollout.py                      # the table of docs/performance.md
     python benchmarks/rollout.py --device cuda --dtype bfloat16
 
-"Today" is the eager forward that returns every attention map, then the product of the matrices (A + I, rows
-normalised); with discard, the lowest 90 % of each fused map set to zero by ``topk``, as the widely copied code does.
-Times are the median of interleaved rounds, over the plain forward of the same round. Peak memory is that of a fresh
-process, above what it held with model and input loaded.
+"eager" is the forward pass that returns every attention map, and then the product of the matrices (A + I, rows
+normalised). With discard, ``topk`` sets the lowest 90 % of each fused map to zero, as the widely copied code does.
+Times are medians of interleaved rounds; ratios are to the plain forward pass of the same round. Peak memory is that of
+a fresh process, above its memory after loading model and input.
 """
 
 import argparse
@@ -15,17 +15,17 @@ import statistics
 from collections.abc import Callable
 
 import torch
-from measuring import in_fresh_process, median_ratio, peak_mebibytes, time_rounds
+from measurement import in_fresh_process, median_ratio, peak_mebibytes, time_rounds
 from torch import Tensor
 
 import vitscope as vs
 
 SIZES = {"197": (1, 224), "197x8": (8, 224), "577": (1, 384), "1370": (1, 592), "2705": (1, 832)}
-WAYS = ("plain", "vitscope", "vitscope discard", "today", "today discard")
+METHODS = ("plain", "vitscope", "vitscope discard", "eager", "eager discard")
 
 
-def today(module: torch.nn.Module, pixels: Tensor, discard: float) -> Tensor:
-    """All maps, then the matrix product; correct for batches, otherwise as people write it."""
+def eager_rollout(module: torch.nn.Module, pixels: Tensor, discard: float) -> Tensor:
+    """Multiply all maps; correct for batches, otherwise as commonly written."""
     module.set_attn_implementation("eager")
     with torch.no_grad():
         maps = module(pixel_values=pixels, output_attentions=True, interpolate_pos_encoding=True).attentions
@@ -44,7 +44,7 @@ def today(module: torch.nn.Module, pixels: Tensor, discard: float) -> Tensor:
     return product[:, 0, 1:]
 
 
-def ways(model: vs.VisionModel, pixels: Tensor) -> dict[str, Callable[[], object]]:
+def methods(model: vs.VisionModel, pixels: Tensor) -> dict[str, Callable[[], object]]:
     def plain() -> None:
         with torch.no_grad():
             model.forward(pixels)
@@ -53,8 +53,8 @@ def ways(model: vs.VisionModel, pixels: Tensor) -> dict[str, Callable[[], object
         "plain": plain,
         "vitscope": lambda: vs.rollout(model, pixels),
         "vitscope discard": lambda: vs.rollout(model, pixels, discard_ratio=0.9),
-        "today": lambda: today(model.module, pixels, 0.0),
-        "today discard": lambda: today(model.module, pixels, 0.9),
+        "eager": lambda: eager_rollout(model.module, pixels, 0.0),
+        "eager discard": lambda: eager_rollout(model.module, pixels, 0.9),
     }
 
 
@@ -62,13 +62,13 @@ def prepare(size: str, device: str, dtype: str) -> dict[str, Callable[[], object
     batch, pixels = SIZES[size]
     torch.manual_seed(0)
     model = vs.load("vit", pretrained=False, device=device, dtype=dtype, image_size=pixels)
-    return ways(model, torch.randn(batch, 3, pixels, pixels, device=device, dtype=model.dtype))
+    return methods(model, torch.randn(batch, 3, pixels, pixels, device=device, dtype=model.dtype))
 
 
-def child(size: str, way: str, device: str, dtype: str) -> None:
-    call = prepare(size, device, dtype)[way]
+def child(size: str, method: str, device: str, dtype: str) -> None:
+    call = prepare(size, device, dtype)[method]
     if device == "cpu":
-        prepare("197", device, dtype)["plain"]()  # libraries, thread pools and scratch space are not the method's
+        prepare("197", device, dtype)["plain"]()  # libraries, thread pools and scratch space count for no method
     print(json.dumps(peak_mebibytes(call, device)))
 
 
@@ -79,22 +79,22 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--no-memory", action="store_true")
-    parser.add_argument("--child", nargs=2, metavar=("SIZE", "WAY"), help=argparse.SUPPRESS)
+    parser.add_argument("--child", nargs=2, metavar=("SIZE", "METHOD"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
         child(*args.child, args.device, args.dtype)
         return
-    print("| tokens | way | time | over plain | peak memory |")
+    print("| tokens | method | time | over plain | peak memory |")
     print("|---|---|---|---|---|")
     settings = ("--device", args.device, "--dtype", args.dtype)
     for size in args.sizes:
         seconds = time_rounds(prepare(size, args.device, args.dtype), args.device, args.rounds)
-        for way in WAYS:
-            ratio = median_ratio(seconds[way], seconds["plain"])
-            peak = None if args.no_memory else in_fresh_process(__file__, "--child", size, way, *settings)
+        for method in METHODS:
+            ratio = median_ratio(seconds[method], seconds["plain"])
+            peak = None if args.no_memory else in_fresh_process(__file__, "--child", size, method, *settings)
             memory = "" if peak is None else f"{peak:,.0f} MiB"
-            milliseconds = statistics.median(seconds[way]) * 1000
-            print(f"| {size} | {way} | {milliseconds:,.0f} ms | {ratio:.2f} | {memory} |", flush=True)
+            milliseconds = statistics.median(seconds[method]) * 1000
+            print(f"| {size} | {method} | {milliseconds:,.0f} ms | {ratio:.2f} | {memory} |", flush=True)
 
 
 if __name__ == "__main__":

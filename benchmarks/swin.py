@@ -1,17 +1,17 @@
-"""Rollout of Swin-T (random weights) in three libraries: a plain forward, vitscope, and dense matrices, in one run.
+"""Rollout of Swin-T (random weights) in three libraries: a plain forward pass, vitscope, and dense matrices, in one
+run.
 
     python benchmarks/swin.py                         # the table of docs/performance.md
     python benchmarks/swin.py --device cuda --dtype bfloat16
 
-"Dense" is what one does without the fold: each block's windows put into one matrix of all its tokens, mean over heads,
-A + I with rows normalised, merging as a matrix of quarters, and the product from the last block to the first, which
-keeps it at 49 rows. One block is dense at a time; at 896 px a single head of one would take 9 GiB. Before it is
-measured it has to agree with vitscope's rollout, each token within 1e-4 of its value.
+"dense" is the rollout without the fold: each block's windows in one matrix of all its tokens, mean over heads, A + I
+with rows normalised, merging as a matrix of quarters, and the product from the last block to the first, which keeps it
+at 49 rows. One block is dense at a time; at 896 px a single head would need 9 GiB. The script checks first that it
+agrees with vitscope's rollout to a relative error of 1e-4.
 
-Noise on all weights makes windows look where they look: as initialised attention is so even that any grouping of
-tokens would agree. Times are the median of interleaved rounds, over the plain forward of the same round. Peak memory is
-that of a fresh process, above what it held after a plain forward with all that was freed handed back; large blocks are
-kept off malloc's heap.
+Noise is added to all weights: with the library's initialisation, attention is so uniform that any grouping of tokens
+would agree. Times are medians of interleaved rounds; ratios are to the plain forward pass of the same round. Peak
+memory is that of a fresh process, above its memory after a plain forward pass; large blocks are kept off malloc's heap.
 """
 
 import argparse
@@ -20,7 +20,7 @@ import statistics
 from collections.abc import Callable
 
 import torch
-from measuring import in_fresh_process, median_ratio, peak_mebibytes, return_freed, time_rounds
+from measurement import in_fresh_process, median_ratio, peak_mebibytes, return_freed, time_rounds
 from torch import Tensor
 
 import vitscope as vs
@@ -65,7 +65,7 @@ def check_dense(model: vs.VisionModel, pixels: Tensor) -> None:
     dense = dense_rollout(trace)
     assert dense.std() > 0.1 * dense.mean(), "attention is too even for an agreement to mean anything"
     torch.testing.assert_close(vs.rollout(trace).values.flatten(1), dense, rtol=1e-4, atol=0)
-    if model.dtype == torch.float32:  # in others a run of its own rounds on its own way
+    if model.dtype == torch.float32:  # in other dtypes a separate run rounds differently
         torch.testing.assert_close(vs.rollout(model, pixels).values.flatten(1), dense, rtol=1e-4, atol=0)
 
 
@@ -79,7 +79,7 @@ def prepare(library: str, size: str, device: str, dtype: str) -> tuple[vs.Vision
     return model, torch.randn(batch, 3, side, side, device=device, dtype=model.dtype)
 
 
-def ways(model: vs.VisionModel, pixels: Tensor, size: str) -> dict[str, Callable[[], object]]:
+def methods(model: vs.VisionModel, pixels: Tensor, size: str) -> dict[str, Callable[[], object]]:
     def plain() -> None:
         with torch.no_grad():
             model.forward(pixels)
@@ -96,28 +96,28 @@ def ways(model: vs.VisionModel, pixels: Tensor, size: str) -> dict[str, Callable
     return calls
 
 
-def child(library: str, size: str, way: str, device: str, dtype: str) -> None:
-    calls = ways(*prepare(library, size, device, dtype), size)
-    calls["plain"]()  # libraries, thread pools and scratch space are not the method's
+def child(library: str, size: str, method: str, device: str, dtype: str) -> None:
+    calls = methods(*prepare(library, size, device, dtype), size)
+    calls["plain"]()  # libraries, thread pools and scratch space count for no method
     if device == "cpu":
         return_freed()
-    print(json.dumps(peak_mebibytes(calls[way], device)))
+    print(json.dumps(peak_mebibytes(calls[method], device)))
 
 
 def print_rows(library: str, size: str, args: argparse.Namespace) -> None:
     model, pixels = prepare(library, size, args.device, args.dtype)
     if size == DENSE_INPUT:
         check_dense(model, pixels)
-    seconds = time_rounds(ways(model, pixels, size), args.device, args.rounds)
+    seconds = time_rounds(methods(model, pixels, size), args.device, args.rounds)
     plain = None
-    for way, times in seconds.items():
-        cells = [library, size, way, f"{statistics.median(times) * 1000:,.0f} ms"]
+    for method, times in seconds.items():
+        cells = [library, size, method, f"{statistics.median(times) * 1000:,.0f} ms"]
         cells.append(f"{median_ratio(times, seconds['plain']):.2f}")
         if args.no_memory:
             cells += ["", ""]
         else:
             settings = ("--device", args.device, "--dtype", args.dtype)
-            peak = in_fresh_process(__file__, "--child", library, size, way, *settings, large_blocks_mapped=True)
+            peak = in_fresh_process(__file__, "--child", library, size, method, *settings, large_blocks_mapped=True)
             plain = peak if plain is None else plain
             cells += [f"{peak:,.0f} MiB", f"{peak / plain:.2f}"]
         print(f"| {' | '.join(cells)} |", flush=True)
@@ -131,12 +131,12 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--no-memory", action="store_true")
-    parser.add_argument("--child", nargs=3, metavar=("LIBRARY", "INPUT", "WAY"), help=argparse.SUPPRESS)
+    parser.add_argument("--child", nargs=3, metavar=("LIBRARY", "INPUT", "METHOD"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
         child(*args.child, args.device, args.dtype)
         return
-    print("| library | input | way | time | over plain | peak memory | over plain's peak |")
+    print("| library | input | method | time | over plain | peak memory | over plain's peak |")
     print("|---|---|---|---|---|---|---|")
     for library in args.libraries:
         for size in args.inputs:

@@ -1,4 +1,4 @@
-"""Shapes are checked while the tests run: every annotated function of vitscope is wrapped."""
+"""Fixtures of all tests. Types and shapes of every annotated function of vitscope are checked while the tests run."""
 
 import os
 from collections.abc import Iterator
@@ -9,10 +9,10 @@ import pytest
 import torch
 from jaxtyping import install_import_hook
 
-# No test may ask the model hub for anything.
+# No test may access the model hub.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-# The models are tiny: threads inside an operation would only wait for each other.
+# The models are tiny, so that threads inside an operation would only wait for each other.
 torch.set_num_threads(1)
 
 hook = install_import_hook("vitscope", "beartype.beartype")
@@ -21,7 +21,7 @@ hook.__enter__()
 
 @pytest.fixture(scope="session")
 def chelsea():
-    """scikit-image's photo of a cat: (300, 451, 3) uint8."""
+    """Return scikit-image's photo of a cat, uint8 (300, 451, 3)."""
     import skimage.data
 
     return skimage.data.chelsea()
@@ -29,7 +29,7 @@ def chelsea():
 
 @pytest.fixture
 def unchecked() -> Iterator[None]:
-    """Wrong types reach vitscope's own refusals, as they do for a user, who has no type checks."""
+    """Switch off the type checks, so that wrong types reach vitscope's own errors, as they do for a user."""
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
@@ -37,6 +37,7 @@ def unchecked() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def little_garbage() -> Iterator[None]:
+    """Collect garbage rarely."""
     from tests.helpers.coloured import light_garbage
 
     with light_garbage():
@@ -45,6 +46,7 @@ def little_garbage() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def quick_comparisons() -> Iterator[None]:
+    """Make comparisons fast."""
     from tests.helpers.comparisons import quick
 
     with quick():
@@ -53,7 +55,7 @@ def quick_comparisons() -> Iterator[None]:
 
 @pytest.fixture
 def coarse_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures of fewer pixels, which are drawn sooner."""
+    """Draw figures with fewer pixels, which is faster."""
     from vitscope.views import figure
 
     monkeypatch.setattr(figure, "DPI", 40)
@@ -61,6 +63,8 @@ def coarse_figures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def no_pickles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail if a pickle is read or written."""
+
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("a pickle was read or written")
 
@@ -70,7 +74,7 @@ def no_pickles(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny ViT saved as its library saves one, with a processor."""
+    """Return the folder of a tiny ViT that transformers saved, with a processor."""
     import transformers
 
     from tests.helpers.tiny import tiny_vit

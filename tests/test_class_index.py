@@ -1,4 +1,4 @@
-"""A class that is called like an index, and targets that are no class at all."""
+"""Classes whose labels look like indices, and targets that are not a class."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ import torch
 from vitscope.errors import CallError
 from vitscope.validation import class_index
 
-NUMBERS = ("1", "10", "2")  # as folders of classes are sorted
+NUMBERS = ("1", "10", "2")  # in the order in which folders of classes are sorted
 WORDS = ("tabby, tabby cat", "Crane", "crane", "tabby", " padded ", "7, seven")
 
 
@@ -20,7 +20,7 @@ WORDS = ("tabby, tabby cat", "Crane", "crane", "tabby", " padded ", "7, seven")
         ("10", NUMBERS, 1),
         ("2", NUMBERS, 2),
         (" 10 ", NUMBERS, 1),
-        ("0", NUMBERS, 0),  # no label: the index
+        ("0", NUMBERS, 0),  # not a label, so an index
         (1, NUMBERS, 1),
         (2, NUMBERS, 2),
         (np.int64(1), NUMBERS, 1),
@@ -38,12 +38,12 @@ WORDS = ("tabby, tabby cat", "Crane", "crane", "tabby", " padded ", "7, seven")
     ],
     ids=str,
 )
-def test_an_exact_label_goes_before_an_index(target: Any, labels: Any, index: int) -> None:
+def test_an_exact_label_takes_precedence_over_an_index(target: Any, labels: Any, index: int) -> None:
     assert class_index(target, labels, 6 if labels is None else len(labels)) == index
 
 
 @pytest.mark.parametrize(
-    ("target", "what"),
+    ("target", "message"),
     [
         (["cat", "dog"], "target is ['cat', 'dog']: one class for all images is expected"),
         (("cat",), "target is ('cat',): one class for all images is expected"),
@@ -51,19 +51,19 @@ def test_an_exact_label_goes_before_an_index(target: Any, labels: Any, index: in
         ({"cat": 1}, "one class for all images is expected"),
         (np.array([0, 1]), "one class for all images is expected"),
         (torch.tensor([0, 1], device="cpu"), "one class for all images is expected"),
-        ("7", "target 7 is not there: the model has classes 0 to 2"),
-        ("9" * 6000, "is not there: the model has classes 0 to 2"),
-        (10**6000, "is not there: the model has classes 0 to 2"),
+        ("7", "target 7 does not exist: the model has classes 0 to 2"),
+        ("9" * 6000, "does not exist: the model has classes 0 to 2"),
+        (10**6000, "does not exist: the model has classes 0 to 2"),
         (1.5, "target is 1.5, a whole number is expected"),
         (True, "target is True, a whole number is expected"),
-        ("dog", "is no label of this model"),
+        ("dog", "is not a label of this model"),
     ],
     ids=lambda value: str(value)[:20] if isinstance(value, str) else "",
 )
-def test_a_target_that_is_no_class_is_refused_in_one_line(target: Any, what: str) -> None:
+def test_a_target_that_is_not_a_class_is_refused_in_one_line(target: Any, message: str) -> None:
     with pytest.raises(CallError) as caught:
         class_index(target, NUMBERS, 3)
-    message = str(caught.value)
-    assert what in message
-    assert "\n" not in message
-    assert len(message) < 250
+    text = str(caught.value)
+    assert message in text
+    assert "\n" not in text
+    assert len(text) < 250

@@ -1,4 +1,4 @@
-"""Tokens and patches: every patch has one token, and nothing outside the grid has any."""
+"""Tokens and patches: every patch has exactly one token."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ GRIDS = [Grid(1, 1), Grid(2, 3), Grid(3, 2, 1), Grid(4, 4, 5), Grid(1, 7, 2)]
 
 
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
-def test_patches_holds_at_each_place_the_value_of_its_token(grid: Grid) -> None:
+def test_patches_puts_the_value_of_each_token_at_its_patch(grid: Grid) -> None:
     placed = grid.patches(torch.arange(grid.num_tokens))
     assert placed.shape == (grid.height, grid.width)
     for row in range(grid.height):
@@ -25,7 +25,7 @@ def test_every_token_is_a_prefix_token_or_exactly_one_patch(grid: Grid) -> None:
     assert len(tokens) == grid.num_patches
 
 
-def test_patches_keeps_the_axes_before() -> None:
+def test_patches_keeps_leading_axes() -> None:
     grid = Grid(2, 3, 1)
     values = torch.arange(2 * 5 * 7).view(2, 5, 7)
     placed = grid.patches(values)
@@ -33,14 +33,14 @@ def test_patches_keeps_the_axes_before() -> None:
     assert torch.equal(placed.flatten(-2), values[..., 1:])
 
 
-@pytest.mark.parametrize("place", [(-1, 0), (0, -1), (2, 0), (0, 3), (2, 3)], ids=str)
-def test_a_patch_outside_is_refused_with_the_range(place: tuple[int, int]) -> None:
+@pytest.mark.parametrize("position", [(-1, 0), (0, -1), (2, 0), (0, 3), (2, 3)], ids=str)
+def test_a_patch_outside_the_grid_is_refused_with_the_range(position: tuple[int, int]) -> None:
     with pytest.raises(CallError, match=r"rows run from 0 to 1, columns from 0 to 2") as error:
-        Grid(2, 3, 1).token(*place)
-    assert str(place) in str(error.value)
+        Grid(2, 3, 1).token(*position)
+    assert str(position) in str(error.value)
 
 
 @pytest.mark.parametrize("count", [6, 8, 1])
-def test_another_number_of_tokens_is_refused(count: int) -> None:
+def test_a_wrong_number_of_tokens_is_refused(count: int) -> None:
     with pytest.raises(CallError, match=rf"{count} tokens do not fit the grid of 1 \+ 2×3 tokens"):
         Grid(2, 3, 1).patches(torch.zeros(count))

@@ -1,4 +1,4 @@
-"""The package as a whole: light to import, its names in place, its layers only looking down."""
+"""The package: it imports quickly, its public names exist, and its layers import only lower layers."""
 
 import ast
 import graphlib
@@ -15,7 +15,7 @@ ROOT = Path(vitscope.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 HEAVY = ("torch", "transformers", "timm", "torchvision", "numpy", "matplotlib", "PIL", "skimage")
 
-# From the ground up: a file may import from its own folder and from those before it.
+# From the lowest layer up: a file may import from its own folder and from the folders before it.
 LAYERS = (
     "errors",
     "interrupts",
@@ -40,7 +40,7 @@ LAYERS = (
     "views",
     "cli",
 )
-# The face of the package may name everything, and nothing inside may look at the face.
+# The entry points may import everything, and no other file may import them.
 FACE = {"vitscope", "vitscope.__main__"}
 OWNERS = {
     "timm": "vitscope.models.backends.timm.backend",
@@ -58,7 +58,7 @@ MODULES = {module_name(path): path for path in FILES}
 
 
 def imported(name: str) -> Iterator[str]:
-    """Every module that a module imports, also inside functions and for type checkers alone."""
+    """Yield every module that a module imports, also inside functions and for type checkers."""
     package = name if MODULES[name].name == "__init__.py" else name.rpartition(".")[0]
     for node in ast.walk(ast.parse(MODULES[name].read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -75,7 +75,7 @@ def imported(name: str) -> Iterator[str]:
 
 def layer(name: str) -> int:
     part = name.split(".")[1]
-    assert part in LAYERS, f"{name} belongs to no layer: add it to LAYERS where it fits"
+    assert part in LAYERS, f"{name} belongs to no layer: add it to LAYERS"
     return LAYERS.index(part)
 
 
@@ -83,12 +83,12 @@ INNER = [name for name in MODULES if name not in FACE]
 
 
 @pytest.mark.parametrize("name", INNER)
-def test_imports_only_go_down(name: str) -> None:
+def test_a_file_imports_only_from_its_layer_and_lower_ones(name: str) -> None:
     for other in imported(name):
         if other.partition(".")[0] == "vitscope":
-            assert other not in FACE, f"{name} imports from the face of the package: name the home of what it needs"
-            assert other in MODULES, f"{name} imports {other}, which is no file"
-            assert layer(other) <= layer(name), f"{name} must not import {other}, which lies above it"
+            assert other not in FACE, f"{name} must not import {other}: import from the file that defines it"
+            assert other in MODULES, f"{name} imports {other}, which does not exist"
+            assert layer(other) <= layer(name), f"{name} must not import {other}, which is in a higher layer"
 
 
 def test_there_are_no_import_cycles() -> None:
@@ -97,20 +97,20 @@ def test_there_are_no_import_cycles() -> None:
     assert set(INNER) <= set(order)
 
 
-def test_an_optional_library_has_one_owner() -> None:
+def test_an_optional_library_is_imported_by_one_module() -> None:
     for library, owner in OWNERS.items():
         users = {name for name in MODULES for other in imported(name) if other.partition(".")[0] == library}
         assert users
         assert {name for name in users if name != owner and not name.startswith(f"{owner}.")} == set()
 
 
-def test_a_file_is_named_for_what_it_holds() -> None:
+def test_no_file_has_a_name_without_meaning() -> None:
     assert not {"utils", "util", "helpers", "helper", "common", "misc"} & {
         part for name in MODULES for part in name.split(".")
     }
 
 
-def test_every_public_name_is_there() -> None:
+def test_every_public_name_exists_and_has_a_docstring() -> None:
     assert len(set(vitscope.__all__)) == len(vitscope.__all__)
     for name in vitscope.__all__:
         value = getattr(vitscope, name)
@@ -121,7 +121,7 @@ def test_every_public_name_is_there() -> None:
 
 
 def test_no_public_name_is_also_a_module() -> None:
-    """Importing ``vitscope.x.y`` sets ``vitscope.x``, which would then hide the public name x."""
+    """Importing ``vitscope.x.y`` sets ``vitscope.x``, which would hide the public name x."""
     assert not set(vitscope.__all__) & {name.split(".")[1] for name in INNER}
 
 
@@ -132,7 +132,7 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
 
 def run(code: str) -> str:
-    """What a fresh interpreter prints that runs this code."""
+    """Return the output of a new interpreter that runs this code."""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -1,4 +1,4 @@
-"""One meaning of progress: a bool, or a callable that takes one event."""
+"""The parameter progress: a bool, or a function that receives each event."""
 
 import io
 from typing import Any
@@ -10,7 +10,7 @@ import vitscope as vs
 from vitscope.progress import Progress, progress_callback
 
 
-def test_a_callable_receives_every_step() -> None:
+def test_a_function_receives_every_event() -> None:
     steps: list[Progress] = []
     with progress_callback(steps.append) as report:
         report(Progress("evaluating", 1, 3))
@@ -29,7 +29,7 @@ def test_no_progress_prints_nothing(progress: Any, capsys: pytest.CaptureFixture
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_true_shows_a_bar_on_a_terminal_only(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_true_shows_a_bar_only_on_a_terminal(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     stream = io.StringIO()
 
     class Console(rich_console.Console):
@@ -44,7 +44,7 @@ def test_true_shows_a_bar_on_a_terminal_only(terminal: bool, monkeypatch: pytest
 
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("progress", [1, "yes", 0.5, []])
-def test_anything_else_is_refused(progress: Any) -> None:
+def test_other_values_are_refused(progress: Any) -> None:
     with (
         pytest.raises(vs.CallError, match=r"^progress is .*: pass True, False, or a function"),
         progress_callback(progress),

@@ -17,14 +17,14 @@ def main() -> None:
     data = vs.load_data("cifar10")
     test_images, labels = data.test, torch.from_numpy(data.test.classes)
     model = vs.load(args.model)
-    right = torch.zeros(len(data.labels))
+    correct = torch.zeros(len(data.labels))
     for start in range(0, len(test_images), 500):
-        images = [test_images.read(at) for at in range(start, start + 500)]
+        images = [test_images.read(index) for index in range(start, start + 500)]
         for (best,), label in zip(model.predict(images, top_k=1), labels[start : start + 500], strict=True):
-            right[label] += best.index == int(label)
-    for name, count, total in zip(data.labels, right.tolist(), labels.bincount().tolist(), strict=True):
+            correct[label] += best.index == int(label)
+    for name, count, total in zip(data.labels, correct.tolist(), labels.bincount().tolist(), strict=True):
         print(f"{name:12} {count / total:.1%}")
-    print(f"{'all':12} {right.sum() / len(labels):.2%}")
+    print(f"{'all':12} {correct.sum() / len(labels):.2%}")
 
 
 if __name__ == "__main__":

@@ -39,11 +39,11 @@ def build_model(hidden_size: int, layers: int, heads: int, mlp_ratio: int) -> Vi
 def position_features(grid: int) -> Tensor:
     """(grid², 16): for each axis and frequency the pair (cos, sin) of the patch's position."""
     y, x = torch.meshgrid(torch.arange(grid), torch.arange(grid), indexing="ij")
-    parts = []
+    features = []
     for axis in (y.flatten(), x.flatten()):
         for frequency in FREQUENCIES:
-            parts += [torch.cos(axis * frequency), torch.sin(axis * frequency)]
-    return torch.stack(parts, dim=1)
+            features += [torch.cos(axis * frequency), torch.sin(axis * frequency)]
+    return torch.stack(features, dim=1)
 
 
 def shift_matrix(dy: int, dx: int) -> Tensor:

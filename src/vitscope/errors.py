@@ -1,71 +1,123 @@
-"""Every error that vitscope raises on purpose.
+"""The errors that vitscope raises on purpose.
 
 .. code-block:: text
 
     VitscopeError
-    ├── CallError               the call was wrong, nothing was tried      (command line: exit code 2)
-    │   ├── UnknownModelError     no such model, or a module without what was asked of it
-    │   ├── ImageNotFoundError  a path that leads to no file
-    │   └── OutputExistsError     a result would replace a file nobody offered
-    ├── UnsupportedModelError   the call is right, this model cannot do it  (command line: exit code 2)
-    │   ├── NoAttentionError      the model ran without attention
-    │   └── UnclearOutputError    which part of the output are the classes is uncertain
-    └── WorkError               the call was right, the work failed        (command line: exit code 1)
-        ├── ModelUnavailableError the weights or their library cannot be reached
-        ├── ImageError          a file that is there but is no usable image
-        └── SaveError             a result could not be written; what was there is still there
+    ├── CallError                 an argument is wrong; no work was started       (command line: exit code 2)
+    │   ├── UnknownModelError     the model is not known, or lacks a required module
+    │   ├── ImageNotFoundError    the path does not lead to a file
+    │   └── OutputExistsError     the result would overwrite an existing file
+    ├── UnsupportedModelError     the arguments are right, the model cannot do it (command line: exit code 2)
+    │   ├── NoAttentionError      the model computes no attention
+    │   └── UnclearOutputError    it is unclear which part of the output holds the classes
+    └── WorkError                 the arguments are right, the work failed        (command line: exit code 1)
+        ├── ModelUnavailableError the weights or their library are not available
+        ├── ImageError            the file exists but does not hold a usable image
+        └── SaveError             a result could not be written; an older file is unchanged
 
-A message is one line that says what was got, what was expected and what to do.
+A message is one line: what was given, what is allowed, what to do.
 """
 
 import inspect
 import warnings
 
+MAX_QUOTE = 300  # characters of another library's error in a message
+
 
 class VitscopeError(Exception):
-    """The root: catch this to catch everything vitscope raises on purpose."""
+    """The base class of all errors that vitscope raises on purpose.
+
+    Attributes:
+        exit_code: exit code of the command line after this error.
+
+    Example:
+        >>> import vitscope as vs
+        >>> try:
+        ...     vs.load("vit-nanoo")
+        ... except vs.VitscopeError as error:
+        ...     print(error)
+        unknown model 'vit-nanoo': did you mean 'vit-nano'?
+    """
 
     exit_code = 1
 
 
 class VitscopeWarning(UserWarning):
-    """The work went on, and something about it should be known."""
+    """A warning about work that continued.
+
+    Example:
+        >>> import warnings, vitscope as vs
+        >>> warnings.simplefilter("ignore", vs.VitscopeWarning)
+    """
 
 
 class CallError(VitscopeError, ValueError):
-    """An argument has a value or shape that cannot be meant."""
+    """An argument with a value or shape that is not allowed. It is also a ``ValueError``.
+
+    Example:
+        >>> import vitscope as vs
+        >>> try:
+        ...     vs.Grid(0, 7)
+        ... except vs.CallError as error:
+        ...     print(error)
+        height of a grid is 0, at least 1 is expected
+    """
 
     exit_code = 2
 
 
 class UnknownModelError(CallError):
-    """The name or module is not a vision model that can be read."""
+    """A name or module that is not a supported vision model."""
 
 
 class UnsupportedModelError(VitscopeError):
-    """The model runs, but it has not what the call needs, or vitscope cannot show truthfully what it does."""
+    """A model that runs, but lacks what the call needs or cannot be explained faithfully.
+
+    Example:
+        >>> import skimage.data, vitscope as vs
+        >>> from torch import nn
+        >>> module = nn.Sequential(nn.Conv2d(3, 8, 8, 8), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        >>> model = vs.load(module, image_size=32, mean=[0.5] * 3, std=[0.5] * 3)
+        >>> try:
+        ...     vs.capture(model, skimage.data.chelsea())
+        ... except vs.UnsupportedModelError as error:
+        ...     print(type(error).__name__)
+        NoAttentionError
+    """
 
     exit_code = 2
 
 
 class NoAttentionError(UnsupportedModelError):
-    """The model never called attention."""
+    """A model that never calls attention."""
 
 
 class ImageNotFoundError(CallError, FileNotFoundError):
-    """The path of an image leads nowhere, or to a folder."""
+    """An image path that leads to no file, or to a folder."""
 
 
 class OutputExistsError(CallError, FileExistsError):
-    """The output path is taken and overwriting was not allowed."""
+    """An output path that exists while overwriting is not allowed."""
 
 
 class WorkError(VitscopeError, RuntimeError):
-    """The call made sense, carrying it out failed."""
+    """A failure during the work that a valid call started. It is also a ``RuntimeError``.
+
+    Example:
+        >>> import tempfile, vitscope as vs
+        >>> from pathlib import Path
+        >>> path = Path(tempfile.mkdtemp()) / "map.safetensors"
+        >>> _ = path.write_text("text")
+        >>> try:
+        ...     vs.Attribution.load(path)
+        ... except vs.WorkError as error:
+        ...     print("not a saved result" in str(error))
+        True
+    """
 
 
 class ModelUnavailableError(WorkError):
-    """Weights or a library are out of reach."""
+    """Weights or a library that are not available."""
 
 
 class ImageError(WorkError):
@@ -73,26 +125,23 @@ class ImageError(WorkError):
 
 
 class SaveError(WorkError, OSError):
-    """A result could not be written. What stood at its path before is untouched."""
-
-
-LONGEST_QUOTE = 300
+    """A result that could not be written. An older file at the same path is unchanged."""
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or the name of its class if it has none."""
+    """Return the first line of an error's message, or the name of its class if the message is empty."""
     lines = str(error).strip().splitlines()
     line = lines[0].strip() if lines else type(error).__name__
-    return line if len(line) <= LONGEST_QUOTE else f"{line[:LONGEST_QUOTE]}…"
+    return line if len(line) <= MAX_QUOTE else f"{line[:MAX_QUOTE]}…"
 
 
 def quoted_error(error: BaseException) -> str:
-    """Return the class of an error and the first line of what it says, to be quoted in a message."""
+    """Return the class of an error and the first line of its message, to be quoted in another message."""
     return f"{type(error).__name__}: {first_line(error)}" if str(error).strip() else type(error).__name__
 
 
 def warn(message: str) -> None:
-    """A :class:`VitscopeWarning` that points at the line which called vitscope."""
+    """Issue a :class:`VitscopeWarning` that points at the line that called vitscope."""
     frame, level = inspect.currentframe(), 0
     while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("vitscope", "jaxtyping"):
         frame, level = frame.f_back, level + 1

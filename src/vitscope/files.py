@@ -1,4 +1,4 @@
-"""Writing results so that nothing which existed is lost, also when the process is killed while it writes."""
+"""Atomic writes: a file or folder is replaced as a whole or not at all, even if the process is killed meanwhile."""
 
 import ctypes
 import errno
@@ -17,124 +17,135 @@ from pathlib import Path
 from typing import Any
 
 from vitscope.errors import CallError, OutputExistsError, SaveError
+from vitscope.validation import LONGEST_NAME, short_repr
 
-# Temporary names say which machine and process writes, so that what a killed process left can be told from work that
-# goes on. Without the name of the result: a name as long as the disk allows stays possible.
-TEMPORARY = re.compile(r"^\.vs-([0-9a-f]{4})-([0-9a-f]+)-[0-9a-f]{8}(\.[^.]*)?$")
+# A temporary name contains the machine and the process that write it, so that the remains of a killed process can be
+# distinguished from running work. It does not contain the result's name, which may be as long as the disk allows.
+TEMPORARY_NAME = re.compile(r"^\.vs-([0-9a-f]{4})-([0-9a-f]+)-[0-9a-f]{8}(\.[^.]*)?$")
 HOST = hashlib.blake2b(socket.gethostname().encode(errors="replace"), digest_size=2).hexdigest()
-LONGEST_NAME = 255  # bytes
-ABANDONED_SECONDS = 86_400  # where nobody can tell whether a process lives
+ABANDONED_SECONDS = 86_400  # age of abandoned files on systems that cannot tell whether a process is running
 
-# What a file system answers that has no hard links, or no exchange of two names.
+# Errors of file systems without hard links, or without the exchange of two names.
 NOT_SUPPORTED = {errno.ENOSYS, errno.EINVAL, errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EXDEV, errno.EMLINK}
 RENAME_EXCHANGE, AT_FDCWD = 2, -100
 
-_writing: set[str] = set()  # temporary names that this process works on
+_writing: set[str] = set()  # temporary names that this process is writing
 
 
-def require_path(value: Any, what: str) -> Path:
-    """Return the value as a path, or refuse it in one line."""
-    if isinstance(value, str | os.PathLike) and isinstance(os.fspath(value), str):
-        if not os.fspath(value) or "\0" in os.fspath(value):
-            raise CallError(f"{what} is {os.fspath(value)!r}: the path of a file or folder is expected")
-        return Path(value)
-    raise CallError(f"{what} is {value!r}: a path is expected, as text or a pathlib.Path")
+def require_path(value: Any, name: str) -> Path:
+    """Return the value as a path.
+
+    Args:
+        value: text or a path object.
+        name: the argument's name, for the message.
+
+    Raises:
+        CallError: it is something else, is empty, or contains the character NUL.
+    """
+    if not isinstance(value, str | os.PathLike) or not isinstance(os.fspath(value), str):
+        raise CallError(f"{name} is {short_repr(value)}: a path is expected, as text or a pathlib.Path")
+    if not os.fspath(value) or "\0" in os.fspath(value):
+        raise CallError(f"{name} is {short_repr(os.fspath(value))}: the path of a file or folder is expected")
+    return Path(value)
 
 
 @contextmanager
 def atomic_write(path: str | Path, *, overwrite: bool = True) -> Iterator[Path]:
-    """A path beside ``path`` to write to; it takes ``path``'s place when the block ends well.
+    """Yield a temporary path in the folder of ``path``; the file written there replaces ``path`` at the end.
 
-    The new file has the same suffix, so writers that look at it choose the same format. Without ``overwrite`` a file
-    that another process wrote meanwhile is not replaced either.
+    If the block raises, the temporary file is deleted and ``path`` is unchanged. The temporary name has the suffix of
+    ``path``, because some writers choose the format by it. Missing folders are created.
+
+    Args:
+        path: the file to write.
+        overwrite: replace an existing file. Otherwise a file that another process writes meanwhile is kept, too.
 
     Raises:
-        OutputExistsError: ``path`` is taken and ``overwrite`` is False.
-        SaveError: the folder cannot be written to, the disk is full, …; an older file at ``path`` survives.
+        OutputExistsError: ``path`` is a folder or device, or it exists and ``overwrite`` is False.
+        SaveError: the folder is not writable, the disk is full, …; an older file at ``path`` is unchanged.
     """
     path = require_path(path, "path")
     try:
-        taken, folder, plain = path.exists(), path.is_dir(), path.is_file()
-        parent = path.parent
-        misplaced = parent.exists() and not parent.is_dir()
+        exists, is_folder, is_file = path.exists(), path.is_dir(), path.is_file()
+        parent_is_file = path.parent.exists() and not path.parent.is_dir()
     except OSError as error:
         raise SaveError(f"cannot write {path}: {error.strerror or error}") from None
-    if folder:
-        raise OutputExistsError(f"{path} is a folder, a result needs the path of a file")
-    if taken and not plain:
-        raise OutputExistsError(f"{path} is a device or a pipe, a result needs the path of a file")
-    if taken and not overwrite:
-        raise _taken(path)
-    if misplaced:
-        raise SaveError(f"cannot write {path}: {parent} is a file, not a folder")
-    beside = path.with_name(_temporary_name(path.suffix))
+    if is_folder:
+        raise OutputExistsError(f"{path} is a folder: pass the path of a file")
+    if exists and not is_file:
+        raise OutputExistsError(f"{path} is a device or a pipe: pass the path of a file")
+    if exists and not overwrite:
+        raise _exists_error(path)
+    if parent_is_file:
+        raise SaveError(f"cannot write {path}: {path.parent} is a file, not a folder")
+    temporary = path.with_name(_temporary_name(path.suffix))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         sweep_temporary(path.parent)
-        yield beside
-        _open_to_readers(beside, path.parent)
+        yield temporary
+        _make_readable(temporary, path.parent)
         if overwrite:
-            beside.replace(path)
+            temporary.replace(path)
         else:
-            _move_to_free_name(beside, path)
+            _rename_to_free_name(temporary, path)
     except FileExistsError as error:
         if isinstance(error, OutputExistsError) or overwrite:
             raise
-        raise _taken(path) from None
+        raise _exists_error(path) from None
     except OSError as error:
         reason = error.strerror or str(error)
         raise SaveError(f"cannot write {path}: {reason}") from error
     finally:
         with suppress(OSError):
-            beside.unlink(missing_ok=True)
-        _writing.discard(beside.name)
+            temporary.unlink(missing_ok=True)
+        _writing.discard(temporary.name)
 
 
 @contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """A folder beside ``path`` to fill; it takes ``path``'s place when the block ends well.
+    """Yield a new temporary folder in the folder of ``path``; it replaces ``path`` at the end.
 
     Raises:
-        SaveError: it cannot be written; an older folder at ``path`` survives.
+        SaveError: it cannot be written; an older folder at ``path`` is unchanged.
     """
     path = require_path(path, "path")
-    beside = path.with_name(_temporary_name())
+    temporary = path.with_name(_temporary_name())
     try:
-        beside.mkdir(parents=True)
+        temporary.mkdir(parents=True)
         sweep_temporary(path.parent)
-        yield beside
-        for entry in beside.rglob("*"):
+        yield temporary
+        for entry in temporary.rglob("*"):
             if entry.is_file():
-                _open_to_readers(entry, beside)
-        take_place(beside, path)
+                _make_readable(entry, temporary)
+        take_place(temporary, path)
     except OSError as error:
         if isinstance(error, SaveError):
             raise
         raise SaveError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
-        _writing.discard(beside.name)
+        shutil.rmtree(temporary, ignore_errors=True)
+        _writing.discard(temporary.name)
 
 
-def take_place(beside: Path, path: Path) -> None:
-    """Put a folder where another one was; the old one is deleted.
+def take_place(new: Path, path: Path) -> None:
+    """Move a folder to ``path`` and delete the older folder there.
 
-    Where the system can exchange two names, one of the two is at ``path`` at every moment. Elsewhere a process that is
-    killed between two renames leaves the old folder under :func:`old_name`, and :func:`recover` puts it back.
+    If the system can exchange two names, ``path`` exists at every moment. Otherwise a process that is killed between
+    two renames leaves the older folder under :func:`old_name`, and :func:`recover` restores it.
 
     Raises:
-        SaveError: it cannot be moved; the older folder survives.
+        SaveError: the folder cannot be moved; the older folder is unchanged.
     """
     old = old_name(path)
     try:
         if not path.exists():
-            beside.rename(path)
-        elif _exchange(beside, path):
-            discard(beside)
+            new.rename(path)
+        elif _exchange(new, path):
+            discard(new)
         else:
             discard(old)
             path.rename(old)
-            beside.rename(path)
+            new.rename(path)
             discard(old)
     except OSError as error:
         if not path.exists() and old.exists():
@@ -143,7 +154,7 @@ def take_place(beside: Path, path: Path) -> None:
 
 
 def recover(path: Path) -> None:
-    """Finish what a killed :func:`take_place` left: the old folder comes back if nothing stands at ``path``."""
+    """Complete an interrupted :func:`take_place`: restore the older folder if there is nothing at ``path``."""
     old = old_name(path)
     if not old.is_dir():
         return
@@ -154,23 +165,23 @@ def recover(path: Path) -> None:
 
 
 def discard(folder: Path) -> None:
-    """Delete a folder under a temporary name, so that a half-deleted one is never taken for a whole one."""
+    """Delete a folder. It is renamed first, so that a half-deleted folder is never taken for a complete one."""
     if not folder.is_dir():
         return
-    gone = folder.with_name(_temporary_name())
+    temporary = folder.with_name(_temporary_name())
     try:
-        folder.rename(gone)
-        if gone.is_symlink():
-            gone.unlink()
-        shutil.rmtree(gone, ignore_errors=True)
+        folder.rename(temporary)
+        if temporary.is_symlink():
+            temporary.unlink()
+        shutil.rmtree(temporary, ignore_errors=True)
     finally:
-        _writing.discard(gone.name)
+        _writing.discard(temporary.name)
 
 
 def sweep_temporary(folder: Path) -> None:
-    """Delete what killed processes left in a folder while they wrote."""
+    """Delete the temporary files and folders that killed processes left in a folder."""
     with suppress(OSError), os.scandir(folder) as entries:
-        for entry in [entry for entry in entries if is_temporary(entry.name) and _abandoned(entry)]:
+        for entry in [entry for entry in entries if is_temporary(entry.name) and _is_abandoned(entry)]:
             with suppress(OSError):
                 if entry.is_dir(follow_symlinks=False):
                     shutil.rmtree(entry.path, ignore_errors=True)
@@ -179,12 +190,12 @@ def sweep_temporary(folder: Path) -> None:
 
 
 def is_temporary(name: str) -> bool:
-    """Whether a file of this name is one that is being written, or was when its process was killed."""
-    return TEMPORARY.match(name) is not None
+    """Return whether a file name is a temporary name of this module."""
+    return TEMPORARY_NAME.match(name) is not None
 
 
 def hidden_name(path: Path, ending: str) -> Path:
-    """A hidden path beside ``path`` that always is the same."""
+    """Return a hidden path in the folder of ``path``, always the same for the same arguments."""
     path = path.resolve() if path.name in ("", "..") else path
     name = f".{path.name}.{ending}"
     if len(os.fsencode(name)) > LONGEST_NAME:
@@ -193,12 +204,12 @@ def hidden_name(path: Path, ending: str) -> Path:
 
 
 def old_name(path: Path) -> Path:
-    """Where :func:`take_place` puts an old folder for a moment."""
+    """Return the path at which :func:`take_place` keeps the older folder for a moment."""
     return hidden_name(path, "old")
 
 
-def _taken(path: Path) -> OutputExistsError:
-    return OutputExistsError(f"{path} exists already: choose another name or allow overwriting")
+def _exists_error(path: Path) -> OutputExistsError:
+    return OutputExistsError(f"{path} already exists: choose another name or allow overwriting")
 
 
 def _temporary_name(suffix: str = "") -> str:
@@ -207,21 +218,21 @@ def _temporary_name(suffix: str = "") -> str:
     return name
 
 
-def _abandoned(entry: os.DirEntry[str]) -> bool:
-    """Whether nobody works on this temporary file any more; one of another machine is left alone."""
-    found = TEMPORARY.match(entry.name)
-    if found is None or found[1] != HOST:
+def _is_abandoned(entry: os.DirEntry[str]) -> bool:
+    """Return whether no process writes this temporary file any more; files of other machines count as in use."""
+    match = TEMPORARY_NAME.match(entry.name)
+    if match is None or match[1] != HOST:
         return False
-    process = int(found[2], 16)
+    process = int(match[2], 16)
     if process == os.getpid():
         return entry.name not in _writing
-    if os.name != "posix":  # there, signal 0 ends a process
+    if os.name != "posix":  # on Windows, signal 0 ends a process
         return time.time() - entry.stat(follow_symlinks=False).st_mtime > ABANDONED_SECONDS
     return not process_lives(process)
 
 
 def process_lives(process: int) -> bool:
-    """Whether a process of this machine runs (POSIX)."""
+    """Return whether a process with this id runs on this machine (POSIX)."""
     try:
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):
@@ -231,29 +242,29 @@ def process_lives(process: int) -> bool:
     return True
 
 
-def _move_to_free_name(beside: Path, path: Path) -> None:
-    """Rename without replacing.
+def _rename_to_free_name(file: Path, path: Path) -> None:
+    """Rename a file without replacing another.
 
     Raises:
-        FileExistsError: the name is taken.
+        FileExistsError: ``path`` exists.
     """
     try:
-        os.link(beside, path)
+        os.link(file, path)
         return
     except OSError as error:
         if error.errno not in NOT_SUPPORTED:
             raise
     os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # an empty file claims the name
     try:
-        beside.replace(path)
+        file.replace(path)
     except BaseException:
         with suppress(OSError):
             path.unlink()
         raise
 
 
-def _open_to_readers(file: Path, folder: Path) -> None:
-    """Give a file that its writer made private the mode that new files have here."""
+def _make_readable(file: Path, folder: Path) -> None:
+    """Give a file that its writer created as private the mode of other new files in this folder."""
     if os.name != "posix" or stat.S_IMODE(file.stat().st_mode) & 0o077:
         return
     probe = folder / _temporary_name()
@@ -269,7 +280,7 @@ def _open_to_readers(file: Path, folder: Path) -> None:
 
 
 def _exchange(first: Path, second: Path) -> bool:
-    """Exchange two names in one step; False where the system cannot."""
+    """Exchange two names in one step; return False if the system does not support it."""
     rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if sys.platform == "linux" else None
     if rename is None:
         return False

@@ -1,4 +1,4 @@
-"""The token grid: which token is which patch, and which pixels a patch covers."""
+"""The token grid: which token belongs to which patch."""
 
 from dataclasses import dataclass
 
@@ -10,11 +10,21 @@ from vitscope.validation import at_least
 
 @dataclass(frozen=True)
 class Grid:
-    """``prefix`` tokens without a place, then ``height`` × ``width`` patches, row by row.
+    """The layout of a token sequence: prefix tokens, then ``height`` × ``width`` patches, row by row.
 
-    >>> grid = Grid(height=2, width=3, prefix=1)
-    >>> grid.num_tokens, grid.token(1, 0)
-    (7, 4)
+    Attributes:
+        height: rows of patches, at least 1.
+        width: columns of patches, at least 1.
+        prefix: number of tokens before the patches (CLS, distillation, registers).
+
+    Raises:
+        CallError: a number is not whole, or too small.
+
+    Example:
+        >>> import vitscope as vs
+        >>> grid = vs.Grid(height=2, width=3, prefix=1)
+        >>> grid.num_tokens, grid.token(1, 0)
+        (7, 4)
     """
 
     height: int
@@ -22,20 +32,26 @@ class Grid:
     prefix: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("height", 1), ("width", 1), ("prefix", 0)):
-            number = at_least(least, getattr(self, name), f"{name} of a grid")
+        for name, minimum in (("height", 1), ("width", 1), ("prefix", 0)):
+            number = at_least(minimum, getattr(self, name), f"{name} of a grid")
             object.__setattr__(self, name, number)
 
     @property
     def num_patches(self) -> int:
+        """The number of patches."""
         return self.height * self.width
 
     @property
     def num_tokens(self) -> int:
+        """The number of tokens, with the prefix."""
         return self.prefix + self.num_patches
 
     def token(self, row: int, column: int) -> int:
-        """The token of the patch at ``row``, ``column``; both count from the top left.
+        """Return the index of a patch's token.
+
+        Args:
+            row: row of the patch, from 0 at the top.
+            column: column of the patch, from 0 on the left.
 
         Raises:
             CallError: the patch lies outside the grid.
@@ -48,7 +64,17 @@ class Grid:
         return self.prefix + row * self.width + column
 
     def patches(self, tokens: Tensor) -> Tensor:
-        """(…, token) → (…, height, width): the patch part, on the grid."""
+        """Return the values of the patches on the grid, without the prefix tokens.
+
+        Args:
+            tokens: one value per token, (…, token).
+
+        Returns:
+            (…, height, width).
+
+        Raises:
+            CallError: the number of tokens does not fit the grid.
+        """
         if tokens.shape[-1] != self.num_tokens:
             raise CallError(
                 f"{tokens.shape[-1]} tokens do not fit the grid of {self.prefix} + {self.height}×{self.width} tokens"

@@ -1,4 +1,4 @@
-"""Ctrl-C between two steps that belong together: it waits until both are done."""
+"""Delay of Ctrl-C until steps that belong together are complete."""
 
 import signal
 import threading
@@ -9,19 +9,19 @@ from typing import Any
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Hold Ctrl-C back while flags or hooks are set or put back, and let it come through afterwards.
+    """Delay Ctrl-C until the end of the block, so that flags and hooks are never changed by half.
 
-    Only the main thread handles signals, so other threads need nothing.
+    In other threads than the main one the block runs as it is, because only the main thread handles signals.
     """
     handler = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or not callable(handler):
         yield
         return
-    held: list[Any] = []
-    signal.signal(signal.SIGINT, lambda number, frame: held.append((number, frame)))
+    pending: list[Any] = []
+    signal.signal(signal.SIGINT, lambda number, frame: pending.append((number, frame)))
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, handler)
-        if held:
-            handler(*held[0])
+        if pending:
+            handler(*pending[0])

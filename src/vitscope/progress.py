@@ -1,4 +1,4 @@
-"""Progress of long work: one event, and one meaning of ``progress`` in every function that takes it."""
+"""Progress of long work: one event class, and one meaning of the parameter ``progress`` in all functions."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,8 +15,15 @@ class Progress:
     Attributes:
         description: the work in progress, such as ``"evaluating"`` or ``"training"``.
         completed: number of steps done so far.
-        total: number of steps in all; None if it is not known in advance.
-        metrics: figures of this step, such as ``{"accuracy": 0.93}``; often empty.
+        total: total number of steps; None if it is not known in advance.
+        metrics: values measured in this step, such as ``{"accuracy": 0.93}``; often empty.
+
+    Example:
+        >>> import vitscope as vs
+        >>> def report(step: vs.Progress) -> None:
+        ...     print(f"{step.description}: {step.completed} of {step.total}")
+        >>> report(vs.Progress("evaluating", 10, 100))
+        evaluating: 10 of 100
     """
 
     description: str
@@ -27,12 +34,15 @@ class Progress:
 
 ProgressCallback = Callable[[Progress], None]
 ProgressLike = bool | ProgressCallback | None
-"""``True``: a bar on stderr if it is a terminal. ``False`` or ``None``: nothing. A callable: called with each step."""
+"""``True``: a bar on stderr if it is a terminal. ``False`` or ``None``: no output. A callable: receives each event."""
 
 
 @contextmanager
 def progress_callback(progress: ProgressLike) -> Iterator[ProgressCallback]:
-    """Yield the callback that ``progress`` stands for.
+    """Yield a progress callback.
+
+    Args:
+        progress: see :data:`ProgressLike`.
 
     Raises:
         CallError: ``progress`` is neither a bool nor callable.
@@ -50,11 +60,11 @@ def progress_callback(progress: ProgressLike) -> Iterator[ProgressCallback]:
         with _bar() as callback:
             yield callback
     else:
-        raise CallError(f"progress is {progress!r}: pass True, False, or a function of one vitscope.Progress")
+        raise CallError(f"progress is {progress!r}: pass True, False, or a function that takes a vitscope.Progress")
 
 
 def _ignore(_: Progress) -> None:
-    """Report to nobody."""
+    """Do nothing."""
 
 
 @contextmanager

@@ -313,7 +313,7 @@ MISTAKES = [
     (["cat.png", *BOX, "--places", "1"], "places is 1, at least 2"),
     (["cat.png", *BOX, "--places", "3,3,3"], "rows and columns are expected"),
     (["cat.png", *BOX, "--location-scale", "8"], "it cannot be moved; pass a location_scale well below"),
-    (["cat.png", *BOX, "--target", "tabby"], "the nearest it has"),
+    (["cat.png", *BOX, "--target", "tabby"], "the nearest labels are"),
     (["cat.png", *BOX, "--fill", "inpant"], "inpant"),
     (["cat.png", *BOX, "--feather", "200"], "0 to 75 pixels are expected"),
     (["cat.png", *BOX, "--test", "controls", "--background", "nowhere.png"], "nowhere.png does not exist"),

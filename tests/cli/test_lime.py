@@ -72,7 +72,7 @@ def test_labels_come_from_a_file(photo, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["lime", "cat.png", "--target", "tabby"], 2, "the nearest it has"),
+        (["lime", "cat.png", "--target", "tabby"], 2, "the nearest labels are"),
         (["lime", "cat.png", "--num-samples", "many"], 2, "'auto'"),
         (["lime", "cat.png", "--num-samples", "1"], 2, "at least 2"),
         (["lime", "cat.png", "--segments", "squares"], 2, "quickshift, slic, patches"),

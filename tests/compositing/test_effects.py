@@ -235,7 +235,7 @@ def test_what_has_no_effects_is_refused(several: list[vs.Composition]) -> None:
         ([several[0], sizes], {}, "the controls were not made"),
         (several, {"confidence": 1.0}, "confidence is 1.0"),
         (several, {"confidence": 0.0}, "confidence is 0.0"),
-        (several, {"confidence": 95}, "confidence is 95, a share between 0 and 1"),
+        (several, {"confidence": 95}, "confidence is 95, a number between 0 and 1"),
         (several, {"target": "thing 33"}, "did you mean thing 3"),
     ]
     for given, options, message in wrong:

@@ -210,7 +210,7 @@ def test_an_object_named_by_a_number_is_no_class() -> None:
 def test_an_objects_class_is_checked_before_anything_is_asked() -> None:
     asked: list[int] = []
     one = vs.outline(PHOTO, box=OBJECTS["a"], name="a", label="thing 33")
-    with pytest.raises(vs.CallError, match="target 'thing 33' is no label of this model: did you mean thing 3"):
+    with pytest.raises(vs.CallError, match="target 'thing 33' is not a label of this model: did you mean thing 3"):
         composed(objects=[one], progress=lambda *_: asked.append(1))
     assert not asked
 
@@ -375,11 +375,11 @@ WRONG: list[tuple[Any, str]] = [
     (lambda r: r.image(-500), "composite -500 is not there"),
     (lambda r: r.image(1.5), "the composite is 1.5, a whole number"),
     (lambda r: r.ranking(0, 0), "top_k is 0, at least 1"),
-    (lambda r: r.column("thing 33"), "target 'thing 33' is no label of this model: did you mean thing 3"),
-    (lambda r: r.column(7), "target 7 is not there: the model has classes 0 to 6"),
+    (lambda r: r.column("thing 33"), "target 'thing 33' is not a label of this model: did you mean thing 3"),
+    (lambda r: r.column(7), "target 7 does not exist: the model has classes 0 to 6"),
     (lambda r: r.location_map("c"), "there is no object 'c' in the location test: it has a, b"),
     (lambda r: r.size_curve("c"), "there is no object 'c' in the size test: it has a, b"),
-    (lambda r: r.location_map("a", 9), "target 9 is not there"),
+    (lambda r: r.location_map("a", 9), "target 9 does not exist"),
     (lambda r: r.location_map("a", background="night"), "no places of a over background 'night'"),
     (lambda r: r.location_map("a", test="splits"), r"the splits test was not made: pass tests=\('splits',\)"),
 ]
@@ -424,7 +424,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"background": "nowhere.png", "tests": "controls"}, "nowhere.png does not exist"),
     ({"output": "odds"}, "unknown output 'odds': choose probability or logit"),
     ({"target": "thing 33"}, "did you mean thing 3"),
-    ({"target": 7}, "target 7 is not there"),
+    ({"target": 7}, "target 7 does not exist"),
     ({"batch_size": 0}, "batch_size is 0, at least 1"),
     ({"seed": -1}, "seed is -1"),
     ({"seed": 0.5}, "seed is 0.5, a whole number"),

@@ -1,4 +1,4 @@
-"""Models of one channel, of two, four and thirteen: what they take of a photo, and what is hidden of it."""
+"""Models with one, two, four and thirteen channels: their input from a photo, and how it is hidden."""
 
 import dataclasses
 from typing import Any
@@ -26,11 +26,11 @@ COLOUR = RANDOM.integers(0, 256, (45, 60, 3), dtype=np.uint8)
 GREY = RANDOM.integers(0, 256, (45, 60), dtype=np.uint8)
 CLEAR = RANDOM.integers(0, 256, (45, 60, 4), dtype=np.uint8)
 
-# What is resized on its way to the model, and what is not.
+# With and without resizing.
 PREPROCESSINGS = {
     "squash": {"size": (32, 32)},
     "crop": {"size": (32, 32), "fit": "crop", "resize_to": (36, 36)},
-    "as it is": {"size": (45, 60)},
+    "unresized": {"size": (45, 60)},
 }
 
 
@@ -44,18 +44,21 @@ def vit(channels: int, kind: str = "squash") -> Any:
 
     torch.manual_seed(0)
     size = PREPROCESSINGS[kind]["size"]
-    if kind == "as it is":
+    if kind == "unresized":
         size = (48, 64)
     config = transformers.ViTConfig(**(TINY | {"image_size": size, "patch_size": 8, "num_channels": channels}))
     model = vs.load(transformers.ViTForImageClassification(config).eval(), image_size=size)
-    made = preprocessing(channels, kind)
-    return dataclasses.replace(model, preprocessing=dataclasses.replace(made, size=size))
+    settings = dataclasses.replace(preprocessing(channels, kind), size=size)
+    return dataclasses.replace(model, preprocessing=settings)
 
 
-def expected(values: np.ndarray, made: Preprocessing) -> torch.Tensor:
-    """(height, width, channel) bytes, normalized by hand."""
+def expected(values: np.ndarray, settings: Preprocessing) -> torch.Tensor:
+    """Return (height, width, channel) bytes, normalized by hand."""
     unit = torch.from_numpy(values.reshape(*values.shape[:2], -1).copy()).permute(2, 0, 1).double() / 255
-    mean, std = (torch.tensor(part, dtype=torch.float64, device="cpu").view(-1, 1, 1) for part in (made.mean, made.std))
+    mean, std = (
+        torch.tensor(values, dtype=torch.float64, device="cpu").view(-1, 1, 1)
+        for values in (settings.mean, settings.std)
+    )
     return ((unit - mean) / std).float()
 
 
@@ -63,35 +66,35 @@ def expected(values: np.ndarray, made: Preprocessing) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("source", ["array", "deep", "image", "deep image"])
-def test_a_grey_photo_reaches_a_one_channel_model_as_it_is(source: str) -> None:
+def test_a_grey_photo_reaches_a_one_channel_model_unchanged(source: str) -> None:
     deep = (GREY.astype(np.uint16) << 8) + 77
     photo: Any = {"array": GREY, "deep": deep, "image": Image.fromarray(GREY), "deep image": Image.fromarray(deep)}[
         source
     ]
-    made = preprocessing(1, "as it is")
-    pixels, image = made(*read_photo(photo))
+    settings = preprocessing(1, "unresized")
+    pixels, image = settings(*read_photo(photo))
     assert pixels.shape == (1, 45, 60)
     assert pixels.dtype == torch.float32
-    torch.testing.assert_close(pixels, expected(GREY, made), atol=1e-6, rtol=0)
+    torch.testing.assert_close(pixels, expected(GREY, settings), atol=1e-6, rtol=0)
     assert image.photo.mode == "RGB"
-    assert torch.equal(made.read(photo)[0], pixels)
+    assert torch.equal(settings.read(photo)[0], pixels)
 
 
 def test_a_grey_photo_is_resized_as_pillow_resizes_grey() -> None:
-    made = preprocessing(1)
+    settings = preprocessing(1)
     shrunk = Image.fromarray(GREY).resize((32, 32), Image.Resampling.BILINEAR)
-    torch.testing.assert_close(made.read(GREY)[0], expected(np.asarray(shrunk), made), atol=1e-6, rtol=0)
+    torch.testing.assert_close(settings.read(GREY)[0], expected(np.asarray(shrunk), settings), atol=1e-6, rtol=0)
 
 
-def test_a_colour_photo_becomes_grey_as_pillow_makes_it() -> None:
-    made = preprocessing(1, "as it is")
+def test_a_colour_photo_becomes_grey_as_in_pillow() -> None:
+    settings = preprocessing(1, "unresized")
     red, green, blue = (COLOUR[..., i].astype(int) for i in range(3))
-    luma = (red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16  # ITU-R 601, in sixteenths of bits
-    torch.testing.assert_close(made.read(COLOUR)[0], expected(luma.astype(np.uint8), made), atol=1e-6, rtol=0)
+    luma = (red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16  # ITU-R 601, in fixed point with 16 bits
+    torch.testing.assert_close(settings.read(COLOUR)[0], expected(luma.astype(np.uint8), settings), atol=1e-6, rtol=0)
 
 
-def test_transparency_is_a_channel_where_the_model_has_one() -> None:
-    four, two = preprocessing(4, "as it is"), preprocessing(2, "as it is")
+def test_transparency_is_a_channel_if_the_model_has_one() -> None:
+    four, two = preprocessing(4, "unresized"), preprocessing(2, "unresized")
     pixels, image = four.read(CLEAR)
     torch.testing.assert_close(pixels, expected(CLEAR, four), atol=1e-6, rtol=0)
     assert np.array_equal(np.asarray(image.photo), np.asarray(read_photo(CLEAR)[0]))
@@ -100,7 +103,7 @@ def test_transparency_is_a_channel_where_the_model_has_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("channels", "photo", "what"),
+    ("channels", "photo", "message"),
     [
         (13, COLOUR, "this model takes 13 channels, a photo has 3: pass a tensor (batch, 13, height, width)"),
         (5, CLEAR, "this model takes 5 channels, a photo has 3: pass a tensor (batch, 5, height, width)"),
@@ -109,35 +112,35 @@ def test_transparency_is_a_channel_where_the_model_has_one() -> None:
     ],
     ids=["13", "5", "4", "2"],
 )
-def test_a_photo_that_does_not_fit_is_refused(channels: int, photo: np.ndarray, what: str) -> None:
+def test_a_photo_that_does_not_fit_is_refused(channels: int, photo: np.ndarray, message: str) -> None:
     with pytest.raises(CallError) as caught:
         preprocessing(channels).read(photo)
-    assert str(caught.value).startswith(what)
+    assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
 
 
-def test_three_channels_are_what_they_were() -> None:
-    made = preprocessing(3, "as it is")
-    pixels, image = made(*read_photo(COLOUR))
-    torch.testing.assert_close(pixels, expected(COLOUR, made), atol=1e-6, rtol=0)
+def test_photos_for_three_channels_are_unchanged() -> None:
+    settings = preprocessing(3, "unresized")
+    pixels, image = settings(*read_photo(COLOUR))
+    torch.testing.assert_close(pixels, expected(COLOUR, settings), atol=1e-6, rtol=0)
     assert np.array_equal(np.asarray(image.photo), COLOUR)
 
 
-# Showing tensors
+# Display of tensors
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4, 5, 13])
-def test_a_tensor_of_any_number_of_channels_is_shown(channels: int) -> None:
+def test_a_tensor_of_any_number_of_channels_is_displayed(channels: int) -> None:
     values = RANDOM.random((channels, 6, 8)).astype(np.float32)
-    made = preprocessing(channels)
-    shown = np.asarray(image_of_unit(torch.from_numpy(values)).photo).astype(int)
-    shown_channels = values[:3] if channels in (3, 4) else np.repeat(values.mean(0)[None], 3, axis=0)
-    reference = shown_channels.transpose(1, 2, 0)
-    assert shown.shape == (6, 8, 3)
-    assert np.abs(shown - (reference * 255).round()).max() <= 1
-    normalized = (values - np.reshape(made.mean, (-1, 1, 1))) / np.reshape(made.std, (-1, 1, 1))
-    again = np.asarray(made.image_of(torch.from_numpy(normalized.astype(np.float32))).photo).astype(int)
-    assert np.abs(again - shown).max() <= 1
+    settings = preprocessing(channels)
+    colours = np.asarray(image_of_unit(torch.from_numpy(values)).photo).astype(int)
+    channels_first = values[:3] if channels in (3, 4) else np.repeat(values.mean(0)[None], 3, axis=0)
+    reference = channels_first.transpose(1, 2, 0)
+    assert colours.shape == (6, 8, 3)
+    assert np.abs(colours - (reference * 255).round()).max() <= 1
+    normalized = (values - np.reshape(settings.mean, (-1, 1, 1))) / np.reshape(settings.std, (-1, 1, 1))
+    again = np.asarray(settings.image_of(torch.from_numpy(normalized.astype(np.float32))).photo).astype(int)
+    assert np.abs(again - colours).max() <= 1
 
 
 # Hiding
@@ -150,28 +153,28 @@ HIDES: list[Any] = ["mean", "black", "grey", "blur", "noise", 77, (200, 30, 90),
 @pytest.mark.parametrize("kind", PREPROCESSINGS)
 @pytest.mark.parametrize("hide", HIDES, ids=lambda hide: str(hide)[:12])
 @pytest.mark.parametrize("photo", [GREY, COLOUR], ids=["grey", "colour"])
-def test_the_input_of_a_mask_is_the_input_of_the_perturbed_photo(photo: np.ndarray, hide: Any, kind: str) -> None:
+def test_the_rendered_input_equals_the_input_of_the_perturbed_photo(photo: np.ndarray, hide: Any, kind: str) -> None:
     model = vit(1, kind)
     (subject,) = subjects(model, photo)
     labels = (np.arange(45)[:, None] // 15) * 4 + np.arange(60)[None] // 15
     segments = segment(np.asarray(subject.view.photo), labels, subject.view, None)
     renderer = Renderer(model, subject, hide, segments, 3)
     with pool() as threads:
-        masks = PixelMasks(2, lambda at: MASK if at else ~MASK)
+        masks = PixelMasks(2, lambda index: MASK if index else ~MASK)
         rendered = renderer.finish(renderer.start(threads, masks, [0, 1]))
     colour = np.asarray(read_photo(photo)[0])
     filling = fill(colour, hide, segments, 3)
     for visible, pixels in zip((~MASK, MASK), rendered, strict=True):
         perturbed = np.where(visible[..., None], colour, filling)
-        whole, _ = model.prepare(Image.fromarray(perturbed))
+        reference, _ = model.prepare(Image.fromarray(perturbed))
         assert pixels.shape[0] == 1
-        assert torch.equal(pixels, whole[0])
+        assert torch.equal(pixels, reference[0])
     assert not torch.equal(rendered[0], subject.pixels[0])
 
 
 @pytest.mark.parametrize("hide", ["mean", "blur", 77, "drop"])
 def test_every_method_explains_a_one_channel_model(hide: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Whatever a model accepts of tensors from callers, its own input comes back to it when patches are dropped.
+    # If patches are dropped, the model gets its own input back as a tensor, which must be accepted.
     monkeypatch.setattr("vitscope.models.vision_model._checked_tensor", lambda images: images, raising=False)
     model = vit(1)
     assert vs.lime(model, GREY, segments="patches", num_samples=80, hide=hide).values.isfinite().all()
@@ -187,7 +190,7 @@ def test_an_object_is_composed_for_a_one_channel_model() -> None:
 
 
 def tensor_subject(channels: int) -> Subject:
-    """As :func:`subjects` makes it of a tensor."""
+    """Return a subject as :func:`subjects` makes it from a tensor."""
     values = RANDOM.random((45, 60, channels)).astype(np.float32) * 255
     pixels = torch.from_numpy(values.transpose(2, 0, 1).copy())[None] / 255
     view = image_of_unit(pixels[0])
@@ -197,7 +200,7 @@ def tensor_subject(channels: int) -> Subject:
 
 @pytest.mark.parametrize("hide", ["mean", "black", "grey", "blur", "noise", 51])
 @pytest.mark.parametrize("channels", [1, 2, 4, 13])
-def test_parts_of_a_tensor_are_hidden_in_every_channel(channels: int, hide: Any) -> None:
+def test_segments_of_a_tensor_are_hidden_in_every_channel(channels: int, hide: Any) -> None:
     subject = tensor_subject(channels)
     labels = np.arange(60)[None] // 30 + np.zeros((45, 1), dtype=int)
     segments = segment(subject.values, labels, subject.view, None)
@@ -220,9 +223,9 @@ def test_parts_of_a_tensor_are_hidden_in_every_channel(channels: int, hide: Any)
         np.testing.assert_allclose(hidden, np.broadcast_to(reference, hidden.shape), atol=1e-5)
 
 
-@pytest.mark.parametrize("how", ["quickshift", "slic"])
+@pytest.mark.parametrize("method", ["quickshift", "slic"])
 @pytest.mark.parametrize("channels", [1, 4, 13])
-def test_a_tensor_of_any_number_of_channels_is_cut_into_segments(channels: int, how: str) -> None:
+def test_a_tensor_of_any_number_of_channels_is_segmented(channels: int, method: str) -> None:
     subject = tensor_subject(channels)
     smooth = (
         np.repeat((np.arange(60)[None] > 30).astype(np.float32) * np.ones((45, 1), np.float32), channels).reshape(
@@ -230,11 +233,11 @@ def test_a_tensor_of_any_number_of_channels_is_cut_into_segments(channels: int, 
         )
         * 200
     )
-    assert segment(smooth, how, subject.view, None).count > 1
+    assert segment(smooth, method, subject.view, None).count > 1
 
 
 @pytest.mark.parametrize("channels", [1, 13])
-def test_a_colour_has_as_many_numbers_as_the_tensor_has_channels(channels: int) -> None:
+def test_a_colour_needs_one_number_per_channel(channels: int) -> None:
     values = tensor_subject(channels).values
     numbers = list(range(10, 10 + channels))
     assert np.array_equal(fill(values, numbers, None, 0)[0, 0], numbers)
@@ -244,23 +247,23 @@ def test_a_colour_has_as_many_numbers_as_the_tensor_has_channels(channels: int) 
         assert "\n" not in str(caught.value)
 
 
-def test_three_numbers_for_one_channel_are_the_grey_of_that_colour() -> None:
+def test_a_colour_for_one_channel_becomes_its_grey() -> None:
     values = tensor_subject(1).values
     assert fill(values, (255, 0, 0), None, 0)[0, 0] == 76  # 0.299 of white
 
 
-def test_hidden_parts_of_a_transparent_photo_are_opaque() -> None:
+def test_hidden_segments_of_a_transparent_photo_are_opaque() -> None:
     for hide in ("black", "grey", "noise", 50, (1, 2, 3), COLOUR):
         assert (fill(CLEAR, hide, None, 0)[..., 3] == 255).all()
     assert fill(CLEAR, "mean", None, 0)[0, 0].tolist() == CLEAR.mean((0, 1)).astype(int).tolist()
 
 
-def test_an_inquiry_keeps_the_photo_of_a_one_channel_model() -> None:
+def test_a_masked_model_of_one_channel_keeps_the_photo() -> None:
     model = vit(1)
     (subject,) = subjects(model, GREY)
     masked_model = MaskedModel(model, subject, segments="patches", hide="mean")
-    asked = masked_model.ask(masked_model.masks(np.eye(16, dtype=bool)), [0])
-    assert np.isfinite(asked.outputs).all()
+    answers = masked_model.ask(masked_model.masks(np.eye(16, dtype=bool)), [0])
+    assert np.isfinite(answers.outputs).all()
     assert isinstance(masked_model.subject.view, InputImage)
 
 
@@ -270,7 +273,7 @@ def test_an_inquiry_keeps_the_photo_of_a_one_channel_model() -> None:
     ids=str,
 )
 @pytest.mark.parametrize("kind", ["photo", "tensor", "tensor without preprocessing"])
-def test_what_is_hidden_does_not_depend_on_torchs_defaults(kind: str, device: Any, dtype: Any) -> None:
+def test_hidden_pixels_do_not_depend_on_the_defaults_of_torch(kind: str, device: Any, dtype: Any) -> None:
     model = vit(3)
     image: Any = COLOUR if kind == "photo" else model.prepare(COLOUR)[0]
     if kind == "tensor without preprocessing":
@@ -282,8 +285,8 @@ def test_what_is_hidden_does_not_depend_on_torchs_defaults(kind: str, device: An
         renderer = Renderer(model, subject, "blur", None, 3)
         with pool() as threads:
             soft = np.linspace(0, 1, size[1])[None].repeat(size[0], 0)
-            masks = PixelMasks(2, lambda at: soft if at else soft > 0.5)
-            return np.stack([renderer.finish(renderer.start(threads, masks, [at]))[0].numpy() for at in (0, 1)])
+            masks = PixelMasks(2, lambda index: soft if index else soft > 0.5)
+            return np.stack([renderer.finish(renderer.start(threads, masks, [index]))[0].numpy() for index in (0, 1)])
 
     before = rendered()
     with defaults(device, dtype):
@@ -310,6 +313,6 @@ def test_an_object_of_a_tensor_is_composed_in_every_channel(channels: int, monke
 
 
 @pytest.mark.parametrize("count", [0, 2])
-def test_an_array_of_several_images_is_not_one_to_compose(count: int) -> None:
+def test_compose_refuses_an_array_of_several_images(count: int) -> None:
     with pytest.raises(CallError, match=r"one image a call, 2 came|no image was given"):
         vs.compose(vit(1), np.zeros((count, 32, 32, 3), dtype=np.uint8), {"thing": (4, 4, 10, 10)})

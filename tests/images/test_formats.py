@@ -1,4 +1,4 @@
-"""What is decoded, by its content alone; and integer pixels of any depth, as their header says they are."""
+"""Formats are recognized by content alone, and integer pixels of any depth are scaled by their header."""
 
 import io
 import struct
@@ -27,7 +27,7 @@ def refusal(source: Any, error: type[VitscopeError]) -> str:
 
 
 def grey(source: Any) -> list[list[int]]:
-    """The one grey of each pixel."""
+    """Return the grey of each pixel, whose three channels are equal."""
     pixels = np.asarray(read_photo(source)[0])
     assert (pixels == pixels[..., :1]).all()
     return pixels[..., 0].tolist()
@@ -56,7 +56,7 @@ def test_the_documented_formats_are_the_decoded_ones() -> None:
 
 @pytest.mark.parametrize("suffix", [".png", ".xyz", ""])
 @pytest.mark.parametrize("name", DECODED)
-def test_a_format_is_decoded_whatever_its_file_is_called(tmp_path: Path, name: str, suffix: str) -> None:
+def test_a_format_is_decoded_whatever_the_name_of_the_file(tmp_path: Path, name: str, suffix: str) -> None:
     if name not in formats():
         pytest.skip(f"Pillow was built without {name}")
     pillow, options = DECODED[name]
@@ -95,20 +95,20 @@ REFUSED = {
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ""])
 @pytest.mark.parametrize("kind", REFUSED)
-def test_another_format_is_refused_by_its_content_before_a_decoder_sees_it(
+def test_other_formats_are_refused_by_content_before_a_decoder_sees_them(
     tmp_path: Path, kind: str, suffix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    content, called = REFUSED[kind]
+    content, name = REFUSED[kind]
     monkeypatch.setattr("PIL.Image.open", lambda *_, **__: pytest.fail("a decoder saw it"))
     path = tmp_path / f"photo{suffix}"
     path.write_bytes(content)
     for source, error in ((path, ImageError), (content, CallError), (io.BytesIO(content), CallError)):
         message = refusal(source, error)
-        assert called is None or f"is a {called} file" in message
+        assert name is None or f"is a {name} file" in message
         assert ", ".join(formats()) in message
 
 
-def test_a_file_that_only_begins_like_an_image_is_damaged(tmp_path: Path) -> None:
+def test_a_file_that_only_begins_like_an_image_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "photo.bmp"
     path.write_bytes(b"BM" + b"%!PS-Adobe-3.0 EPSF-3.0\n" * 20)
     assert refusal(path, ImageError).startswith(f"{path} is ")
@@ -122,7 +122,7 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def png(width: int, bits: int, colour: int, row: bytes, transparent: bytes = b"") -> bytes:
-    """A PNG of two equal rows, written by hand."""
+    """Return a PNG of two equal rows, written by hand."""
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, 2, bits, colour, 0, 0, 0))
     hidden = chunk(b"tRNS", transparent) if transparent else b""
     data = chunk(b"IDAT", zlib.compress((b"\0" + row) * 2))
@@ -132,7 +132,7 @@ def png(width: int, bits: int, colour: int, row: bytes, transparent: bytes = b""
 def tiff(
     bits: int, values: list[int], *, white_is_zero: bool = False, sample_format: int = 1, order: str = "<"
 ) -> bytes:
-    """A grey TIFF of two equal rows, written by hand."""
+    """Return a grey TIFF of two equal rows, written by hand."""
     code = {8: "b", 12: "", 16: "h", 32: "i", 64: "q"}[bits]
     if bits == 12:
         row = b"".join(
@@ -164,7 +164,7 @@ def tiff(
 
 
 WIDE = {
-    # 16 bits whose values are all small: nearly black, not brightened.
+    # 16 bits with small values: they stay nearly black.
     "png small": (png(3, 16, 0, struct.pack(">HHH", 0, 100, 255)), [0, 0, 0]),
     "png": (png(3, 16, 0, struct.pack(">HHH", 0, 256, 65535)), [0, 1, 255]),
     "png 12 bits in 16": (png(3, 16, 0, struct.pack(">HHH", 0, 2048, 4095)), [0, 8, 15]),
@@ -173,7 +173,7 @@ WIDE = {
     "pgm plain": (b"P2 3 2 65535\n" + b"0 100 255\n" * 2, [0, 0, 0]),
     "pgm 8": (b"P5 3 2 255\n" + bytes([0, 100, 255]) * 2, [0, 100, 255]),
     "pgm 8 small": (b"P5 3 2 255\n" + bytes([0, 1, 2]) * 2, [0, 1, 2]),
-    # A largest value of 1000: 250 of it is a quarter of white.
+    # The largest value is 1000, so that 250 is a quarter of white.
     "pgm 1000": (b"P5 3 2 1000\n" + struct.pack(">HHH", 0, 250, 1000) * 2, [0, 64, 255]),
     "tiff small": (tiff(16, [0, 100, 255]), [0, 0, 0]),
     "tiff": (tiff(16, [0, 512, 65535]), [0, 2, 255]),
@@ -185,14 +185,14 @@ WIDE = {
 
 
 @pytest.mark.parametrize("kind", WIDE)
-def test_integer_pixels_are_as_bright_as_their_header_says(kind: str) -> None:
+def test_integer_pixels_are_scaled_by_the_depth_in_the_header(kind: str) -> None:
     content, expected = WIDE[kind]
     assert grey(content) == [expected] * 2
     with Image.open(io.BytesIO(content)) as image:
         assert grey(image) == [expected] * 2
 
 
-def test_a_kind_of_tiff_that_pillow_does_not_decode_is_not_called_damaged_alone() -> None:
+def test_the_message_for_an_undecodable_tiff_names_both_possible_reasons() -> None:
     message = refusal(tiff(16, [65535, 0, 0], white_is_zero=True, order=">"), ImageError)
     assert message == "the data is damaged, or of a kind that Pillow does not decode: save it as PNG or JPEG"
 
@@ -211,18 +211,18 @@ UNKNOWN = {
 
 @pytest.mark.parametrize("kind", UNKNOWN)
 def test_pixels_of_unknown_range_are_refused(tmp_path: Path, kind: str) -> None:
-    content, what = UNKNOWN[kind]
+    content, pixels = UNKNOWN[kind]
     path = tmp_path / "photo.tif"
     path.write_bytes(content)
     with Image.open(io.BytesIO(content)) as image:
         for source in (path, content, image):
             message = refusal(source, ImageError)
-            assert f"{what} of unknown range: convert it to" in message
+            assert f"{pixels} of unknown range: convert it to" in message
 
 
 CLEAR = {
     "grey 16": (png(2, 16, 0, struct.pack(">HH", 300, 512), struct.pack(">H", 300)), [[255] * 3, [2] * 3]),
-    "grey 16, only the very value": (
+    "grey 16, only the exact value": (
         png(2, 16, 0, struct.pack(">HH", 301, 300), struct.pack(">H", 300)),
         [[1] * 3, [255] * 3],
     ),
@@ -245,7 +245,7 @@ CLEAR = {
 
 
 @pytest.mark.parametrize("kind", CLEAR)
-def test_a_transparent_colour_is_laid_on_white_at_any_depth(kind: str) -> None:
+def test_a_transparent_colour_becomes_white_at_any_depth(kind: str) -> None:
     content, expected = CLEAR[kind]
     assert np.asarray(read_photo(content)[0]).tolist() == [expected] * 2
     with Image.open(io.BytesIO(content)) as image:
@@ -254,7 +254,7 @@ def test_a_transparent_colour_is_laid_on_white_at_any_depth(kind: str) -> None:
         assert image.info == before
 
 
-def test_an_image_in_memory_of_mode_i16_has_sixteen_bits() -> None:
+def test_an_image_in_memory_of_mode_i16_counts_as_sixteen_bits() -> None:
     deep = Image.fromarray(np.array([[0, 100], [255, 255]], dtype=np.uint16))
     assert deep.mode == "I;16"
     assert grey(deep) == [[0, 0], [0, 0]]
@@ -269,7 +269,7 @@ def jpeg(exif: bytes) -> bytes:
     return stream.getvalue()
 
 
-def turned() -> bytes:
+def rotated() -> bytes:
     exif = Image.Exif()
     exif[0x0112], exif[0x010E], exif[0x0132] = 6, "a description of some length", "2024:01:01 00:00:00"
     return exif.tobytes()
@@ -281,8 +281,8 @@ DAMAGED = {
     "empty": b"Exif\0\0",
     "header alone": b"Exif\0\0MM\0*",
     "points beyond its end": b"Exif\0\0II*\0\xff\xff\xff\x7f",
-    # The orientation is the first entry: cut behind the header, nothing of it is left.
-    "cut": turned()[:16],
+    # The orientation is the first entry, so that nothing of it is left after the header.
+    "cut": rotated()[:16],
 }
 
 
@@ -304,5 +304,5 @@ def test_damaged_exif_leaves_the_photo_as_it_is_stored(tmp_path: Path, kind: str
     assert np.abs(np.asarray(photo).astype(int) - RAMP).mean() < 12
 
 
-def test_whole_exif_still_turns_the_photo() -> None:
-    assert read_photo(jpeg(turned()))[0].size == (12, 9)
+def test_intact_exif_still_rotates_the_photo() -> None:
+    assert read_photo(jpeg(rotated()))[0].size == (12, 9)

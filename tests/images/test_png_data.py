@@ -1,4 +1,4 @@
-"""PNG files whose data end early, though the file is whole; and what only a header knows."""
+"""PNG files whose data end early although the file is complete, and properties that only the header tells."""
 
 import struct
 import zlib
@@ -32,8 +32,8 @@ def scanlines(rows: np.ndarray) -> bytes:
 
 
 @pytest.mark.parametrize("count", [1, SIDE // 2, SIDE - 1])
-def test_data_that_end_before_the_last_row_are_damage(tmp_path: Path, count: int) -> None:
-    """The stream is whole and so is every chunk: Pillow alone shows the missing rows as black."""
+def test_data_that_end_before_the_last_row_are_reported_as_damage(tmp_path: Path, count: int) -> None:
+    """The stream and every chunk are complete. Pillow alone would show the missing rows as black."""
     path = png(tmp_path / "short.png", (SIDE, SIDE), 8, 2, scanlines(ROWS[:count]))
     with Image.open(path) as image:
         assert not np.asarray(image)[count:].any()
@@ -43,7 +43,7 @@ def test_data_that_end_before_the_last_row_are_damage(tmp_path: Path, count: int
         read_photo(path.read_bytes())
 
 
-def test_a_last_row_that_is_black_is_whole(tmp_path: Path) -> None:
+def test_a_black_last_row_is_not_damage(tmp_path: Path) -> None:
     rows = ROWS.copy()
     rows[-2:] = 0
     path = png(tmp_path / "dark.png", (SIDE, SIDE), 8, 2, scanlines(rows))
@@ -51,12 +51,12 @@ def test_a_last_row_that_is_black_is_whole(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("depth", "data", "step"), [(2, b"\0\x1b" * 2, 85), (4, b"\0\x01\x23" * 2, 17)])
-def test_the_transparent_grey_of_few_bits_is_white(tmp_path: Path, depth: int, data: bytes, step: int) -> None:
+def test_the_transparent_grey_of_few_bits_becomes_white(tmp_path: Path, depth: int, data: bytes, step: int) -> None:
     path = png(tmp_path / "key.png", (4, 2), depth, 0, data, struct.pack(">H", 1))
     assert np.asarray(read_photo(path)[0])[0, :, 0].tolist() == [0, 255, 2 * step, 3 * step]
 
 
-def test_cielab_is_refused(tmp_path: Path) -> None:
+def test_an_image_in_cielab_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "lab.tif"
     Image.new("LAB", (4, 4)).save(path)
     with pytest.raises(ImageError, match="holds colours in CIELAB: convert it to RGB"):

@@ -1,4 +1,4 @@
-"""The same pixels as the library's own processor, and a box that says where on the photo they came from."""
+"""Preprocessing gives the pixels of the library's own processor, and the box from which they came."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,10 +14,10 @@ from vitscope.errors import CallError
 from vitscope.images.preprocessing import Preprocessing
 from vitscope.models.backends.transformers.backend import read_processor
 
-# (width, height): landscape, portrait, square, strips, smaller and larger than the input, one pixel off.
+# (width, height): landscape, portrait, square, strips, smaller and larger than the input, one pixel more.
 SIZES = [(451, 300), (300, 451), (100, 100), (37, 211), (523, 65), (33, 31), (224, 224), (225, 224), (257, 256)]
 
-# Both sides resize uint8 with Pillow. What is left is the rounding of (x / 255 − mean) / std in float32.
+# Both resize uint8 with Pillow. The only difference is the rounding of (x / 255 − mean) / std in float32.
 ATOL = 1e-5
 
 
@@ -28,10 +28,10 @@ def photo(size: tuple[int, int]) -> Image.Image:
 def assert_same_pixels(preprocessing: Preprocessing, library: Any) -> None:
     for size in SIZES:
         expected: Tensor = library(photo(size))
-        got, _ = preprocessing(photo(size))
-        assert got.dtype == torch.float32
+        actual, _ = preprocessing(photo(size))
+        assert actual.dtype == torch.float32
         torch.testing.assert_close(
-            got, expected.float(), atol=ATOL, rtol=0, msg=lambda text, size=size: f"{size}: {text}"
+            actual, expected.float(), atol=ATOL, rtol=0, msg=lambda text, size=size: f"{size}: {text}"
         )
 
 
@@ -41,12 +41,12 @@ def assert_same_pixels(preprocessing: Preprocessing, library: Any) -> None:
 def processor(name: str, **options: Any) -> Any:
     import transformers
 
-    made = getattr(transformers, name)(**options)
+    instance = getattr(transformers, name)(**options)
 
     def library(image: Image.Image) -> Tensor:
-        return made(image, return_tensors="pt")["pixel_values"][0]
+        return instance(image, return_tensors="pt")["pixel_values"][0]
 
-    library.settings = made.to_dict()
+    library.settings = instance.to_dict()
     return library
 
 
@@ -59,13 +59,13 @@ SETTINGS: list[tuple[str, dict[str, Any]]] = [
     ("DeiT", {"size": {"height": 97, "width": 65}, "crop_size": {"height": 64, "width": 64}}),
     ("ViT", {"do_normalize": False}),
     ("ViT", {"rescale_factor": 1 / 127.5}),
-    # A crop larger than what it is cut from: padded with black.
+    # A crop larger than the resized image, which is padded with black.
     ("Bit", {"size": {"shortest_edge": 40}, "crop_size": {"height": 65, "width": 65}}),
 ]
 
 
 @pytest.mark.parametrize(("name", "options"), SETTINGS, ids=str)
-def test_the_same_pixels_as_transformers(name: str, options: dict[str, Any]) -> None:
+def test_pixels_equal_those_of_transformers(name: str, options: dict[str, Any]) -> None:
     library = processor(f"{name}ImageProcessorPil", **options)
     assert_same_pixels(read_processor(library.settings), library)
 
@@ -76,29 +76,33 @@ CROPPED = {"size": 256, "crop_size": 224, "do_center_crop": True}
 @pytest.mark.parametrize("key", ["image_processor_type", "feature_extractor_type"])
 @pytest.mark.parametrize(
     ("name", "options"),
-    # To SigLIP one number is the shorter side, which without a crop fixes no size.
+    # SigLIP takes one number as the shorter side, which does not fix the size without a crop.
     [*((name, CROPPED) for name in PROCESSORS), *((name, {"size": 224}) for name in PROCESSORS if name != "Siglip")],
     ids=str,
 )
-def test_old_settings_with_one_number_mean_what_they_mean_to_their_class(
+def test_old_settings_with_one_number_are_read_as_their_class_reads_them(
     name: str, key: str, options: dict[str, Any]
 ) -> None:
-    """256 is both sides to DeiT and the shorter side to CLIP."""
+    """256 stands for both sides in DeiT and for the shorter side in CLIP."""
     library = processor(f"{name}ImageProcessorPil", **options)
-    saved = {k: v for k, v in library.settings.items() if k not in ("size", "crop_size", "image_processor_type")}
+    saved = {
+        key: value
+        for key, value in library.settings.items()
+        if key not in ("size", "crop_size", "image_processor_type")
+    }
     kind = name + ("ImageProcessor" if key == "image_processor_type" else "FeatureExtractor")
     assert_same_pixels(read_processor({**saved, **options, key: kind}), library)
 
 
 def test_old_settings_without_a_class() -> None:
     legacy = {"do_normalize": True, "do_resize": True, "image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": 224}
-    made = read_processor(legacy)
-    assert_same_pixels(made, processor("ViTImageProcessorPil", size=224))
-    assert (made.size, made.fit) == ((224, 224), "squash")
+    preprocessing = read_processor(legacy)
+    assert_same_pixels(preprocessing, processor("ViTImageProcessorPil", size=224))
+    assert (preprocessing.size, preprocessing.fit) == ((224, 224), "squash")
 
 
-def test_what_was_saved_is_completed_by_the_class_that_saved_it(tmp_path: Path) -> None:
-    """A DINOv2 saved with ViT's processor, which says nothing of a crop: none must come from DINOv2's own."""
+def test_missing_settings_come_from_the_processor_class_that_saved_them(tmp_path: Path) -> None:
+    """A DINOv2 saved with ViT's processor, which does not crop, must not be cropped as by DINOv2's processor."""
     import transformers
 
     import vitscope as vs
@@ -109,9 +113,9 @@ def test_what_was_saved_is_completed_by_the_class_that_saved_it(tmp_path: Path) 
     transformers.Dinov2Model(config).save_pretrained(tmp_path)
     settings = '{"image_processor_type": "ViTImageProcessor", "size": {"height": 252, "width": 252}}'
     (tmp_path / "preprocessor_config.json").write_text(settings)
-    made = vs.load(tmp_path).preprocessing
-    assert made is not None
-    assert_same_pixels(made, processor("ViTImageProcessorPil", size={"height": 252, "width": 252}))
+    preprocessing = vs.load(tmp_path).preprocessing
+    assert preprocessing is not None
+    assert_same_pixels(preprocessing, processor("ViTImageProcessorPil", size={"height": 252, "width": 252}))
 
 
 @pytest.mark.parametrize(
@@ -139,10 +143,10 @@ def test_a_size_that_was_not_saved_can_be_passed(tmp_path: Path) -> None:
     transformers.ViTImageProcessorPil(do_resize=False, image_mean=[0.1, 0.2, 0.3]).save_pretrained(tmp_path)
     with pytest.raises(CallError, match="pass image_size"):
         vs.load(tmp_path)
-    made = vs.load(tmp_path, image_size=(32, 48)).preprocessing
-    assert made is not None
+    preprocessing = vs.load(tmp_path, image_size=(32, 48)).preprocessing
+    assert preprocessing is not None
     size = {"height": 32, "width": 48}
-    assert_same_pixels(made, processor("ViTImageProcessorPil", size=size, image_mean=[0.1, 0.2, 0.3]))
+    assert_same_pixels(preprocessing, processor("ViTImageProcessorPil", size=size, image_mean=[0.1, 0.2, 0.3]))
 
 
 # timm
@@ -158,7 +162,7 @@ TIMM = [
 
 @pytest.mark.parametrize("size", [None, (64, 64), (48, 80), (80, 48)], ids=str)
 @pytest.mark.parametrize("config", TIMM, ids=str)
-def test_the_same_pixels_as_timm(config: dict[str, Any], size: tuple[int, int] | None) -> None:
+def test_pixels_equal_those_of_timm(config: dict[str, Any], size: tuple[int, int] | None) -> None:
     timm = pytest.importorskip("timm")
     from timm.data import create_transform, resolve_data_config, resolve_model_data_config
 
@@ -170,10 +174,10 @@ def test_the_same_pixels_as_timm(config: dict[str, Any], size: tuple[int, int] |
         resolved = resolve_model_data_config(module)
     else:
         resolved = resolve_data_config({"input_size": (3, *size)}, model=module)
-    made = vs.load(module).preprocessing
-    assert made is not None
-    assert made.size == resolved["input_size"][1:] == (size or (160, 160))
-    assert_same_pixels(made, create_transform(**resolved, is_training=False))
+    preprocessing = vs.load(module).preprocessing
+    assert preprocessing is not None
+    assert preprocessing.size == resolved["input_size"][1:] == (size or (160, 160))
+    assert_same_pixels(preprocessing, create_transform(**resolved, is_training=False))
 
 
 def test_timms_padding_mode_takes_tensors_and_refuses_photos() -> None:
@@ -201,17 +205,17 @@ def test_timms_padding_mode_takes_tensors_and_refuses_photos() -> None:
         "Swin_V2_B_Weights.IMAGENET1K_V1",
     ],
 )
-def test_the_same_pixels_as_torchvision(name: str) -> None:
+def test_pixels_equal_those_of_torchvision(name: str) -> None:
     torchvision = pytest.importorskip("torchvision")
     from vitscope.models.backends.torchvision.backend import wrap
 
     weights = torchvision.models.get_weight(name)
-    made = wrap(torch.nn.Sequential(), image_size=None, weights=weights).preprocessing
-    assert made is not None
-    assert_same_pixels(made, weights.transforms())
+    preprocessing = wrap(torch.nn.Sequential(), image_size=None, weights=weights).preprocessing
+    assert preprocessing is not None
+    assert_same_pixels(preprocessing, weights.transforms())
 
 
-def test_the_same_padding_as_torchvision() -> None:
+def test_padding_equals_that_of_torchvision() -> None:
     transforms = pytest.importorskip("torchvision").transforms
     library = transforms.Compose(
         [
@@ -224,7 +228,7 @@ def test_the_same_padding_as_torchvision() -> None:
     assert_same_pixels(Preprocessing((65, 65), fit="crop", resize_to=(40, 40), round_half_even=True), library)
 
 
-# The way back
+# The way back to the photo
 
 PREPROCESSINGS = {
     "squash": Preprocessing((64, 64)),
@@ -238,8 +242,8 @@ PREPROCESSINGS = {
 
 @pytest.mark.parametrize("size", [(400, 300), (300, 400), (333, 320), (50, 40)], ids=str)
 @pytest.mark.parametrize("kind", PREPROCESSINGS)
-def test_a_marked_region_is_found_again_where_it_was(kind: str, size: tuple[int, int]) -> None:
-    """What the model sees, painted back pixel by pixel, lies on what the photo shows."""
+def test_a_marked_region_is_painted_back_at_its_place(kind: str, size: tuple[int, int]) -> None:
+    """The model's input, painted back pixel by pixel, lies on the region of the photo that it shows."""
     width, height = size
     marked = np.zeros((height, width, 3), dtype=np.uint8)
     rows, columns = slice(height // 3, height // 2), slice(int(width * 0.45), int(width * 0.7))
@@ -247,29 +251,31 @@ def test_a_marked_region_is_found_again_where_it_was(kind: str, size: tuple[int,
     values, image = PREPROCESSINGS[kind](Image.fromarray(marked))
     painted = image.paint(values[0].numpy(), smooth=False)
     seen = ~np.isnan(painted)
-    found, truth = painted > 0, marked[..., 0] > 0
-    assert seen[truth].all()
-    # The edges may be off by the pixels that became one pixel of the input.
+    bright, expected = painted > 0, marked[..., 0] > 0
+    assert seen[expected].all()
+    # The edges may differ by the number of pixels that became one pixel of the input.
     scale = max(1.0, (image.box[2] - image.box[0]) / values.shape[2], (image.box[3] - image.box[1]) / values.shape[1])
     edge = int(np.ceil(scale))
-    inner, outer = np.zeros_like(truth), np.zeros_like(truth)
+    inner, outer = np.zeros_like(expected), np.zeros_like(expected)
     inner[rows.start + edge : rows.stop - edge, columns.start + edge : columns.stop - edge] = True
     outer[rows.start - edge : rows.stop + edge, columns.start - edge : columns.stop + edge] = True
     assert inner.any()
-    assert found[inner].all()
-    assert not found[~outer].any()
+    assert bright[inner].all()
+    assert not bright[~outer].any()
 
 
 @pytest.mark.parametrize("kind", PREPROCESSINGS)
-def test_the_box_is_the_part_that_was_seen(kind: str) -> None:
-    """The photo's own coordinates, as colours: the input's corners show what the box says."""
+def test_the_box_is_the_region_that_the_model_saw(kind: str) -> None:
+    """The colours of the photo are its coordinates, so that the input shows from where its pixels came."""
     width, height = 600, 450
     ramp = np.zeros((height, width, 3), dtype=np.uint8)
     ramp[..., 0] = np.linspace(0, 255, width)
     ramp[..., 1] = np.linspace(0, 255, height)[:, None]
-    made = PREPROCESSINGS[kind]
-    values, image = made(Image.fromarray(ramp))
-    units = (values * torch.tensor(made.std).view(3, 1, 1) + torch.tensor(made.mean).view(3, 1, 1)).numpy()
+    preprocessing = PREPROCESSINGS[kind]
+    values, image = preprocessing(Image.fromarray(ramp))
+    units = (
+        values * torch.tensor(preprocessing.std).view(3, 1, 1) + torch.tensor(preprocessing.mean).view(3, 1, 1)
+    ).numpy()
     left, top, right, bottom = image.box
     column, row = values.shape[2] // 2, values.shape[1] // 2
     x = left + (column + 0.5) / values.shape[2] * (right - left)
@@ -288,19 +294,19 @@ def test_the_box_is_the_part_that_was_seen(kind: str) -> None:
     assert abs(units[0, row, quarter] * width - x) < width / 100
 
 
-def test_another_size_keeps_the_share_that_is_cut_off() -> None:
-    made = Preprocessing((224, 224), fit="crop", resize_to=(256, 256))
-    larger = made.resized((448, 336))
+def test_another_size_keeps_the_cropped_fraction() -> None:
+    preprocessing = Preprocessing((224, 224), fit="crop", resize_to=(256, 256))
+    larger = preprocessing.resized((448, 336))
     assert larger.size == (448, 336)
     assert larger.resize_to == (512, 384)
-    _, before = made(photo((800, 800)))
-    _, after = made.resized((448, 448))(photo((800, 800)))
+    _, before = preprocessing(photo((800, 800)))
+    _, after = preprocessing.resized((448, 448))(photo((800, 800)))
     assert after.box == pytest.approx(before.box)
 
 
-def test_a_tensor_is_shown_as_the_photo_it_was() -> None:
-    made = Preprocessing((32, 48), mean=(0.48, 0.45, 0.4), std=(0.2, 0.3, 0.25))
+def test_the_image_of_a_tensor_equals_the_photo_it_was_made_from() -> None:
+    preprocessing = Preprocessing((32, 48), mean=(0.48, 0.45, 0.4), std=(0.2, 0.3, 0.25))
     original = photo((48, 32))
-    shown = made.image_of(made(original)[0])
-    assert np.array_equal(np.asarray(shown.photo), np.asarray(original))
-    assert shown.box == (0, 0, 48, 32)
+    image = preprocessing.image_of(preprocessing(original)[0])
+    assert np.array_equal(np.asarray(image.photo), np.asarray(original))
+    assert image.box == (0, 0, 48, 32)

@@ -1,4 +1,4 @@
-"""What counts as one image and as several, and what an image may be read from."""
+"""Sources: one image or several, and everything that an image can be read from."""
 
 import gzip
 import io
@@ -40,13 +40,13 @@ SINGLE: list[Any] = [
 
 
 @pytest.mark.parametrize("source", SINGLE, ids=lambda source: type(source).__name__)
-def test_one_source_is_a_list_of_itself(source: Any) -> None:
+def test_a_single_source_becomes_a_list(source: Any) -> None:
     assert len(photos(source)) == 1
     assert photos(source)[0] is source
 
 
 @pytest.mark.parametrize("sequence", [list, tuple])
-def test_a_sequence_is_its_items(sequence: Any) -> None:
+def test_a_sequence_is_several_sources(sequence: Any) -> None:
     sources = photos(sequence(SINGLE))
     assert len(sources) == len(SINGLE)
     assert all(source is item for source, item in zip(sources, SINGLE, strict=True))
@@ -60,14 +60,16 @@ def test_an_array_of_four_dimensions_is_a_batch() -> None:
 
 
 @pytest.mark.parametrize("images", [[], (), np.zeros((0, 5, 7, 3), dtype=np.uint8)], ids=str)
-def test_no_image_is_refused(images: Any) -> None:
+def test_an_empty_list_is_refused(images: Any) -> None:
     with pytest.raises(CallError, match=r"^no image was given$"):
         photos(images)
 
 
-def test_the_source_of_a_preprocessing_is_carried_and_not_compared() -> None:
-    made = Preprocessing((224, 224), fit="crop", resize_to=(256, 256), round_half_even=True, source="config.json")
-    larger = made.resized((448, 448))
+def test_the_source_of_a_preprocessing_is_kept_and_not_compared() -> None:
+    preprocessing = Preprocessing(
+        (224, 224), fit="crop", resize_to=(256, 256), round_half_even=True, source="config.json"
+    )
+    larger = preprocessing.resized((448, 448))
     assert larger.source == "config.json"
     assert larger == Preprocessing((448, 448), fit="crop", resize_to=(512, 512), round_half_even=True)
 
@@ -92,7 +94,7 @@ def refusal(source: Any, error: type[VitscopeError] = CallError) -> str:
 
 @contextmanager
 def time_limit(seconds: int) -> Iterator[None]:
-    """Fail instead of waiting for ever."""
+    """Fail after this time instead of waiting forever."""
 
     def late(*_: Any) -> None:
         raise TimeoutError
@@ -107,7 +109,7 @@ def time_limit(seconds: int) -> Iterator[None]:
 
 
 def opened(tmp_path: Path) -> dict[str, Any]:
-    """Every kind of source that holds one PNG."""
+    """Return the same PNG as a source of every kind."""
     path = tmp_path / "photo.png"
     path.write_bytes(png())
     with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
@@ -138,7 +140,7 @@ SOURCES = [
 
 
 @pytest.mark.parametrize("kind", SOURCES)
-def test_every_source_of_one_file_is_the_same_photo_also_twice(tmp_path: Path, kind: str) -> None:
+def test_every_kind_of_source_gives_the_same_photo_twice(tmp_path: Path, kind: str) -> None:
     sources = opened(tmp_path)
     assert list(sources) == SOURCES
     try:
@@ -152,7 +154,7 @@ def test_every_source_of_one_file_is_the_same_photo_also_twice(tmp_path: Path, k
 
 
 class Reader:
-    """The least that reads: no size, no position."""
+    """A minimal reader, without a size or a position."""
 
     def __init__(self, data: bytes) -> None:
         self.data = data
@@ -162,13 +164,13 @@ class Reader:
         return data
 
 
-def test_a_reader_that_only_reads() -> None:
+def test_a_minimal_reader_is_read() -> None:
     assert np.array_equal(np.asarray(read_photo(Reader(png()))[0]), PIXELS)
     assert "nothing left to read" in refusal(Reader(b""))
 
 
 @pytest.mark.parametrize("mode", ["La", "RGBa", "LA", "RGBA"])
-def test_premultiplied_transparency_is_laid_on_white(mode: str) -> None:
+def test_premultiplied_transparent_pixels_become_white(mode: str) -> None:
     straight = Image.new("LA" if "L" in mode else "RGBA", (3, 3), (0, 0) if "L" in mode else (0, 0, 0, 0))
     image = straight if straight.mode == mode else straight.convert(mode)
     assert image.mode == mode
@@ -176,14 +178,14 @@ def test_premultiplied_transparency_is_laid_on_white(mode: str) -> None:
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
-def test_sixteen_bits_in_either_byte_order(order: str) -> None:
+def test_sixteen_bits_are_read_in_both_byte_orders(order: str) -> None:
     deep = (PIXELS.astype(np.uint16) << 8).astype(f"{order}u2")
     assert np.array_equal(np.asarray(read_photo(deep)[0]), PIXELS)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 @pytest.mark.parametrize("version", [(1, 0), (2, 0), (3, 0)])
-def test_an_array_in_a_file(tmp_path: Path, dtype: Any, version: tuple[int, int]) -> None:
+def test_an_array_in_a_file_is_read(tmp_path: Path, dtype: Any, version: tuple[int, int]) -> None:
     array = PIXELS.astype(dtype) * (257 if dtype is np.uint16 else 1)
     path = tmp_path / "photo.npy"
     with path.open("wb") as file:
@@ -198,50 +200,50 @@ def saved(path: Path, array: np.ndarray) -> Path:
 
 
 class Trap:
-    """What a pickle runs when it is opened."""
+    """An object whose pickle runs code when it is loaded."""
 
     def __reduce__(self) -> Any:
         return (os.mkdir, ("trap-was-sprung",))
 
 
 @pytest.mark.parametrize(
-    ("array", "what"),
+    ("array", "reason"),
     [
-        (np.zeros((4, 4, 3)), "float64 has no agreed range"),
-        (np.zeros((4, 4, 3), dtype=np.float16), "float16 has no agreed range"),
-        (np.zeros((4, 4, 3), dtype=np.int32), "int32 has no agreed range"),
+        (np.zeros((4, 4, 3)), "float64 has no defined range"),
+        (np.zeros((4, 4, 3), dtype=np.float16), "float16 has no defined range"),
+        (np.zeros((4, 4, 3), dtype=np.int32), "int32 has no defined range"),
         (np.zeros((2, 4, 4, 3), dtype=np.uint8), "shape (2, 4, 4, 3)"),
         (np.array([[Trap()]], dtype=object), "holds objects"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_an_array_in_a_file_that_is_no_image(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, array: np.ndarray, what: str
+def test_an_array_that_is_not_an_image_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, array: np.ndarray, reason: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert what in refusal(saved(tmp_path / "photo.npy", array))
-    assert what in refusal(array)
+    assert reason in refusal(saved(tmp_path / "photo.npy", array))
+    assert reason in refusal(array)
     assert not (tmp_path / "trap-was-sprung").exists()
 
 
-def test_an_array_in_a_file_that_claims_too_much(tmp_path: Path) -> None:
+def test_an_array_file_that_claims_too_many_pixels_is_refused(tmp_path: Path) -> None:
     stream = io.BytesIO()
     np.lib.format.write_array_header_1_0(stream, {"descr": "|u1", "fortran_order": False, "shape": (10**6, 10**6, 3)})
     path = tmp_path / "photo.npy"
     path.write_bytes(stream.getvalue())
     assert "more than the limit" in refusal(path, ImageError)
-    path.write_bytes(saved(tmp_path / "whole.npy", PIXELS).read_bytes()[:-20])
+    path.write_bytes(saved(tmp_path / "complete.npy", PIXELS).read_bytes()[:-20])
     assert refusal(path, ImageError).startswith(f"{path} is damaged")
 
 
 @pytest.mark.parametrize(
-    ("source", "what"),
+    ("source", "reason"),
     [
-        (PIXELS / 255, "float64 has no agreed range: pass uint8 from 0 to 255"),
+        (PIXELS / 255, "float64 has no defined range: pass uint8 from 0 to 255"),
         (PIXELS.astype(object), "holds objects, not pixels"),
         (np.array([PIXELS, PIXELS[:2]], dtype=object), "holds objects, not pixels"),
         (np.array(["a.png", "b.png"]), "(2,)"),
-        (PIXELS.tolist(), "nested lists are not read"),
+        (PIXELS.tolist(), "nested lists are not supported"),
         (io.StringIO("text"), "open it in binary mode"),
         (io.BytesIO(), "nothing left to read"),
         (b"", "empty"),
@@ -254,11 +256,11 @@ def test_an_array_in_a_file_that_claims_too_much(tmp_path: Path) -> None:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_is_no_source_is_refused_in_one_line(source: Any, what: str) -> None:
-    assert what in refusal(source)
+def test_other_values_are_refused_in_one_line(source: Any, reason: str) -> None:
+    assert reason in refusal(source)
 
 
-def test_a_file_that_cannot_be_read_as_bytes(tmp_path: Path) -> None:
+def test_an_open_file_that_cannot_be_read_as_bytes_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "photo.png"
     path.write_bytes(png())
     with path.open(encoding="latin-1") as text:
@@ -310,24 +312,24 @@ SPECIAL: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("kind", SPECIAL)
-def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path, kind: str) -> None:
-    make, what = SPECIAL[kind]
+def test_special_files_are_refused_without_waiting(tmp_path: Path, kind: str) -> None:
+    make, reason = SPECIAL[kind]
     source = make(tmp_path)
     with time_limit(10):
-        assert what in refusal(source, ImageNotFoundError)
+        assert reason in refusal(source, ImageNotFoundError)
         with pytest.raises(ImageNotFoundError) as caught:
             require_regular_file(source)
-    assert what in str(caught.value)
+    assert reason in str(caught.value)
 
 
-def test_a_link_to_an_image_is_the_image(tmp_path: Path) -> None:
+def test_a_link_to_an_image_is_read(tmp_path: Path) -> None:
     (tmp_path / "photo.png").write_bytes(png())
     link = linked(tmp_path / "link", tmp_path / "photo.png")
     assert np.array_equal(np.asarray(read_photo(link)[0]), PIXELS)
     assert require_regular_file(str(link)) == link
 
 
-def test_an_open_pipe_or_device_is_refused_at_once() -> None:
+def test_an_open_pipe_or_device_is_refused_without_waiting() -> None:
     read, write = os.pipe()
     with open(read, "rb") as pipe, open(write, "wb"), time_limit(10):  # noqa: PTH123
         assert "may never end" in refusal(pipe)
@@ -350,20 +352,20 @@ URLS = [
 
 @pytest.mark.parametrize("kind", [str, Path])
 @pytest.mark.parametrize("url", URLS)
-def test_a_url_is_quoted_as_it_was_typed(url: str, kind: Any) -> None:
+def test_the_message_for_a_url_quotes_it_as_typed(url: str, kind: Any) -> None:
     message = refusal(kind(url), ImageNotFoundError)
     assert message == f"{url} is a URL: download it first, then pass the path of the file or its bytes"
 
 
 @pytest.mark.parametrize("kind", [str, Path])
-def test_a_data_url_is_shortened(kind: Any) -> None:
+def test_the_message_for_a_data_url_is_shortened(kind: Any) -> None:
     message = refusal(kind(f"data:image/png;base64,{'A' * 9000}"), ImageNotFoundError)
     assert message.startswith("data:image/png;base64,AAAA")
     assert "download it first" in message
 
 
 @pytest.mark.parametrize("name", ["http:", "s3:", "data:x", "a:b"])
-def test_a_file_that_is_called_like_a_url_is_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_a_file_with_a_name_like_a_url_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / name
     folder.mkdir()
@@ -388,16 +390,16 @@ for call in (
 
 
 @pytest.mark.parametrize("suffix", [".png", ".npy", ".toml"])
-def test_masks_and_recipes_are_regular_files_too(tmp_path: Path, suffix: str) -> None:
+def test_masks_and_recipes_must_be_regular_files(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"pipe{suffix}"
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", MASKS, str(path)], capture_output=True, text=True, timeout=120, check=True
     )
-    assert done.stdout.count(f"{path} is a named pipe") == 2
+    assert process.stdout.count(f"{path} is a named pipe") == 2
 
 
 @pytest.mark.parametrize("text", ['photo = "https://example.com/dog.png"', 'photo = "s3://bucket/dog.png"'])
-def test_a_recipe_names_no_url(tmp_path: Path, text: str) -> None:
+def test_a_url_in_a_recipe_is_refused(tmp_path: Path, text: str) -> None:
     from vitscope.compositing.recipe import read_recipe
 
     path = tmp_path / "recipe.toml"
@@ -407,13 +409,13 @@ def test_a_recipe_names_no_url(tmp_path: Path, text: str) -> None:
     assert text.split('"')[1] in str(caught.value)
 
 
-def test_an_open_file_that_unpacks_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vitscope.images.sources.MOST_BYTES", 1000)
+def test_an_open_file_that_decompresses_to_too_many_bytes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vitscope.images.sources.MAX_BYTES", 1000)
     with gzip.open(io.BytesIO(gzip.compress(bytes(5000)))) as file:
         assert "holds more than" in refusal(file)
 
 
-def test_an_image_of_pillow_that_would_run_ghostscript(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pillow_image_that_would_run_ghostscript_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = io.BytesIO()
     Image.fromarray(PIXELS).save(stream, format="EPS")
     monkeypatch.setattr("PIL.EpsImagePlugin.EpsImageFile.load", lambda *_, **__: pytest.fail("loaded"))

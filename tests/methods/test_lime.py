@@ -707,7 +707,7 @@ def test_several_images_are_explained_one_by_one(nano: vs.VisionModel, cat: np.n
         with pytest.raises(vs.CallError, match=r"this result holds 2 images: take one, as in result\[0\]"):
             what()
     for at in (2, -3):
-        with pytest.raises(vs.CallError, match=f"image {at} is not there: this result holds 2"):
+        with pytest.raises(vs.CallError, match=f"image {at} does not exist: this result has images 0 to 1"):
             together[at]
 
 

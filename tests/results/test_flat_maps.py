@@ -1,4 +1,4 @@
-"""A map without contrast shows no colours, in overlays and in figures."""
+"""A map without contrast has no colours, in overlays and in figures."""
 
 import numpy as np
 import pytest
@@ -48,13 +48,13 @@ def test_a_map_with_contrast_is_coloured(chelsea: np.ndarray, signed: bool) -> N
     assert colourfulness(result(values, signed, chelsea).overlay()) > 30
 
 
-def test_limits_give_a_flat_map_its_meaning(chelsea: np.ndarray) -> None:
+def test_a_flat_map_is_coloured_if_limits_are_given(chelsea: np.ndarray) -> None:
     image = vs.InputImage(Image.fromarray(chelsea), (0.0, 0.0, 451.0, 300.0))
     values = np.full((2, 3), 0.9, dtype=np.float32)
     assert colourfulness(render(Panel(image, values, limits=(0.0, 1.0)), (90, 60))) > 30
 
 
-def test_flatness_is_that_of_what_the_model_saw() -> None:
+def test_flatness_ignores_unseen_pixels() -> None:
     assert is_flat(np.array([np.nan, 0.5, 0.5]))
     assert is_flat(np.array([np.nan, np.nan]))
     assert not is_flat(np.array([np.nan, 0.5, 0.6]))

@@ -186,7 +186,7 @@ def test_a_file_that_another_process_wrote_meanwhile_is_not_replaced(
             beside.write_text("second")
             path.write_text("first")
 
-    with pytest.raises(OutputExistsError, match="exists already: choose another name or allow overwriting"):
+    with pytest.raises(OutputExistsError, match="already exists: choose another name or allow overwriting"):
         write()
     assert path.read_text() == "first"
     path.unlink()

@@ -66,7 +66,7 @@ BAD_FILES = {
     'base = "old"': "builds on 'old': choose report, modern",
     "epochs = 0": "epochs is 0, at least 1",
     'epochs = "three"': "epochs is 'three'",
-    "warmup = 2": "warmup is 2, a share between 0 and 1",
+    "warmup = 2": "warmup is 2, a number between 0 and 1",
     "betas = [1.0, 0.9]": "betas is (1.0, 0.9), two numbers from 0 to below 1 are expected",
     "betas = [0.9]": "betas is (0.9,), two numbers from 0",
     "betas = 0.9": "betas is 0.9, two numbers from 0",
@@ -107,7 +107,7 @@ def test_bad_values_are_one_line() -> None:
     for name in ("epochs", "batch_size", "accumulate"):
         assert refused(**{name: 0}) == f"{name} is 0, at least 1 is expected"
     for name in ("warmup", "decay", "label_smoothing", "validation"):
-        assert "a share between 0 and 1" in refused(**{name: 1.5})
+        assert "a number between 0 and 1" in refused(**{name: 1.5})
     for name in ("weight_decay", "clip", "learning_rate", "muon_learning_rate"):
         assert refused(**{name: -1}) == f"{name} is -1: choose 0 to 3.4e+38"
         assert refused(**{name: 1e39}) == f"{name} is 1e+39: choose 0 to 3.4e+38"

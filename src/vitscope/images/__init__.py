@@ -1,1 +1,1 @@
-"""Images: what is read, how it becomes model input, and the way back to the photo."""
+"""Images: reading, conversion to model input, and the way back to the photo."""

@@ -1,34 +1,43 @@
-"""Settings of a preprocessing: sizes and numbers for each channel, checked."""
+"""Checks of preprocessing settings: sizes, and one number per channel."""
 
 import math
 import operator
 from typing import Any
 
 from vitscope.errors import CallError
+from vitscope.validation import short_repr
+
+MAX_QUOTE = 80  # characters of a value in a message
 
 
-def require_sides(value: Any, what: str, most: int) -> tuple[int, int]:
-    """Return (height, width) in whole pixels from 1 to ``most``, or refuse it in one line."""
+def require_sides(value: Any, name: str, maximum: int) -> tuple[int, int]:
+    """Return (height, width) in pixels.
+
+    Raises:
+        CallError: these are not two whole numbers from 1 to ``maximum``.
+    """
     try:
         height, width = (operator.index(side) for side in value)
     except (TypeError, ValueError):
         height = width = 0
-    if not (1 <= height <= most and 1 <= width <= most):
-        raise CallError(f"{what} is {_short(value)}: (height, width) in whole pixels from 1 to {most:,} is expected")
+    if not (1 <= height <= maximum and 1 <= width <= maximum):
+        raise CallError(
+            f"{name} is {short_repr(value, MAX_QUOTE)}: (height, width) in whole pixels from 1 to {maximum:,} is "
+            "expected"
+        )
     return height, width
 
 
-def require_finite(values: Any, what: str) -> tuple[float, ...]:
-    """Return finite numbers, at least one, or refuse them in one line."""
+def require_finite(values: Any, name: str) -> tuple[float, ...]:
+    """Return one number per channel.
+
+    Raises:
+        CallError: there is none, or not all are finite numbers.
+    """
     try:
         numbers = () if isinstance(values, str | bytes) else tuple(float(value) for value in values)
     except (TypeError, ValueError, OverflowError):
         numbers = ()
     if not numbers or not all(map(math.isfinite, numbers)):
-        raise CallError(f"{what} is {_short(values)}: one finite number for each channel is expected")
+        raise CallError(f"{name} is {short_repr(values, MAX_QUOTE)}: one finite number for each channel is expected")
     return numbers
-
-
-def _short(value: Any) -> str:
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 80 else f"{text[:80]}…"

@@ -1,4 +1,4 @@
-"""One photo and the part of it that a model saw; and tensors as images to show."""
+"""A photo with the region that the model saw, and the display of tensors as images."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,64 +10,86 @@ from torch import Tensor, uint8
 
 @dataclass(frozen=True)
 class InputImage:
-    """One photo and the part of it that the model saw.
+    """A photo and the region of it that became the model's input.
 
-    ``photo`` is upright RGB at its own size; ``box`` is the region (left, top, right, bottom), in the photo's
-    pixels, that became the model's input: the whole photo where the model squashes it, less where it crops.
+    Attributes:
+        photo: upright RGB, at its original size.
+        box: (left, top, right, bottom) of the region, in pixels of the photo. It is the whole photo if the model
+            resizes without cropping, and reaches beyond the photo if the crop was padded.
+        name: path of the photo, if it was read from a file.
+
+    Example:
+        >>> import skimage.data, vitscope as vs
+        >>> trace = vs.capture(vs.load("vit-nano"), skimage.data.chelsea())
+        >>> result = vs.rollout(trace)
+        >>> image = result.images[0]
+        >>> image.photo.size, image.paint(result.values[0]).shape
+        ((451, 300), (300, 451))
     """
 
     photo: Image.Image
     box: tuple[float, float, float, float]
     name: str = ""
 
-    def top_left(self, height_share: float, width_share: float) -> "InputImage":
-        """The same photo, seen only in the top left part of its box: patches need not fill the model's input."""
+    @classmethod
+    def from_photo(cls, photo: Image.Image, name: str = "") -> "InputImage":
+        """Return an image whose region is the whole photo."""
+        return cls(photo, (0.0, 0.0, float(photo.width), float(photo.height)), name)
+
+    def uncropped(self) -> "InputImage":
+        """Return the same photo with the whole photo as its region."""
+        return InputImage.from_photo(self.photo, self.name)
+
+    def top_left(self, height_fraction: float, width_fraction: float) -> "InputImage":
+        """Return the same photo with the top left of the region, because patches need not fill the model's input."""
         left, top, right, bottom = self.box
-        box = (left, top, left + (right - left) * width_share, top + (bottom - top) * height_share)
+        box = (left, top, left + (right - left) * width_fraction, top + (bottom - top) * height_fraction)
         return InputImage(self.photo, box, self.name)
 
     def paint(self, values: Any, size: tuple[int, int] | None = None, *, smooth: bool = True) -> np.ndarray:
-        """A map on the token grid, laid over the photo where it belongs.
+        """Return a map on the token grid at its place on the photo.
 
         Args:
             values: (height, width) of the token grid.
-            size: (width, height) of the result; the photo's own by default.
-            smooth: bicubic between patch centres, within the map's range; otherwise every patch is one flat block.
+            size: (width, height) of the result; by default that of the photo.
+            smooth: interpolate between the patch centres (bicubic, within the range of the map). Otherwise each
+                patch is a block of one value.
 
         Returns:
-            float32 (size height, size width); NaN where the model did not look.
+            float32 (height, width) of ``size``; NaN outside the region that the model saw.
         """
         width, height = size or self.photo.size
         scale_x, scale_y = width / self.photo.width, height / self.photo.height
         left, top = round(self.box[0] * scale_x), round(self.box[1] * scale_y)
         right, bottom = round(self.box[2] * scale_x), round(self.box[3] * scale_y)
-        # A box that reaches beyond the photo is a crop that was padded: what lies there has no pixel.
-        beyond_left, beyond_top = max(-left, 0), max(-top, 0)
+        # A box that reaches beyond the photo is a padded crop: no pixels of the photo lie there.
+        padding_left, padding_top = max(-left, 0), max(-top, 0)
         values = np.asarray(values, dtype=np.float32)
         method = Image.Resampling.BICUBIC if smooth else Image.Resampling.NEAREST
         resized = Image.fromarray(values).resize((max(right - left, 1), max(bottom - top, 1)), method)
+        painted = np.asarray(resized).clip(values.min(), values.max())
         canvas = np.full((height, width), np.nan, dtype=np.float32)
-        shown = np.asarray(resized).clip(values.min(), values.max())
-        place = canvas[max(top, 0) : bottom, max(left, 0) : right]
-        place[:] = shown[beyond_top : beyond_top + place.shape[0], beyond_left : beyond_left + place.shape[1]]
+        region = canvas[max(top, 0) : bottom, max(left, 0) : right]
+        region[:] = painted[padding_top : padding_top + region.shape[0], padding_left : padding_left + region.shape[1]]
         return canvas
 
 
 def nearest_pixels(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """A copy of (height, width) pixels at another ``size``, each the nearest there is: labels stay labels."""
-    return pixels[np.ix_(*(np.arange(side) * of // side for side, of in zip(size, pixels.shape, strict=True)))]
+    """Return (height, width) pixels resized to ``size`` without interpolation, so that labels stay labels."""
+    return pixels[np.ix_(*(np.arange(new) * old // new for new, old in zip(size, pixels.shape, strict=True)))]
 
 
-def image_of_unit(shown: Tensor, name: str = "") -> InputImage:
-    """An image of a (channel, height, width) tensor whose values lie in [0, 1]; see :func:`three_channels`."""
-    array = (three_channels(shown, 0).clamp(0, 1) * 255).round().to(uint8).permute(1, 2, 0).numpy()
-    return InputImage(Image.fromarray(array), (0.0, 0.0, float(array.shape[1]), float(array.shape[0])), name)
+def image_of_unit(values: Tensor, name: str = "") -> InputImage:
+    """Return a (channel, height, width) tensor with values in [0, 1] as an image; see :func:`three_channels`."""
+    array = (three_channels(values, 0).clamp(0, 1) * 255).round().to(uint8).permute(1, 2, 0).numpy()
+    return InputImage.from_photo(Image.fromarray(array), name)
 
 
 def three_channels(values: Any, axis: int) -> Any:
-    """Return an array or tensor of any number of channels as one to show.
+    """Return an array or tensor with any number of channels as one of three channels, to be displayed.
 
-    Three channels are shown as they are, of four the first three, one as grey, the mean of any other number as grey.
+    Three channels are displayed as they are, and of four the first three. One channel becomes grey, and so does the
+    mean of any other number.
     """
     count = values.shape[axis]
     if count in (3, 4):
@@ -78,7 +100,7 @@ def three_channels(values: Any, axis: int) -> Any:
 
 
 def on_white(photo: Image.Image) -> Image.Image:
-    """Return a photo as RGB; what is transparent is laid on white."""
+    """Return a photo as RGB, its transparent pixels on white."""
     if photo.mode in ("LA", "RGBA"):
         photo = photo.convert("RGBA")
         photo = Image.alpha_composite(Image.new("RGBA", photo.size, "white"), photo)

@@ -1,4 +1,4 @@
-"""Pixels of any depth as eight bits: the header says how many bits they have, never their largest value."""
+"""Conversion of deep pixels to eight bits, by the depth in the file's header and never by the largest value."""
 
 from typing import Any
 
@@ -7,29 +7,30 @@ from PIL import Image
 
 from vitscope.errors import ImageError
 
-_PHOTOMETRIC, _BITS, _SAMPLE_FORMAT = 262, 258, 339  # of a TIFF
-_WHITE_IS_ZERO, _SIGNED = 0, 2
-_STRETCHED = {"L;2": 85, "L;4": 17}  # what Pillow multiplies the pixels of a PNG by, but not its transparent grey
+_PHOTOMETRIC, _BITS, _SAMPLE_FORMAT = 262, 258, 339  # TIFF tags
+_WHITE_IS_ZERO, _SIGNED = 0, 2  # values of these tags
+_STRETCHED = {"L;2": 85, "L;4": 17}  # Pillow multiplies these pixels of a PNG, but not the transparent grey
 
 
 def check_depth(image: Image.Image, name: str) -> None:
-    """Refuse pixels whose range nobody can know.
+    """Refuse pixels of unknown range.
 
     Raises:
-        ImageError: floating point, signed, or integers of 32 bits.
+        ImageError: the pixels are floating-point numbers, signed, or integers of 32 bits.
     """
     if image.mode == "F":
         raise ImageError(f"{name} holds floating-point pixels of unknown range: convert it to 8 or 16 bits")
-    if _SIGNED in _tag(image, _SAMPLE_FORMAT, (1,)):
+    if _SIGNED in _tiff_tag(image, _SAMPLE_FORMAT, (1,)):
         raise ImageError(f"{name} holds signed pixels of unknown range: convert it to unsigned 8 or 16 bits")
-    if image.mode == "I" and _tag(image, _BITS, (16,))[0] > 16:
+    if image.mode == "I" and _tiff_tag(image, _BITS, (16,))[0] > 16:
         raise ImageError(f"{name} holds 32-bit pixels of unknown range: convert it to 8 or 16 bits")
 
 
 def transparent_colour(image: Image.Image) -> Any:
-    """Return the colour that a PNG declares transparent, on the scale of the image's pixels; before they are loaded.
+    """Return the colour that a PNG declares transparent, on the scale of the decoded pixels.
 
-    Pillow reports it on the scale of the file, whose pixels it then stretches or shortens to eight bits.
+    Call this before the pixels are loaded: Pillow reports the colour on the scale of the file, and then scales the
+    pixels to eight bits.
     """
     colour = image.info.get("transparency")
     tiles = getattr(image, "tile", None)
@@ -37,19 +38,19 @@ def transparent_colour(image: Image.Image) -> Any:
     if isinstance(colour, int) and layout in _STRETCHED:
         return colour * _STRETCHED[layout]
     if isinstance(colour, tuple) and (layout == "RGB;16B" or max(colour) > 255):
-        return tuple(part >> 8 for part in colour)
+        return tuple(channel >> 8 for channel in colour)
     return colour
 
 
 def eight_bits(image: Image.Image, header: Image.Image, name: str) -> Image.Image:
-    """Return grey pixels of 12, 16 or more bits as mode L, or LA if the image declares a grey transparent.
+    """Return grey pixels of 12, 16 or more bits as mode L, or as LA if the image declares a grey transparent.
+
+    An image in memory of mode "I" has no header. Its pixels count as 8 bits if none is above 255, otherwise as 16.
 
     Args:
-        image: upright, which costs it the facts that its file states.
-        header: the image that states them.
-        name: in messages.
-
-    An image in memory whose mode is "I" has no header: up to 255 its pixels count as 8 bits, otherwise as 16.
+        image: the upright pixels, which no longer carry the header's facts.
+        header: the image as it was opened.
+        name: of the image, for messages.
 
     Raises:
         ImageError: 32-bit pixels of unknown range.
@@ -57,21 +58,21 @@ def eight_bits(image: Image.Image, header: Image.Image, name: str) -> Image.Imag
     values = np.asarray(image).astype(np.int64)
     if values.max() > 65535 or values.min() < 0:
         raise ImageError(f"{name} holds 32-bit pixels of unknown range: convert it to 8 or 16 bits")
-    bits = _tag(header, _BITS, (16,))[0]
+    bits = _tiff_tag(header, _BITS, (16,))[0]
     if image.mode == "I" and header.format is None and values.max() <= 255:
         bits = 8
     transparent = image.info.get("transparency")
     alpha = None if not isinstance(transparent, int) else np.where(values == transparent, 0, 255).astype(np.uint8)
-    # Pillow inverts such a file of 8 bits, and not of 16.
-    if _tag(header, _PHOTOMETRIC, (1,))[0] == _WHITE_IS_ZERO:
+    # Pillow inverts such files of 8 bits, but not those of 16 bits.
+    if _tiff_tag(header, _PHOTOMETRIC, (1,))[0] == _WHITE_IS_ZERO:
         values = (1 << bits) - 1 - values
     grey = (values >> max(bits - 8, 0)).astype(np.uint8)
     return Image.fromarray(grey if alpha is None else np.stack([grey, alpha], axis=-1))
 
 
-def _tag(image: Image.Image, number: int, default: tuple[int, ...]) -> tuple[int, ...]:
-    """A tag of a TIFF; the default for every other format, and where it is damaged."""
+def _tiff_tag(image: Image.Image, tag: int, default: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the value of a TIFF tag; the default for other formats, and if the tag is damaged."""
     tags = getattr(image, "tag_v2", None) if image.format == "TIFF" else None
-    value = None if tags is None else tags.get(number)
+    value = None if tags is None else tags.get(tag)
     values = value if isinstance(value, tuple) else (value,)
-    return values if values and all(isinstance(part, int) for part in values) else default
+    return values if values and all(isinstance(item, int) for item in values) else default

@@ -1,4 +1,4 @@
-"""Photos to model input: one geometry for every library, and the way back from the model's view to the photo."""
+"""Conversion of photos to model input, with the same geometry for every library, and the way back to the photo."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -15,9 +15,9 @@ from vitscope.images.channel_settings import require_finite, require_sides
 from vitscope.images.image import InputImage, image_of_unit, on_white
 from vitscope.images.reading import read_photo
 
-MAX_SIDE = 2**14  # of a model's input
+MAX_SIDE = 2**14  # pixels of a model's input
 
-# The mode of a photo as a model of so many channels takes it.
+# Pillow's mode of a photo by the model's number of channels.
 PHOTO_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 
 Fit = Literal["squash", "crop"]
@@ -25,27 +25,34 @@ Fit = Literal["squash", "crop"]
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What a model wants of an image: one geometry for all three libraries, with Pillow's own resize.
+    """The conversion of a photo to a model's input, with Pillow's resize as in all three libraries.
 
-    The length of ``mean`` and ``std`` is the number of channels. A photo fits 3 channels (RGB), 1 (grey), and where it
-    has transparency 4 (RGBA) or 2 (grey and transparency); a model of any other number takes tensors only.
+    The length of ``mean`` and ``std`` is the number of channels. A photo fits 3 channels (RGB) or 1 (grey); with
+    transparency also 4 (RGBA) or 2 (grey and transparency). Other models take tensors only.
 
-    ``fit`` is ``"squash"`` (resized to ``size``, proportions lost) or ``"crop"`` (resized to cover
-    ``size`` / ``crop_ratio``, then the centre is cut out). ``round_half_even`` holds for libraries that round
-    the crop's corner where others cut off the half pixel.
+    Attributes:
+        size: (height, width) of the model's input, in pixels.
+        mean: mean of each channel, on the scale from 0 to 1.
+        std: standard deviation of each channel, on the same scale.
+        fit: ``"squash"`` resizes without keeping the proportions; ``"crop"`` keeps them and covers ``resize_to``.
+            In both cases the centre of ``size`` is cut out.
+        resize_to: (height, width) before the centre is cut out; None for ``size``.
+        resample: Pillow's filter.
+        round_half_even: round the crop's corner to even, as timm and torchvision do; otherwise round down.
+        source: the origin of these settings, for people; it is not compared.
     """
 
-    size: tuple[int, int]  # (height, width) of the model's input
+    size: tuple[int, int]
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
     fit: Fit = "squash"
-    resize_to: tuple[int, int] | None = None  # what is covered (crop) or filled (squash) before the centre is cut out
+    resize_to: tuple[int, int] | None = None
     resample: Image.Resampling = Image.Resampling.BILINEAR
     round_half_even: bool = False
-    source: str = field(default="", compare=False)  # where these settings came from, as a human reads it
+    source: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
-        set_ = object.__setattr__  # as for every frozen dataclass
+        set_ = object.__setattr__  # because the dataclass is frozen
         set_(self, "size", require_sides(self.size, "size", MAX_SIDE))
         if self.resize_to is not None:
             set_(self, "resize_to", require_sides(self.resize_to, "resize_to", 2 * MAX_SIDE))
@@ -62,8 +69,8 @@ class Preprocessing:
         try:
             set_(self, "resample", Image.Resampling(self.resample))
         except ValueError:
-            names = ", ".join(f"{filter_.value} ({filter_.name.lower()})" for filter_ in Image.Resampling)
-            raise CallError(f"resample is {self.resample!r}: choose one of Pillow's filters, {names}") from None
+            filters = ", ".join(f"{resample.value} ({resample.name.lower()})" for resample in Image.Resampling)
+            raise CallError(f"resample is {self.resample!r}: choose one of Pillow's filters, {filters}") from None
 
     @property
     def channels(self) -> int:
@@ -72,60 +79,92 @@ class Preprocessing:
 
     @property
     def takes_transparency(self) -> bool:
-        """Whether the last channel of a photo is its transparency."""
+        """Whether the last channel of the input is a photo's transparency."""
         return self.channels in (2, 4)
 
-    def read(self, source: Any) -> tuple[Tensor, InputImage]:
-        """Return the input of one source, as :func:`read_photo` reads it, and the image that knows the way back."""
-        return self(*read_photo(source, alpha=self.takes_transparency))
+    @property
+    def affine(self) -> tuple[Tensor, Tensor]:
+        """Factor and offset of each channel: input = byte · factor + offset."""
+        mean, std = self._per_channel(self.mean).flatten(), self._per_channel(self.std).flatten()
+        return 1 / (255 * std), -mean / std
 
     def as_json(self) -> dict[str, Any]:
-        """What a result remembers of its preprocessing: where it came from, and its settings."""
+        """Return the settings and their origin, as saved in the provenance of a result."""
         settings = {"size": list(self.size), "mean": list(self.mean), "std": list(self.std), "fit": self.fit}
         return {"source": self.source, **settings, "resample": self.resample.name.lower()}
 
     def resized(self, size: tuple[int, int]) -> "Preprocessing":
-        """The same recipe for another input size; what is cut off stays in proportion."""
+        """Return the same settings for another input size (height, width); the cropped fraction stays the same."""
         target = self.resize_to or self.size
         resize_to = (round(target[0] * size[0] / self.size[0]), round(target[1] * size[1] / self.size[1]))
         return replace(self, size=size, resize_to=resize_to)
 
+    def read(self, source: Any) -> tuple[Tensor, InputImage]:
+        """Read an image with :func:`~vitscope.images.reading.read_photo` and return it as in :meth:`__call__`."""
+        return self(*read_photo(source, alpha=self.takes_transparency))
+
     def __call__(self, photo: Image.Image, name: str = "") -> tuple[Tensor, InputImage]:
-        """The photo as (channel, height, width) float32, and the image that knows the way back."""
+        """Return a photo as model input.
+
+        Args:
+            photo: upright RGB; with transparency RGBA.
+            name: path of the photo, for messages and the result.
+
+        Returns:
+            float32 (channel, height, width), and the photo with the region that became the input.
+
+        Raises:
+            CallError, ImageError: see :meth:`cut`.
+        """
         cut, image = self.cut(photo, name)
         return self.normalized(torch.from_numpy(cut).permute(2, 0, 1)), image
 
-    def normalized(self, cut: Tensor) -> Tensor:
-        """Bytes (…, channel, height, width) as float32 input, on their device."""
-        mean, std = (self._channels(values).to(cut.device) for values in (self.mean, self.std))
-        return (cut.float() / 255 - mean) / std
-
     def cut(self, photo: Image.Image, name: str = "") -> tuple[np.ndarray, InputImage]:
-        """The photo's bytes as the model sees them, (height, width, channel), and the image that knows the way back.
+        """Resize and crop a photo, without normalization.
+
+        Returns:
+            uint8 (height, width, channel), and the photo with the region that became the input.
 
         Raises:
-            CallError: a photo has no such number of channels.
-            ImageError: a strip too thin for the crop.
+            CallError: the photo does not fit the number of channels.
+            ImageError: the photo is too thin a strip for the crop.
         """
         height, width = self.size
-        shown, photo = on_white(photo), self._in_channels(photo)
-        fill_height, fill_width = self._filled(photo.width, photo.height)
-        if fill_height * fill_width > MAX_PIXELS:
+        rgb, photo = on_white(photo), self._in_channels(photo)
+        full_height, full_width = self._size_before_crop(photo.width, photo.height)
+        if full_height * full_width > MAX_PIXELS:
             raise ImageError(
                 f"{name or 'the image'} is {photo.width}×{photo.height} pixels, too thin a strip for a crop of "
-                f"{height}×{width}: cut out the part that matters first"
+                f"{height}×{width}: cut out the important region first"
             )
         resized = (
-            photo if photo.size == (fill_width, fill_height) else photo.resize((fill_width, fill_height), self.resample)
+            photo if photo.size == (full_width, full_height) else photo.resize((full_width, full_height), self.resample)
         )
-        top, left = self._corner(fill_height - height), self._corner(fill_width - width)
+        top, left = self._crop_start(full_height - height), self._crop_start(full_width - width)
         cut = np.array(resized.crop((left, top, left + width, top + height)))
-        scale_x, scale_y = photo.width / fill_width, photo.height / fill_height
+        scale_x, scale_y = photo.width / full_width, photo.height / full_height
         box = (left * scale_x, top * scale_y, (left + width) * scale_x, (top + height) * scale_y)
-        return cut.reshape(height, width, self.channels), InputImage(shown, box, name)
+        return cut.reshape(height, width, self.channels), InputImage(rgb, box, name)
+
+    def normalized(self, cut: Tensor) -> Tensor:
+        """Return bytes (…, channel, height, width) as normalized float32, on their device."""
+        mean, std = (self._per_channel(values).to(cut.device) for values in (self.mean, self.std))
+        return (cut.float() / 255 - mean) / std
+
+    def image_of(self, pixels: Tensor, name: str = "") -> InputImage:
+        """Return (channel, height, width) input as an image, for input that was not made from a photo."""
+        unit = pixels.detach().float().cpu() * self._per_channel(self.std) + self._per_channel(self.mean)
+        return image_of_unit(unit, name)
+
+    def corner_of_uncut(self, width: int, height: int) -> tuple[int, int] | None:
+        """Return (top, left) of the crop in a photo of this size if it is not resized, otherwise None."""
+        full_height, full_width = self._size_before_crop(width, height)
+        if (full_height, full_width) != (height, width):
+            return None
+        return self._crop_start(height - self.size[0]), self._crop_start(width - self.size[1])
 
     def _in_channels(self, photo: Image.Image) -> Image.Image:
-        """The photo in the mode that the model takes; the grey of a photo that was grey is what it was."""
+        """Return the photo in the mode of the model's channels. Grey photos keep their grey."""
         mode = PHOTO_MODES.get(self.channels)
         has_alpha = photo.mode in ("LA", "RGBA")
         if mode is None:
@@ -142,42 +181,24 @@ class Preprocessing:
             photo = on_white(photo)
         return photo if photo.mode == mode else photo.convert(mode)
 
-    def _filled(self, width: int, height: int) -> tuple[int, int]:
-        """(height, width) that a photo is resized to before the centre is cut out."""
-        fill_height, fill_width = self.resize_to or self.size
+    def _size_before_crop(self, width: int, height: int) -> tuple[int, int]:
+        """Return (height, width) to which a photo of this size is resized before the centre is cut out."""
+        full_height, full_width = self.resize_to or self.size
         if self.fit == "crop":
-            # The libraries cut off the fraction of the longer side; timm rounds it where the input is no square.
-            whole = round if self.round_half_even and fill_height != fill_width else int
-            if height * fill_width >= width * fill_height:
-                fill_height = whole(fill_width * height / width)
+            # The libraries drop the fraction of the longer side, but timm rounds it if the input is not square.
+            to_integer = round if self.round_half_even and full_height != full_width else int
+            if height * full_width >= width * full_height:
+                full_height = to_integer(full_width * height / width)
             else:
-                fill_width = whole(fill_height * width / height)
-        return fill_height, fill_width
+                full_width = to_integer(full_height * width / height)
+        return full_height, full_width
 
-    @property
-    def affine(self) -> tuple[Tensor, Tensor]:
-        """Factor and offset of each channel: input = byte · factor + offset."""
-        mean, std = self._channels(self.mean).flatten(), self._channels(self.std).flatten()
-        return 1 / (255 * std), -mean / std
-
-    def corner_of_uncut(self, width: int, height: int) -> tuple[int, int] | None:
-        """(top, left) of the input in a photo of this size whose pixels are taken as they are, else None."""
-        fill_height, fill_width = self._filled(width, height)
-        if (fill_height, fill_width) != (height, width):
-            return None
-        return self._corner(height - self.size[0]), self._corner(width - self.size[1])
-
-    def _corner(self, room: int) -> int:
-        """Where the cut begins when ``room`` pixels are cut off; below zero the image is padded with black."""
+    def _crop_start(self, excess: int) -> int:
+        """Return where the crop starts if ``excess`` pixels are cut off; below zero the image is padded with black."""
         if self.round_half_even:
-            return round(room / 2) if room > 0 else -(-room // 2)
-        return room // 2
-
-    def image_of(self, pixels: Tensor, name: str = "") -> InputImage:
-        """An image to show for (channel, height, width) input that came without a photo."""
-        shown = pixels.detach().float().cpu() * self._channels(self.std) + self._channels(self.mean)
-        return image_of_unit(shown, name)
+            return round(excess / 2) if excess > 0 else -(-excess // 2)
+        return excess // 2
 
     @staticmethod
-    def _channels(values: Sequence[float]) -> Tensor:
+    def _per_channel(values: Sequence[float]) -> Tensor:
         return torch.tensor(values, dtype=torch.float32, device="cpu").view(-1, 1, 1)

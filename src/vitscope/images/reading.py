@@ -1,4 +1,4 @@
-"""Paths, PIL images, arrays, bytes and open files as upright RGB, or one line that says what is wrong."""
+"""Reading of paths, PIL images, arrays, bytes and open files as upright RGB."""
 
 import io
 import os
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from vitscope.errors import CallError, ImageError, VitscopeError
+from vitscope.errors import CallError, ImageError, VitscopeError, first_line
 from vitscope.images.arrays import MAX_PIXELS, MAX_PIXELS_VARIABLE, check_size, image_of_array, read_npy
 from vitscope.images.image import on_white
 from vitscope.images.pixel_depth import check_depth, eight_bits, transparent_colour
@@ -22,25 +22,30 @@ from vitscope.images.sources import (
     PREFIX,
     check_decoder,
     check_format,
-    quoted,
+    quoted_path,
     read_binary_file,
     require_regular_file,
 )
 
-# Pillow keeps its limit, and Python its warning filters, in module variables: they are changed only while a header or
-# EXIF is read, under this lock.
+_EXPECTED = (
+    "pass a path, a PIL image, a uint8 array (H, W, 3), the bytes of an image file, an open binary file, "
+    "a list of these, or a tensor (batch, 3, height, width) that is already preprocessed"
+)
+
+# Pillow keeps its limit on pixels, and Python its warning filters, in global variables. They are changed only while a
+# header or EXIF is read, under this lock.
 _pillow_state = threading.Lock()
 
 
 def photos(images: Any) -> list[Any]:
-    """Return the single sources, for :func:`read_photo`, of whatever the public API takes as images.
+    """Return a list of single images, for :func:`read_photo`, from the argument of a public function.
 
     Args:
         images: a path, PIL image, array (H, W[, C]), bytes or an open binary file; a sequence of these; or an array
             (N, H, W, C).
 
     Raises:
-        CallError: there are none.
+        CallError: the sequence or array is empty.
     """
     single = isinstance(images, str | bytes | bytearray | memoryview) or not isinstance(images, Sequence)
     if isinstance(images, np.ndarray):
@@ -52,30 +57,33 @@ def photos(images: Any) -> list[Any]:
 
 
 def read_photo(source: Any, *, max_pixels: int | None = None, alpha: bool = False) -> tuple[Image.Image, str]:
-    """One source as an upright RGB photo, with a name for it.
+    """Read an image as upright RGB.
 
-    EXIF orientation is applied, 16 bits become 8, transparency is laid on white, grey and CMYK become RGB.
+    EXIF orientation is applied, 16 bits become 8, transparent pixels become white, grey and CMYK become RGB.
 
     Args:
         source: a path, PIL image, array (H, W[, C]) of uint8 or uint16, the bytes of an image file, or an open binary
-            file. Files and bytes hold an image (see :func:`~vitscope.images.sources.formats`), or an array in numpy's
-            format (.npy).
-        max_pixels: refuse larger images before they are decoded; by default ``VITSCOPE_MAX_PIXELS`` from the
-            environment, else 100,000,000.
-        alpha: return a photo that has transparency as RGBA.
+            file. Files and bytes hold an image in one of :func:`~vitscope.images.sources.formats`, or an array in
+            numpy's format (.npy).
+        max_pixels: maximum number of pixels; larger images are refused before they are decoded. By default the
+            environment variable ``VITSCOPE_MAX_PIXELS``, or 100,000,000.
+        alpha: return RGBA if the image has transparency.
+
+    Returns:
+        The photo, and its path or ``""``.
 
     Raises:
-        ImageNotFoundError: no regular file at the path.
-        ImageError: the file holds no whole image, or one that is too large or too small.
-        CallError: none of these sources.
+        ImageNotFoundError: the path leads to no regular file.
+        ImageError: the file is not a complete image, or the image is too large or too small.
+        CallError: ``source`` is of another type, or an array of another shape or dtype.
     """
     if isinstance(source, str | os.PathLike):
         return _read_file(source if isinstance(source, str) else Path(source), max_pixels, alpha), str(source)
     if isinstance(source, Image.Image):
         name = str(getattr(source, "filename", "") or "")
-        if source.format == "EPS":  # to load it is to run Ghostscript
+        if source.format == "EPS":  # loading it would run Ghostscript
             check_decoder("EPS", name or "the image")
-        with _damage_reported(name or "the image"):
+        with _errors_in_one_line(name or "the image"):
             return _to_rgb(source, name or "the image", alpha), name
     if isinstance(source, np.ndarray):
         return _to_rgb(image_of_array(source), "the array", alpha), ""
@@ -85,28 +93,22 @@ def read_photo(source: Any, *, max_pixels: int | None = None, alpha: bool = Fals
         return _decoded(io.BytesIO(read_binary_file(source)), "the data", max_pixels, alpha, in_memory=True), ""
     hint = ""
     if isinstance(source, list | tuple):
-        hint = "; nested lists are not read: make one flat list of images, or an array with numpy.asarray"
+        hint = "; nested lists are not supported: pass a flat list of images, or an array made with numpy.asarray"
     raise CallError(f"cannot read an image from {type(source).__name__}: {_EXPECTED}{hint}")
-
-
-_EXPECTED = (
-    "pass a path, a PIL image, a uint8 array (H, W, 3), the bytes of an image file, an open binary file, "
-    "a list of these, or a tensor (batch, 3, height, width) that is already preprocessed"
-)
 
 
 def check_file(path: str | Path) -> None:
     """Refuse a path that leads to no regular file.
 
     Raises:
-        ImageNotFoundError: nothing is there, or a folder, pipe, socket or device.
+        ImageNotFoundError: there is nothing, or a folder, pipe, socket or device.
     """
     require_regular_file(path)
 
 
 def _read_file(path: str | Path, max_pixels: int | None, alpha: bool) -> Image.Image:
-    name = quoted(path)
-    with _damage_reported(name), require_regular_file(path).open("rb") as file:
+    name = quoted_path(path)
+    with _errors_in_one_line(name), require_regular_file(path).open("rb") as file:
         return _decoded(file, name, max_pixels, alpha)
 
 
@@ -116,7 +118,7 @@ def _decoded(
     limit = max_pixels if max_pixels is not None else _limit_from_environment()
     prefix = file.read(PREFIX)
     file.seek(0)
-    with _damage_reported(name):
+    with _errors_in_one_line(name):
         if prefix.startswith(NPY):
             return _to_rgb(image_of_array(read_npy(file, name, limit)), name, alpha)
         check_format(prefix, name, CallError if in_memory else ImageError, f": {_EXPECTED}" if in_memory else "")
@@ -130,8 +132,8 @@ def _decoded(
 
 
 @contextmanager
-def _damage_reported(name: str) -> Iterator[None]:
-    """Decoders differ in what they raise for broken data; the first line says it."""
+def _errors_in_one_line(name: str) -> Iterator[None]:
+    """Turn the errors of decoders, which may be of any class, into an ImageError of one line."""
     try:
         yield
     except (VitscopeError, Warning):
@@ -143,7 +145,7 @@ def _damage_reported(name: str) -> Iterator[None]:
     except PermissionError:
         raise ImageError(f"{name} cannot be read: permission denied") from None
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else "it ends early"
+        reason = first_line(error) if str(error) else "it ends early"
         raise ImageError(f"{name} is damaged: {reason}") from None
 
 
@@ -159,7 +161,7 @@ def _limit_from_environment() -> int:
 
 @contextmanager
 def _quiet_pillow() -> Iterator[None]:
-    """Without Pillow's warnings of odd metadata; its limit on pixels is replaced by vitscope's."""
+    """Suspend Pillow's warnings of damaged metadata, and its limit on pixels, which vitscope's limit replaces."""
     with _pillow_state, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
@@ -176,11 +178,11 @@ def _open_header(file: io.BytesIO | io.BufferedReader) -> Image.Image:
 
 def _to_rgb(image: Image.Image, name: str, alpha: bool = False) -> Image.Image:
     if min(image.size) < 2:
-        raise ImageError(f"{name} has {image.width}×{image.height} pixels: there is nothing to look at")
+        raise ImageError(f"{name} has {image.width}×{image.height} pixels: at least 2×2 are needed")
     if image.mode == "LAB":
         raise ImageError(f"{name} holds colours in CIELAB: convert it to RGB")
-    tiff = image.format == "TIFF"  # whose metadata Pillow reads again while it loads
-    with _quiet_pillow() if tiff else nullcontext():
+    is_tiff = image.format == "TIFF"  # Pillow reads its metadata again while it loads the pixels
+    with _quiet_pillow() if is_tiff else nullcontext():
         check_depth(image, name)
         transparent = transparent_colour(image)
         image.load()
@@ -202,7 +204,7 @@ def _to_rgb(image: Image.Image, name: str, alpha: bool = False) -> Image.Image:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """A copy, turned as EXIF says; one whose EXIF block is damaged is as it is stored."""
+    """Return a copy rotated by its EXIF orientation, or as it is stored if the EXIF block is damaged."""
     with _quiet_pillow(), suppress(Exception):
         return ImageOps.exif_transpose(image)
     return image.copy()

@@ -1,4 +1,4 @@
-"""Image files: which are opened, and which formats are decoded."""
+"""Image files: the ones that are opened, and the formats that are decoded."""
 
 import errno
 import io
@@ -12,8 +12,8 @@ from PIL import features
 
 from vitscope.errors import CallError, ImageError, ImageNotFoundError, first_line
 
-# Every format that is decoded, and how its files begin ("?" is any byte). Nothing else reaches a decoder: Pillow alone
-# would also run Ghostscript, whatever the file is called.
+# The formats that are decoded, and how their files begin ("?" is any byte). Nothing else reaches a decoder, because
+# Pillow alone would also run Ghostscript, whatever the name of the file.
 _SIGNATURES: dict[str, tuple[bytes, ...]] = {
     "PNG": (b"\x89PNG\r\n\x1a\n",),
     "JPEG": (b"\xff\xd8\xff",),
@@ -28,7 +28,7 @@ _SIGNATURES: dict[str, tuple[bytes, ...]] = {
 _PILLOW_NAMES = {"PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF"}
 _OPTIONAL = {"WebP": "webp", "JPEG 2000": "jpg_2000", "AVIF": "avif"}
 
-# Files that people try, by what they are called in the refusal.
+# Other files that people pass, by their name in the message.
 _OTHERS: dict[str, tuple[bytes, ...]] = {
     "PostScript": (b"%!PS", b"\xc5\xd0\xd3\xc6"),
     "PDF": (b"%PDF",),
@@ -48,18 +48,18 @@ _OTHERS: dict[str, tuple[bytes, ...]] = {
     "X bitmap": (b"#define", b"/* XPM"),
     "QOI": (b"qoif",),
 }
-PREFIX = 256  # bytes that a signature is looked for in
+PREFIX = 256  # bytes that are searched for a signature
 NPY = b"\x93NUMPY"
 
-# A Path has lost one of a URL's slashes; with one slash alone, only what is commonly a URL counts as one.
+# A pathlib.Path drops one of a URL's slashes. With a single slash, only common schemes count as a URL.
 _URL = re.compile(
     r"\s*([a-z][a-z0-9+.-]+://|(https?|ftps?|sftp|s3a?|gs|gcs|hf|az|abfss?|hdfs|ssh|git|file):/|data:|blob:)",
     re.IGNORECASE,
 )
-MOST_QUOTED = 255
-MOST_QUOTED_OF_URL = 2000  # signed ones are long
-MOST_BYTES = 1 << 30  # of an open file, which may unpack what it holds
-CHUNK = 1 << 24
+MAX_QUOTE = 255  # characters of a path in a message
+MAX_URL_QUOTE = 2000  # of a URL: signed URLs are long
+MAX_BYTES = 1 << 30  # of an open file, which may decompress its content
+CHUNK = 1 << 24  # bytes per read
 
 KINDS = {
     stat.S_IFIFO: "a named pipe",
@@ -70,51 +70,51 @@ KINDS = {
 
 
 def require_regular_file(path: str | Path) -> Path:
-    """Return the path of a regular file, the only kind that is ever opened: a pipe or a device may never end.
+    """Return the path of a regular file. Others are never opened, because a pipe or a device may never end.
 
     Raises:
-        ImageNotFoundError: nothing is there, or something else: a folder, pipe, socket, device, or a URL.
+        ImageNotFoundError: there is nothing, or a folder, pipe, socket or device; or the path is a URL.
     """
-    shown = quoted(path)
+    name = quoted_path(path)
     try:
         mode = Path(path).stat().st_mode
     except ValueError:
-        raise ImageNotFoundError(f"{shown} holds a NUL character: no file has such a name") from None
+        raise ImageNotFoundError(f"{name} contains a NUL character: no file has such a name") from None
     except OSError as error:
-        raise ImageNotFoundError(_unreachable(path, shown, error)) from None
+        raise ImageNotFoundError(_missing_message(path, name, error)) from None
     if stat.S_ISDIR(mode):
-        raise ImageNotFoundError(f"{shown} is a folder: pass the images in it")
+        raise ImageNotFoundError(f"{name} is a folder: pass the images in it")
     if not stat.S_ISREG(mode):
-        kind = KINDS.get(stat.S_IFMT(mode), "no file")
-        raise ImageNotFoundError(f"{shown} is {kind}: only regular files are opened, save its content to one first")
+        kind = KINDS.get(stat.S_IFMT(mode), "not a regular file")
+        raise ImageNotFoundError(f"{name} is {kind}: only regular files are opened, save its content to one first")
     return Path(path)
 
 
-def _unreachable(path: str | Path, shown: str, error: OSError) -> str:
+def _missing_message(path: str | Path, name: str, error: OSError) -> str:
     if _is_url(path):
-        return f"{_url(path)} is a URL: download it first, then pass the path of the file or its bytes"
+        return f"{_quoted_url(path)} is a URL: download it first, then pass the path of the file or its bytes"
     if error.errno == errno.ELOOP:
-        return f"{shown} is a symbolic link that leads back to itself"
+        return f"{name} is a symbolic link that leads back to itself"
     if error.errno in (errno.ENOENT, errno.ENOTDIR):
         if Path(path).is_symlink():
-            return f"{shown} is a symbolic link to {quoted(Path(path).readlink())}, which does not exist"
-        return f"{shown} does not exist"
-    return f"{shown} cannot be reached: {error.strerror or error}"
+            return f"{name} is a symbolic link to {quoted_path(Path(path).readlink())}, which does not exist"
+        return f"{name} does not exist"
+    return f"{name} cannot be reached: {error.strerror or error}"
 
 
-def quoted(path: str | Path, most: int = MOST_QUOTED) -> str:
-    """Return a path as one line of a message: escaped if it would not print, shortened if it is too long to read."""
+def quoted_path(path: str | Path, limit: int = MAX_QUOTE) -> str:
+    """Return a path for a message, escaped if it is not printable and shortened if it exceeds ``limit`` characters."""
     text = str(path)
     if not text.isprintable():
         text = ascii(text)
-    return text if len(text) <= most else f"{text[:40]}…{text[-20:]} ({len(text):,} letters)"
+    return text if len(text) <= limit else f"{text[:40]}…{text[-20:]} ({len(text):,} characters)"
 
 
 def check_no_url(text: str) -> None:
-    """Refuse a URL where the path of a file is expected.
+    """Refuse a URL if the path of a file is expected.
 
     Raises:
-        ImageNotFoundError: it is one.
+        ImageNotFoundError: ``text`` is a URL.
     """
     if _is_url(text):
         require_regular_file(text)
@@ -124,19 +124,24 @@ def _is_url(path: str | Path) -> bool:
     return _URL.match(str(path)) is not None
 
 
-def _url(path: str | Path) -> str:
-    """The URL as it was typed."""
+def _quoted_url(path: str | Path) -> str:
+    """Return a URL for a message, as it was typed."""
     text = str(path)
     if re.match(r"\s*(data|blob):", text, re.IGNORECASE):
-        return quoted(text)
+        return quoted_path(text)
     if isinstance(path, Path):
         scheme, rest = text.split(":/", 1)
         text = f"{scheme}://{'/' if scheme.lower() == 'file' else ''}{rest.removeprefix('/')}"
-    return quoted(text, MOST_QUOTED_OF_URL)
+    return quoted_path(text, MAX_URL_QUOTE)
 
 
 def formats() -> list[str]:
-    """Return the formats that are decoded here: Pillow may come without the last of them."""
+    """Return the formats that are decoded on this machine; Pillow may be installed without some of them.
+
+    Example:
+        >>> formats()[:3]
+        ['PNG', 'JPEG', 'WebP']
+    """
     return [name for name in _SIGNATURES if name not in _OPTIONAL or features.check(_OPTIONAL[name])]
 
 
@@ -145,40 +150,44 @@ def check_format(prefix: bytes, name: str, error: type[ImageError | CallError], 
 
     Args:
         prefix: the first :data:`PREFIX` bytes.
-        name: of the file, in the message.
-        error: what is raised.
-        advice: the end of the message.
+        name: of the file, for the message.
+        error: class of the error.
+        advice: end of the message.
     """
     if prefix[4:12] in (b"ftypmif1", b"ftypmsf1"):
-        # A general container: the brands that follow say what is in it.
+        # A general container: the brands that follow tell the format.
         prefix = prefix[:8] + (b"avif" if b"avif" in prefix[12:64] or b"avis" in prefix[12:64] else b"heic")
-    if _named(prefix, {known: _SIGNATURES[known] for known in formats()}) is not None:
+    decoded = {kind: _SIGNATURES[kind] for kind in formats()}
+    if _format_of(prefix, decoded) is not None:
         return
-    decoded = f"the formats that are decoded are {', '.join(formats())}"
-    # What follows the byte order mark or an empty line is what a decoder would look at.
-    other = _named(prefix, _SIGNATURES) or _named(prefix.removeprefix(b"\xef\xbb\xbf").lstrip(), _OTHERS)
-    if other is None:
-        other = _named(prefix, _OTHERS)
+    supported = f"supported formats are {', '.join(formats())}"
+    # A decoder would skip a byte order mark and empty lines.
+    kind = _format_of(prefix, _SIGNATURES) or _format_of(prefix.removeprefix(b"\xef\xbb\xbf").lstrip(), _OTHERS)
+    if kind is None:
+        kind = _format_of(prefix, _OTHERS)
     if not prefix:
         message = f"{name} is an empty file"
-    elif other is not None:
-        message = f"{name} is a {other} file: {decoded}"
+    elif kind is not None:
+        message = f"{name} is a {kind} file: {supported}"
     elif _is_text(prefix):
         message = f"{name} is not an image in any format that Pillow reads"
     else:
-        message = f"{name} is not an image in a known format: {decoded}"
+        message = f"{name} is not an image in a known format: {supported}"
     raise error(message + advice)
 
 
 def check_decoder(pillow_format: str | None, name: str) -> None:
-    """Refuse a header that was read by a decoder of another format than the file's beginning announced."""
+    """Refuse an image that Pillow opened with a decoder of another format.
+
+    Raises:
+        ImageError: the decoder's format is not supported.
+    """
     if pillow_format is not None and pillow_format not in _PILLOW_NAMES:
-        raise ImageError(
-            f"{name} is an image of format {pillow_format}: the formats that are decoded are {', '.join(formats())}"
-        )
+        raise ImageError(f"{name} is an image of format {pillow_format}: supported formats are {', '.join(formats())}")
 
 
-def _named(prefix: bytes, signatures: dict[str, tuple[bytes, ...]]) -> str | None:
+def _format_of(prefix: bytes, signatures: dict[str, tuple[bytes, ...]]) -> str | None:
+    """Return the format whose signature the bytes begin with."""
     for name, beginnings in signatures.items():
         for beginning in beginnings:
             start = prefix[: len(beginning)]
@@ -194,38 +203,38 @@ def _is_text(prefix: bytes) -> bool:
 
 
 def read_binary_file(file: Any) -> bytes:
-    """Return what is left to read of an open binary file, which stands afterwards where it stood before.
+    """Return the rest of an open binary file, and restore its position.
 
     Raises:
-        CallError: it was opened as text, is closed, may never end, or has nothing left.
+        CallError: the file was opened as text, is closed, may never end, has nothing left, or is too large.
     """
     if isinstance(file, io.TextIOBase):
         raise CallError("the file is open as text: open it in binary mode, open(path, 'rb')")
     if _may_never_end(file):
         raise CallError("the open file is a pipe, socket or device, which may never end: pass the bytes you read")
     try:
-        start = file.tell() if hasattr(file, "seekable") and file.seekable() else None
-        parts, total = [], 0
-        while total <= MOST_BYTES and (part := _next_part(file)):
-            parts.append(part)
-            total += len(part)
-        if start is not None:
-            file.seek(start)
+        position = file.tell() if hasattr(file, "seekable") and file.seekable() else None
+        chunks, total = [], 0
+        while total <= MAX_BYTES and (chunk := _next_chunk(file)):
+            chunks.append(chunk)
+            total += len(chunk)
+        if position is not None:
+            file.seek(position)
     except Exception as error:
         raise CallError(f"the open file cannot be read ({first_line(error)}): pass its path or its bytes") from None
-    if not parts:
+    if not chunks:
         raise CallError("the open file has nothing left to read: go back to its start with seek(0), or pass its path")
-    if not all(isinstance(part, bytes | bytearray | memoryview) for part in parts):
+    if not all(isinstance(chunk, bytes | bytearray | memoryview) for chunk in chunks):
         raise CallError("the file is open as text: open it in binary mode, open(path, 'rb')")
-    if total > MOST_BYTES:
-        raise CallError(f"the open file holds more than {MOST_BYTES >> 30} GiB: pass the path of an image file")
-    return b"".join(parts)
+    if total > MAX_BYTES:
+        raise CallError(f"the open file holds more than {MAX_BYTES >> 30} GiB: pass the path of an image file")
+    return b"".join(chunks)
 
 
-def _next_part(file: Any) -> Any:
+def _next_chunk(file: Any) -> Any:
     try:
         return file.read(CHUNK)
-    except TypeError:  # a reader of its own kind, which takes no size
+    except TypeError:  # a reader of another class, whose read() takes no size
         return file.read()
 
 
@@ -233,4 +242,4 @@ def _may_never_end(file: Any) -> bool:
     try:
         return not stat.S_ISREG(os.fstat(file.fileno()).st_mode)
     except (AttributeError, OSError, ValueError, TypeError):
-        return False  # in memory, or inside an archive
+        return False  # a file in memory, or inside an archive

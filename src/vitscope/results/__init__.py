@@ -1,1 +1,1 @@
-"""Results: one value per patch or per segment, and how it came about."""
+"""Results: one value per patch or per segment, with its provenance."""

@@ -1,6 +1,7 @@
-"""The one kind of result: a value for every place, and how it came about."""
+"""The result of every method: one map per image, with its provenance."""
 
 import json
+import os
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,21 +16,35 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from vitscope.errors import CallError, WorkError, first_line
-from vitscope.files import atomic_write
+from vitscope.files import atomic_write, require_path
 from vitscope.grid import Grid
 from vitscope.images.image import InputImage
 from vitscope.typing import Maps
-from vitscope.validation import number, path_of, require_mapping, require_tensor, text_of, whole_number
+from vitscope.validation import (
+    LONGEST_NAME,
+    ratio,
+    require_mapping,
+    require_tensor,
+    short_text,
+    whole_number,
+)
 
-Own = TypeVar("Own", bound="Attribution")
+# Not typing.Self, which the shape checks of the tests cannot resolve in single methods.
+Result = TypeVar("Result", bound="Attribution")
 
 COLORMAP = "inferno"  # perceptually uniform: equal steps of value look like equal steps
-ROUNDING = 2e-6  # of the largest value: a few units in the last place of float32, summed up
-SIGNED_COLORMAP = "RdBu"  # red below zero, white at zero, blue above: told apart by most colour-blind eyes too
+SIGNED_COLORMAP = "RdBu_r"  # blue below zero, white at zero, red above; safe for most forms of colour blindness
+ROUNDING = 2e-6  # relative to the largest value: a few units in the last place of float32, added up
+METADATA = "about"  # key of the metadata in saved files
 
 
 def stretch(values: np.ndarray, limits: tuple[float, float] | None = None) -> np.ndarray:
-    """Values moved to [0, 1], from their own ends or from ``limits``; NaN stays NaN, a constant map becomes 0."""
+    """Return values scaled to [0, 1].
+
+    Args:
+        values: NaN stays NaN; a constant map becomes 0.
+        limits: the values that become 0 and 1; by default the smallest and the largest value.
+    """
     if not np.isfinite(values).any():
         return values
     low, high = (np.nanmin(values), np.nanmax(values)) if limits is None else limits
@@ -37,18 +52,18 @@ def stretch(values: np.ndarray, limits: tuple[float, float] | None = None) -> np
 
 
 def stretch_signed(values: np.ndarray) -> np.ndarray:
-    """Values moved to [0, 1] with zero at a half, by the largest magnitude; NaN stays NaN."""
+    """Return values scaled by the largest magnitude to [0, 1], with zero at 0.5; NaN stays NaN."""
     if not np.isfinite(values).any():
         return values
-    most = np.nanmax(np.abs(values))
-    return 0.5 + values / (2 * most) if most > 0 else values * 0 + 0.5
+    maximum = np.nanmax(np.abs(values))
+    return 0.5 + values / (2 * maximum) if maximum > 0 else values * 0 + 0.5
 
 
 def blend(photo: Image.Image, heat: np.ndarray, alpha: float, *, colormap: str = COLORMAP) -> Image.Image:
-    """A photo under a heat map of its own size in [0, 1]; where the heat is NaN the photo is greyed."""
+    """Return a photo under a map of the same size with values in [0, 1]; pixels whose value is NaN become grey."""
     base = np.asarray(photo, dtype=np.float32)
     if colormap == SIGNED_COLORMAP:
-        base = base.mean(-1, keepdims=True).repeat(3, -1)  # colours of the photo would be taken for signs
+        base = base.mean(-1, keepdims=True).repeat(3, -1)  # the photo's colours could be mistaken for signs
     colours = matplotlib.colormaps[colormap](np.nan_to_num(heat, nan=0.5))[..., :3].astype(np.float32) * 255
     mixed = (1 - alpha) * base + alpha * colours
     unseen = np.isnan(heat)
@@ -64,33 +79,45 @@ def coloured(
     signed: bool = False,
     limits: tuple[float, float] | None = None,
 ) -> Image.Image:
-    """Return the photo under its map; a map without contrast shows no colours, but the photo greyed."""
+    """Return a photo under a map of the same size; a map without contrast gets no colours, only a grey photo."""
     colormap = SIGNED_COLORMAP if signed else COLORMAP
     if limits is None and is_flat(heat):
-        # At the ends of alpha the photo or the map is alone, and the map is one colour that says nothing.
-        nothing = np.full_like(heat, np.nan if 0 < alpha < 1 else 0.5 if signed else 0.0)
-        return blend(photo, np.where(np.isnan(heat), np.nan, nothing), alpha, colormap=colormap)
+        # With an alpha of 0 or 1 the result is the photo alone or the map alone, which is a single colour.
+        constant = np.full_like(heat, np.nan if 0 < alpha < 1 else 0.5 if signed else 0.0)
+        return blend(photo, np.where(np.isnan(heat), np.nan, constant), alpha, colormap=colormap)
     stretched = stretch_signed(heat) if signed else stretch(heat, limits)
     return blend(photo, stretched, alpha, colormap=colormap)
 
 
 def is_flat(values: np.ndarray) -> bool:
-    """Return whether finite values differ by no more than rounding in float32."""
+    """Return whether the finite values differ by no more than rounding in float32."""
     finite = values[np.isfinite(values)]
     return not finite.size or float(np.ptp(finite)) <= ROUNDING * float(np.abs(finite).max())
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Attribution:
-    """A map of each image of a batch.
+    """One map for each image of a batch.
+
+    ``len(result)`` is the number of images, ``result[0]`` the result of the first one, and iterating yields the
+    results of the images one by one.
 
     Attributes:
         values: float32 (batch, height, width) on the token grid.
         grid: the token grid.
-        images: the photos, with the way back to their pixels.
-        provenance: method, parameters, model, versions, and what is to be known about the normalisation.
-        target: what was explained; None for methods that look at attention alone.
-        signed: values speak for the target above zero and against it below.
+        images: the photos, each with the region that the model saw.
+        provenance: method, parameters, model and versions of the libraries.
+        target: label of the explained class; None for methods that only read attention.
+        signed: whether positive values support the target and negative values oppose it.
+
+    Example:
+        >>> import skimage.data, vitscope as vs
+        >>> trace = vs.capture(vs.load("vit-nano"), skimage.data.chelsea())
+        >>> result = vs.rollout(trace)
+        >>> len(result), result.provenance["method"], result.values.shape == (1, result.grid.height, result.grid.width)
+        (1, 'rollout', True)
+        >>> result.overlay(0.5).size
+        (451, 300)
     """
 
     values: Maps
@@ -103,89 +130,123 @@ class Attribution:
     def __repr__(self) -> str:
         height, width = self.values.shape[1:]
         lines = [
-            f"{type(self).__name__}: {text_of(self.provenance.get('method'), 'no method')} of "
-            f"{text_of(self.provenance.get('model'), 'no model')}",
-            f"  target: {text_of(self.target, 'none')}{', signed' if self.signed else ''}",
+            f"{type(self).__name__}: {short_text(self.provenance.get('method'), 'no method')} of "
+            f"{short_text(self.provenance.get('model'), 'no model')}",
+            f"  target: {short_text(self.target, 'none')}{', signed' if self.signed else ''}",
             f"  values: {len(self)} image{'s' if len(self) != 1 else ''} of {height}×{width}, grid of "
             f"{self.grid.height}×{self.grid.width}, {'with' if self.images else 'without'} photos",
         ]
-        return "\n".join([*lines, *self._more_lines()])
+        return "\n".join([*lines, *self._extra_repr()])
 
-    def _more_lines(self) -> list[str]:
-        """What a subclass adds to the few lines that stand for a result in a notebook."""
+    def _extra_repr(self) -> list[str]:
+        """Return the lines that a subclass adds to the repr."""
         return []
 
     def __len__(self) -> int:
         return len(self.values)
 
-    def __getitem__(self: Own, index: int) -> Own:
-        """The result of one image of the batch, a batch of one."""
-        return replace(self, **self._one(self._place(index)))
+    def __getitem__(self: Result, index: int) -> Result:
+        """Return the result of one image, as a batch of one."""
+        return replace(self, **self._fields_of(self._require_index(index)))
 
-    def __iter__(self: Own) -> Iterator[Own]:
+    def __iter__(self: Result) -> Iterator[Result]:
         return (self[index] for index in range(len(self)))
 
     @classmethod
-    def joined(cls: type[Own], results: Sequence[Own]) -> Own:
-        """Results of single images as that of a batch.
+    def joined(cls: type[Result], results: Sequence[Result]) -> Result:
+        """Combine the results of single images into the result of a batch.
+
+        Args:
+            results: at least one, all with maps of the same size.
 
         Raises:
-            CallError: there are none, or their maps are of different sizes.
+            CallError: the list is empty, or the sizes differ.
+
+        Example:
+            >>> import torch, vitscope as vs
+            >>> result = vs.Attribution(torch.ones(1, 2, 3), vs.Grid(2, 3))
+            >>> len(vs.Attribution.joined([result, result]))
+            2
         """
         if not isinstance(results, Sequence) or not results or not all(isinstance(result, cls) for result in results):
             raise CallError(f"joined takes a list of at least one {cls.__name__}: pass results of single images")
         sizes = dict.fromkeys(f"{result.grid.height}×{result.grid.width}" for result in results)
         if len(sizes) > 1:
-            raise CallError(f"results of {' and '.join(sizes)} make no batch: explain images of different size apart")
-        return replace(results[0], **cls._together(results))
+            raise CallError(
+                f"cannot combine results of different sizes ({', '.join(sizes)}): explain these images separately"
+            )
+        return replace(results[0], **cls._joined_fields(results))
 
     def overlay(self, alpha: float = 0.6, *, index: int = 0) -> Image.Image:
-        """One photo under its map, at the photo's own size.
+        """Return the map of one image over its photo, at the photo's size.
+
+        The colours run from the smallest to the largest value of the map. Those of a signed map run from blue
+        (opposes the target) over white (zero) to red (supports it). Pixels that the model did not see are grey. The
+        whole photo is grey if all values of the map are equal.
 
         Args:
-            alpha: opacity of the map, 0 (photo alone) to 1 (map alone). The map's colours run from its own
-                smallest to its largest value; signed ones from red (against) over white to blue (for). What the model
-                did not see is grey, and so is the whole photo under a map that is the same everywhere.
-            index: which image of the batch.
+            alpha: opacity of the map, from 0 (only the photo) to 1 (only the map).
+            index: index of the image in the batch.
 
         Raises:
-            CallError: ``alpha`` or ``index`` is out of range, or the images were not kept.
+            CallError: ``alpha`` or ``index`` is out of range, or the result holds no photos.
         """
-        opacity = _opacity(alpha)
-        index = self._place(index)
+        opacity = ratio(alpha, "alpha")
+        index = self._require_index(index)
         if not self.images:
-            raise CallError("this result was loaded from a file and holds no photos to draw on")
+            raise CallError(
+                "this result was loaded from a file and holds no photos: explain the image again to draw an overlay"
+            )
         image = self.images[index]
         heat = image.paint(self.values[index].cpu().numpy())
         return coloured(image.photo, heat, opacity, signed=self.signed)
 
     def save(self, path: str | Path, *, index: int = 0) -> Path:
-        """Write the result; the suffix says what.
+        """Write the result in the format of the suffix.
 
-        ``.png`` is the overlay of image ``index``; ``.safetensors`` and ``.npz`` hold the arrays of the whole
-        batch with the provenance, and ``.safetensors`` can be read back with :meth:`load`. ``.json`` is for people
-        and other programs: :meth:`as_json`.
+        ================ ============================================================
+        ``.png``         the overlay of image ``index``
+        ``.safetensors`` the arrays of the whole batch and the provenance; :meth:`load` reads it
+        ``.npz``         the same, for numpy
+        ``.json``        the same as text, see :meth:`as_json`
+        ================ ============================================================
+
+        Args:
+            path: file to write; an existing file is replaced.
+            index: index of the image, for ``.png``.
+
+        Returns:
+            The path.
 
         Raises:
-            SaveError: it cannot be written; an older file at ``path`` is untouched.
+            CallError: another suffix, or not a possible path.
+            SaveError: the file cannot be written; an older file at ``path`` is unchanged.
+
+        Example:
+            >>> import tempfile, torch, vitscope as vs
+            >>> result = vs.Attribution(torch.ones(1, 2, 3), vs.Grid(2, 3))
+            >>> path = result.save(f"{tempfile.mkdtemp()}/map.safetensors")
+            >>> vs.Attribution.load(path).values.shape
+            torch.Size([1, 2, 3])
         """
-        path = path_of(path)
+        path = _require_path(path)
         if path.suffix.lower() == ".png":
             image = self.overlay(index=index)
-            with atomic_write(path) as beside:
-                image.save(beside)
+            with atomic_write(path) as temporary:
+                image.save(temporary)
         elif path.suffix == ".npz":
-            with atomic_write(path) as beside:
+            with atomic_write(path) as temporary:
                 arrays = {name: tensor.cpu().numpy() for name, tensor in self._tensors().items()}
-                np.savez(beside, allow_pickle=False, about=np.array(json.dumps(self._about())), **arrays)
+                metadata = {METADATA: np.array(json.dumps(self._metadata()))}
+                np.savez(temporary, allow_pickle=False, **metadata, **arrays)
         elif path.suffix == ".json":
-            with atomic_write(path) as beside:
-                beside.write_text(json.dumps(self.as_json(), indent=2, allow_nan=False), encoding="utf-8")
+            with atomic_write(path) as temporary:
+                temporary.write_text(json.dumps(self.as_json(), indent=2, allow_nan=False), encoding="utf-8")
         elif path.suffix == ".safetensors":
-            with atomic_write(path) as beside:
+            with atomic_write(path) as temporary:
                 try:
                     tensors = {name: tensor.cpu().contiguous() for name, tensor in self._tensors().items()}
-                    save_file(tensors, beside, {"about": json.dumps(self._about())})
+                    save_file(tensors, temporary, {METADATA: json.dumps(self._metadata())})
                 except SafetensorError as error:
                     raise OSError(str(error)) from error
         else:
@@ -193,49 +254,51 @@ class Attribution:
         return path
 
     @classmethod
-    def load(cls: type[Own], path: str | Path) -> Own:
-        """Read what :meth:`save` wrote as ``.safetensors``; the photos are not in it.
+    def load(cls: type[Result], path: str | Path) -> Result:
+        """Read a result that :meth:`save` wrote as ``.safetensors``. Photos are not saved, so it has none.
 
         Raises:
             CallError: there is no such file.
-            WorkError: it is no saved result, or its parts contradict each other.
+            WorkError: the file is not a saved result, or it contradicts itself.
         """
-        path = path_of(path)
+        path = _require_path(path)
         try:
             if not stat.S_ISREG(path.stat().st_mode):
-                raise ValueError("it is no regular file")
+                raise ValueError("it is not a regular file")
             with torch.device("cpu"), safe_open(str(path), framework="pt", device="cpu") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-                about = json.loads((file.metadata() or {})["about"])
-            return cls(**cls._fields(tensors, require_mapping(about, "about")))
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+                metadata = json.loads((file.metadata() or {})[METADATA])
+            return cls(**cls._parse(tensors, require_mapping(metadata, METADATA)))
         except FileNotFoundError:
             raise CallError(f"{path} does not exist") from None
         except KeyError as error:
-            raise WorkError(f"{path} is no saved result: {error} is missing") from None
+            raise WorkError(f"{path} is not a saved result: {error} is missing") from None
         except (SafetensorError, TypeError, ValueError, OSError, RecursionError) as error:
-            raise WorkError(f"{path} is no saved result: {text_of(first_line(error), '')}") from None
+            raise WorkError(f"{path} is not a saved result: {short_text(first_line(error), '')}") from None
 
     def as_json(self) -> dict[str, Any]:
-        """Everything but the photos, as what JSON has: numbers, text, lists and mappings."""
-        return {**self._about(), "values": self.values.tolist()}
+        """Return everything but the photos as JSON values."""
+        return {**self._metadata(), "values": self.values.tolist()}
 
     def _tensors(self) -> dict[str, torch.Tensor]:
+        """Return the tensors of a saved file."""
         return {"values": self.values}
 
-    def _about(self) -> dict[str, Any]:
+    def _metadata(self) -> dict[str, Any]:
+        """Return the metadata of a saved file."""
         grid = {"height": self.grid.height, "width": self.grid.width, "prefix": self.grid.prefix}
         return {"grid": grid, "provenance": dict(self.provenance), "target": self.target, "signed": self.signed}
 
     @classmethod
-    def _fields(cls, tensors: Mapping[str, torch.Tensor], about: Mapping[str, Any]) -> dict[str, Any]:
-        """What :meth:`_tensors` and :meth:`_about` were made of.
+    def _parse(cls, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the fields of a result from the tensors and metadata of a saved file.
 
         Raises:
-            KeyError, TypeError, ValueError: a part is missing, or does not fit the others.
+            KeyError, TypeError, ValueError: an entry is missing, or contradicts the others.
         """
-        grid = Grid(**require_mapping(about["grid"], "grid"))
-        signed, target = about.get("signed", False), about["target"]
-        provenance = require_mapping(about["provenance"], "provenance")
+        grid = Grid(**require_mapping(metadata["grid"], "grid"))
+        signed, target = metadata.get("signed", False), metadata["target"]
+        provenance = require_mapping(metadata["provenance"], "provenance")
         values = require_tensor(tensors, "values", torch.float32, (None, grid.height, grid.width))
         if not len(values):
             raise ValueError("it holds no images")
@@ -250,45 +313,49 @@ class Attribution:
                     raise ValueError("the target of an image is not text")
         return {"values": values, "grid": grid, "signed": signed, "provenance": provenance, "target": target}
 
-    def _place(self, index: Any) -> int:
-        """The place of an image in the batch, counted from the start."""
-        place = whole_number(index, "image")
-        if not -len(self) <= place < len(self):
-            raise CallError(f"image {place} is not there: this result holds {len(self)}")
-        return place % len(self)
+    def _require_index(self, index: Any) -> int:
+        """Return the index of an image, counted from the start."""
+        index = whole_number(index, "image")
+        if not -len(self) <= index < len(self):
+            raise CallError(f"image {index} does not exist: this result has images 0 to {len(self) - 1}")
+        return index % len(self)
 
-    def _one(self, at: int) -> dict[str, Any]:
-        """What differs in the result of one image of the batch."""
-        own = {"values": self.values[at : at + 1], "images": self.images[at : at + 1]}
+    def _fields_of(self, index: int) -> dict[str, Any]:
+        """Return the fields that differ in the result of a single image."""
+        fields = {"values": self.values[index : index + 1], "images": self.images[index : index + 1]}
         if "images" not in self.provenance:
-            return own
-        about = dict(self.provenance["images"][at])
-        return {**own, "target": about.pop("target"), "provenance": about}
+            return fields
+        provenance = dict(self.provenance["images"][index])
+        return {**fields, "target": provenance.pop("target"), "provenance": provenance}
 
     @classmethod
-    def _together(cls: type[Own], results: Sequence[Own]) -> dict[str, Any]:
-        """What differs in the result of a batch from that of its first image."""
+    def _joined_fields(cls: type[Result], results: Sequence[Result]) -> dict[str, Any]:
+        """Return the fields in which a batch differs from the result of its first image."""
         targets = {result.target for result in results}
-        about = dict(results[0].provenance)
-        if len(targets) > 1 or any(result.provenance != about for result in results):
-            about["images"] = [{**result.provenance, "target": result.target} for result in results]
-            for what in ("interrupted", "samples"):
-                if what in about:
-                    about[what] = type(about[what])(sum(result.provenance[what] for result in results))
+        provenance = dict(results[0].provenance)
+        if len(targets) > 1 or any(result.provenance != provenance for result in results):
+            provenance["images"] = [{**result.provenance, "target": result.target} for result in results]
+            for key in ("interrupted", "samples"):
+                if key in provenance:
+                    provenance[key] = type(provenance[key])(sum(result.provenance[key] for result in results))
         return {
-            "provenance": about,
+            "provenance": provenance,
             "values": torch.cat([result.values for result in results]),
             "images": [image for result in results for image in result.images],
             "target": targets.pop() if len(targets) == 1 else None,
         }
 
 
-def _opacity(alpha: Any) -> float:
-    """The opacity of a map, between 0 and 1."""
-    try:
-        opacity = number(alpha, "alpha")
-    except CallError:
-        opacity = -1.0
-    if not 0 <= opacity <= 1:
-        raise CallError(f"alpha is {text_of(alpha, 'None')}, an opacity between 0 and 1 is expected")
-    return opacity
+def _require_path(value: Any) -> Path:
+    """Return the path of a result.
+
+    Raises:
+        CallError: it is not a path, or a name in it is too long.
+    """
+    path = require_path(value, "path")
+    longest = max((len(os.fsencode(name)) for name in path.parts), default=0)
+    if longest > LONGEST_NAME:
+        raise CallError(
+            f"path is {short_text(str(path), '')}, with a name of {longest} bytes: at most {LONGEST_NAME} are possible"
+        )
+    return path

@@ -1,13 +1,13 @@
-"""How many forwards LIME needs until its seeds agree: lime's own sampling, paired masks and GLIME, on your photos.
+"""Measure how many samples LIME needs until its seeds agree: lime's own sampling, paired masks and GLIME.
 
-    python benchmarks/steadiness.py photos/*.jpg --model vit-nano             # the table of docs/lime.md
-    python benchmarks/steadiness.py photos/*.jpg --model vit-nano --auto      # the other one
+    python benchmarks/stability.py photos/*.jpg --model vit-nano             # the table of docs/lime.md
+    python benchmarks/stability.py photos/*.jpg --model vit-nano --auto      # the other one
 
-For each photo and way of sampling, ten seeds draw up to 4,000 masks. "Forwards" is the smallest number of samples from
-which on, at every larger number looked at, all seeds have the same five segments on top. "Overlap at 1,000" is the mean
-over pairs of seeds of how many of their top five are the same, "scatter" the standard deviation of a coefficient over
-seeds, as a share of the largest, at 1,000 samples. Photos are shrunk to 200 pixels a side and cut by quickshift.
-With ``--auto`` the stopping rule is run with each seed instead: how many samples it took, and whether the seeds agree.
+For each photo and kind of sampling, ten seeds draw up to 4,000 masks. "same top five from" is the smallest number of
+samples from which on all seeds have the same top five segments, at every larger number tested. "overlap" is the share
+of the top five that two seeds have in common, "deviation" the standard deviation of a coefficient over seeds as a share
+of the largest coefficient, both at 1,000 samples. Photos are resized to 200 pixels and segmented by quickshift. With
+``--auto`` the stopping rule runs with each seed instead: the number of samples it needed, and whether the seeds agree.
 """
 
 import argparse
@@ -41,14 +41,14 @@ def top(weights: np.ndarray) -> frozenset[int]:
 
 
 def coefficients(masked_model: MaskedModel, sampling: str, seed: int) -> dict[int, np.ndarray]:
-    """The target's coefficients at each number of samples, the smaller being the beginning of the larger."""
+    """Return the target's coefficients at each number of samples; smaller samples are prefixes of larger ones."""
     plan = Plan.checked(num_samples=MOST, sampling=sampling, seed=seed)
     rows = plan.sampler(masked_model.segments.count).draw(MOST)
     answers = masked_model.ask(masked_model.masks(rows), masked_model.likeliest(1)).outputs
     return {look: plan.fitted(rows[:look], answers[:look]).weights[0] for look in LOOKS}
 
 
-def forwards_needed(runs: list[dict[int, np.ndarray]]) -> int | None:
+def samples_needed(runs: list[dict[int, np.ndarray]]) -> int | None:
     agreed = [look for look in LOOKS if len({top(run[look]) for run in runs}) == 1]
     needed = None
     for look in reversed(LOOKS):
@@ -63,25 +63,27 @@ def overlap(tops: list[frozenset[int]]) -> float:
 
 
 def compare(model: vs.VisionModel, paths: list[Path]) -> None:
-    print("| photo | segments | sampling | forwards | overlap at 1,000 | scatter at 1,000 |\n|---|---|---|---|---|---|")
+    print("| photo | segments | sampling | same top five from | overlap | deviation |\n|---|---|---|---|---|---|")
     for path in paths:
         (subject,) = subjects(model, shrunk(path))
         masked_model = MaskedModel(model, subject, segments="quickshift", batch_size=128)
         for sampling in SAMPLINGS:
             runs = [coefficients(masked_model, sampling, seed) for seed in SEEDS]
-            needed = forwards_needed(runs)
-            at = np.stack([run[AT] for run in runs])
-            scatter = at.std(0, ddof=1).mean() / np.abs(at.mean(0)).max()
+            needed = samples_needed(runs)
+            weights = np.stack([run[AT] for run in runs])
+            deviation = weights.std(0, ddof=1).mean() / np.abs(weights.mean(0)).max()
             print(
                 f"| {path.stem} | {masked_model.segments.count} | {sampling} | "
                 f"{f'{needed:,}' if needed else f'more than {MOST:,}'} | "
-                f"{overlap([top(one) for one in at]):.2f} | {scatter:.3f} |",
+                f"{overlap([top(row) for row in weights]):.2f} | {deviation:.3f} |",
                 flush=True,
             )
 
 
 def automatic(model: vs.VisionModel, paths: list[Path]) -> None:
-    print("| photo | samples, median | fewest | most | settled | overlap of the top five |\n|---|---|---|---|---|---|")
+    print(
+        "| photo | samples, median | minimum | maximum | stable | overlap of the top five |\n|---|---|---|---|---|---|"
+    )
     for path in paths:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", vs.VitscopeWarning)
@@ -101,8 +103,8 @@ def main() -> None:
     parser.add_argument("photos", nargs="+", type=Path)
     parser.add_argument("--model", default="vit-nano")
     parser.add_argument("--auto", action="store_true")
-    given = parser.parse_args()
-    (automatic if given.auto else compare)(vs.load(given.model), given.photos)
+    arguments = parser.parse_args()
+    (automatic if arguments.auto else compare)(vs.load(arguments.model), arguments.photos)
 
 
 if __name__ == "__main__":

@@ -26,16 +26,16 @@ def timed(call: Callable[[], object], device: str) -> float:
 
 def time_rounds(calls: Mapping[str, Callable[[], object]], device: str, rounds: int) -> dict[str, list[float]]:
     """Seconds of each call in each round; a round runs every call once."""
-    seconds: dict[str, list[float]] = {way: [] for way in calls}
+    seconds: dict[str, list[float]] = {method: [] for method in calls}
     for _ in range(rounds + 1):
-        for way, call in calls.items():
-            seconds[way].append(timed(call, device))
-    return {way: values[1:] for way, values in seconds.items()}  # the first round warms up
+        for method, call in calls.items():
+            seconds[method].append(timed(call, device))
+    return {method: values[1:] for method, values in seconds.items()}  # the first round warms up
 
 
-def median_ratio(mine: Sequence[float], base: Sequence[float]) -> float:
+def median_ratio(times: Sequence[float], references: Sequence[float]) -> float:
     """The median over rounds of one call's time over another's in the same round."""
-    return statistics.median(one / other for one, other in zip(mine, base, strict=True))
+    return statistics.median(time / reference for time, reference in zip(times, references, strict=True))
 
 
 def anonymous_mebibytes() -> float:

@@ -1,13 +1,13 @@
-"""LIME with vitscope and with PyPI's lime: time and peak memory, beside the model's forwards alone, in one run.
+"""Compare LIME by vitscope and by PyPI's lime: time and peak memory, and those of the forward passes alone.
 
-    python benchmarks/beside_lime.py                      # the table of docs/performance.md
-    python benchmarks/beside_lime.py --device cuda --samples 1000 --models vit-b
+    python benchmarks/compare_lime.py                      # the table of docs/performance.md
+    python benchmarks/compare_lime.py --device cuda --samples 1000 --models vit-b
 
-Needs ``pip install lime``. The photo is scikit-image's cat, cut by quickshift with lime's settings, hidden segments in
-their mean colour; both use the same batch size and, before they are measured, have to give the same coefficients.
-"Forwards" runs the model on as many images that are ready. "Segmentation" is quickshift alone, which both ways pay.
-Times are medians of interleaved rounds, ratios are to the forwards of the same round. Peak memory is that of a fresh
-process, above what it held after one batch with all that was freed handed back, and is taken over two batches.
+Needs ``pip install lime``. The photo is scikit-image's cat, segmented by quickshift with lime's settings; hidden
+segments have their mean colour. Both use the same batch size, and the script checks first that their coefficients are
+equal. "forward passes" runs the model on the same number of prepared images. Quickshift alone, which both methods need,
+is printed first. Times are medians of interleaved rounds; ratios are to the forward passes of the same round. Peak
+memory is that of a fresh process, above its memory after one batch, and is measured over two batches.
 """
 
 import argparse
@@ -22,14 +22,14 @@ from typing import Any
 import numpy as np
 import skimage.data
 import torch
-from measuring import in_fresh_process, median_ratio, peak_mebibytes, return_freed, time_rounds
+from measurement import in_fresh_process, median_ratio, peak_mebibytes, return_freed, time_rounds
 from torch import Tensor
 
 import vitscope as vs
 from vitscope.perturb.segments import segment
 
 MODELS = {"vit-nano": "vit-nano", "swin-nano": "swin-nano", "vit-b": "vit"}
-WAYS = ("forwards", "lime", "vitscope", "vitscope drop")
+METHODS = ("forward passes", "lime", "vitscope", "vitscope drop")
 BATCH = 64
 
 
@@ -38,14 +38,14 @@ def loaded(name: str, device: str) -> vs.VisionModel:
     return vs.load(MODELS[name], pretrained=name != "vit-b", device=device)
 
 
-def forwards(model: vs.VisionModel, pixels: Tensor, samples: int) -> None:
+def run_forward_passes(model: vs.VisionModel, pixels: Tensor, samples: int) -> None:
     with torch.no_grad(), model.running():
         for start in range(0, samples, BATCH):
             model.answer(pixels[: min(BATCH, samples - start)])
 
 
 def with_lime(model: vs.VisionModel, photo: np.ndarray, samples: int) -> Any:
-    """What a user of the package writes."""
+    """Run the package as its users do."""
     from lime.lime_image import LimeImageExplainer
 
     def classify(images: np.ndarray) -> np.ndarray:
@@ -63,12 +63,12 @@ def with_vitscope(model: vs.VisionModel, photo: np.ndarray, samples: int, hide: 
     return vs.lime(model, photo, num_samples=samples, batch_size=BATCH, hide=hide)
 
 
-def ways(model: vs.VisionModel, samples: int) -> dict[str, Callable[[], object]]:
+def methods(model: vs.VisionModel, samples: int) -> dict[str, Callable[[], object]]:
     photo = skimage.data.chelsea()
     pixels, _ = model.prepare(photo)
     pixels = pixels.repeat(BATCH, 1, 1, 1)
     return {
-        "forwards": partial(forwards, model, pixels, samples),
+        "forward passes": partial(run_forward_passes, model, pixels, samples),
         "lime": partial(with_lime, model, photo, samples),
         "vitscope": partial(with_vitscope, model, photo, samples),
         "vitscope drop": partial(with_vitscope, model, photo, samples, "drop"),
@@ -80,8 +80,8 @@ def check_equal(model: vs.VisionModel) -> None:
     theirs, ours = with_lime(model, photo, samples), with_vitscope(model, photo, samples)
     for label in theirs.top_labels:
         weights = np.zeros(len(ours.weights))
-        for at, weight in theirs.local_exp[label]:
-            weights[at] = weight
+        for index, weight in theirs.local_exp[label]:
+            weights[index] = weight
         difference = np.abs(weights - ours.of(model.label(label)).weights.numpy()).max()
         assert difference <= 1e-6 * np.abs(weights).max(), f"the coefficients differ by {difference}"
 
@@ -93,37 +93,37 @@ def segmentation() -> float:
     return statistics.median(seconds["quickshift"])
 
 
-def peak(name: str, way: str, samples: int, device: str) -> float:
+def peak(name: str, method: str, samples: int, device: str) -> float:
     model = loaded(name, device)
-    ways(model, BATCH)[way]()
+    methods(model, BATCH)[method]()
     return_freed()
-    return peak_mebibytes(ways(model, samples)[way], device)
+    return peak_mebibytes(methods(model, samples)[method], device)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", default=",".join(MODELS))
-    parser.add_argument("--samples", type=int, help="by default 1,000, of vit-b 256")
+    parser.add_argument("--samples", type=int, help="masks; by default 1,000, for vit-b 256")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--peak", nargs=2, metavar=("MODEL", "WAY"), help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.peak:
-        print(json.dumps(peak(*given.peak, given.samples, given.device)))
+    parser.add_argument("--peak", nargs=2, metavar=("MODEL", "METHOD"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.peak:
+        print(json.dumps(peak(*arguments.peak, arguments.samples, arguments.device)))
         return
     print(f"quickshift alone: {segmentation():.2f} s\n")
-    print("| model | samples | way | time | over the forwards | peak memory |\n|---|---|---|---|---|---|")
-    for name in given.models.split(","):
-        samples = given.samples or (256 if name == "vit-b" else 1000)
-        model = loaded(name, given.device)
+    print("| model | samples | method | time | over forward passes | peak memory |\n|---|---|---|---|---|---|")
+    for name in arguments.models.split(","):
+        samples = arguments.samples or (256 if name == "vit-b" else 1000)
+        model = loaded(name, arguments.device)
         check_equal(model)
-        seconds = time_rounds(ways(model, samples), given.device, given.rounds)
-        for way in WAYS:
-            arguments = ("--samples", str(min(samples, 2 * BATCH)), "--device", given.device, "--peak", name, way)
-            memory = in_fresh_process(__file__, *arguments, large_blocks_mapped=True)
-            ratio = median_ratio(seconds[way], seconds["forwards"])
-            time = statistics.median(seconds[way])
-            print(f"| {name} | {samples:,} | {way} | {time:.2f} s | {ratio:.2f} | {memory:,.0f} MiB |", flush=True)
+        seconds = time_rounds(methods(model, samples), arguments.device, arguments.rounds)
+        for method in METHODS:
+            options = ("--samples", str(min(samples, 2 * BATCH)), "--device", arguments.device, "--peak", name, method)
+            memory = in_fresh_process(__file__, *options, large_blocks_mapped=True)
+            ratio = median_ratio(seconds[method], seconds["forward passes"])
+            time = statistics.median(seconds[method])
+            print(f"| {name} | {samples:,} | {method} | {time:.2f} s | {ratio:.2f} | {memory:,.0f} MiB |", flush=True)
 
 
 if __name__ == "__main__":
