@@ -43,7 +43,7 @@ LAYERS = (
 # The face of the package may name everything, and nothing inside may look at the face.
 FACE = {"vitscope", "vitscope.__main__"}
 OWNERS = {
-    "timm": "vitscope.models.backends.timm.backend",
+    "timm": "vitscope.models.backends.timm",
     "torchvision": "vitscope.models.backends.torchvision.backend",
     "cv2": "vitscope.compositing.grabcut",
 }

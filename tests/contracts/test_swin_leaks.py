@@ -128,7 +128,7 @@ def test_a_size_that_transformers_refuses_is_refused_before_it_runs(size: Size) 
     model, x = chosen.model(), pixels(SIZES["padded"])
     logits, before = answer(model.module, x), whole(model.module)
     for see in LOOKS.values():
-        with pytest.raises(vs.CallError, match="need at least 25 pixels a side") as caught:
+        with pytest.raises(vs.CallError, match="need at least 25 pixels per side") as caught:
             see(model, pixels(size))
         assert f"{size[0]}×{size[1]}" in str(caught.value)
         assert "\n" not in str(caught.value)
@@ -194,7 +194,7 @@ def test_a_module_altered_outside_is_refused() -> None:
     with torch.no_grad(), pytest.raises(RuntimeError):
         model.module(pixels((12, 20)))
     for see in LOOKS.values():
-        with pytest.raises(vs.CallError, match="outside vitscope: load it anew") as caught:
+        with pytest.raises(vs.CallError, match="outside vitscope: load it again") as caught:
             see(model, pixels(SIZES["padded"]))
         assert "\n" not in str(caught.value)
 

@@ -147,14 +147,14 @@ def test_every_weight_of_an_adapter_has_its_place(name: str, damage: str, tmp_pa
 @pytest.mark.parametrize(
     ("change", "story"),
     [
-        ({"peft_type": "PROMPT_TUNING"}, "of the kind 'PROMPT_TUNING'"),
-        ({"peft_type": None}, "of the kind 'None'"),
-        ({"peft_type": ["LORA"]}, "of the kind"),
+        ({"peft_type": "PROMPT_TUNING"}, "of the unsupported kind 'PROMPT_TUNING'"),
+        ({"peft_type": None}, "of the unsupported kind None"),
+        ({"peft_type": ["LORA"]}, "of the unsupported kind"),
         ({"init_lora_weights": "loftq"}, "changes the base model's weights"),
         ({"megatron_config": {"a": 1}, "megatron_core": "antigravity"}, "megatron_config is set"),
         ({"target_modules": ["no_such_layer"]}, "failed"),
         ({"r": "four"}, "failed"),
-        ({"made_up": 5}, "does not know the setting made_up"),
+        ({"made_up": 5}, "does not support the setting made_up"),
     ],
     ids=str,
 )
@@ -253,7 +253,7 @@ def test_a_pickled_adapter_is_not_unpickled(tmp_path: Path) -> None:
     assert torch.equal(answer(loaded, SQUARE), answer(live, SQUARE))
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     torch.save({"weights": Bomb(tmp_path / "ran")}, tmp_path / "b" / "adapter_model.bin")
-    with pytest.raises(ModelUnavailableError, match="runs no code of a file"):
+    with pytest.raises(ModelUnavailableError, match="never runs code from a file"):
         load_adapter(tiny_vit(), tmp_path / "b")
     assert not (tmp_path / "ran").exists()
 
@@ -277,7 +277,7 @@ def test_other_classes_never_lose_weights(wrapped: bool) -> None:
     from vitscope.models.backends.transformers.heads import reset_classifier
 
     live = adapted(tiny_vit(), "lora", ["q_proj"], None)
-    with pytest.raises(WorkError, match=r"\d+ of its \d+ weights have no place in ViTForImageClassification"):
+    with pytest.raises(WorkError, match=r"\d+ of its \d+ weights do not exist in ViTForImageClassification"):
         reset_classifier(live if wrapped else live.get_base_model(), ("cat", "dog"))
     merged = live.merge_and_unload()
     tuned = reset_classifier(merged, ("cat", "dog"))

@@ -306,7 +306,7 @@ def test_a_pickle_that_is_more_than_weights_is_one_line(tmp_path: Path) -> None:
     tiny_vit().save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").unlink()
     torch.save({"weights": Bomb(tmp_path / "ran")}, tmp_path / "pytorch_model.bin")
-    assert "runs no code of a file" in refusal(ModelUnavailableError, tmp_path)
+    assert "never runs code from a file" in refusal(ModelUnavailableError, tmp_path)
     assert not (tmp_path / "ran").exists()
 
 

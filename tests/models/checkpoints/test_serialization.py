@@ -122,7 +122,7 @@ def test_weights_that_are_damaged_or_gone_are_one_line(name: str, adapters: Any,
             file.unlink()
         else:
             file.write_bytes(damaged)
-        assert refusal(ModelUnavailableError, folder).startswith(f"{folder} holds no whole tuned model: ")
+        assert refusal(ModelUnavailableError, folder).startswith(f"{folder} is not a complete tuned model: ")
     file.write_bytes(whole)
     vs.load(folder)
 
@@ -140,7 +140,7 @@ def test_weights_of_another_model_are_refused(name: str, adapters: Any, tmp_path
     folder = save_folder(tuned(name, adapters), tmp_path / "m", adapters=adapters, about={})
     other = save_folder(tuned("timm-beit"), tmp_path / "other", adapters=None, about={})
     shutil.copy(other / "model.safetensors", next(folder.glob("*.safetensors")))
-    assert "holds no whole tuned model" in refusal(ModelUnavailableError, folder)
+    assert "is not a complete tuned model" in refusal(ModelUnavailableError, folder)
 
 
 @pytest.mark.parametrize("layers", [2, 4])
@@ -149,7 +149,7 @@ def test_a_transformers_folder_with_weights_of_another_depth_is_refused(layers: 
     deep = reset_classifier(vs.load(hf("ViTForImageClassification", "ViTConfig", num_hidden_layers=layers)()), LABELS)
     other = save_folder(deep, tmp_path / "other", adapters=None, about={})
     shutil.copy(other / "model.safetensors", folder / "model.safetensors")
-    assert "holds no whole tuned model" in refusal(ModelUnavailableError, folder)
+    assert "is not a complete tuned model" in refusal(ModelUnavailableError, folder)
 
 
 def test_pretrained_false_is_refused_and_a_runs_folder_leads_to_its_model(tmp_path: Path) -> None:

@@ -137,7 +137,7 @@ def test_a_file_that_needs_code_is_refused(suffix: str, tmp_path: Path) -> None:
     for content in ({"model": WEIGHTS, "extra": Bomb(trace)}, Bomb(trace), tiny_vit()):
         torch.save(content, file)
         message = refusal(lambda: read_weights(file))
-        assert "runs no code of a file" in message
+        assert "never runs code from a file" in message
         assert "save its state_dict with safetensors" in message
     assert not trace.exists()
 
@@ -179,13 +179,13 @@ def test_names_that_no_file_of_weights_has(name: str, tmp_path: Path) -> None:
     if len(name) < 100 and "\0" not in name:
         (tmp_path / name).write_bytes(b"content")
     message = refusal(lambda: read_weights(tmp_path / name if len(name) < 100 and "\0" not in name else name))
-    assert "cannot be opened" in message or "no file of weights that vitscope reads" in message
+    assert "cannot be opened" in message or "not a weights file that vitscope reads" in message
 
 
 @pytest.mark.parametrize("content", [[1, 2], {"epoch": 3}, {}, {"model": {"step": torch.tensor(3)}}], ids=str)
 def test_a_file_without_weights_is_refused(content: Any, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "w.pth")
-    assert "holds no state dict" in refusal(lambda: read_weights(tmp_path / "w.pth"))
+    assert "does not hold a state dict" in refusal(lambda: read_weights(tmp_path / "w.pth"))
 
 
 # Fitting
@@ -255,10 +255,10 @@ def damaged(state: dict[str, Tensor], damage: str) -> dict[str, Tensor]:
         ("unexpected", "1 unexpected (extra.weight)"),
         ("shape", "1 of another shape"),
         ("transposed", "1 of another shape"),
-        ("integer", "1 of another kind of number"),
-        ("boolean", "1 of another kind of number"),
-        ("complex", "1 of another kind of number"),
-        ("sparse", "1 of another kind of number"),
+        ("integer", "1 of another dtype"),
+        ("boolean", "1 of another dtype"),
+        ("complex", "1 of another dtype"),
+        ("sparse", "1 of another dtype"),
         ("prefix on some", "unexpected (model."),
         ("prefix and missing", "unexpected (model."),
     ],
@@ -284,7 +284,7 @@ def test_one_name_of_shared_weights_is_enough_but_two_must_agree() -> None:
     fitting = fit_weights(module, {"0.weight": weight, "0.bias": bias}, "w")
     assert torch.equal(fitting["1.weight"], weight)
     both = {"0.weight": weight, "0.bias": bias, "1.weight": weight * 2, "1.bias": bias}
-    assert "1.weight is shared there, not here" in refusal(lambda: fit_weights(module, both, "w"))
+    assert "the model shares 1.weight with another name" in refusal(lambda: fit_weights(module, both, "w"))
 
 
 def test_buffers_that_the_class_computes_may_be_left_over() -> None:
@@ -302,9 +302,9 @@ def test_buffers_that_the_class_computes_may_be_left_over() -> None:
 
 
 def load(library: str, name: str, file: Path, **options: Any) -> vs.VisionModel:
-    from vitscope.models.backends.libraries import library_module
+    from vitscope.models.backends.libraries import backend
 
-    return library_module(library).load(
+    return backend(library).load(
         name, **({"pretrained": True, "image_size": None, "dtype": None} | options), weights=file
     )
 
@@ -360,7 +360,7 @@ def test_timm_takes_weights_that_timm_itself_converts() -> None:
     torch.manual_seed(0)
     module = timm.create_model("vit_base_patch32_clip_224", depth=1, embed_dim=32, num_heads=2, num_classes=0)
     state = module.state_dict()
-    from vitscope.models.backends.timm.weights import filled
+    from vitscope.models.backends.timm.weights import create_filled
 
     def create(**options: Any) -> Any:
         return timm.create_model(
@@ -390,7 +390,7 @@ def test_timm_takes_weights_that_timm_itself_converts() -> None:
     }
     shaped = {f"visual.{names[key]}": tensor.squeeze() for key, tensor in state.items()}
     shaped["visual.conv1.weight"] = state["patch_embed.proj.weight"]
-    loaded = filled(create, shaped, "open_clip.pth", None, adapt_classes=True)
+    loaded = create_filled(create, shaped, "open_clip.pth", None, adapt_classes=True)
     assert equal(state_of(loaded), state_of(module))
 
 
