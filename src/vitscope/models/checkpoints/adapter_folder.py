@@ -102,9 +102,9 @@ def _settings(folder: Path) -> dict[str, Any]:
     refused = [name for name in _REFUSED if settings.get(name)]
     initialisation = settings.get("init_lora_weights")
     if refused or not (isinstance(initialisation, bool | str | None) and initialisation in _SAFE_INITIALISATIONS):
-        reason = f"{refused[0]} is set"
-        if not refused:
-            reason = f"init_lora_weights={initialisation!r} changes the base model's weights"
+        reason = f"init_lora_weights={initialisation!r} changes the base model's weights"
+        if refused:
+            reason = f"{refused[0]} is set"
         raise ModelUnavailableError(f"{folder} cannot be loaded: {reason}: merge it into its model and pass that")
     return settings
 
