@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from vitscope.errors import CallError, ModelUnavailableError, WorkError, first_line
+from vitscope.errors import CallError, ModelUnavailableError, VitscopeError, first_line
 from vitscope.files import atomic_folder
 from vitscope.images.preprocessing import Preprocessing
 from vitscope.models.adapters import add_adapters
@@ -111,9 +111,9 @@ def load_folder(folder: Path, *, image_size: tuple[int, int] | None, dtype: torc
         counts = {head.out_features for head in get_classifiers(model)}
         if counts != {len(manifest["labels"])}:
             raise ValueError(f"its classifier has {counts or 'no'} classes, but {len(manifest['labels'])} labels")
+    except VitscopeError:
+        raise
     except Exception as error:  # each library fails in its own ways on a damaged description
-        if isinstance(error, WorkError | CallError):
-            raise
         raise ModelUnavailableError(f"{folder} is not a complete tuned model: {first_line(error)}") from None
     return model
 

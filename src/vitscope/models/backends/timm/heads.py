@@ -49,7 +49,7 @@ def reset_classifier(module: Any, labels: Sequence[str]) -> nn.Module:
 def class_labels(module: Any, classifier: Any) -> tuple[str, ...] | None:
     """Return the names of the classes; None if they do not fit the present classifier.
 
-    A replaced head has classes of its own, whatever ``num_classes`` says.
+    A replaced head may have other classes than ``num_classes`` states.
     """
     sizes = {layer.out_features for layer in _layers(classifier) if isinstance(layer, nn.Linear)}
     facts = getattr(module, "pretrained_cfg", None) or {}

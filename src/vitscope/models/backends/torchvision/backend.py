@@ -193,7 +193,7 @@ def _head(module: Any) -> Any:
 
 
 def _swin(module: Any) -> Hierarchy:
-    """Return the hierarchy of Swin or Swin v2: patch merging stands between the stages."""
+    """Return the hierarchy of Swin or Swin v2: patch merging separates the stages."""
     attentions = [child for child in module.modules() if isinstance(child, ShiftedWindowAttention)]
     return Hierarchy(
         blocks={

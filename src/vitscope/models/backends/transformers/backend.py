@@ -223,7 +223,7 @@ def _labels(config: Any, head: Sequence[Any]) -> tuple[str, ...] | None:
 
 @dataclass(frozen=True, eq=False)
 class PixelValues:
-    """The call of a model with its image, which also resizes the position embedding if the model needs to be told."""
+    """The call of a model with its image; requests resizing of the position embedding if the family requires it."""
 
     module: nn.Module
     trained: tuple[Any, Any]

@@ -30,7 +30,7 @@ class Family:
         prefix: names of the tokens before the patches, from the configuration.
         readout: what the pooled output of the bare model reads, from the configuration.
         heads: what a class with a head reads, by class name.
-        resize_positions: True if the model resamples its position embedding only when told to.
+        resize_positions: True if the model resamples its position embedding only on request.
         processor: the image processor class of the family, or its settings.
         windowed: True if attention runs in windows, with patch merging between the stages.
         classifier_class: the class with a classifier, if that belongs to the model type of a whole text-image model.
