@@ -170,7 +170,7 @@ def test_another_output_is_refused(output: Any, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", HEADS)
-def test_a_classifier_missing_in_the_file_is_refused(name: str, tmp_path: Path) -> None:
+def test_a_file_without_the_classifier_is_refused(name: str, tmp_path: Path) -> None:
     saved(name, tmp_path)
     rewrite(tmp_path, lambda state: {key: t for key, t in state.items() if "classifier" not in key})
     message = refusal(ModelUnavailableError, tmp_path)
