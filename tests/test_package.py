@@ -43,7 +43,7 @@ LAYERS = (
 # The entry points may import everything, and no other file may import them.
 FACE = {"vitscope", "vitscope.__main__"}
 OWNERS = {
-    "timm": "vitscope.models.backends.timm.backend",
+    "timm": "vitscope.models.backends.timm",
     "torchvision": "vitscope.models.backends.torchvision.backend",
     "cv2": "vitscope.compositing.grabcut",
 }

@@ -1,4 +1,4 @@
-"""Numbers that nobody could wait for are refused before anything is planned."""
+"""Sizes that would run for years are refused before anything is planned."""
 
 import time
 from typing import Any
@@ -33,20 +33,20 @@ def samplers(segments: int) -> list[Any]:
     return [
         UniformSampler(segments, 0),
         PairedSampler(segments, 0),
-        KernelSampler(segments, 0, lambda shown: np.ones(len(shown))),
+        KernelSampler(segments, 0, lambda rows: np.ones(len(rows))),
     ]
 
 
-@pytest.mark.parametrize("which", range(3), ids=["uniform", "paired", "kernel"])
+@pytest.mark.parametrize("sampler", range(3), ids=["uniform", "paired", "kernel"])
 @pytest.mark.parametrize("count", HUGE, ids=["most + 1", "10^15", "10^26", "10^6000"])
-def test_too_many_masks_are_refused_before_they_are_drawn(count: int, which: int) -> None:
-    assert "masks are too many: at most 1,000,000" in refusal(lambda: samplers(3)[which].draw(count))
-    assert len(samplers(3)[which].draw(10)) == 10
+def test_too_many_masks_are_refused_before_they_are_drawn(count: int, sampler: int) -> None:
+    assert "masks are too many: at most 1,000,000" in refusal(lambda: samplers(3)[sampler].draw(count))
+    assert len(samplers(3)[sampler].draw(10)) == 10
 
 
-@pytest.mark.parametrize("which", range(3), ids=["uniform", "paired", "kernel"])
-def test_many_masks_of_many_segments_are_refused(which: int) -> None:
-    message = refusal(lambda: samplers(4000)[which].draw(MOST_MASKS))
+@pytest.mark.parametrize("sampler", range(3), ids=["uniform", "paired", "kernel"])
+def test_many_masks_of_many_segments_are_refused(sampler: int) -> None:
+    message = refusal(lambda: samplers(4000)[sampler].draw(MOST_MASKS))
     assert message == (
         "1,000,000 masks of 4,000 segments are too many: at most 62,500 masks are drawn of so many segments"
     )
@@ -65,7 +65,7 @@ def test_masks_of_segments_are_counted() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "what"),
+    ("options", "message"),
     [
         ({"places": 99999}, "places is 99999: at most 100 rows and columns"),
         ({"places": (7, MOST_PLACES + 1)}, "places is (7, 101): at most 100"),
@@ -78,8 +78,8 @@ def test_masks_of_segments_are_counted() -> None:
     ],
     ids=lambda value: str(value)[:30] if isinstance(value, str) else "",
 )
-def test_too_large_a_plan_is_refused(options: dict[str, Any], what: str) -> None:
-    assert what in refusal(
+def test_too_large_a_plan_is_refused(options: dict[str, Any], message: str) -> None:
+    assert message in refusal(
         lambda: planned_experiments(
             **{"names": ("size", "location"), "scales": None, "places": 7, "location_scale": 1, **options}
         )
@@ -90,14 +90,14 @@ def stage() -> Stage:
     return Stage(PHOTO, outlined(PHOTO, {"thing": (10, 10, 12, 12)}), (50, 40), fill="mean")
 
 
-def test_the_largest_plan_is_made() -> None:
+def test_the_largest_plan_is_accepted() -> None:
     tests = planned_experiments(("location",), None, MOST_PLACES, 1.0)
     composites = planned(stage(), (0.0, 0.0, 50.0, 40.0), tests)
     assert 100 < len(composites) <= MOST_PLACES**2 + 1
 
 
 @pytest.mark.parametrize(
-    ("placement", "what"),
+    ("placement", "message"),
     [
         (Placement("thing", scale=1e300), "the scale of thing is 1e+300, above 0 and up to 1,000"),
         (Placement("thing", scale=float("nan")), "the scale of thing is nan"),
@@ -109,8 +109,8 @@ def test_the_largest_plan_is_made() -> None:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_placement_out_of_this_world_is_refused_in_few_letters(placement: Placement, what: str) -> None:
-    assert what in refusal(lambda: stage().prepare(EditedImage("free", (placement,))))
+def test_an_impossible_placement_is_refused_in_a_short_message(placement: Placement, message: str) -> None:
+    assert message in refusal(lambda: stage().prepare(EditedImage("free", (placement,))))
 
 
 def test_a_plan_does_not_depend_on_torchs_defaults() -> None:

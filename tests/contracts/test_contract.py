@@ -1,4 +1,4 @@
-"""Every method on every family: attention equals the library's own, the readout and prefix are right."""
+"""Every method on every family: attention equals the library's own, prefix and readout are correct."""
 
 import pytest
 import torch
@@ -46,8 +46,8 @@ def test_prefix_and_readout(family: Family) -> None:
 
 
 @every_family
-def test_the_readout_is_what_the_answer_depends_on(family: Family) -> None:
-    """Nudge the last block's output at one token at a time: the answer moves exactly where the readout is not zero."""
+def test_the_output_depends_on_the_tokens_of_the_readout(family: Family) -> None:
+    """Changing one token after the last block changes the output only for the tokens of the readout."""
     model, pixels = family.model(), family.pixels(1)
     readout = vs.capture(model, pixels).readout[0]
     last = _last_block(model.module)
@@ -55,25 +55,25 @@ def test_the_readout_is_what_the_answer_depends_on(family: Family) -> None:
     answers = []
     for token in [None, *range(grid.num_tokens)]:
 
-        def nudge(_, __, output, token=token):
+        def change_token(_, __, output, token=token):
             hidden = output[0] if isinstance(output, tuple) else output
             if token is not None:
                 hidden[:, token] += torch.linspace(-3, 3, hidden.shape[-1])
             return output
 
-        handle = last.register_forward_hook(nudge)
+        handle = last.register_forward_hook(change_token)
         try:
             with torch.no_grad():
                 answers.append(_answer(model, pixels))
         finally:
             handle.remove()
-    moved = torch.tensor([not torch.allclose(answers[0], answer, atol=1e-6) for answer in answers[1:]])
-    assert moved.tolist() == (readout > 0).tolist()
+    changed = torch.tensor([not torch.allclose(answers[0], answer, atol=1e-6) for answer in answers[1:]])
+    assert changed.tolist() == (readout > 0).tolist()
 
 
 @every_family
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_rollout_equals_the_slow_twin(family: Family, options: dict) -> None:
+def test_rollout_equals_the_reference_in_loops(family: Family, options: dict) -> None:
     model, pixels = family.model(), family.pixels()
     trace = vs.capture(model, pixels)
     maps = library_attention(model.module, pixels)
@@ -103,7 +103,7 @@ def test_attention_map_is_a_row_of_attention(family: Family) -> None:
 
 
 @every_family
-def test_capture_leaves_the_answer_alone(family: Family) -> None:
+def test_capture_does_not_change_the_output(family: Family) -> None:
     model, pixels = family.model(), family.pixels()
     with torch.no_grad():
         before = _answer(model, pixels)

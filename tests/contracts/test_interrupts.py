@@ -1,4 +1,4 @@
-"""Ctrl-C waits while flags and hooks are set or put back."""
+"""Ctrl-C waits while flags and hooks are set or restored."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ from vitscope.interrupts import uninterrupted
 from vitscope.models import vision_model
 
 
-def test_an_interrupt_comes_through_when_the_block_is_done() -> None:
+def test_an_interrupt_is_raised_at_the_end_of_the_block() -> None:
     steps: list[str] = []
 
     def step() -> None:
@@ -26,8 +26,8 @@ def test_an_interrupt_comes_through_when_the_block_is_done() -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_flags_are_as_before_when_an_interrupt_comes_while_they_are_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The signal comes with the third flag; without the guard it leaves three in evaluation mode."""
+def test_flags_are_restored_if_an_interrupt_comes_while_they_are_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The signal comes with the third flag; without the guard, three modules would stay in evaluation mode."""
     module = tiny_vit().train()
     set_flag = nn.Module.__setattr__
     changes = 0

@@ -1,4 +1,4 @@
-"""Looking leaves no trace: model, libraries and process are as before, also after a failure and between threads."""
+"""Methods do not change the model, the libraries or the process, even after a failure or between threads."""
 
 import random
 import sys
@@ -40,7 +40,7 @@ GLOBAL_HOOKS = (
 
 
 def state(module: nn.Module) -> dict[str, Any]:
-    """Everything about a model and its process that looking at it could change."""
+    """Return everything about a model and the process that a method could change."""
     return {
         "weights": {name: tensor.clone() for name, tensor in module.state_dict().items()},
         "training": {name: child.training for name, child in module.named_modules()},
@@ -54,7 +54,7 @@ def state(module: nn.Module) -> dict[str, Any]:
         "global hooks": {name: list(getattr(torch_module, name)) for name in GLOBAL_HOOKS},
         "attention implementation": getattr(getattr(module, "config", None), "_attn_implementation", None),
         "torch random": torch.get_rng_state(),
-        "numpy random": [np.asarray(part).tolist() for part in np.random.get_state(legacy=True)],
+        "numpy random": [np.asarray(entry).tolist() for entry in np.random.get_state(legacy=True)],
         "python random": random.getstate(),
         "gradients": (torch.is_grad_enabled(), torch.is_inference_mode_enabled()),
         "kernels": (
@@ -70,19 +70,19 @@ def state(module: nn.Module) -> dict[str, Any]:
     }
 
 
-def assert_same(now: Any, before: Any, where: str = "state") -> None:
+def assert_same(now: Any, before: Any, path: str = "state") -> None:
     if isinstance(before, Mapping):
-        assert list(now) == list(before), where
+        assert list(now) == list(before), path
         for key in before:
-            assert_same(now[key], before[key], f"{where}: {key}")
+            assert_same(now[key], before[key], f"{path}: {key}")
     elif isinstance(before, Tensor):
-        assert torch.equal(now, before), where
+        assert torch.equal(now, before), path
     else:
-        assert now == before, where
+        assert now == before, path
 
 
 def mixed(module: nn.Module) -> nn.Module:
-    """Every other submodule in training mode, every other parameter frozen, and a dropout that would draw numbers."""
+    """Put every other submodule in training mode, freeze every other parameter, and enable dropout."""
     for i, child in enumerate(module.modules()):
         child.training = i % 2 == 0
         if isinstance(child, nn.Dropout):
@@ -106,7 +106,7 @@ def test_a_run_leaves_no_trace(family: Family, photo: Path) -> None:
     before = state(model.module)
     for look in LOOKS.values():
         look(model, photo)
-        look(model.module, photo)  # a live module is described anew at each call
+        look(model.module, photo)  # a live module is described again at each call
     assert_same(state(model.module), before)
 
 
@@ -115,9 +115,9 @@ class TroubleError(Exception):
 
 
 @every_family
-@pytest.mark.parametrize("where", ["before", "after"])
-def test_a_run_that_fails_leaves_no_trace(family: Family, where: str, photo: Path) -> None:
-    """The second block raises, before or after its attention ran."""
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_run_that_fails_leaves_no_trace(family: Family, moment: str, photo: Path) -> None:
+    """The second block raises before or after its attention has run."""
     model = family.model()
     mixed(model.module)
     blocks = [name for name, _ in model.module.named_modules() if name.endswith((".1", "encoder_layer_1"))]
@@ -126,7 +126,7 @@ def test_a_run_that_fails_leaves_no_trace(family: Family, where: str, photo: Pat
     def fail(*_: Any) -> None:
         raise TroubleError("in block 2")
 
-    if where == "before":
+    if moment == "before":
         second.register_forward_pre_hook(fail)
     else:
         second.register_forward_hook(fail)
@@ -152,7 +152,7 @@ def test_an_interrupt_leaves_no_trace() -> None:
     assert_same(state(model.module), before)
 
 
-def test_no_graph_is_kept() -> None:
+def test_results_hold_no_autograd_graph() -> None:
     model = family("timm-vit").model()
     pixels = torch.zeros(1, 3, 32, 48, requires_grad=True)
     trace = vs.capture(model, pixels)
@@ -161,7 +161,7 @@ def test_no_graph_is_kept() -> None:
     assert pixels.grad is None
 
 
-def test_settings_that_differ_from_the_defaults_stay() -> None:
+def test_settings_that_differ_from_the_defaults_are_preserved() -> None:
     model = family("torchvision-vit").model()
     pixels = family("torchvision-vit").pixels()
     expected = vs.rollout(model, pixels).values
@@ -192,7 +192,7 @@ def frequent_switches() -> Iterator[None]:
 
 
 def together(*works: Callable[[], None]) -> None:
-    """Run the works at the same time, one thread each; the first error of any is raised."""
+    """Run the functions at the same time, one thread each; the first error is raised."""
     errors: list[BaseException] = []
     start = threading.Barrier(len(works))
 
@@ -226,9 +226,9 @@ def looking(model: vs.VisionModel, pixels: Tensor, expected: Result, times: int 
         for _ in range(times):
             maps, modules, rolled = look(model, pixels)
             assert modules == expected[1]
-            for got, known in zip([*maps, rolled], [*expected[0], expected[2]], strict=True):
+            for actual, reference in zip([*maps, rolled], [*expected[0], expected[2]], strict=True):
                 # The first product of a new thread may differ in the last bit.
-                torch.testing.assert_close(got, known, atol=1e-6, rtol=0)
+                torch.testing.assert_close(actual, reference, atol=1e-6, rtol=0)
 
     return work
 
@@ -243,24 +243,24 @@ def test_two_threads_with_two_models(names: tuple[str, str]) -> None:
     before = [state(mixed(model.module)) for model in models]
     works = [looking(model, x, look(model, x)) for model, x in zip(models, pixels, strict=True)]
     together(*works)
-    for model, known in zip(models, before, strict=True):
-        assert_same(state(model.module), known)
+    for model, saved in zip(models, before, strict=True):
+        assert_same(state(model.module), saved)
 
 
 @pytest.mark.usefixtures("frequent_switches")
 def test_two_threads_with_the_same_model() -> None:
-    """The first to finish must not put a dropout back to work under the other's run."""
+    """The first thread to finish must not enable dropout during the other's run."""
     model, pixels = family("timm-vit").model(), family("timm-vit").pixels(3)
     mixed(model.module)
     for block in model.module.blocks:
         block.attn.proj_drop, block.attn.proj_drop.p = nn.Dropout(0.5), 0.5
     before = state(model.module)
-    together(*[looking(model, part, look(model, part)) for part in (pixels[:1], pixels[1:])])
+    together(*[looking(model, batch, look(model, batch)) for batch in (pixels[:1], pixels[1:])])
     assert_same(state(model.module), before)
 
 
 @pytest.mark.usefixtures("frequent_switches")
-def test_a_thread_that_runs_a_plain_model_notices_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_thread_that_runs_a_plain_model_is_unaffected(monkeypatch: pytest.MonkeyPatch) -> None:
     watched, pixels = family("transformers-vit").model(), family("transformers-vit").pixels()
     torch.manual_seed(0)
     plain = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2)
@@ -286,6 +286,6 @@ def test_a_thread_that_runs_a_plain_model_notices_nothing(monkeypatch: pytest.Mo
         assert all(parameter.grad is not None for parameter in plain.parameters())
 
     together(looking(watched, pixels, look(watched, pixels)), run_plain)
-    assert len(native_calls) == 2 * 100  # its two layers took their fast path every time
+    assert len(native_calls) == 2 * 100  # both layers took their fast path every time
     plain.zero_grad()
     assert_same(state(plain), before)

@@ -1,4 +1,4 @@
-"""A result in a notebook is a few short lines, and never its numbers."""
+"""The repr of a result is a few short lines without its numbers."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from tests.results.test_saved_results import plain, segmented, tensor
 from vitscope.views.plain_text import visible
 
 
-def test_the_lines_say_what_it_is() -> None:
+def test_the_lines_describe_the_result() -> None:
     assert repr(plain()) == (
         "Attribution: rollout of m\n  target: cat\n  values: 2 images of 2×3, grid of 2×3, with photos"
     )
@@ -24,19 +24,19 @@ def test_the_lines_say_what_it_is() -> None:
     )
 
 
-def test_parts_of_a_result_are_short_too() -> None:
-    part = segmented().parts[0]
-    assert repr(part) == "<SegmentedImage of 2×4 pixels: 3 segments, 2 classes>"
-    assert repr(part.fits[0]) == "<LinearFit of cat (3): 3 segments>"
+def test_reprs_of_the_parts_of_a_result_are_short() -> None:
+    segments = segmented().parts[0]
+    assert repr(segments) == "<SegmentedImage of 2×4 pixels: 3 segments, 2 classes>"
+    assert repr(segments.fits[0]) == "<LinearFit of cat (3): 3 segments>"
 
 
 @pytest.mark.parametrize("count", [1, 2, 1000])
-def test_many_images_take_no_more_room(count: int) -> None:
+def test_the_repr_of_many_images_is_no_longer(count: int) -> None:
     image = vs.InputImage(Image.new("RGB", (4, 4)), (0.0, 0.0, 4.0, 4.0))
-    about = {"method": "rollout", "model": "m", "images": [{"target": "cat"}] * count}
-    plain_result = vs.Attribution(torch.zeros(count, 14, 14, device="cpu"), vs.Grid(14, 14), [image] * count, about)
-    one = segmented()
-    joined = one.joined([one] * count)
+    record = {"method": "rollout", "model": "m", "images": [{"target": "cat"}] * count}
+    plain_result = vs.Attribution(torch.zeros(count, 14, 14, device="cpu"), vs.Grid(14, 14), [image] * count, record)
+    single = segmented()
+    joined = single.joined([single] * count)
     for result in (plain_result, joined):
         lines = repr(result).splitlines()
         assert len(lines) <= 5
@@ -48,10 +48,10 @@ def test_many_images_take_no_more_room(count: int) -> None:
 @pytest.mark.parametrize(
     "text", ["long " * 1000, "\x1b[31mred\x07", "a\nb\n" * 9, "a\u202eb", 5, ["a"], {"a": "b" * 999}]
 )
-def test_names_of_any_kind_stay_on_their_line(text: Any) -> None:
+def test_names_of_any_kind_stay_on_one_line(text: Any) -> None:
     target = text if isinstance(text, str) else None
-    shown = repr(vs.Attribution(tensor([[[1.0]]]), vs.Grid(1, 1), (), {"method": text, "model": text}, target))
-    lines = shown.splitlines()
+    text_of_result = repr(vs.Attribution(tensor([[[1.0]]]), vs.Grid(1, 1), (), {"method": text, "model": text}, target))
+    lines = text_of_result.splitlines()
     assert len(lines) == 3
     assert max(map(len, lines)) <= 240
-    assert visible(shown.replace("\n", "")) == shown.replace("\n", "")
+    assert visible(text_of_result.replace("\n", "")) == text_of_result.replace("\n", "")

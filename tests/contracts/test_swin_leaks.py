@@ -1,4 +1,4 @@
-"""Looking into a window transformer leaves no trace, though its library may alter it while it runs."""
+"""Methods do not change a window transformer, although its library may alter it during a run."""
 
 import pickle
 import threading
@@ -29,14 +29,14 @@ from vitscope.tracing.capture import run_and_capture
 pytestmark = pytest.mark.usefixtures("unchecked")
 
 
-def speaking(model: Any, images: Tensor) -> int:
-    """A class that some token of each image speaks for."""
+def supported_class(model: Any, images: Tensor) -> int:
+    """Return a class with a positive contribution of some token in each image."""
     classifier = vs.capture(model, images).classifier
     return max(range(CLASSES), key=lambda index: float(classifier.contributions(index).amax(1).min()))
 
 
 def by_class(model: Any, images: Tensor) -> vs.Attribution:
-    return vs.rollout(model, images[:1], merge="norm", target=speaking(model, images[:1]))
+    return vs.rollout(model, images[:1], merge="norm", target=supported_class(model, images[:1]))
 
 
 def predict(model: Any, images: Tensor) -> list[list[Any]]:
@@ -44,13 +44,13 @@ def predict(model: Any, images: Tensor) -> list[list[Any]]:
 
 
 LOOKS = LOOKS | {"rollout by class": by_class, "predict": predict}
-LARGER = (64, 64)  # 32, 16 and 8 tokens: shifted in the last stage too
+LARGER = (64, 64)  # 32, 16 and 8 tokens: shifted even in the last stage
 UNSIZED = [f for f in ALL if not f.sized]
 unsized = pytest.mark.parametrize("family", UNSIZED, ids=lambda family: family.name)
 
 
 def settings(module: nn.Module) -> dict[str, Any]:
-    """Windows and shifts of all blocks, and the masks that go with them."""
+    """Return windows, shifts and masks of all blocks."""
     names = ("window_size", "shift_size", "input_resolution", "target_shift_size", "partition_size", "attn_mask")
     return {
         f"{path}.{name}": deepcopy(getattr(child, name))
@@ -60,12 +60,12 @@ def settings(module: nn.Module) -> dict[str, Any]:
     }
 
 
-def whole(module: nn.Module) -> dict[str, Any]:
+def full_state(module: nn.Module) -> dict[str, Any]:
     return {**state(module), "settings": settings(module)}
 
 
 def answer(module: nn.Module, x: Tensor) -> Tensor:
-    """The logits of a copy of the module in a plain run."""
+    """Return the logits of a copy of the module in a plain run."""
     with torch.no_grad():
         output = deepcopy(module).eval()(x)
     return getattr(output, "logits", output)
@@ -82,27 +82,27 @@ def test_a_run_leaves_no_trace(family: SwinFamily, kind: str) -> None:
     size = family.sizes[family.kinds[0] if kind == "first" else kind]
     model, x = family.model(size), pixels(size)
     mixed(model.module)
-    before = whole(model.module)
+    before = full_state(model.module)
     for see in LOOKS.values():
         see(model, x)
-        see(model.module, x)  # a live module is described anew at each call
-    assert_same(whole(model.module), before)
+        see(model.module, x)  # a live module is described again at each call
+    assert_same(full_state(model.module), before)
 
 
 def test_maxvit_leaves_no_trace() -> None:
     model, x = MAXVIT.model((64, 64)), pixels((64, 64))
     mixed(model.module)
-    before = whole(model.module)
+    before = full_state(model.module)
     vs.capture(model, x)
-    with pytest.raises(vs.CallError):
+    with pytest.raises(vs.UnsupportedModelError):
         vs.rollout(model, x)
-    assert_same(whole(model.module), before)
+    assert_same(full_state(model.module), before)
 
 
 @every_swin
-@pytest.mark.parametrize("where", ["before", "after"])
-def test_a_run_that_fails_leaves_no_trace(family: SwinFamily, where: str) -> None:
-    """The last block raises, before or after its attention ran; by then the library has altered what it alters."""
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_run_that_fails_leaves_no_trace(family: SwinFamily, moment: str) -> None:
+    """The last block raises before or after its attention has run, when the library has already altered its state."""
     model, x = family.model(family.least), pixels(family.least)
     mixed(model.module)
     block = list(family.blocks(model.module).values())[-1]
@@ -110,29 +110,29 @@ def test_a_run_that_fails_leaves_no_trace(family: SwinFamily, where: str) -> Non
     def fail(*_: Any) -> None:
         raise TroubleError("in the last block")
 
-    hook = block.register_forward_pre_hook(fail) if where == "before" else block.register_forward_hook(fail)
-    before = whole(model.module)
+    hook = block.register_forward_pre_hook(fail) if moment == "before" else block.register_forward_hook(fail)
+    before = full_state(model.module)
     for see in LOOKS.values():
         with pytest.raises(TroubleError, match="last block"):
             see(model, x)
-    assert_same(whole(model.module), before)
+    assert_same(full_state(model.module), before)
     hook.remove()
     fresh = family.model(family.least)
-    for got, expected in zip(attentions(model, x), attentions(fresh, x), strict=True):
-        assert torch.equal(got, expected)
+    for actual, expected in zip(attentions(model, x), attentions(fresh, x), strict=True):
+        assert torch.equal(actual, expected)
 
 
 @pytest.mark.parametrize("size", [(24, 24), (24, 64), (64, 8), (2, 2)], ids=str)
 def test_a_size_that_transformers_refuses_is_refused_before_it_runs(size: Size) -> None:
     chosen = family("transformers-swin")
     model, x = chosen.model(), pixels(SIZES["padded"])
-    logits, before = answer(model.module, x), whole(model.module)
+    logits, before = answer(model.module, x), full_state(model.module)
     for see in LOOKS.values():
-        with pytest.raises(vs.CallError, match="need at least 25 pixels a side") as caught:
+        with pytest.raises(vs.CallError, match="need at least 25 pixels per side") as caught:
             see(model, pixels(size))
         assert f"{size[0]}×{size[1]}" in str(caught.value)
         assert "\n" not in str(caught.value)
-    assert_same(whole(model.module), before)
+    assert_same(full_state(model.module), before)
     assert torch.equal(answer(model.module, x), logits)
     vs.capture(model, pixels((25, 25)))
     assert torch.equal(answer(model.module, x), logits)
@@ -141,11 +141,11 @@ def test_a_size_that_transformers_refuses_is_refused_before_it_runs(size: Size) 
 def test_a_size_that_timm_refuses_leaves_no_trace() -> None:
     for name in ("timm-swin", "timm-swinv2", "timm-swin-dynamic"):
         model = family(name).model(SIZES["fitting"])
-        before = whole(model.module)
+        before = full_state(model.module)
         for see in LOOKS.values():
             with pytest.raises(vs.CallError, match="takes no input of 35×32 pixels"):
                 see(model, pixels((35, 32)))
-        assert_same(whole(model.module), before)
+        assert_same(full_state(model.module), before)
 
 
 def test_a_position_embedding_fits_one_size_only() -> None:
@@ -173,13 +173,13 @@ def test_a_small_image_before_a_large_one_changes_nothing(family: SwinFamily) ->
     logits = answer(model.module, pixels(LARGER))
     for see in LOOKS.values():
         see(model, pixels(family.least))
-    for got, known in zip(attentions(model, pixels(LARGER)), expected, strict=True):
-        assert torch.equal(got, known)
+    for actual, reference in zip(attentions(model, pixels(LARGER)), expected, strict=True):
+        assert torch.equal(actual, reference)
     assert torch.equal(answer(model.module, pixels(LARGER)), logits)
 
 
-def test_without_care_transformers_would_keep_the_small_images_windows() -> None:
-    """What the tests above guard against, in the library as it is."""
+def test_transformers_alone_keeps_the_windows_of_a_small_image() -> None:
+    """The unguarded library shows the fault that the tests above guard against."""
     model = family("transformers-swin").model()
     before = settings(model.module)
     with torch.no_grad():
@@ -194,13 +194,13 @@ def test_a_module_altered_outside_is_refused() -> None:
     with torch.no_grad(), pytest.raises(RuntimeError):
         model.module(pixels((12, 20)))
     for see in LOOKS.values():
-        with pytest.raises(vs.CallError, match="outside vitscope: load it anew") as caught:
+        with pytest.raises(vs.CallError, match="outside vitscope: load it again") as caught:
             see(model, pixels(SIZES["padded"]))
         assert "\n" not in str(caught.value)
 
 
 @every_swin
-def test_looking_leaves_the_answer_alone(family: SwinFamily) -> None:
+def test_capture_does_not_change_the_logits(family: SwinFamily) -> None:
     for size in (family.sizes[family.kinds[0]], family.least):
         model, x = family.model(size), pixels(size)
         logits = answer(model.module, x)
@@ -213,7 +213,7 @@ def test_looking_leaves_the_answer_alone(family: SwinFamily) -> None:
 def test_a_trace_outlives_its_model_and_pickles(family: SwinFamily) -> None:
     size = family.sizes[family.kinds[-1]]
     model, x = family.model(size), pixels(size)
-    options = {"merge": "norm", "target": speaking(model, x), "head_fusion": "max"}
+    options = {"merge": "norm", "target": supported_class(model, x), "head_fusion": "max"}
     trace = vs.capture(model, x)
     expected = vs.rollout(trace, **options).values
     with torch.no_grad():
@@ -222,29 +222,29 @@ def test_a_trace_outlives_its_model_and_pickles(family: SwinFamily) -> None:
     del model
     packed = pickle.dumps(trace)
     restored = pickle.loads(packed)
-    for kept in (trace, restored):
-        assert torch.equal(vs.rollout(kept, **options).values, expected)
-        assert kept.map(0, query="readout").shape[0] == 2
+    for copy in (trace, restored):
+        assert torch.equal(vs.rollout(copy, **options).values, expected)
+        assert copy.map(0, query="readout").shape[0] == 2
     numbers = sum(step.scores.num_bytes for step in trace.blocks)
     numbers += sum(
         step.reduction.tokens.nbytes + step.reduction.weight.nbytes for step in trace.steps if step not in trace.blocks
     )
-    assert len(packed) < 1.5 * numbers + 200_000  # not the slabs that tensors lie on
+    assert len(packed) < 1.5 * numbers + 200_000  # not the slabs that hold the tensors
 
 
 @every_swin
-def test_layers_that_are_left_out_leave_merging_in(family: SwinFamily) -> None:
+def test_a_selection_of_layers_keeps_every_merging(family: SwinFamily) -> None:
     size = family.sizes[family.kinds[0]]
     model, x = family.model(size), pixels(size)
     full = vs.capture(model, x)
     for layers in ([0], [0, 3], [-1], [-1, 2], [-6]):
         trace = vs.capture(model, x, layers=layers)
-        kept = sorted(layer % 6 for layer in layers)
-        assert [step.layer for step in trace.blocks] == kept
+        selected = sorted(layer % 6 for layer in layers)
+        assert [step.layer for step in trace.blocks] == selected
         assert [type(step) for step in trace.steps].count(vs.MergeStep) == 2
         assert trace.grid == full.grid
         assert trace.num_layers == 6
-        for layer in kept:
+        for layer in selected:
             assert torch.equal(trace.map(layer, query="readout"), full.map(layer, query="readout"))
         with pytest.raises(vs.CallError, match="was not captured"):
             vs.rollout(trace)
@@ -263,8 +263,8 @@ def test_two_threads_at_different_sizes(name: str) -> None:
     assert settings(model.module) == before
 
 
-def test_a_large_image_waits_until_a_small_one_is_done() -> None:
-    """While transformers has one window in the last stage for one thread, it must not for another."""
+def test_a_large_image_waits_for_a_small_one() -> None:
+    """While the last stage has a single window for one thread, another thread must not run."""
     chosen = family("transformers-swin")
     expected = attentions(chosen.model(), pixels(LARGER))
     model = chosen.model()
@@ -282,7 +282,7 @@ def test_a_large_image_waits_until_a_small_one_is_done() -> None:
 
     def large() -> None:
         assert reached.wait(timeout=30)
-        for got, known in zip(attentions(model, pixels(LARGER)), expected, strict=True):
-            torch.testing.assert_close(got, known, atol=1e-6, rtol=0)
+        for actual, reference in zip(attentions(model, pixels(LARGER)), expected, strict=True):
+            torch.testing.assert_close(actual, reference, atol=1e-6, rtol=0)
 
     together(small, large)

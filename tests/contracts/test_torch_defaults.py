@@ -1,4 +1,4 @@
-"""torch's default device and dtype are the caller's: what attention methods compute does not depend on them."""
+"""Results do not depend on torch's default device and dtype, which belong to the caller."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,18 +13,18 @@ from tests.helpers.families import ALL
 from tests.helpers.swin_families import ALL as SWIN
 from tests.helpers.swin_families import SIZES
 
-ASKED: dict[str, Any] = {"target": 0, "output": "logit"}
+TARGET: dict[str, Any] = {"target": 0, "output": "logit"}
 METHODS: dict[str, Callable[[vs.VisionModel, Tensor], Tensor]] = {
     "attention_map": lambda model, pixels: vs.attention_map(model, pixels).values,
     "rollout": lambda model, pixels: vs.rollout(model, pixels).values,
     "rollout, discarded": lambda model, pixels: vs.rollout(model, pixels, head_fusion="max", discard_ratio=0.5).values,
     "head_statistics": lambda model, pixels: vs.head_statistics(vs.capture(model, pixels)).distance,
-    "lime": lambda model, pixels: vs.lime(model, pixels, segments="patches", num_samples=40, **ASKED).values,
-    "kernel_shap": lambda model, pixels: vs.kernel_shap(model, pixels, segments="patches", **ASKED).values,
-    "occlusion": lambda model, pixels: vs.occlusion(model, pixels, **ASKED).values,
-    "rise": lambda model, pixels: vs.rise(model, pixels, num_samples=8, **ASKED).values,
+    "lime": lambda model, pixels: vs.lime(model, pixels, segments="patches", num_samples=40, **TARGET).values,
+    "kernel_shap": lambda model, pixels: vs.kernel_shap(model, pixels, segments="patches", **TARGET).values,
+    "occlusion": lambda model, pixels: vs.occlusion(model, pixels, **TARGET).values,
+    "rise": lambda model, pixels: vs.rise(model, pixels, num_samples=8, **TARGET).values,
     "lime, dropped": lambda model, pixels: (
-        vs.lime(model, pixels, segments="patches", num_samples=40, hide="drop", **ASKED).values
+        vs.lime(model, pixels, segments="patches", num_samples=40, hide="drop", **TARGET).values
     ),
     "attention": lambda model, pixels: vs.capture(model, pixels).attention(-1),
 }
@@ -46,7 +46,7 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 
 def same(values: Tensor, expected: Tensor) -> None:
-    """Up to rounding: nn.MultiheadAttention takes another kernel while a default device is set."""
+    """Compare up to rounding: nn.MultiheadAttention uses another kernel while a default device is set."""
     torch.testing.assert_close(values, expected, rtol=0, atol=1e-6, equal_nan=True)
 
 

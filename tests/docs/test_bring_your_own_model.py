@@ -252,15 +252,15 @@ REFUSALS: dict[str, Callable[[], Any]] = {
     "holds weights only: name the architecture": lambda: vs.load(saved(network().state_dict())),
     "does not fit": lambda: vs.load("timm:test_vit2", weights=saved({"state_dict": network().state_dict()})),
     "2 of another shape": lambda: vs.load("timm:test_vit", weights=saved(network(**NO_PHOTOS).state_dict())),
-    "nothing runs on random weights": without_classifier,
+    "vitscope does not run on random weights": without_classifier,
     "holds more than weights": lambda: vs.load(
         "timm:test_vit", weights=saved({"state_dict": network().state_dict(), "options": argparse.Namespace()})
     ),
     "holds several sets of weights": lambda: vs.load(
         "timm:test_vit", weights=saved({"model": network().state_dict(), "model_ema": network().state_dict()})
     ),
-    "is damaged or cut off": damaged,
-    "does not say what it was trained on": nameless_adapter,
+    "is damaged or truncated": damaged,
+    "does not name its base model": nameless_adapter,
     "came without preprocessing": lambda: vs.load(network(**NO_PHOTOS)).predict("photo.jpg"),
     "whether these are classes or an embedding is not certain": lambda: vs.load(MeanOfPatches()).predict(PIXELS),
     "returns several outputs": lambda: vs.load(Heads()).predict(PIXELS),
@@ -271,7 +271,7 @@ REFUSALS: dict[str, Callable[[], Any]] = {
     "but its layout says": lambda: vs.check(vs.load(own(), patch_size=4, readout="patches", image_size=32)),
     "weights are not for a live module": lambda: vs.load(network(), weights="weights.pth"),
     "device and dtype are not for a live module": lambda: vs.load(network(), device="cpu"),
-    "which does not look at images": text_model,
+    "which does not take images": text_model,
 }
 
 

@@ -1,4 +1,4 @@
-"""A tiny data set that can be learned: noise with a tint for each class; and tiny models for it."""
+"""A tiny data set that can be learned, noise with a tint for each class, and tiny models for it."""
 
 import gc
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ SWIN: dict[str, Any] = {"embed_dim": 16, "depths": (2, 2), "num_heads": (2, 4), 
 
 
 def noise(count: int, classes: int = 3, seed: int = 0, side: int = 32) -> tuple[np.ndarray, np.ndarray]:
-    """(image, side, side, 3) bytes and the class of each, class after class in turn."""
+    """Return images (image, side, side, 3) of bytes and their classes, which take turns."""
     generator = np.random.default_rng(seed)
     labels = np.arange(count) % classes
     images = generator.integers(40, 160, (count, side, side, 3)) + np.asarray(list(TINTS.values()))[labels, None, None]
@@ -27,16 +27,16 @@ def noise(count: int, classes: int = 3, seed: int = 0, side: int = 32) -> tuple[
 
 
 def coloured(train: int = 24, test: int = 12, classes: int = 3) -> Data:
-    """In memory."""
+    """Return the data set in memory."""
     images, labels = noise(train + test, classes)
-    parts = np.arange(train), np.arange(train, train + test)
+    splits = np.arange(train), np.arange(train, train + test)
     return Data(
-        "coloured", tuple(TINTS)[:classes], *(LabeledImages(list(images), part, labels[part]) for part in parts)
+        "coloured", tuple(TINTS)[:classes], *(LabeledImages(list(images), split, labels[split]) for split in splits)
     )
 
 
 def coloured_folder(folder: Path, counts: dict[str, int], seed: int = 0) -> Path:
-    """A folder of PNG files for each class."""
+    """Write a folder of PNG files for each class."""
     generator = np.random.default_rng(seed)
     for label, count in counts.items():
         (folder / label).mkdir(parents=True)
@@ -47,6 +47,7 @@ def coloured_folder(folder: Path, counts: dict[str, int], seed: int = 0) -> Path
 
 
 def small_vit(seed: int = 0, dropout: float = 0.0) -> vs.VisionModel:
+    """Return a seeded ViT of transformers for images of 32 pixels."""
     import transformers
 
     torch.manual_seed(seed)
@@ -56,16 +57,17 @@ def small_vit(seed: int = 0, dropout: float = 0.0) -> vs.VisionModel:
 
 
 def small_swin() -> vs.VisionModel:
+    """Return a seeded Swin of timm for images of 32 pixels."""
     import timm
 
     torch.manual_seed(0)
-    made = timm.create_model("swin_tiny_patch4_window7_224", pretrained=False, img_size=32, num_classes=7, **SWIN)
-    return vs.load(made.eval())
+    module = timm.create_model("swin_tiny_patch4_window7_224", pretrained=False, img_size=32, num_classes=7, **SWIN)
+    return vs.load(module.eval())
 
 
 @contextmanager
 def light_garbage() -> Iterator[None]:
-    """Every run collects garbage twice: what the libraries hold is not looked through again each time."""
+    """Exclude the libraries' objects from garbage collection, which every training run triggers twice."""
     gc.collect()
     gc.freeze()
     yield

@@ -1,4 +1,4 @@
-"""The command line in this process, and in one of its own."""
+"""Calls of the command line, in this process and in a new one."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ from vitscope import cli
 
 
 def call(capsys: Any, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of a call in this process."""
+    """Return exit code, stdout and stderr of a call in this process."""
     monkeypatch.setattr(sys, "argv", ["vitscope", *arguments])
     with pytest.raises(SystemExit) as stop:
         cli.main()
@@ -23,7 +23,7 @@ def call(capsys: Any, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple
 
 
 def process(*arguments: str, environment: dict[str, str] | None = None, **options: Any) -> subprocess.CompletedProcess:
-    """A call in a process of its own; output is bytes."""
+    """Run a call in a new process; its output is bytes."""
     source = str(Path(vitscope.__file__).parents[1])
     settings = {**os.environ, "PYTHONPATH": source, **(environment or {})}
     command = [sys.executable, "-m", "vitscope.cli", *arguments]

@@ -1,4 +1,4 @@
-"""One tiny seeded model of every family, plain and windowed, behind one face."""
+"""A tiny seeded model of every family, plain and windowed, with a common interface."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from tests.helpers.swin_families import MAXVIT, MAXVIT_SIZES, SIZES, SwinFamily
 
 LABELS = ("cat", "dog", "owl")
 
-# The tunings that every model has.
+# The tuning methods that every model supports.
 WAYS = (
     *("head", "full", "bitfit", "layernorm", "lora"),
     *("adapter-attention", "adapter-mlp", "adapter-both", "adapter-parallel"),
@@ -22,6 +22,8 @@ WAYS = (
 
 @dataclass(frozen=True)
 class Case:
+    """A family: a function that builds its model, and an input."""
+
     name: str
     model: Callable[[], vs.VisionModel]
     pixels: Tensor
@@ -51,13 +53,15 @@ def case(name: str) -> Case:
 
 
 def logits(model: vs.VisionModel, pixels: Tensor) -> Tensor:
+    """Return the logits of a model with a classifier."""
     with torch.no_grad(), model.running():
-        found = model.answer(pixels)
-    assert found is not None
-    return found
+        rows = model.answer(pixels)
+    assert rows is not None
+    return rows
 
 
 def weights(model: vs.VisionModel) -> dict[str, Tensor]:
+    """Return a copy of all weights by name."""
     return {name: tensor.clone() for name, tensor in model.module.state_dict().items()}
 
 

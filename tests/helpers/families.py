@@ -1,4 +1,4 @@
-"""A tiny seeded model of every supported family, with the facts that its library's source states."""
+"""A tiny seeded model of every supported family, with facts from the source of its library."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,6 +22,8 @@ TINY: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Family:
+    """A family: how to build its model, and its tokens."""
+
     name: str
     build: Callable[[], nn.Module]
     prefix_names: tuple[str, ...]
@@ -38,7 +40,7 @@ class Family:
         return vs.Grid(self.size[0] // self.patch, self.size[1] // self.patch, len(self.prefix_names))
 
     def model(self) -> vs.VisionModel:
-        """The seeded model; small random weights everywhere, so that no bias or token is left at zero."""
+        """Return the seeded model with noise on all weights, so that no bias or token is zero."""
         pytest.importorskip(self.library)
         torch.manual_seed(0)
         module = self.build().eval()

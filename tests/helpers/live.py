@@ -1,4 +1,4 @@
-"""Tiny live modules of each library, a photo, and modules that contain or change them."""
+"""Tiny live modules of each library, a photo, and a module that contains one of them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +13,7 @@ SIZE = 32
 
 
 def seeded(build: Callable[[], nn.Module], scale: float = 0.1) -> nn.Module:
-    """The module in evaluation mode, noise added to all of its parameters so that no bias stays at zero."""
+    """Return the module in evaluation mode with noise on all parameters, so that no bias is zero."""
     torch.manual_seed(0)
     module = build().eval()
     with torch.no_grad():
@@ -61,7 +61,7 @@ def hf_vit(classes: int = 5, **options: Any) -> nn.Module:
 
 
 class Answering(nn.Module):
-    """A backbone of timm and a head, whose output ``answer`` shapes."""
+    """A backbone of timm and a head; ``answer`` turns the logits into the output."""
 
     def __init__(self, answer: Callable[[Tensor], Any] = lambda logits: logits, classes: int = 5) -> None:
         super().__init__()

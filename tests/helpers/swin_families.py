@@ -1,4 +1,4 @@
-"""A tiny seeded window transformer of every supported library, and the facts of its own blocks."""
+"""A tiny seeded window transformer of every supported library, with facts about its blocks."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,20 +20,20 @@ SHAPE: dict[str, Any] = {"embed_dim": 16, "depths": (2, 2, 2), "num_heads": (2, 
 # Pixels. In tokens: 16×16; 18×18, 9×9 and 5×5, padded and odd; 16×28 to 4×7; 17×21, odd from the start.
 SIZES: dict[str, Size] = {"fitting": (32, 32), "padded": (36, 36), "rectangular": (32, 56), "odd": (34, 42)}
 SIZES["small"] = (12, 20)  # 6×10, 3×5 and 2×3: grids smaller than a window
-SIZES["cut"] = (37, 43)  # the last patches are partly outside the image
+SIZES["cut"] = (37, 43)  # the last patches extend beyond the image
 LARGE = ("fitting", "padded", "rectangular", "odd")
 
 
 class Parts(NamedTuple):
-    """A block's own value and output projections: values are ``weight @ x + bias``, head after head."""
+    """The value and output projections of a block: values are ``weight @ x + bias``, head after head."""
 
-    norm: nn.Module | None  # before attention (Swin); None where it stands after it (Swin v2)
+    norm: nn.Module | None  # before attention (Swin); None if it follows attention (Swin v2)
     weight: Tensor
     bias: Tensor
     out: nn.Linear
     heads: int
-    result: nn.Module  # its input is what attention gave, or the sum of that and the block's input
-    adds: bool  # whether it is the sum
+    result: nn.Module  # its input is the output of attention, or the sum of that and the block's input
+    adds: bool  # True for the sum
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,11 @@ class SwinFamily:
     build: Builder
     parts: Callable[[Any], Parts]
     block_types: tuple[str, ...]
-    attention: str  # the block's attention module
+    attention: str  # name of the block's attention module
     least: Size  # the smallest image that runs
     sized: bool = False  # built for each size that it runs on
     kinds: tuple[str, ...] = tuple(SIZES)
-    fills_patches: bool = False  # a last patch is filled up with zeros, not left over
+    fills_patches: bool = False  # the last patch is padded with zeros, not dropped
     noise: float = 0.2  # added to all weights
 
     @property
@@ -58,7 +58,7 @@ class SwinFamily:
         return {kind: SIZES[kind] for kind in self.kinds} | {"smallest": self.least}
 
     def model(self, size: Size = SIZES["fitting"]) -> vs.VisionModel:
-        """The seeded model; random weights everywhere, so that no bias, table or mask token is left at zero."""
+        """Return the seeded model with noise on all weights, so that no bias, table or mask token is zero."""
         pytest.importorskip(self.library)
         torch.manual_seed(0)
         return vs.load(perturbed(self.build(size if self.sized else SIZES["fitting"]), self.noise))
@@ -68,12 +68,12 @@ class SwinFamily:
         return vs.Grid(height, width)
 
     def blocks(self, module: nn.Module) -> dict[str, Any]:
-        """The module's own blocks, in order of running, by path."""
+        """Return the module's blocks by path, in execution order."""
         return {name: child for name, child in module.named_modules() if type(child).__name__ in self.block_types}
 
 
 def perturbed(module: nn.Module, scale: float) -> nn.Module:
-    """The module in evaluation mode, noise added to all of its parameters."""
+    """Return the module in evaluation mode with noise on all parameters."""
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.add_(torch.randn_like(parameter) * scale)
@@ -126,7 +126,7 @@ def hf_v2_parts(block: Any) -> Parts:
 
 
 def joint_parts(block: Any) -> Parts:
-    """Queries, keys and values from one linear layer, in this order."""
+    """Return the parts of a block whose queries, keys and values come from one layer, in this order."""
     joint, attention = block.attn.qkv, block.attn
     weight, bias = joint.weight.chunk(3)[2], joint.bias.chunk(3)[2]
     return Parts(block.norm1, weight, bias, attention.proj, attention.num_heads, block.norm2, True)
@@ -139,7 +139,7 @@ def joint_v2_parts(block: Any) -> Parts:
 
 
 def maxvit_parts(block: Any) -> Parts:
-    """Each head's query, key and value stand next to each other."""
+    """Return the parts of a block whose layer interleaves query, key and value of each head."""
     joint, attention = block.attn.qkv, block.attn
     by_head = (attention.num_heads, 3, -1)
     weight = joint.weight.unflatten(0, by_head)[:, 2].flatten(0, 1)

@@ -1,4 +1,4 @@
-"""A tiny labelled ViT, images of noise, and the one line of a refusal."""
+"""A tiny ViT with labels, images of noise, and the one-line message of a refusal."""
 
 from typing import Any
 
@@ -16,11 +16,12 @@ LABELS = tuple(f"thing {i}" for i in range(7))
 
 
 def photo(width: int, height: int, seed: int = 0) -> Image.Image:
+    """Return an image of seeded noise."""
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
 def refusal(error: type[VitscopeError], name: Any, **options: Any) -> str:
-    """The message of load's refusal, which is one line."""
+    """Return the one-line message of an error that load raises."""
     with pytest.raises(error) as caught:
         vs.load(name, **options)
     assert "\n" not in str(caught.value)
@@ -28,6 +29,7 @@ def refusal(error: type[VitscopeError], name: Any, **options: Any) -> str:
 
 
 def tiny_vit() -> nn.Module:
+    """Return a seeded ViT of transformers with seven labelled classes."""
     import transformers
 
     torch.manual_seed(0)

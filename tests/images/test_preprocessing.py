@@ -188,7 +188,7 @@ def test_timms_padding_mode_takes_tensors_and_refuses_photos() -> None:
     module.pretrained_cfg = {**module.pretrained_cfg, "crop_mode": "border"}
     model = vs.load(module)
     assert len(model.predict(torch.zeros(1, 3, 160, 160))) == 1
-    with pytest.raises(CallError, match=r"'border' pads the image, which vitscope does not.*pass a tensor"):
+    with pytest.raises(CallError, match=r"'border' pads the image, which is not supported.*pass a tensor"):
         model.predict(photo((160, 160)))
 
 

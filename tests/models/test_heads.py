@@ -203,7 +203,7 @@ def test_a_live_timm_module_that_cannot_be_built_again_is_refused() -> None:
         block.mlp.act = nn.ReLU()
     for module in (direct, shorter, other):
         model = reset_classifier(vs.load(module.eval()), LABELS)
-        with pytest.raises(CallError, match="could not be built again from a folder: load it by name") as error:
+        with pytest.raises(CallError, match="cannot be rebuilt from a folder: load it by name") as error:
             check_folder(model)
         assert "\n" not in str(error.value)
 

@@ -189,7 +189,7 @@ def test_near_names_of_a_library_are_offered() -> None:
 def test_weights_that_timm_does_not_list(pretrained: bool) -> None:
     pytest.importorskip("timm")
     message = refusal(UnknownModelError, "timm:test_vit.nope", pretrained=pretrained)
-    assert message == "timm has no weights 'test_vit.nope': it has test_vit.r160_in1k"
+    assert message == "timm has no weights 'test_vit.nope': available: test_vit.r160_in1k"
 
 
 @pytest.mark.parametrize(
@@ -202,13 +202,13 @@ def test_a_path_or_name_that_can_be_nothing_says_what_can(name: str) -> None:
 
 
 def test_folders_that_hold_no_model(tmp_path: Path, folder: Path) -> None:
-    assert f"{tmp_path} is no transformers folder" in refusal(UnknownModelError, tmp_path)
+    assert f"{tmp_path} is not a transformers folder" in refusal(UnknownModelError, tmp_path)
     (tmp_path / "config.json").write_text((folder / "config.json").read_text())
     assert f"{tmp_path} cannot be loaded" in refusal(ModelUnavailableError, tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"no weights at all")
     assert f"{tmp_path} cannot be loaded" in refusal(ModelUnavailableError, tmp_path)
     (tmp_path / "config.json").write_text("{")
-    assert f"{tmp_path} is no transformers folder" in refusal(UnknownModelError, tmp_path)
+    assert f"{tmp_path} is not a transformers folder" in refusal(UnknownModelError, tmp_path)
 
 
 def test_a_model_that_does_not_look_at_images(tmp_path: Path) -> None:
@@ -224,7 +224,7 @@ def test_a_model_that_does_not_look_at_images(tmp_path: Path) -> None:
     bert = transformers.BertModel(transformers.BertConfig(**sizes))
     bert.save_pretrained(tmp_path)
     for source in (tmp_path, bert):
-        assert "BertModel, which does not look at images" in refusal(UnknownModelError, source)
+        assert "BertModel, which does not take images" in refusal(UnknownModelError, source)
 
 
 @pytest.mark.parametrize("name", ["google/vit-base-patch16-224", "resnet-something"])
@@ -235,7 +235,7 @@ def test_a_hub_id_without_a_hub_soon_says_what_works(monkeypatch: pytest.MonkeyP
     start = time.monotonic()
     message = refusal(ModelUnavailableError, name)
     assert time.monotonic() - start < 5
-    assert message.startswith(f"{name} is not on this machine")
+    assert message.startswith(f"{name} is not in the local cache")
     assert "vit-nano" in message
     assert "local folder" in message
 
@@ -380,7 +380,7 @@ def test_timm_at_another_size(
 
 def test_timm_refuses_a_size_for_a_model_that_takes_none() -> None:
     pytest.importorskip("timm")
-    assert "takes no image_size" in refusal(vs.CallError, "timm:test_resnet", pretrained=False, image_size=64)
+    assert "does not support image_size" in refusal(vs.CallError, "timm:test_resnet", pretrained=False, image_size=64)
 
 
 @pytest.fixture

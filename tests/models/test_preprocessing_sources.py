@@ -41,11 +41,11 @@ SOURCES: dict[str, tuple[Callable[[], vs.VisionModel], str]] = {
     "timm": (lambda: vs.load(timm_vit(5)), "timm's pretrained_cfg"),
     "torchvision": (
         lambda: vs.load(torchvision_vit(5)),
-        "torchvision's for ImageNet, because a live module does not tell",
+        "torchvision's for ImageNet, because a live module does not state its own",
     ),
     "transformers": (
         lambda: vs.load(hf_vit(5)),
-        "the default of the model's family, because the model comes from no checkpoint",
+        "the default of the model's family, because the model does not come from a checkpoint",
     ),
     "bundled": (lambda: vs.load("vit-nano"), "preprocessor_config.json of vit-nano"),
     "random": (

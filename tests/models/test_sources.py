@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import vitscope as vs
 from tests.helpers.tiny import photo, refusal, tiny_vit
 from vitscope.errors import ModelUnavailableError, UnknownModelError
-from vitscope.models.backends.libraries import library_module
+from vitscope.models.backends.libraries import backend
 from vitscope.models.backends.transformers import backend as library
 from vitscope.models.checkpoints import hub
 
@@ -207,13 +207,13 @@ def test_weights_that_do_not_fill_a_folders_model(damage: str, tmp_path: Path) -
     ("settings", "story"),
     [
         ({"architecture": "no_such_model"}, "timm has no model 'no_such_model'"),
-        ({"pretrained_cfg": []}, "pretrained_cfg of config.json is no JSON object"),
+        ({"pretrained_cfg": []}, "pretrained_cfg of config.json is not a JSON object"),
         ({"pretrained_cfg": None}, "pretrained_cfg"),
-        ({"model_args": 5}, "model_args of config.json is no JSON object"),
-        ({"label_names": 5}, "label_names of config.json is no list"),
-        ({"label_names": ["a", None, "b"]}, "label_names of config.json is no list"),
+        ({"model_args": 5}, "model_args of config.json is not a JSON object"),
+        ({"label_names": 5}, "label_names of config.json is not a list"),
+        ({"label_names": ["a", None, "b"]}, "label_names of config.json is not a list"),
         ({"label_names": ["a"]}, "3 classes and 1 label_names"),
-        ({"label_descriptions": [1]}, "label_descriptions of config.json is no JSON object"),
+        ({"label_descriptions": [1]}, "label_descriptions of config.json is not a JSON object"),
         ({"num_classes": "many"}, "config.json"),
         ({"num_classes": -3}, ""),
     ],
@@ -246,12 +246,12 @@ def test_timms_hub_without_a_hub_is_one_true_line(name: str, told: bool, monkeyp
     monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", told)
     monkeypatch.setattr(hub.constants, "ENDPOINT", "http://127.0.0.1:9")
     message = refusal(ModelUnavailableError, name)
-    assert message.startswith(f"{name} is not on this machine and the model hub did not give it")
+    assert message.startswith(f"{name} is not in the local cache and could not be downloaded")
 
 
 @pytest.mark.parametrize("place", ["", "a/b/c/d", "..", "with space/x"])
 def test_a_repository_of_an_impossible_name(place: str) -> None:
-    assert "did not give it" in refusal(ModelUnavailableError, f"timm:hf-hub:{place}")
+    assert "could not be downloaded" in refusal(ModelUnavailableError, f"timm:hf-hub:{place}")
 
 
 @pytest.mark.parametrize("form", ["timm:hf-hub:org/cats", "org/cats"])
@@ -270,7 +270,7 @@ def test_a_repository_in_the_cache_is_loaded(form: str, tmp_path: Path, monkeypa
 
 
 def test_a_folder_that_timm_does_not_find() -> None:
-    assert "there is no folder '/no/such'" in refusal(UnknownModelError, "timm:local-dir:/no/such")
+    assert "the folder '/no/such' does not exist" in refusal(UnknownModelError, "timm:local-dir:/no/such")
 
 
 # A Trainer's output
@@ -289,7 +289,8 @@ def test_a_checkpoint_of_a_trainer_is_a_folder_of_transformers(tmp_path: Path) -
     (tmp_path / "checkpoint-9").mkdir()
     message = refusal(UnknownModelError, tmp_path)
     assert message == (
-        f"{tmp_path} is a Trainer's output and holds no model itself: pass one of checkpoint-9, checkpoint-10 in it"
+        f"{tmp_path} is the output folder of a Trainer, not a model: pass one of its subfolders checkpoint-9, "
+        "checkpoint-10"
     )
     module.save_pretrained(tmp_path)
     assert torch.equal(answer(vs.load(tmp_path).module, pixels), answer(module, pixels))
@@ -393,10 +394,10 @@ def test_an_error_inside_leaves_nothing_behind(context: str, monkeypatch: pytest
 @pytest.mark.usefixtures("unchecked")
 def test_a_tuned_folder_names_a_model_of_timm(name: Any) -> None:
     with pytest.raises(UnknownModelError, match="timm has no model"):
-        library_module("timm").build({"name": name, "options": {}})
+        backend("timm").build({"name": name, "options": {}})
 
 
 @pytest.mark.parametrize("option", ["checkpoint_path", "pretrained", "pretrained_cfg", "cache_dir", "url", "made_up"])
 def test_a_tuned_folder_has_no_option_that_fetches(option: str) -> None:
     with pytest.raises(ModelUnavailableError, match=f"cannot be built with the option '{option}'"):
-        library_module("timm").build({"name": "test_vit", "options": {option: "x"}})
+        backend("timm").build({"name": "test_vit", "options": {option: "x"}})

@@ -154,16 +154,16 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], type[VitscopeError], str]] = {
         UnsupportedModelError,
         "input_ids",
     ),
-    "BERT": (of("BertModel", "BertConfig", **TEXT), UnknownModelError, "does not look at images: it takes input_ids"),
+    "BERT": (of("BertModel", "BertConfig", **TEXT), UnknownModelError, "does not take images: its input is input_ids"),
     "LLaMA": (
         of("LlamaForCausalLM", "LlamaConfig", **TEXT, num_key_value_heads=2),
         UnknownModelError,
-        "does not look at images: it takes input_ids",
+        "does not take images: its input is input_ids",
     ),
     "wav2vec": (
         of("Wav2Vec2Model", "Wav2Vec2Config", **(TEXT | {"conv_dim": [32] * 7, "num_conv_pos_embeddings": 8})),
         UnknownModelError,
-        "does not look at images: it takes input_values",
+        "does not take images: its input is input_values",
     ),
 }
 
@@ -234,5 +234,5 @@ def test_a_part_of_a_saved_model_is_named(tmp_path: Path) -> None:
     )
     by_name, by_itself = vs.load(tmp_path, backbone="vision_tower"), vs.load(tmp_path)
     assert torch.equal(vs.rollout(by_name, images(1)).values, vs.rollout(by_itself, images(1)).values)
-    with pytest.raises(CallError, match=r"^backbone='nope' is no model inside LlavaModel: it holds vision_tower"):
+    with pytest.raises(CallError, match=r"^backbone='nope' is not a model inside LlavaModel: it holds vision_tower"):
         vs.load(tmp_path, backbone="nope")

@@ -1,4 +1,4 @@
-"""Attention as each library's own unfused code computes it, without vitscope: the maps that ours must equal."""
+"""Attention from the unfused code of each library, without vitscope: the maps that vitscope must reproduce."""
 
 from typing import Any
 
@@ -7,14 +7,14 @@ from torch import Tensor, nn
 
 
 def attention(module: nn.Module, pixels: Tensor) -> list[Tensor]:
-    """(batch, head, token, token) of every block, from the library's eager path or formula."""
+    """Return (batch, head, token, token) of every block, from the library's eager code or its formula."""
     library = type(module).__module__.split(".")[0]
     with torch.no_grad():
         return {"transformers": _transformers, "timm": _timm, "torchvision": _torchvision}[library](module, pixels)
 
 
 def _transformers(module: Any, pixels: Tensor) -> list[Tensor]:
-    """What ``output_attentions`` gives under the eager implementation."""
+    """Return the result of ``output_attentions`` with the eager implementation."""
     before = module.config._attn_implementation
     module.set_attn_implementation("eager")
     try:
@@ -24,13 +24,13 @@ def _transformers(module: Any, pixels: Tensor) -> list[Tensor]:
 
 
 def resize_positions(module: Any) -> dict[str, bool]:
-    """The argument with which transformers stretches a position embedding, for models that have it."""
-    by_itself = ("dinov2", "dinov2_with_registers", "dinov3_vit", "beit")
-    return {} if module.config.model_type in by_itself else {"interpolate_pos_encoding": True}
+    """Return the argument that makes transformers resample a position embedding, for models that need it."""
+    automatic = ("dinov2", "dinov2_with_registers", "dinov3_vit", "beit")
+    return {} if module.config.model_type in automatic else {"interpolate_pos_encoding": True}
 
 
 def _timm(module: Any, pixels: Tensor) -> list[Tensor]:
-    """The input of each block's attention dropout, with the fused kernel switched off."""
+    """Return the input of each block's attention dropout, with the fused kernel disabled."""
     maps: list[Tensor] = []
     attentions = [block.attn for block in module.blocks]
     before = [attention.fused_attn for attention in attentions]
@@ -47,7 +47,7 @@ def _timm(module: Any, pixels: Tensor) -> list[Tensor]:
 
 
 def _torchvision(module: Any, pixels: Tensor) -> list[Tensor]:
-    """softmax(q·kᵀ/√d) from the input of each block's attention and its joint projection."""
+    """Return softmax(q·kᵀ/√d) from the input of each block's attention and its joint projection."""
     inputs: list[Tensor] = []
     blocks = [block.self_attention for block in module.encoder.layers]
     hooks = [block.register_forward_pre_hook(lambda _, args: inputs.append(args[0].clone())) for block in blocks]

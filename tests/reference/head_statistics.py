@@ -1,4 +1,4 @@
-"""Entropy and mean attention distance of a head, token by token and in float64."""
+"""Entropy and mean attention distance of a head, one token at a time, in float64."""
 
 import math
 
@@ -6,17 +6,17 @@ from torch import Tensor
 
 
 def head_statistics(attention: Tensor, height: int, width: int, prefix: int) -> tuple[float, float]:
-    """Of one head's (token, token) attention: the entropy in nats and the distance in patches.
+    """Return the entropy in nats and the distance in patches of one head's (token, token) attention.
 
-    The entropy is the mean over all queries. For the distance each patch looks at patches only: the prefix
-    tokens have no place, so their share is left out and the rest made to sum to one.
+    The entropy is the mean over all queries. The distance is between patches only: the prefix tokens have no
+    position, so their share is left out and the rest is normalised.
     """
     rows = attention.double().tolist()
     entropies = [-sum(weight * math.log(weight) for weight in row if weight > 0) for row in rows]
-    places = [(y, x) for y in range(height) for x in range(width)]
+    positions = [(y, x) for y in range(height) for x in range(width)]
     distances = []
-    for here, row in zip(places, rows[prefix:], strict=True):
+    for query, row in zip(positions, rows[prefix:], strict=True):
         patches = row[prefix:]
-        far = sum(weight * math.dist(here, there) for weight, there in zip(patches, places, strict=True))
-        distances.append(far / sum(patches))
+        distance = sum(weight * math.dist(query, key) for weight, key in zip(patches, positions, strict=True))
+        distances.append(distance / sum(patches))
     return sum(entropies) / len(entropies), sum(distances) / len(distances)

@@ -1,4 +1,4 @@
-"""LIME as Ribeiro et al. (2016) write it, in float64 and loops, and models whose answers are known beforehand."""
+"""LIME by Ribeiro et al. (2016) in float64 and loops, and models with known outputs."""
 
 import itertools
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 def kernel(row: np.ndarray, width: float = 0.25) -> float:
-    """The exponential kernel over the cosine distance between a row and the row that shows everything."""
+    """Return the exponential kernel over the cosine distance between a row and the row without hidden segments."""
     ones = np.ones(len(row))
     length = np.linalg.norm(row.astype(float)) * np.linalg.norm(ones)
     distance = 1 - (float(row.astype(float) @ ones) / length if length > 0 else 0.0)
@@ -17,31 +17,31 @@ def kernel(row: np.ndarray, width: float = 0.25) -> float:
 
 
 def ridge(rows: np.ndarray, answers: np.ndarray, weights: np.ndarray, alpha: float) -> tuple[np.ndarray, float, float]:
-    """Coefficients, intercept and weighted R²: the normal equations, the intercept a column that costs nothing."""
+    """Return coefficients, intercept and weighted R² from the normal equations; the intercept is not penalised."""
     segments = rows.shape[1]
-    left, right = np.zeros((segments + 1, segments + 1)), np.zeros(segments + 1)
+    matrix, vector = np.zeros((segments + 1, segments + 1)), np.zeros(segments + 1)
     for row, answer, weight in zip(rows, answers, weights, strict=True):
         entries = np.append(row.astype(float), 1.0)
         for i in range(segments + 1):
-            right[i] += weight * entries[i] * answer
+            vector[i] += weight * entries[i] * answer
             for j in range(segments + 1):
-                left[i, j] += weight * entries[i] * entries[j]
+                matrix[i, j] += weight * entries[i] * entries[j]
     for i in range(segments):
-        left[i, i] += alpha
-    solved = np.linalg.solve(left, right)
+        matrix[i, i] += alpha
+    solved = np.linalg.solve(matrix, vector)
     mean = sum(w * y for w, y in zip(weights, answers, strict=True)) / sum(weights)
-    missed = varied = 0.0
+    residual = total = 0.0
     for row, answer, weight in zip(rows, answers, weights, strict=True):
-        said = float(solved[-1]) + sum(float(solved[i]) for i in range(segments) if row[i])
-        missed += weight * (answer - said) ** 2
-        varied += weight * (answer - mean) ** 2
-    return solved[:-1], float(solved[-1]), 1 - missed / varied
+        predicted = float(solved[-1]) + sum(float(solved[i]) for i in range(segments) if row[i])
+        residual += weight * (answer - predicted) ** 2
+        total += weight * (answer - mean) ** 2
+    return solved[:-1], float(solved[-1]), 1 - residual / total
 
 
 def variances(
     rows: np.ndarray, answers: np.ndarray, weights: np.ndarray, alpha: float, groups: np.ndarray
 ) -> np.ndarray:
-    """The sandwich over residuals of groups left out (CR3; HC3 where each is one): its diagonal, intercept apart."""
+    """Return the diagonal of the sandwich estimator without the intercept: CR3, or HC3 for groups of one row."""
     segments = rows.shape[1]
     design = np.append(rows.astype(float), np.ones((len(rows), 1)), axis=1)
     penalty = np.diag([alpha] * segments + [0.0])
@@ -59,29 +59,29 @@ def variances(
 
 
 def hidden(photo: np.ndarray, labels: np.ndarray, row: np.ndarray) -> np.ndarray:
-    """The photo with each segment of a False in ``row`` filled with its mean colour, cut off to bytes."""
+    """Return the photo with each segment that is False in ``row`` filled with its mean colour, truncated to bytes."""
     changed = photo.copy()
-    for label, shown in zip(np.unique(labels), row, strict=True):
-        if not shown:
+    for label, visible in zip(np.unique(labels), row, strict=True):
+        if not visible:
             for channel in range(3):
                 changed[labels == label, channel] = int(photo[labels == label, channel].astype(float).mean())
     return changed
 
 
 def all_rows(segments: int) -> np.ndarray:
-    """Every mask there is, (2ⁿ, n)."""
+    """Return all possible masks, (2ⁿ, n)."""
     return np.array(list(itertools.product([False, True], repeat=segments)))
 
 
 def population(answers: np.ndarray, segments: int, weights: np.ndarray | None = None) -> np.ndarray:
-    """The coefficients that infinitely many samples would give: least squares over all masks, weighed by the kernel."""
+    """Return the coefficients of infinitely many samples: least squares over all masks, weighted by the kernel."""
     rows = all_rows(segments)
     weights = np.array([kernel(row) for row in rows]) if weights is None else weights
     return ridge(rows, answers, weights, 0.0)[0]
 
 
 def stripes(count: int, size: tuple[int, int] = (8, 16)) -> np.ndarray:
-    """Labels of upright stripes."""
+    """Return the labels of vertical stripes."""
     return np.broadcast_to(np.arange(size[1]) * count // size[1], size).copy()
 
 
@@ -89,7 +89,7 @@ WHITE = np.full((8, 16, 3), 255, np.uint8)
 
 
 class Known(nn.Module):
-    """Logits that are a function of the brightness of each segment, 0 … 1: of a white photo the share that is shown."""
+    """Logits as a function of the brightness of each segment, 0 to 1; in a white photo, the visible share."""
 
     def __init__(self, labels: np.ndarray, logits: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -103,6 +103,6 @@ class Known(nn.Module):
 
 
 def linear(labels: np.ndarray, coefficients: np.ndarray, base: float = 0.0) -> Known:
-    """Logits base + brightness · coefficients, (segment, class)."""
+    """Return a model with the logits base + brightness · coefficients, (segment, class)."""
     matrix = torch.from_numpy(coefficients).float()
-    return Known(labels, lambda shown: base + shown @ matrix)
+    return Known(labels, lambda brightness: base + brightness @ matrix)

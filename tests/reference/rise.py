@@ -1,4 +1,4 @@
-"""RISE as Petsiuk et al. (2018) write it: the sum of answer times mask, pixel by pixel."""
+"""RISE by Petsiuk et al. (2018): the sum of output times mask, one pixel at a time."""
 
 from collections.abc import Sequence
 
@@ -6,8 +6,8 @@ import numpy as np
 
 
 def bilinear(coarse: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """A coarse grid blown up, each pixel from the four cells whose centres are around it; the edge goes on."""
-    blown = np.zeros(size)
+    """Return a coarse grid upsampled bilinearly from the four nearest cell centres, with the edge repeated."""
+    upsampled = np.zeros(size)
     for row in range(size[0]):
         for column in range(size[1]):
             y = (row + 0.5) / size[0] * coarse.shape[0] - 0.5
@@ -16,28 +16,28 @@ def bilinear(coarse: np.ndarray, size: tuple[int, int]) -> np.ndarray:
             for i, down in ((above, 1 - (y - above)), (above + 1, y - above)):
                 for j, across in ((before, 1 - (x - before)), (before + 1, x - before)):
                     cell = coarse[min(max(i, 0), coarse.shape[0] - 1), min(max(j, 0), coarse.shape[1] - 1)]
-                    blown[row, column] += down * across * cell
-    return blown
+                    upsampled[row, column] += down * across * cell
+    return upsampled
 
 
 def masks(tossed: np.ndarray, shifts: np.ndarray, size: tuple[int, int]) -> list[np.ndarray]:
-    """Grids of coin tosses, blown up to one cell more than the image a side, and moved by a part of a cell."""
-    made = []
+    """Return upsampled grids of coin tosses, one cell larger per side than the image, shifted by less than a cell."""
+    results = []
     for toss, shift in zip(tossed, shifts, strict=True):
         cells = len(toss)
         cell = [int(np.ceil(side / cells)) for side in size]
-        blown = bilinear(toss.astype(float), ((cells + 1) * cell[0], (cells + 1) * cell[1]))
+        upsampled = bilinear(toss.astype(float), ((cells + 1) * cell[0], (cells + 1) * cell[1]))
         top, left = int(shift[0] * cell[0]), int(shift[1] * cell[1])
-        made.append(blown[top : top + size[0], left : left + size[1]])
-    return made
+        results.append(upsampled[top : top + size[0], left : left + size[1]])
+    return results
 
 
-def rise(answers: Sequence[float], masks: Sequence[np.ndarray], shown: float) -> np.ndarray:
-    """Σ answer · mask / (samples · E[mask])."""
+def rise(answers: Sequence[float], masks: Sequence[np.ndarray], probability: float) -> np.ndarray:
+    """Return Σ answer · mask / (samples · E[mask]); ``probability`` is E[mask]."""
     height, width = masks[0].shape
     values = np.zeros((height, width))
     for row in range(height):
         for column in range(width):
             for answer, mask in zip(answers, masks, strict=True):
                 values[row, column] += float(answer) * float(mask[row, column])
-    return values / (len(answers) * shown)
+    return values / (len(answers) * probability)

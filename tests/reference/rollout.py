@@ -1,4 +1,4 @@
-"""Rollout as Abnar & Zuidema (2020) write it: the product of all matrices, in float64, image by image."""
+"""Rollout by Abnar & Zuidema (2020): the product of all matrices, in float64, one image at a time."""
 
 import math
 
@@ -9,7 +9,7 @@ from torch import Tensor
 def matrix(
     maps: list[Tensor], head_fusion: str, discard_ratio: float, start_layer: int, normalize: bool, image: int
 ) -> Tensor:
-    """Â_L ⋯ Â_start of one image, (token, token)."""
+    """Return Â_L ⋯ Â_start of one image, (token, token)."""
     tokens = maps[0].shape[-1]
     product = torch.eye(tokens, dtype=torch.float64)
     for layer in maps[start_layer:]:
@@ -33,7 +33,7 @@ def rollout(
     start_layer: int = 0,
     normalize: bool = True,
 ) -> Tensor:
-    """The readout's row of each image's product, (batch, token)."""
+    """Return the readout times each image's product, (batch, token)."""
     rows = [
         readout[image].double() @ matrix(maps, head_fusion, discard_ratio, start_layer, normalize, image)
         for image in range(len(readout))

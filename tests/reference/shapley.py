@@ -1,4 +1,4 @@
-"""Shapley values by their definition: what a player adds to every coalition of the others."""
+"""Shapley values by definition: the gain of a player over every coalition of the others."""
 
 from collections.abc import Callable
 from itertools import combinations
@@ -8,10 +8,10 @@ import numpy as np
 
 
 def shapley(value: Callable[[np.ndarray], float], players: int) -> np.ndarray:
-    """Σ over coalitions S without the player of |S|! (n − |S| − 1)! / n! · (value(S and the player) − value(S))."""
+    """Return Σ |S|! (n − |S| − 1)! / n! · (value(S and player) − value(S)) over all S without the player."""
     values = np.zeros(players)
     for player in range(players):
-        others = [other for other in range(players) if other != player]
+        others = [index for index in range(players) if index != player]
         for size in range(players):
             share = factorial(size) * factorial(players - size - 1) / factorial(players)
             for chosen in combinations(others, size):

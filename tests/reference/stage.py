@@ -1,4 +1,4 @@
-"""Composites put together one pixel at a time, in float64, and models of which one knows what they look at."""
+"""Edited images composed one pixel at a time, in float64, and models with known attention to the image."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -14,35 +14,35 @@ GROUND, RED = (120, 120, 150), (255, 0, 0)
 
 
 def hole(mask: np.ndarray, margin: int) -> np.ndarray:
-    """The pixels at most ``margin`` steps up, down, left or right from the mask."""
-    made = np.zeros_like(mask)
+    """Return the pixels at most ``margin`` steps up, down, left or right from the mask."""
+    result = np.zeros_like(mask)
     inside = np.argwhere(mask)
     for row, column in np.ndindex(*mask.shape):
-        made[row, column] = np.abs(inside - (row, column)).sum(1).min() <= margin
-    return made
+        result[row, column] = np.abs(inside - (row, column)).sum(1).min() <= margin
+    return result
 
 
 def opacity(mask: np.ndarray, feather: float) -> np.ndarray:
-    """From nothing outside to all of it ``feather`` + 1 pixels inside; beyond the image nothing is the object."""
+    """Return the opacity: 0 outside the mask, 1 from ``feather`` + 1 pixels inside; the image border is outside."""
     padded = np.pad(mask, 1)
     outside = np.argwhere(~padded)
-    made = np.zeros(mask.shape)
+    result = np.zeros(mask.shape)
     for row, column in np.argwhere(mask):
         nearest = np.sqrt(((outside - (row + 1, column + 1)) ** 2).sum(1).min())
-        made[row, column] = min(nearest / (feather + 1), 1.0)
-    return made
+        result[row, column] = min(nearest / (feather + 1), 1.0)
+    return result
 
 
 def territories(masks: Mapping[str, np.ndarray], margin: int) -> dict[str, np.ndarray]:
-    """Of all holes together what is nearest to each object, the first where it is as near to two."""
+    """Return the pixels of the union of all holes that are nearest to each object; a tie goes to the first."""
     union = np.any([hole(mask, margin) for mask in masks.values()], axis=0)
-    made = {name: np.zeros_like(union) for name in masks}
+    regions = {name: np.zeros_like(union) for name in masks}
     for row, column in np.argwhere(union):
         distances = {
             name: np.sqrt(((np.argwhere(mask) - (row, column)) ** 2).sum(1).min()) for name, mask in masks.items()
         }
-        made[min(distances, key=lambda name: distances[name])][row, column] = True
-    return made
+        regions[min(distances, key=lambda name: distances[name])][row, column] = True
+    return regions
 
 
 def composed(
@@ -55,25 +55,29 @@ def composed(
     feather: float,
     margin: int,
 ) -> np.ndarray:
-    """The image: ``background``, what stays at home over its ``own``, and the rest, back to front. Scale 1 only."""
+    """Return the image: ``background``, unmoved objects, then the others from back to front. Scale 1 only.
+
+    Args:
+        own: True if unmoved objects keep the photo around them.
+    """
     canvas, original = background.astype(np.float64), photo.astype(np.float64)
     boxes = {}
     for name, mask in masks.items():
         rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
         boxes[name] = (rows[0], rows[-1] + 1, columns[0], columns[-1] + 1)
 
-    def at_home(placed: vs.Placement) -> bool:
+    def is_unmoved(placed: vs.Placement) -> bool:
         top, bottom, left, right = boxes[placed.name]
-        here = placed.centre is None or placed.centre == ((left + right) / 2, (top + bottom) / 2)
-        return own and here and not placed.mirrored
+        in_position = placed.centre is None or placed.centre == ((left + right) / 2, (top + bottom) / 2)
+        return own and in_position and not placed.mirrored
 
-    grounds = territories(masks, margin) if any(map(at_home, show)) else {}
+    grounds = territories(masks, margin) if any(map(is_unmoved, show)) else {}
     for placed in show:
-        if at_home(placed):
+        if is_unmoved(placed):
             canvas[grounds[placed.name]] = original[grounds[placed.name]]
     behind = True
     for placed in show:
-        if behind and at_home(placed):
+        if behind and is_unmoved(placed):
             continue
         behind = False
         top, bottom, left, right = boxes[placed.name]
@@ -81,31 +85,31 @@ def composed(
         down, across = round(y - (bottom - top) / 2) - top, round(x - (right - left) / 2) - left
         alpha = opacity(masks[placed.name], feather)
         for row, column in np.argwhere(masks[placed.name]):
-            shown = (row, left + right - 1 - column) if placed.mirrored else (row, column)
-            to = (shown[0] + down, shown[1] + across)
-            if 0 <= to[0] < len(photo) and 0 <= to[1] < photo.shape[1]:
+            source = (row, left + right - 1 - column) if placed.mirrored else (row, column)
+            target = (source[0] + down, source[1] + across)
+            if 0 <= target[0] < len(photo) and 0 <= target[1] < photo.shape[1]:
                 share = alpha[row, column]
-                canvas[to] = share * original[row, column] + (1 - share) * canvas[to]
+                canvas[target] = share * original[row, column] + (1 - share) * canvas[target]
     return canvas
 
 
 def inpainted(photo: np.ndarray, missing: np.ndarray, rim_width: int = 2, smoothing: float = 1.0) -> np.ndarray:
-    """Linear radial basis functions with a plane, through the rim of a hole: the system solved as it stands."""
+    """Interpolate a hole by linear radial basis functions with a plane through its rim, in one linear system."""
     rim = np.argwhere(hole(missing, rim_width) & ~missing).astype(np.float64)
     inside = np.argwhere(missing).astype(np.float64)
 
-    def apart(ones: np.ndarray, others: np.ndarray) -> np.ndarray:
+    def distances(ones: np.ndarray, others: np.ndarray) -> np.ndarray:
         return np.sqrt(((ones[:, None] - others[None]) ** 2).sum(-1))
 
     plane = np.c_[np.ones(len(rim)), rim]
-    left = np.block([[-apart(rim, rim) + smoothing * np.eye(len(rim)), plane], [plane.T, np.zeros((3, 3))]])
-    made = photo.astype(np.float64)
+    system = np.block([[-distances(rim, rim) + smoothing * np.eye(len(rim)), plane], [plane.T, np.zeros((3, 3))]])
+    result = photo.astype(np.float64)
     for channel in range(3):
-        colours = made[~missing & hole(missing, rim_width), channel]
-        solved = np.linalg.solve(left, np.append(colours, np.zeros(3)))
-        values = -apart(inside, rim) @ solved[:-3] + np.c_[np.ones(len(inside)), inside] @ solved[-3:]
-        made[missing, channel] = values.clip(colours.min(), colours.max())
-    return made
+        colours = result[~missing & hole(missing, rim_width), channel]
+        solved = np.linalg.solve(system, np.append(colours, np.zeros(3)))
+        values = -distances(inside, rim) @ solved[:-3] + np.c_[np.ones(len(inside)), inside] @ solved[-3:]
+        result[missing, channel] = values.clip(colours.min(), colours.max())
+    return result
 
 
 def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -113,23 +117,23 @@ def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
 
 
 def boxed(height: int, width: int, box: tuple[int, int, int, int]) -> np.ndarray:
-    """A mask of (left, top, width, height)."""
-    made = np.zeros((height, width), dtype=bool)
-    made[box[1] : box[1] + box[3], box[0] : box[0] + box[2]] = True
-    return made
+    """Return the mask of a box (left, top, width, height)."""
+    mask = np.zeros((height, width), dtype=bool)
+    mask[box[1] : box[1] + box[3], box[0] : box[0] + box[2]] = True
+    return mask
 
 
 def painted(height: int, width: int, *boxes: tuple[int, int, int, int], ground: Any = GROUND) -> np.ndarray:
-    """Red boxes on a ground of one colour, or on an image."""
-    made = np.empty((height, width, 3), np.uint8)
-    made[:] = ground
+    """Return red boxes on a ground of one colour, or on an image."""
+    image = np.empty((height, width, 3), np.uint8)
+    image[:] = ground
     for box in boxes:
-        made[boxed(height, width, box)] = RED
-    return made
+        image[boxed(height, width, box)] = RED
+    return image
 
 
 class Seeing(nn.Module):
-    """Logits that are a function of the pixels in 0 … 1."""
+    """Logits as a function of the pixels, 0 to 1."""
 
     def __init__(self, look: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -140,22 +144,22 @@ class Seeing(nn.Module):
 
 
 def redness(unit: Tensor) -> Tensor:
-    """How much more red than green each pixel has, (batch, height, width): 1 in a red box, 0 on its ground."""
+    """Return red minus green of each pixel, (batch, height, width): 1 in a red box, 0 on its ground."""
     return (unit[:, 0] - unit[:, 1]).clamp(0, 1)
 
 
 def two(answer: Tensor) -> Tensor:
-    """The answer as the logit of class 0, nothing as that of class 1."""
+    """Return the answer as the logit of class 0, and zero as the logit of class 1."""
     return torch.stack([answer, torch.zeros_like(answer)], 1)
 
 
 def share_of_red(unit: Tensor) -> Tensor:
-    """A model that ignores where things are."""
+    """Return the logits of a model that ignores positions."""
     return two(redness(unit).mean((1, 2)))
 
 
 def red_at_the_centre(unit: Tensor) -> Tensor:
-    """A model that only looks at the middle of the image."""
+    """Return the logits of a model that depends on the centre of the image only."""
     height, width = unit.shape[-2:]
     ys, xs = (torch.arange(side) - (side - 1) / 2 for side in (height, width))
     weight = torch.exp(-(ys[:, None] ** 2 + xs[None] ** 2) / (2 * (min(height, width) / 5) ** 2))
@@ -167,7 +171,7 @@ def seeing(look: Callable[[Tensor], Tensor], height: int, width: int) -> vs.Visi
 
 
 class Placed(nn.Module):
-    """Redness of each patch, weighed by an embedding of its place: patches of 4 pixels, class 0."""
+    """The redness of each patch, weighted by an embedding of its position: patches of 4 pixels, class 0."""
 
     def __init__(self, weights: np.ndarray) -> None:
         super().__init__()
@@ -184,7 +188,7 @@ def placed(weights: np.ndarray) -> vs.VisionModel:
 
 
 def student(values: Sequence[float], confidence: float) -> tuple[float, float]:
-    """The interval of the mean, from the density of Student's t integrated by the trapezium rule."""
+    """Return the interval of the mean, from the density of Student's t integrated by the trapezoidal rule."""
     count = len(values)
     mean = sum(values) / count
     deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (count - 1))

@@ -1,7 +1,7 @@
-"""Rollout through shifted windows and patch merging, as the product of dense matrices, in float64, image by image.
+"""Rollout through shifted windows and patch merging as a product of dense matrices, in float64, one image at a time.
 
-Nothing of vitscope: weights are those of the library's own softmax in a plain run, windows are cut place by place,
-every block and every merging is a matrix with one row and column more, in which what falls on padding stays.
+It does not use vitscope: weights come from the library's own softmax in a plain run, and windows are cut one position
+at a time. The matrix of a block or a merging has one extra row and column, which collect the share of padding.
 """
 
 import math
@@ -31,22 +31,22 @@ class Block:
 
     @cached_property
     def places(self) -> list[tuple[int, int]]:
-        """The window and slot of each token, row by row, then of each place of padding."""
+        """Return the window and slot of each token, row by row, then of each position of padding."""
         (height, width), (down, across) = self.grid, self.size
         padded = (math.ceil(height / down) * down, math.ceil(width / across) * across)
         tokens, padding = [], []
         for row, column in pairs(range(padded[0]), range(padded[1])):
-            real = row < height and column < width
+            is_token = row < height and column < width
             around = self.grid if self.roll_first else padded
-            moves = real or not self.roll_first
-            y = (row - self.shift[0]) % around[0] if moves else row
-            x = (column - self.shift[1]) % around[1] if moves else column
+            shifts = is_token or not self.roll_first
+            y = (row - self.shift[0]) % around[0] if shifts else row
+            x = (column - self.shift[1]) % around[1] if shifts else column
             window = y // down * (padded[1] // across) + x // across
-            (tokens if real else padding).append((window, y % down * across + x % across))
+            (tokens if is_token else padding).append((window, y % down * across + x % across))
         return tokens + padding
 
     def dense(self, image: int) -> tuple[Tensor, Tensor]:
-        """(head, token, place) weights, places of padding last, and which tokens share a window."""
+        """Return weights (head, token, position) with padding last, and a mask of the tokens that share a window."""
         window, slot = torch.tensor(self.places).T
         tokens = math.prod(self.grid)
         together = window[:tokens, None] == window
@@ -54,7 +54,7 @@ class Block:
         return heads[:, window[:tokens, None], slot[:tokens, None], slot] * together, together[:, :tokens]
 
     def matrix(self, image: int, head_fusion: str, discard_ratio: float, normalize: bool) -> Tensor:
-        """(token + 1, token + 1): discard(E A) + I, what falls on padding in the last column."""
+        """Return discard(E A) + I, (token + 1, token + 1), with the share of padding in the last column."""
         heads, together = self.dense(image)
         fused = {"mean": heads.mean(0), "max": heads.max(0).values, "min": heads.min(0).values}[head_fusion]
         tokens = len(fused)
@@ -62,14 +62,14 @@ class Block:
         entries = attention[together]
         entries[entries.argsort(stable=True)[: math.floor(discard_ratio * len(entries))]] = 0
         attention[together] = entries
-        made = torch.zeros(tokens + 1, tokens + 1, dtype=torch.float64)
-        made[:tokens, :tokens] = attention + torch.eye(tokens)
-        made[:tokens, tokens] = padding
+        matrix = torch.zeros(tokens + 1, tokens + 1, dtype=torch.float64)
+        matrix[:tokens, :tokens] = attention + torch.eye(tokens)
+        matrix[:tokens, tokens] = padding
         if normalize:
-            made /= made.sum(1, keepdim=True)
-        made[tokens] = 0
-        made[tokens, tokens] = 1
-        return made
+            matrix /= matrix.sum(1, keepdim=True)
+        matrix[tokens] = 0
+        matrix[tokens, tokens] = 1
+        return matrix
 
 
 @dataclass
@@ -78,7 +78,7 @@ class Merge:
     grid: Size
 
     def groups(self) -> list[list[int | None]]:
-        """The tokens of each merged token: top left, bottom left, top right, bottom right; None for padding."""
+        """Return the tokens of each merged token: top left, bottom left, top right, bottom right; None for padding."""
         height, width = self.grid
         return [
             [
@@ -97,19 +97,19 @@ class Merge:
         return norms / norms.sum(-1, keepdim=True)
 
     def matrix(self, image: int, merge: str) -> Tensor:
-        """(merged + 1, token + 1), what is a share of padding in the last column."""
+        """Return (merged + 1, token + 1), with the share of padding in the last column."""
         groups, shares = self.groups(), self.shares(image, merge)
-        made = torch.zeros(len(groups) + 1, math.prod(self.grid) + 1, dtype=torch.float64)
+        matrix = torch.zeros(len(groups) + 1, math.prod(self.grid) + 1, dtype=torch.float64)
         for merged, group in enumerate(groups):
-            for part, token in enumerate(group):
-                made[merged, -1 if token is None else token] += shares[merged, part]
-        made[-1, -1] = 1
-        return made
+            for position, token in enumerate(group):
+                matrix[merged, -1 if token is None else token] += shares[merged, position]
+        matrix[-1, -1] = 1
+        return matrix
 
 
 @dataclass
 class Story:
-    """A plain run: blocks and merging in order, and the last tokens with the classifier that reads their mean."""
+    """A plain run: blocks and mergings in order, the last tokens, and the classifier that reads their mean."""
 
     steps: list[Block | Merge]
     features: Tensor
@@ -117,7 +117,7 @@ class Story:
     logits: Tensor
 
     def readout(self, image: int, target: int | None) -> Tensor:
-        """The row over the last tokens, with a place for padding."""
+        """Return the weights of the last tokens, with an entry for padding."""
         features = self.features[image].double()
         row = torch.ones(len(features), dtype=torch.float64)
         if target is not None:
@@ -135,7 +135,7 @@ class Story:
         merge: str = "equal",
         target: int | None = None,
     ) -> list[Tensor]:
-        """After each block: the readout, brought there by merging alone, times all matrices before; padding last."""
+        """Return the readout of each block, through later mergings, times all earlier matrices; padding is last."""
         matrices = [
             step.matrix(image, merge)
             if isinstance(step, Merge)
@@ -157,21 +157,21 @@ class Story:
         return results
 
     def rollout(self, **options: Any) -> Tensor:
-        """(batch, token + 1), what fell on padding last."""
+        """Return (batch, token + 1), with the share of padding last."""
         return torch.stack([self.evolution(image, **options)[-1] for image in range(len(self.features))])
 
 
-def moved(layer: Any, parts: Tensor) -> Tensor:
-    """(batch, merged, 4, channel) → T_q x_q, the LayerNorm's deviation held at what all four parts make it."""
+def transformed(layer: Any, tokens: Tensor) -> Tensor:
+    """Return T_q x_q of (batch, merged, 4, channel), with the LayerNorm's deviation fixed by all four tokens."""
     weight, gamma, eps = layer.reduction.weight.double(), layer.norm.weight.double(), layer.norm.eps
-    whole = parts.flatten(2)
-    norm_first = layer.norm.normalized_shape[0] == whole.shape[-1]
-    normed = whole if norm_first else whole @ weight.T
+    joined = tokens.flatten(2)
+    norm_first = layer.norm.normalized_shape[0] == joined.shape[-1]
+    normed = joined if norm_first else joined @ weight.T
     deviation = (normed.var(-1, unbiased=False, keepdim=True) + eps).sqrt()
     results = []
     for q in range(4):
-        alone = torch.zeros_like(parts)
-        alone[:, :, q] = parts[:, :, q]
+        alone = torch.zeros_like(tokens)
+        alone[:, :, q] = tokens[:, :, q]
         x = alone.flatten(2) if norm_first else alone.flatten(2) @ weight.T
         x = gamma * (x - x.mean(-1, keepdim=True)) / deviation
         results.append(x @ weight.T if norm_first else x)
@@ -179,7 +179,7 @@ def moved(layer: Any, parts: Tensor) -> Tensor:
 
 
 def story(module: nn.Module, pixels: Tensor, grid: Size) -> Story:
-    """A plain run of a copy; the weights are what the library's softmax gives."""
+    """Return a plain run of a copy; the weights are those of the library's softmax."""
     module = deepcopy(module)
     if type(module).__name__.startswith("SwinFor"):
         module.set_attn_implementation("eager")
@@ -211,14 +211,14 @@ def story(module: nn.Module, pixels: Tensor, grid: Size) -> Story:
                 merge = Merge(torch.empty(0), grid)
                 padded = torch.cat([tokens, torch.zeros_like(tokens[:, :1])], dim=1)
                 groups = [[-1 if token is None else token for token in group] for group in merge.groups()]
-                merge.parts = moved(layer, padded[:, groups])
+                merge.parts = transformed(layer, padded[:, groups])
                 steps.append(merge)
                 grid = ((grid[0] + 1) // 2, (grid[1] + 1) // 2)
     return Story(steps, features[0], head, getattr(output, "logits", output))
 
 
 def _settings(block: Any, grid: Size) -> tuple[Size, Size, bool]:
-    """Window, shift and order of a block that has run: transformers' Swin writes down what it used."""
+    """Return window, shift and order of a block after a run: transformers' Swin stores the ones that it used."""
     library = type(block).__module__.split(".")[0]
     if library == "transformers":
         return (block.window_size,) * 2, (block.shift_size,) * 2, False

@@ -11,14 +11,14 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from vitscope.errors import UnsupportedModelError
+from vitscope.models.backends.names import (
+    POSITION_EMBEDDING_MODULES,
+    POSITION_EMBEDDINGS,
+    RELATIVE_BIAS_TABLES,
+    RELATIVE_OFFSETS,
+    ROTARY_MODULES,
+)
 from vitscope.models.vision_model import VisionModel
-
-# The last part of a parameter's or buffer's path, as the libraries name them.
-EMBEDDINGS = ("position_embeddings", "pos_embed", "pos_embedding")  # added to the tokens
-EMBEDDING_MODULES = ("position_embedding", "position_embeddings")  # the same as nn.Embedding
-BIAS_TABLES = ("relative_position_bias_table",)  # Swin, BEiT: added to the scores, a row for each offset
-OFFSETS = ("relative_coords_table",)  # Swin v2: what its bias is computed from
-ROTARY = ("rope", "rope_embeddings", "rotary_emb")  # modules that turn queries and keys: not made equal
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,17 +56,17 @@ def positions(model: VisionModel) -> Positions:
     tensors = [*model.module.named_parameters(), *model.module.named_buffers()]
     for path, tensor in tensors:
         owner, _, name = path.rpartition(".")
-        embedding = owner.rpartition(".")[2] in EMBEDDING_MODULES and name == "weight"
-        if name in EMBEDDINGS or embedding:
+        embedding = owner.rpartition(".")[2] in POSITION_EMBEDDING_MODULES and name == "weight"
+        if name in POSITION_EMBEDDINGS or embedding:
             neutral[tensor] = _mean_of_patches(model, path, tensor.detach())
             kinds.append("position embedding")
-        elif name in BIAS_TABLES:
+        elif name in RELATIVE_BIAS_TABLES:
             neutral[tensor] = tensor.detach().mean(0, keepdim=True).expand_as(tensor)
             kinds.append("relative bias")
-        elif name in OFFSETS:
+        elif name in RELATIVE_OFFSETS:
             neutral[tensor] = torch.zeros_like(tensor)
             kinds.append("relative bias")
-    rotary = any(path.rpartition(".")[2] in ROTARY for path, _ in model.module.named_modules())
+    rotary = any(path.rpartition(".")[2] in ROTARY_MODULES for path, _ in model.module.named_modules())
     return Positions(neutral, tuple(dict.fromkeys(kinds)), rotary)
 
 

@@ -7,15 +7,15 @@ from typing import Any
 from torch import nn
 
 from vitscope.errors import UnknownModelError
-
-# What the libraries call the parts of a block.
-ATTENTION = ("attention", "attn", "self_attn", "self_attention")
-NORM_BEFORE_MLP = ("layernorm_after", "norm2", "layer_norm2", "ln_2")
-NORM_AFTER_ATTENTION = ("layernorm_before", "norm1")  # of blocks that normalise what a branch gave (Swin v2)
-LAYER_SCALES = (("layer_scale1", "layer_scale2"), ("ls1", "ls2"))
-# Where the scale is a parameter of the block, a branch ends in its stochastic depth, if each branch has one of its own.
-SCALE, DEPTHS = "gamma_1", ("drop_path1", "drop_path2")
-POST_NORM = ("Swinv2Layer", "SwinTransformerV2Block", "SwinTransformerBlockV2")
+from vitscope.models.backends.names import (
+    ATTENTION,
+    DEPTHS,
+    LAYER_SCALES,
+    NORM_AFTER_ATTENTION,
+    NORM_BEFORE_MLP,
+    POST_NORM,
+    SCALE,
+)
 
 
 @dataclass(frozen=True, eq=False)

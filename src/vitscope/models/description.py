@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vitscope.errors import CallError
 from vitscope.images.preprocessing import Preprocessing
-from vitscope.models.backends.libraries import library_module
+from vitscope.models.backends.libraries import backend
 from vitscope.models.checkpoints.json_file import parse_object, read_bytes
 from vitscope.models.checkpoints.paths import PROCESSOR_FILE
 from vitscope.models.forward import Embedding, NoClasses, Observed
@@ -241,7 +241,7 @@ def read_any_processor(processor: Any, size: Size | None) -> Preprocessing:
     if hasattr(inner, "to_dict"):
         return _from_settings(inner.to_dict(), size, f"the {type(inner).__name__} passed to load")
     if all(hasattr(processor, name) for name in ("crop_size", "resize_size", "mean", "std", "interpolation")):
-        made: Preprocessing = library_module("torchvision").read_transforms(processor, size)
+        made: Preprocessing = backend("torchvision").read_transforms(processor, size)
         return replace(made, source="torchvision's transforms passed to load")
     raise CallError(
         f"processor is a {type(processor).__name__}: pass an image processor of transformers, its folder or settings, "
@@ -253,9 +253,9 @@ def _from_settings(settings: Any, size: Size | None, source: str) -> Preprocessi
     if not isinstance(settings, Mapping) or not settings:
         raise CallError(f"{source} holds no settings of an image processor")
     if "input_size" in settings or "crop_pct" in settings:
-        made: Preprocessing = library_module("timm").read_data_config(settings, size)
+        made: Preprocessing = backend("timm").read_data_config(settings, size)
     else:
-        made = library_module("transformers").saved_processor({}, settings, size, source)
+        made = backend("transformers").saved_processor({}, settings, size, source)
     return replace(made, source=source)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from vitscope.errors import UnsupportedModelError
 from vitscope.images.preprocessing import Preprocessing
 from vitscope.models.adapters import Adapter, ParallelAdapter
-from vitscope.models.backends.libraries import LIBRARIES, library_module
+from vitscope.models.backends.libraries import LIBRARIES, backend
 from vitscope.models.vision_model import VisionModel
 from vitscope.models.window_reader import WindowReader
 
@@ -59,7 +59,7 @@ def reset_classifier(model: VisionModel, labels: Sequence[str], *, by_windows: b
         raise UnsupportedModelError(
             f"{model.name} has adapters, which another classifier would lose: tune the model it was made from"
         )
-    library = library_module(model.library)
+    library = backend(model.library)
     module: nn.Module | None = None
     if by_windows:
         module = WindowClassified(_wrapped(model.library, _copy(_bare(model)), model.preprocessing), len(labels))
@@ -82,12 +82,12 @@ def get_classifiers(model: VisionModel) -> list[nn.Linear]:
         return [model.module.classifier]
     if isinstance(model.module, WindowClassified):
         return [model.module.reader.head]
-    return library_module(model.library).get_classifiers(model.module)
+    return backend(model.library).get_classifiers(model.module)
 
 
 def architecture(model: VisionModel) -> Mapping[str, Any]:
     """What :func:`build` needs, as JSON has it."""
-    library, module = library_module(model.library), model.module
+    library, module = backend(model.library), model.module
     if isinstance(module, WindowClassified):
         return {"windows": library.architecture(module.backbone), "classes": module.reader.head.out_features}
     if not isinstance(module, Classified):
@@ -98,7 +98,7 @@ def architecture(model: VisionModel) -> Mapping[str, Any]:
 
 def build(library: str, architecture: Mapping[str, Any]) -> nn.Module:
     """The module without its weights."""
-    build_module: Callable[[Mapping[str, Any]], nn.Module] = library_module(library).build
+    build_module: Callable[[Mapping[str, Any]], nn.Module] = backend(library).build
     if "windows" in architecture:
         backbone = _wrapped(library, build_module(architecture["windows"]), None)
         return WindowClassified(backbone, architecture["classes"])
@@ -148,7 +148,7 @@ class ReadWindows:
 def _wrapped(library: str, module: nn.Module, preprocessing: Preprocessing | None) -> VisionModel:
     """A module of a library as it is, with this preprocessing or the library's own."""
     size = None if preprocessing is None else preprocessing.size
-    wrapped: VisionModel = library_module(library).wrap(module, image_size=size)
+    wrapped: VisionModel = backend(library).wrap(module, image_size=size)
     return replace(wrapped, preprocessing=preprocessing or wrapped.preprocessing)
 
 

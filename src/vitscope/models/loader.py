@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vitscope.errors import CallError, ModelUnavailableError, UnknownModelError, first_line
 from vitscope.images.preprocessing import MAX_SIDE
-from vitscope.models.backends.libraries import LIBRARIES, library_module
+from vitscope.models.backends.libraries import LIBRARIES, backend
 from vitscope.models.checkpoints.adapter_folder import is_adapter_folder, load_adapter
 from vitscope.models.checkpoints.local import load_local, with_adapter
 from vitscope.models.checkpoints.paths import model_path
@@ -172,12 +172,12 @@ def _load_named(
     if backbone is not None and (of_a_library or own or is_timm_folder(path_like)):
         raise CallError(f"backbone names a part of a live module or of a model of transformers, and {name} is neither")
     if of_a_library:
-        return library_module(library).load(rest, **options, weights=weights)
+        return backend(library).load(rest, **options, weights=weights)
     if weights is not None and own:
         raise CallError(f"{name} has weights of its own: weights= is for an architecture, such as timm:<name>")
     if name in BUNDLED:
         path = str(bundled_path(name))
-        return library_module("transformers").load(path, **options, name=name)
+        return backend("transformers").load(path, **options, display_name=name)
     tuned = manifest_folder(path_like)
     if tuned is not None:
         if not pretrained:
@@ -196,7 +196,7 @@ def _load_named(
         )
     target = str(path_like) if path_like.exists() else name
     headless = "features" if output == "features" else None
-    return library_module("transformers").load(target, **options, weights=weights, output=headless, backbone=backbone)
+    return backend("transformers").load(target, **options, weights=weights, output=headless, backbone=backbone)
 
 
 def describe_module(module: nn.Module, description: Description) -> VisionModel:
@@ -204,7 +204,7 @@ def describe_module(module: nn.Module, description: Description) -> VisionModel:
     inner = unwrapped(module)
     library = library_of(inner)
     if library is not None and description.layout is None and description.backbone is None:
-        return description.applied(library_module(library).wrap(inner, image_size=description.image_size))
+        return description.applied(backend(library).wrap(inner, image_size=description.image_size))
     path = None if description.layout is not None else backbone_path(inner, description.backbone)
     name = type(inner).__name__
     known = None
@@ -212,7 +212,7 @@ def describe_module(module: nn.Module, description: Description) -> VisionModel:
         backbone = unwrapped(inner.get_submodule(path))
         path = next(place for place, child in inner.named_modules() if child is backbone)
         library = library_of(backbone)
-        known = None if library is None else library_module(library).wrap(backbone, image_size=description.image_size)
+        known = None if library is None else backend(library).wrap(backbone, image_size=description.image_size)
     layout = description.layout
     if known is not None:
         # The part that looks at the image may be deeper still: the tower of a CLIP.

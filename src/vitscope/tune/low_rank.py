@@ -9,9 +9,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from vitscope.errors import ModelUnavailableError, UnknownModelError
+from vitscope.models.backends.names import JOINT_QKV, QUERY_AND_VALUE
 from vitscope.models.blocks import blocks
-
-SEPARATE = (("q_proj", "v_proj"), ("query", "value"))
 
 
 class LowRank(nn.Module):
@@ -72,7 +71,7 @@ def add_low_rank(module: nn.Module, rank: int, alpha: float) -> Callable[[], Non
 
 
 def _separate(attention: nn.Module) -> list[nn.Module]:
-    for names in SEPARATE:
+    for names in QUERY_AND_VALUE:
         layers = [child for path, child in attention.named_modules() if path.rpartition(".")[2] in names]
         if len(layers) == 2:
             return layers
@@ -82,7 +81,7 @@ def _separate(attention: nn.Module) -> list[nn.Module]:
 def _joint(attention: nn.Module) -> tuple[nn.Module, str]:
     if isinstance(attention, nn.MultiheadAttention):
         return attention, "in_proj_weight"
-    layer = getattr(attention, "qkv", None)
+    layer = getattr(attention, JOINT_QKV, None)
     if isinstance(layer, nn.Linear):
         return layer, "weight"
     raise UnknownModelError(f"the queries and values of {type(attention).__name__} are not known, so it has no LoRA")

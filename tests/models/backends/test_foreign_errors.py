@@ -1,4 +1,4 @@
-"""What a module raises on its input: one line that quotes it, or the caller's own exception as it is."""
+"""Errors that a module raises are quoted in one line; the caller's own exceptions pass through unchanged."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +16,7 @@ class OwnError(Exception):
 
 
 class OwnRuntimeError(RuntimeError):
-    """One that derives from torch's kind."""
+    """An exception of the caller's own that derives from RuntimeError, which torch raises."""
 
 
 class OwnValueError(ValueError):
@@ -24,7 +24,7 @@ class OwnValueError(ValueError):
 
 
 class Raising(nn.Module):
-    """Runs a vision transformer, then raises."""
+    """A module that runs a vision transformer, then raises."""
 
     def __init__(self, error: BaseException) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class Raising(nn.Module):
         raise self.error
 
 
-ASKED: dict[str, Callable[[vs.VisionModel], Any]] = {
+METHODS: dict[str, Callable[[vs.VisionModel], Any]] = {
     "predict": lambda model: model.predict(images(1)),
     "capture": lambda model: vs.capture(model, images(1)),
     "rollout": lambda model: vs.rollout(model, images(1)),
@@ -45,7 +45,7 @@ ASKED: dict[str, Callable[[vs.VisionModel], Any]] = {
 }
 
 
-@pytest.mark.parametrize("ask", ASKED)
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(
     "error",
     [
@@ -59,10 +59,10 @@ ASKED: dict[str, Callable[[vs.VisionModel], Any]] = {
     ],
     ids=lambda error: type(error).__name__,
 )
-def test_errors_of_a_module_are_quoted_in_one_line(error: Exception, ask: str) -> None:
+def test_errors_of_a_module_are_quoted_in_one_line(error: Exception, method: str) -> None:
     module = Raising(error)
     with pytest.raises(WorkError) as caught:
-        ASKED[ask](vs.load(module))
+        METHODS[method](vs.load(module))
     message = str(caught.value)
     assert "\n" not in message
     first = str(error).splitlines()[0]
@@ -74,14 +74,14 @@ def test_errors_of_a_module_are_quoted_in_one_line(error: Exception, ask: str) -
     assert not any(child._forward_hooks or child._forward_pre_hooks for child in module.modules())
 
 
-@pytest.mark.parametrize("ask", ASKED)
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(
     "error", [OwnError("mine"), OwnRuntimeError("mine"), OwnValueError("mine")], ids=lambda error: type(error).__name__
 )
-def test_the_callers_own_exceptions_pass_through(error: Exception, ask: str) -> None:
+def test_the_callers_own_exceptions_pass_through(error: Exception, method: str) -> None:
     module = Raising(error).train()
     with pytest.raises(type(error)) as caught:
-        ASKED[ask](vs.load(module))
+        METHODS[method](vs.load(module))
     assert caught.value is error
     assert all(child.training for child in (module, module.backbone.blocks))  # type: ignore[union-attr]
     assert not any(child._forward_hooks or child._forward_pre_hooks for child in module.modules())
@@ -106,7 +106,7 @@ def test_a_missing_argument_is_quoted() -> None:
         vs.load(NeedsText()).predict(images(1))
 
 
-def test_another_size_is_quoted() -> None:
+def test_the_error_for_another_size_is_quoted() -> None:
     pixels = images(1)[:, :, :24, :24]
     with pytest.raises(CallError, match=r"^Answering takes no input of 24×24 pixels: .*24.*") as caught:
         vs.load(Answering()).predict(pixels)

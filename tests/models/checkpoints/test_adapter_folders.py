@@ -1,4 +1,4 @@
-"""PEFT adapters from their folders: the answers of the live model that saved them, on a copy of the base."""
+"""PEFT adapters from their folders give the outputs of the live model that saved them, on a copy of the base."""
 
 import json
 import shutil
@@ -20,7 +20,7 @@ from vitscope.models.checkpoints.local import with_adapter
 
 peft = pytest.importorskip("peft")
 
-# peft asks transformers for an attribute of an older name.
+# peft reads an attribute of transformers by its former name.
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
 
 PIXELS = torch.randn(2, 3, 32, 48, generator=torch.Generator().manual_seed(1), device="cpu")
@@ -74,7 +74,7 @@ def config(kind: str, targets: list[str], saved: list[str] | None) -> Any:
 
 
 def adapted(base: nn.Module, kind: str, targets: list[str], saved: list[str] | None) -> Any:
-    """A live PEFT model whose adapter does something."""
+    """Return a live PEFT model whose adapter changes the output."""
     model = peft.get_peft_model(base, config(kind, targets, saved))
     with torch.no_grad():
         for parameter in model.parameters():
@@ -95,7 +95,7 @@ def state(module: nn.Module) -> dict[str, Tensor]:
 
 @every_base
 @pytest.mark.parametrize("kind", ["lora", "loha", "ia3"])
-def test_an_adapter_answers_as_the_live_model_that_saved_it(name: str, kind: str, tmp_path: Path) -> None:
+def test_an_adapter_gives_the_outputs_of_the_live_model_that_saved_it(name: str, kind: str, tmp_path: Path) -> None:
     _, targets, saved, pixels = BASES[name]
     live = adapted(base_of(name), kind, targets, saved)
     live.save_pretrained(tmp_path)
@@ -110,7 +110,7 @@ def test_an_adapter_answers_as_the_live_model_that_saved_it(name: str, kind: str
     assert not torch.allclose(plain, expected, atol=1e-3)
     assert type(loaded) is type(base)
     assert not any(child.training for child in loaded.modules())
-    # The caller's module is as before.
+    # The caller's module is unchanged.
     assert state(base).keys() == before.keys()
     assert all(torch.equal(tensor, before[key]) for key, tensor in state(base).items())
     assert torch.equal(answer(base, pixels), plain)
@@ -118,7 +118,7 @@ def test_an_adapter_answers_as_the_live_model_that_saved_it(name: str, kind: str
 
 @pytest.mark.parametrize("damage", ["a weight less", "a weight more", "another shape", "another layer", "cut off"])
 @pytest.mark.parametrize("name", ["transformers-vit", "timm-vit"])
-def test_every_weight_of_an_adapter_has_its_place(name: str, damage: str, tmp_path: Path) -> None:
+def test_an_adapter_with_damaged_weights_is_refused(name: str, damage: str, tmp_path: Path) -> None:
     _, targets, saved, _ = BASES[name]
     adapted(base_of(name), "lora", targets, saved).save_pretrained(tmp_path)
     file = tmp_path / "adapter_model.safetensors"
@@ -145,32 +145,34 @@ def test_every_weight_of_an_adapter_has_its_place(name: str, damage: str, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("change", "story"),
+    ("change", "reason"),
     [
-        ({"peft_type": "PROMPT_TUNING"}, "of the kind 'PROMPT_TUNING'"),
-        ({"peft_type": None}, "of the kind 'None'"),
-        ({"peft_type": ["LORA"]}, "of the kind"),
+        ({"peft_type": "PROMPT_TUNING"}, "of the unsupported kind 'PROMPT_TUNING'"),
+        ({"peft_type": None}, "of the unsupported kind None"),
+        ({"peft_type": ["LORA"]}, "of the unsupported kind"),
         ({"init_lora_weights": "loftq"}, "changes the base model's weights"),
         ({"megatron_config": {"a": 1}, "megatron_core": "antigravity"}, "megatron_config is set"),
         ({"target_modules": ["no_such_layer"]}, "failed"),
         ({"r": "four"}, "failed"),
-        ({"made_up": 5}, "does not know the setting made_up"),
+        ({"made_up": 5}, "does not support the setting made_up"),
     ],
     ids=str,
 )
-def test_a_configuration_that_cannot_be_meant_is_one_line(change: dict[str, Any], story: str, tmp_path: Path) -> None:
+def test_an_invalid_adapter_configuration_is_refused_in_one_line(
+    change: dict[str, Any], reason: str, tmp_path: Path
+) -> None:
     adapted(tiny_vit(), "lora", ["q_proj"], None).save_pretrained(tmp_path)
     file = tmp_path / "adapter_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
-    with pytest.raises(ModelUnavailableError, match=story) as caught:
+    with pytest.raises(ModelUnavailableError, match=reason) as caught:
         load_adapter(tiny_vit(), tmp_path)
     assert "\n" not in str(caught.value)
 
 
-# Folders given to load
+# Folders passed to load
 
 
-def test_load_takes_the_base_model_that_the_adapter_names(folder: Path, tmp_path: Path) -> None:
+def test_load_uses_the_base_model_that_the_adapter_names(folder: Path, tmp_path: Path) -> None:
     import transformers
 
     base = transformers.ViTForImageClassification.from_pretrained(folder)
@@ -187,7 +189,7 @@ def test_load_takes_the_base_model_that_the_adapter_names(folder: Path, tmp_path
 
 @pytest.mark.parametrize("bare", [True, False], ids=["no classifier", "another classifier"])
 def test_the_classifier_of_the_adapter_replaces_the_one_of_the_base(bare: bool, tmp_path: Path) -> None:
-    """As people tune: a pretrained backbone, a new head of three classes, LoRA, and only the adapter is saved."""
+    """A common workflow: a pretrained backbone, a new head with three classes, LoRA, and only the adapter is saved."""
     import transformers
 
     saved = tiny_vit()
@@ -203,7 +205,7 @@ def test_the_classifier_of_the_adapter_replaces_the_one_of_the_base(bare: bool, 
     assert len(model.predict(SQUARE, top_k=9)[0]) == 3
 
 
-def test_load_takes_a_base_model_of_timm(tmp_path: Path) -> None:
+def test_the_base_model_may_be_a_timm_folder(tmp_path: Path) -> None:
     timm = pytest.importorskip("timm")
     module = from_timm("vit_small_patch16_224", img_size=(32, 32))().eval()
     timm.models.save_for_hf(module, tmp_path / "base", safe_serialization=True)
@@ -218,7 +220,7 @@ def test_load_takes_a_base_model_of_timm(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("base", [None, "", "/no/such/base", "org/not-here", "itself", 5])
-def test_an_adapter_without_its_base_says_what_to_do(base: Any, tmp_path: Path) -> None:
+def test_the_error_for_a_missing_base_model_shows_how_to_pass_it(base: Any, tmp_path: Path) -> None:
     adapted(tiny_vit(), "lora", ["q_proj"], None).save_pretrained(tmp_path / "a")
     file = tmp_path / "a" / "adapter_config.json"
     name = str(tmp_path / "a") if base == "itself" else base
@@ -227,7 +229,7 @@ def test_an_adapter_without_its_base_says_what_to_do(base: Any, tmp_path: Path) 
     assert f"pass the base model: vs.load(base, adapter='{tmp_path / 'a'}')" in message
 
 
-def test_an_adapter_folder_has_weights(tmp_path: Path) -> None:
+def test_an_adapter_folder_needs_weights(tmp_path: Path) -> None:
     adapted(tiny_vit(), "lora", ["q_proj"], None).save_pretrained(tmp_path)
     assert "pretrained=False is for models without" in refusal(vs.CallError, tmp_path, pretrained=False)
     (tmp_path / "adapter_model.safetensors").unlink()
@@ -235,7 +237,7 @@ def test_an_adapter_folder_has_weights(tmp_path: Path) -> None:
         load_adapter(tiny_vit(), tmp_path)
 
 
-def test_a_base_model_of_the_caller_takes_the_adapter(tmp_path: Path) -> None:
+def test_the_caller_can_pass_the_base_model(tmp_path: Path) -> None:
     live = adapted(tiny_vit(), "lora", ["q_proj"], ["classifier"])
     live.save_pretrained(tmp_path)
     base = vs.load(tiny_vit(), image_size=32)
@@ -253,13 +255,13 @@ def test_a_pickled_adapter_is_not_unpickled(tmp_path: Path) -> None:
     assert torch.equal(answer(loaded, SQUARE), answer(live, SQUARE))
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     torch.save({"weights": Bomb(tmp_path / "ran")}, tmp_path / "b" / "adapter_model.bin")
-    with pytest.raises(ModelUnavailableError, match="runs no code of a file"):
+    with pytest.raises(ModelUnavailableError, match="never runs code from a file"):
         load_adapter(tiny_vit(), tmp_path / "b")
     assert not (tmp_path / "ran").exists()
 
 
 class Bomb:
-    """Unpickling it makes a file."""
+    """Unpickling it creates a file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -268,16 +270,16 @@ class Bomb:
         return Path.touch, (self.path,)
 
 
-# Other classes for a model with an adapter
+# Another classifier for a model with an adapter
 
 
 @pytest.mark.parametrize("wrapped", [True, False], ids=["PeftModel", "layers in place"])
-def test_other_classes_never_lose_weights(wrapped: bool) -> None:
-    """The backbone of a model with an adapter has no place in the class without one."""
+def test_replacing_the_classifier_never_loses_adapter_weights(wrapped: bool) -> None:
+    """The backbone of a model with an adapter does not fit the class without one."""
     from vitscope.models.backends.transformers.heads import reset_classifier
 
     live = adapted(tiny_vit(), "lora", ["q_proj"], None)
-    with pytest.raises(WorkError, match=r"\d+ of its \d+ weights have no place in ViTForImageClassification"):
+    with pytest.raises(WorkError, match=r"\d+ of its \d+ weights do not exist in ViTForImageClassification"):
         reset_classifier(live if wrapped else live.get_base_model(), ("cat", "dog"))
     merged = live.merge_and_unload()
     tuned = reset_classifier(merged, ("cat", "dog"))

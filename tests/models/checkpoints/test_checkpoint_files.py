@@ -1,4 +1,4 @@
-"""Folders of transformers: every weight of the model comes from the file, or the folder is refused."""
+"""Transformers folders: every weight of the model comes from the file, or the folder is refused."""
 
 import json
 from collections.abc import Callable
@@ -29,7 +29,7 @@ MAE = {
 
 
 def build(class_name: str, config_name: str, settings: dict[str, Any], **options: Any) -> nn.Module:
-    """A seeded model with no weight left at zero or one."""
+    """Return a seeded model without weights of exactly zero or one."""
     torch.manual_seed(0)
     module = getattr(transformers, class_name)(getattr(transformers, config_name)(**settings), **options)
     with torch.no_grad():
@@ -38,7 +38,7 @@ def build(class_name: str, config_name: str, settings: dict[str, Any], **options
     return module.eval()
 
 
-def both(class_name: str, config_name: str) -> nn.Module:
+def text_and_image(class_name: str, config_name: str) -> nn.Module:
     return build(class_name, config_name, {"vision_config": VISION, "text_config": TEXT, "num_labels": 7})
 
 
@@ -46,7 +46,7 @@ def with_decoder(class_name: str, config_name: str, settings: dict[str, Any] = V
     return build(class_name, config_name, settings | {"encoder_stride": 4 if settings is SWIN else 8})
 
 
-# What people save, and the part of it that vitscope runs.
+# Models that people save, and the submodule that vitscope runs.
 SAVED: dict[str, tuple[Callable[[], nn.Module], Callable[[Any], Any]]] = {
     "vit": (lambda: build("ViTForImageClassification", "ViTConfig", VISION), lambda m: m),
     "vit-bare": (lambda: build("ViTModel", "ViTConfig", VISION), lambda m: m),
@@ -64,22 +64,22 @@ SAVED: dict[str, tuple[Callable[[], nn.Module], Callable[[Any], Any]]] = {
         lambda m: m,
     ),
     "beit-masked": (lambda: build("BeitForMaskedImageModeling", "BeitConfig", VISION), lambda m: m.beit),
-    "clip": (lambda: both("CLIPModel", "CLIPConfig"), lambda m: m.vision_model),
+    "clip": (lambda: text_and_image("CLIPModel", "CLIPConfig"), lambda m: m.vision_model),
     "clip-vision": (lambda: build("CLIPVisionModel", "CLIPVisionConfig", VISION), lambda m: m),
     "clip-projected": (
         lambda: build("CLIPVisionModelWithProjection", "CLIPVisionConfig", VISION),
         lambda m: m.vision_model,
     ),
-    "clip-head": (lambda: both("CLIPForImageClassification", "CLIPConfig"), lambda m: m),
-    "siglip": (lambda: both("SiglipModel", "SiglipConfig"), lambda m: m.vision_model),
+    "clip-head": (lambda: text_and_image("CLIPForImageClassification", "CLIPConfig"), lambda m: m),
+    "siglip": (lambda: text_and_image("SiglipModel", "SiglipConfig"), lambda m: m.vision_model),
     "siglip-vision": (lambda: build("SiglipVisionModel", "SiglipVisionConfig", VISION), lambda m: m),
-    "siglip-head": (lambda: both("SiglipForImageClassification", "SiglipConfig"), lambda m: m),
+    "siglip-head": (lambda: text_and_image("SiglipForImageClassification", "SiglipConfig"), lambda m: m),
     "swin": (lambda: build("SwinForImageClassification", "SwinConfig", SWIN), lambda m: m),
     "swin-masked": (lambda: with_decoder("SwinForMaskedImageModeling", "SwinConfig", SWIN), lambda m: m.swin),
     "swinv2": (lambda: build("Swinv2ForImageClassification", "Swinv2Config", SWIN), lambda m: m),
 }
 HEADS = ("vit", "deit", "deit-teacher", "dinov2-head", "beit", "clip-head", "siglip-head", "swin", "swinv2")
-# One of each family, for damaged copies.
+# One model per family, for damaged copies.
 FAMILIES = ("vit", "vit-bare", "deit", "dinov2", "dinov3", "beit", "clip-vision", "siglip-vision", "swin", "vit-masked")
 
 PIXELS = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1), device="cpu")
@@ -93,9 +93,9 @@ def saved(name: str, folder: Path, **options: Any) -> nn.Module:
 
 def output(module: Any) -> Tensor:
     with torch.no_grad():
-        given = module(pixel_values=PIXELS)
-    logits = getattr(given, "logits", None)
-    return given.last_hidden_state if logits is None else logits
+        returned = module(pixel_values=PIXELS)
+    logits = getattr(returned, "logits", None)
+    return returned.last_hidden_state if logits is None else logits
 
 
 def load(folder: Path, **options: Any) -> vs.VisionModel:
@@ -115,8 +115,8 @@ def configure(folder: Path, **settings: Any) -> None:
 
 @pytest.mark.parametrize("form", ["one file", "shards", "torch", "torch shards"])
 @pytest.mark.parametrize("name", SAVED)
-def test_what_people_save_is_loaded_without_a_word(name: str, form: str, tmp_path: Path) -> None:
-    """pytest makes every warning an error."""
+def test_saved_models_are_loaded_without_warnings(name: str, form: str, tmp_path: Path) -> None:
+    """pytest turns every warning into an error."""
     options = {"max_shard_size": "20KB"} if "shards" in form else {}
     module = saved(name, tmp_path, **options)
     if "torch" in form:
@@ -124,21 +124,21 @@ def test_what_people_save_is_loaded_without_a_word(name: str, form: str, tmp_pat
     files = {file.suffix for file in tmp_path.iterdir()} - {".json"}
     assert files == ({".bin"} if "torch" in form else {".safetensors"})
     model = load(tmp_path)
-    own = SAVED[name][1](module)
-    if own is not None:  # ViT-MAE hides patches at random
-        assert torch.equal(output(model.module), output(own))
+    expected = SAVED[name][1](module)
+    if expected is not None:  # ViT-MAE hides patches at random
+        assert torch.equal(output(model.module), output(expected))
     assert not any(parameter.is_meta for parameter in model.module.parameters())
-    if getattr(own, "pooler", None) is not None:
-        assert same_state(model.module.pooler, own.pooler)
+    if getattr(expected, "pooler", None) is not None:
+        assert same_state(model.module.pooler, expected.pooler)
 
 
 def same_state(first: nn.Module, second: nn.Module) -> bool:
-    one, other = first.state_dict(), second.state_dict()
-    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+    weights, expected = first.state_dict(), second.state_dict()
+    return weights.keys() == expected.keys() and all(torch.equal(weights[key], expected[key]) for key in weights)
 
 
 def as_torch(folder: Path) -> None:
-    """The same weights in torch's format, as older versions of transformers wrote them."""
+    """Rewrite the weights in torch's format, as older versions of transformers did."""
     for file in folder.glob("*.safetensors"):
         torch.save(load_file(file), folder / f"{file.stem.replace('model', 'pytorch_model', 1)}.bin")
         file.unlink()
@@ -170,7 +170,7 @@ def test_another_output_is_refused(output: Any, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", HEADS)
-def test_a_promised_classifier_is_in_the_file(name: str, tmp_path: Path) -> None:
+def test_a_file_without_the_classifier_is_refused(name: str, tmp_path: Path) -> None:
     saved(name, tmp_path)
     rewrite(tmp_path, lambda state: {key: t for key, t in state.items() if "classifier" not in key})
     message = refusal(ModelUnavailableError, tmp_path)
@@ -187,13 +187,13 @@ PREFIXES = ("model.", "module.", "net.", "backbone.", "vit.", "module.model.", "
 def test_a_prefix_is_removed_with_a_warning(name: str, prefix: str, tmp_path: Path) -> None:
     module = saved(name, tmp_path)
     rewrite(tmp_path, lambda state: {f"{prefix}{key}": tensor for key, tensor in state.items()})
-    own = SAVED[name][1](module)
+    expected = SAVED[name][1](module)
     if prefix == "vit." and name in ("vit", "vit-bare"):
-        model = load(tmp_path)  # transformers removes its own name for the bare model inside a class with a head
+        model = load(tmp_path)  # transformers removes its own prefix of the bare model in a class with a head
     else:
         with pytest.warns(VitscopeWarning, match=f"the prefix '{prefix}' was removed from every name"):
             model = load(tmp_path)
-    assert torch.equal(output(model.module), output(own))
+    assert torch.equal(output(model.module), output(expected))
     assert vs.load(model.module).name == tmp_path.name
 
 
@@ -203,10 +203,10 @@ def norm(state: dict[str, Tensor]) -> str:
 
 def last_layer(state: dict[str, Tensor]) -> str:
     layers = [
-        part for key in sorted(state) for part in [key.split(".")] if "layer" in key and any(map(str.isdigit, part))
+        path for key in sorted(state) for path in [key.split(".")] if "layer" in key and any(map(str.isdigit, path))
     ]
     last = layers[-1]
-    return ".".join(last[: next(i for i, part in enumerate(last) if part.isdigit()) + 1]) + "."
+    return ".".join(last[: next(i for i, name in enumerate(last) if name.isdigit()) + 1]) + "."
 
 
 DAMAGE: dict[str, tuple[Callable[[dict[str, Tensor]], dict[str, Tensor]], str]] = {
@@ -234,17 +234,17 @@ DAMAGE: dict[str, tuple[Callable[[dict[str, Tensor]], dict[str, Tensor]], str]] 
 @pytest.mark.parametrize("damage", DAMAGE)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_nothing_runs_on_weights_that_were_not_in_the_file(name: str, damage: str, tmp_path: Path) -> None:
-    change, story = DAMAGE[damage]
+    change, difference = DAMAGE[damage]
     saved(name, tmp_path)
     rewrite(tmp_path, change)
     message = refusal(ModelUnavailableError, tmp_path)
     assert message.startswith(f"{tmp_path} cannot be loaded: ")
-    assert story in message
+    assert difference in message
 
 
 @pytest.mark.parametrize("layers", [2, 5])
 @pytest.mark.parametrize("name", ["vit", "vit-bare", "deit", "dinov2", "dinov3", "beit", "siglip-vision"])
-def test_the_configuration_has_as_many_layers_as_the_file(name: str, layers: int, tmp_path: Path) -> None:
+def test_a_configuration_with_another_number_of_layers_is_refused(name: str, layers: int, tmp_path: Path) -> None:
     saved(name, tmp_path)
     configure(tmp_path, num_hidden_layers=layers, out_features=["stage1"], out_indices=[1])
     message = refusal(ModelUnavailableError, tmp_path)
@@ -252,14 +252,14 @@ def test_the_configuration_has_as_many_layers_as_the_file(name: str, layers: int
 
 
 @pytest.mark.parametrize("architectures", [None, [], ["ViTModel"], ["NoSuchClass"], ["AutoConfig"], [5]])
-def test_left_over_weights_belong_to_the_class_that_was_saved(architectures: Any, tmp_path: Path) -> None:
+def test_leftover_weights_must_belong_to_the_saved_class(architectures: Any, tmp_path: Path) -> None:
     saved("vit-masked", tmp_path)
     configure(tmp_path, architectures=architectures)
     message = refusal(vs.VitscopeError, tmp_path)
     assert "unexpected (decoder." in message or "config.json" in message or "missing" in message
 
 
-def test_a_pooling_layer_is_saved_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_a_pooling_layer_must_be_complete_or_absent(tmp_path: Path) -> None:
     saved("vit-bare", tmp_path)
     rewrite(tmp_path, lambda state: {key: t for key, t in state.items() if key != "pooler.dense.bias"})
     assert "1 missing (pooler.dense.bias)" in refusal(ModelUnavailableError, tmp_path)
@@ -270,7 +270,7 @@ def test_a_pooling_layer_is_saved_whole_or_not_at_all(tmp_path: Path) -> None:
 
 
 def test_buffers_of_older_files_may_be_left_over(tmp_path: Path) -> None:
-    """CLIP's position_ids and Swin's relative_position_index were saved once."""
+    """Older versions saved CLIP's position_ids and Swin's relative_position_index."""
     module = saved("clip-vision", tmp_path)
     rewrite(tmp_path, lambda s: s | {"embeddings.position_ids": torch.arange(17, device="cpu")[None]})
     assert torch.equal(output(load(tmp_path).module), output(module))
@@ -280,20 +280,20 @@ def test_buffers_of_older_files_may_be_left_over(tmp_path: Path) -> None:
     assert torch.equal(output(load(tmp_path).module), output(module))
 
 
-def test_a_shard_that_is_missing_is_named(tmp_path: Path) -> None:
+def test_a_missing_shard_is_named(tmp_path: Path) -> None:
     saved("vit", tmp_path, max_shard_size="20KB")
     shard = sorted(tmp_path.glob("model-*.safetensors"))[1]
     shard.unlink()
     assert f"{shard.name} is missing" in refusal(ModelUnavailableError, tmp_path)
 
 
-def test_a_precision_is_kept(tmp_path: Path) -> None:
+def test_the_precision_is_applied(tmp_path: Path) -> None:
     build("ViTForImageClassification", "ViTConfig", VISION).to(torch.bfloat16).save_pretrained(tmp_path)
     assert vs.load(tmp_path, dtype="bfloat16").dtype == torch.bfloat16
 
 
 class Bomb:
-    """Unpickling it makes a file."""
+    """Unpickling it creates a file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -302,11 +302,11 @@ class Bomb:
         return Path.touch, (self.path,)
 
 
-def test_a_pickle_that_is_more_than_weights_is_one_line(tmp_path: Path) -> None:
+def test_a_pickle_with_more_than_weights_is_refused_in_one_line(tmp_path: Path) -> None:
     tiny_vit().save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").unlink()
     torch.save({"weights": Bomb(tmp_path / "ran")}, tmp_path / "pytorch_model.bin")
-    assert "runs no code of a file" in refusal(ModelUnavailableError, tmp_path)
+    assert "never runs code from a file" in refusal(ModelUnavailableError, tmp_path)
     assert not (tmp_path / "ran").exists()
 
 

@@ -1,4 +1,4 @@
-"""Folders that are damaged, or made to run code: one line, and nothing of them runs."""
+"""Folders that are damaged or try to run code: a one-line error, and none of their code runs."""
 
 import io
 import json
@@ -13,7 +13,7 @@ import vitscope as vs
 from tests.helpers.every_model import LABELS, case
 from tests.helpers.tiny import photo, refusal, tiny_vit
 from vitscope.errors import CallError, ModelUnavailableError, WorkError
-from vitscope.models.backends.libraries import library_module
+from vitscope.models.backends.libraries import backend
 from vitscope.models.backends.transformers import backend as library
 from vitscope.models.checkpoints.serialization import save_folder
 from vitscope.models.heads import reset_classifier
@@ -55,15 +55,15 @@ CONTENTS = {
 
 @pytest.mark.parametrize("pretrained", [True, False])
 @pytest.mark.parametrize("content", CONTENTS)
-def test_a_configuration_that_is_none_is_one_line(content: str, pretrained: bool, model_folder: Path) -> None:
+def test_an_invalid_configuration_is_refused_in_one_line(content: str, pretrained: bool, model_folder: Path) -> None:
     (model_folder / "config.json").write_bytes(CONTENTS[content])
     message = refusal(CallError, model_folder, pretrained=pretrained)
-    assert message.startswith(f"{model_folder} is no transformers folder: config.json ")
+    assert message.startswith(f"{model_folder} is not a transformers folder: config.json ")
 
 
 @pytest.mark.parametrize("file", ["preprocessor_config.json", "processor_config.json"])
 @pytest.mark.parametrize("content", CONTENTS)
-def test_preprocessing_that_cannot_be_read_is_one_line(content: str, file: str, model_folder: Path) -> None:
+def test_unreadable_preprocessing_is_refused_in_one_line(content: str, file: str, model_folder: Path) -> None:
     (model_folder / file).write_bytes(CONTENTS[content])
     message = refusal(ModelUnavailableError, model_folder)
     assert message.startswith(f"{model_folder} cannot be loaded: {file} ")
@@ -71,12 +71,12 @@ def test_preprocessing_that_cannot_be_read_is_one_line(content: str, file: str, 
 
 
 @pytest.mark.parametrize("content", CONTENTS)
-def test_a_manifest_that_is_none_is_one_line(content: str, tuned_folder: Path) -> None:
+def test_an_invalid_manifest_is_refused_in_one_line(content: str, tuned_folder: Path) -> None:
     (tuned_folder / "vitscope.json").write_bytes(CONTENTS[content])
-    assert "holds no whole tuned model: vitscope.json " in refusal(ModelUnavailableError, tuned_folder)
+    assert "is not a complete tuned model: vitscope.json " in refusal(ModelUnavailableError, tuned_folder)
 
 
-def test_folders_in_the_place_of_files_are_one_line(model_folder: Path, tuned_folder: Path) -> None:
+def test_folders_instead_of_files_are_refused_in_one_line(model_folder: Path, tuned_folder: Path) -> None:
     (model_folder / "preprocessor_config.json").mkdir()
     assert "preprocessor_config.json is not a regular file" in refusal(ModelUnavailableError, model_folder)
     (model_folder / "preprocessor_config.json").rmdir()
@@ -85,7 +85,7 @@ def test_folders_in_the_place_of_files_are_one_line(model_folder: Path, tuned_fo
     assert "cannot be loaded" in refusal(ModelUnavailableError, model_folder)
     (tuned_folder / "model.safetensors").unlink()
     (tuned_folder / "model.safetensors").mkdir()
-    assert "holds no whole tuned model" in refusal(ModelUnavailableError, tuned_folder)
+    assert "is not a complete tuned model" in refusal(ModelUnavailableError, tuned_folder)
 
 
 # Single settings
@@ -134,7 +134,9 @@ SETTINGS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=lambda settings: json.dumps(settings)[:60])
-def test_a_damaged_setting_is_one_line_or_makes_no_difference(settings: dict[str, Any], model_folder: Path) -> None:
+def test_a_damaged_setting_is_refused_in_one_line_or_has_no_effect(
+    settings: dict[str, Any], model_folder: Path
+) -> None:
     prepared: dict[str, Any] = {"image_size": 32, "mean": 0.5, "std": 0.5}
     expected = vs.load(model_folder, **prepared).predict(photo(32, 32), top_k=7)[0]
     configure(model_folder / "config.json", **settings)
@@ -150,7 +152,7 @@ def test_a_damaged_setting_is_one_line_or_makes_no_difference(settings: dict[str
 
 
 @pytest.mark.parametrize("settings", [{"hidden_size": 0}, {"patch_size": 0}, {"num_hidden_layers": "x"}], ids=str)
-def test_what_vitscope_was_doing_is_said(settings: dict[str, Any], model_folder: Path) -> None:
+def test_the_message_names_the_failed_action(settings: dict[str, Any], model_folder: Path) -> None:
     configure(model_folder / "config.json", **settings)
     message = refusal(vs.VitscopeError, model_folder, pretrained=False)
     assert "failed (" in message or "cannot be used (" in message
@@ -174,7 +176,7 @@ MANIFESTS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("change", MANIFESTS, ids=lambda change: json.dumps(change)[:60])
-def test_a_manifest_of_other_kinds_is_one_line(change: dict[str, Any], tuned_folder: Path) -> None:
+def test_manifest_fields_of_the_wrong_kind_are_refused_in_one_line(change: dict[str, Any], tuned_folder: Path) -> None:
     configure(tuned_folder / "vitscope.json", **change)
     if change == {"format": True}:
         return  # JSON's true is 1 in Python
@@ -194,13 +196,15 @@ PREPROCESSING: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("change", PREPROCESSING, ids=lambda change: json.dumps(change)[:60])
-def test_preprocessing_of_other_kinds_is_one_line(change: dict[str, Any], tuned_folder: Path) -> None:
+def test_preprocessing_fields_of_the_wrong_kind_are_refused_in_one_line(
+    change: dict[str, Any], tuned_folder: Path
+) -> None:
     file = tuned_folder / "vitscope.json"
     configure(file, preprocessing=json.loads(file.read_text())["preprocessing"] | change)
-    assert "holds no whole tuned model" in refusal(ModelUnavailableError, tuned_folder)
+    assert "is not a complete tuned model" in refusal(ModelUnavailableError, tuned_folder)
 
 
-def test_a_tuned_model_of_whole_numbers_is_refused(tuned_folder: Path) -> None:
+def test_a_tuned_model_with_integer_weights_is_refused(tuned_folder: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     file = tuned_folder / "model.safetensors"
@@ -213,7 +217,7 @@ def test_a_tuned_model_of_whole_numbers_is_refused(tuned_folder: Path) -> None:
 
 @pytest.fixture
 def trap(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A module in the folder that leaves a file when it is imported, and somebody who says yes to everything."""
+    """Add a module to the folder that creates a file when imported, and answer yes to every prompt."""
     trace = model_folder / "ran"
     (model_folder / "trap.py").write_text(
         f"open({str(trace)!r}, 'w').close()\n"
@@ -278,24 +282,24 @@ def test_code_of_an_image_processor_never_runs(
     ],
     ids=str,
 )
-def test_a_tuned_folder_names_a_vision_class_of_transformers(name: Any, model_folder: Path) -> None:
+def test_a_tuned_folder_must_name_a_vision_class_of_transformers(name: Any, model_folder: Path) -> None:
     config = json.loads((model_folder / "config.json").read_text())
     for build in (
-        lambda: library_module("transformers").build({"class": name, "config": config}),
-        lambda: library_module("transformers").read(model_folder, {"class": name}),
+        lambda: backend("transformers").build({"class": name, "config": config}),
+        lambda: backend("transformers").read(model_folder, {"class": name}),
     ):
         with pytest.raises(ModelUnavailableError, match="is not a vision model of transformers"):
             build()
 
 
 @pytest.mark.parametrize("settings", [{"use_timm_backbone": True}, {"auto_map": {"AutoModel": "trap.Model"}}], ids=str)
-def test_a_tuned_folder_never_asks_for_code_of_others(settings: dict[str, Any], model_folder: Path) -> None:
+def test_a_tuned_folder_cannot_request_foreign_code(settings: dict[str, Any], model_folder: Path) -> None:
     config = json.loads((model_folder / "config.json").read_text()) | settings
-    with pytest.raises(ModelUnavailableError, match="asks for code of others"):
-        library_module("transformers").build({"class": "ViTModel", "config": config})
+    with pytest.raises(ModelUnavailableError, match="requests code from outside transformers"):
+        backend("transformers").build({"class": "ViTModel", "config": config})
 
 
-def test_load_takes_a_model_type_only_without_weights() -> None:
-    """A name that is both a model type and a hub id is a hub id."""
-    with pytest.raises(ModelUnavailableError, match="is not on this machine"):
+def test_a_model_type_is_accepted_only_without_pretrained_weights() -> None:
+    """A name that is both a model type and a hub id is taken as a hub id."""
+    with pytest.raises(ModelUnavailableError, match="is not in the local cache"):
         library.load("vit", pretrained=True, image_size=None, dtype=None)

@@ -1,4 +1,4 @@
-"""Files of weights and the modules they are for: read without unpickling, fitted completely or not at all."""
+"""Weights files: read without unpickling, and they fill a module completely or not at all."""
 
 import os
 from collections.abc import Callable
@@ -54,8 +54,8 @@ def state_of(module: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in module.state_dict().items()}
 
 
-def other(name: str) -> nn.Module:
-    """The same class with other weights."""
+def variant(name: str) -> nn.Module:
+    """Return the same class with other weights."""
     module = module_of(name)
     with torch.no_grad():
         for parameter in module.parameters():
@@ -80,7 +80,7 @@ WEIGHTS = {"layer.weight": torch.ones(2, 3, device="cpu"), "layer.bias": torch.z
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".pt", ".bin", ".ckpt"])
-def test_every_kind_of_file_gives_its_tensors(suffix: str, tmp_path: Path) -> None:
+def test_tensors_are_read_from_every_kind_of_file(suffix: str, tmp_path: Path) -> None:
     file = tmp_path / f"weights{suffix}"
     if suffix == ".safetensors":
         save_file(WEIGHTS, file)
@@ -97,7 +97,7 @@ OPTIMIZER = {"state": {0: {"exp_avg": torch.ones(2, 3, device="cpu")}}, "param_g
     "name",
     ["state_dict", "model", "model_state_dict", "module", "ema", "model_ema", "teacher", "net", "anything"],
 )
-def test_a_training_checkpoint_holds_one_set_of_weights(name: str, tmp_path: Path) -> None:
+def test_the_weights_of_a_training_checkpoint_are_extracted(name: str, tmp_path: Path) -> None:
     file = tmp_path / "last.ckpt"
     checkpoint = {
         name: WEIGHTS,
@@ -113,7 +113,7 @@ def test_a_training_checkpoint_holds_one_set_of_weights(name: str, tmp_path: Pat
 
 
 @pytest.mark.parametrize("names", [("model", "model_ema"), ("student", "teacher")])
-def test_two_sets_of_weights_are_named(names: tuple[str, str], tmp_path: Path) -> None:
+def test_two_sets_of_weights_are_refused_and_named(names: tuple[str, str], tmp_path: Path) -> None:
     file = tmp_path / "last.pth"
     torch.save(dict.fromkeys(names, WEIGHTS), file)
     message = refusal(lambda: read_weights(file))
@@ -122,7 +122,7 @@ def test_two_sets_of_weights_are_named(names: tuple[str, str], tmp_path: Path) -
 
 
 class Bomb:
-    """Unpickling it makes a file."""
+    """Unpickling it creates a file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -137,21 +137,21 @@ def test_a_file_that_needs_code_is_refused(suffix: str, tmp_path: Path) -> None:
     for content in ({"model": WEIGHTS, "extra": Bomb(trace)}, Bomb(trace), tiny_vit()):
         torch.save(content, file)
         message = refusal(lambda: read_weights(file))
-        assert "runs no code of a file" in message
+        assert "never runs code from a file" in message
         assert "save its state_dict with safetensors" in message
     assert not trace.exists()
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning")
-def test_a_torchscript_program_is_called_so(tmp_path: Path) -> None:
+def test_a_torchscript_program_is_refused_as_such(tmp_path: Path) -> None:
     file = tmp_path / "model.pt"
     torch.jit.save(torch.jit.trace(nn.Linear(2, 2), torch.ones(1, 2, device="cpu")), file)
     assert "is a TorchScript program" in refusal(lambda: read_weights(file))
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
-def test_what_is_no_file_of_weights_is_one_line(suffix: str, tmp_path: Path) -> None:
+def test_files_without_weights_are_refused_in_one_line(suffix: str, tmp_path: Path) -> None:
     file = tmp_path / f"weights{suffix}"
     assert "does not exist" in refusal(lambda: read_weights(file))
     file.write_bytes(b"")
@@ -160,8 +160,14 @@ def test_what_is_no_file_of_weights_is_one_line(suffix: str, tmp_path: Path) -> 
         save_file(WEIGHTS, file)
     else:
         torch.save(WEIGHTS, file)
-    whole = file.read_bytes()
-    for damaged in (whole[:-20], whole[: len(whole) // 2], whole[:9], b"\xff" * 300, b"no weights, just text" * 9):
+    content = file.read_bytes()
+    for damaged in (
+        content[:-20],
+        content[: len(content) // 2],
+        content[:9],
+        b"\xff" * 300,
+        b"no weights, just text" * 9,
+    ):
         file.write_bytes(damaged)
         message = refusal(lambda: read_weights(file))
         assert str(file) in message
@@ -175,17 +181,17 @@ def test_what_is_no_file_of_weights_is_one_line(suffix: str, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("name", ["x" * 5000 + ".pth", "a\0b.pth", "weights.npz", "weights"])
-def test_names_that_no_file_of_weights_has(name: str, tmp_path: Path) -> None:
+def test_impossible_names_of_weights_files_are_refused(name: str, tmp_path: Path) -> None:
     if len(name) < 100 and "\0" not in name:
         (tmp_path / name).write_bytes(b"content")
     message = refusal(lambda: read_weights(tmp_path / name if len(name) < 100 and "\0" not in name else name))
-    assert "cannot be opened" in message or "no file of weights that vitscope reads" in message
+    assert "cannot be opened" in message or "not a weights file that vitscope reads" in message
 
 
 @pytest.mark.parametrize("content", [[1, 2], {"epoch": 3}, {}, {"model": {"step": torch.tensor(3)}}], ids=str)
 def test_a_file_without_weights_is_refused(content: Any, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "w.pth")
-    assert "holds no state dict" in refusal(lambda: read_weights(tmp_path / "w.pth"))
+    assert "does not hold a state dict" in refusal(lambda: read_weights(tmp_path / "w.pth"))
 
 
 # Fitting
@@ -193,7 +199,7 @@ def test_a_file_without_weights_is_refused(content: Any, tmp_path: Path) -> None
 
 @every_module
 def test_weights_of_the_same_class_fit(name: str) -> None:
-    module, target = module_of(name), other(name)
+    module, target = module_of(name), variant(name)
     before = state_of(target)
     fitting = fit_weights(target, state_of(module), "w.pth")
     assert equal(state_of(target), before)
@@ -205,8 +211,8 @@ def test_weights_of_the_same_class_fit(name: str) -> None:
 @pytest.mark.parametrize(
     "prefix", ["model.", "module.", "net.", "backbone.", "vit.", "module.model.", "_orig_mod.", "x."]
 )
-def test_a_prefix_too_many_is_removed_with_a_warning(name: str, prefix: str) -> None:
-    module, target = module_of(name), other(name)
+def test_an_extra_prefix_is_removed_with_a_warning(name: str, prefix: str) -> None:
+    module, target = module_of(name), variant(name)
     state = {f"{prefix}{key}": tensor for key, tensor in state_of(module).items()}
     with pytest.warns(VitscopeWarning, match=f"w.pth: the prefix '{prefix}' was removed from every name"):
         target.load_state_dict(fit_weights(target, state, "w.pth"))
@@ -214,8 +220,8 @@ def test_a_prefix_too_many_is_removed_with_a_warning(name: str, prefix: str) -> 
 
 
 @every_module
-def test_a_prefix_too_few_is_added_with_a_warning(name: str) -> None:
-    module, target = module_of(name), nn.ModuleDict({"backbone": other(name)})
+def test_a_missing_prefix_is_added_with_a_warning(name: str) -> None:
+    module, target = module_of(name), nn.ModuleDict({"backbone": variant(name)})
     with pytest.warns(VitscopeWarning, match=r"the prefix 'backbone\.' was added to every name"):
         target.load_state_dict(fit_weights(target, state_of(module), "w.pth"))
     assert equal(state_of(target["backbone"]), state_of(module))
@@ -249,42 +255,42 @@ def damaged(state: dict[str, Tensor], damage: str) -> dict[str, Tensor]:
 
 @every_module
 @pytest.mark.parametrize(
-    ("damage", "story"),
+    ("damage", "difference"),
     [
         ("missing", "1 missing"),
         ("unexpected", "1 unexpected (extra.weight)"),
         ("shape", "1 of another shape"),
         ("transposed", "1 of another shape"),
-        ("integer", "1 of another kind of number"),
-        ("boolean", "1 of another kind of number"),
-        ("complex", "1 of another kind of number"),
-        ("sparse", "1 of another kind of number"),
+        ("integer", "1 of another dtype"),
+        ("boolean", "1 of another dtype"),
+        ("complex", "1 of another dtype"),
+        ("sparse", "1 of another dtype"),
         ("prefix on some", "unexpected (model."),
         ("prefix and missing", "unexpected (model."),
     ],
 )
-def test_weights_that_do_not_fit_are_refused_and_change_nothing(name: str, damage: str, story: str) -> None:
-    target = other(name)
+def test_weights_that_do_not_fit_are_refused_and_change_nothing(name: str, damage: str, difference: str) -> None:
+    target = variant(name)
     before = state_of(target)
     message = refusal(lambda: fit_weights(target, damaged(state_of(module_of(name)), damage), "w.pth"))
     assert message.startswith(f"w.pth does not fit {type(target).__name__}: ")
-    assert story in message
+    assert difference in message
     assert equal(state_of(target), before)
 
 
-def test_shapes_are_named() -> None:
+def test_the_message_states_both_shapes() -> None:
     message = refusal(lambda: fit_weights(nn.Linear(2, 3), {"weight": torch.ones(3, 4), "bias": torch.ones(3)}, "w"))
     assert "weight: 3×4 in the file, 3×2 in the model" in message
 
 
-def test_one_name_of_shared_weights_is_enough_but_two_must_agree() -> None:
+def test_one_name_of_a_shared_weight_suffices_but_two_must_agree() -> None:
     module = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     module[1] = module[0]
     weight, bias = torch.ones(2, 2, device="cpu"), torch.zeros(2, device="cpu")
     fitting = fit_weights(module, {"0.weight": weight, "0.bias": bias}, "w")
     assert torch.equal(fitting["1.weight"], weight)
-    both = {"0.weight": weight, "0.bias": bias, "1.weight": weight * 2, "1.bias": bias}
-    assert "1.weight is shared there, not here" in refusal(lambda: fit_weights(module, both, "w"))
+    conflicting = {"0.weight": weight, "0.bias": bias, "1.weight": weight * 2, "1.bias": bias}
+    assert "the model shares 1.weight with another name" in refusal(lambda: fit_weights(module, conflicting, "w"))
 
 
 def test_buffers_that_the_class_computes_may_be_left_over() -> None:
@@ -302,9 +308,9 @@ def test_buffers_that_the_class_computes_may_be_left_over() -> None:
 
 
 def load(library: str, name: str, file: Path, **options: Any) -> vs.VisionModel:
-    from vitscope.models.backends.libraries import library_module
+    from vitscope.models.backends.libraries import backend
 
-    return library_module(library).load(
+    return backend(library).load(
         name, **({"pretrained": True, "image_size": None, "dtype": None} | options), weights=file
     )
 
@@ -321,7 +327,7 @@ PIXELS = torch.randn(1, 3, 160, 160, generator=torch.Generator().manual_seed(1),
 @pytest.mark.parametrize("classes", [1000, 3])
 @pytest.mark.parametrize("prefix", ["", "model."])
 @pytest.mark.parametrize("name", ["test_vit", "test_vit2", "test_vit3"])
-def test_timm_takes_a_file_and_its_number_of_classes(name: str, classes: int, prefix: str, tmp_path: Path) -> None:
+def test_timm_adopts_the_number_of_classes_of_a_file(name: str, classes: int, prefix: str, tmp_path: Path) -> None:
     timm = pytest.importorskip("timm")
     torch.manual_seed(0)
     module = timm.create_model(name, num_classes=classes).eval()
@@ -336,7 +342,7 @@ def test_timm_takes_a_file_and_its_number_of_classes(name: str, classes: int, pr
     assert "state_dict" not in model.module.pretrained_cfg
 
 
-def test_timm_resamples_a_file_only_when_asked(tmp_path: Path) -> None:
+def test_timm_resamples_a_file_only_for_an_image_size(tmp_path: Path) -> None:
     timm = pytest.importorskip("timm")
     file = tmp_path / "w.safetensors"
     torch.manual_seed(0)
@@ -354,13 +360,13 @@ def test_timm_resamples_a_file_only_when_asked(tmp_path: Path) -> None:
     assert resampled.prepare(photo(200, 200))[0].shape == (1, 3, 192, 192)
 
 
-def test_timm_takes_weights_that_timm_itself_converts() -> None:
-    """open_clip's names are not timm's own."""
+def test_weights_that_timm_itself_converts_are_accepted() -> None:
+    """open_clip's names differ from timm's."""
     timm = pytest.importorskip("timm")
     torch.manual_seed(0)
     module = timm.create_model("vit_base_patch32_clip_224", depth=1, embed_dim=32, num_heads=2, num_classes=0)
     state = module.state_dict()
-    from vitscope.models.backends.timm.weights import filled
+    from vitscope.models.backends.timm.weights import create_filled
 
     def create(**options: Any) -> Any:
         return timm.create_model(
@@ -390,13 +396,13 @@ def test_timm_takes_weights_that_timm_itself_converts() -> None:
     }
     shaped = {f"visual.{names[key]}": tensor.squeeze() for key, tensor in state.items()}
     shaped["visual.conv1.weight"] = state["patch_embed.proj.weight"]
-    loaded = filled(create, shaped, "open_clip.pth", None, adapt_classes=True)
+    loaded = create_filled(create, shaped, "open_clip.pth", None, adapt_classes=True)
     assert equal(state_of(loaded), state_of(module))
 
 
 @pytest.mark.parametrize("classes", [1000, 3])
 @pytest.mark.parametrize("name", ["vit_b_32", "swin_t"])
-def test_torchvision_takes_a_file_and_its_number_of_classes(name: str, classes: int, tmp_path: Path) -> None:
+def test_torchvision_adopts_the_number_of_classes_of_a_file(name: str, classes: int, tmp_path: Path) -> None:
     torchvision = pytest.importorskip("torchvision")
     torch.manual_seed(0)
     module = torchvision.models.get_model(name, weights=None, num_classes=classes).eval()
@@ -410,7 +416,7 @@ def test_torchvision_takes_a_file_and_its_number_of_classes(name: str, classes: 
 
 @pytest.mark.parametrize("classes", [7, 3])
 @pytest.mark.parametrize("source", ["a folder without weights", "a model type"])
-def test_transformers_takes_a_file_and_its_number_of_classes(
+def test_transformers_adopts_the_number_of_classes_of_a_file(
     source: str, classes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from vitscope.models.backends.transformers.backend import transformers

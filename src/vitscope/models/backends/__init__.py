@@ -1,1 +1,1 @@
-"""One backend per library: the facts that the rest of the package needs, behind one protocol."""
+"""One backend per library behind one protocol: everything vitscope needs to know about a library."""

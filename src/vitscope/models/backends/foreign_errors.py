@@ -1,4 +1,4 @@
-"""Errors of other libraries, quoted after what vitscope was doing."""
+"""Errors of other libraries as one-line errors of vitscope."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,18 +7,18 @@ from vitscope.errors import ModelUnavailableError, VitscopeError, quoted_error
 
 
 @contextmanager
-def foreign_errors(what: str) -> Iterator[None]:
-    """Turn any exception that is not vitscope's own into one line.
+def foreign_errors(action: str) -> Iterator[None]:
+    """Turn every exception that is not vitscope's own into a one-line error.
 
     Args:
-        what: the beginning of the sentence, as in ``"X cannot be loaded: building ViTModel"``.
+        action: the beginning of the message, as in ``"X cannot be loaded: building ViTModel"``.
 
     Raises:
-        ModelUnavailableError: an exception came out of the block. Interrupts pass through.
+        ModelUnavailableError: the block raised another exception. Interrupts pass through.
     """
     try:
         yield
     except VitscopeError:
         raise
     except Exception as error:
-        raise ModelUnavailableError(f"{what} failed ({quoted_error(error)})") from None
+        raise ModelUnavailableError(f"{action} failed ({quoted_error(error)})") from None

@@ -1,21 +1,37 @@
-"""The three libraries, imported when they are needed: what is missing or does not match is said in one line."""
+"""The backends of the three libraries, imported on first use."""
 
 import importlib
 import importlib.util
-from types import ModuleType
+from typing import Any, Literal, overload
 
 import torch
 
-from vitscope.errors import ModelUnavailableError
+from vitscope.errors import ModelUnavailableError, first_line
+from vitscope.models.backends.protocol import Backend, TimmBackend, TorchvisionBackend, TransformersBackend
 
 LIBRARIES = ("transformers", "timm", "torchvision")
 
 
-def library_module(name: str) -> ModuleType:
-    """vitscope's own module for a library."""
-    # transformers imports torchvision wherever it is installed, so one that does not work breaks it too.
-    needed = ("torchvision",) if name == "transformers" and importlib.util.find_spec("torchvision") else ()
-    for library in (*needed, name):
+@overload
+def backend(name: Literal["transformers"]) -> TransformersBackend: ...
+@overload
+def backend(name: Literal["timm"]) -> TimmBackend: ...
+@overload
+def backend(name: Literal["torchvision"]) -> TorchvisionBackend: ...
+@overload
+def backend(name: str) -> Backend: ...
+def backend(name: str) -> Backend:
+    """Return the backend of a library.
+
+    Args:
+        name: one of :data:`LIBRARIES`.
+
+    Raises:
+        ModelUnavailableError: the library is not installed, or does not match the installed torch.
+    """
+    # transformers imports an installed torchvision, so a broken torchvision breaks transformers too.
+    required = ("torchvision",) if name == "transformers" and importlib.util.find_spec("torchvision") else ()
+    for library in (*required, name):
         try:
             importlib.import_module(library)
         except ModuleNotFoundError as error:
@@ -23,10 +39,10 @@ def library_module(name: str) -> ModuleType:
                 raise ModelUnavailableError(f"{library} needs {error.name}: pip install {error.name}") from None
             raise ModelUnavailableError(f"{library} is not installed: pip install 'vitscope[{library}]'") from None
         except (ImportError, RuntimeError, OSError, AttributeError) as error:
-            # Its compiled operators refuse a torch of another version while they are imported.
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            # Compiled operators fail at import if they were built for another version of torch.
             raise ModelUnavailableError(
-                f"{library} does not match torch {torch.__version__} ({reason}): install the {library} made for it, "
-                f"or pip uninstall {library}"
+                f"{library} does not match torch {torch.__version__} ({first_line(error)}): install the {library} "
+                f"built for it, or pip uninstall {library}"
             ) from None
-    return importlib.import_module(f"vitscope.models.backends.{name}.backend")
+    module: Any = importlib.import_module(f"vitscope.models.backends.{name}.backend")
+    return module

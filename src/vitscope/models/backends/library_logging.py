@@ -1,4 +1,4 @@
-"""No notes of the libraries on a terminal that belongs to vitscope."""
+"""Progress bars and log messages of the libraries, silenced while vitscope uses them."""
 
 import logging
 import threading
@@ -8,13 +8,16 @@ from typing import Any
 
 _LOGGERS = ("transformers", "huggingface_hub")
 _lock = threading.Lock()
-_runs = 0
-_before: tuple[list[int], bool] = ([], False)
+_active = 0
+_saved: tuple[list[int], bool] = ([], False)
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence progress bars and notes of transformers; all is as before when the last overlapping block ends."""
+    """Silence progress bars and log messages of transformers.
+
+    Blocks may overlap in threads: the settings are restored when the last block ends.
+    """
     from transformers.utils import logging as transformers_logging
 
     _enter(transformers_logging)
@@ -25,23 +28,23 @@ def quiet() -> Iterator[None]:
 
 
 def _enter(transformers_logging: Any) -> None:
-    global _runs, _before
+    global _active, _saved
     with _lock:
-        if not _runs:
+        if not _active:
             loggers = [logging.getLogger(name) for name in _LOGGERS]
-            _before = [logger.level for logger in loggers], transformers_logging.is_progress_bar_enabled()
+            _saved = [logger.level for logger in loggers], transformers_logging.is_progress_bar_enabled()
             for logger in loggers:
                 logger.setLevel(logging.ERROR)
             transformers_logging.disable_progress_bar()
-        _runs += 1
+        _active += 1
 
 
 def _leave(transformers_logging: Any) -> None:
-    global _runs
+    global _active
     with _lock:
-        _runs -= 1
-        if not _runs:
-            levels, bars = _before
+        _active -= 1
+        if not _active:
+            levels, bars = _saved
             for name, level in zip(_LOGGERS, levels, strict=True):
                 logging.getLogger(name).setLevel(level)
             if bars:

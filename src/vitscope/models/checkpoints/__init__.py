@@ -1,1 +1,1 @@
-"""Checkpoints: files and folders of weights, read without unpickling and checked before anything is built."""
+"""Checkpoints: weights files and folders, read without unpickling and checked before anything is built."""

@@ -1,4 +1,4 @@
-"""Is the place that weights come from in reach? Asked once and briefly: the clients retry for half a minute."""
+"""Access to the model hub, with one brief check first: its clients retry for half a minute if it is unreachable."""
 
 import os
 import threading
@@ -14,16 +14,20 @@ from huggingface_hub.errors import EntryNotFoundError
 
 TIMEOUT_SECONDS = 5
 
+_lock = threading.Lock()
+_offline_blocks = 0
+_offline_before = False
+
 
 def hub_in_reach() -> bool:
-    """True when the hub's host answers at all and nobody said to stay offline."""
+    """Return True if the hub's host responds and no environment variable requests offline mode."""
     if constants.HF_HUB_OFFLINE or os.environ.get("TRANSFORMERS_OFFLINE", "").lower() in ("1", "true", "yes"):
         return False
     return answers(constants.ENDPOINT)
 
 
 def answers(url: str) -> bool:
-    """True when the host answers, whatever it says; proxies from the environment are honoured."""
+    """Return True if the host responds with any status; proxies of the environment are used."""
     try:
         with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=TIMEOUT_SECONDS):
             return True
@@ -33,25 +37,20 @@ def answers(url: str) -> bool:
         return False
 
 
-_lock = threading.Lock()
-_offline_runs = 0
-_offline_before = False
-
-
 def repository_folder(name: str, config: str, weights: Sequence[str]) -> Path | None:
-    """Return a folder with a repository's configuration and its first file of weights, or None if it is out of reach.
+    """Return a folder with a repository's configuration and its first weights file; None if it cannot be fetched.
 
     Args:
         name: ``org/name``, or ``org/name@revision``.
-        config: the file that must be there.
-        weights: names of files of weights, the best first.
+        config: the name of the configuration file, which is required.
+        weights: names of weights files in order of preference.
     """
     repository, _, revision = name.partition("@")
     fetch = partial(hf_hub_download, repository, revision=revision or None, local_files_only=not hub_in_reach())
     try:
         folder = Path(fetch(config)).parent
         for file in weights:
-            with suppress(EntryNotFoundError):  # also what is not in the cache while offline
+            with suppress(EntryNotFoundError):  # also raised offline for a file that is not in the cache
                 fetch(file)
                 return folder
     except (OSError, ValueError, RuntimeError):  # HTTP errors are OSErrors, a malformed name is a ValueError
@@ -61,20 +60,20 @@ def repository_folder(name: str, config: str, weights: Sequence[str]) -> Path | 
 
 @contextmanager
 def offline() -> Iterator[None]:
-    """Let the hub's client answer from its cache alone, for libraries that offer no argument for it.
+    """Restrict the hub's client to its cache, for libraries that have no argument for it.
 
-    Blocks may overlap in threads: the flag is as before when the last of them ends.
+    Blocks may overlap in threads: the flag is restored when the last block ends.
     """
-    global _offline_runs, _offline_before
+    global _offline_blocks, _offline_before
     with _lock:
-        if not _offline_runs:
+        if not _offline_blocks:
             _offline_before = constants.HF_HUB_OFFLINE
-        _offline_runs += 1
+        _offline_blocks += 1
         constants.HF_HUB_OFFLINE = True
     try:
         yield
     finally:
         with _lock:
-            _offline_runs -= 1
-            if not _offline_runs:
+            _offline_blocks -= 1
+            if not _offline_blocks:
                 constants.HF_HUB_OFFLINE = _offline_before

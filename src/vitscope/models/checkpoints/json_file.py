@@ -1,4 +1,4 @@
-"""JSON files that come with a model: read whole and checked before any library sees them."""
+"""JSON files of a model, read completely and checked before a library sees them."""
 
 import json
 from pathlib import Path
@@ -8,10 +8,10 @@ LARGEST_BYTES = 64 * 2**20
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """Return the JSON object that a regular file holds.
+    """Return the JSON object of a regular file.
 
     Raises:
-        ValueError: there is no such file, or it holds something else; the message is one line that names the file.
+        ValueError: there is no such file, or it does not hold a JSON object; the message is one line with its name.
     """
     try:
         return parse_object(read_bytes(path), allow_nan=False)
@@ -23,7 +23,8 @@ def read_bytes(path: Path) -> bytes:
     """Return the content of a regular file.
 
     Raises:
-        ValueError: it is none, too large or out of reach; the message says so of "the file", without its name.
+        ValueError: it is not a regular file, too large or unreadable; the message is a predicate without its name,
+            such as "is missing".
     """
     try:
         if not path.is_file():
@@ -38,8 +39,12 @@ def read_bytes(path: Path) -> bytes:
 def parse_object(content: bytes, *, allow_nan: bool) -> dict[str, Any]:
     """Return the JSON object of a file's content.
 
+    Args:
+        content: UTF-8 text.
+        allow_nan: True accepts NaN as a number.
+
     Raises:
-        ValueError: it holds something else; the message says so of "the file", without its name.
+        ValueError: it is not a JSON object; the message is a predicate without the file's name.
     """
     try:
         value = json.loads(content.decode("utf-8"), parse_constant=float if allow_nan else _refuse_nan)
@@ -56,7 +61,7 @@ def parse_object(content: bytes, *, allow_nan: bool) -> dict[str, Any]:
 
 def _refuse_nan(constant: str) -> float:
     if constant == "NaN":
-        raise ValueError("holds NaN, which is no setting")
+        raise ValueError("holds NaN, which is not a valid setting")
     return float(constant)
 
 

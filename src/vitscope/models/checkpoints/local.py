@@ -1,13 +1,14 @@
-"""What people have on their disks: adapters, timm's folders, a Trainer's output, files of weights."""
+"""Local models that are not plain transformers folders: adapters, timm's folders, and helpful refusals of the rest."""
 
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from vitscope.errors import CallError, UnknownModelError, VitscopeError
-from vitscope.models.backends.libraries import LIBRARIES, library_module
+from vitscope.models.backends.libraries import LIBRARIES, backend
 from vitscope.models.checkpoints.adapter_folder import (
     ADAPTER_CONFIG,
     adapter_classes,
@@ -32,14 +33,21 @@ def load_local(
     dtype: torch.dtype | None,
     weights: str | Path | None = None,
 ) -> VisionModel | None:
-    """Load an adapter folder or one of timm's layout; None for what transformers or the hub may know.
+    """Load an adapter folder or a folder in timm's layout; None for anything that transformers or the hub may know.
+
+    Args:
+        path: the path that the caller passed as a model.
+        pretrained: False gives random weights.
+        image_size: height and width in pixels; None is the model's own size.
+        dtype: precision of the weights; None keeps that of the files.
+        weights: a weights file that is used instead of the folder's.
 
     Raises:
-        UnknownModelError: a file, or a folder that holds no model itself.
+        UnknownModelError: a file, or a folder that does not hold a model itself.
         ModelUnavailableError: files are missing or damaged.
     """
     if path.exists() and not path.is_dir():
-        raise UnknownModelError(_about_file(path))
+        raise UnknownModelError(_file_refusal(path))
     if not path.is_dir():
         return None
     if is_adapter_folder(path):
@@ -47,7 +55,7 @@ def load_local(
             raise CallError(f"{path} is a PEFT adapter: it has weights, pretrained=False is for models without")
         return load_adapter_folder(path, image_size=image_size, dtype=dtype)
     if is_timm_folder(path):
-        loaded: VisionModel = library_module("timm").load(
+        loaded = backend("timm").load(
             f"local-dir:{path}", pretrained=pretrained, image_size=image_size, dtype=dtype, weights=weights
         )
         return replace(loaded, name=str(path))
@@ -56,7 +64,7 @@ def load_local(
         if checkpoints:
             ordered = ", ".join(sorted(checkpoints, key=_step))
             raise UnknownModelError(
-                f"{path} is a Trainer's output and holds no model itself: pass one of {ordered} in it"
+                f"{path} is the output folder of a Trainer, not a model: pass one of its subfolders {ordered}"
             )
     return None
 
@@ -65,13 +73,13 @@ def load_adapter_folder(folder: Path, *, image_size: Size | None, dtype: torch.d
     """Load the base model that an adapter folder names, with the adapter.
 
     Raises:
-        UnknownModelError: the folder does not name its base model, or that cannot be loaded.
+        UnknownModelError: the folder does not name its base model, or the base model cannot be loaded.
         ModelUnavailableError: the adapter does not fit its base model.
     """
     hint = f"pass the base model: vs.load(base, adapter={str(folder)!r})"
     name = base_name(folder)
     if not name:
-        raise UnknownModelError(f"{folder} is a PEFT adapter that does not say what it was trained on: {hint}")
+        raise UnknownModelError(f"{folder} is a PEFT adapter that does not name its base model: {hint}")
     classes = adapter_classes(folder)
     try:
         base = _load_base(name, image_size, dtype, None)
@@ -79,61 +87,66 @@ def load_adapter_folder(folder: Path, *, image_size: Size | None, dtype: torch.d
             base = _load_base(name, image_size, dtype, classes)
     except VitscopeError as error:
         raise UnknownModelError(
-            f"{folder} is a PEFT adapter, its base model is out of reach ({error}): {hint}"
+            f"{folder} is a PEFT adapter whose base model is not available ({error}): {hint}"
         ) from None
     return with_adapter(base, folder, image_size=image_size, name=str(folder))
 
 
 def with_adapter(base: VisionModel, folder: str | Path, *, image_size: Size | None, name: str) -> VisionModel:
-    """Return a copy of ``base`` with the adapter; ``base`` stays as it is.
+    """Return a copy of ``base`` with the adapter; ``base`` is not changed.
+
+    Args:
+        base: the model that the adapter was trained on.
+        folder: the adapter folder.
+        image_size: height and width in pixels; None is the model's own size.
+        name: the name of the result.
 
     Raises:
-        CallError: the model is of none of the three libraries.
+        CallError: the model does not belong to transformers, timm or torchvision.
         ModelUnavailableError: the adapter does not fit the model.
     """
     if base.library not in LIBRARIES:
-        raise CallError(f"{base.name} is of none of the libraries {', '.join(LIBRARIES)}: load the adapter with peft")
+        raise CallError(f"{base.name} belongs to none of {', '.join(LIBRARIES)}: load the adapter with peft")
     module = load_adapter(base.module, folder)
-    wrapped: VisionModel = library_module(base.library).wrap(module.eval(), image_size=image_size)
+    wrapped = backend(base.library).wrap(module.eval(), image_size=image_size)
     return replace(wrapped, name=name, preprocessing=base.preprocessing, labels=base.labels)
 
 
 def _load_base(name: str, image_size: Size | None, dtype: torch.dtype | None, classes: int | None) -> VisionModel:
-    options = {"pretrained": True, "image_size": image_size, "dtype": dtype, "classes": classes}
+    options: dict[str, Any] = {"pretrained": True, "image_size": image_size, "dtype": dtype, "classes": classes}
     library, colon, rest = name.partition(":")
     if colon and library in LIBRARIES:
-        return library_module(library).load(rest, **options)
+        return backend(library).load(rest, **options)
     path = model_path(name)
     tuned = manifest_folder(path)
     if tuned is not None:
         return load_folder(tuned, image_size=image_size, dtype=dtype)
     if is_adapter_folder(path):
-        raise UnknownModelError(f"{name} is an adapter itself")
+        raise UnknownModelError(f"{name} is itself an adapter")
     if is_timm_folder(path):
-        return library_module("timm").load(f"local-dir:{name}", **options)
-    return library_module("transformers").load(name, **options)
+        return backend("timm").load(f"local-dir:{name}", **options)
+    return backend("transformers").load(name, **options)
 
 
 def _class_count(model: VisionModel) -> int | None:
-    heads = library_module(model.library).get_classifiers(model.module)
+    heads = backend(model.library).get_classifiers(model.module)
     return heads[0].out_features if heads else None
 
 
-def _about_file(path: Path) -> str:
+def _file_refusal(path: Path) -> str:
+    """Return why a file is not a model, and what to pass instead."""
     if not path.is_file():
         return f"{path} is not a regular file: pass a folder or a name"
     if path.suffix == ".onnx":
-        return (
-            f"{path} is an ONNX file, whose layers vitscope cannot look into: load the model that it was exported from"
-        )
+        return f"{path} is an ONNX file, whose layers are not accessible: load the model that it was exported from"
     if path.suffix in TORCH_SUFFIXES and is_torchscript(path):
-        return f"{path} is a TorchScript program, which vitscope cannot look into: load the model that it was made from"
+        return f"{path} is a TorchScript program, which is not supported: load the model that it was exported from"
     if path.suffix in SUFFIXES:
         example = f'vs.load("timm:vit_small_patch16_224", weights="{path.name}")'
         return f"{path} holds weights only: name the architecture, as in {example}"
     if path.name in ("config.json", ADAPTER_CONFIG):
-        return f"{path} is one file of a model: pass its folder {path.parent}"
-    return f"{path} is a file, not a model: pass a folder, a name, or a file of weights as weights="
+        return f"{path} is a single file of a model: pass its folder {path.parent}"
+    return f"{path} is a file, not a model: pass a folder, a name, or a weights file as weights="
 
 
 def _step(name: str) -> tuple[int, str]:

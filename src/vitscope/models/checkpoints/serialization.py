@@ -1,4 +1,4 @@
-"""A tuned model as a folder: one file says how to build it, one holds its weights, and nothing is unpickled."""
+"""A tuned model as a folder: a manifest that describes how to build it, and its weights. Nothing is unpickled."""
 
 import json
 from collections.abc import Mapping
@@ -11,39 +11,44 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from vitscope.errors import CallError, ModelUnavailableError, WorkError, first_line
+from vitscope.errors import CallError, ModelUnavailableError, VitscopeError, first_line
 from vitscope.files import atomic_folder
 from vitscope.images.preprocessing import Preprocessing
 from vitscope.models.adapters import add_adapters
-from vitscope.models.backends.libraries import library_module
-from vitscope.models.checkpoints.manifest import FORMAT, checked_manifest
+from vitscope.models.backends.libraries import backend
+from vitscope.models.checkpoints.manifest import FORMAT, read_manifest
 from vitscope.models.heads import architecture, build, described, get_classifiers
 from vitscope.models.vision_model import VisionModel
 
 MANIFEST = "vitscope.json"
 PLAIN, ADAPTED = "model.safetensors", "adapted.safetensors"
-WITHIN = "model"  # where a training run leaves its model
+WITHIN = "model"  # the subfolder of a training run that holds its model
 
 
 def manifest_folder(path: Path) -> Path | None:
-    """The folder with the manifest: this one, or the model of this training run."""
+    """Return the folder with the manifest: this one, or the model of this training run; None if there is none."""
     return next((folder for folder in (path, path / WITHIN) if (folder / MANIFEST).is_file()), None)
 
 
 def save_folder(
     model: VisionModel, folder: str | Path, *, adapters: Mapping[str, Any] | None = None, about: Mapping[str, Any]
 ) -> Path:
-    """Write a model with classes so that :func:`vitscope.load` takes the folder, whole or not at all.
+    """Write a classifier as a folder that :func:`vitscope.load` accepts, atomically.
 
-    One of transformers without adapters is an ordinary transformers folder too. With adapters the weights have another
-    name, so that nobody loads the model without them by mistake.
+    A model of transformers without adapters becomes an ordinary transformers folder too. With adapters, the weights
+    file has another name, so that no library loads the model without them by mistake.
 
     Args:
-        adapters: what :func:`~vitscope.models.adapters.add_adapters` was given.
-        about: where the model comes from, for people to read.
+        model: a model with labels.
+        folder: the folder to write; an existing one is replaced.
+        adapters: the arguments of :func:`~vitscope.models.adapters.add_adapters`; None without adapters.
+        about: the origin of the model, for people to read.
+
+    Returns:
+        the folder.
 
     Raises:
-        SaveError: it cannot be written; what stood there is still there.
+        SaveError: the folder cannot be written; an existing one is unchanged.
     """
     folder, plain = Path(folder), adapters is None
     built = architecture(model)
@@ -59,29 +64,36 @@ def save_folder(
         "native": native,
         "about": dict(about),
     }
-    with atomic_folder(folder) as beside:
+    with atomic_folder(folder) as temporary:
         try:
             if native:
-                library_module(model.library).write(model.module, beside, model.preprocessing)
+                backend("transformers").write(model.module, temporary, model.preprocessing)
             else:
-                save_file(_state(model), beside / (PLAIN if plain else ADAPTED))
+                save_file(_separate_tensors(model), temporary / (PLAIN if plain else ADAPTED))
         except SafetensorError as error:
             raise OSError(str(error)) from error
-        (beside / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     return folder
 
 
 def load_folder(folder: Path, *, image_size: tuple[int, int] | None, dtype: torch.dtype | None) -> VisionModel:
-    """What :func:`save_folder` wrote.
+    """Load a folder that :func:`save_folder` wrote.
+
+    Args:
+        folder: the folder with the manifest.
+        image_size: height and width in pixels; None is the saved size.
+        dtype: precision of the weights; None keeps the saved one.
 
     Raises:
         ModelUnavailableError: files are missing or damaged, or do not belong together.
     """
     try:
-        manifest = checked_manifest(folder / MANIFEST)
+        manifest = read_manifest(folder / MANIFEST)
         built = manifest["architecture"]
         if manifest["native"]:
-            module = library_module(manifest["library"]).read(folder, built)
+            if manifest["library"] != "transformers":
+                raise ValueError(f"{MANIFEST} calls the folder native, which only folders of transformers are")
+            module = backend("transformers").read(folder, built)
         else:
             module = build(manifest["library"], built)
             if manifest["adapters"]:
@@ -98,20 +110,21 @@ def load_folder(folder: Path, *, image_size: tuple[int, int] | None, dtype: torc
         model = described(manifest["library"], module, manifest["labels"], preprocessing, manifest["name"])
         counts = {head.out_features for head in get_classifiers(model)}
         if counts != {len(manifest["labels"])}:
-            raise ValueError(f"its classifier has {counts or 'no'} classes, {len(manifest['labels'])} are named")
-    except Exception as error:  # each library fails in its own ways on a damaged description of a model
-        if isinstance(error, WorkError | CallError):
-            raise
-        raise ModelUnavailableError(f"{folder} holds no whole tuned model: {first_line(error)}") from None
+            raise ValueError(f"its classifier has {counts or 'no'} classes, but {len(manifest['labels'])} labels")
+    except VitscopeError:
+        raise
+    except Exception as error:  # each library fails in its own ways on a damaged description
+        raise ModelUnavailableError(f"{folder} is not a complete tuned model: {first_line(error)}") from None
     return model
 
 
 def _integers(state: Mapping[str, torch.Tensor]) -> set[str]:
+    """Return the names of the tensors that are not floating-point numbers."""
     return {name for name, tensor in state.items() if not tensor.is_floating_point()}
 
 
-def _state(model: VisionModel) -> dict[str, torch.Tensor]:
-    """Every tensor by itself, also those that are one in the model."""
+def _separate_tensors(model: VisionModel) -> dict[str, torch.Tensor]:
+    """Return the weights as separate tensors, also those that share memory in the model."""
     return {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in model.module.state_dict().items()
@@ -126,25 +139,23 @@ def _preprocessing(settings: Mapping[str, Any]) -> Preprocessing:
 
 
 def check_folder(model: VisionModel) -> None:
-    """Refuse a model that could not be built again from its folder, before anybody trains it.
+    """Refuse a model that could not be rebuilt from its folder, before it is trained.
 
     Raises:
-        CallError: its library cannot say how it was made.
+        CallError: its library cannot describe how to build it, or it has no preprocessing.
     """
-    refused = (
-        f"{model.name} could not be built again from a folder: load it by name, as timm:<name> or torchvision:<name>"
-    )
+    refusal = f"{model.name} cannot be rebuilt from a folder: load it by name, as timm:<name> or torchvision:<name>"
     try:
         built = build(model.library, json.loads(json.dumps(architecture(model)))).to(model.device, model.dtype)
         built.load_state_dict(model.module.state_dict())
     except (TypeError, ValueError, RuntimeError, KeyError, AttributeError, AssertionError):
-        raise CallError(refused) from None
+        raise CallError(refusal) from None
     assert model.labels is not None
-    again = described(model.library, built.eval(), model.labels, model.preprocessing, model.name)
+    rebuilt = described(model.library, built.eval(), model.labels, model.preprocessing, model.name)
     if model.preprocessing is None:
         raise CallError(f"{model.name} came without preprocessing: pass image_size to vitscope.load")
     blank = torch.zeros(1, 3, *model.preprocessing.size, device=model.device, dtype=model.dtype)
-    with torch.no_grad(), model.running(), again.running():
-        first, second = model.answer(blank), again.answer(blank)
-    if first is None or second is None or not torch.allclose(first, second, atol=1e-5):
-        raise CallError(refused)
+    with torch.no_grad(), model.running(), rebuilt.running():
+        expected, actual = model.answer(blank), rebuilt.answer(blank)
+    if expected is None or actual is None or not torch.allclose(expected, actual, atol=1e-5):
+        raise CallError(refusal)

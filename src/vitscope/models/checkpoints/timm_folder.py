@@ -1,6 +1,5 @@
-"""Folders as timm's hub repositories are: config.json names the architecture, one file holds the weights."""
+"""Folders in the layout of timm's hub repositories: config.json names the architecture, one file holds the weights."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,9 +7,10 @@ from typing import Any
 
 from vitscope.errors import ModelUnavailableError, UnknownModelError
 from vitscope.models.checkpoints.json_file import read_object
+from vitscope.models.checkpoints.values import is_number
 from vitscope.models.checkpoints.weights_file import SUFFIXES
 
-# Where timm itself looks first.
+# In the order in which timm itself looks for them.
 WEIGHTS_FILES = (
     "model.safetensors",
     "pytorch_model.bin",
@@ -19,9 +19,9 @@ WEIGHTS_FILES = (
     "open_clip_model.safetensors",
     "open_clip_pytorch_model.bin",
 )
-WRAPPER_PREFIX = "timm_model."  # of folders that transformers wrote
+WRAPPER_PREFIX = "timm_model."  # of weight names in folders that transformers wrote
 
-# What a configuration may say about the images and classes of a model; never where to fetch weights from.
+# What a configuration may state about the images and classes of a model; never where to fetch weights from.
 _FACTS = (
     *("input_size", "test_input_size", "min_input_size", "fixed_input_size", "interpolation", "crop_pct", "crop_mode"),
     *("test_crop_pct", "mean", "std", "num_classes", "pool_size", "test_pool_size", "first_conv", "classifier"),
@@ -31,12 +31,15 @@ _FACTS = (
 
 @dataclass(frozen=True)
 class TimmFolder:
-    """What a folder says: how to build the model and what its classes are.
+    """How to build the model of a folder, and what its classes are.
 
     Attributes:
-        facts: timm's ``pretrained_cfg``, without the places that weights could be fetched from.
+        path: the folder.
+        architecture: timm's name of the architecture.
+        facts: timm's ``pretrained_cfg``, without sources of weights.
         options: arguments of the model's class.
-        wrapped: transformers wrote the folder, and its names of weights have a prefix.
+        labels: the names of the classes, if the folder states them.
+        wrapped: True if transformers wrote the folder, whose weight names have a prefix then.
     """
 
     path: Path
@@ -47,10 +50,10 @@ class TimmFolder:
     wrapped: bool
 
     def weights_file(self) -> Path:
-        """Return the file of weights.
+        """Return the weights file.
 
         Raises:
-            ModelUnavailableError: there is none, or several that timm would choose from.
+            ModelUnavailableError: there is none, or several under names of no preference.
         """
         for name in WEIGHTS_FILES:
             if (self.path / name).exists():
@@ -58,12 +61,12 @@ class TimmFolder:
         files = sorted(file for file in self.path.iterdir() if file.suffix in SUFFIXES)
         if len(files) != 1:
             names = ", ".join(file.name for file in files) or "none"
-            raise ModelUnavailableError(f"{self.path} needs one file of weights, it holds {names}: keep one")
+            raise ModelUnavailableError(f"{self.path} needs exactly one weights file, it holds {names}: keep one")
         return files[0]
 
 
 def is_timm_folder(path: Path) -> bool:
-    """True for a folder whose config.json names an architecture of timm."""
+    """Return True for a folder whose config.json names an architecture of timm."""
     try:
         config = read_object(path / "config.json")
     except ValueError:
@@ -72,18 +75,18 @@ def is_timm_folder(path: Path) -> bool:
 
 
 def read_folder(path: Path) -> TimmFolder:
-    """Return what the folder's config.json says.
+    """Return the checked content of the folder's config.json.
 
     Raises:
-        UnknownModelError: the folder holds no model of timm.
+        UnknownModelError: the folder does not hold a model of timm.
     """
     try:
         config = read_object(path / "config.json")
         architecture = config.get("architecture")
         if not isinstance(architecture, str):
             raise ValueError("config.json names no architecture of timm")
-        # Older files hold the facts beside the architecture.
-        facts = _mapping(config, "pretrained_cfg") if "pretrained_cfg" in config else dict(config)
+        # Older files hold the facts next to the architecture.
+        facts = _require_object(config, "pretrained_cfg") if "pretrained_cfg" in config else dict(config)
         if "labels" in config and "label_names" not in config:
             config["label_names"] = config["labels"]
         for name in ("num_classes", "label_names", "label_descriptions"):
@@ -92,64 +95,60 @@ def read_folder(path: Path) -> TimmFolder:
         if config.get("architectures") == ["TimmWrapperModel"]:
             facts["num_classes"] = 0
             facts.pop("label_names", None)
-        facts = {name: _tupled(facts[name]) for name in _FACTS if facts.get(name) is not None}
+        facts = {name: _as_tuple(facts[name]) for name in _FACTS if facts.get(name) is not None}
         _check_facts(facts)
-        options = _mapping(config, "model_args") if config.get("model_args") is not None else {}
+        options = _require_object(config, "model_args") if config.get("model_args") is not None else {}
         labels = _labels(facts)
     except ValueError as error:
-        raise UnknownModelError(f"{path} holds no model of timm: {error}") from None
+        raise UnknownModelError(f"{path} does not hold a model of timm: {error}") from None
     wrapped = config.get("model_type") == "timm_wrapper"
     return TimmFolder(path, architecture, facts, options, labels, wrapped)
 
 
-def _mapping(config: Mapping[str, Any], name: str) -> dict[str, Any]:
+def _require_object(config: Mapping[str, Any], name: str) -> dict[str, Any]:
     value = config[name]
     if not isinstance(value, dict):
-        raise ValueError(f"{name} of config.json is no JSON object")
+        raise ValueError(f"{name} of config.json is not a JSON object")
     return dict(value)
 
 
 def _check_facts(facts: Mapping[str, Any]) -> None:
-    """Refuse values that timm would replace by its defaults, or fail on later."""
+    """Refuse values that timm would replace by its defaults, or that would fail later."""
 
-    def numbers(name: str, count: int) -> bool:
+    def is_numbers(name: str, count: int) -> bool:
         values = facts.get(name)
-        return values is None or (isinstance(values, tuple) and len(values) == count and all(map(_is_number, values)))
+        return values is None or (isinstance(values, tuple) and len(values) == count and all(map(is_number, values)))
 
     size = facts.get("input_size", (3, 1, 1))
-    if not numbers("input_size", 3) or not all(isinstance(value, int) and value > 0 for value in size):
+    if not is_numbers("input_size", 3) or not all(isinstance(value, int) and value > 0 for value in size):
         raise ValueError(f"input_size of config.json is {size!r}, channels, height and width are expected")
     for name in ("mean", "std"):
-        if not numbers(name, size[0]) or (name == "std" and not all(value > 0 for value in facts.get(name, ()))):
-            raise ValueError(f"{name} of config.json is {facts[name]!r}, a number for each channel is expected")
+        if not is_numbers(name, size[0]) or (name == "std" and not all(value > 0 for value in facts.get(name, ()))):
+            raise ValueError(f"{name} of config.json is {facts[name]!r}, one number per channel is expected")
     ratio = facts.get("crop_pct", 1.0)
-    if not _is_number(ratio) or ratio <= 0:
+    if not is_number(ratio) or ratio <= 0:
         raise ValueError(f"crop_pct of config.json is {ratio!r}, a positive number is expected")
     classes = facts.get("num_classes", 0)
     if not isinstance(classes, int) or isinstance(classes, bool) or classes < 0:
         raise ValueError(f"num_classes of config.json is {classes!r}, a whole number is expected")
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def _labels(facts: Mapping[str, Any]) -> tuple[str, ...] | None:
-    """Return a description of each class, or its name if none is there."""
+    """Return the description of each class, or its name if it has no description."""
     names, descriptions = facts.get("label_names"), facts.get("label_descriptions") or {}
     if names is None:
         return None
     if not isinstance(names, tuple) or not all(isinstance(name, str) and name for name in names):
-        raise ValueError("label_names of config.json is no list of names")
+        raise ValueError("label_names of config.json is not a list of names")
     if not isinstance(descriptions, Mapping):
-        raise ValueError("label_descriptions of config.json is no JSON object")
+        raise ValueError("label_descriptions of config.json is not a JSON object")
     if len(names) != facts.get("num_classes", len(names)):
         raise ValueError(f"config.json has {facts['num_classes']} classes and {len(names)} label_names")
     labels = tuple(descriptions.get(name, name) for name in names)
     if not all(isinstance(label, str) for label in labels):
-        raise ValueError("label_descriptions of config.json holds a description that is no text")
+        raise ValueError("label_descriptions of config.json has a description that is not text")
     return labels
 
 
-def _tupled(value: Any) -> Any:
+def _as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value

@@ -1,4 +1,4 @@
-"""timm: a model filled with weights from a file, also at another image size or with other classes."""
+"""timm: fill a model with the weights of a file, also for another image size or number of classes."""
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -11,7 +11,7 @@ from vitscope.errors import CallError, ModelUnavailableError
 from vitscope.models.checkpoints.weights import FLOATS, fit_weights, head_rows, is_computed
 
 
-def filled(
+def create_filled(
     create: Callable[..., Any],
     state: Mapping[str, torch.Tensor],
     name: str,
@@ -20,34 +20,40 @@ def filled(
     adapt_classes: bool,
     untrained_head: bool = False,
 ) -> nn.Module:
-    """Return the model with these weights, which fit it as it is or at another image size.
+    """Return a new model with these weights, which fit it as they are or at another image size.
 
     Args:
         create: builds the model; takes ``img_size`` and ``num_classes``.
-        name: what the weights are called in messages.
-        adapt_classes: the model gets as many classes as the weights have.
-        untrained_head: the classifier stays as it is built.
+        state: the weights by name.
+        name: name of the weights in messages.
+        image_size: height and width in pixels; None is the model's own size.
+        adapt_classes: give the model as many classes as the weights have.
+        untrained_head: keep the classifier as it is built.
+
+    Raises:
+        CallError: the model does not support ``image_size``.
+        ModelUnavailableError: the weights do not fit the model.
     """
     if image_size is not None:
         with suppress(ModelUnavailableError):  # weights of another size are resampled below
-            return _fitted(_sized(create, image_size), state, name, adapt_classes, untrained_head)
-    module = _fitted(create, state, name, adapt_classes, untrained_head)
+            return _fit(_at_size(create, image_size), state, name, adapt_classes, untrained_head)
+    module = _fit(create, state, name, adapt_classes, untrained_head)
     if image_size is None:
         return module
-    return _loaded_by_timm(_sized(create, image_size), module.state_dict(), module.num_classes)
+    return _load_by_timm(_at_size(create, image_size), module.state_dict(), module.num_classes)
 
 
-def _sized(create: Callable[..., Any], image_size: tuple[int, int]) -> Callable[..., Any]:
-    def sized(**options: Any) -> Any:
+def _at_size(create: Callable[..., Any], image_size: tuple[int, int]) -> Callable[..., Any]:
+    def create_at_size(**options: Any) -> Any:
         try:
             return create(img_size=image_size, **options)
         except TypeError as error:
-            raise CallError(f"this model of timm takes no image_size: {error}") from None
+            raise CallError(f"this timm model does not support image_size: {error}") from None
 
-    return sized
+    return create_at_size
 
 
-def _fitted(
+def _fit(
     create: Callable[..., Any],
     state: Mapping[str, torch.Tensor],
     name: str,
@@ -61,13 +67,13 @@ def _fitted(
     if adapt_classes and rows is not None and rows != module.num_classes:
         module = create(num_classes=rows)
     if untrained_head:
-        places = tuple(f"{head}." for head in heads)
-        state = {key: tensor for key, tensor in state.items() if not key.startswith(places)}
-        state |= {key: tensor for key, tensor in module.state_dict().items() if key.startswith(places)}
+        prefixes = tuple(f"{head}." for head in heads)
+        state = {key: tensor for key, tensor in state.items() if not key.startswith(prefixes)}
+        state |= {key: tensor for key, tensor in module.state_dict().items() if key.startswith(prefixes)}
     try:
         fitting = fit_weights(module, state, name)
     except ModelUnavailableError:
-        converted = _converted(create, state, module.num_classes)
+        converted = _convert_or_none(create, state, module.num_classes)
         if converted is None:
             raise
         return converted
@@ -75,21 +81,21 @@ def _fitted(
     return module
 
 
-def _converted(create: Callable[..., Any], state: Mapping[str, torch.Tensor], classes: int) -> Any:
-    """Return the model filled by timm's own conversion of another project's names, or None if it does not fit."""
+def _convert_or_none(create: Callable[..., Any], state: Mapping[str, torch.Tensor], classes: int) -> Any:
+    """Return the model filled by timm's own conversion of another project's names; None if they do not fit."""
     if any(tensor.dtype not in FLOATS for key, tensor in state.items() if not is_computed(key)):
         return None
     try:
-        module = _loaded_by_timm(create, state, classes)
-    except Exception:  # the caller says in its own words what does not fit
+        module = _load_by_timm(create, state, classes)
+    except Exception:  # the caller reports in vitscope's words what does not fit
         return None
     sizes = {tensor.numel() for tensor in state.values()}
-    places = [tensor for key, tensor in module.state_dict().items() if "pos_embed" in key or "position_bias" in key]
-    # Position embeddings of another size were resampled, which nobody asked for.
-    return module if all(tensor.numel() in sizes for tensor in places) else None
+    positions = [tensor for key, tensor in module.state_dict().items() if "pos_embed" in key or "position_bias" in key]
+    # timm resamples position embeddings of another size, which the caller did not request.
+    return module if all(tensor.numel() in sizes for tensor in positions) else None
 
 
-def _loaded_by_timm(create: Callable[..., Any], state: Mapping[str, torch.Tensor], classes: int) -> Any:
+def _load_by_timm(create: Callable[..., Any], state: Mapping[str, torch.Tensor], classes: int) -> Any:
     overlay = {"state_dict": dict(state), "num_classes": classes, "custom_load": False, "label_offset": 0}
     options = {"num_classes": classes} if classes else {}
     module = create(pretrained=True, pretrained_cfg_overlay=overlay, **options)

@@ -1,4 +1,7 @@
-"""torchvision: its vision transformer reads a CLS token and has one fixed, square input size."""
+"""The backend of torchvision: load a model by name, and describe a live model.
+
+Its vision transformer reads a CLS token and has one fixed, square input size.
+"""
 
 import difflib
 from collections.abc import Mapping, Sequence
@@ -48,19 +51,23 @@ def load(
     """Load a classification model by torchvision's name.
 
     Args:
-        weights: a file with the weights of this architecture, in place of the pretrained ones.
-        classes: the number of classes of a classifier that stays untrained, because the caller replaces it.
+        name: torchvision's name, such as ``"vit_b_16"``.
+        pretrained: False gives random weights.
+        image_size: height and width in pixels; None is the size of the pretrained weights.
+        dtype: precision of the weights; None keeps torchvision's.
+        weights: a weights file for this architecture, used instead of the pretrained weights.
+        classes: number of classes of a classifier that stays untrained because the caller replaces it.
     """
     names = torchvision.models.list_models(module=torchvision.models)
     if name not in names:
         close = difflib.get_close_matches(name, names, n=3)
-        hint = f": did you mean {', '.join(close)}?" if close else ": torchvision.models.list_models() shows the names"
+        hint = f": did you mean {', '.join(close)}?" if close else ": torchvision.models.list_models() lists all names"
         raise UnknownModelError(f"torchvision has no model {name!r}{hint}")
     pretrained_weights = torchvision.models.get_model_weights(name).DEFAULT
     transformer = name.startswith("vit_")
     options: dict[str, Any] = {}
     if transformer:
-        # Some of the weights were trained on larger images than the class takes by default.
+        # Some weights were trained on larger images than the default size of the class.
         height, width = image_size or pretrained_weights.meta["min_size"]
         if height != width:
             raise CallError(f"torchvision's {name} takes square images only, not {height}×{width}")
@@ -70,11 +77,11 @@ def load(
     except AssertionError as error:
         raise CallError(f"torchvision's {name} cannot be built for {options['image_size']} pixels: {error}") from None
     if weights is not None:
-        module = _filled(name, options, read_weights(weights), str(weights))
+        module = _create_filled(name, options, read_weights(weights), str(weights))
     elif pretrained:
-        state = _state(name, pretrained_weights)
+        state = _pretrained_state(name, pretrained_weights)
         if transformer:
-            state = _resampled(module, state)
+            state = _resample_positions(module, state)
         module.load_state_dict(state)
     if classes is not None:
         module = reset_classifier(module, [""] * classes)
@@ -82,17 +89,19 @@ def load(
     return wrap(module.eval(), image_size=image_size, name=f"torchvision:{name}", weights=pretrained_weights)
 
 
-def _resampled(module: Any, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return weights whose position embedding has the size of the module's input."""
+def _resample_positions(module: Any, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the weights with the position embedding resampled to the module's input size."""
     return torchvision.models.vision_transformer.interpolate_embeddings(
         module.image_size, module.patch_size, dict(state)
     )
 
 
-def _filled(name: str, options: Mapping[str, Any], state: Mapping[str, torch.Tensor], weights_name: str) -> nn.Module:
+def _create_filled(
+    name: str, options: Mapping[str, Any], state: Mapping[str, torch.Tensor], weights_name: str
+) -> nn.Module:
     """Return the model with these weights and as many classes as they have."""
-    own = torchvision.models.get_model(name, weights=None, **options)
-    paths = [path for path, child in own.named_modules() if isinstance(child, nn.Linear)]
+    template = torchvision.models.get_model(name, weights=None, **options)
+    paths = [path for path, child in template.named_modules() if isinstance(child, nn.Linear)]
     rows = head_rows(state, paths[-1:])
     classes = {} if rows is None else {"num_classes": rows}
     module: Any = torchvision.models.get_model(name, weights=None, **options, **classes)
@@ -101,13 +110,14 @@ def _filled(name: str, options: Mapping[str, Any], state: Mapping[str, torch.Ten
     except ModelUnavailableError:
         if "image_size" not in options:
             raise
-        # Weights of the size that the class has by default are resampled to the size that was asked for.
+        # Weights of the default size are resampled to the size of the caller.
         default = torchvision.models.get_model(name, weights=None, **classes)
-        module.load_state_dict(_resampled(module, fit_weights(default, state, weights_name)))
+        module.load_state_dict(_resample_positions(module, fit_weights(default, state, weights_name)))
     return module
 
 
-def _state(name: str, weights: Any) -> Any:
+def _pretrained_state(name: str, weights: Any) -> Any:
+    """Return pretrained weights from the cache or the network."""
     cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
     reason = "no answer from the network"
     if cached.exists() or answers(weights.url):
@@ -116,15 +126,25 @@ def _state(name: str, weights: Any) -> Any:
         except Exception as error:
             reason = type(error).__name__
     raise ModelUnavailableError(
-        f"torchvision:{name} is not on this machine and could not be fetched: use the bundled vit-nano, a "
-        f"local folder, or pretrained=False ({reason})"
+        f"torchvision:{name} is not in the local cache and could not be downloaded: use the bundled vit-nano, a local "
+        f"folder, or pretrained=False ({reason})"
     )
 
 
 def wrap(
     module: nn.Module, *, image_size: tuple[int, int] | None, name: str | None = None, weights: Any = None
 ) -> VisionModel:
-    """A live torchvision model. Without named weights the ImageNet preprocessing of torchvision is taken."""
+    """Describe a live torchvision model.
+
+    Args:
+        module: a model of torchvision; it is not changed.
+        image_size: height and width in pixels; None is the module's own size.
+        name: the name in messages and results; by default that of the class.
+        weights: torchvision's weights entry, which states preprocessing and labels; by default ImageNet's.
+
+    Raises:
+        CallError: a vision transformer of another size.
+    """
     layout = None
     size = image_size
     if isinstance(module, torchvision.models.VisionTransformer):
@@ -137,7 +157,7 @@ def wrap(
     if isinstance(module, torchvision.models.SwinTransformer):
         patches: Any = module.features[0][0]
         layout = Layout(tuple(patches.stride), (), {"patches": 1.0}, _swin(module))
-    # What follows the linear layer of the head, such as a softmax, is the last one then.
+    # A layer after the linear layer of the head, such as a softmax, would be the last one.
     classifier = [child for child in module.modules() if not any(True for _ in child.children())][-1:]
     own_forward = type(module).__module__.startswith("torchvision.")
     head = get_classifiers(module)
@@ -150,7 +170,9 @@ def wrap(
     fits = bool(head) and head[0].out_features == len(labels)
     preprocessing = _preprocessing(weights or torchvision.models.ViT_B_16_Weights.DEFAULT, size)
     if weights is None:
-        preprocessing = replace(preprocessing, source="torchvision's for ImageNet, because a live module does not tell")
+        preprocessing = replace(
+            preprocessing, source="torchvision's for ImageNet, because a live module does not state its own"
+        )
     return VisionModel(
         name,
         "torchvision",
@@ -166,12 +188,12 @@ def wrap(
 
 
 def _head(module: Any) -> Any:
-    """The classifier, whatever it is."""
+    """Return the classifier of any kind; None if the module has none."""
     return module.heads if isinstance(module, VisionTransformer) else getattr(module, "head", None)
 
 
 def _swin(module: Any) -> Hierarchy:
-    """Swin and Swin v2: merging stands between the stages."""
+    """Return the hierarchy of Swin or Swin v2: patch merging separates the stages."""
     attentions = [child for child in module.modules() if isinstance(child, ShiftedWindowAttention)]
     return Hierarchy(
         blocks={
@@ -186,7 +208,7 @@ def _swin(module: Any) -> Hierarchy:
         },
         before_pooling=module.norm,
         classifier=module.head if isinstance(module.head, nn.Linear) else None,
-        # Some versions write the shift of a small grid into the list.
+        # Some versions of torchvision write the shift of a small grid into the list.
         preserved_state=partial(restoring, attentions, ("shift_size",)),
     )
 
@@ -194,7 +216,7 @@ def _swin(module: Any) -> Hierarchy:
 def _windows(attention: Any, grid: Grid) -> Windows:
     height, width = attention.window_size
     shift_down, shift_across = attention.shift_size
-    # One window along an axis is not shifted along it.
+    # An axis with a single window is not shifted.
     return Windows((height, width), (shift_down * (grid.height > height), shift_across * (grid.width > width)))
 
 
@@ -209,9 +231,14 @@ def _preprocessing(weights: Any, size: tuple[int, int] | None) -> Preprocessing:
 
 
 def read_transforms(transforms: Any, size: tuple[int, int] | None) -> Preprocessing:
-    """Return torchvision's ``weights.transforms()`` as a Preprocessing."""
+    """Return torchvision's ``weights.transforms()`` as a Preprocessing.
+
+    Args:
+        transforms: the ``ImageClassification`` preset of a weights entry.
+        size: height and width in pixels; None is the size of the preset.
+    """
     crop, resize = transforms.crop_size[0], transforms.resize_size[0]
-    made = Preprocessing(
+    preprocessing = Preprocessing(
         size=(crop, crop),
         mean=tuple(transforms.mean),
         std=tuple(transforms.std),
@@ -220,11 +247,11 @@ def read_transforms(transforms: Any, size: tuple[int, int] | None) -> Preprocess
         resample=_RESAMPLE[transforms.interpolation.value],
         round_half_even=True,
     )
-    return made if size is None or size == made.size else made.resized(size)
+    return preprocessing if size is None or size == preprocessing.size else preprocessing.resized(size)
 
 
 def reset_classifier(module: Any, labels: Sequence[str]) -> nn.Module:
-    """The same module with an untrained classifier."""
+    """Return the same module with an untrained classifier."""
     (old,) = get_classifiers(module)
     new = nn.Linear(old.in_features, len(labels)).to(old.weight.device, old.weight.dtype)
     if isinstance(module, VisionTransformer):
@@ -235,7 +262,7 @@ def reset_classifier(module: Any, labels: Sequence[str]) -> nn.Module:
 
 
 def get_classifiers(module: Any) -> list[nn.Linear]:
-    """The linear layer that gives the logits."""
+    """Return the linear layer that computes the logits; empty for a backbone."""
     if isinstance(module, VisionTransformer):
         head = getattr(module.heads, "head", None)
         return [head] if isinstance(head, nn.Linear) else []
@@ -243,7 +270,7 @@ def get_classifiers(module: Any) -> list[nn.Linear]:
 
 
 def architecture(module: Any) -> Mapping[str, Any]:
-    """What :func:`build` needs, as JSON has it: the arguments of the class, read off the module."""
+    """Return what :func:`build` needs, as JSON values: the arguments of the class, read from the module."""
     (head,) = get_classifiers(module)
     if isinstance(module, VisionTransformer):
         names = ("image_size", "patch_size", "hidden_dim", "mlp_dim", "num_classes", "representation_size")
@@ -265,7 +292,7 @@ def architecture(module: Any) -> Mapping[str, Any]:
 
 
 def build(architecture: Mapping[str, Any]) -> nn.Module:
-    """The model without its weights."""
+    """Build a model with random weights from the result of :func:`architecture`."""
     if architecture["class"] == "VisionTransformer":
         return VisionTransformer(**architecture["options"])
     second = {"block": SwinTransformerBlockV2, "downsample_layer": PatchMergingV2}

@@ -1,4 +1,4 @@
-"""transformers: a checkpoint or live model, with the facts of its family."""
+"""The backend of transformers: load a checkpoint, and describe a live model by the facts of its family."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from vitscope.errors import CallError
 from vitscope.models.backends.foreign_errors import foreign_errors
-from vitscope.models.backends.libraries import library_module
-from vitscope.models.backends.transformers import swin as transformers_swin
+from vitscope.models.backends.libraries import backend as backend_of
+from vitscope.models.backends.library_logging import quiet
+from vitscope.models.backends.transformers import swin
 from vitscope.models.backends.transformers.checkpoint import Checkpoint, fill
 from vitscope.models.backends.transformers.config import check_processor_file, class_for, read_config
-from vitscope.models.backends.transformers.families import FAMILIES, Family, cls_alone
-from vitscope.models.backends.transformers.heads import HEADS, quiet
+from vitscope.models.backends.transformers.families import FAMILIES, HEADS, Family, cls_alone
 from vitscope.models.backends.transformers.heads import architecture as architecture
 from vitscope.models.backends.transformers.heads import build as build
 from vitscope.models.backends.transformers.heads import get_classifiers as get_classifiers
@@ -27,7 +27,7 @@ from vitscope.models.backends.transformers.heads import write as write
 from vitscope.models.backends.transformers.processor import default_processor, processor_settings
 from vitscope.models.backends.transformers.processor import read_processor as read_processor
 from vitscope.models.backends.transformers.processor import saved_processor as saved_processor
-from vitscope.models.backends.transformers.towers import named_part, names_pixel_values, vision_tower
+from vitscope.models.backends.transformers.towers import names_pixel_values, require_submodel, vision_tower
 from vitscope.models.checkpoints.hub import hub_in_reach
 from vitscope.models.checkpoints.paths import PROCESSOR_FILE, model_path
 from vitscope.models.checkpoints.weights import head_rows
@@ -36,94 +36,111 @@ from vitscope.models.forward import Classes, NoClasses, Observed
 from vitscope.models.outputs import Output
 from vitscope.models.vision_model import Layout, VisionModel
 
+Size = tuple[int, int]
+
 
 def load(
-    name_or_path: str,
+    name: str,
     *,
     pretrained: bool,
-    image_size: tuple[int, int] | None,
+    image_size: Size | None,
     dtype: torch.dtype | None,
-    name: str | None = None,
     weights: str | Path | None = None,
-    output: str | None = None,
     classes: int | None = None,
+    display_name: str | None = None,
+    output: str | None = None,
     backbone: str | None = None,
 ) -> VisionModel:
     """Load a hub id, a local folder or, for random weights or with ``weights``, a model type.
 
     Args:
-        weights: a file with the weights of this architecture, in place of the pretrained ones.
-        output: ``"features"`` leaves the classifier out; by default the model is what was saved.
-        classes: the number of classes of a classifier that stays untrained, because the caller replaces it.
-        backbone: the path of the part that looks at the image, in a model that has several or needs more than an image.
+        name: a hub id, a folder, or a model type such as ``"vit"``.
+        pretrained: False gives random weights.
+        image_size: height and width in pixels; None is the model's own size.
+        dtype: precision of the weights; None keeps that of the checkpoint.
+        weights: a weights file for this architecture, used instead of the pretrained weights.
+        classes: number of classes of a classifier that stays untrained because the caller replaces it.
+        display_name: the name in messages and results; by default ``name``.
+        output: ``"features"`` leaves the classifier out; None keeps what the checkpoint was saved with.
+        backbone: path of the submodule that takes the image, for a model with several candidates.
 
     Raises:
-        CallError: there is no such part.
-        ModelUnavailableError: the weights cannot be reached, or do not fill the model.
+        CallError: there is no such submodule, or ``output`` has another value.
+        UnknownModelError: the folder or configuration does not describe a vision model.
+        ModelUnavailableError: the weights cannot be found, or do not fill the model.
     """
     if output not in (None, "features"):
         raise CallError(f'output is {output!r}: pass "features", or None for the output that the model was saved with')
-    called = name or name_or_path
+    display_name = display_name or name
     with quiet():
-        if (not pretrained or weights is not None) and name_or_path in transformers.CONFIG_MAPPING:
-            config, source, local_only = transformers.CONFIG_MAPPING[name_or_path](), "", True
+        if (not pretrained or weights is not None) and name in transformers.CONFIG_MAPPING:
+            config, source, local_only = transformers.CONFIG_MAPPING[name](), "", True
         else:
-            source, local_only = name_or_path, model_path(name_or_path).exists() or not hub_in_reach()
+            source, local_only = name, model_path(name).exists() or not hub_in_reach()
             config = read_config(source, local_only)
         if config.model_type == "timm_wrapper":
-            return _by_timm(name_or_path, called, pretrained, image_size, dtype, weights)
+            return _load_by_timm(name, display_name, pretrained, image_size, dtype, weights)
         state = None if weights is None else read_weights(weights)
         rows = classes or (None if state is None else head_rows(state, HEADS))
         if rows is not None and rows != config.num_labels:
             config.num_labels = rows
         module_class = class_for(config, output, classes=classes is not None)
         if pretrained or state is not None:
-            called_weights = called if weights is None else str(weights)
-            checkpoint = Checkpoint(called_weights, source, local_only, state)
+            weights_name = display_name if weights is None else str(weights)
+            checkpoint = Checkpoint(weights_name, source, local_only, state)
             module: Any = fill(module_class, config, checkpoint, dtype=dtype, untrained_head=classes is not None)
         else:
-            with foreign_errors(f"{called} cannot be loaded: building {module_class.__name__} from its config.json"):
-                wants_tower = not isinstance(config, module_class.config_class)
-                module = module_class._from_config(config.vision_config if wants_tower else config)
+            with foreign_errors(
+                f"{display_name} cannot be loaded: building {module_class.__name__} from its config.json"
+            ):
+                needs_tower = not isinstance(config, module_class.config_class)
+                module = module_class._from_config(config.vision_config if needs_tower else config)
                 module = module if dtype is None else module.to(dtype)
-        check_processor_file(called, source)
+        check_processor_file(display_name, source)
         settings = processor_settings(source, local_only)
-        with foreign_errors(f"{called} cannot be loaded: reading its layout and preprocessing"):
+        with foreign_errors(f"{display_name} cannot be loaded: reading its layout and preprocessing"):
             random_weights = not pretrained and state is None
-            part = module.eval() if backbone is None else named_part(module.eval(), backbone)
-            return _describe(part, settings, image_size, called, source=called, random_weights=random_weights)
+            module = module.eval() if backbone is None else require_submodel(module.eval(), backbone)
+            return _describe(module, settings, image_size, display_name, source=source, random_weights=random_weights)
 
 
-def _by_timm(
+def _load_by_timm(
     source: str,
     name: str,
     pretrained: bool,
-    image_size: tuple[int, int] | None,
+    image_size: Size | None,
     dtype: torch.dtype | None,
     weights: str | Path | None,
 ) -> VisionModel:
-    """Load what transformers would open with its wrapper of timm, whose preprocessing timm knows."""
+    """Load a model that transformers would open with its wrapper of timm, because timm knows its preprocessing."""
     kind = "local-dir" if Path(source).exists() else "hf-hub"
-    loaded: VisionModel = library_module("timm").load(
+    loaded = backend_of("timm").load(
         f"{kind}:{source}", pretrained=pretrained, image_size=image_size, dtype=dtype, weights=weights
     )
     return replace(loaded, name=name)
 
 
-def wrap(module: nn.Module, *, image_size: tuple[int, int] | None) -> VisionModel:
-    """Describe a live transformers model by the facts of its family; its preprocessing if it is on this machine."""
+def wrap(module: Any, *, image_size: Size | None) -> VisionModel:
+    """Describe a live transformers model by the facts of its family.
+
+    Its preprocessing is that of its checkpoint, if the checkpoint is available locally.
+
+    Args:
+        module: a model of transformers; it is not changed.
+        image_size: height and width in pixels; None is the model's own size.
+    """
     if getattr(module, "timm_model", None) is not None:
-        return _wrapped_timm(module, image_size)
+        return _wrap_timm(module, image_size)
     source = getattr(module.config, "_name_or_path", "")
     with quiet():
         settings = processor_settings(source, local_only=True)
-    name = Path(source).name if Path(source).is_dir() else source  # a folder's path belongs to one machine only
+    name = Path(source).name if Path(source).is_dir() else source  # a folder's full path would depend on the machine
     return _describe(module, settings, image_size, name or type(module).__name__, source=source)
 
 
-def _wrapped_timm(module: Any, image_size: tuple[int, int] | None) -> VisionModel:
+def _wrap_timm(module: Any, image_size: Size | None) -> VisionModel:
     """Describe the timm model inside transformers' wrapper, with the labels of the wrapper's configuration."""
-    described: VisionModel = library_module("timm").wrap(module.timm_model, image_size=image_size)
+    described = backend_of("timm").wrap(module.timm_model, image_size=image_size)
     has_head = getattr(module.timm_model, "num_classes", 0) > 0
     return replace(described, labels=_labels(module.config, [module.timm_model.get_classifier()]) if has_head else None)
 
@@ -131,7 +148,7 @@ def _wrapped_timm(module: Any, image_size: tuple[int, int] | None) -> VisionMode
 def _describe(
     module: nn.Module,
     settings: Mapping[str, Any] | None,
-    image_size: tuple[int, int] | None,
+    image_size: Size | None,
     name: str,
     *,
     source: str = "",
@@ -141,12 +158,12 @@ def _describe(
     if not classifies:
         module = vision_tower(module, name)
     config: Any = getattr(module.config, "vision_config", module.config)
-    facts = FAMILIES.get(config.model_type)
-    layout = None if facts is None else _layout(module, config, facts)
-    facts = facts or Family(cls_alone)
-    trained = _square(getattr(config, "image_size", None))
-    run = PixelValues(module, trained, facts.resize_positions, names_pixel_values(module))
-    head = [getattr(module, part) for part in HEADS if getattr(module, part, None) is not None]
+    family = FAMILIES.get(config.model_type)
+    layout = None if family is None else _layout(module, config, family)
+    family = family or Family(cls_alone)
+    trained = _pair(getattr(config, "image_size", None))
+    run = PixelValues(module, trained, family.resize_positions, names_pixel_values(module))
+    head = [getattr(module, attribute) for attribute in HEADS if getattr(module, attribute, None) is not None]
     has_classes = classifies and not any(isinstance(layer, nn.Identity) for layer in head)
     plain = not classifies or all(type(layer) is nn.Linear for layer in head)
     forward: Any = Classes(run, name) if plain else Observed(module, name, run)
@@ -154,18 +171,18 @@ def _describe(
     if not has_classes:
         forward = Classes(run, name) if not classifies else NoClasses(run)
         embed = PooledFeatures(run, layout, module) if layout is not None and not classifies else None
-        embed = RowsAsFeatures(run) if classifies else embed
-    preprocessing, why = None, f"{source} has no {PROCESSOR_FILE}"
+        embed = LogitsAsFeatures(run) if classifies else embed
+    preprocessing, reason = None, f"{source} has no {PROCESSOR_FILE}"
     if settings is not None:
-        preprocessing = saved_processor(facts.processor, settings, image_size, f"{PROCESSOR_FILE} of {name}")
+        preprocessing = saved_processor(family.processor, settings, image_size, f"{PROCESSOR_FILE} of {name}")
     elif random_weights or not source:
-        # Random weights, or a live module that was built from its configuration: no checkpoint says anything else.
-        size = image_size or _square(getattr(config, "image_size", None) or 224)
-        preprocessing = default_processor(facts.processor, size)
+        # Random weights, or a live module built from its configuration: no checkpoint states anything else.
+        size = image_size or _pair(getattr(config, "image_size", None) or 224)
+        preprocessing = default_processor(family.processor, size)
         channels = getattr(config, "num_channels", None)
         if isinstance(channels, int) and channels != preprocessing.channels:
             preprocessing = None
-            why = f"the default of its family is for 3 channels, and it takes {channels}"
+            reason = f"the default of its family is for 3 channels, but the model takes {channels}"
     return VisionModel(
         name,
         "transformers",
@@ -176,29 +193,28 @@ def _describe(
         _labels(module.config, head) if has_classes else None,
         {"transformers": transformers.__version__},
         embed,
-        output=_meaning(module.config) if has_classes and plain else None,
+        output=_output(module.config) if has_classes and plain else None,
         verified=type(module).__module__.startswith("transformers."),
-        no_preprocessing="" if preprocessing else why,
+        no_preprocessing="" if preprocessing else reason,
     )
 
 
-def _layout(module: Any, config: Any, facts: Family) -> Layout:
-    """The tokens of a known family; the readout is that of the nearest class in its hierarchy."""
-    readouts = (facts.heads[cls.__name__] for cls in type(module).__mro__ if cls.__name__ in facts.heads)
-    readout = next(readouts, None) or facts.readout(config)
-    windowed = config.model_type in transformers_swin.MODEL_TYPES
-    hierarchy = transformers_swin.hierarchy(module) if windowed else None
-    return Layout(_square(config.patch_size), facts.prefix(config), readout, hierarchy, partial_patches=windowed)
+def _layout(module: Any, config: Any, family: Family) -> Layout:
+    """Return the tokens of a family; the readout is that of the nearest class among the module's base classes."""
+    readouts = (family.heads[cls.__name__] for cls in type(module).__mro__ if cls.__name__ in family.heads)
+    readout = next(readouts, None) or family.readout(config)
+    hierarchy = swin.hierarchy(module) if family.windowed else None
+    return Layout(_pair(config.patch_size), family.prefix(config), readout, hierarchy, partial_patches=family.windowed)
 
 
-def _meaning(config: Any) -> Output:
-    """What the classifier was trained to give."""
+def _output(config: Any) -> Output:
+    """Return the kind of output that the classifier was trained for."""
     kinds: Mapping[Any, Output] = {"multi_label_classification": "sigmoid", "regression": "value"}
     return kinds.get(getattr(config, "problem_type", None), "logits")
 
 
 def _labels(config: Any, head: Sequence[Any]) -> tuple[str, ...] | None:
-    """The labels of the configuration, if they fit the classifier that is there."""
+    """Return the labels of the configuration; None if they do not fit the present classifier."""
     id2label: Any = getattr(config, "id2label", None) or {}
     labels = tuple(str(id2label[i]) for i in sorted(id2label))
     sizes = {layer.out_features for layer in head if isinstance(layer, nn.Linear)}
@@ -207,23 +223,23 @@ def _labels(config: Any, head: Sequence[Any]) -> tuple[str, ...] | None:
 
 @dataclass(frozen=True, eq=False)
 class PixelValues:
-    """Calls a model with its image, and tells it to stretch its position embedding if it has to be told."""
+    """The call of a model with its image; requests resizing of the position embedding if the family requires it."""
 
     module: nn.Module
     trained: tuple[Any, Any]
     resize_positions: bool
-    by_name: bool = True  # False for the forward method of a subclass with names of its own
+    by_name: bool = True  # False for the forward method of a subclass with other parameter names
 
     def __call__(self, pixels: Tensor) -> Any:
         if not self.by_name:
             return self.module(pixels)
-        stretched = self.resize_positions and tuple(pixels.shape[-2:]) != self.trained
-        return self.module(pixel_values=pixels, **({"interpolate_pos_encoding": True} if stretched else {}))
+        resize = self.resize_positions and tuple(pixels.shape[-2:]) != self.trained
+        return self.module(pixel_values=pixels, **({"interpolate_pos_encoding": True} if resize else {}))
 
 
 @dataclass(frozen=True, eq=False)
 class PooledFeatures:
-    """The projected or pooled output; the readout of the last tokens if the pooling layer needs training."""
+    """The projected or pooled output; the readout of the last tokens if the pooling layer is untrained."""
 
     run: PixelValues
     layout: Layout
@@ -243,8 +259,8 @@ class PooledFeatures:
 
 
 @dataclass(frozen=True, eq=False)
-class RowsAsFeatures:
-    """The features that a model without its classifier returns in place of logits."""
+class LogitsAsFeatures:
+    """The features that a model without its classifier returns as its logits."""
 
     run: PixelValues
 
@@ -252,5 +268,6 @@ class RowsAsFeatures:
         return self.run(pixels).logits
 
 
-def _square(size: Any) -> tuple[Any, Any]:
+def _pair(size: Any) -> tuple[Any, Any]:
+    """Return a size of the configuration as height and width."""
     return tuple(size) if isinstance(size, list | tuple) else (size, size)

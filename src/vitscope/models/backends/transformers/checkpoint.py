@@ -1,4 +1,4 @@
-"""transformers: a class filled from a checkpoint, and refused unless every weight comes from there."""
+"""transformers: fill a class from a checkpoint, or refuse it unless every weight comes from the checkpoint."""
 
 import importlib.util
 from collections.abc import Iterator, Mapping
@@ -14,9 +14,17 @@ from transformers.utils import cached_file
 
 from vitscope.errors import ModelUnavailableError, first_line
 from vitscope.models.backends.foreign_errors import foreign_errors
-from vitscope.models.backends.transformers.heads import HEADS, mismatch_from
+from vitscope.models.backends.transformers.families import HEADS
+from vitscope.models.backends.transformers.heads import mismatch_from
 from vitscope.models.checkpoints.json_file import read_object
-from vitscope.models.checkpoints.weights import Mismatch, common_prefixes, is_computed, quoted, warn_about_prefix
+from vitscope.models.checkpoints.weights import (
+    FLOATS,
+    Mismatch,
+    common_prefixes,
+    is_computed,
+    list_names,
+    warn_about_prefix,
+)
 from vitscope.models.checkpoints.weights_file import read_weights
 
 POOLER = "pooler."
@@ -29,13 +37,13 @@ FEATURES_HINT = 'output="features" loads it without a classifier'
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Where the weights of a model are, or the weights themselves.
+    """The location of the weights of a model, or the weights themselves.
 
     Attributes:
-        name: what the model is called in messages.
+        name: the name of the model in messages.
         source: a local folder or hub id.
-        local_only: True keeps the hub's client from asking the hub.
-        state: the weights, in place of those of ``source``.
+        local_only: True keeps the hub's client from contacting the hub.
+        state: the weights, used instead of those of ``source``.
     """
 
     name: str
@@ -44,7 +52,7 @@ class Checkpoint:
     state: Mapping[str, Tensor] | None = None
 
     def files(self) -> list[Path]:
-        """Return the files of weights, also the shards that an index lists; empty if there are none here."""
+        """Return the weights files, including the shards that an index lists; empty if there are none."""
         for name in (*SAFE_FILES, *TORCH_FILES):
             path = self.file(name)
             if path is None:
@@ -55,15 +63,15 @@ class Checkpoint:
                 shards = sorted(set(read_object(path)["weight_map"].values()))
             except (ValueError, KeyError, AttributeError, TypeError) as error:
                 raise ModelUnavailableError(f"{self.name} cannot be loaded: {name}: {first_line(error)}") from None
-            found = [self.file(str(shard)) for shard in shards]
-            missing = [shard for shard, file in zip(shards, found, strict=True) if file is None]
+            files = [self.file(str(shard)) for shard in shards]
+            missing = [shard for shard, file in zip(shards, files, strict=True) if file is None]
             if missing:
-                raise ModelUnavailableError(f"{self.name} cannot be loaded: {quoted(missing)} is missing")
-            return [file for file in found if file is not None]
+                raise ModelUnavailableError(f"{self.name} cannot be loaded: {list_names(missing)} is missing")
+            return [file for file in files if file is not None]
         return []
 
     def file(self, name: str) -> Path | None:
-        """Return the path of a file of the model, from the folder or the hub; None if there is none."""
+        """Return the path of a file of the model, from the folder or the hub; None if it does not exist."""
         if Path(self.source).is_dir():
             path = Path(self.source) / name
             return path if path.is_file() else None
@@ -78,7 +86,7 @@ class Checkpoint:
         return None if path is None else Path(path)
 
     def read(self) -> dict[str, Tensor]:
-        """Return all weights by the names they have in the file."""
+        """Return all weights by their names in the file."""
         if self.state is not None:
             return dict(self.state)
         merged: dict[str, Tensor] = {}
@@ -92,34 +100,40 @@ def fill(
 ) -> nn.Module:
     """Return a model of this class whose every weight comes from the checkpoint.
 
-    A pooling layer that was not saved is removed from the model. Weights that are left over must belong to the class
-    that the configuration names.
+    A pooling layer that was not saved is removed from the model. Leftover weights must belong to the class that the
+    configuration names.
 
     Args:
-        untrained_head: the classifier may be missing, because the caller replaces it.
+        module_class: the class of transformers.
+        config: its configuration.
+        checkpoint: the weights.
+        dtype: precision of the weights; None keeps that of the checkpoint.
+        untrained_head: True allows the classifier to be missing, because the caller replaces it.
 
     Raises:
-        ModelUnavailableError: weights are missing, left over or do not fit.
+        ModelUnavailableError: weights are missing, left over, or do not fit.
     """
     if getattr(config, "quantization_config", None):
-        raise ModelUnavailableError(f"{checkpoint.name} is quantized: vitscope needs weights in floating point")
-    _check_numbers(checkpoint)
-    filled = _Filling(module_class, config, checkpoint, dtype, untrained_head)
-    module, mismatch = filled.load(checkpoint.state)
+        raise ModelUnavailableError(f"{checkpoint.name} is quantized: pass a model with floating-point weights")
+    _check_dtypes(checkpoint)
+    filling = _Filling(module_class, config, checkpoint, dtype, untrained_head)
+    module, mismatch = filling.load(checkpoint.state)
     if not mismatch:
         return module
     if mismatch.missing and mismatch.unexpected:
-        for prefix, renamed in _renamed(checkpoint.read(), module_class):
-            again, mismatch_again = filled.load(renamed)
-            if not mismatch_again:
+        for prefix, renamed in _rename(checkpoint.read(), module_class):
+            renamed_module, renamed_mismatch = filling.load(renamed)
+            if not renamed_mismatch:
                 warn_about_prefix(checkpoint.name, prefix.lstrip("+"), added=prefix.startswith("+"))
-                again.config._name_or_path = module.config._name_or_path
-                return again
+                renamed_module.config._name_or_path = module.config._name_or_path
+                return renamed_module
     raise ModelUnavailableError(_refusal(module_class, checkpoint, mismatch))
 
 
 @dataclass(frozen=True)
 class _Filling:
+    """One class and the checkpoint that fills it."""
+
     module_class: Any
     config: Any
     checkpoint: Checkpoint
@@ -127,7 +141,7 @@ class _Filling:
     untrained_head: bool
 
     def load(self, state: Mapping[str, Tensor] | None) -> tuple[Any, Mismatch]:
-        """Fill the class from these weights, or from the checkpoint's files, and say what does not fit."""
+        """Fill the class with these weights, or with the checkpoint's files; also return what does not fit."""
         options = {} if self.dtype is None else {"dtype": self.dtype}
         with foreign_errors(f"{self.checkpoint.name} cannot be loaded: building {self.module_class.__name__}"):
             module, info = self._from_pretrained(self.module_class, state, **options)
@@ -138,13 +152,13 @@ class _Filling:
             mismatch = replace(
                 mismatch, missing=tuple(name for name in mismatch.missing if name not in heads), shapes=shapes
             )
-        mismatch = _without_pooler(module, mismatch)
+        mismatch = _remove_unsaved_pooler(module, mismatch)
         if mismatch.unexpected:
             mismatch = replace(mismatch, unexpected=self._foreign(mismatch.unexpected, state))
         return module, mismatch
 
     def _foreign(self, unexpected: tuple[str, ...], state: Mapping[str, Tensor] | None) -> tuple[str, ...]:
-        """Return the left-over names that the class named by the configuration does not have either."""
+        """Return the leftover names that the class named by the configuration does not have either."""
         for name in self.config.architectures or ():
             saved_class = getattr(transformers, name, None) if isinstance(name, str) else None
             if not isinstance(saved_class, type) or not issubclass(saved_class, transformers.PreTrainedModel):
@@ -167,13 +181,13 @@ class _Filling:
         if state is not None:
             return module_class.from_pretrained(None, config=config, state_dict=dict(state), **options)
         options["local_files_only"] = self.checkpoint.local_only
-        # A whole model's configuration is left to its tower's class, which knows its own part.
+        # A tower's class extracts its own section from the configuration of the whole model.
         if isinstance(self.config, module_class.config_class):
             options["config"] = self.config
         return module_class.from_pretrained(self.checkpoint.source, **options)
 
 
-def _without_pooler(module: Any, mismatch: Mismatch) -> Mismatch:
+def _remove_unsaved_pooler(module: Any, mismatch: Mismatch) -> Mismatch:
     """Remove a pooling layer that was not saved: the features are then those of the last tokens."""
     pooler = getattr(module, "pooler", None)
     if not isinstance(pooler, nn.Module):
@@ -185,39 +199,39 @@ def _without_pooler(module: Any, mismatch: Mismatch) -> Mismatch:
     return replace(mismatch, missing=tuple(name for name in mismatch.missing if name not in names))
 
 
-def _renamed(state: Mapping[str, Tensor], module_class: Any) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Yield the weights with a prefix less, or (marked with +) with the prefix of the class's backbone."""
+def _rename(state: Mapping[str, Tensor], module_class: Any) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Yield the weights without a shared prefix, or (marked with +) with the prefix of the class's backbone."""
     for prefix in common_prefixes(state):
         yield prefix, {name.removeprefix(prefix): tensor for name, tensor in state.items()}
-    for own in {f"{module_class.base_model_prefix}.", "vision_model."} - {"."}:
-        yield f"+{own}", {f"{own}{name}": tensor for name, tensor in state.items()}
+    for prefix in {f"{module_class.base_model_prefix}.", "vision_model."} - {"."}:
+        yield f"+{prefix}", {f"{prefix}{name}": tensor for name, tensor in state.items()}
 
 
-def _check_numbers(checkpoint: Checkpoint) -> None:
-    """Refuse weights that are not floating-point numbers, which transformers would convert in silence."""
-    odd: list[str] = []
+def _check_dtypes(checkpoint: Checkpoint) -> None:
+    """Refuse weights that are not floating-point numbers, which transformers would convert silently."""
+    refused: list[str] = []
     for file in [] if checkpoint.state is not None else checkpoint.files():
         if file.suffix == ".safetensors":
             with foreign_errors(f"{checkpoint.name} cannot be loaded: reading {file.name}"), safe_open(file, "pt") as f:
                 dtypes = {name: f.get_slice(name).get_dtype() for name in f.keys()}  # noqa: SIM118
-            odd += [f"{name}: {dtype}" for name, dtype in dtypes.items() if dtype not in _SAFE_FLOATS]
+            refused += [f"{name}: {dtype}" for name, dtype in dtypes.items() if dtype not in _SAFE_FLOATS]
         else:
-            odd += _not_floating(read_weights(file))
+            refused += _not_floating(read_weights(file))
     if checkpoint.state is not None:
-        odd += _not_floating(checkpoint.state)
-    odd = [entry for entry in odd if not is_computed(entry.partition(":")[0])]
-    if odd:
+        refused += _not_floating(checkpoint.state)
+    refused = [entry for entry in refused if not is_computed(entry.partition(":")[0])]
+    if refused:
         raise ModelUnavailableError(
-            f"{checkpoint.name} cannot be loaded: {len(odd)} weights are not floating-point numbers ({quoted(odd)})"
+            f"{checkpoint.name} cannot be loaded: {len(refused)} weights are not floating-point numbers "
+            f"({list_names(refused)})"
         )
 
 
 def _not_floating(state: Mapping[str, Tensor]) -> list[str]:
-    floats = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
     return [
         f"{name}: {tensor.dtype}"
         for name, tensor in state.items()
-        if tensor.dtype not in floats or tensor.layout != torch.strided
+        if tensor.dtype not in FLOATS or tensor.layout != torch.strided
     ]
 
 
@@ -227,6 +241,6 @@ def _refusal(module_class: Any, checkpoint: Checkpoint, mismatch: Mismatch) -> s
     if heads and len(heads) == len(mismatch.missing) and not (mismatch.unexpected or mismatch.shapes):
         hint = f": {FEATURES_HINT}"
     return (
-        f"{checkpoint.name} cannot be loaded: its weights do not fill {module_class.__name__}, nothing runs on random "
-        f"weights ({mismatch}){hint}"
+        f"{checkpoint.name} cannot be loaded: its weights do not fill {module_class.__name__}, and vitscope does not "
+        f"run on random weights ({mismatch}){hint}"
     )

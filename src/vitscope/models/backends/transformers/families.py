@@ -1,4 +1,4 @@
-"""transformers: one table of facts for each family, its tokens and what its classes with a head read."""
+"""transformers: one table of facts per family: its tokens, what its heads read, and the classes that belong to it."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -7,12 +7,18 @@ from typing import Any
 Prefix = Callable[[Any], tuple[str, ...]]
 Readout = Mapping[str, float]
 
+# Attributes of a model: its classifiers, and pooling layers of bare models that classes with a classifier may lack.
+HEADS = ("classifier", "cls_classifier", "distillation_classifier")
+POOLERS = ("pooler", "head")
+
 
 def cls_alone(_: Any) -> tuple[str, ...]:
+    """Return the prefix of a family with a CLS token only."""
     return ("cls",)
 
 
 def cls_and_registers(config: Any) -> tuple[str, ...]:
+    """Return the prefix of a family with a CLS token and register tokens."""
     return ("cls", *(f"register_{i + 1}" for i in range(config.num_register_tokens)))
 
 
@@ -20,8 +26,14 @@ def cls_and_registers(config: Any) -> tuple[str, ...]:
 class Family:
     """Facts of one model type.
 
-    ``readout`` is what the bare model's pooled output reads, ``heads`` what a class with a head reads.
-    ``resize_positions`` is True where the model stretches its position embedding only when asked to.
+    Attributes:
+        prefix: names of the tokens before the patches, from the configuration.
+        readout: what the pooled output of the bare model reads, from the configuration.
+        heads: what a class with a head reads, by class name.
+        resize_positions: True if the model resamples its position embedding only on request.
+        processor: the image processor class of the family, or its settings.
+        windowed: True if attention runs in windows, with patch merging between the stages.
+        classifier_class: the class with a classifier, if that belongs to the model type of a whole text-image model.
     """
 
     prefix: Prefix
@@ -29,6 +41,8 @@ class Family:
     heads: Mapping[str, Readout] = field(default_factory=dict)
     resize_positions: bool = False
     processor: str | Mapping[str, Any] = "ViTImageProcessorPil"
+    windowed: bool = False
+    classifier_class: str = ""
 
 
 _HALF_PATCHES = {"cls": 0.5, "patches": 0.5}
@@ -56,7 +70,7 @@ FAMILIES: Mapping[str, Family] = {
         processor="BitImageProcessorPil",
     ),
     "dinov3_vit": Family(cls_and_registers, processor=_DINOV3_PROCESSOR),
-    # BEiT has a CLS token and, unless told otherwise, does not read it.
+    # BEiT has a CLS token, but by default its classifier does not read it.
     "beit": Family(
         cls_alone,
         lambda config: {"patches": 1.0} if config.use_mean_pooling else {"cls": 1.0},
@@ -67,15 +81,20 @@ FAMILIES: Mapping[str, Family] = {
         heads={"CLIPForImageClassification": {"patches": 1.0}},
         resize_positions=True,
         processor="CLIPImageProcessorPil",
+        classifier_class="CLIPForImageClassification",
     ),
     "siglip_vision_model": Family(
         lambda _: (),
         lambda config: {"pooling": 1.0} if config.vision_use_head else {"patches": 1.0},
-        # SiglipForImageClassification has the pooling layer and reads the mean of the patches instead.
+        # SiglipForImageClassification has the pooling layer, but reads the mean of the patches.
         heads={"SiglipForImageClassification": {"patches": 1.0}},
         resize_positions=True,
         processor="SiglipImageProcessorPil",
+        classifier_class="SiglipForImageClassification",
     ),
-    "swin": Family(lambda _: (), lambda _: {"patches": 1.0}),
-    "swinv2": Family(lambda _: (), lambda _: {"patches": 1.0}),
+    "swin": Family(lambda _: (), lambda _: {"patches": 1.0}, windowed=True),
+    "swinv2": Family(lambda _: (), lambda _: {"patches": 1.0}, windowed=True),
 }
+
+# Text-image models are read through their vision tower.
+TOWERS: Mapping[str, str] = {"clip": "CLIPVisionModel", "siglip": "SiglipVisionModel"}

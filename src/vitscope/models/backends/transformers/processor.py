@@ -1,4 +1,4 @@
-"""transformers: the settings of an image processor as a :class:`~vitscope.images.preprocessing.Preprocessing`."""
+"""transformers: image processor settings as a :class:`~vitscope.images.preprocessing.Preprocessing`."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -12,7 +12,7 @@ from vitscope.images.preprocessing import Preprocessing
 
 
 def processor_settings(source: str, local_only: bool) -> Mapping[str, Any] | None:
-    """Return what the checkpoint says about its preprocessing, or None."""
+    """Return the image processor settings of a checkpoint; None if it has none."""
     if not source:
         return None
     try:
@@ -22,11 +22,12 @@ def processor_settings(source: str, local_only: bool) -> Mapping[str, Any] | Non
 
 
 def default_processor(processor: str | Mapping[str, Any], size: Any) -> Preprocessing:
-    """Return the preprocessing of a family's image processor, for models that come from no checkpoint."""
+    """Return the preprocessing of a family's image processor, for models that were not loaded from a checkpoint."""
     settings = processor if isinstance(processor, Mapping) else getattr(transformers, processor)().to_dict()
-    made = read_processor(settings)
-    made = made if size is None or made.size == size else made.resized(size)
-    return replace(made, source="the default of the model's family, because the model comes from no checkpoint")
+    preprocessing = _at_size(read_processor(settings), size)
+    return replace(
+        preprocessing, source="the default of the model's family, because the model does not come from a checkpoint"
+    )
 
 
 def saved_processor(
@@ -34,39 +35,52 @@ def saved_processor(
 ) -> Preprocessing:
     """Return the preprocessing that a checkpoint was saved with.
 
-    What its settings leave out is completed by the class that saved them, else by that of the model's family.
+    Missing settings are those of the class that saved them, else those of the model's family.
+
+    Args:
+        family: the image processor class of the family, or its settings.
+        settings: the content of ``preprocessor_config.json``.
+        size: height and width in pixels; None is the size of the settings.
+        source: where the settings come from, for people to read.
 
     Raises:
-        CallError: the settings keep no fixed input size, and ``size`` is None.
+        CallError: the settings have no fixed input size, and ``size`` is None.
     """
     defaults = _processor_class(settings) or family
     if isinstance(defaults, str):
         defaults = getattr(transformers, defaults)().to_dict()
     merged = {**defaults, **settings}
     try:
-        made = read_processor(merged)
+        preprocessing = read_processor(merged)
     except CallError:
         if size is None:
             raise
         squash = {"do_resize": True, "do_center_crop": False, "size": {"height": size[0], "width": size[1]}}
-        made = read_processor({**merged, **squash})
-    made = made if size is None or size == made.size else made.resized(size)
-    return replace(made, source=source)
+        preprocessing = read_processor({**merged, **squash})
+    return replace(_at_size(preprocessing, size), source=source)
+
+
+def _at_size(preprocessing: Preprocessing, size: Any) -> Preprocessing:
+    return preprocessing if size is None or size == preprocessing.size else preprocessing.resized(size)
 
 
 def _processor_class(settings: Mapping[str, Any]) -> str | None:
-    """The name of the class that saved the settings, if transformers has it without torchvision."""
+    """Return the class that saved the settings, if transformers has it without torchvision."""
     saved = settings.get("image_processor_type") or settings.get("feature_extractor_type") or ""
     name = saved.removesuffix("Fast").removesuffix("Pil").replace("FeatureExtractor", "ImageProcessor") + "Pil"
     return name if saved and hasattr(transformers, name) else None
 
 
 def read_processor(settings: Mapping[str, Any]) -> Preprocessing:
-    """The settings of a transformers image processor as a :class:`Preprocessing`."""
+    """Return the settings of a transformers image processor as a Preprocessing.
+
+    Raises:
+        CallError: the settings have no fixed input size.
+    """
     size, crop = settings.get("size"), settings.get("crop_size")
     do_crop = bool(settings.get("do_center_crop")) and crop is not None
     if isinstance(size, int):
-        # What one number means differs from class to class.
+        # The meaning of a single number differs between classes.
         square = getattr(transformers, _processor_class(settings) or "", None)
         is_square = not do_crop if square is None else square.default_to_square
         size = {"height": size, "width": size} if is_square else {"shortest_edge": size}
@@ -79,9 +93,9 @@ def read_processor(settings: Mapping[str, Any]) -> Preprocessing:
     elif "height" in size and "width" in size:
         fit, target = "squash", (size["height"], size["width"])
     else:
-        raise CallError(f"this image processor resizes to {dict(size)}, which keeps no fixed size: pass image_size")
+        raise CallError(f"this image processor resizes to {dict(size)}, which is not a fixed size: pass image_size")
     final = (crop["height"], crop["width"]) if do_crop and crop else target
-    # The input is (255 · factor · unit − mean) / std: whatever the factor, a Preprocessing starts from [0, 1].
+    # The input is (255 · factor · unit − mean) / std; a Preprocessing starts from [0, 1] for every factor.
     scale = 255 * (settings.get("rescale_factor") or 1 / 255) if settings.get("do_rescale", True) else 255
     normalise = settings.get("do_normalize", True)
     mean, std = (settings["image_mean"], settings["image_std"]) if normalise else ((0.0,) * 3, (1.0,) * 3)

@@ -1,4 +1,4 @@
-"""transformers' Swin and Swin v2: their windows, and the settings that version 1 alters for good while it runs."""
+"""transformers' Swin and Swin v2: their windows, and the settings that version 1 changes permanently during a run."""
 
 from functools import partial
 from typing import Any
@@ -9,18 +9,19 @@ from vitscope.attention.windows import Windows, merged_grid
 from vitscope.grid import Grid
 from vitscope.models.hierarchy import Hierarchy, Merging, Projection, WindowBlock, restoring
 
-MODEL_TYPES = ("swin", "swinv2")
+_BLOCKS = ("SwinLayer", "Swinv2Layer")
+_MERGINGS = ("SwinPatchMerging", "Swinv2PatchMerging")
 
 
 def hierarchy(module: Any) -> Hierarchy:
-    """The windows of a Swin model, with or without a head."""
-    parts = dict(module.named_modules())
-    layers = {name: child for name, child in parts.items() if type(child).__name__ in ("SwinLayer", "Swinv2Layer")}
+    """Return the windows and merging layers of a Swin model, with or without a head."""
+    children = dict(module.named_modules())
+    layers = {name: child for name, child in children.items() if type(child).__name__ in _BLOCKS}
     backbone: Any = getattr(module, module.base_model_prefix, module)
     classifier = getattr(module, "classifier", None)
-    # Version 1 shrinks its windows to the grid while it runs, except as a backbone; version 2 did when it was built.
-    first = any(type(layer).__name__ == "SwinLayer" for layer in layers.values())
-    clamps = first and type(module).__name__ != "SwinBackbone"
+    # Version 1 shrinks its windows to the grid during a run, except as a backbone; version 2 does so when it is built.
+    first_version = any(type(layer).__name__ == "SwinLayer" for layer in layers.values())
+    clamps = first_version and type(module).__name__ != "SwinBackbone"
     return Hierarchy(
         blocks={
             f"{name}.attention": WindowBlock(layer, partial(_windows, layer, clamps), _projection(layer))
@@ -28,8 +29,8 @@ def hierarchy(module: Any) -> Hierarchy:
         },
         mergings={
             name: Merging(child, child.norm, child.reduction)
-            for name, child in parts.items()
-            if type(child).__name__ in ("SwinPatchMerging", "Swinv2PatchMerging")
+            for name, child in children.items()
+            if type(child).__name__ in _MERGINGS
         },
         before_pooling=getattr(backbone, "layernorm", None),
         classifier=classifier if isinstance(classifier, nn.Linear) else None,
@@ -54,24 +55,24 @@ def _projection(layer: Any) -> Projection | None:
 
 
 def _refusal(backbone: Any, clamps: bool, grid: Grid) -> str | None:
-    """Why transformers will not run a grid: its position embedding or a bias table does not fit."""
+    """Return why transformers cannot run a grid: its position embedding or a bias table does not fit."""
     embeddings = backbone.embeddings
     patch = embeddings.patch_embeddings.patch_size[0]
     if embeddings.position_embeddings is not None and (grid.height, grid.width) != tuple(embeddings.patch_grid):
         rows, columns = embeddings.patch_grid
         return f"its position embedding fits {rows * patch}×{columns * patch} only"
     stages = list(backbone.encoder.layers)
-    coarser = grid
+    stage_grid = grid
     for stage in stages:
         for layer in stage.blocks if clamps else ():
             table = layer.attention.relative_position_bias.window_size[0]
             if layer.window_size != table:
                 return (
-                    f"its windows were set from {table} to {layer.window_size} tokens when it ran on a small image "
-                    "outside vitscope: load it anew"
+                    f"its windows changed from {table} to {layer.window_size} tokens when it ran on a small image "
+                    "outside vitscope: load it again"
                 )
-            if _windows(layer, clamps, coarser).size[0] != table:
+            if _windows(layer, clamps, stage_grid).size[0] != table:
                 rows = (table - 1) * 2 ** (len(stages) - 1)
-                return f"its windows of {table}×{table} tokens need at least {rows * patch + 1} pixels a side"
-        coarser = merged_grid(coarser)
+                return f"its windows of {table}×{table} tokens need at least {rows * patch + 1} pixels per side"
+        stage_grid = merged_grid(stage_grid)
     return None

@@ -1,4 +1,4 @@
-"""transformers: the part of a larger model that looks at the image."""
+"""transformers: the vision tower of a larger model."""
 
 import inspect
 from typing import Any
@@ -17,15 +17,15 @@ def parameters_of(module: nn.Module) -> dict[str, inspect.Parameter]:
 
 
 def names_pixel_values(module: nn.Module) -> bool:
-    """Whether the forward method takes ``pixel_values`` by this name."""
+    """Return whether the forward method takes ``pixel_values`` by this name."""
     parameters = parameters_of(module)
     return "pixel_values" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
 def takes_image_alone(module: Any) -> bool:
-    """Whether a model of transformers runs on pixel values and nothing else."""
+    """Return whether a model of transformers runs on pixel values alone."""
     parameters = parameters_of(module)
-    # A tower inherits the main input of the whole model from a base class they share, whatever it takes itself.
+    # A tower inherits the main input of the whole model from their common base class, whatever the tower itself takes.
     main = "pixel_values" if "pixel_values" in parameters else getattr(module, "main_input_name", "pixel_values")
     if main != "pixel_values" or set(_TEXT) & parameters.keys():
         return False
@@ -33,27 +33,31 @@ def takes_image_alone(module: Any) -> bool:
     return required <= {"self", "pixel_values"} if "pixel_values" in parameters else len(required) == 2
 
 
-def named_part(module: nn.Module, path: str) -> nn.Module:
-    """Return the part of a model at a path.
+def require_submodel(module: nn.Module, path: str) -> nn.Module:
+    """Return the model at a path inside a model.
 
     Raises:
-        CallError: there is none, or it is no model of its own.
+        CallError: there is no module at the path, or it is not a model of its own.
     """
-    parts = dict(module.named_modules())
-    if path not in parts or not hasattr(parts[path], "config"):
-        models = [name for name, part in parts.items() if name and hasattr(part, "config") and "." not in name]
+    children = dict(module.named_modules())
+    if path not in children or not hasattr(children[path], "config"):
+        models = [name for name, child in children.items() if name and hasattr(child, "config") and "." not in name]
         raise CallError(
-            f"backbone={path!r} is no model inside {type(module).__name__}: it holds {', '.join(models) or 'none'}"
+            f"backbone={path!r} is not a model inside {type(module).__name__}: it holds {', '.join(models) or 'none'}"
         )
-    return parts[path]
+    return children[path]
 
 
 def vision_tower(module: Any, name: str) -> nn.Module:
-    """Return the model itself if it runs on an image alone, else the one part of it that does.
+    """Return the model itself if it runs on an image alone, else the only submodule that does.
+
+    Args:
+        module: a model of transformers.
+        name: the name of the model in messages.
 
     Raises:
-        UnknownModelError: nothing in it takes an image.
-        UnsupportedModelError: no part of it runs on an image alone, or several do.
+        UnknownModelError: no submodule takes an image.
+        UnsupportedModelError: no submodule runs on an image alone, or several do.
     """
     if takes_image_alone(module) and not _is_text_and_image(module):
         return module
@@ -63,16 +67,17 @@ def vision_tower(module: Any, name: str) -> nn.Module:
     kind = type(module).__name__
     if towers:
         raise UnsupportedModelError(
-            f"{name} is a {kind} with several parts that take an image ({', '.join(towers)}): pass backbone= to choose"
+            f"{name} is a {kind} with several submodules that take an image ({', '.join(towers)}): pass one of them as "
+            "backbone="
         )
-    inputs = {part for child in module.modules() for part in parameters_of(child)}
+    inputs = {parameter for child in module.modules() for parameter in parameters_of(child)}
     if not inputs & {"pixel_values", "pixel_values_videos"}:
-        takes = getattr(module, "main_input_name", "other input")
-        raise UnknownModelError(f"{name} is a {kind}, which does not look at images: it takes {takes}")
-    others = [part for part in parameters_of(module) if part not in ("self", "pixel_values", "kwargs")]
+        main_input = getattr(module, "main_input_name", "other input")
+        raise UnknownModelError(f"{name} is a {kind}, which does not take images: its input is {main_input}")
+    others = [name for name in parameters_of(module) if name not in ("self", "pixel_values", "kwargs")]
     raise UnsupportedModelError(
-        f"{name} is a {kind}, which takes more than an image ({', '.join(others[:4])}), and no part of it runs on "
-        "pixel_values alone: pass the module that does"
+        f"{name} is a {kind}, which takes more than an image ({', '.join(others[:4])}), and no submodule runs on "
+        "pixel_values alone: pass a module that does"
     )
 
 
@@ -81,13 +86,13 @@ def _is_text_and_image(module: Any) -> bool:
 
 
 def _towers(module: Any) -> dict[str, nn.Module]:
-    """The outermost parts that take an image alone and hold a stack of blocks, by path."""
+    """Return the outermost submodules that take an image alone and hold a stack of blocks, by path."""
     towers: dict[str, nn.Module] = {}
     for path, child in module.named_modules():
         if not path or any(path == tower or path.startswith(f"{tower}.") for tower in towers):
             continue
         parameters = parameters_of(child)
-        has_blocks = any(isinstance(part, nn.ModuleList) for part in child.modules())
+        has_blocks = any(isinstance(inner, nn.ModuleList) for inner in child.modules())
         if "pixel_values" in parameters and has_blocks and hasattr(child, "config") and takes_image_alone(child):
             towers[path] = child
     return towers

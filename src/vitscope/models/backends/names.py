@@ -1,0 +1,34 @@
+"""Names that the libraries give to the parts of a transformer: blocks, projections, positions and buffers.
+
+Attribute names are those of transformers, timm and torchvision together; a module has the first one that it defines.
+"""
+
+# Blocks
+
+ATTENTION = ("attention", "attn", "self_attn", "self_attention")
+NORM_BEFORE_MLP = ("layernorm_after", "norm2", "layer_norm2", "ln_2")
+NORM_AFTER_ATTENTION = ("layernorm_before", "norm1")  # in post-norm blocks, which normalise the output of a branch
+LAYER_SCALES = (("layer_scale1", "layer_scale2"), ("ls1", "ls2"))
+# If the layer scale is a parameter of the block, a branch ends in its stochastic depth, provided each branch has one.
+SCALE, DEPTHS = "gamma_1", ("drop_path1", "drop_path2")
+POST_NORM = ("Swinv2Layer", "SwinTransformerV2Block", "SwinTransformerBlockV2")  # class names
+
+# Projections of attention
+
+QUERY_AND_VALUE = (("q_proj", "v_proj"), ("query", "value"))  # layers of their own
+JOINT_QKV = "qkv"  # one layer for query, key and value
+
+# Positions: the last component of the path of a parameter, buffer or module
+
+POSITION_EMBEDDINGS = ("position_embeddings", "pos_embed", "pos_embedding")  # tensors added to the tokens
+POSITION_EMBEDDING_MODULES = ("position_embedding", "position_embeddings")  # the same as nn.Embedding
+RELATIVE_BIAS_TABLES = ("relative_position_bias_table",)  # Swin, BEiT: added to the scores, one row per offset
+RELATIVE_OFFSETS = ("relative_coords_table",)  # Swin v2: its bias is computed from these
+ROTARY_MODULES = ("rope", "rope_embeddings", "rotary_emb")  # rotate queries and keys
+
+# Buffers
+
+# Buffers that a class computes from its sizes. Older versions of the libraries saved them.
+COMPUTED_BUFFERS = (
+    *("position_ids", "relative_position_index", "relative_coords_table", "attn_mask", "num_batches_tracked"),
+)
