@@ -47,9 +47,7 @@ def through_vitscope(model: vs.VisionModel, data: vs.Data, tuning: str, recipe: 
             tuning=tuning,
             recipe=recipe,
             save_steps=10**6,
-            progress=lambda found: (
-                ticks.append(time.perf_counter()) if found["accuracy"] != found["accuracy"] else None
-            ),
+            progress=lambda step: None if "accuracy" in step.metrics else ticks.append(time.perf_counter()),
         )
     return median(np.diff(ticks)[WARM_UP:])
 
@@ -59,7 +57,7 @@ def by_hand(model: vs.VisionModel, data: vs.Data, tuning: str, recipe: vs.Recipe
     made = reset_classifier(model, data.labels)
     prepare(made, tuning)
     module = made.module.to(device).train(tuning != "head")
-    feed = ImageDataset(data.train, made.preprocessing, changes=recipe.augment)
+    feed = ImageDataset(data.train, made.preprocessing, augmentations=recipe.augment)
     learning = [parameter for parameter in module.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(learning, lr=1e-4)
     dtype = getattr(torch, recipe.precision)
