@@ -19,7 +19,7 @@ SWIN: dict[str, Any] = {"embed_dim": 16, "depths": (2, 2), "num_heads": (2, 4), 
 
 
 def noise(count: int, classes: int = 3, seed: int = 0, side: int = 32) -> tuple[np.ndarray, np.ndarray]:
-    """(image, side, side, 3) bytes and the class of each, class after class in turn."""
+    """Return (image, side, side, 3) bytes and the class of each image, the classes in turn."""
     generator = np.random.default_rng(seed)
     labels = np.arange(count) % classes
     images = generator.integers(40, 160, (count, side, side, 3)) + np.asarray(list(TINTS.values()))[labels, None, None]
@@ -27,16 +27,16 @@ def noise(count: int, classes: int = 3, seed: int = 0, side: int = 32) -> tuple[
 
 
 def coloured(train: int = 24, test: int = 12, classes: int = 3) -> Data:
-    """In memory."""
+    """Return a data set in memory."""
     images, labels = noise(train + test, classes)
-    parts = np.arange(train), np.arange(train, train + test)
+    splits = np.arange(train), np.arange(train, train + test)
     return Data(
-        "coloured", tuple(TINTS)[:classes], *(LabeledImages(list(images), part, labels[part]) for part in parts)
+        "coloured", tuple(TINTS)[:classes], *(LabeledImages(list(images), index, labels[index]) for index in splits)
     )
 
 
 def coloured_folder(folder: Path, counts: dict[str, int], seed: int = 0) -> Path:
-    """A folder of PNG files for each class."""
+    """Write one folder of PNG files per class."""
     generator = np.random.default_rng(seed)
     for label, count in counts.items():
         (folder / label).mkdir(parents=True)
@@ -59,13 +59,13 @@ def small_swin() -> vs.VisionModel:
     import timm
 
     torch.manual_seed(0)
-    made = timm.create_model("swin_tiny_patch4_window7_224", pretrained=False, img_size=32, num_classes=7, **SWIN)
-    return vs.load(made.eval())
+    module = timm.create_model("swin_tiny_patch4_window7_224", pretrained=False, img_size=32, num_classes=7, **SWIN)
+    return vs.load(module.eval())
 
 
 @contextmanager
 def light_garbage() -> Iterator[None]:
-    """Every run collects garbage twice: what the libraries hold is not looked through again each time."""
+    """Exclude what the libraries hold from garbage collection, which every run starts twice."""
     gc.collect()
     gc.freeze()
     yield

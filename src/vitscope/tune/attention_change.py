@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -65,7 +65,7 @@ class AttentionChange:
         }
 
     @classmethod
-    def from_json(cls, record: Mapping[str, Any]) -> Self:
+    def from_json(cls, record: Mapping[str, Any]) -> "AttentionChange":
         """Return the change that :meth:`as_json` described."""
         before, after = (
             None if values is None else np.asarray(values, dtype=np.float32)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Self
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +24,7 @@ class Classifier(nn.Module):
         self.module = model.module
         self._model, self._smoothing, self._frozen = (model,), label_smoothing, frozen
 
-    def train(self, mode: bool = True) -> Self:
+    def train(self, mode: bool = True) -> "Classifier":
         """Set the training mode; a frozen backbone stays in evaluation mode."""
         super().train(mode)
         if self._frozen:
