@@ -153,10 +153,10 @@ def test_files_that_are_not_images_are_named_and_refused_or_skipped(tmp_path: Pa
     bad[1].write_bytes(b"")
     bad[2].write_bytes(b"a page of text")
     data = load_data(tmp_path / "d")
-    told: list[tuple[int, int]] = []
-    check = check_data(data, progress=lambda done, total: told.append((done, total)))
-    assert told == [(i + 1, 16) for i in range(16)]
-    assert [(name, at) for name, at, _ in check.unreadable] == [("train", 0), ("train", 5), ("test", 7)]
+    steps: list[vs.Progress] = []
+    check = check_data(data, progress=steps.append)
+    assert steps == [vs.Progress("reading images", i + 1, 16) for i in range(16)]
+    assert [(name, index) for name, index, _ in check.unreadable] == [("train", 0), ("train", 5), ("test", 7)]
     for path in bad:
         assert any(str(path) in reason for _, _, reason in check.unreadable)
     with pytest.raises(WorkError, match=r"^3 images of d cannot be read: .*repair, delete or skip them") as error:

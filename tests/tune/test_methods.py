@@ -140,11 +140,11 @@ def test_low_rank_equals_peft_with_the_same_matrices(name: str) -> None:
         assert a.abs().max() <= a.shape[1] ** -0.5
         assert not b.any()
         nn.init.normal_(b)
-        own: Any = ours.module.get_submodule(path)
-        low_rank = LowRank(own.weight, [torch.arange(len(own.weight))], 3, 6.0)
+        target: Any = ours.module.get_submodule(path)
+        low_rank = LowRank(target.weight, [torch.arange(len(target.weight))], 3, 6.0)
         low_rank.a[0].data.copy_(a)
         low_rank.b[0].data.copy_(b)
-        parametrize.register_parametrization(own, "weight", low_rank)
+        parametrize.register_parametrization(target, "weight", low_rank)
     outputs = [logits(model, case(name).pixels) for model in (ours, theirs)]
     torch.testing.assert_close(outputs[0], outputs[1], atol=1e-5, rtol=1e-5)
     assert not torch.allclose(outputs[0], logits(fresh(case(name)), case(name).pixels), atol=1e-3)

@@ -221,15 +221,15 @@ def test_singular_values_are_moved_to_about_one(shape: tuple[int, int]) -> None:
 
 def test_muon_updates_other_groups_as_adamw_does() -> None:
     torch.manual_seed(0)
-    own, expected = (nn.Parameter(torch.linspace(-1, 1, 12).view(3, 4)) for _ in range(2))
-    muon = Muon([{"params": [own], "lr": 0.1, "weight_decay": 0.2}], (0.8, 0.95))
+    parameter, expected = (nn.Parameter(torch.linspace(-1, 1, 12).view(3, 4)) for _ in range(2))
+    muon = Muon([{"params": [parameter], "lr": 0.1, "weight_decay": 0.2}], (0.8, 0.95))
     adam = torch.optim.AdamW([expected], lr=0.1, weight_decay=0.2, betas=(0.8, 0.95))
     for _ in range(5):
-        own.grad = torch.randn(3, 4)
-        expected.grad = own.grad.clone()
+        parameter.grad = torch.randn(3, 4)
+        expected.grad = parameter.grad.clone()
         muon.step()
         adam.step()
-        torch.testing.assert_close(own, expected, atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(parameter, expected, atol=1e-6, rtol=1e-5)
 
 
 def test_muon_steps_along_its_orthogonalized_momentum() -> None:
