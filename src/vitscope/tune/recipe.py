@@ -36,7 +36,7 @@ class Recipe:
         decay: Share of all steps over which the learning rate of a trapezoid falls.
         batch_size: Images per forward pass.
         accumulate: Forward passes per optimizer step.
-        optimizer: Optimizer. ``"adamw"``, or ``"muon"`` for the matrices of the blocks with AdamW for all other weights.
+        optimizer: Optimizer. ``"adamw"``, or ``"muon"`` for the matrices of the blocks, with AdamW for the rest.
         muon_learning_rate: Learning rate of the matrices that Muon updates.
         betas: The two momentum coefficients of AdamW.
         clip: Largest norm of the gradient. 0 turns clipping off.
