@@ -12,7 +12,7 @@ import vitscope as vs
 from tests.helpers.coloured import coloured, small_swin
 from tests.helpers.every_model import CASES, LABELS, Case, logits, same, weights
 from tests.helpers.swin_families import SwinFamily, family
-from vitscope.errors import CallError, UnsupportedModelError
+from vitscope.errors import UnsupportedModelError
 from vitscope.models.checkpoints.serialization import save_folder
 from vitscope.models.heads import WindowClassified, reset_classifier
 from vitscope.models.window_reader import WindowReader
@@ -155,7 +155,7 @@ def test_a_classifier_that_reads_windows_has_no_attention_row(method: Callable[.
     tuned = vs.finetune(small_swin(), coloured(), out=tmp_path / "run", tuning="window-cls", epochs=1, batch_size=8)
     image = coloured().test.read(0)
     assert tuned.model.predict(image)[0][0].label in coloured().labels
-    with pytest.raises(CallError, match="window"):
+    with pytest.raises(UnsupportedModelError, match="window"):
         method(tuned.model, image)
 
 

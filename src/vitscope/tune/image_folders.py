@@ -52,7 +52,7 @@ def image_files(folder: Path) -> list[Path]:
 
 
 def check_regular(path: Path) -> None:
-    """Check that a path leads to a regular file before it is opened: opening a pipe would wait for ever.
+    """Check that a path leads to a regular file before it is opened: opening a pipe would block forever.
 
     Raises:
         ImageError: it does not.

@@ -41,7 +41,7 @@ class Recipe:
         betas: The two momentum coefficients of AdamW.
         clip: Largest norm of the gradient. 0 turns clipping off.
         label_smoothing: Share of a label that is spread evenly over all classes.
-        augment: Augmentations of each training image, drawn anew in every epoch. ``"mirror"``; ``"shift"`` by up to an
+        augment: Augmentations of each training image, drawn again in every epoch. ``"mirror"``; ``"shift"`` by up to an
             eighth of the side; ``"crop"`` to between half and all of the area; ``"light"``, brightness and contrast.
         precision: Number format of the forward pass. The weights stay as they are.
         validation: Share of the training images held out to monitor training.

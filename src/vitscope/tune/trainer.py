@@ -70,7 +70,7 @@ def training_arguments(recipe: Recipe, tuning: str, out: Path, steps: int, *, on
 
 
 class Trainer(transformers.Trainer):  # type: ignore[misc]
-    """A Trainer that trains what takes gradients, and saves only that in its checkpoints.
+    """A Trainer whose checkpoints hold only the weights that take gradients.
 
     Attributes:
         last_loss: the loss of the last training batch; NaN before the first.
@@ -173,7 +173,7 @@ class RunReporter(TrainerCallback):  # type: ignore[misc]
         report: receives the progress after every step, and after every evaluation with its accuracy.
         log: the file of the log, one JSON object per line.
         early_stop: number of epochs without a better accuracy after which the run stops; None never stops it.
-        dataset: the training images, which are told of each epoch.
+        dataset: the training images; their epoch is set.
         save_steps: steps between two checkpoints, besides those after every epoch.
     """
 
