@@ -54,7 +54,7 @@ class OptionGroup:
         for name in self.options:
             option = typer.Option(
                 f"--{name.replace('_', '-')}",
-                help=" ".join(filter(None, (texts[name], self.notes.get(name)))),
+                help=" ".join(filter(None, (texts.get(name), self.notes.get(name)))),
                 show_default="the recipe's" if self.as_changes else True,
             )
             kind = _option_type(hints[name], optional=self.as_changes)
