@@ -46,9 +46,7 @@ def with_vitscope(model: vs.VisionModel, data: vs.Data, tuning: str, recipe: vs.
             tuning=tuning,
             recipe=recipe,
             save_steps=10**6,
-            progress=lambda found: (
-                ticks.append(time.perf_counter()) if found["accuracy"] != found["accuracy"] else None
-            ),
+            progress=lambda step: None if "accuracy" in step.metrics else ticks.append(time.perf_counter()),
         )
     return median(np.diff(ticks)[WARM_UP:])
 
@@ -58,7 +56,7 @@ def by_hand(model: vs.VisionModel, data: vs.Data, tuning: str, recipe: vs.Recipe
     classifier = reset_classifier(model, data.labels)
     prepare(classifier, tuning)
     module = classifier.module.to(device).train(tuning != "head")
-    dataset = ImageDataset(data.train, classifier.preprocessing, changes=recipe.augment)
+    dataset = ImageDataset(data.train, classifier.preprocessing, augmentations=recipe.augment)
     learning = [parameter for parameter in module.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(learning, lr=1e-4)
     dtype = getattr(torch, recipe.precision)

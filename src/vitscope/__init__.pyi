@@ -44,12 +44,14 @@ from .tracing.capture import capture as capture
 from .tracing.check import check as check
 from .tune.attention_change import AttentionChange as AttentionChange
 from .tune.attention_change import attention_change as attention_change
-from .tune.comparison import Comparison as Comparison
 from .tune.comparison import compare as compare
+from .tune.comparison_result import Comparison as Comparison
 from .tune.data import Data as Data
 from .tune.data import load_data as load_data
+from .tune.data_options import DataOptions as DataOptions
 from .tune.finetune import finetune as finetune
-from .tune.leakage import inspect as inspect
+from .tune.leakage import DataCheck as DataCheck
+from .tune.leakage import check_data as check_data
 from .tune.recipe import Recipe as Recipe
 from .tune.run_folder import Tuned as Tuned
 from .window_tokens.window_cls import WindowCls as WindowCls

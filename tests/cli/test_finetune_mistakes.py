@@ -1,36 +1,44 @@
-"""The commands that train, called wrongly or broken off: one line, an exit code, and nothing is lost."""
+"""The commands that train, called wrongly or interrupted: one line, an exit code, and nothing is lost."""
 
 from typing import Any
 
 import pytest
 
 from tests.cli.test_app import needs_bundled, run
-from tests.cli.test_finetune import QUICK, epochs, files, folder_of_images, in_an_empty_folder, undrawn, untrained
+from tests.cli.test_finetune import (
+    QUICK,
+    empty_folder,  # noqa: F401, a fixture
+    epochs,
+    files,
+    folder_of_images,
+    forbid_training,
+    skip_drawing,
+)
 from tests.helpers.coloured import coloured_folder
 
 pytestmark = [needs_bundled, pytest.mark.usefixtures("quick_comparisons", "coarse_figures")]
-here, birds = in_an_empty_folder, folder_of_images
+birds = folder_of_images
 
 
 @pytest.mark.parametrize(
     ("arguments", "expected_code", "expected"),
     [
-        (["data", "nowhere"], 2, "nowhere is no folder of images"),
+        (["data", "nowhere"], 2, "nowhere is not a folder of images"),
         (["data", "empty"], 2, "empty/blue holds no images"),
-        (["data", "one"], 2, "one has one class only, 'red'"),
+        (["data", "one"], 2, "one has only one class, 'red'"),
         (["data", "flat"], 2, "flat holds no folders"),
         (["data", "birds", "--out", "taken"], 2, "taken exists already"),
         (["data", "birds", "--test-share", "2"], 2, "test_share is 2"),
         (["data", "birds", "--threshold", "-1"], 2, "threshold is -1"),
         (["data", "birds", "--per-class", "0"], 2, "per_class is 0"),
-        (["finetune", "nowhere"], 2, "nowhere is no folder of images"),
-        (["finetune", "one"], 2, "one class only"),
+        (["finetune", "nowhere"], 2, "nowhere is not a folder of images"),
+        (["finetune", "one"], 2, "only one class"),
         (["finetune", "empty"], 2, "holds no images"),
         (["finetune", "nowhere", "--model", "no/where", "--tuning", "hed"], 2, "unknown tuning"),
         (["finetune", "birds", "--tuning", "hed"], 2, "unknown tuning 'hed': did you mean head?"),
         (["finetune", "birds", "--recipe", "olden"], 2, "unknown recipe 'olden': choose report, modern"),
         (["finetune", "birds", "--recipe", "none.toml"], 2, "none.toml does not exist"),
-        (["finetune", "birds", "--out", "taken"], 2, "taken holds something else than a run"),
+        (["finetune", "birds", "--out", "taken"], 2, "taken holds something other than a run"),
         (["finetune", "birds", "--epochs", "0"], 2, "epochs is 0"),
         (["finetune", "birds", "--rank", "4"], 2, "head has no rank"),
         (["finetune", "birds", "--early-stop", "0"], 2, "early_stop is 0"),
@@ -39,12 +47,12 @@ here, birds = in_an_empty_folder, folder_of_images
         (["finetune", "birds", "--unreadable", "eat"], 2, "eat"),
         (["finetune", "birds", "--precision", "int4"], 2, "int4"),
         (["finetune"], 2, "DATA"),
-        (["compare", "nowhere"], 2, "nowhere is no folder of images"),
-        (["compare", "one"], 2, "one class only"),
-        (["compare", "birds", "--out", "taken"], 2, "taken holds something else than a comparison"),
+        (["compare", "nowhere"], 2, "nowhere is not a folder of images"),
+        (["compare", "one"], 2, "only one class"),
+        (["compare", "birds", "--out", "taken"], 2, "taken holds something other than a comparison"),
         (["compare", "birds", "--tunings", "head,lore"], 2, "unknown tuning 'lore': did you mean lora?"),
         (["compare", "birds", "--models", "vit-nano,vit-nano"], 2, "two models have the same name, vit-nano"),
-        (["compare", "birds", "--models", ","], 2, "needs a model, a tuning and a seed at least"),
+        (["compare", "birds", "--models", ","], 2, "needs at least one model, one tuning and one seed"),
         (["compare", "birds", "--seeds", "0"], 2, "seeds is 0"),
         (["compare", "birds", "--recipe", "olden"], 2, "unknown recipe 'olden'"),
     ],
@@ -58,7 +66,7 @@ def test_a_mistake_is_one_clear_line(tmp_path, capsys, monkeypatch, arguments, e
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken/thesis.txt").write_text("precious")
     before = files(tmp_path)
-    untrained(monkeypatch)
+    forbid_training(monkeypatch)
     code, out, err = run(capsys, monkeypatch, *arguments)
     assert (code, out) == (expected_code, "")
     assert err.startswith("vitscope: ")
@@ -68,38 +76,38 @@ def test_a_mistake_is_one_clear_line(tmp_path, capsys, monkeypatch, arguments, e
 
 
 @pytest.mark.usefixtures("birds")
-def test_ctrl_c_is_one_line_and_the_same_call_goes_on(tmp_path, capsys, monkeypatch):
+def test_ctrl_c_is_one_line_and_the_same_call_resumes(tmp_path, capsys, monkeypatch):
     from vitscope.tune import trainer
 
     call = ("compare", "birds", *QUICK, "--models", "vit-nano", "--tunings", "head,layernorm", "--seeds", "1")
     save = trainer.Trainer._save_checkpoint
 
-    def interrupted(self: Any, *given: Any) -> None:
+    def save_or_interrupt(self: Any, *arguments: Any) -> None:
         if (tmp_path / "birds-comparison/cells/vit-nano-layernorm-0").exists():
             raise KeyboardInterrupt
-        save(self, *given)
+        save(self, *arguments)
 
     with monkeypatch.context() as patched:
-        patched.setattr(trainer.Trainer, "_save_checkpoint", interrupted)
+        patched.setattr(trainer.Trainer, "_save_checkpoint", save_or_interrupt)
         code, out, err = run(capsys, patched, *call)
     assert (code, out) == (1, "")
-    assert err.splitlines()[-1] == "vitscope: interrupted; the same command goes on from where it was"
+    assert err.splitlines()[-1] == "vitscope: interrupted: run the same command again to resume"
     assert all(line.startswith("vit-nano, ") for line in err.splitlines()[:-1])
     finished = tmp_path / "birds-comparison/cells/vit-nano-head-0/cell.json"
     before = finished.stat().st_mtime_ns
     monkeypatch.setenv("COLUMNS", "80")
-    undrawn(monkeypatch)
+    skip_drawing(monkeypatch)
     code, out, err = run(capsys, monkeypatch, *call)
     assert (code, epochs(err)) == (0, ["vit-nano, layernorm, seed 0: step 2 of 2"])
     (header,) = (line for line in out.splitlines() if "accuracy" in line)
     assert header.split() == ["model", "tuning", "accuracy", "95", "%", "interval", "macro", "F1"]
-    assert all(len(line) <= 80 for line in out.splitlines()), "a row stays a line in a narrow terminal"
+    assert all(len(line) <= 80 for line in out.splitlines()), "a row fits one line in a narrow terminal"
     assert finished.stat().st_mtime_ns == before
     assert (tmp_path / "birds-comparison/report.html").is_file()
 
 
 @pytest.mark.parametrize("command", ["data", "finetune", "compare"])
-def test_help_says_what_can_be_passed(capsys, monkeypatch, command):
+def test_help_lists_arguments_and_options(capsys, monkeypatch, command):
     code, out, err = run(capsys, monkeypatch, command, "--help")
     assert (code, err) == (0, "")
     for words in ("DATA", "--out", "--json", "--per-class"):

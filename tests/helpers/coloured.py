@@ -19,7 +19,7 @@ SWIN: dict[str, Any] = {"embed_dim": 16, "depths": (2, 2), "num_heads": (2, 4), 
 
 
 def noise(count: int, classes: int = 3, seed: int = 0, side: int = 32) -> tuple[np.ndarray, np.ndarray]:
-    """Return images (image, side, side, 3) of bytes and their classes, which take turns."""
+    """Return (image, side, side, 3) bytes and the class of each image, the classes in turn."""
     generator = np.random.default_rng(seed)
     labels = np.arange(count) % classes
     images = generator.integers(40, 160, (count, side, side, 3)) + np.asarray(list(TINTS.values()))[labels, None, None]
@@ -27,16 +27,16 @@ def noise(count: int, classes: int = 3, seed: int = 0, side: int = 32) -> tuple[
 
 
 def coloured(train: int = 24, test: int = 12, classes: int = 3) -> Data:
-    """Return the data set in memory."""
+    """Return a data set in memory."""
     images, labels = noise(train + test, classes)
     splits = np.arange(train), np.arange(train, train + test)
     return Data(
-        "coloured", tuple(TINTS)[:classes], *(LabeledImages(list(images), split, labels[split]) for split in splits)
+        "coloured", tuple(TINTS)[:classes], *(LabeledImages(list(images), index, labels[index]) for index in splits)
     )
 
 
 def coloured_folder(folder: Path, counts: dict[str, int], seed: int = 0) -> Path:
-    """Write a folder of PNG files for each class."""
+    """Write one folder of PNG files per class."""
     generator = np.random.default_rng(seed)
     for label, count in counts.items():
         (folder / label).mkdir(parents=True)
@@ -67,7 +67,7 @@ def small_swin() -> vs.VisionModel:
 
 @contextmanager
 def light_garbage() -> Iterator[None]:
-    """Exclude the libraries' objects from garbage collection, which every training run triggers twice."""
+    """Exclude what the libraries hold from garbage collection, which every run starts twice."""
     gc.collect()
     gc.freeze()
     yield

@@ -193,7 +193,7 @@ def main(kind: str, root: Path) -> None:
         check = check_run if kind == "overwrite" else (lambda _: None)
         report = campaign(root / "runs", with_old, replace, 30, check)
     else:
-        attention_change._faithful = lambda *_: dict.fromkeys(attention_change.FAITHFUL, 0.5)
+        attention_change._mean_areas = lambda *_: dict.fromkeys(attention_change.AREAS, 0.5)
 
         def compare(place: Path) -> None:
             vs.compare(data, [model], out=place / "out", tunings=["head"], seeds=1, epochs=1, batch_size=8, augment=())

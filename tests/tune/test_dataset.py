@@ -1,4 +1,4 @@
-"""Changes to training images, and the batches that a model is fed with."""
+"""Augmentations of training images, and the batches that a model is trained on."""
 
 import numpy as np
 import pytest
@@ -9,136 +9,143 @@ from tests.helpers.coloured import coloured, small_vit
 from tests.helpers.every_model import case
 from tests.helpers.tiny import photo
 from vitscope.images.preprocessing import Preprocessing
-from vitscope.tune import dataset as feeding
-from vitscope.tune.augmentation import CHANGES, changed
+from vitscope.tune import dataset as dataset_module
+from vitscope.tune.augmentation import AUGMENTATIONS, augment
 from vitscope.tune.data import Data, LabeledImages
-from vitscope.tune.dataset import FeatureDataset, ImageDataset, as_they_come
+from vitscope.tune.dataset import FeatureDataset, ImageDataset, collate
+from vitscope.tune.recipe import Augmentation
 
 PHOTO = np.asarray(photo(40, 24))
-each_change = pytest.mark.parametrize("change", CHANGES)
+each_augmentation = pytest.mark.parametrize("name", AUGMENTATIONS)
 
 
 def photos(count: int = 6) -> LabeledImages:
-    """Of several sizes."""
+    """Return photos of several sizes."""
     sources = [np.asarray(photo(40 + 3 * i, 50 - 2 * i, i)) for i in range(count)]
     return LabeledImages(sources, np.arange(count)[::-1].copy(), np.arange(count) % 2)
 
 
-@each_change
-def test_a_change_hangs_on_seed_epoch_and_place_alone(change: str) -> None:
-    first = changed(PHOTO, [change], 3, 1, 7)
+@each_augmentation
+def test_an_augmentation_depends_on_seed_epoch_and_index_alone(name: Augmentation) -> None:
+    first = augment(PHOTO, [name], 3, 1, 7)
     np.random.seed(0)
-    changed(PHOTO, [change], 3, 2, 7)
-    assert np.array_equal(changed(PHOTO, [change], 3, 1, 7), first)
-    for vary in ((4, 1, 7), (3, 2, 7), (3, 1, 8)):
-        others = [changed(PHOTO, [change], *(np.add(vary, (0, 100 * i, 0)).tolist())) for i in range(4)]
-        assert any(not np.array_equal(other, first) for other in others)
+    augment(PHOTO, [name], 3, 2, 7)
+    assert np.array_equal(augment(PHOTO, [name], 3, 1, 7), first)
+    for arguments in ((4, 1, 7), (3, 2, 7), (3, 1, 8)):
+        results = [augment(PHOTO, [name], *(np.add(arguments, (0, 100 * i, 0)).tolist())) for i in range(4)]
+        assert any(not np.array_equal(result, first) for result in results)
 
 
-@each_change
-def test_a_change_keeps_size_and_kind_and_really_changes(change: str) -> None:
-    made = [changed(PHOTO, [change], 0, 0, at) for at in range(40)]
-    assert all(one.shape == PHOTO.shape and one.dtype == np.uint8 for one in made)
-    others = sum(not np.array_equal(one, PHOTO) for one in made)
-    assert (10 < others < 30) if change == "mirror" else others > 30
-    assert len({one.tobytes() for one in made}) > (1 if change == "mirror" else 25)
+@each_augmentation
+def test_an_augmentation_keeps_size_and_type_and_changes_pixels(name: Augmentation) -> None:
+    results = [augment(PHOTO, [name], 0, 0, index) for index in range(40)]
+    assert all(result.shape == PHOTO.shape and result.dtype == np.uint8 for result in results)
+    num_changed = sum(not np.array_equal(result, PHOTO) for result in results)
+    assert (10 < num_changed < 30) if name == "mirror" else num_changed > 30
+    assert len({result.tobytes() for result in results}) > (1 if name == "mirror" else 25)
 
 
-def test_each_change_does_what_it_says() -> None:
-    mirrored = {changed(PHOTO, ["mirror"], 0, 0, at).tobytes() for at in range(20)}
+def test_each_augmentation_has_its_documented_range() -> None:
+    mirrored = {augment(PHOTO, ["mirror"], 0, 0, index).tobytes() for index in range(20)}
     assert mirrored == {PHOTO.tobytes(), PHOTO[:, ::-1].tobytes()}
-    wide = np.pad(PHOTO, ((3, 3), (5, 5), (0, 0)), mode="reflect")
-    parts = {wide[i : i + 24, j : j + 40].tobytes(): (i, j) for i in range(7) for j in range(11)}
-    shifts = {parts[changed(PHOTO, ["shift"], 0, 0, at).tobytes()] for at in range(300)}
+    padded = np.pad(PHOTO, ((3, 3), (5, 5), (0, 0)), mode="reflect")
+    crops = {padded[i : i + 24, j : j + 40].tobytes(): (i, j) for i in range(7) for j in range(11)}
+    shifts = {crops[augment(PHOTO, ["shift"], 0, 0, index).tobytes()] for index in range(300)}
     assert {i for i, _ in shifts} == set(range(7))
     assert {j for _, j in shifts} == set(range(11))
     grey = np.full((8, 8, 3), 100, np.uint8)
-    levels = [int(changed(grey, ["light"], 0, 0, at)[0, 0, 0]) for at in range(200)]
+    levels = [int(augment(grey, ["light"], 0, 0, index)[0, 0, 0]) for index in range(200)]
     assert 80 <= min(levels) < 84
     assert 116 < max(levels) <= 120
     ramp = np.tile(np.arange(0, 256, 4, dtype=np.uint8)[None, :, None], (64, 1, 3))
-    for one in (ramp, ramp.swapaxes(0, 1)):
-        spans = [np.ptp(changed(one, ["crop"], 0, 0, at)[:, :, 0].astype(int)) / 252 for at in range(200)]
+    for image in (ramp, ramp.swapaxes(0, 1)):
+        spans = [np.ptp(augment(image, ["crop"], 0, 0, index)[:, :, 0].astype(int)) / 252 for index in range(200)]
         assert 0.55 < min(spans) < 0.75
         assert max(spans) > 0.95
 
 
-def test_changes_follow_one_another_and_none_leaves_the_image() -> None:
-    assert np.array_equal(changed(PHOTO, [], 0, 0, 0), PHOTO)
-    both = {changed(PHOTO, ["mirror", "light"], 0, 0, at).tobytes() for at in range(5)}
-    assert len(both) == 5
+def test_augmentations_are_applied_in_turn_and_none_keeps_the_image() -> None:
+    assert np.array_equal(augment(PHOTO, [], 0, 0, 0), PHOTO)
+    results = {augment(PHOTO, ["mirror", "light"], 0, 0, index).tobytes() for index in range(5)}
+    assert len(results) == 5
 
 
 @pytest.mark.parametrize("name", ["transformers-vit", "transformers-clip", "timm-vit", "torchvision-vit"])
-def test_a_batch_is_what_the_model_prepares(name: str) -> None:
+def test_a_batch_equals_the_prepared_images(name: str) -> None:
     model, images = case(name).model(), photos()
     assert model.preprocessing is not None
-    feed = ImageDataset(images, model.preprocessing)
-    for places in ([0, 1, 2, 3, 4, 5], [4, 0, 4]):
-        batch = feed.__getitems__(places)
-        expected, _ = model.prepare([images.read(at) for at in places])
+    dataset = ImageDataset(images, model.preprocessing)
+    for indices in ([0, 1, 2, 3, 4, 5], [4, 0, 4]):
+        batch = dataset.__getitems__(indices)
+        expected, _ = model.prepare([images.read(index) for index in indices])
         assert torch.equal(batch["pixel_values"], expected)
-        assert batch["labels"].tolist() == [at % 2 for at in places]
-    one = feed[3]
-    assert torch.equal(one["pixel_values"], model.prepare(images.read(3))[0][0])
-    assert len(feed) == 6
+        assert batch["labels"].tolist() == [index % 2 for index in indices]
+    item = dataset[3]
+    assert torch.equal(item["pixel_values"], model.prepare(images.read(3))[0][0])
+    assert len(dataset) == 6
 
 
-def test_a_feed_does_not_hang_on_order_or_on_what_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_depend_neither_on_order_nor_on_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     images, settings = photos(), Preprocessing((16, 16))
-    feeds = [ImageDataset(images, settings, changes=tuple(CHANGES), seed=5) for _ in range(2)]
-    monkeypatch.setattr(feeding, "MOST_KEPT", 0)
-    feeds.append(ImageDataset(images, settings, changes=tuple(CHANGES), seed=5))
-    assert [feed._kept is None for feed in feeds] == [False, False, True]
-    feeds[0].__getitems__([5, 1, 3])
-    for feed in feeds:
-        feed.set_epoch(2)
-    batches = [feeds[0].__getitems__([0, 1, 2]), feeds[1].__getitems__([2, 0, 1]), feeds[2].__getitems__([1, 2, 0])]
+    datasets = [ImageDataset(images, settings, augmentations=tuple(AUGMENTATIONS), seed=5) for _ in range(2)]
+    monkeypatch.setattr(dataset_module, "CACHE_BYTES", 0)
+    datasets.append(ImageDataset(images, settings, augmentations=tuple(AUGMENTATIONS), seed=5))
+    assert [dataset._cache is None for dataset in datasets] == [False, False, True]
+    datasets[0].__getitems__([5, 1, 3])
+    for dataset in datasets:
+        dataset.set_epoch(2)
+    batches = [
+        datasets[0].__getitems__([0, 1, 2]),
+        datasets[1].__getitems__([2, 0, 1]),
+        datasets[2].__getitems__([1, 2, 0]),
+    ]
     first, second, third = (batch["pixel_values"] for batch in batches)
     assert torch.equal(first, second[[1, 2, 0]])
     assert torch.equal(first, third[[2, 0, 1]])
-    assert torch.equal(feeds[0].__getitems__([0, 1, 2])["pixel_values"], first)
-    feeds[0].set_epoch(3)
-    assert not torch.equal(feeds[0].__getitems__([0, 1, 2])["pixel_values"], first)
-    other = ImageDataset(images, settings, changes=tuple(CHANGES), seed=6)
-    other.set_epoch(2)
-    assert not torch.equal(other.__getitems__([0, 1, 2])["pixel_values"], first)
+    assert torch.equal(datasets[0].__getitems__([0, 1, 2])["pixel_values"], first)
+    datasets[0].set_epoch(3)
+    assert not torch.equal(datasets[0].__getitems__([0, 1, 2])["pixel_values"], first)
+    other_seed = ImageDataset(images, settings, augmentations=tuple(AUGMENTATIONS), seed=6)
+    other_seed.set_epoch(2)
+    assert not torch.equal(other_seed.__getitems__([0, 1, 2])["pixel_values"], first)
 
 
-def test_a_kept_image_is_read_once() -> None:
+def test_a_cached_image_is_read_once() -> None:
     reads: list[int] = []
 
     class Counting(list):
-        def __getitem__(self, at: int) -> np.ndarray:
-            reads.append(at)
-            return super().__getitem__(at)
+        def __getitem__(self, index: int) -> np.ndarray:
+            reads.append(index)
+            return super().__getitem__(index)
 
     images = photos()
-    feed = ImageDataset(LabeledImages(Counting(images.source), images.index, images.classes), Preprocessing((16, 16)))
+    dataset = ImageDataset(
+        LabeledImages(Counting(images.source), images.index, images.classes), Preprocessing((16, 16))
+    )
     for _ in range(3):
-        feed.__getitems__([0, 1])
+        dataset.__getitems__([0, 1])
     assert reads == [5, 4]
 
 
-def test_features_and_batches_come_as_they_are() -> None:
-    feed = FeatureDataset(torch.arange(12.0).view(4, 3), np.array([1, 0, 2, 1]))
-    assert len(feed) == 4
-    batch = feed.__getitems__([2, 0])
-    assert as_they_come(batch) is batch
+def test_features_and_whole_batches_pass_unchanged() -> None:
+    dataset = FeatureDataset(torch.arange(12.0).view(4, 3), np.array([1, 0, 2, 1]))
+    assert len(dataset) == 4
+    batch = dataset.__getitems__([2, 0])
+    assert collate(batch) is batch
     assert batch["features"].tolist() == [[6, 7, 8], [0, 1, 2]]
     assert batch["labels"].tolist() == [2, 1]
-    stacked = as_they_come([feed[2], feed[0]])
+    stacked = collate([dataset[2], dataset[0]])
     assert torch.equal(stacked["features"], batch["features"])
     assert torch.equal(stacked["labels"], batch["labels"])
 
 
-def test_a_loader_of_torch_takes_whole_batches() -> None:
+def test_a_torch_loader_returns_whole_batches() -> None:
     data: Data = coloured()
     model = small_vit()
     assert model.preprocessing is not None
-    feed = ImageDataset(data.train, model.preprocessing)
-    loader = torch.utils.data.DataLoader(feed, batch_size=5, collate_fn=as_they_come)
+    dataset = ImageDataset(data.train, model.preprocessing)
+    loader = torch.utils.data.DataLoader(dataset, batch_size=5, collate_fn=collate)
     batches = [batch["pixel_values"] for batch in loader]
     assert [len(batch) for batch in batches] == [5, 5, 5, 5, 4]
-    whole, _ = model.prepare([Image.fromarray(data.train.source[at]) for at in range(24)])
-    assert torch.equal(torch.cat(batches), whole)
+    expected, _ = model.prepare([Image.fromarray(data.train.source[index]) for index in range(24)])
+    assert torch.equal(torch.cat(batches), expected)

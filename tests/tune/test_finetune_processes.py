@@ -1,4 +1,4 @@
-"""Several processes train one model: the same weights as one process with batches as large as theirs together."""
+"""Several processes that train one model give the weights of one process with their combined batch size."""
 
 import json
 import os
@@ -33,26 +33,26 @@ def two_processes(folder: Path, *arguments: str) -> str:
 
 
 @needs_bundled
-def test_two_processes_train_what_one_does_with_twice_the_batch(tmp_path: Path) -> None:
+def test_two_processes_train_as_one_with_twice_the_batch_size(tmp_path: Path) -> None:
     data = coloured_folder(tmp_path / "birds", {"red": 10, "blue": 10})
     options = ("--tunings", "head,lora", "--models", "vit-nano", "--seeds", "1", "--epochs", "2", "--keep-models")
     out = two_processes(tmp_path, "compare", "birds", *options, "--batch-size", "4", "--out", "two")
-    assert out.count("wrote two/report.html") == 1, "one process prints"
+    assert out.count("wrote two/report.html") == 1, "only one process prints"
     recipe: dict[str, Any] = {"epochs": 2, "batch_size": 8}
-    one = vs.compare(
+    comparison = vs.compare(
         data, ["vit-nano"], out=tmp_path / "one", tunings=("head", "lora"), seeds=1, **recipe, keep_models=True
     )
-    for cell in one.cells:
+    for cell in comparison.cells:
         name = f"cells/vit-nano-{cell.tuning}-0"
         first, second = (weights(vs.load(tmp_path / folder / name)) for folder in ("one", "two"))
-        moved = [
+        changed = [
             tensor
             for key, tensor in weights(vs.load("vit-nano")).items()
             if key in first and "classifier" not in key and not torch.equal(tensor, first[key])
         ]
-        assert bool(moved) == (cell.tuning == "lora")
+        assert bool(changed) == (cell.tuning == "lora")
         for key, tensor in first.items():
             torch.testing.assert_close(second[key], tensor, atol=1e-5, rtol=1e-4)
-        about = json.loads((tmp_path / "two" / name / "cell.json").read_text(encoding="utf-8"))
-        assert about["said"] == list(cell.about["said"])
-        assert len(about["attention"]["distances"]) == 6
+        record = json.loads((tmp_path / "two" / name / "cell.json").read_text(encoding="utf-8"))
+        assert record["predictions"] == list(cell.record["predictions"])
+        assert len(record["attention"]["distances"]) == 6

@@ -1,4 +1,4 @@
-"""A run that was broken off, by an error or by the system, ends with the weights of one that was not."""
+"""A run that was interrupted, by an error or by the system, ends with the weights of an uninterrupted one."""
 
 import os
 import random
@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,16 +35,16 @@ RUNS: dict[str, dict[str, Any]] = {
 }
 
 
-class BrokenOffError(Exception):
+class InterruptionError(Exception):
     pass
 
 
-def breaking(step: int) -> Any:
-    def progress(told: Mapping[str, float]) -> None:
-        if told["step"] == step:
-            raise BrokenOffError
+def interrupt_at(number: int) -> Any:
+    def interrupt(step: vs.Progress) -> None:
+        if step.completed == number:
+            raise InterruptionError
 
-    return progress
+    return interrupt
 
 
 def run(out: Path, name: str, **options: Any) -> vs.Tuned:
@@ -54,54 +53,54 @@ def run(out: Path, name: str, **options: Any) -> vs.Tuned:
 
 
 def steps(out: Path) -> list[int]:
-    return [int(one.name.partition("-")[2]) for one in checkpoints.checkpoints(out / "checkpoints")]
+    return [int(folder.name.partition("-")[2]) for folder in checkpoints.checkpoints(out / "checkpoints")]
 
 
-def told(tuned: vs.Tuned) -> list[Any]:
+def history(tuned: vs.Tuned) -> list[Any]:
     names = ("epoch", "step", "eval_accuracy", "eval_loss")
-    return [[row.get(name) for name in names] for row in tuned.about["history"][:-1]]
+    return [[row.get(name) for name in names] for row in tuned.record["history"][:-1]]
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_a_run_that_was_broken_off_ends_with_the_same_weights(name: str, tmp_path: Path) -> None:
-    whole = run(tmp_path / "whole", name)
-    for step, kept in ((5, 3), (8, 6)) if name == "early-stop" else ((5, 4), (9, 8)):
-        with pytest.raises(BrokenOffError):
-            run(tmp_path / "broken", name, progress=breaking(step))
-        assert steps(tmp_path / "broken")[-1] == kept
-        assert not (tmp_path / "broken" / "result.json").exists()
-    again = run(tmp_path / "broken", name)
-    assert same(weights(again.model), weights(whole.model))
-    assert (again.said == whole.said).all()
-    assert told(again) == told(whole)
-    assert again.about["epochs"] == whole.about["epochs"]
-    assert not (tmp_path / "broken" / "checkpoints").exists()
+def test_an_interrupted_run_ends_with_the_same_weights(name: str, tmp_path: Path) -> None:
+    complete = run(tmp_path / "whole", name)
+    for step, saved in ((5, 3), (8, 6)) if name == "early-stop" else ((5, 4), (9, 8)):
+        with pytest.raises(InterruptionError):
+            run(tmp_path / "interrupted", name, progress=interrupt_at(step))
+        assert steps(tmp_path / "interrupted")[-1] == saved
+        assert not (tmp_path / "interrupted" / "result.json").exists()
+    again = run(tmp_path / "interrupted", name)
+    assert same(weights(again.model), weights(complete.model))
+    assert (again.predictions == complete.predictions).all()
+    assert history(again) == history(complete)
+    assert again.record["epochs"] == complete.record["epochs"]
+    assert not (tmp_path / "interrupted" / "checkpoints").exists()
 
 
-def test_a_run_broken_off_at_the_end_of_an_epoch_ends_the_same(tmp_path: Path) -> None:
-    """While the epoch is evaluated, and just after it."""
-    whole, seen = run(tmp_path / "whole", "lora", save_steps=3), []
+def test_a_run_interrupted_at_the_end_of_an_epoch_ends_the_same(tmp_path: Path) -> None:
+    """The run is interrupted while the epoch is evaluated, and just after it."""
+    complete, seen = run(tmp_path / "whole", "lora", save_steps=3), []
 
-    def evaluated(told: Mapping[str, float]) -> None:
-        seen.append(told["step"])
+    def interrupt_evaluation(step: vs.Progress) -> None:
+        seen.append(step.completed)
         if seen.count(6) == 2:
-            raise BrokenOffError
+            raise InterruptionError
 
-    for progress, kept in ((evaluated, 3), (breaking(7), 6)):
-        with pytest.raises(BrokenOffError):
-            run(tmp_path / "broken", "lora", save_steps=3, progress=progress)
-        assert steps(tmp_path / "broken") == [kept]
-    again = run(tmp_path / "broken", "lora", save_steps=3)
-    assert told(again) == told(whole)
-    assert same(weights(again.model), weights(whole.model))
+    for progress, saved in ((interrupt_evaluation, 3), (interrupt_at(7), 6)):
+        with pytest.raises(InterruptionError):
+            run(tmp_path / "interrupted", "lora", save_steps=3, progress=progress)
+        assert steps(tmp_path / "interrupted") == [saved]
+    again = run(tmp_path / "interrupted", "lora", save_steps=3)
+    assert history(again) == history(complete)
+    assert same(weights(again.model), weights(complete.model))
 
 
-def test_a_run_broken_off_before_its_first_checkpoint_begins_anew(tmp_path: Path) -> None:
-    whole = run(tmp_path / "whole", "full")
-    with pytest.raises(BrokenOffError):
-        run(tmp_path / "broken", "full", progress=breaking(1))
-    assert steps(tmp_path / "broken") == []
-    assert same(weights(run(tmp_path / "broken", "full").model), weights(whole.model))
+def test_a_run_interrupted_before_its_first_checkpoint_starts_again(tmp_path: Path) -> None:
+    complete = run(tmp_path / "whole", "full")
+    with pytest.raises(InterruptionError):
+        run(tmp_path / "interrupted", "full", progress=interrupt_at(1))
+    assert steps(tmp_path / "interrupted") == []
+    assert same(weights(run(tmp_path / "interrupted", "full").model), weights(complete.model))
 
 
 CODE = """
@@ -113,38 +112,38 @@ from pathlib import Path
 from vitscope.tune import checkpoints
 if sys.argv[2] == "writing":
     save, count = checkpoints.save_random, [0]
-    def killed(*given):
+    def save_or_kill(*arguments):
         count[0] += 1
         if count[0] == 2:
             os.kill(os.getpid(), signal.SIGKILL)
-        save(*given)
-    checkpoints.save_random = killed
-run(Path(sys.argv[1]), "full", progress=lambda told: time.sleep(0.05))
+        save(*arguments)
+    checkpoints.save_random = save_or_kill
+run(Path(sys.argv[1]), "full", progress=lambda step: time.sleep(0.05))
 """
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no such signal on this system")
 @pytest.mark.parametrize("moment", ["any", "writing"])
-def test_a_killed_process_leaves_a_run_that_goes_on(moment: str, tmp_path: Path) -> None:
-    """At any moment after the first checkpoint; and while the second one is being written."""
-    whole, out = run(tmp_path / "whole", "full"), tmp_path / "killed"
+def test_the_run_of_a_killed_process_resumes(moment: str, tmp_path: Path) -> None:
+    """The process is killed at any moment after the first checkpoint, or while the second one is written."""
+    complete, out = run(tmp_path / "whole", "full"), tmp_path / "killed"
     call = [sys.executable, "-c", CODE, str(out), moment]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     process = subprocess.Popen(call, cwd=ROOT, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
-    give_up = time.monotonic() + 60
-    while moment == "any" and process.poll() is None and time.monotonic() < give_up and not steps(out):
+    deadline = time.monotonic() + 60
+    while moment == "any" and process.poll() is None and time.monotonic() < deadline and not steps(out):
         time.sleep(0.01)
     if moment == "any":
         time.sleep(random.Random(0).uniform(0, 0.2))
         process.kill()
-    _, story = process.communicate(timeout=60)
-    assert process.returncode == -signal.SIGKILL, story.decode()[-500:]
+    _, output = process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL, output.decode()[-500:]
     assert steps(out)
     assert not (out / "result.json").exists()
     if moment == "writing":
         assert steps(out) == [3]
-        assert any(one.name.startswith(".") for one in (out / "checkpoints").iterdir())
-    assert same(weights(run(out, "full").model), weights(whole.model))
+        assert any(path.name.startswith(".") for path in (out / "checkpoints").iterdir())
+    assert same(weights(run(out, "full").model), weights(complete.model))
     assert not (out / "checkpoints").exists()
 
 
@@ -152,9 +151,9 @@ def test_a_killed_process_leaves_a_run_that_goes_on(moment: str, tmp_path: Path)
 def test_a_full_disk_leaves_the_older_checkpoint(
     error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole, calls = run(tmp_path / "whole", "lora"), []
+    complete, calls = run(tmp_path / "whole", "lora"), []
 
-    def fills(tensors: Any, path: Path) -> None:
+    def save_until_full(tensors: Any, path: Path) -> None:
         calls.append(path)
         if len(calls) > 4:
             path.write_bytes(b"half")
@@ -162,81 +161,84 @@ def test_a_full_disk_leaves_the_older_checkpoint(
         save_file(tensors, path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoints, "save_file", fills)
+        patch.setattr(checkpoints, "save_file", save_until_full)
         with pytest.raises(SaveError, match=r"^cannot write .*checkpoint-6: No space left") as caught:
             run(tmp_path / "full", "lora")
     assert "\n" not in str(caught.value)
-    assert [one.name for one in (tmp_path / "full" / "checkpoints").iterdir()] == ["checkpoint-4"]
-    assert same(weights(run(tmp_path / "full", "lora").model), weights(whole.model))
+    assert [path.name for path in (tmp_path / "full" / "checkpoints").iterdir()] == ["checkpoint-4"]
+    assert same(weights(run(tmp_path / "full", "lora").model), weights(complete.model))
 
 
 @pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad")
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole, losses = run(tmp_path / "whole", "lora"), []
+    complete, losses = run(tmp_path / "whole", "lora"), []
     cross_entropy = torch.nn.functional.cross_entropy
 
-    def spoiled(*given: Any, **options: Any) -> torch.Tensor:
+    def nan_at_step_five(*arguments: Any, **options: Any) -> torch.Tensor:
         losses.append(1)
-        return cross_entropy(*given, **options) * (float("nan") if len(losses) == 5 else 1)
+        return cross_entropy(*arguments, **options) * (float("nan") if len(losses) == 5 else 1)
 
     with monkeypatch.context() as patch:
-        patch.setattr(torch.nn.functional, "cross_entropy", spoiled)
-        with pytest.raises(WorkError, match=r"^the loss is nan at step 5: the run stops, its last checkpoint is kept"):
+        patch.setattr(torch.nn.functional, "cross_entropy", nan_at_step_five)
+        with pytest.raises(WorkError, match=r"^the loss is nan at step 5: the run stops and keeps its last checkpoint"):
             run(tmp_path / "nan", "lora")
     assert steps(tmp_path / "nan") == [4]
-    assert same(weights(run(tmp_path / "nan", "lora").model), weights(whole.model))
+    assert same(weights(run(tmp_path / "nan", "lora").model), weights(complete.model))
 
 
-def test_weights_that_are_not_finite_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     state, calls = checkpoints.trained_state, []
 
-    def spoiled(module: Any) -> dict[str, torch.Tensor]:
+    def infinite_state(module: Any) -> dict[str, torch.Tensor]:
         calls.append(1)
-        return {name: one / (len(calls) < 2) for name, one in state(module).items()}
+        return {name: tensor / (len(calls) < 2) for name, tensor in state(module).items()}
 
-    monkeypatch.setattr(checkpoints, "trained_state", spoiled)
+    monkeypatch.setattr(checkpoints, "trained_state", infinite_state)
     with pytest.raises(WorkError, match=r" holds NaN or infinity after step 6: the last good checkpoint is kept$"):
         run(tmp_path / "o", "lora")
     assert steps(tmp_path / "o") == [4]
 
 
-def broken_off(out: Path, name: str) -> Path:
-    with pytest.raises(BrokenOffError):
-        run(out, name, progress=breaking(5))
-    (kept,) = checkpoints.checkpoints(out / "checkpoints")
-    return kept
+def interrupted_checkpoint(out: Path, name: str) -> Path:
+    with pytest.raises(InterruptionError):
+        run(out, name, progress=interrupt_at(5))
+    (checkpoint,) = checkpoints.checkpoints(out / "checkpoints")
+    return checkpoint
 
 
 @pytest.mark.parametrize("file", ["trained.safetensors", "optimizer.safetensors", "random.safetensors", "state.json"])
-def test_a_damaged_checkpoint_is_one_line(file: str, tmp_path: Path) -> None:
-    kept = broken_off(tmp_path / "o", "lora") / file
-    whole = kept.read_bytes()
-    for damaged in (whole[:-20], b"", None):
+def test_a_damaged_checkpoint_is_refused(file: str, tmp_path: Path) -> None:
+    path = interrupted_checkpoint(tmp_path / "o", "lora") / file
+    content = path.read_bytes()
+    for damaged in (content[:-20], b"", None):
         if damaged is None:
-            kept.unlink()
+            path.unlink()
         else:
-            kept.write_bytes(damaged)
-        with pytest.raises(WorkError, match="is no whole checkpoint: ") as error:
+            path.write_bytes(damaged)
+        with pytest.raises(WorkError, match=" is damaged: ") as error:
             run(tmp_path / "o", "lora")
         assert "\n" not in str(error.value)
-        assert str(kept) in str(error.value)
+        assert str(path) in str(error.value)
 
 
-def test_a_checkpoint_of_another_tuning_or_optimizer_is_one_line(tmp_path: Path) -> None:
-    kept, other = broken_off(tmp_path / "o", "muon"), broken_off(tmp_path / "other", "lora")
+def test_a_checkpoint_of_another_tuning_method_or_optimizer_is_refused(tmp_path: Path) -> None:
+    folder, other_folder = (
+        interrupted_checkpoint(tmp_path / "o", "muon"),
+        interrupted_checkpoint(tmp_path / "other", "lora"),
+    )
     for file in ("trained.safetensors", "state.json"):
-        original = (kept / file).read_bytes()
-        (kept / file).write_bytes((other / file).read_bytes())
+        original = (folder / file).read_bytes()
+        (folder / file).write_bytes((other_folder / file).read_bytes())
         with pytest.raises(WorkError, match=r"is of another (model or tuning|optimizer): ") as error:
             run(tmp_path / "o", "muon")
         assert "\n" not in str(error.value)
-        (kept / file).write_bytes(original)
+        (folder / file).write_bytes(original)
 
 
 @pytest.mark.parametrize(
-    ("other", "files", "story"),
+    ("run_name", "files", "message"),
     [
         ("full", ("optimizer.safetensors",), "do not belong together"),
         ("full", ("optimizer.safetensors", "state.json"), "its settings have other names"),
@@ -244,20 +246,20 @@ def test_a_checkpoint_of_another_tuning_or_optimizer_is_one_line(tmp_path: Path)
     ],
 )
 def test_files_of_several_checkpoints_are_not_mixed(
-    other: str, files: tuple[str, ...], story: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run_name: str, files: tuple[str, ...], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(RUNS, "wide", {**RUNS["adapters"], "rank": 5})
-    kept = broken_off(tmp_path / "o", "adapters" if other == "wide" else "muon")
+    folder = interrupted_checkpoint(tmp_path / "o", "adapters" if run_name == "wide" else "muon")
     for file in files:
-        (kept / file).write_bytes((broken_off(tmp_path / file, other) / file).read_bytes())
-    with pytest.raises(WorkError, match=rf"is of another optimizer: .*{story}") as error:
-        run(tmp_path / "o", "adapters" if other == "wide" else "muon")
+        (folder / file).write_bytes((interrupted_checkpoint(tmp_path / file, run_name) / file).read_bytes())
+    with pytest.raises(WorkError, match=rf"is of another optimizer: .*{message}") as error:
+        run(tmp_path / "o", "adapters" if run_name == "wide" else "muon")
     assert "\n" not in str(error.value)
 
 
-def test_a_checkpoint_holds_only_what_learns(tmp_path: Path) -> None:
-    kept = broken_off(tmp_path / "o", "lora")
-    names = load_file(kept / "trained.safetensors").keys()
+def test_a_checkpoint_holds_only_weights_that_learn(tmp_path: Path) -> None:
+    folder = interrupted_checkpoint(tmp_path / "o", "lora")
+    names = load_file(folder / "trained.safetensors").keys()
     assert all(".lora_" in name or name.startswith("classifier.") for name in names)
-    files = {path.suffix for path in kept.iterdir()}
+    files = {path.suffix for path in folder.iterdir()}
     assert files == {".safetensors", ".json"}

@@ -1,4 +1,4 @@
-"""A run that is killed at any file event goes on when it is called again: same bytes, nothing left over."""
+"""A run that is killed at any file event resumes when it is called again: same bytes, no leftovers."""
 
 import json
 import os
@@ -26,6 +26,6 @@ def test_killed_at_any_event_the_same_call_ends_the_same(kind: str, tmp_path: Pa
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert found["wrong"] == [], done.stderr[-2000:]
-    assert found["kills"] == found["tried"] >= 8
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert report["wrong"] == [], done.stderr[-2000:]
+    assert report["kills"] == report["tried"] >= 8

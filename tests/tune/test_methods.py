@@ -1,4 +1,4 @@
-"""What each tuning trains and what it leaves alone, and LoRA against explicit matrices and against peft."""
+"""Which weights each tuning method trains and freezes; LoRA against explicit matrices and against peft."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,7 +14,7 @@ from tests.helpers.every_model import CASES, LABELS, WAYS, Case, case, every_cas
 from tests.reference.adapters import merged
 from vitscope.errors import CallError, UnknownModelError
 from vitscope.models.blocks import blocks
-from vitscope.models.heads import reset_classifier
+from vitscope.models.heads import get_classifiers, reset_classifier
 from vitscope.tune.low_rank import LowRank, add_low_rank
 from vitscope.tune.methods import TUNING_METHODS, prepare
 
@@ -30,43 +30,44 @@ def fresh(case: Case) -> vs.VisionModel:
 
 
 def expected(model: vs.VisionModel, tuning: str) -> set[str]:
-    """The names of what shall learn, from names and types of the prepared model alone."""
+    """Return the names of the weights that must learn, from names and types of the prepared model alone."""
     names = {name for name, _ in model.module.named_parameters()}
     modules = dict(model.module.named_modules())
     classifiers = {id(layer) for layer in get_classifiers(model)}
-    found = {name for name in names if id(modules[name.rpartition(".")[0]]) in classifiers}
+    learning = {name for name in names if id(modules[name.rpartition(".")[0]]) in classifiers}
     if tuning == "full":
         return names
     if tuning == "bitfit":
-        found |= {name for name in names if name.rpartition(".")[2] in ("bias", "q_bias", "v_bias", "in_proj_bias")}
+        learning |= {name for name in names if name.rpartition(".")[2] in ("bias", "q_bias", "v_bias", "in_proj_bias")}
     if tuning == "layernorm":
-        found |= {name for name in names if isinstance(modules[name.rpartition(".")[0]], nn.LayerNorm)}
+        learning |= {name for name in names if isinstance(modules[name.rpartition(".")[0]], nn.LayerNorm)}
     if tuning in PLACED:
-        found |= {name for name in names if ".adapter_" in name}
+        learning |= {name for name in names if ".adapter_" in name}
     if tuning == "lora":
-        found |= {name for name in names if ".lora_" in name}
-        found |= {name for name in names if ".parametrizations." in name and not name.endswith("original")}
-    return found
+        learning |= {name for name in names if ".lora_" in name}
+        learning |= {name for name in names if ".parametrizations." in name and not name.endswith("original")}
+    return learning
 
 
 @each_tuning
 @every_case
-def test_only_what_the_tuning_names_learns(case: Case, tuning: str) -> None:
+def test_only_the_weights_of_the_tuning_method_learn(case: Case, tuning: str) -> None:
     model = fresh(case)
     before, keys = logits(model, case.pixels), set(weights(model))
     prepared = prepare(model, tuning, rank=RANK if TUNING_METHODS[tuning].rank else None)
     assert torch.equal(logits(model, case.pixels), before)
-    learning = {name: one for name, one in model.module.named_parameters() if one.requires_grad}
+    learning = {name: weight for name, weight in model.module.named_parameters() if weight.requires_grad}
     assert set(learning) == expected(model, tuning)
-    head = sum(one.numel() for layer in get_classifiers(model) for one in layer.parameters())
+    head = sum(weight.numel() for layer in get_classifiers(model) for weight in layer.parameters())
     assert prepared.num_head == head
-    assert prepared.num_trained == sum(one.numel() for one in learning.values()) - head
-    frozen = {name: one.clone() for name, one in model.module.state_dict().items() if name not in learning}
+    assert prepared.num_trained == sum(weight.numel() for weight in learning.values()) - head
+    frozen = {name: tensor.clone() for name, tensor in model.module.state_dict().items() if name not in learning}
     nn.functional.cross_entropy(model.forward(case.pixels), torch.tensor([0, 2])).backward()
     for parameter in learning.values():
         if parameter.grad is not None:
             parameter.data.sub_(parameter.grad, alpha=0.1)
-    assert all(torch.equal(one, frozen[name]) for name, one in model.module.state_dict().items() if name in frozen)
+    state = model.module.state_dict()
+    assert all(torch.equal(tensor, frozen[name]) for name, tensor in state.items() if name in frozen)
     after = logits(model, case.pixels)
     assert not torch.equal(after, before)
     prepared.finish()
@@ -85,7 +86,7 @@ def test_only_what_the_tuning_names_learns(case: Case, tuning: str) -> None:
 
 
 def joint(model: vs.VisionModel) -> Iterator[tuple[Any, str, list[int], list[int]]]:
-    """The layers with a joint weight, its name, and the rows of queries and of values."""
+    """Yield the layers with a joint weight, its name, and the rows of queries and of values."""
     for block in blocks(model.module):
         attention: Any = block.attention
         owner, name = (attention.qkv, "weight") if hasattr(attention, "qkv") else (attention, "in_proj_weight")
@@ -99,7 +100,7 @@ def joint(model: vs.VisionModel) -> Iterator[tuple[Any, str, list[int], list[int
         yield owner, name, queries, values
 
 
-JOINT = [one for one in CASES if one.library != "transformers"]
+JOINT = [case for case in CASES if case.library != "transformers"]
 
 
 @pytest.mark.parametrize("case", JOINT, ids=lambda case: case.name)
@@ -108,26 +109,26 @@ def test_low_rank_adds_ba_to_the_rows_of_queries_and_values(case: Case) -> None:
     before = [getattr(owner, name).detach().double().numpy() for owner, name, *_ in joint(model)]
     merge = add_low_rank(model.module, 2, 6.0)
     torch.manual_seed(1)
-    wanted = []
+    expected = []
     for (owner, name, queries, values), weight in zip(joint(model), before, strict=True):
         (low_rank,) = owner.parametrizations[name]
         for matrix in low_rank.b:
             nn.init.normal_(matrix)
-        a, b = ([one.detach().double().numpy() for one in some] for some in (low_rank.a, low_rank.b))
-        wanted.append(merged(weight, [(a[0], b[0], queries), (a[1], b[1], values)], scale=3.0))
-    found = [getattr(owner, name).detach().numpy() for owner, name, *_ in joint(model)]
-    for one, other in zip(found, wanted, strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-5)
+        a, b = ([matrix.detach().double().numpy() for matrix in matrices] for matrices in (low_rank.a, low_rank.b))
+        expected.append(merged(weight, [(a[0], b[0], queries), (a[1], b[1], values)], scale=3.0))
+    actual = [getattr(owner, name).detach().numpy() for owner, name, *_ in joint(model)]
+    for weight, merged_weight in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(weight, merged_weight, atol=1e-5)
     adapted = logits(model, case.pixels)
     merge()
-    for (owner, name, *_), other in zip(joint(model), wanted, strict=True):
+    for (owner, name, *_), merged_weight in zip(joint(model), expected, strict=True):
         assert isinstance(getattr(owner, name), nn.Parameter)
-        np.testing.assert_allclose(getattr(owner, name).detach().numpy(), other, atol=1e-5)
+        np.testing.assert_allclose(getattr(owner, name).detach().numpy(), merged_weight, atol=1e-5)
     torch.testing.assert_close(logits(model, case.pixels), adapted, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["transformers-vit", "transformers-swinv2"])
-def test_low_rank_and_peft_say_the_same_with_the_same_matrices(name: str) -> None:
+def test_low_rank_equals_peft_with_the_same_matrices(name: str) -> None:
     pytest.importorskip("peft")
     ours, theirs = fresh(case(name)), fresh(case(name))
     merge = add_low_rank(theirs.module, 3, 6.0)
@@ -139,31 +140,31 @@ def test_low_rank_and_peft_say_the_same_with_the_same_matrices(name: str) -> Non
         assert a.abs().max() <= a.shape[1] ** -0.5
         assert not b.any()
         nn.init.normal_(b)
-        mine: Any = ours.module.get_submodule(path)
-        made = LowRank(mine.weight, [torch.arange(len(mine.weight))], 3, 6.0)
-        made.a[0].data.copy_(a)
-        made.b[0].data.copy_(b)
-        parametrize.register_parametrization(mine, "weight", made)
-    answers = [logits(model, case(name).pixels) for model in (ours, theirs)]
-    torch.testing.assert_close(answers[0], answers[1], atol=1e-5, rtol=1e-5)
-    assert not torch.allclose(answers[0], logits(fresh(case(name)), case(name).pixels), atol=1e-3)
+        target: Any = ours.module.get_submodule(path)
+        low_rank = LowRank(target.weight, [torch.arange(len(target.weight))], 3, 6.0)
+        low_rank.a[0].data.copy_(a)
+        low_rank.b[0].data.copy_(b)
+        parametrize.register_parametrization(target, "weight", low_rank)
+    outputs = [logits(model, case(name).pixels) for model in (ours, theirs)]
+    torch.testing.assert_close(outputs[0], outputs[1], atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(outputs[0], logits(fresh(case(name)), case(name).pixels), atol=1e-3)
     merge()
-    torch.testing.assert_close(logits(theirs, case(name).pixels), answers[1], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(logits(theirs, case(name).pixels), outputs[1], atol=1e-5, rtol=1e-5)
 
 
-def test_low_rank_begins_as_peft_does_and_is_drawn_from_torchs_random_numbers() -> None:
+def test_low_rank_starts_as_peft_does_and_draws_from_torchs_random_numbers() -> None:
     weight = torch.randn(12, 8)
     drawn = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
-        made = LowRank(weight, [torch.arange(4), torch.arange(8, 12)], 2, 4.0)
-        assert torch.equal(made(weight), weight)
-        assert all(not matrix.any() for matrix in made.b)
-        drawn.append(torch.cat(list(made.a)))
+        low_rank = LowRank(weight, [torch.arange(4), torch.arange(8, 12)], 2, 4.0)
+        assert torch.equal(low_rank(weight), weight)
+        assert all(not matrix.any() for matrix in low_rank.b)
+        drawn.append(torch.cat(list(low_rank.a)))
     assert torch.equal(drawn[0], drawn[1])
     assert not torch.equal(drawn[0], drawn[2])
     assert not torch.equal(drawn[0][:2], drawn[0][2:])
-    assert set(made.state_dict()) == {"a.0", "a.1", "b.0", "b.1"}
+    assert set(low_rank.state_dict()) == {"a.0", "a.1", "b.0", "b.1"}
 
 
 def vits() -> dict[str, Callable[[], nn.Module]]:
@@ -204,21 +205,21 @@ SWIN_B = {("layernorm", None): 57_600, ("lora", None): 385_024, ("adapter-mlp", 
 
 @pytest.mark.parametrize("library", ["transformers", "timm", "torchvision"])
 @pytest.mark.parametrize(("table", "builds"), [(VIT_B, vits), (SWIN_B, swins)], ids=["vit", "swin"])
-def test_as_many_weights_learn_as_the_literature_counts(library: str, table: Any, builds: Any) -> None:
+def test_the_number_of_trained_weights_matches_the_literature(library: str, table: Any, builds: Any) -> None:
     for (tuning, rank), count in table.items():
         with torch.device("meta"):
             module = builds()[library]()
         assert prepare(vs.load(module), tuning, rank=rank).num_trained == count, tuning
 
 
-def test_what_cannot_be_meant_is_one_line() -> None:
+def test_wrong_arguments_are_refused() -> None:
     model = fresh(case("timm-vit"))
     with pytest.raises(CallError, match=r"^unknown tuning 'lroa': did you mean lora\?$"):
         prepare(model, "lroa")
     with pytest.raises(CallError, match=r"^unknown tuning 'zzz': choose head, full, bitfit"):
         prepare(model, "zzz")
     for tuning in ("head", "full", "bitfit", "layernorm"):
-        with pytest.raises(CallError, match=f"^{tuning} has no rank: adapters and lora do$"):
+        with pytest.raises(CallError, match=f"^{tuning} has no rank: pass rank for adapters and lora only$"):
             prepare(model, tuning, rank=4)
     for rank in (0, -1):
         with pytest.raises(CallError, match="rank is"):
@@ -229,12 +230,14 @@ def test_what_cannot_be_meant_is_one_line() -> None:
         with pytest.raises(CallError, match=f"^rank is {most + 1}: choose at most {most}, four times the width"):
             prepare(model, tuning, rank=most + 1)
     model.module.blocks[0].attn.qkv = nn.Sequential(model.module.blocks[0].attn.qkv)
-    with pytest.raises(UnknownModelError, match="queries and values of Attention are not known"):
+    with pytest.raises(
+        UnknownModelError, match="LoRA is not supported for Attention: its queries and values cannot be identified"
+    ):
         prepare(model, "lora")
 
 
-def test_a_smaller_rank_scales_low_rank_alike() -> None:
-    """α is twice the rank, whatever the rank."""
+def test_every_rank_has_the_same_scale() -> None:
+    """α is twice the rank."""
     scales: list[Tensor] = []
     for rank in (None, 2, 16):
         model = fresh(case("timm-vit"))

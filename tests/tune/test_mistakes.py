@@ -1,6 +1,6 @@
-"""A wrong argument of the functions that train is one true line and writes nothing; progress is True or a function."""
+"""A wrong argument of the functions that train is refused in one line and writes nothing; progress in all its forms."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ from tests.helpers.coloured import coloured, coloured_folder, small_swin, small_
 from tests.helpers.every_model import same, weights
 from tests.helpers.tiny import photo
 from vitscope.errors import CallError, VitscopeError
-from vitscope.tune.leakage import inspect
+from vitscope.tune.data_options import DataOptions
+from vitscope.tune.leakage import check_data
 from vitscope.tune.recipe import Recipe, read_recipe
 
 pytestmark = pytest.mark.usefixtures("little_garbage")
@@ -25,8 +26,8 @@ def tune(out: Path, **options: Any) -> vs.Tuned:
 
 
 def compare(out: Path, **options: Any) -> Any:
-    given = {"models": [small_vit()], "tunings": ["head"], "seeds": 1, **OPTIONS, **options}
-    return vs.compare(coloured(), given.pop("models"), **({"out": out} | given))
+    arguments = {"models": [small_vit()], "tunings": ["head"], "seeds": 1, **OPTIONS, **options}
+    return vs.compare(coloured(), arguments.pop("models"), **({"out": out} | arguments))
 
 
 CALLS: dict[str, tuple[Callable[[Path], Any], str]] = {
@@ -43,26 +44,26 @@ CALLS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "data empty": (lambda _: vs.load_data(""), "data is ''"),
     "data NUL": (lambda _: vs.load_data("a\0b"), "data is 'a"),
     "data long": (lambda _: vs.load_data("n" * 5000), "File name too long"),
-    "per_class text": (lambda _: vs.load_data(coloured(), per_class="x"), "per_class is 'x'"),  # type: ignore[arg-type]
-    "per_class 1.5": (lambda _: vs.load_data(coloured(), per_class=1.5), "per_class is 1.5"),  # type: ignore[arg-type]
-    "per_class True": (lambda _: vs.load_data(coloured(), per_class=True), "per_class is True"),
-    "inspect 5": (lambda _: inspect(5), "inspect was given 5"),  # type: ignore[arg-type]
-    "inspect progress": (lambda _: inspect(coloured(), progress=5), "progress is 5"),  # type: ignore[arg-type]
+    "per_class text": (lambda _: DataOptions(per_class="x"), "per_class is 'x'"),  # type: ignore[arg-type]
+    "per_class 1.5": (lambda _: DataOptions(per_class=1.5), "per_class is 1.5"),  # type: ignore[arg-type]
+    "per_class True": (lambda _: DataOptions(per_class=True), "per_class is True"),
+    "check_data 5": (lambda _: check_data(5), "data is 5: pass what vitscope.load_data returns"),  # type: ignore[arg-type]
+    "check_data progress": (lambda _: check_data(coloured(), progress=5), "progress is 5"),  # type: ignore[arg-type]
     "out None": (lambda _: tune(None), "out is None"),  # type: ignore[arg-type]
     "out 5": (lambda _: tune(5), "out is 5"),  # type: ignore[arg-type]
     "out bytes": (lambda _: tune(b"run"), "out is b'run'"),  # type: ignore[arg-type]
     "out NUL": (lambda _: tune("a\0b"), "out is 'a"),  # type: ignore[arg-type]
     "out empty": (lambda _: tune(""), "out is ''"),  # type: ignore[arg-type]
-    "device x": (lambda out: tune(out, device="x"), "device 'x' cannot be trained on here"),
-    "device meta": (lambda out: tune(out, device="meta"), "device 'meta' cannot be trained on"),
-    "device 5": (lambda out: tune(out, device=1.5), "device '1.5' cannot be trained on"),
-    "device nan": (lambda out: tune(out, device="cuda:99"), "device 'cuda:99' cannot be trained on"),
+    "device x": (lambda out: tune(out, device="x"), "device 'x' is not available for training here"),
+    "device meta": (lambda out: tune(out, device="meta"), "device 'meta' is not available for training"),
+    "device 5": (lambda out: tune(out, device=1.5), "device '1.5' is not available for training"),
+    "device nan": (lambda out: tune(out, device="cuda:99"), "device 'cuda:99' is not available for training"),
     "progress 5": (lambda out: tune(out, progress=5), "progress is 5: pass True, False, or a function"),
-    "unreadable": (lambda out: tune(out, unreadable="x"), "unreadable is 'x'"),
+    "unreadable": (lambda out: tune(out, data_options=DataOptions(unreadable="x")), "unreadable is 'x'"),
     "compare data": (lambda out: vs.compare([], ["vit-nano"], out=out), r"data is \[\]"),  # type: ignore[arg-type]
-    "compare models": (lambda out: compare(out, models="vit-nano"), "models is 'vit-nano': a list"),
-    "compare no models": (lambda out: compare(out, models=[]), "needs a model"),
-    "compare tunings": (lambda out: compare(out, tunings="head"), "tunings is 'head': a list"),
+    "compare models": (lambda out: compare(out, models="vit-nano"), "models is 'vit-nano': pass a list"),
+    "compare no models": (lambda out: compare(out, models=[]), "needs at least one model"),
+    "compare tunings": (lambda out: compare(out, tunings="head"), "tunings is 'head': pass a list"),
     "compare tunings None": (lambda out: compare(out, tunings=None), "tunings is None"),
     "compare seeds": (lambda out: compare(out, seeds="x"), "seeds is 'x'"),
     "compare seed": (lambda out: compare(out, seeds=["x"]), "seed is 'x'"),
@@ -78,10 +79,12 @@ CALLS: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("name", CALLS)
-def test_a_mistake_is_one_line_and_writes_nothing(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mistake_is_refused_in_one_line_and_writes_nothing(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    call, story = CALLS[name]
-    with pytest.raises(CallError, match=story) as error:
+    call, message = CALLS[name]
+    with pytest.raises(CallError, match=message) as error:
         call(tmp_path / "out")
     assert "\n" not in str(error.value)
     assert list(tmp_path.iterdir()) == []
@@ -90,28 +93,28 @@ def test_a_mistake_is_one_line_and_writes_nothing(name: str, tmp_path: Path, mon
 TOML = {
     "table": ("[a]\nb = 1", "has a table 'a'"),
     "nested": ("epochs = {a = {b = 1}}", "has a table 'epochs'"),
-    "base table": ("base = {a = 1}", "builds on {'a': 1}"),
-    "base list": ('base = ["modern"]', r"builds on \['modern'\]"),
+    "base table": ("base = {a = 1}", "has the base {'a': 1}"),
+    "base list": ('base = ["modern"]', r"has the base \['modern'\]"),
     "deep": (f"augment = {'[' * 5000}{']' * 5000}", "nested too deeply"),
     "text": ('augment = "crop"', "augment is 'crop'"),
     "lists": ('augment = [["crop"]]', "augment is"),
-    "latin": (b"# caf\xe9", "is no recipe"),
+    "latin": (b"# caf\xe9", "is not a recipe"),
 }
 
 
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("name", TOML)
-def test_a_recipe_file_that_is_none_is_one_line(name: str, tmp_path: Path) -> None:
-    text, story = TOML[name]
+def test_a_file_that_is_not_a_recipe_is_refused(name: str, tmp_path: Path) -> None:
+    text, message = TOML[name]
     path = tmp_path / "own.toml"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.raises(CallError, match=story) as error:
+    with pytest.raises(CallError, match=message) as error:
         read_recipe(path)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("model", [small_vit, small_swin])
-def test_an_image_size_that_is_too_small_is_one_line(model: Callable[[], vs.VisionModel], tmp_path: Path) -> None:
+def test_an_image_size_that_is_too_small_is_refused(model: Callable[[], vs.VisionModel], tmp_path: Path) -> None:
     with pytest.raises(VitscopeError) as error:
         vs.finetune(vs.load(model().module, image_size=3), coloured(), out=tmp_path / "run", **OPTIONS)
     assert "\n" not in str(error.value)
@@ -120,52 +123,52 @@ def test_an_image_size_that_is_too_small_is_one_line(model: Callable[[], vs.Visi
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 @pytest.mark.parametrize("tuning", ["lora", "full", "head"])
-def test_training_learns_where_the_caller_switched_gradients_off(mode: Any, tuning: str, tmp_path: Path) -> None:
-    whole = tune(tmp_path / "whole", tuning=tuning)
+def test_training_learns_even_if_the_caller_disabled_gradients(mode: Any, tuning: str, tmp_path: Path) -> None:
+    expected = tune(tmp_path / "expected", tuning=tuning)
     with mode():
         again = tune(tmp_path / "again", tuning=tuning)
         assert not torch.is_grad_enabled()
-    assert same(weights(again.model), weights(whole.model))
+    assert same(weights(again.model), weights(expected.model))
 
 
 def test_progress_is_true_false_or_a_function(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    steps: list[Mapping[str, float]] = []
+    steps: list[vs.Progress] = []
     tune(tmp_path / "a", progress=True)
     tune(tmp_path / "b", progress=False)
-    tune(tmp_path / "c", progress=steps.append)
-    assert [one["step"] for one in steps] == [1, 2, 3, 3]
-    read: list[tuple[int, int]] = []
-    data = coloured()
-    for progress in (True, False, None, lambda done, total: read.append((done, total))):
-        inspect(data, progress=progress)
-    assert read[-1] == (36, 36)
+    tune(tmp_path / "c", progress=None)
+    tune(tmp_path / "d", progress=steps.append)
+    assert [step.completed for step in steps] == [1, 2, 3, 3]
+    images: list[vs.Progress] = []
+    for progress in (True, False, None, images.append):
+        vs.check_data(coloured(), progress=progress)
+    assert images == [vs.Progress("reading images", number, 36) for number in range(1, 37)]
     assert capsys.readouterr().out == ""
 
 
 @pytest.mark.usefixtures("quick_comparisons")
-def test_a_comparison_tells_its_progress_too(tmp_path: Path) -> None:
-    cells: list[str] = []
+def test_a_comparison_reports_its_progress(tmp_path: Path) -> None:
+    steps: list[vs.Progress] = []
     compare(tmp_path / "a", progress=True)
     compare(tmp_path / "b", progress=False)
-    done = compare(tmp_path / "c", progress=lambda cell, _: cells.append(cell))
-    assert "head, seed 0" in cells[0]
+    done = compare(tmp_path / "c", progress=steps.append)
+    assert "head, seed 0" in steps[0].description
     assert 10 < len(repr(done)) < 400
     assert len(repr(done).splitlines()) <= 5
 
 
-def test_a_tuned_run_is_shown_in_one_line_and_its_files_are_readable(tmp_path: Path) -> None:
+def test_the_repr_of_a_run_is_one_line_and_its_files_are_readable(tmp_path: Path) -> None:
     tuned = tune(tmp_path / "run")
     assert repr(tuned).count("\n") == 0
     assert "accuracy" in repr(tuned)
     assert len(repr(tuned)) < 400
     (tmp_path / "plain").touch()
     mode = (tmp_path / "plain").stat().st_mode
-    files = [one for one in (tmp_path / "run").rglob("*") if one.is_file()]
-    assert any(one.suffix == ".safetensors" for one in files)
-    assert {one.stat().st_mode for one in files} == {mode}
+    files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    assert any(path.suffix == ".safetensors" for path in files)
+    assert {path.stat().st_mode for path in files} == {mode}
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_a_folder_of_images_and_one_of_numpy_numbers(tmp_path: Path) -> None:
+def test_numpy_numbers_are_accepted(tmp_path: Path) -> None:
     folder = coloured_folder(tmp_path / "birds", {"red": 3, "blue": 3})
-    assert len(vs.load_data(folder, per_class=np.int64(1)).train) == 2  # type: ignore[arg-type]
+    assert len(vs.load_data(folder, DataOptions(per_class=np.int64(1))).train) == 2  # type: ignore[arg-type]

@@ -15,7 +15,7 @@ from tests.helpers.every_model import LABELS, WAYS, case, every_case, weights
 from tests.helpers.tiny import tiny_vit
 from vitscope.errors import VitscopeError, WorkError
 from vitscope.models.heads import reset_classifier
-from vitscope.tune import finetune as finetuning
+from vitscope.tune import finetune as finetune_module
 from vitscope.tune.methods import prepare
 from vitscope.tune.pretrained import check_frozen_weights, check_pretrained_weights, frozen_digests
 
@@ -24,9 +24,9 @@ OPTIONS: dict[str, Any] = {"epochs": 1, "batch_size": 8, "augment": ()}
 
 
 def prepared(model: vs.VisionModel, tuning: str) -> vs.VisionModel:
-    made = reset_classifier(model, LABELS, by_windows=tuning == "window-cls")
-    prepare(made, tuning)
-    return made
+    trainable = reset_classifier(model, LABELS, by_windows=tuning == "window-cls")
+    prepare(trainable, tuning)
+    return trainable
 
 
 @every_case
@@ -38,38 +38,39 @@ def test_every_family_keeps_its_weights(case: Any, tuning: str) -> None:
 
 @pytest.mark.parametrize("model", [small_vit, small_swin], ids=["transformers", "timm"])
 @pytest.mark.parametrize("tuning", WAYS)
-def test_every_tuning_keeps_them(model: Callable[[], vs.VisionModel], tuning: str) -> None:
+def test_every_tuning_method_keeps_the_weights(model: Callable[[], vs.VisionModel], tuning: str) -> None:
     base = model()
     check_pretrained_weights(base, prepared(base, tuning))
 
 
-def test_tokens_in_windows_keep_them() -> None:
+def test_tokens_in_windows_keep_the_weights() -> None:
     base = small_swin()
     check_pretrained_weights(base, prepared(base, "window-cls"))
 
 
 @pytest.mark.parametrize("tuning", ["head", "lora"])
 @every_case
-def test_one_changed_value_is_noticed(case: Any, tuning: str) -> None:
+def test_one_changed_value_is_detected(case: Any, tuning: str) -> None:
     base = case.model()
-    made = prepared(base, tuning)
-    parameter = next(one for one in made.module.parameters() if one.ndim >= 2 and not one.requires_grad)
+    trainable = prepared(base, tuning)
+    frozen = (weight for weight in trainable.module.parameters() if weight.ndim >= 2 and not weight.requires_grad)
+    parameter = next(frozen)
     with torch.no_grad():
         parameter.view(-1)[0] += 1
     with pytest.raises(WorkError, match=r"would lose 1 pretrained tensor \(\S+\)"):
-        check_pretrained_weights(base, made)
+        check_pretrained_weights(base, trainable)
 
 
 def test_a_loader_that_drops_weights_is_refused_before_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(transformers.ViTForImageClassification, "load_state_dict", lambda *_, **__: None)
-    monkeypatch.setattr(finetuning, "check_folder", lambda _: None)
-    told: list[Any] = []
+    monkeypatch.setattr(finetune_module, "check_folder", lambda _: None)
+    steps: list[vs.Progress] = []
     with pytest.raises(WorkError, match=r"would lose \d+ pretrained tensors \(\S+, \S+, \S+ and \d+ more\)") as error:
-        vs.finetune(small_vit(seed=5), coloured(), out=tmp_path / "run", progress=told.append, **OPTIONS)
+        vs.finetune(small_vit(seed=5), coloured(), out=tmp_path / "run", progress=steps.append, **OPTIONS)
     assert "\n" not in str(error.value)
-    assert not told
+    assert not steps
     assert not (tmp_path / "run").exists()
 
 
@@ -82,11 +83,11 @@ def test_a_peft_model_never_loses_its_weights(tmp_path: Path) -> None:
     try:
         tuned = vs.finetune(base, coloured(), out=tmp_path / "run", tuning="head", **OPTIONS)
     except VitscopeError as error:
-        story = str(error)
+        message = str(error)
     else:
         check_pretrained_weights(base, tuned.model)
         return
-    assert "\n" not in story
+    assert "\n" not in message
     assert not (tmp_path / "run").exists()
 
 
@@ -104,28 +105,28 @@ def test_a_run_leaves_frozen_weights_bit_equal(name: str, tuning: str, tmp_path:
 def test_a_frozen_weight_that_changed_in_training_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = small_vit()
 
-    def spoils(told: Any) -> None:  # noqa: ARG001
-        parameter = next(one for one in spoilt[0].parameters() if not one.requires_grad)
+    def change_a_weight(step: vs.Progress) -> None:  # noqa: ARG001
+        parameter = next(weight for weight in modules[0].parameters() if not weight.requires_grad)
         parameter.data.view(-1)[0] += 1e-3
 
-    spoilt: list[nn.Module] = []
-    prepare_ = finetuning.prepare
+    modules: list[nn.Module] = []
+    prepare_ = finetune_module.prepare
 
-    def remember(made: vs.VisionModel, *given: Any, **options: Any) -> Any:
-        spoilt.append(made.module)
-        return prepare_(made, *given, **options)
+    def remember(trainable: vs.VisionModel, *arguments: Any, **options: Any) -> Any:
+        modules.append(trainable.module)
+        return prepare_(trainable, *arguments, **options)
 
-    monkeypatch.setattr(finetuning, "prepare", remember)
+    monkeypatch.setattr(finetune_module, "prepare", remember)
     with pytest.raises(WorkError, match=r"changed 1 frozen tensor \(\S+\)"):
-        vs.finetune(model, coloured(), out=tmp_path / "run", tuning="lora", progress=spoils, **OPTIONS)
+        vs.finetune(model, coloured(), out=tmp_path / "run", tuning="lora", progress=change_a_weight, **OPTIONS)
     assert not (tmp_path / "run" / "result.json").exists()
 
 
-def test_statistics_of_a_normalization_may_change_only_where_the_backbone_trains() -> None:
+def test_statistics_of_a_normalization_may_change_only_if_the_backbone_trains() -> None:
     module = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
     module.requires_grad_(False)
-    trains, still = (frozen_digests(module, evaluating=flag) for flag in (False, True))
+    training, evaluating = (frozen_digests(module, evaluating=flag) for flag in (False, True))
     module.train()(torch.randn(2, 3, 4, 4, device="cpu"))
-    check_frozen_weights(module, trains, "m")
+    check_frozen_weights(module, training, "m")
     with pytest.raises(WorkError, match=r"changed 3 frozen tensors \(1.running_mean"):
-        check_frozen_weights(module, still, "m")
+        check_frozen_weights(module, evaluating, "m")

@@ -1,4 +1,4 @@
-"""The report of a comparison: every number and figure in one file, no markup from names, an older one survives."""
+"""The report of a comparison: all numbers and figures in one file, no markup from names; an older report survives."""
 
 import base64
 import json
@@ -9,24 +9,24 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.helpers.comparisons import leaking, made_up
+from tests.helpers.comparisons import leaking, synthetic_comparison
 from vitscope.errors import SaveError
 from vitscope.tune.leakage import DataCheck
-from vitscope.views import tuning as showing
 from vitscope.views.comparison_page import ATTENTION_HEADER, INTERACTION_HEADER, SUMMARY_HEADER, write_page
+from vitscope.views.tuning import short_name
 
 pytestmark = pytest.mark.usefixtures("quick_comparisons", "coarse_figures")
 
-ONE = {("vit", "head"): 0.5}
+HEAD = {("vit", "head"): 0.5}
 
 
-@pytest.fixture(scope="module", name="inspected")
-def with_leaks(tmp_path_factory: pytest.TempPathFactory) -> DataCheck:
+@pytest.fixture(scope="module", name="check")
+def check_with_leaks(tmp_path_factory: pytest.TempPathFactory) -> DataCheck:
     return leaking(tmp_path_factory.mktemp("data"))
 
 
 class Reader(HTMLParser):
-    """Cells of tables, texts of all else, images."""
+    """Reads the cells of tables, the text, the images and the tags of a page."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -51,24 +51,24 @@ class Reader(HTMLParser):
             self.rows[-1][-1] += data
 
 
-def test_the_report_holds_every_number_and_figure(inspected: DataCheck, tmp_path: Path) -> None:
-    found = made_up(inspection=inspected)
-    written = write_page(found, tmp_path)
+def test_the_report_holds_every_number_and_figure(check: DataCheck, tmp_path: Path) -> None:
+    comparison = synthetic_comparison(data_check=check)
+    paths = write_page(comparison, tmp_path)
     names = ["accuracy", "curves", "confusion", "attention-vit", "attention-swin", "data"]
-    assert written == [tmp_path / "report.html", *(tmp_path / f"{name}.png" for name in names)]
-    read = Reader(written[0].read_text(encoding="utf-8"))
+    assert paths == [tmp_path / "report.html", *(tmp_path / f"{name}.png" for name in names)]
+    read = Reader(paths[0].read_text(encoding="utf-8"))
     assert read.rows[0] == list(SUMMARY_HEADER)
     assert read.rows[5] == list(INTERACTION_HEADER)
-    (of_swin,) = (one for one in found.summaries() if (one.model, one.tuning) == ("swin", "lora"))
-    assert of_swin.gain is not None
-    low, high = (f"{100 * end:+.1f}" for end in of_swin.gain[1])
+    (summary,) = (entry for entry in comparison.summaries() if (entry.model, entry.tuning) == ("swin", "lora"))
+    assert summary.gain is not None
+    low, high = (f"{100 * end:+.1f}" for end in summary.gain[1])
     assert read.rows[4] == [
-        "swin", "lora", "65.0%", f"{of_swin.interval[0]:.1%} to {of_swin.interval[1]:.1%}", f"+5.0 ({low} to {high})",
+        "swin", "lora", "65.0%", f"{summary.interval[0]:.1%} to {summary.interval[1]:.1%}", f"+5.0 ({low} to {high})",
         "0.650", "12,345", "5", "6",
     ]  # fmt: skip
-    assert read.rows[3][4] == "", "the head alone gains nothing over itself"
-    (between,) = found.interactions()
-    low, high = (f"{100 * end:+.1f}" for end in between.interval)
+    assert read.rows[3][4] == "", "the head method has no gain over itself"
+    (interaction,) = comparison.interactions()
+    low, high = (f"{100 * end:+.1f}" for end in interaction.interval)
     assert read.rows[6] == ["lora", "swin over vit", "-15.0", f"{low} to {high}"]
     assert read.rows[7] == list(ATTENTION_HEADER)
     before, after = ("0.10 (0.20)", "0.90 (0.80)"), ("0.21 (0.33)", "0.62 (0.44)")
@@ -76,43 +76,43 @@ def test_the_report_holds_every_number_and_figure(inspected: DataCheck, tmp_path
         [model, tuning] for model in ("vit", "swin") for tuning in ("before", "head", "lora")
     ]
     assert read.rows[11] == ["swin", "before", "", "", *before]
-    moved = np.mean([[0.65 / 4, 0.65 / 3, 0.65 / 2]])
-    assert read.rows[13] == ["swin", "lora", f"{moved:.2f}", "+0.75", *after]
+    distance = np.mean([[0.65 / 4, 0.65 / 3, 0.65 / 2]])
+    assert read.rows[13] == ["swin", "lora", f"{distance:.2f}", "+0.75", *after]
     assert "1,234 training and 40 test images, 2 classes, seeds 0, 1" in read.text
     assert '"epochs": 2' in read.text
-    for image, path in zip(read.images, written[1:], strict=True):
+    for image, path in zip(read.images, paths[1:], strict=True):
         source = str(image["src"])
         assert source.startswith("data:image/png;base64,")
         assert base64.b64decode(source.partition(",")[2]) == path.read_bytes()
 
 
-def test_names_on_the_page_are_no_markup(tmp_path: Path) -> None:
-    odd = '<b>$x & "y"</b>'
-    found = made_up({(odd, "head"): 0.5}, data="<script>alert(1)</script>", recipe={"augment": ["<i>"]})
-    text = write_page(found, tmp_path)[0].read_text(encoding="utf-8")
+def test_names_are_escaped(tmp_path: Path) -> None:
+    name = '<b>$x & "y"</b>'
+    comparison = synthetic_comparison(
+        {(name, "head"): 0.5}, data="<script>alert(1)</script>", recipe={"augment": ["<i>"]}
+    )
+    text = write_page(comparison, tmp_path)[0].read_text(encoding="utf-8")
     read = Reader(text)
     assert not {"b", "script", "i"} & set(read.tags)
-    assert read.rows[1][0] == showing.short_name(odd)
+    assert read.rows[1][0] == short_name(name)
     assert "Tuning on <script>alert(1)</script>" in read.text
     assert json.dumps({"augment": ["<i>"]}, indent=1) in read.text
-    assert "http" not in text.partition("</style>")[2], "nothing is fetched from anywhere"
+    assert "http" not in text.partition("</style>")[2], "the page loads nothing from elsewhere"
 
 
 @pytest.mark.parametrize("failing", ["report.html", "accuracy.png"])
-def test_an_older_report_survives_a_disk_that_is_full(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
-) -> None:
-    write_page(made_up(ONE), tmp_path)
+def test_an_older_report_survives_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
+    write_page(synthetic_comparison(HEAD), tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     kind, write = ("write_text", Path.write_text) if failing == "report.html" else ("write_bytes", Path.write_bytes)
 
-    def full(path: Path, content: Any, **options: Any) -> None:
+    def write_half(path: Path, content: Any, **options: Any) -> None:
         write(path, content[: len(content) // 2], **options)
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, kind, full)
+    monkeypatch.setattr(Path, kind, write_half)
     with pytest.raises(SaveError, match=f"cannot write .*{failing}: No space left on device"):
-        write_page(made_up({("vit", "head"): 0.9}), tmp_path)
+        write_page(synthetic_comparison({("vit", "head"): 0.9}), tmp_path)
     after = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     assert after.keys() == before.keys()
     assert after[failing] == before[failing]

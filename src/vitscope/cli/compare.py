@@ -6,70 +6,54 @@ from typing import Annotated
 
 import typer
 
-from vitscope.cli.app import Device, Json, app
+from vitscope.cli.app import Device, Json
 from vitscope.cli.output import WIDE, load_model, print_table, split_list
 from vitscope.cli.training import (
-    HELD_OUT,
-    READING,
-    BatchSize,
     DataName,
-    DropDuplicates,
-    EarlyStop,
-    Epochs,
+    DataSettings,
     Folder,
     ImageSize,
-    LearningRate,
-    PerClass,
-    Precision,
     Rank,
     RecipeName,
-    SplitSeed,
-    TestShare,
-    Unreadable,
+    RecipeSettings,
     data_name,
+    hold_out,
     is_first_process,
+    training_command,
     training_progress,
 )
 
+NARROW_COLUMNS = (0, 1, 2, 3, 5)  # of the summary, in a narrow terminal
 
-@app.command()
+
+@training_command
 def compare(
     data: DataName,
-    models: Annotated[str, typer.Option("--models", "-m", help="With commas between them.")] = "vit-nano,swin-nano",
+    *,
+    models: Annotated[str, typer.Option("--models", "-m", help="Models, separated by commas.")] = "vit-nano,swin-nano",
     tunings: Annotated[
-        str, typer.Option("--tunings", "-t", help="With commas between them.")
+        str, typer.Option("--tunings", "-t", help="Tuning methods, separated by commas.")
     ] = "head,adapter-mlp,lora",
-    seeds: Annotated[int, typer.Option(help="How many, counted from 0.")] = 3,
+    seeds: Annotated[int, typer.Option(help="Number of seeds, counted from 0.")] = 3,
     recipe: RecipeName = "modern",
-    epochs: Epochs = None,
-    learning_rate: LearningRate = None,
-    batch_size: BatchSize = None,
-    precision: Precision = None,
-    early_stop: EarlyStop = None,
+    changes: RecipeSettings,
     rank: Rank = None,
-    test_share: TestShare = 0.2,
-    split_seed: SplitSeed = 0,
-    per_class: PerClass = None,
-    unreadable: Unreadable = "refuse",
-    drop_duplicates: DropDuplicates = False,
+    data_options: DataSettings,
     image_size: ImageSize = None,
-    keep_models: Annotated[bool, typer.Option("--keep-models", help="Keep every cell's model.")] = False,
+    keep_models: Annotated[bool, typer.Option("--keep-models", help="Keep the model of every cell.")] = False,
     out: Folder = None,
     device: Device = None,
     json_: Json = False,
 ) -> None:
-    """Models by ways to tune by seeds: accuracies, who gains more, and what tuning did to attention."""
+    """Fine-tune every model with every method and seed, and compare accuracy, gains and attention."""
     from rich.console import Console
 
     from vitscope.tune.methods import require_tuning
 
-    chosen = split_list(tunings)
-    for tuning in chosen:
+    tuning_names = split_list(tunings)
+    for tuning in tuning_names:
         require_tuning(tuning)  # before the engine is imported, which takes seconds
-    from vitscope.methods._perturbation import progress_bar
     from vitscope.tune.comparison import compare as run
-    from vitscope.tune.data import load_data
-    from vitscope.tune.leakage import inspect
     from vitscope.views.comparison_page import (
         INTERACTION_HEADER,
         SUMMARY_HEADER,
@@ -80,40 +64,31 @@ def compare(
 
     folder = out or Path(f"{data_name(data)}-comparison")
     loaded = [load_model(name, device, (), image_size=image_size) for name in split_list(models)]
-    images = load_data(data, test_share=test_share, seed=split_seed, per_class=per_class)
-    with progress_bar(not json_, READING) as tell:
-        inspection = inspect(images, progress=tell)
-    with training_progress(not json_) as told:
+    with training_progress(not json_ and is_first_process()) as show:
         result = run(
-            inspection,
+            data,
             loaded,
             out=folder,
-            tunings=chosen,
+            tunings=tuning_names,
             seeds=seeds,
             recipe=recipe,
             rank=rank,
-            unreadable=unreadable,
-            drop_duplicates=drop_duplicates,
+            data_options=data_options,
             keep_models=keep_models,
             device=device,
-            progress=told,
-            epochs=epochs,
-            learning_rate=learning_rate,
-            batch_size=batch_size,
-            precision=precision,
-            early_stop=early_stop,
-            validation=HELD_OUT if early_stop is not None else None,
+            progress=show,
+            **hold_out(changes),
         )
     if not is_first_process():
         return
-    written = write_page(result, folder)
+    files = write_page(result, folder)
     if json_:
-        typer.echo(json.dumps({**result.as_json(), "files": [str(path) for path in written]}, indent=2))
+        typer.echo(json.dumps({**result.as_json(), "files": [str(path) for path in files]}, indent=2))
         return
-    shown = range(len(SUMMARY_HEADER)) if Console().width >= WIDE else (0, 1, 2, 3, 5)
-    rows = [tuple(row[at] for at in shown) for row in summary_rows(result)]
-    print_table([SUMMARY_HEADER[at] for at in shown], rows, right=range(2, len(shown)))
-    between = interaction_rows(result)
-    if between:
-        print_table(INTERACTION_HEADER, between, right=(2, 3))
-    typer.echo(f"wrote {written[0]} and {len(written) - 1} figures beside it")
+    columns = range(len(SUMMARY_HEADER)) if Console().width >= WIDE else NARROW_COLUMNS
+    rows = [tuple(row[i] for i in columns) for row in summary_rows(result)]
+    print_table([SUMMARY_HEADER[i] for i in columns], rows, right=range(2, len(columns)))
+    interactions = interaction_rows(result)
+    if interactions:
+        print_table(INTERACTION_HEADER, interactions, right=(2, 3))
+    typer.echo(f"wrote {files[0]} and {len(files) - 1} figures next to it")

@@ -6,21 +6,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vitscope.cli.app import Json, Overwrite, app
+from vitscope.cli.app import Json, Overwrite
 from vitscope.cli.output import fresh, print_table, save
-from vitscope.cli.training import READING, DataName, PerClass, SplitSeed, TestShare, data_name
+from vitscope.cli.training import DataName, SplitSettings, data_name, training_command
 from vitscope.errors import CallError, OutputExistsError
 
 if TYPE_CHECKING:
     from vitscope.tune.leakage import DataCheck
 
+MOST_LISTED = 10  # unreadable files
 
-@app.command()
+
+@training_command
 def data(
     data: DataName,
-    test_share: TestShare = 0.2,
-    split_seed: SplitSeed = 0,
-    per_class: PerClass = None,
+    options: SplitSettings,
     threshold: Annotated[float, typer.Option(help="Correlation from which two images are near duplicates.")] = 0.99,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="The PNG to write.", show_default="a new name")
@@ -28,10 +28,9 @@ def data(
     overwrite: Overwrite = False,
     json_: Json = False,
 ) -> None:
-    """Classes and counts of a data set, images that leak from train to test, the mean image of each class."""
-    from vitscope.methods._perturbation import progress_bar
+    """Show the classes of a data set, images that leak from train to test, and the mean image of each class."""
     from vitscope.tune.data import load_data
-    from vitscope.tune.leakage import inspect
+    from vitscope.tune.leakage import check_data
     from vitscope.views.tuning import data_scene
 
     path = out or fresh(f"{data_name(data)}-data")
@@ -39,32 +38,31 @@ def data(
         raise OutputExistsError(f"{path} exists already: pass --overwrite or another --out")
     if path.suffix.lower() != ".png":
         raise CallError(f"--out is {path}: figures are PNG, end the name in .png")
-    loaded = load_data(data, test_share=test_share, seed=split_seed, per_class=per_class)
-    with progress_bar(not json_, READING) as tell:
-        found = inspect(loaded, threshold=threshold, progress=tell)
-    save(data_scene(found), path, overwrite)
+    check = check_data(load_data(data, options), threshold=threshold, progress=not json_)
+    save(data_scene(check), path, overwrite)
     if json_:
-        typer.echo(json.dumps({**found.as_json(), "figure": str(path)}, indent=2))
+        typer.echo(json.dumps({**check.as_json(), "figure": str(path)}, indent=2))
         return
-    _print_data(found)
+    _print_check(check)
     typer.echo(f"wrote {path}")
 
 
-def _print_data(found: "DataCheck") -> None:
+def _print_check(check: "DataCheck") -> None:
+    """Print the number of images per class, the leaks and the unreadable files."""
     from vitscope.tune.leakage import counted
 
-    rows = [(label, f"{train:,}", f"{test:,}") for label, (train, test) in found.data.counts().items()]
+    rows = [(label, f"{train:,}", f"{test:,}") for label, (train, test) in check.data.counts().items()]
     print_table(("class", "train", "test"), rows, right=(1, 2))
-    labels = f", {found.contradictions} of them with different labels" if found.leaking else ""
-    repeated = f"{counted(found.repeated, 'training image')} {'is' if found.repeated == 1 else 'are'} repeated"
-    typer.echo(f"{found.leaks_told()}{labels}; {repeated}")
+    labels = f", {check.contradictions} of them with different labels" if check.leaking else ""
+    repeated = f"{counted(check.repeated, 'training image')} {'is' if check.repeated == 1 else 'are'} repeated"
+    typer.echo(f"{check.describe_leaks()}{labels}; {repeated}")
     typer.echo(
-        f"the class of the most similar training image is right for {found.nearest:.1%} of the test images, "
-        f"{found.nearest_without:.1%} without duplicates"
+        f"the most similar training image has the class of {check.nearest:.1%} of the test images, "
+        f"{check.nearest_without:.1%} without duplicates"
     )
-    if found.unreadable:
-        typer.echo(f"{counted(len(found.unreadable), 'file')} counted above cannot be read as an image")
-    for _, _, reason in found.unreadable[:10]:
+    if check.unreadable:
+        typer.echo(f"{counted(len(check.unreadable), 'file')} counted above cannot be read as an image")
+    for _, _, reason in check.unreadable[:MOST_LISTED]:
         typer.echo(f"unreadable: {reason}")
-    if len(found.unreadable) > 10:
-        typer.echo(f"and {len(found.unreadable) - 10} more that cannot be read")
+    if len(check.unreadable) > MOST_LISTED:
+        typer.echo(f"and {len(check.unreadable) - MOST_LISTED} more that cannot be read")

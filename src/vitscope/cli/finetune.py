@@ -1,45 +1,41 @@
 """vitscope finetune"""
 
 import json
-from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vitscope.cli.app import Device, Json, Overwrite, app
+from vitscope.cli.app import Device, Json, Overwrite
 from vitscope.cli.output import load_model, print_table, save
-
-if TYPE_CHECKING:
-    from vitscope.tune.run_folder import Tuned
 from vitscope.cli.training import (
-    HELD_OUT,
-    BatchSize,
     DataName,
-    DropDuplicates,
-    EarlyStop,
-    Epochs,
+    DataSettings,
     Folder,
     ImageSize,
-    LearningRate,
-    PerClass,
-    Precision,
     Rank,
     RecipeName,
-    SplitSeed,
-    TestShare,
-    Unreadable,
+    RunSettings,
     data_name,
+    hold_out,
     is_first_process,
-    read_data,
+    training_command,
     training_progress,
 )
 
+if TYPE_CHECKING:
+    from vitscope.progress import Progress
+    from vitscope.tune.run_folder import Tuned
 
-@app.command()
+NOT_PRINTED = {"predictions", "true_labels", "history"}  # long lists
+
+
+@training_command
 def finetune(
     data: DataName,
-    model: Annotated[str, typer.Option("--model", "-m", help="What is tuned; as for explain.")] = "vit-nano",
+    *,
+    model: Annotated[str, typer.Option("--model", "-m", help="The model to tune, as for explain.")] = "vit-nano",
     tuning: Annotated[
         str,
         typer.Option(
@@ -50,30 +46,18 @@ def finetune(
         ),
     ] = "head",
     recipe: RecipeName = "modern",
-    epochs: Epochs = None,
-    learning_rate: LearningRate = None,
-    batch_size: BatchSize = None,
-    precision: Precision = None,
-    accumulate: Annotated[int | None, typer.Option(help="Batches to a step.", show_default="the recipe's")] = None,
-    early_stop: EarlyStop = None,
+    changes: RunSettings,
     rank: Rank = None,
-    seed: Annotated[int, typer.Option(help="Of the training.")] = 0,
-    test_share: TestShare = 0.2,
-    split_seed: SplitSeed = 0,
-    per_class: PerClass = None,
-    unreadable: Unreadable = "refuse",
-    drop_duplicates: DropDuplicates = False,
+    data_options: DataSettings,
     image_size: ImageSize = None,
-    save_steps: Annotated[
-        int | None, typer.Option(help="Steps between checkpoints.", show_default="an epoch's")
-    ] = None,
+    save_steps: Annotated[int | None, typer.Option(help="Steps between checkpoints.", show_default="one epoch")] = None,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also write logs for TensorBoard.")] = False,
     out: Folder = None,
     overwrite: Overwrite = False,
     device: Device = None,
     json_: Json = False,
 ) -> None:
-    """Train a model on images of your own; the same call goes on where it was broken off."""
+    """Train a model on your own images; the same call resumes an interrupted run."""
     from vitscope.tune.methods import require_tuning
 
     require_tuning(tuning)  # before the engine is imported, which takes seconds
@@ -82,62 +66,55 @@ def finetune(
 
     base = load_model(model, device, (), image_size=image_size)
     folder = out or Path(f"{data_name(data)}-{Path(model).name.replace(':', '-')}-{tuning}")
-    changes: dict[str, Any] = {
-        "epochs": epochs,
-        "learning_rate": learning_rate,
-        "batch_size": batch_size,
-        "precision": precision,
-        "accumulate": accumulate,
-        "early_stop": early_stop,
-        "validation": None if early_stop is None else HELD_OUT,
-        "seed": seed,
-    }
-    images = read_data(data, test_share, split_seed, per_class, unreadable, drop_duplicates, shown=not json_)
-    steps: list[float] = []
+    trained = False
 
-    def told(found: Mapping[str, float | int]) -> None:
-        steps.append(found["step"])
-        tell(f"{base.name}, {tuning}", found)
+    def show_step(step: "Progress") -> None:
+        nonlocal trained
+        if step.metrics:
+            trained, step = True, replace(step, description=f"{base.name}, {tuning}")
+        show(step)
 
-    with training_progress(not json_) as tell:
+    with training_progress(not json_ and is_first_process()) as show:
         tuned = tune(
             base,
-            images,
+            data,
             out=folder,
             tuning=tuning,
             recipe=recipe,
             rank=rank,
+            data_options=data_options,
             save_steps=save_steps,
             tensorboard=tensorboard,
             overwrite=overwrite,
             device=device,
-            progress=told,
-            **changes,
+            progress=show_step,
+            **hold_out(changes),
         )
     if not is_first_process():
         return
     report = folder / "report.png"
-    if steps or not report.exists():
+    if trained or not report.exists():
         save(run_scene(tuned), report, overwrite=True)
     if json_:
-        left_out = {"said", "truth", "history"}
-        about = {name: value for name, value in tuned.about.items() if name not in left_out}
-        typer.echo(json.dumps({**about, "folder": str(folder)}, indent=2))
+        record = {name: value for name, value in tuned.record.items() if name not in NOT_PRINTED}
+        typer.echo(json.dumps({**record, "folder": str(folder)}, indent=2))
         return
     _print_tuned(tuned)
-    done = f"wrote {folder}" if steps else f"{folder} was finished before"
-    typer.echo(f"{done}: explain it with --model {folder}")
+    status = f"wrote {folder}" if trained else f"{folder} was finished before"
+    typer.echo(f"{status}: explain it with --model {folder}")
 
 
 def _print_tuned(tuned: "Tuned") -> None:
+    """Print accuracy, F1, number of trained weights, time and memory."""
     from vitscope.views.tuning import short_name
 
-    about, others = tuned.about, bool(tuned.about["trained"])
-    low, high = about["interval"]
+    record = tuned.record
+    low, high = record["interval"]
+    others = f" and {record['num_trained']:,} others" if record["num_trained"] else ""
     rows = [
-        ("test accuracy", f"{about['accuracy']:.1%}, 95 % interval {low:.1%} to {high:.1%}"),
-        ("macro F1", f"{about['macro_f1']:.3f}"),
-        ("trained", f"{about['head']:,} weights of the classifier" + (f" and {about['trained']:,} others" * others)),
-        ("time", f"{about['seconds']:.0f} s, {about['peak_mib']:.0f} MiB at the peak"),
+        ("test accuracy", f"{record['accuracy']:.1%}, 95 % interval {low:.1%} to {high:.1%}"),
+        ("macro F1", f"{record['macro_f1']:.3f}"),
+        ("trained", f"{record['num_head']:,} weights of the classifier{others}"),
+        ("time", f"{record['seconds']:.0f} s, {record['peak_mib']:.0f} MiB at the peak"),
     ]
-    print_table(("", f"{short_name(about['model'])}, {about['tuning']}, on {about['data']}"), rows, right=())
+    print_table(("", f"{short_name(record['model'])}, {record['tuning']}, on {record['data']}"), rows, right=())

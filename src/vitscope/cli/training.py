@@ -1,90 +1,177 @@
-"""Options and progress that data, finetune and compare share."""
+"""Options and progress of the commands that train: data, finetune and compare."""
 
+import inspect
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from types import NoneType, UnionType
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import typer
 
+from vitscope.cli.app import app
 from vitscope.errors import WorkError
+from vitscope.progress import Progress, ProgressCallback
+from vitscope.tune.data_options import DataOptions
+from vitscope.tune.libraries import check_training_libraries
+from vitscope.tune.recipe import Recipe, RecipeChanges
 
-if TYPE_CHECKING:
-    from vitscope.tune.data import Data
+VALIDATION_SHARE = 0.1  # of the training images, held out by --early-stop
+
+
+@dataclass(frozen=True)
+class OptionGroup:
+    """Marks a parameter of a command that gets its value from one option per field of a dataclass.
+
+    Names, types, defaults and help of the options are those of the dataclass and its docstring.
+
+    Attributes:
+        owner: the dataclass.
+        names: the fields that get an option; empty for all of them.
+        as_changes: pass a mapping of the options that were given, instead of an instance of the dataclass.
+        notes: text to append to the help of an option.
+    """
+
+    owner: type
+    names: tuple[str, ...] = ()
+    as_changes: bool = False
+    notes: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """The names of the options, as parameters."""
+        return self.names or tuple(entry.name for entry in fields(self.owner))
+
+    def parameters(self) -> list[inspect.Parameter]:
+        """Return one parameter of the command per option."""
+        hints, texts = get_type_hints(self.owner), attribute_help(self.owner)
+        defaults = {entry.name: entry.default for entry in fields(self.owner)}
+        parameters = []
+        for name in self.options:
+            option = typer.Option(
+                f"--{name.replace('_', '-')}",
+                help=" ".join(filter(None, (texts.get(name), self.notes.get(name)))),
+                show_default="the recipe's" if self.as_changes else True,
+            )
+            kind = _option_type(hints[name], optional=self.as_changes)
+            parameters.append(
+                inspect.Parameter(
+                    name,
+                    inspect.Parameter.KEYWORD_ONLY,
+                    default=None if self.as_changes else defaults[name],
+                    annotation=Annotated[kind, option],
+                )
+            )
+        return parameters
+
+    def value(self, values: Mapping[str, Any]) -> Any:
+        """Return the value of the marked parameter."""
+        if self.as_changes:
+            return {name: value for name, value in values.items() if value is not None}
+        return self.owner(**values)
+
+
+def attribute_help(owner: type) -> dict[str, str]:
+    """Return the first sentence about each attribute in the docstring of a class."""
+    section = (inspect.getdoc(owner) or "").partition("Attributes:\n")[2].partition("\n\n")[0]
+    entries = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", section, re.MULTILINE)
+    sentences = ((name, re.split(r"(?<=\.)\s", " ".join(text.split()))[0]) for name, text in entries)
+    return {name: sentence.replace("``", "").replace('"', "") for name, sentence in sentences}
+
+
+def _option_type(hint: Any, *, optional: bool) -> Any:
+    """Return the type of an option: typer knows no unions except with None."""
+    kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    kind = float if float in kinds else next(entry for entry in kinds if entry is not NoneType)
+    return kind | None if optional or NoneType in kinds else kind
+
+
+def training_command(function: Callable[..., None]) -> Callable[..., None]:
+    """Add a command whose parameters marked with an :class:`OptionGroup` are filled by the options of the group."""
+    signature = inspect.signature(function)
+    groups: dict[str, OptionGroup] = {}
+    parameters: list[inspect.Parameter] = []
+    for name, parameter in signature.parameters.items():
+        marks = getattr(parameter.annotation, "__metadata__", ())
+        group = next((mark for mark in marks if isinstance(mark, OptionGroup)), None)
+        if group is None:
+            parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+        else:
+            groups[name] = group
+            parameters += group.parameters()
+
+    @wraps(function)
+    def command(**arguments: Any) -> None:
+        check_training_libraries()
+        for name, group in groups.items():
+            arguments[name] = group.value({option: arguments.pop(option) for option in group.options})
+        function(**arguments)
+
+    command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    app.command()(command)
+    return function
+
 
 DataName = Annotated[
     str,
     typer.Argument(
-        help="A folder with a folder of images for each class, cifar10, fashion-mnist, eurosat, brain-mri, "
-        "birds-525, or owner/name of the hub.",
+        help="A folder with one folder of images per class, cifar10, fashion-mnist, eurosat, brain-mri, birds-525, or "
+        "owner/name of the hub.",
         metavar="DATA",
         show_default=False,
     ),
 ]
-TestShare = Annotated[float, typer.Option(help="Of each class, where the data set has no split.")]
-SplitSeed = Annotated[int, typer.Option(help="Of the split and of --per-class.")]
-PerClass = Annotated[int | None, typer.Option(help="At most so many training images of a class.", show_default="all")]
-Unreadable = Annotated[Literal["refuse", "skip"], typer.Option(help="Images that cannot be read.")]
-DropDuplicates = Annotated[
-    bool, typer.Option("--drop-duplicates", help="Leave out training images that are in the test set too.")
+SplitSettings = Annotated[DataOptions, OptionGroup(DataOptions, ("test_share", "split_seed", "per_class"))]
+DataSettings = Annotated[DataOptions, OptionGroup(DataOptions)]
+SHARED_SETTINGS = ("epochs", "learning_rate", "batch_size", "precision", "early_stop")
+NOTES = {"early_stop": "Holds out a tenth of the training images."}
+RecipeSettings = Annotated[RecipeChanges, OptionGroup(Recipe, SHARED_SETTINGS, as_changes=True, notes=NOTES)]
+RunSettings = Annotated[
+    RecipeChanges, OptionGroup(Recipe, (*SHARED_SETTINGS, "accumulate", "seed"), as_changes=True, notes=NOTES)
 ]
 RecipeName = Annotated[str, typer.Option("--recipe", "-r", help="report, modern, or a TOML file.")]
-Epochs = Annotated[int | None, typer.Option(help="In place of the recipe's.", show_default="the recipe's")]
-LearningRate = Annotated[float | None, typer.Option(help="In place of the recipe's.", show_default="the recipe's")]
-BatchSize = Annotated[int | None, typer.Option(help="In place of the recipe's.", show_default="the recipe's")]
-Precision = Annotated[
-    Literal["float32", "bfloat16", "float16"] | None,
-    typer.Option(help="Of the forward.", show_default="the recipe's"),
+Rank = Annotated[int | None, typer.Option(help="Width of adapters and of LoRA.", show_default="64 and 8")]
+ImageSize = Annotated[
+    int | None, typer.Option(help="Height and width of the input in pixels.", show_default="the model's")
 ]
-EarlyStop = Annotated[
-    int | None, typer.Option(help="Epochs without a better validation accuracy; holds out a tenth of train.")
-]
-Rank = Annotated[int | None, typer.Option(help="Of adapters and LoRA.", show_default="64 and 8")]
-ImageSize = Annotated[int | None, typer.Option(help="Pixels a side of the input.", show_default="the model's")]
-READING = "reading images"
-HELD_OUT = 0.1  # of the training images, for early stopping
 Folder = Annotated[
     Path | None, typer.Option("--out", "-o", help="The folder of the run.", show_default="named after data and model")
 ]
 
 
 def data_name(data: str) -> str:
-    """The last part of a data set's name, also of "." and ".."."""
+    """Return the last level of a data set's name, also of "." and ".."."""
     path = Path(data)
     return path.resolve().name if path.name in ("", "..") else path.name
 
 
 def is_first_process() -> bool:
-    """Of several processes that train together, the first one writes and prints."""
+    """Whether this is the first of the processes that train together: it writes and prints."""
     return os.environ.get("RANK", "0") == "0"
 
 
-def read_data(
-    name: str,
-    test_share: float,
-    seed: int,
-    per_class: int | None,
-    unreadable: str,
-    drop_duplicates: bool,
-    *,
-    shown: bool,
-) -> "Data":
-    from vitscope.methods._perturbation import progress_bar
-    from vitscope.tune.data import load_data
-    from vitscope.tune.leakage import inspect, usable
-
-    loaded = load_data(name, test_share=test_share, seed=seed, per_class=per_class)
-    with progress_bar(shown, READING) as tell:
-        found = inspect(loaded, progress=tell)
-    return usable(found, unreadable=unreadable, drop_duplicates=drop_duplicates)
+def hold_out(changes: RecipeChanges) -> RecipeChanges:
+    """Return the changes; with early stopping a share of the training images is held out."""
+    if "early_stop" in changes:
+        changes = {**changes, "validation": VALIDATION_SHARE}
+    return changes
 
 
 @contextmanager
-def training_progress(shown: bool) -> Iterator[Callable[[str, Mapping[str, float | int]], None]]:
-    """On stderr what is trained, steps, the accuracy of the last epoch: a bar, or where none can be a line an epoch."""
+def training_progress(visible: bool) -> Iterator[ProgressCallback]:
+    """Yield a callback that shows progress on stderr: a bar on a terminal, elsewhere one line per epoch.
+
+    Raises:
+        WorkError: training was interrupted by Ctrl-C.
+    """
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
 
     console = Console(stderr=True)
     columns = (
@@ -94,20 +181,25 @@ def training_progress(shown: bool) -> Iterator[Callable[[str, Mapping[str, float
         TextColumn("{task.fields[accuracy]}"),
         TimeRemainingColumn(),
     )
-    last: list[object] = []
-    with Progress(*columns, console=console, transient=True, disable=not (shown and console.is_terminal)) as bar:
+    with Bar(*columns, console=console, transient=True, disable=not (visible and console.is_terminal)) as bar:
         task = bar.add_task("training", total=None, accuracy="")
+        accuracies: dict[str, str] = {}
 
-        def tell(what: str, found: Mapping[str, float | int]) -> None:
-            accuracy = found["accuracy"]
-            known = "" if accuracy != accuracy else f"accuracy {accuracy:.1%}"
-            bar.update(task, description=what, completed=found["step"], total=found["steps"], accuracy=known)
-            evaluated = [what, found["step"]] == last  # a step is told of again when its epoch has been evaluated
-            if evaluated and shown and not console.is_terminal:
-                typer.echo(f"{what}: step {found['step']} of {found['steps']}, {known}", err=True)
-            last[:] = [what, found["step"]]
+        def show(step: Progress) -> None:
+            if "accuracy" in step.metrics:
+                accuracies[step.description] = f"accuracy {step.metrics['accuracy']:.1%}"
+                if visible and not console.is_terminal:
+                    line = f"{step.description}: step {step.completed} of {step.total}"
+                    typer.echo(f"{line}, {accuracies[step.description]}", err=True)
+            bar.update(
+                task,
+                description=step.description,
+                completed=step.completed,
+                total=step.total,
+                accuracy=accuracies.get(step.description, ""),
+            )
 
         try:
-            yield tell
+            yield show
         except KeyboardInterrupt:
-            raise WorkError("interrupted; the same command goes on from where it was") from None
+            raise WorkError("interrupted: run the same command again to resume") from None

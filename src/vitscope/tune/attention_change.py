@@ -1,4 +1,4 @@
-"""What tuning did to the attention: how far each layer's maps moved, rollouts before and after, faithfulness."""
+"""What tuning did to the attention: distances per layer, rollouts before and after, and their faithfulness."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,24 +18,28 @@ from vitscope.results.attribution import Attribution
 from vitscope.tracing.capture import capture
 
 STEPS = 10
-FAITHFUL = ("deletion", "insertion", "random_deletion", "random_insertion")
+AREAS = ("deletion", "insertion", "random_deletion", "random_insertion")
 
 RolloutValues = Float[np.ndarray, "image height width"]
 
 
 @dataclass(frozen=True, eq=False)
 class AttentionChange:
-    """Attention of two models of one shape on the same images.
+    """The attention of a model before and after tuning, on the same images.
 
     Attributes:
-        distances: for each layer the total variation ½ Σ|a − b| between a query's attention before and after, the
-            mean over images, heads and queries; 0 is the same, 1 has nothing in common.
-        before, after: (image, height, width), the rollouts of the images; None for a model that has none.
-        correlation: Pearson's between each image's rollouts, the mean over images; None without rollouts, NaN where
-            one is flat.
-        faithfulness_before, faithfulness_after: deletion and insertion of each model's own rollouts and of a random
-            order, means over the images; see :func:`vitscope.faithfulness`. What is followed is the class that this
-            model finds likeliest, or how alike its features stay where it has no classes. None without rollouts.
+        distances: for each layer the total variation ½ Σ|a − b| between the attention of a query before and after,
+            averaged over images, heads and queries; from 0 (identical) to 1 (disjoint).
+        before, after: (image, height, width), the rollouts of the images; None if the model has no rollout.
+        correlation: Pearson correlation of the rollouts of an image before and after, averaged over images; None
+            without rollouts, NaN if a rollout is flat.
+        faithfulness_before, faithfulness_after: areas under the deletion and insertion curves of the model's own
+            rollouts and of a random order, averaged over images, see :func:`vitscope.faithfulness`. They follow the
+            model's most likely class, or the similarity of its features if it has no classes. None without rollouts.
+
+    Example:
+        >>> AttentionChange((0.0, 0.1), None, None, None, None, None).as_json()["distances"]
+        [0.0, 0.1]
     """
 
     distances: tuple[float, ...]
@@ -46,11 +50,11 @@ class AttentionChange:
     faithfulness_after: dict[str, float] | None
 
     def as_json(self) -> dict[str, Any]:
-        """All of it; rollouts to six digits."""
-        rollouts = (
-            None if one is None else np.round(one.astype(float), 6).tolist() for one in (self.before, self.after)
+        """Return every field; rollouts are rounded to six digits."""
+        before, after = (
+            None if values is None else np.round(values.astype(float), 6).tolist()
+            for values in (self.before, self.after)
         )
-        before, after = rollouts
         return {
             "distances": list(self.distances),
             "correlation": None if self.correlation is None or np.isnan(self.correlation) else self.correlation,
@@ -61,38 +65,53 @@ class AttentionChange:
         }
 
     @classmethod
-    def of_json(cls, about: Mapping[str, Any]) -> "AttentionChange":
-        """What :meth:`as_json` gave."""
+    def from_json(cls, record: Mapping[str, Any]) -> "AttentionChange":
+        """Return the change that :meth:`as_json` described."""
         before, after = (
-            None if one is None else np.asarray(one, dtype=np.float32) for one in (about["before"], about["after"])
+            None if values is None else np.asarray(values, dtype=np.float32)
+            for values in (record["before"], record["after"])
         )
-        faithful = about["faithfulness_before"], about["faithfulness_after"]
-        return cls(tuple(about["distances"]), before, after, about["correlation"], *faithful)
+        areas = record["faithfulness_before"], record["faithfulness_after"]
+        return cls(tuple(record["distances"]), before, after, record["correlation"], *areas)
 
 
 def attention_change(before: VisionModel, after: VisionModel, images: Sequence[Any]) -> AttentionChange:
-    """Compare a model's attention before and after it was tuned, on some images.
+    """Compare the attention of a model before and after tuning.
+
+    Args:
+        before, after: two models of one architecture.
+        images: a list of images: paths, arrays or PIL images.
 
     Raises:
-        CallError: the two do not attend in the same way, or no image was given.
+        CallError: the shapes of the attention differ, or ``images`` is not a list of images.
+
+    Example:
+        >>> import skimage.data
+        >>> import vitscope as vs
+        >>> model = vs.load("vit-nano")
+        >>> vs.attention_change(model, model, [skimage.data.chelsea()]).distances
+        (0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
     """
     if isinstance(images, str) or not len(images):
-        raise CallError(f"images is {images!r}: a list of images is expected")
+        raise CallError(f"images is {images!r}: pass a list of images")
     totals: list[float] = []
     for image in images:
         first, second = (capture(model, image).blocks for model in (before, after))
         if [_shape(step) for step in first] != [_shape(step) for step in second]:
-            raise CallError(f"{before.name} and {after.name} attend in different shapes: they are not one model")
-        distances = [_distance(*pair) for pair in zip(first, second, strict=True)]
+            raise CallError(
+                f"cannot compare {before.name} and {after.name}, whose attention has different shapes: pass one model "
+                "before and after tuning"
+            )
+        distances = [_distance(*steps) for steps in zip(first, second, strict=True)]
         totals = [a + b for a, b in zip(totals or [0.0] * len(distances), distances, strict=True)]
     rollouts = _rollouts(before, after, list(images))
-    moved = tuple(total / len(images) for total in totals)
+    means = tuple(total / len(images) for total in totals)
     if rollouts is None:
-        return AttentionChange(moved, None, None, None, None, None)
-    alike = [_correlation(a, b) for a, b in zip(rollouts[0].values, rollouts[1].values, strict=True)]
-    values = [one.values.cpu().numpy() for one in rollouts]
-    faithful = [_faithful(model, list(images), one) for model, one in zip((before, after), rollouts, strict=True)]
-    return AttentionChange(moved, values[0], values[1], float(np.mean(alike)), faithful[0], faithful[1])
+        return AttentionChange(means, None, None, None, None, None)
+    correlations = [_correlation(a, b) for a, b in zip(rollouts[0].values, rollouts[1].values, strict=True)]
+    values = [result.values.cpu().numpy() for result in rollouts]
+    areas = [_mean_areas(model, list(images), result) for model, result in zip((before, after), rollouts, strict=True)]
+    return AttentionChange(means, values[0], values[1], float(np.mean(correlations)), areas[0], areas[1])
 
 
 def _shape(step: AttentionStep) -> tuple[int, ...]:
@@ -100,25 +119,27 @@ def _shape(step: AttentionStep) -> tuple[int, ...]:
 
 
 def _distance(first: AttentionStep, second: AttentionStep) -> float:
-    """Queries on padding are left out."""
-    moved = (first.weights() - second.weights()).abs().sum(-1).mean((0, 2)) / 2  # (window, query)
+    """Return the mean total variation over all queries that are not padding."""
+    distances = (first.weights() - second.weights()).abs().sum(-1).mean((0, 2)) / 2  # (window, query)
     if first.slots is None:
-        return float(moved.mean())
-    return float(moved[first.slots >= 0].mean())
+        return float(distances.mean())
+    return float(distances[first.slots >= 0].mean())
 
 
 def _rollouts(before: VisionModel, after: VisionModel, images: list[Any]) -> tuple[Attribution, Attribution] | None:
+    """Return the rollouts of both models; None for families that have none."""
     try:
         return rollout(before, images), rollout(after, images)
     except UnsupportedModelError:
-        return None  # a family that no row can be followed through
+        return None
 
 
-def _faithful(model: VisionModel, images: list[Any], found: Attribution) -> dict[str, float]:
+def _mean_areas(model: VisionModel, images: list[Any], result: Attribution) -> dict[str, float]:
+    """Return the areas under the deletion and insertion curves, averaged over the images."""
     with torch.no_grad(), model.running():
-        classes = model.answer(model.prepare(images[:1])[0]) is not None
-    areas = faithfulness(model, images, found, target=None if classes else SIMILARITY, steps=STEPS)
-    return {name: float(getattr(areas, name).mean()) for name in FAITHFUL}
+        has_classes = model.answer(model.prepare(images[:1])[0]) is not None
+    areas = faithfulness(model, images, result, target=None if has_classes else SIMILARITY, steps=STEPS)
+    return {name: float(getattr(areas, name).mean()) for name in AREAS}
 
 
 def _correlation(first: torch.Tensor, second: torch.Tensor) -> float:

@@ -1,4 +1,4 @@
-"""A model with a loss: what the training engine wants to see."""
+"""A vision model with a loss, as the training engine needs it, and the features that its classifier reads."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,9 +14,9 @@ from vitscope.models.vision_model import VisionModel
 
 
 class Classifier(nn.Module):
-    """Logits and cross entropy of a model's images, or of the features that its frozen backbone gave.
+    """Logits and cross entropy of a model, from images or from the features of its frozen backbone.
 
-    A backbone that does not learn runs in evaluation mode, so its features are the same in every epoch.
+    A frozen backbone runs in evaluation mode, so its features are the same in every epoch.
     """
 
     def __init__(self, model: VisionModel, label_smoothing: float, *, frozen: bool) -> None:
@@ -25,6 +25,7 @@ class Classifier(nn.Module):
         self._model, self._smoothing, self._frozen = (model,), label_smoothing, frozen
 
     def train(self, mode: bool = True) -> "Classifier":
+        """Set the training mode; a frozen backbone stays in evaluation mode."""
         super().train(mode)
         if self._frozen:
             self.module.eval()
@@ -33,6 +34,7 @@ class Classifier(nn.Module):
     def forward(
         self, pixel_values: Tensor | None = None, features: Tensor | None = None, labels: Tensor | None = None
     ) -> dict[str, Tensor]:
+        """Return the logits, and the loss if there are labels."""
         (model,) = self._model
         if features is not None:
             (head,) = get_classifiers(model)
@@ -41,33 +43,31 @@ class Classifier(nn.Module):
             assert pixel_values is not None
             logits = model.forward(pixel_values.to(model.dtype))
         if logits is None:
-            raise WorkError(f"{model.name} gave no logits")
-        answer = {"logits": logits}
+            raise WorkError(f"{model.name} returned no logits: choose a model whose library can give it a classifier")
+        output = {"logits": logits}
         if labels is not None:
-            answer = {"loss": F.cross_entropy(logits.float(), labels, label_smoothing=self._smoothing), **answer}
-        return answer
+            output = {"loss": F.cross_entropy(logits.float(), labels, label_smoothing=self._smoothing), **output}
+        return output
 
 
 @contextmanager
-def seen_by_head(model: VisionModel) -> Iterator[list[Any]]:
-    """What enters the classifier while the model runs."""
-    seen: list[Any] = []
+def classifier_inputs(model: VisionModel) -> Iterator[list[Any]]:
+    """Yield a list that receives the input of the classifier in each forward pass."""
+    inputs: list[Any] = []
     (head,) = get_classifiers(model)
-    handle = head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
+    handle = head.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0].detach()))
     try:
-        yield seen
+        yield inputs
     finally:
         handle.remove()
 
 
-def features_of(model: VisionModel, batches: Any, progress: Any = None) -> Tensor:
-    """(image, channel): what the classifier reads of every image, on the CPU."""
-    found: list[Tensor] = []
-    with torch.no_grad(), model.running(), seen_by_head(model) as seen:
+def compute_features(model: VisionModel, batches: Any) -> Tensor:
+    """Return what the classifier reads of every image, (image, channel), on the CPU."""
+    features: list[Tensor] = []
+    with torch.no_grad(), model.running(), classifier_inputs(model) as inputs:
         for pixels in batches:
             model.forward(pixels.to(model.device, model.dtype))
-            found.append(seen.pop().cpu())
-            seen.clear()
-            if progress is not None:
-                progress(len(pixels))
-    return torch.cat(found)
+            features.append(inputs.pop().cpu())
+            inputs.clear()
+    return torch.cat(features)

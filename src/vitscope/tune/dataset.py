@@ -1,4 +1,4 @@
-"""Images as a model takes them, batch by batch: read once, kept if there is room, changed anew in every epoch."""
+"""Torch data sets of preprocessed images, and of the features that a frozen backbone computes from them."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,56 +9,67 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from vitscope.images.preprocessing import Preprocessing
-from vitscope.tune.augmentation import changed
+from vitscope.tune.augmentation import augment
 from vitscope.tune.data import LabeledImages
+from vitscope.tune.recipe import Augmentation
 
-MOST_KEPT = 1 << 31  # bytes of images that are kept in memory
+CACHE_BYTES = 1 << 31  # images are kept in memory up to this size
 
 
 class ImageDataset(Dataset[Any]):
-    """Preprocessed images and their classes; whole batches at a time.
+    """Preprocessed images and their classes, whole batches at a time.
 
     Args:
-        changes: augmentations, drawn from ``seed``, the epoch and the image's place alone: nothing hangs on the
-            order in which images are asked for, or on where a run was broken off.
+        images: the images and their classes.
+        preprocessing: how the model crops, resizes and normalizes an image.
+        augmentations: drawn from ``seed``, the epoch and the image's index alone. They depend neither on the order in
+            which images are read nor on where a run was interrupted.
+        seed: random seed of the augmentations.
     """
 
     def __init__(
-        self, images: LabeledImages, preprocessing: Preprocessing, *, changes: Sequence[str] = (), seed: int = 0
+        self,
+        images: LabeledImages,
+        preprocessing: Preprocessing,
+        *,
+        augmentations: Sequence[Augmentation] = (),
+        seed: int = 0,
     ) -> None:
-        self.images, self.preprocessing, self.changes, self.seed = images, preprocessing, changes, seed
+        self.images, self.preprocessing, self.augmentations, self.seed = images, preprocessing, augmentations, seed
         self.epoch = 0
         height, width = preprocessing.size
-        self._kept: dict[int, np.ndarray] | None = {} if len(images) * height * width * 3 <= MOST_KEPT else None
+        self._cache: dict[int, np.ndarray] | None = {} if len(images) * height * width * 3 <= CACHE_BYTES else None
 
     def __len__(self) -> int:
         return len(self.images)
 
     def set_epoch(self, epoch: int) -> None:
+        """Draw the augmentations of another epoch."""
         self.epoch = epoch
 
-    def __getitem__(self, at: int) -> dict[str, Tensor]:
-        return {name: values[0] for name, values in self.__getitems__([at]).items()}
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {name: values[0] for name, values in self.__getitems__([index]).items()}
 
-    def __getitems__(self, places: list[int]) -> dict[str, Tensor]:
-        cuts = [changed(self._cut(at), self.changes, self.seed, self.epoch, at) for at in places]
-        bytes_ = torch.from_numpy(np.stack(cuts)).permute(0, 3, 1, 2)
+    def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
+        crops = [augment(self._crop(index), self.augmentations, self.seed, self.epoch, index) for index in indices]
+        pixels = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)
         return {
-            "pixel_values": self.preprocessing.normalized(bytes_),
-            "labels": torch.from_numpy(self.images.classes[places]),
+            "pixel_values": self.preprocessing.normalized(pixels),
+            "labels": torch.from_numpy(self.images.classes[indices]),
         }
 
-    def _cut(self, at: int) -> np.ndarray:
-        if self._kept is not None and at in self._kept:
-            return self._kept[at]
-        cut, _ = self.preprocessing.cut(self.images.read(at))
-        if self._kept is not None:
-            self._kept[at] = cut
-        return cut
+    def _crop(self, index: int) -> np.ndarray:
+        """Return an image in the model's input size, from the cache if possible."""
+        if self._cache is not None and index in self._cache:
+            return self._cache[index]
+        crop, _ = self.preprocessing.cut(self.images.read(index))
+        if self._cache is not None:
+            self._cache[index] = crop
+        return crop
 
 
 class FeatureDataset(Dataset[Any]):
-    """What a frozen backbone makes of the images, computed once."""
+    """Features of a frozen backbone, computed once, with the class of each image."""
 
     def __init__(self, features: Tensor, classes: np.ndarray) -> None:
         self.features, self.classes = features, torch.from_numpy(classes)
@@ -66,15 +77,15 @@ class FeatureDataset(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.classes)
 
-    def __getitem__(self, at: int) -> dict[str, Tensor]:
-        return {name: values[0] for name, values in self.__getitems__([at]).items()}
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {name: values[0] for name, values in self.__getitems__([index]).items()}
 
-    def __getitems__(self, places: list[int]) -> dict[str, Tensor]:
-        return {"features": self.features[places], "labels": self.classes[places]}
+    def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
+        return {"features": self.features[indices], "labels": self.classes[indices]}
 
 
-def as_they_come(batch: dict[str, Tensor] | list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """A batch is one already, from the feeds above."""
+def collate(batch: dict[str, Tensor] | list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the batch; the data sets of this file return whole batches, which pass unchanged."""
     if isinstance(batch, dict):
         return batch
-    return {name: torch.stack([one[name] for one in batch]) for name in batch[0]}
+    return {name: torch.stack([item[name] for item in batch]) for name in batch[0]}

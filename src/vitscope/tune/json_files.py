@@ -1,6 +1,6 @@
-"""Reading JSON that a run wrote: an object with the expected names, or one line that says which file is damaged."""
+"""JSON files that a run wrote, read back with checks of their content."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,18 +8,15 @@ from vitscope.models.checkpoints.json_file import parse_object
 
 
 class DamagedError(ValueError):
-    """A file is there and does not hold what was written to it."""
+    """A file exists but does not hold what was written to it."""
 
 
-def read_object(path: Path, names: Sequence[str] = ()) -> dict[str, Any]:
-    """Return the JSON object of a file.
-
-    Args:
-        names: keys that it must have.
+def read_object(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file.
 
     Raises:
         FileNotFoundError: the file is missing.
-        DamagedError: it cannot be read, is no JSON object, or lacks a name.
+        DamagedError: the file cannot be read, or is not a JSON object.
     """
     try:
         content = path.read_bytes()
@@ -28,19 +25,15 @@ def read_object(path: Path, names: Sequence[str] = ()) -> dict[str, Any]:
     except OSError as error:
         raise DamagedError(error.strerror or str(error)) from None
     try:
-        found = parse_object(content, allow_nan=True)
+        return parse_object(content, allow_nan=True)
     except ValueError as error:
         raise DamagedError(f"it {error}") from None
-    missing = [name for name in names if name not in found]
-    if missing:
-        raise DamagedError(f"it has no {missing[0]!r}")
-    return found
 
 
-def matches(found: Mapping[str, Any], types: Mapping[str, Any]) -> str | None:
-    """The first name whose value has another type than it should; None where all fit."""
-    for name, kind in types.items():
-        value = found.get(name)
+def mistyped_key(record: Mapping[str, Any], types: Mapping[str, Any]) -> str | None:
+    """Return the first key whose value has another type than expected; None if all values fit."""
+    for key, kind in types.items():
+        value = record.get(key)
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            return name
+            return key
     return None

@@ -1,4 +1,4 @@
-"""One process at a time works on the folder of a run."""
+"""A lock on the folder of a run: only one process at a time may work on it."""
 
 import errno
 import os
@@ -10,26 +10,28 @@ from pathlib import Path
 from vitscope.errors import CallError, SaveError, WorkError
 from vitscope.files import hidden_name
 
-# Where files cannot be locked, or not even written: the run goes on, and fails later if it has to write.
+# On file systems without locks, or without write access, the run continues; it fails later if it has to write.
 WITHOUT_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES, errno.EROFS, errno.EPERM}
 BUSY = {errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK}
 
 
 @contextmanager
 def locked(out: Path) -> Iterator[None]:
-    """Hold the lock of a run's folder, a hidden file beside it.
+    """Hold the lock of a run's folder, a hidden file next to it.
 
-    The system gives up the lock of a process that ends, however it ends: a killed run locks nobody out.
+    The system releases the lock of a process that ends, however it ends, so a killed run does not block the next one.
 
     Raises:
-        WorkError: another process, or another thread, works there.
+        WorkError: another process or thread works on the folder.
+        CallError: the folder is a file, or lies inside one.
+        SaveError: the lock cannot be written.
     """
     path = hidden_name(out, "lock")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = _acquire(path, out)
     except (NotADirectoryError, FileExistsError):
-        raise CallError(f"{out} is a file, or lies under one: choose another --out") from None
+        raise CallError(f"{out} is a file or lies inside one: choose another --out") from None
     except OSError as error:
         if isinstance(error, SaveError):
             raise
@@ -46,6 +48,7 @@ def locked(out: Path) -> Iterator[None]:
 
 
 def _acquire(path: Path, out: Path) -> int:
+    """Return the descriptor of the locked file."""
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
@@ -55,17 +58,18 @@ def _acquire(path: Path, out: Path) -> int:
             if error.errno not in BUSY:
                 raise
             raise WorkError(
-                f"another run works on {out}{_process(path)}: wait until it ends, or choose another --out"
+                f"another run works on {out}{_describe_process(path)}: wait until it ends, or choose another --out"
             ) from None
         with suppress(OSError):
             if os.path.samestat(os.fstat(file), path.stat()):
                 os.ftruncate(file, 0)
                 os.write(file, str(os.getpid()).encode())
                 return file
-        os.close(file)  # the process before deleted it: it is nobody's lock any more
+        os.close(file)  # the previous process deleted the file, so this lock excludes nobody
 
 
 def _lock(file: int) -> None:
+    """Lock a file, or raise OSError at once if it is locked."""
     if sys.platform == "win32":
         import msvcrt
 
@@ -76,7 +80,8 @@ def _lock(file: int) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def _process(path: Path) -> str:
+def _describe_process(path: Path) -> str:
+    """Return the process that holds the lock, as text; empty if it cannot be read."""
     try:
         return f" (process {int(path.read_text(encoding='ascii'))})"
     except (OSError, ValueError):

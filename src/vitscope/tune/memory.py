@@ -1,4 +1,4 @@
-"""The most memory that a piece of work took above what was taken before it."""
+"""Peak memory of a piece of work, above what was used before it."""
 
 import ctypes
 import gc
@@ -14,13 +14,18 @@ INTERVAL_SECONDS = 0.02
 
 
 class Peak:
-    """``mib``: of the GPU where the work was on one, else of this process."""
+    """The result of :func:`peak_memory`.
+
+    Attributes:
+        mib: peak memory in MiB: of the GPU if the work ran there, else of this process.
+    """
 
     mib: float = 0.0
 
 
 @contextmanager
 def peak_memory(device: torch.device) -> Iterator[Peak]:
+    """Measure the peak memory of the block; the result is complete when the block ends."""
     peak = Peak()
     if device.type == "cuda":
         before = torch.cuda.memory_allocated(device)
@@ -28,7 +33,7 @@ def peak_memory(device: torch.device) -> Iterator[Peak]:
         yield peak
         peak.mib = (torch.cuda.max_memory_allocated(device) - before) / 2**20
         return
-    _give_back()
+    _release_freed_memory()
     process, done = psutil.Process(), threading.Event()
     before = highest = process.memory_info().rss
 
@@ -47,8 +52,8 @@ def peak_memory(device: torch.device) -> Iterator[Peak]:
         peak.mib = (max(highest, process.memory_info().rss) - before) / 2**20
 
 
-def _give_back() -> None:
-    """What earlier work has freed goes back to the system, so that it does not hide what this work takes."""
+def _release_freed_memory() -> None:
+    """Return memory that earlier work has freed to the system, so that it does not hide what this work uses."""
     gc.collect()
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # not every C library has it

@@ -1,4 +1,4 @@
-"""The ways to tune a model: which weights learn, and what is put in for that."""
+"""Tuning methods: which weights learn, and which layers are added for that."""
 
 import difflib
 from collections.abc import Callable, Mapping
@@ -21,9 +21,15 @@ ADAPTER_RANK, LORA_RANK, LORA_ALPHA = 64, 8, 16.0
 
 @dataclass(frozen=True)
 class TuningMethod:
-    """One row of the table: what learns besides the classifier."""
+    """A way to tune a model.
 
-    about: str
+    Attributes:
+        description: what learns besides the classifier.
+        places: where adapters are added, as :func:`~vitscope.models.adapters.add_adapters` takes them.
+        rank: default width of the adapters or of LoRA; None if the method has no rank.
+    """
+
+    description: str
     places: tuple[str, ...] = ()
     rank: int | None = None
 
@@ -41,7 +47,9 @@ TUNING_METHODS: Mapping[str, TuningMethod] = {
         "a bottleneck after each (Houlsby et al., 2019, arXiv 1902.00751)", ("attention", "mlp"), ADAPTER_RANK
     ),
     "adapter-parallel": TuningMethod(
-        "a bottleneck beside the MLP (AdaptFormer, Chen et al., 2022, arXiv 2205.13535)", ("parallel",), ADAPTER_RANK
+        "a bottleneck parallel to the MLP (AdaptFormer, Chen et al., 2022, arXiv 2205.13535)",
+        ("parallel",),
+        ADAPTER_RANK,
     ),
     READS_WINDOWS: TuningMethod("a CLS token in every window of a Swin, see vitscope.WindowHead"),
     "lora": TuningMethod("W + (α/r)·BA for queries and values (Hu et al., 2021, arXiv 2106.09685)", rank=LORA_RANK),
@@ -50,14 +58,14 @@ TUNING_METHODS: Mapping[str, TuningMethod] = {
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """A model ready to train.
+    """What :func:`prepare` did to a model.
 
     Attributes:
-        adapters: what was put in and stays, as :func:`~vitscope.models.checkpoints.serialization.save_folder` wants
-            it; None for nothing.
-        num_trained: weights that learn, the classifier's not counted.
-        num_head: the classifier's.
-        finish: turns what was only put in for training into ordinary weights.
+        adapters: the adapters that were added, as
+            :func:`~vitscope.models.checkpoints.serialization.save_folder` takes them; None if there are none.
+        num_trained: number of weights that learn, without the classifier's.
+        num_head: number of weights of the classifier.
+        finish: merges what was added only for training into ordinary weights.
     """
 
     adapters: Mapping[str, Any] | None
@@ -67,7 +75,11 @@ class Prepared:
 
 
 def require_tuning(name: str) -> TuningMethod:
-    """The row of the table, or one line that offers the nearest."""
+    """Return the tuning method of this name.
+
+    Raises:
+        CallError: there is none; the message offers the closest name.
+    """
     if name not in TUNING_METHODS:
         close = difflib.get_close_matches(name, TUNING_METHODS, n=1)
         hint = f": did you mean {close[0]}?" if close else f": choose {', '.join(TUNING_METHODS)}"
@@ -76,47 +88,48 @@ def require_tuning(name: str) -> TuningMethod:
 
 
 def prepare(model: VisionModel, tuning: str, *, rank: int | None = None) -> Prepared:
-    """Freeze and unfreeze the weights of a model, and put in what the tuning adds; the logits stay as they are.
+    """Freeze and unfreeze the weights of a model, and add the layers of the tuning method; the logits do not change.
 
     Args:
-        model: with its new classifier, from :func:`~vitscope.models.heads.reset_classifier`. It is changed.
-        rank: channels of a bottleneck or of LoRA's matrices; by default 64 for adapters, 8 for LoRA (α is twice that).
+        model: a model with its new classifier, from :func:`~vitscope.models.heads.reset_classifier`. It is changed.
+        tuning: one of :data:`TUNING_METHODS`.
+        rank: channels of a bottleneck or of LoRA's matrices. By default 64 for adapters and 8 for LoRA, whose α is
+            twice the rank.
 
     Raises:
-        CallError: an unknown tuning, a rank for one that has none, or a rank below 1 or above four times the width.
+        CallError: the method is unknown or has no rank, or the rank is below 1 or above four times the model's width.
     """
-    way, module = require_tuning(tuning), model.module
-    if rank is not None and way.rank is None:
-        raise CallError(f"{tuning} has no rank: adapters and lora do")
-    chosen = _checked(rank, module) if rank is not None else way.rank
+    method, module = require_tuning(tuning), model.module
+    if rank is not None and method.rank is None:
+        raise CallError(f"{tuning} has no rank: pass rank for adapters and lora only")
+    rank = _require_rank(rank, module) if rank is not None else method.rank
     adapters: Mapping[str, Any] | None = None
     finish: Callable[[], None] = lambda: None  # noqa: E731
     for parameter in module.parameters():
         parameter.requires_grad_(tuning == "full")
     if tuning == "bitfit":
-        _learn(parameter for name, parameter in module.named_parameters() if _is_bias(name))
+        _unfreeze(parameter for name, parameter in module.named_parameters() if _is_bias(name))
     elif tuning == "layernorm":
-        _learn(
-            parameter for part in module.modules() if isinstance(part, nn.LayerNorm) for parameter in part.parameters()
-        )
+        norms = [child for child in module.modules() if isinstance(child, nn.LayerNorm)]
+        _unfreeze(parameter for norm in norms for parameter in norm.parameters())
     elif isinstance(module, WindowClassified):
-        _learn(module.reader.parameters())
-    elif way.places:
-        assert chosen is not None
-        add_adapters(module, way.places, chosen)
-        adapters = {"places": list(way.places), "rank": chosen}
+        _unfreeze(module.reader.parameters())
+    elif method.places:
+        assert rank is not None
+        add_adapters(module, method.places, rank)
+        adapters = {"places": list(method.places), "rank": rank}
     elif tuning == "lora":
-        assert chosen is not None
-        finish = add_low_rank(module, chosen, LORA_ALPHA * chosen / LORA_RANK)
+        assert rank is not None
+        finish = add_low_rank(module, rank, LORA_ALPHA * rank / LORA_RANK)
     head = [parameter for layer in get_classifiers(model) for parameter in layer.parameters()]
-    _learn(head)
-    learning = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+    _unfreeze(head)
+    num_unfrozen = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
     num_head = sum(parameter.numel() for parameter in head)
-    return Prepared(adapters, learning - num_head, num_head, finish)
+    return Prepared(adapters, num_unfrozen - num_head, num_head, finish)
 
 
-def _checked(rank: int, module: nn.Module) -> int:
-    """Refuse what fills the memory sooner than it helps: an MLP has four times the width, no bottleneck needs more."""
+def _require_rank(rank: int, module: nn.Module) -> int:
+    """Return the rank if it is at most four times the width, as an MLP has: a wider bottleneck only costs memory."""
     most = 4 * max(block.width for block in blocks(module))
     if at_least(1, rank, "rank") > most:
         raise CallError(f"rank is {rank}: choose at most {most}, four times the width of this model")
@@ -128,6 +141,6 @@ def _is_bias(name: str) -> bool:
     return last == "bias" or last.endswith("_bias")
 
 
-def _learn(parameters: Any) -> None:
+def _unfreeze(parameters: Any) -> None:
     for parameter in parameters:
         parameter.requires_grad_(True)

@@ -1,84 +1,86 @@
-"""What a classifier is worth on a test set, with intervals."""
+"""Accuracy, F1 and confusion matrix of predictions on a test set, with confidence intervals."""
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
+from scipy.stats import binomtest
 
 from vitscope.errors import CallError
 
-NORMAL = 1.959963984540054  # of a 95 % interval
 RESAMPLES = 2000
 
-
-def confusion(truth: Int[np.ndarray, " image"], said: Int[np.ndarray, " image"], classes: int) -> np.ndarray:
-    """(class, class) counts: row the true class, column what was said."""
-    table = np.zeros((classes, classes), dtype=np.int64)
-    np.add.at(table, (truth, said), 1)
-    return table
+Correct = Bool[np.ndarray, "_seed image"]  # models may have different numbers of seeds
 
 
-def macro_f1(table: np.ndarray) -> float:
-    """The mean over classes of 2·TP / (2·TP + FP + FN); a class that is neither there nor said counts as 0."""
-    right = np.diag(table)
-    both = table.sum(0) + table.sum(1)
-    return float(np.where(both > 0, 2 * right / np.maximum(both, 1), 0.0).mean())
+def confusion_matrix(
+    labels: Int[np.ndarray, " image"], predictions: Int[np.ndarray, " image"], num_classes: int
+) -> np.ndarray:
+    """Return the (class, class) counts; rows are true classes, columns predicted ones."""
+    matrix = np.zeros((num_classes, num_classes), dtype=np.int64)
+    np.add.at(matrix, (labels, predictions), 1)
+    return matrix
 
 
-def wilson(right: int, total: int) -> tuple[float, float]:
-    """The 95 % interval of a share (Wilson, 1927)."""
-    if not 0 <= right <= total or total < 1:
-        raise CallError(f"{right} of {total} is no share")
-    share, z2 = right / total, NORMAL**2
-    middle = (share + z2 / (2 * total)) / (1 + z2 / total)
-    half = NORMAL / (1 + z2 / total) * math.sqrt(share * (1 - share) / total + z2 / (4 * total**2))
-    return max(middle - half, 0.0), min(middle + half, 1.0)
+def macro_f1(matrix: np.ndarray) -> float:
+    """Return the mean over classes of 2·TP / (2·TP + FP + FN); a class without labels and predictions counts as 0."""
+    true_positives = np.diag(matrix)
+    totals = matrix.sum(0) + matrix.sum(1)
+    return float(np.where(totals > 0, 2 * true_positives / np.maximum(totals, 1), 0.0).mean())
 
 
-Right = Bool[np.ndarray, "_seed image"]  # models may have different numbers of seeds
+def wilson_interval(correct: int, total: int) -> tuple[float, float]:
+    """Return the 95 % interval of a share (Wilson, 1927)."""
+    if not 0 <= correct <= total or total < 1:
+        raise CallError(f"{correct} of {total} is not a share: pass 0 to {total} correct of at least 1")
+    interval = binomtest(correct, total).proportion_ci(confidence_level=0.95, method="wilson")
+    return float(interval.low), float(interval.high)
 
 
-def accuracy_interval(right: Right, seed: int = 0) -> tuple[float, float]:
-    """The 95 % interval of the mean accuracy over seeds: Wilson's for one seed, else a bootstrap over both axes."""
-    if len(right) == 1:
-        return wilson(int(right.sum()), right.size)
-    return _percentiles(_resampled([right], seed)[0])
+def accuracy_interval(correct: Correct, seed: int = 0) -> tuple[float, float]:
+    """Return the 95 % interval of the mean accuracy: Wilson's for one seed, else a bootstrap over images and seeds."""
+    if len(correct) == 1:
+        return wilson_interval(int(correct.sum()), correct.size)
+    return _percentiles(_bootstrap([correct], seed)[0])
 
 
-def gain(tuned: Right, base: Right, seed: int = 0) -> tuple[float, tuple[float, float]]:
-    """How much more accurate ``tuned`` is than ``base`` on the same images, with its 95 % interval."""
-    sampled = _resampled([tuned, base], seed)
-    return float(tuned.mean() - base.mean()), _percentiles(sampled[0] - sampled[1])
+def gain(tuned: Correct, base: Correct, seed: int = 0) -> tuple[float, tuple[float, float]]:
+    """Return how much more accurate ``tuned`` is than ``base`` on the same images, and the 95 % interval."""
+    accuracies = _bootstrap([tuned, base], seed)
+    return float(tuned.mean() - base.mean()), _percentiles(accuracies[0] - accuracies[1])
 
 
 def interaction(
-    first: tuple[Right, Right], second: tuple[Right, Right], seed: int = 0
+    first: tuple[Correct, Correct], second: tuple[Correct, Correct], seed: int = 0
 ) -> tuple[float, tuple[float, float]]:
-    """How much more the first model gains than the second, (tuned, base) each, with its 95 % interval.
+    """Return how much more the first model gains than the second, and the 95 % interval.
 
-    The interval is a bootstrap over test images, the same for all four, and over each one's seeds.
+    The interval is a bootstrap over test images, which are the same for all four arrays, and over the seeds of each.
+
+    Args:
+        first, second: the tuned and the base model of each.
     """
     value = (first[0].mean() - first[1].mean()) - (second[0].mean() - second[1].mean())
-    sampled = _resampled([*first, *second], seed)
-    return float(value), _percentiles(sampled[0] - sampled[1] - sampled[2] + sampled[3])
+    accuracies = _bootstrap([*first, *second], seed)
+    return float(value), _percentiles(accuracies[0] - accuracies[1] - accuracies[2] + accuracies[3])
 
 
-def _resampled(cells: Sequence[Right], seed: int) -> Float[np.ndarray, "cell resample"]:
-    """The mean accuracy of each cell over drawn images, the same for all, and drawn seeds of its own."""
+def _bootstrap(cells: Sequence[Correct], seed: int) -> Float[np.ndarray, "cell resample"]:
+    """Return the mean accuracy of each cell in each resample of the images (shared) and the seeds (per cell)."""
     if len({cell.shape[1] for cell in cells}) > 1:
-        raise CallError("accuracies are compared on the same test images: these are of different ones")
+        raise CallError("cannot compare accuracies on different test images: use the same test set for all")
     generator = np.random.default_rng(seed)
-    images = cells[0].shape[1]
-    found = np.empty((len(cells), RESAMPLES))
-    for at in range(RESAMPLES):
-        weights = np.bincount(generator.integers(0, images, images), minlength=images)
+    num_images = cells[0].shape[1]
+    accuracies = np.empty((len(cells), RESAMPLES))
+    for resample in range(RESAMPLES):
+        counts = np.bincount(generator.integers(0, num_images, num_images), minlength=num_images)
         for i, cell in enumerate(cells):
             rows = generator.integers(0, len(cell), len(cell))
-            found[i, at] = (cell[rows] @ weights).mean() / images
-    return found
+            accuracies[i, resample] = (cell[rows] @ counts).mean() / num_images
+    return accuracies
 
 
 def _percentiles(values: np.ndarray) -> tuple[float, float]:
+    """Return the bounds of the central 95 %."""
     low, high = np.percentile(values, [2.5, 97.5])
     return float(low), float(high)

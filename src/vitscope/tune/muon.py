@@ -1,4 +1,4 @@
-"""Muon for the matrices of a transformer's blocks, in float32, beside AdamW for everything else."""
+"""The optimizer Muon in float32 for the matrices of a transformer's blocks, with AdamW for all other weights."""
 
 from typing import Any
 
@@ -10,10 +10,10 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose singular values are all moved to about one, by Newton and Schulz; AdamW for other groups.
+    """Momentum whose singular values are moved to about 1 by Newton–Schulz iterations, with AdamW for other groups.
 
-    torch's own works in bfloat16, which takes twenty times as long on a processor without it. Groups with ``matrices``
-    set take Muon's steps, each as large as an AdamW step would be, so that learning rates are alike.
+    torch's own Muon works in bfloat16, which is twenty times slower on a processor without it. Groups with ``matrices``
+    set take Muon's steps. Each step is as large as an AdamW step would be, so learning rates are comparable.
 
     Reference: Jordan et al., 2024, https://kellerjordan.github.io/posts/muon/.
     """
@@ -24,17 +24,18 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]  # noqa: ARG002
+        """Update every parameter that has a gradient."""
         for group in self.param_groups:
-            take = self._muon_step if group["matrices"] else self._adam_step
+            update = self._muon_step if group["matrices"] else self._adam_step
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                    take(parameter, parameter.grad, group)
+                    update(parameter, parameter.grad, group)
 
     def _muon_step(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         average = self.state[parameter].setdefault("average", torch.zeros_like(parameter))
         average.lerp_(gradient, 1 - self.momentum)
-        update = orthogonal(gradient.lerp(average, self.momentum))
+        update = orthogonalize(gradient.lerp(average, self.momentum))
         parameter.add_(update, alpha=-float(group["lr"]) * 0.2 * max(parameter.shape) ** 0.5)
 
     def _adam_step(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
@@ -51,8 +52,8 @@ class Muon(torch.optim.Optimizer):
         parameter.addcdiv_(state["mean"], scale, value=-float(group["lr"]) / (1 - first**count))
 
 
-def orthogonal(matrix: Tensor) -> Tensor:
-    """The matrix with its singular values moved to about one."""
+def orthogonalize(matrix: Tensor) -> Tensor:
+    """Return the matrix with its singular values moved to about 1."""
     a, b, c = COEFFICIENTS
     tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.T if tall else matrix

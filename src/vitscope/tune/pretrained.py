@@ -1,4 +1,4 @@
-"""Proof that a model in training holds every pretrained weight, and that frozen weights stay as they are."""
+"""Checks that a model in training holds every pretrained weight, and that frozen weights do not change."""
 
 import hashlib
 from collections.abc import Iterator, Mapping
@@ -11,35 +11,39 @@ from vitscope.errors import WorkError
 from vitscope.models.heads import get_classifiers
 from vitscope.models.vision_model import VisionModel
 
-# A bare transformers model has a pooling layer that the class with a classifier does not have, and does not read.
+# A transformers model without a classifier has a pooling layer that the class with a classifier does not have.
 POOLER = "pooler."
-SHOWN_NAMES = 3
+LISTED_NAMES = 3
 
 
 def check_pretrained_weights(before: VisionModel, after: VisionModel) -> None:
-    """Check that every pretrained tensor of ``before``, its classifier excepted, is in ``after``, bit for bit.
+    """Check that every pretrained tensor of ``before``, except its classifier, is in ``after``, bit for bit.
 
     Args:
         before: the pretrained model.
-        after: the model to train, with its new classifier and with what the tuning method added.
+        after: the model to train, with its new classifier and with the layers that the tuning method added.
 
     Raises:
         WorkError: tensors are missing or differ.
     """
-    present = {_plain(name): tensor for name, tensor in _tensors(after.module)}
-    by_end: dict[str, list[str]] = {}
+    present = {_plain_name(name): tensor for name, tensor in _tensors(after.module)}
+    by_ending: dict[str, list[str]] = {}
     for name in present:
-        by_end.setdefault(_end(name), []).append(name)
+        by_ending.setdefault(_ending(name), []).append(name)
     replaced = {id(tensor) for head in get_classifiers(before) for tensor in head.parameters()}
     lost = []
     for name, tensor in _tensors(before.module):
-        plain = _plain(name)
+        plain = _plain_name(name)
         if id(tensor) in replaced or not _in_backbone(plain, before.backbone):
             continue
-        names = [other for other in by_end.get(_end(plain), []) if other == plain or other.endswith(f".{plain}")]
+        names = [
+            candidate
+            for candidate in by_ending.get(_ending(plain), [])
+            if candidate == plain or candidate.endswith(f".{plain}")
+        ]
         if not names and plain.startswith(POOLER):
             continue
-        if not any(_equal(tensor, present[other]) for other in names):
+        if not any(_equal(tensor, present[candidate]) for candidate in names):
             lost.append(name)
     if lost:
         raise WorkError(
@@ -52,7 +56,8 @@ def frozen_digests(module: nn.Module, *, evaluating: bool) -> Mapping[str, str]:
     """Return a digest of every tensor that training must not change.
 
     Args:
-        evaluating: the module trains in evaluation mode, so the statistics of its normalizations stay too.
+        module: the model to train.
+        evaluating: the module trains in evaluation mode, so the statistics of its normalizations must not change.
     """
     statistics = {
         id(buffer) for child in module.modules() if isinstance(child, _NormBase) for buffer in child.buffers()
@@ -68,7 +73,7 @@ def check_frozen_weights(module: nn.Module, digests: Mapping[str, str], name: st
     """Check that the tensors of :func:`frozen_digests` did not change.
 
     Raises:
-        WorkError: a tensor changed or is gone.
+        WorkError: a tensor changed or is missing.
     """
     present = dict(_tensors(module))
     changed = [key for key, digest in digests.items() if key not in present or _digest(present[key]) != digest]
@@ -77,22 +82,22 @@ def check_frozen_weights(module: nn.Module, digests: Mapping[str, str], name: st
 
 
 def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """The parameters and saved buffers themselves, so that they can be told by identity; tied ones under each name."""
+    """Yield parameters and saved buffers themselves, which can be compared by identity; tied ones under each name."""
     yield from module.named_parameters(remove_duplicate=False)
     saved = module.state_dict(keep_vars=True).keys()
     yield from ((name, buffer) for name, buffer in module.named_buffers(remove_duplicate=False) if name in saved)
 
 
-def _plain(name: str) -> str:
-    """A tensor's name without what LoRA puts around it."""
-    parts = name.split(".")
-    if "parametrizations" in parts:
-        at = parts.index("parametrizations")
-        parts = [*parts[:at], parts[at + 1]] if parts[-1] == "original" else parts
-    return ".".join(part for part in parts if part != "base_layer")
+def _plain_name(name: str) -> str:
+    """Return the name of a tensor without the levels that LoRA adds."""
+    levels = name.split(".")
+    if "parametrizations" in levels:
+        i = levels.index("parametrizations")
+        levels = [*levels[:i], levels[i + 1]] if levels[-1] == "original" else levels
+    return ".".join(level for level in levels if level != "base_layer")
 
 
-def _end(name: str) -> str:
+def _ending(name: str) -> str:
     return ".".join(name.split(".")[-2:])
 
 
@@ -107,7 +112,7 @@ def _equal(first: Tensor, second: Tensor) -> bool:
 
 
 def _bytes(tensor: Tensor) -> Tensor:
-    """Bits, not values: NaN equals NaN."""
+    """Return the bits, not the values: so NaN equals NaN."""
     return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
 
 
@@ -115,6 +120,7 @@ def _digest(tensor: Tensor) -> str:
     return hashlib.blake2b(_bytes(tensor).numpy().tobytes(), digest_size=12).hexdigest()
 
 
-def _listed(names: list[str], what: str) -> str:
-    more = f" and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else ""
-    return f"{len(names)} {what}{'' if len(names) == 1 else 's'} ({', '.join(names[:SHOWN_NAMES])}{more})"
+def _listed(names: list[str], noun: str) -> str:
+    """Return the number of names and the first few as text."""
+    more = f" and {len(names) - LISTED_NAMES} more" if len(names) > LISTED_NAMES else ""
+    return f"{len(names)} {noun}{'' if len(names) == 1 else 's'} ({', '.join(names[:LISTED_NAMES])}{more})"

@@ -5,8 +5,8 @@ from accelerate import PartialState
 
 
 def training_processes() -> PartialState:
-    """Return which of the processes this one is; alone, it is the main one.
+    """Return accelerate's state of this process among the training processes; a single one is the main process.
 
-    Without a GPU accelerate has to be told so before the processes meet, or each takes itself for the only one.
+    Without a GPU, accelerate must know that before the processes connect: otherwise each takes itself for the only one.
     """
     return PartialState(cpu=not torch.cuda.is_available())

@@ -1,25 +1,24 @@
-"""How a model is trained: the report's recipe, a modern one, or one of your own in a TOML file."""
+"""Training recipes: the settings of a run, two presets, and recipes in TOML files."""
 
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypedDict, Unpack, get_args
 
-from vitscope.errors import CallError
+from vitscope.errors import CallError, first_line
 from vitscope.files import require_path
-from vitscope.images.reading import check_file
-from vitscope.tune.augmentation import CHANGES
 from vitscope.validation import at_least, number, ratio, seed_number
 
 Optimizer = Literal["adamw", "muon"]
 Schedule = Literal["constant", "cosine", "trapezoid"]
 Precision = Literal["float32", "bfloat16", "float16"]
+Augmentation = Literal["mirror", "shift", "crop", "light"]
 
-# The classifier and what is put in are new and learn fast; weights that know something learn slowly.
+# New weights (classifier, adapters) learn fast; full tuning changes pretrained weights and learns slowly.
 FAST, SLOW = 1e-3, 1e-4
 
-# The largest that float32, in which the weights are, can hold.
+# The weights are float32, which holds nothing larger.
 LARGEST = 3.4e38
 
 
@@ -28,42 +27,51 @@ class Recipe:
     """The settings of a training run.
 
     Attributes:
-        epochs: passes over the training images.
-        learning_rate: the highest; None means 1e-4 for full tuning and 1e-3 for everything else.
-        weight_decay: on matrices; biases, norms and tables are left out.
-        schedule: ``"constant"``; ``"cosine"`` to zero; ``"trapezoid"``, constant and then linearly to zero.
-        warmup: the share of all steps over which the learning rate rises from zero.
-        decay: the share of all steps over which a trapezoid falls.
-        batch_size: images to a forward; ``accumulate`` of these to a step.
-        optimizer: ``"adamw"``; ``"muon"`` for the matrices of the blocks, AdamW (at ``learning_rate``) for the rest.
-        muon_learning_rate: of Muon's matrices.
-        betas: of AdamW.
-        clip: the largest norm of all gradients together; 0 lets them be.
-        label_smoothing: the share of a label that is spread over all classes.
-        augment: changes made to each training image anew in every epoch: ``"mirror"``, ``"shift"`` (up to an eighth
-            of the side), ``"crop"`` (a random half to whole of the area), ``"light"`` (brightness and contrast).
-        precision: of the forward; weights stay as they are.
-        validation: the share of the training images held out to watch the training.
-        early_stop: so many epochs without a better validation accuracy end the run, and the best epoch is kept;
-            None lets it run to its end, and the last epoch is kept.
-        seed: of the classifier's first weights, of the order and the augmentation, of dropout.
+        epochs: Number of passes over the training images.
+        learning_rate: Highest learning rate. None means 1e-4 for full tuning and 1e-3 for every other method.
+        weight_decay: Weight decay of weight matrices. Biases, normalizations and embedding tables do not decay.
+        schedule: Learning-rate schedule. ``"constant"``; ``"cosine"``, which falls to zero; ``"trapezoid"``, which is
+            constant and then falls linearly to zero.
+        warmup: Share of all steps over which the learning rate rises from zero.
+        decay: Share of all steps over which the learning rate of a trapezoid falls.
+        batch_size: Images per forward pass.
+        accumulate: Forward passes per optimizer step.
+        optimizer: Optimizer. ``"adamw"``, or ``"muon"`` for the matrices of the blocks, with AdamW for the rest.
+        muon_learning_rate: Learning rate of the matrices that Muon updates.
+        betas: The two momentum coefficients of AdamW.
+        clip: Largest norm of the gradient. 0 turns clipping off.
+        label_smoothing: Share of a label that is spread evenly over all classes.
+        augment: Augmentations of each training image, drawn again in every epoch. ``"mirror"``; ``"shift"`` by up to an
+            eighth of the side; ``"crop"`` to between half and all of the area; ``"light"``, brightness and contrast.
+        precision: Number format of the forward pass. The weights stay as they are.
+        validation: Share of the training images held out to monitor training.
+        early_stop: Number of epochs without a better validation accuracy after which training stops. The best epoch is
+            kept. None trains for all epochs and keeps the last one.
+        seed: Random seed of the new classifier, the order of the images, the augmentations and dropout.
+
+    Raises:
+        CallError: a setting has another type or is out of range.
+
+    Example:
+        >>> Recipe(epochs=3, augment=("mirror",)).schedule
+        'cosine'
     """
 
     epochs: int = 10
     learning_rate: float | int | None = None
     weight_decay: float | int = 0.05
-    schedule: str = "cosine"
+    schedule: Schedule = "cosine"
     warmup: float | int = 0.1
     decay: float | int = 0.6
     batch_size: int = 32
     accumulate: int = 1
-    optimizer: str = "adamw"
+    optimizer: Optimizer = "adamw"
     muon_learning_rate: float | int = 4e-3
     betas: tuple[float | int, float | int] = (0.9, 0.999)
     clip: float | int = 1.0
     label_smoothing: float | int = 0.1
-    augment: tuple[str, ...] = ("mirror", "crop")
-    precision: str = "float32"
+    augment: tuple[Augmentation, ...] = ("mirror", "crop")
+    precision: Precision = "float32"
     validation: float | int = 0.0
     early_stop: int | None = None
     seed: int = 0
@@ -78,33 +86,58 @@ class Recipe:
                 raise CallError(f"{name} is {getattr(self, name)}: choose 0 to {LARGEST:g}")
         pair = isinstance(self.betas, tuple) and len(self.betas) == 2
         if not pair or not all(0 <= number(beta, "a beta of betas") < 1 for beta in self.betas):
-            raise CallError(f"betas is {self.betas!r}, two numbers from 0 to below 1 are expected")
-        for name, known in (("schedule", Schedule), ("optimizer", Optimizer), ("precision", Precision)):
-            if not isinstance(getattr(self, name), str) or getattr(self, name) not in get_args(known):
-                raise CallError(f"unknown {name} {getattr(self, name)!r}: choose {', '.join(get_args(known))}")
-        if not isinstance(self.augment, tuple) or not all(isinstance(change, str) for change in self.augment):
-            raise CallError(f"augment is {self.augment!r}: a tuple of some of {', '.join(CHANGES)} is expected")
-        unknown = [change for change in self.augment if change not in CHANGES]
+            raise CallError(f"betas is {self.betas!r}: pass two numbers from 0 to below 1")
+        for name, names in (("schedule", Schedule), ("optimizer", Optimizer), ("precision", Precision)):
+            if not isinstance(getattr(self, name), str) or getattr(self, name) not in get_args(names):
+                raise CallError(f"unknown {name} {getattr(self, name)!r}: choose {', '.join(get_args(names))}")
+        choices = ", ".join(get_args(Augmentation))
+        if not isinstance(self.augment, tuple) or not all(isinstance(name, str) for name in self.augment):
+            raise CallError(f"augment is {self.augment!r}: pass a tuple of some of {choices}")
+        unknown = [name for name in self.augment if name not in get_args(Augmentation)]
         if unknown:
-            raise CallError(f"unknown augmentation {unknown[0]!r}: choose {', '.join(CHANGES)}")
+            raise CallError(f"unknown augmentation {unknown[0]!r}: choose {choices}")
         if self.early_stop is not None:
             at_least(1, self.early_stop, "early_stop")
             if not self.validation:
-                raise CallError("early_stop needs validation, a share of the training images to watch")
+                raise CallError("early_stop needs validation, a share of the training images to hold out")
         seed_number(self.seed)
 
     def rate(self, tuning: str) -> float:
-        """The learning rate for a tuning."""
+        """Return the learning rate for a tuning method."""
         if self.learning_rate is not None:
             return float(self.learning_rate)
         return SLOW if tuning == "full" else FAST
 
     def as_json(self) -> dict[str, Any]:
+        """Return every setting."""
         return asdict(self)
 
 
+class RecipeChanges(TypedDict, total=False):
+    """Settings of a :class:`Recipe` to change, as keyword arguments."""
+
+    epochs: int
+    learning_rate: float | int | None
+    weight_decay: float | int
+    schedule: Schedule
+    warmup: float | int
+    decay: float | int
+    batch_size: int
+    accumulate: int
+    optimizer: Optimizer
+    muon_learning_rate: float | int
+    betas: tuple[float | int, float | int]
+    clip: float | int
+    label_smoothing: float | int
+    augment: tuple[Augmentation, ...]
+    precision: Precision
+    validation: float | int
+    early_stop: int | None
+    seed: int
+
+
 PRESETS: Mapping[str, Recipe] = {
-    # Epochs, learning rate, weight decay and the missing schedule are the report's; it names nothing else.
+    # The report names epochs, learning rate, weight decay and no schedule; everything else is switched off.
     "report": Recipe(
         epochs=10,
         learning_rate=1e-3,
@@ -119,48 +152,55 @@ PRESETS: Mapping[str, Recipe] = {
 }
 
 
-def read_recipe(recipe: str | Path | Recipe, **changes: Any) -> Recipe:
-    """A preset by name (``"report"``, ``"modern"``), or the settings in a TOML file, with changes.
+def read_recipe(recipe: str | Path | Recipe, **changes: Unpack[RecipeChanges]) -> Recipe:
+    """Return a preset or the recipe of a TOML file, with some settings changed.
 
     Args:
-        changes: settings to take in place of the recipe's; None leaves it.
+        recipe: ``"report"``, ``"modern"``, the path of a TOML file, or a recipe.
+        changes: settings that replace those of the recipe; None keeps the recipe's.
 
     Raises:
-        CallError: no such preset or file, or a setting that is none.
+        CallError: there is no such preset, file or setting, or a value is out of range.
     """
     if not isinstance(recipe, Recipe):
         path = require_path(recipe, "recipe")
-        recipe = PRESETS[str(path)] if str(path) in PRESETS else _from_file(path)
-    return _changed(recipe, {name: value for name, value in changes.items() if value is not None}, "a recipe")
+        recipe = PRESETS[str(path)] if str(path) in PRESETS else _recipe_of_file(path)
+    return _replace(recipe, {name: value for name, value in changes.items() if value is not None}, "a recipe")
 
 
-def _from_file(path: Path) -> Recipe:
+def _recipe_of_file(path: Path) -> Recipe:
+    """Return the recipe in a TOML file."""
+    from vitscope.images.reading import check_file
+
     if path.suffix.lower() != ".toml":
         raise CallError(f"unknown recipe {str(path)!r}: choose {', '.join(PRESETS)}, or pass a TOML file")
     check_file(path)
     try:
-        read = tomllib.loads(path.read_text(encoding="utf-8"))
+        settings = tomllib.loads(path.read_text(encoding="utf-8"))
     except RecursionError:
-        raise CallError(f"{path} is no recipe: it is nested too deeply") from None
+        raise CallError(f"{path} is not a recipe: it is nested too deeply") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        raise CallError(f"{path} is no recipe: {str(error).splitlines()[0]}") from None
-    base = read.pop("base", "modern")
-    tables = [name for name, value in read.items() if isinstance(value, dict)]
+        raise CallError(f"{path} is not a recipe: {first_line(error)}") from None
+    base = settings.pop("base", "modern")
+    tables = [name for name, value in settings.items() if isinstance(value, dict)]
     if tables:
-        raise CallError(f"{path} has a table {tables[0]!r}: write its settings as name = value, without tables")
+        raise CallError(f"{path} has a table {tables[0]!r}: write settings as name = value, without tables")
     if not isinstance(base, str) or base not in PRESETS:
-        raise CallError(f"{path} builds on {base!r}: choose {', '.join(PRESETS)}")
-    return _changed(PRESETS[base], read, str(path))
+        raise CallError(f"{path} has the base {base!r}: choose {', '.join(PRESETS)}")
+    return _replace(PRESETS[base], settings, str(path))
 
 
-def _changed(recipe: Recipe, changes: Mapping[str, Any], where: str) -> Recipe:
-    known = {field.name for field in fields(Recipe)}
-    unknown = sorted(set(changes) - known)
+def _replace(recipe: Recipe, changes: Mapping[str, Any], source: str) -> Recipe:
+    """Return the recipe with other settings; ``source`` names them in messages."""
+    names = {field.name for field in fields(Recipe)}
+    unknown = sorted(set(changes) - names)
     if unknown:
-        raise CallError(f"{where} has no setting {unknown[0]!r}: it has {', '.join(sorted(known))}")
-    # TOML has no tuples. A text is a sequence too: it must not become its letters.
-    listed: dict[str, Any] = {name: tuple(one) if isinstance(one, list) else one for name, one in changes.items()}
+        raise CallError(f"{source} has no setting {unknown[0]!r}: choose {', '.join(sorted(names))}")
+    # TOML has no tuples. Text is a sequence too, but must not become a tuple of letters.
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in changes.items()
+    }
     try:
-        return replace(recipe, **listed)
+        return replace(recipe, **values)
     except TypeError as error:
-        raise CallError(f"{where}: {error}") from None
+        raise CallError(f"{source}: {error}") from None

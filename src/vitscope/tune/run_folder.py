@@ -1,4 +1,4 @@
-"""The folder of a training run: what the run was, whether it is finished, and what it left."""
+"""The folder of a training run: its settings, whether it is finished, and its result."""
 
 import hashlib
 import json
@@ -26,7 +26,7 @@ from vitscope.files import (
 from vitscope.models.checkpoints.serialization import WITHIN, load_folder
 from vitscope.models.vision_model import VisionModel
 from vitscope.tune.data import Data, LabeledImages
-from vitscope.tune.json_files import DamagedError, matches, read_object
+from vitscope.tune.json_files import DamagedError, mistyped_key, read_object
 from vitscope.tune.recipe import Recipe
 
 RUN, RESULT, CHECKPOINTS = "run.json", "result.json", "checkpoints"
@@ -39,138 +39,158 @@ RESULT_TYPES = {
     "interval": list,
     "macro_f1": int | float,
     "confusion": list,
-    "trained": int,
-    "head": int,
+    "num_trained": int,
+    "num_head": int,
     "seconds": int | float,
     "peak_mib": int | float,
     "history": list,
-    "said": list,
-    "truth": list,
+    "predictions": list,
+    "true_labels": list,
 }
-DIGESTS = {"weights": "set of weights", "order": "split of the images", "images_seen": "set of images"}
+OLD_KEYS = ("said", "truth")  # of results before version 0.1
+DIGESTS = {
+    "weights_digest": "set of weights",
+    "split_digest": "split of the images",
+    "images_digest": "set of images",
+}
 
 
 @dataclass(frozen=True, eq=False)
 class Tuned:
-    """What fine-tuning left.
+    """The result of :func:`vitscope.finetune`.
 
     Attributes:
         model: the tuned model, to explain and to predict with.
-        folder: the run's folder; ``vitscope.load(folder)`` gives the model again.
-        about: accuracy and its 95 % interval, macro F1, confusion matrix (row: true class), weights that learned,
-            seconds, peak memory, the history of the run, and every setting.
-        said: (image,) the class that the tuned model names for each test image.
+        folder: the folder of the run; ``vitscope.load(folder)`` returns the model again.
+        record: every setting and result of the run: ``accuracy`` and its 95 % ``interval``, ``macro_f1``,
+            ``confusion`` (rows: true classes), ``num_trained`` and ``num_head`` (weights that learned, without and of
+            the classifier), ``seconds``, ``peak_mib``, ``history``, ``predictions`` and ``true_labels``.
+        predictions: (image,) the predicted class index of each test image.
+
+    Example:
+        >>> import vitscope as vs
+        >>> record = {"accuracy": 0.75, "confusion": [[1, 1], [0, 2]]}
+        >>> tuned = Tuned(vs.load("vit-nano"), Path("run"), record, np.array([0, 1, 1, 1]))
+        >>> tuned.accuracy, int(tuned.confusion[1, 1])
+        (0.75, 2)
     """
 
     model: VisionModel
     folder: Path
-    about: Mapping[str, Any]
-    said: np.ndarray
+    record: Mapping[str, Any]
+    predictions: np.ndarray
 
     def __repr__(self) -> str:
-        about = self.about
-        low, high = about["interval"]
+        record = self.record
+        low, high = record["interval"]
         return (
-            f"<Tuned {about['model']} ({about['tuning']}) on {about['data']}: accuracy {about['accuracy']:.1%} of "
-            f"{len(self.said):,} test images, 95 % interval {low:.1%} to {high:.1%}; in {self.folder}>"
+            f"<Tuned {record['model']} ({record['tuning']}) on {record['data']}: accuracy {record['accuracy']:.1%} of "
+            f"{len(self.predictions):,} test images, 95 % interval {low:.1%} to {high:.1%}; in {self.folder}>"
         )
 
     @property
     def accuracy(self) -> float:
-        return self.about["accuracy"]
+        """The share of test images whose class is predicted correctly."""
+        return self.record["accuracy"]
 
     @property
     def confusion(self) -> np.ndarray:
-        return np.asarray(self.about["confusion"])
+        """(class, class) counts of test images; rows are true classes, columns predicted ones."""
+        return np.asarray(self.record["confusion"])
 
 
 def read_run(folder: str | Path) -> Tuned:
-    """A finished run again.
+    """Return the finished run in a folder.
 
     Raises:
         CallError: the folder holds no finished run.
     """
     folder = require_path(folder, "folder")
     try:
-        about = read_result(folder / RESULT)
+        record = read_result(folder / RESULT)
     except FileNotFoundError:
-        raise CallError(f"{folder} holds no finished run") from None
+        raise CallError(f"{folder} holds no finished run: run the training, or pass another folder") from None
     model = load_folder(folder / WITHIN, image_size=None, dtype=None)
-    return Tuned(model, folder, about, np.asarray(about["said"]))
+    return Tuned(model, folder, record, np.asarray(record["predictions"]))
 
 
 def read_result(path: Path) -> dict[str, Any]:
-    """What a finished run wrote about itself.
+    """Return the settings and results that a finished run wrote.
 
     Raises:
-        FileNotFoundError: it is missing.
-        CallError: it is damaged.
+        FileNotFoundError: the file is missing.
+        CallError: the file is damaged, or was written by an older version.
     """
+    again = f"delete {path.parent} and run the same call again"
     try:
-        about = read_object(path, tuple(RESULT_TYPES))
-        odd = matches(about, RESULT_TYPES)
-        if odd is None and not _consistent(about):
-            odd = "said"
-        if odd is not None:
-            raise DamagedError(f"its {odd!r} is damaged")
+        record = read_object(path)
+        if all(key in record for key in OLD_KEYS):
+            raise CallError(f"{path.parent} holds the run of an older version of vitscope: {again}")
+        missing = [key for key in RESULT_TYPES if key not in record]
+        if missing:
+            raise DamagedError(f"it has no {missing[0]!r}")
+        damaged_key = mistyped_key(record, RESULT_TYPES)
+        if damaged_key is None and not _is_consistent(record):
+            damaged_key = "predictions"
+        if damaged_key is not None:
+            raise DamagedError(f"its {damaged_key!r} is damaged")
     except DamagedError as error:
-        raise CallError(
-            f"{path.parent} holds no finished run: {path} is damaged ({error}); delete {path.parent} and run the same "
-            "call again"
-        ) from None
-    return about
+        raise CallError(f"{path.parent} holds no finished run: {path} is damaged ({error}); {again}") from None
+    return record
 
 
-def _consistent(about: Mapping[str, Any]) -> bool:
-    said, truth, classes = about["said"], about["truth"], len(about["labels"])
-    numbers = all(type(one) is int and 0 <= one < classes for one in (*said, *truth))
-    rows = all(isinstance(row, list) and len(row) == classes for row in about["confusion"])
-    interval = len(about["interval"]) == 2 and all(isinstance(one, int | float) for one in about["interval"])
-    return numbers and rows and interval and len(said) == len(truth) > 0 and len(about["confusion"]) == classes
+def _is_consistent(record: Mapping[str, Any]) -> bool:
+    """Whether predictions, true labels, confusion matrix and interval have the sizes that belong together."""
+    predictions, labels, num_classes = record["predictions"], record["true_labels"], len(record["labels"])
+    indices = all(type(index) is int and 0 <= index < num_classes for index in (*predictions, *labels))
+    rows = all(isinstance(row, list) and len(row) == num_classes for row in record["confusion"])
+    interval = len(record["interval"]) == 2 and all(isinstance(bound, int | float) for bound in record["interval"])
+    sizes = len(predictions) == len(labels) > 0 and len(record["confusion"]) == num_classes
+    return indices and rows and interval and sizes
 
 
 def settings_of(base: VisionModel, data: Data, tuning: str, rank: int | None, recipe: Recipe) -> dict[str, Any]:
-    """Everything that the weights of a run follow from."""
+    """Return everything that determines the weights of a run."""
     size = None if base.preprocessing is None else list(base.preprocessing.size)
     return {
         "model": base.name,
         "library": base.library,
-        "weights": _digest(base.module.state_dict().values()),
+        "weights_digest": _digest(base.module.state_dict().values()),
         "image_size": size,
         "data": data.name,
         "images": {"train": len(data.train), "test": len(data.test)},
         "labels": list(data.labels),
-        "order": _digest([part for split in (data.train, data.test) for part in (split.index, split.classes)]),
-        "images_seen": _digest([_identity(split) for split in (data.train, data.test)]),
+        "split_digest": _digest([array for split in (data.train, data.test) for array in (split.index, split.classes)]),
+        "images_digest": _digest([_image_identity(split) for split in (data.train, data.test)]),
         "tuning": tuning,
         "rank": rank,
         "recipe": json.loads(json.dumps(recipe.as_json())),
     }
 
 
-def _digest(parts: Any) -> str:
-    """Of tensors and arrays, one after another."""
-    found = hashlib.blake2b(digest_size=12)
-    for part in parts:
-        if isinstance(part, Tensor):
-            part = part.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
-        found.update(np.ascontiguousarray(part).tobytes())
-    return found.hexdigest()
+def _digest(values: Any) -> str:
+    """Return the digest of tensors and arrays, one after another."""
+    digest = hashlib.blake2b(digest_size=12)
+    for value in values:
+        if isinstance(value, Tensor):
+            value = value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+        digest.update(np.ascontiguousarray(value).tobytes())
+    return digest.hexdigest()
 
 
-def _identity(images: LabeledImages) -> np.ndarray:
-    """What tells these images from others: pixels in memory; of files the names and sizes, wherever they lie."""
+def _image_identity(images: LabeledImages) -> np.ndarray:
+    """Return bytes that identify these images: pixels in memory; names and sizes of files, in any folder."""
     if isinstance(images.source, np.ndarray):
         return images.source[images.index]
     if not isinstance(images.source, list):
         return np.frombuffer(str(getattr(images.source, "identity", "")).encode(), dtype=np.uint8)
-    places = [images.source[int(at)] for at in images.index]
-    told = [f"{'/'.join(one.parts[-2:])} {_size(one)}" for one in places if isinstance(one, Path)]
-    return np.frombuffer("\n".join(told).encode(errors="surrogateescape"), dtype=np.uint8)
+    items = [images.source[int(index)] for index in images.index]
+    lines = [f"{'/'.join(item.parts[-2:])} {_size(item)}" for item in items if isinstance(item, Path)]
+    return np.frombuffer("\n".join(lines).encode(errors="surrogateescape"), dtype=np.uint8)
 
 
 def _size(file: Path) -> int:
-    """In bytes; −1 of what is no file, which fails when it is read as an image."""
+    """Return the size in bytes; −1 if there is no such file, which fails when it is read as an image."""
     try:
         return file.stat().st_size
     except OSError:
@@ -178,19 +198,19 @@ def _size(file: Path) -> int:
 
 
 def working_folder(out: Path, settings: Mapping[str, Any], overwrite: bool) -> Path | None:
-    """Where this run is worked on; None when it is finished already.
+    """Return the folder to train in; None if the run is finished already.
 
-    That is ``out``, or a folder beside it while ``out`` holds another finished run that shall be replaced. What a
-    killed process left half done is finished or swept.
+    It is ``out``, or a hidden folder next to it while ``out`` holds another finished run that is to be replaced. What
+    a killed process left incomplete is completed or deleted.
 
     Raises:
-        OutputExistsError: ``out`` holds another run and shall not be replaced, or something else.
+        OutputExistsError: ``out`` holds another run that must not be replaced, or something else.
         CallError: ``out`` cannot be read.
     """
     recover(out)
-    before = settings_in(out)
-    if before is None and out.exists() and (not out.is_dir() or holds_something(out)):
-        raise OutputExistsError(f"{out} holds something else than a run: choose another --out")
+    before = read_settings(out)
+    if before is None and out.exists() and (not out.is_dir() or has_content(out)):
+        raise OutputExistsError(f"{out} holds something other than a run: choose another --out")
     finished = (out / RESULT).is_file()
     if before == settings and finished:
         _sweep(out, overwrite)
@@ -198,86 +218,52 @@ def working_folder(out: Path, settings: Mapping[str, Any], overwrite: bool) -> P
     if before is not None and before != settings:
         if not overwrite:
             raise OutputExistsError(
-                f"{out} holds a run with another {difference(before, settings)}: choose another --out, or replace it "
-                "(--overwrite)"
+                f"{out} holds a run with another {describe_difference(before, settings)}: choose another --out, or "
+                "replace it (--overwrite)"
             )
         if finished:
-            place = _beside(out, settings)
-            if place is None:
+            folder = _replacement_folder(out, settings)
+            if folder is None:
                 _sweep(out, overwrite)
-            return place
+            return folder
         discard(out / CHECKPOINTS)
         discard(out / WITHIN)
     _write_settings(out, settings, before)
     return out
 
 
-def working_folder_of_others(out: Path, settings: Mapping[str, Any]) -> Path | None:
-    """What :func:`working_folder` told the main process, read by another process of the same training."""
+def joined_working_folder(out: Path, settings: Mapping[str, Any]) -> Path | None:
+    """Return the folder that :func:`working_folder` chose in the main process, for another process of the training."""
     for folder in (out, hidden_name(out, "new")):
-        if settings_in(folder) == settings:
+        if read_settings(folder) == settings:
             return None if (folder / RESULT).is_file() else folder
-    raise CallError(f"{out} cannot be read as the run that the main process began: use one folder for all processes")
+    raise CallError(f"{out} does not hold the run that the main process started: use one folder for all processes")
 
 
-def holds_something(folder: Path) -> bool:
+def has_content(folder: Path) -> bool:
     """Whether a folder holds more than files that a killed process was writing."""
     return any(not is_temporary(entry.name) for entry in folder.iterdir())
 
 
-def _write_settings(out: Path, settings: Mapping[str, Any], before: Any) -> None:
-    if before != settings:
-        with atomic_write(out / RUN) as beside:
-            beside.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
-    for folder in (out, out / CHECKPOINTS):
-        sweep_temporary(folder)
-
-
-def _sweep(out: Path, overwrite: bool) -> None:
-    """Delete what a run leaves that was killed after its result was written."""
-    for folder in (out.parent, out):
-        sweep_temporary(folder)
-    for folder in (out / CHECKPOINTS, old_name(out / WITHIN)):
-        discard(folder)
-    beside = hidden_name(out, "new")
-    if overwrite and (beside / RESULT).is_file():  # the run that was replaced, or one that was never put in its place
-        discard(beside)
-
-
-def difference(before: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
-    """The first setting that is not the same, and what it was and is."""
-    odd = next((name for name in settings if before.get(name) != settings[name]), "list of settings")
-    if odd not in settings:
-        return odd
-    old, new = before.get(odd), settings[odd]
-    if odd in DIGESTS:
-        return f"{DIGESTS[odd]}"
+def describe_difference(before: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    """Return the first setting that differs, with its old and its new value."""
+    name = next((name for name in settings if before.get(name) != settings[name]), "list of settings")
+    if name not in settings:
+        return name
+    old, new = before.get(name), settings[name]
+    if name in DIGESTS:
+        return DIGESTS[name]
     if isinstance(old, dict) and isinstance(new, dict):
-        changed = [f"{name} {old.get(name)}, not {new[name]}" for name in new if old.get(name) != new[name]]
-        return f"{odd} ({'; '.join(changed[:3])})"
-    return f"{odd} ({_short(old)}, not {_short(new)})"
+        changed = [f"{key} {old.get(key)}, not {new[key]}" for key in new if old.get(key) != new[key]]
+        return f"{name} ({'; '.join(changed[:3])})"
+    return f"{name} ({_shortened(old)}, not {_shortened(new)})"
 
 
-def _beside(out: Path, settings: Mapping[str, Any]) -> Path | None:
-    """A hidden folder for the run that shall replace the one in ``out``; None when it was finished there."""
-    beside = hidden_name(out, "new")
-    before = settings_in(beside)
-    if before != settings:
-        discard(beside)
-        before = None
-    if before is not None and (beside / RESULT).is_file():
-        discard(beside / CHECKPOINTS)
-        take_place(beside, out)
-        return None
-    _write_settings(beside, settings, before)
-    return beside
-
-
-def settings_in(folder: Path) -> Any:
-    """The settings of the run in a folder; None where it holds none.
+def read_settings(folder: Path) -> Any:
+    """Return the settings of the run in a folder; None if there is none.
 
     Raises:
-        CallError: they cannot be read.
+        CallError: the settings cannot be read.
     """
     try:
         return read_object(folder / RUN)
@@ -285,13 +271,48 @@ def settings_in(folder: Path) -> Any:
         return None
     except DamagedError as error:
         if not folder.is_dir():
-            raise CallError(f"{folder} is a file, or lies under one: choose another --out") from None
+            raise CallError(f"{folder} is a file or lies inside one: choose another --out") from None
         raise CallError(
             f"{folder} cannot be read as a run: {folder / RUN} is damaged ({error}); choose another --out, or delete "
             f"{folder}"
         ) from None
 
 
-def _short(value: Any) -> str:
+def _write_settings(out: Path, settings: Mapping[str, Any], before: Any) -> None:
+    """Write the settings unless they are there already, and delete what killed processes left."""
+    if before != settings:
+        with atomic_write(out / RUN) as temporary:
+            temporary.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+    for folder in (out, out / CHECKPOINTS):
+        sweep_temporary(folder)
+
+
+def _sweep(out: Path, overwrite: bool) -> None:
+    """Delete what is left of a run that was killed after it wrote its result."""
+    for folder in (out.parent, out):
+        sweep_temporary(folder)
+    for folder in (out / CHECKPOINTS, old_name(out / WITHIN)):
+        discard(folder)
+    replacement = hidden_name(out, "new")
+    if overwrite and (replacement / RESULT).is_file():  # the replaced run, or one that was never moved into place
+        discard(replacement)
+
+
+def _replacement_folder(out: Path, settings: Mapping[str, Any]) -> Path | None:
+    """Return a hidden folder for the run that replaces the one in ``out``; None if it is finished there."""
+    folder = hidden_name(out, "new")
+    before = read_settings(folder)
+    if before != settings:
+        discard(folder)
+        before = None
+    if before is not None and (folder / RESULT).is_file():
+        discard(folder / CHECKPOINTS)
+        take_place(folder, out)
+        return None
+    _write_settings(folder, settings, before)
+    return folder
+
+
+def _shortened(value: Any) -> str:
     text = str(value)
     return text if len(text) <= 60 else f"{text[:57]}…"

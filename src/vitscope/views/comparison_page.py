@@ -1,4 +1,4 @@
-"""The report of a comparison: one HTML file with its tables and figures in it, and the figures as PNG beside it."""
+"""The report of a comparison: one HTML file with its tables and figures, and the figures as PNG files next to it."""
 
 import base64
 import io
@@ -13,107 +13,119 @@ from string import Template
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from vitscope.files import atomic_write
-from vitscope.tune.comparison import BASE, Comparison, Summary, plain_name
-from vitscope.views import tuning as showing
+from vitscope.tune.comparison import folder_name
+from vitscope.tune.comparison_result import BASE, Comparison, Summary
 from vitscope.views.figure import draw
 from vitscope.views.scene import Scene
+from vitscope.views.tuning import (
+    accuracy_scene,
+    attention_scene,
+    confusion_scene,
+    curves_scene,
+    data_scene,
+    short_name,
+)
 
 SUMMARY_HEADER = (
     "model", "tuning", "accuracy", "95 % interval", f"gain over {BASE}", "macro F1", "trained", "seconds", "peak MiB",
 )  # fmt: skip
 ATTENTION_HEADER = (
-    "model", "tuning", "attention moved", "rollouts before and after", "deletion (random)", "insertion (random)",
+    "model", "tuning", "change of attention", "rollouts before and after", "deletion (random)", "insertion (random)",
 )  # fmt: skip
 SUMMARY_NOTE = (
-    "<p>Accuracy on the test images, the mean over seeds, with a 95 % interval: Wilson's for one seed, else a "
-    "bootstrap over test images and seeds. Gain: percentage points over the classifier alone. Trained: weights that "
-    "learned, the classifier's not counted. Seconds are means over seeds.</p>"
+    "<p>Accuracy on the test images, averaged over seeds, with a 95 % interval: Wilson's for one seed, else a "
+    "bootstrap over test images and seeds. Gain: percentage points over the classifier alone. Trained: number of "
+    "weights that learned, without the classifier's. Seconds are averaged over seeds.</p>"
 )
 INTERACTION_NOTE = (
-    "<p>The interaction is the gain of one model less the gain of the other, in percentage points. An interval that "
-    "holds zero leaves open who gains more.</p>"
+    "<p>The interaction is the gain of one model minus the gain of the other, in percentage points. If the interval "
+    "contains zero, the difference is not significant.</p>"
 )
 ATTENTION_NOTE = (
-    "<p>Moved: total variation between a query's attention before and after, the mean over layers; 0 is the same, 1 "
-    "has nothing in common. Then the correlation of the rollouts of eight test images at most, and the areas under "
-    "the curves when patches are deleted (low is good) and inserted (high is good) in the rollout's order, for the "
-    "class that the model finds likeliest: before tuning one of its own classes, or how alike its features stay where "
-    "it has none.</p>"
+    "<p>Change of attention: total variation between a query's attention before and after tuning, averaged over "
+    "layers; 0 is identical, 1 is disjoint. The next columns are based on at most eight test images: the correlation "
+    "of the rollouts before and after, and the areas under the curves when patches are deleted (low is good) and "
+    "inserted (high is good) in the order of the rollout, in brackets in a random order. The curves follow the most "
+    "likely class of the model. Before tuning, this is one of its own classes, or the similarity of its features if it "
+    "has none.</p>"
 )
-INTERACTION_HEADER = ("tuning", "who over whom", "points", "95 % interval")
+INTERACTION_HEADER = ("tuning", "comparison", "points", "95 % interval")
 
 
 def summary_rows(comparison: Comparison) -> list[tuple[str, ...]]:
-    """A row for each model and tuning, as text."""
-    return [_summary_row(one) for one in comparison.summaries()]
+    """Return one row of text per model and tuning method."""
+    return [_summary_row(summary) for summary in comparison.summaries()]
 
 
 def attention_rows(comparison: Comparison) -> list[tuple[str, ...]]:
-    """For each model a row before tuning and one after each tuning, as text."""
+    """Return one row of text per model before tuning, and one per tuning method after it."""
     rows: list[tuple[str, ...]] = []
     for model in comparison.models:
-        found = [one for one in comparison.summaries() if one.model == model and one.distances is not None]
-        if found and found[0].faithfulness_before is not None:
-            rows.append((showing.short_name(model), "before", "", "", *_areas(found[0].faithfulness_before)))
+        summaries = [
+            summary for summary in comparison.summaries() if summary.model == model and summary.distances is not None
+        ]
+        if summaries and summaries[0].faithfulness_before is not None:
+            rows.append((short_name(model), "before", "", "", *_area_cells(summaries[0].faithfulness_before)))
         rows += [
             (
-                showing.short_name(model),
-                one.tuning,
-                "" if one.distances is None else f"{fmean(one.distances):.2f}",
-                "" if one.correlation is None else f"{one.correlation:+.2f}",
-                *_areas(one.faithfulness_after),
+                short_name(model),
+                summary.tuning,
+                "" if summary.distances is None else f"{fmean(summary.distances):.2f}",
+                "" if summary.correlation is None else f"{summary.correlation:+.2f}",
+                *_area_cells(summary.faithfulness_after),
             )
-            for one in found
+            for summary in summaries
         ]
     return rows
 
 
 def interaction_rows(comparison: Comparison) -> list[tuple[str, ...]]:
-    """A row for each tuning and each two models, as text."""
+    """Return one row of text per tuning method and pair of models."""
     return [
         (
-            one.tuning,
-            f"{showing.short_name(one.first)} over {showing.short_name(one.second)}",
-            f"{100 * one.value:+.1f}",
-            f"{100 * one.interval[0]:+.1f} to {100 * one.interval[1]:+.1f}",
+            interaction.tuning,
+            f"{short_name(interaction.first)} over {short_name(interaction.second)}",
+            f"{100 * interaction.value:+.1f}",
+            _points(interaction.interval),
         )
-        for one in comparison.interactions()
+        for interaction in comparison.interactions()
     ]
 
 
 def write_page(comparison: Comparison, folder: str | Path) -> list[Path]:
-    """Write ``report.html`` and the figures.
+    """Write ``report.html`` and the figures, and return their paths.
 
     Raises:
-        SaveError: they cannot be written; what stood there is still there.
+        SaveError: a file cannot be written; an older one survives.
     """
     folder = Path(folder)
     scenes = _scenes(comparison)
     images = {name: _png(scene) for name, scene in scenes.items()}
-    written = []
+    paths = []
     for name, image in images.items():
         path = folder / f"{name}.png"
-        with atomic_write(path) as beside:
-            beside.write_bytes(image)
-        written.append(path)
-    path = folder / "report.html"
-    with atomic_write(path) as beside:
-        beside.write_text(_page(comparison, scenes, images), encoding="utf-8")
-    return [path, *written]
+        with atomic_write(path) as temporary:
+            temporary.write_bytes(image)
+        paths.append(path)
+    page = folder / "report.html"
+    with atomic_write(page) as temporary:
+        temporary.write_text(_page(comparison, scenes, images), encoding="utf-8")
+    return [page, *paths]
 
 
 def _scenes(comparison: Comparison) -> dict[str, Scene]:
+    """Return the figures by the names of their files."""
     scenes = {
-        "accuracy": showing.accuracy_scene(comparison),
-        "curves": showing.curves_scene(comparison),
-        "confusion": showing.confusion_scene(comparison),
+        "accuracy": accuracy_scene(comparison),
+        "curves": curves_scene(comparison),
+        "confusion": confusion_scene(comparison),
     }
     for model in comparison.models:
-        scene = showing.attention_scene(comparison, model)
+        scene = attention_scene(comparison, model)
         if scene is not None:
-            scenes[f"attention-{plain_name(showing.short_name(model))}"] = scene
-    if comparison.inspection is not None:
-        scenes["data"] = showing.data_scene(comparison.inspection)
+            scenes[f"attention-{folder_name(short_name(model))}"] = scene
+    if comparison.data_check is not None:
+        scenes["data"] = data_scene(comparison.data_check)
     return scenes
 
 
@@ -124,65 +136,65 @@ def _png(scene: Scene) -> bytes:
 
 
 def _page(comparison: Comparison, scenes: Mapping[str, Scene], images: Mapping[str, bytes]) -> str:
-    here = files("vitscope.views")
-    parts = ["<h2>Accuracy</h2>", _table(SUMMARY_HEADER, summary_rows(comparison)), SUMMARY_NOTE]
-    between = interaction_rows(comparison)
-    if between:
-        parts += ["<h2>Who gains more</h2>", _table(INTERACTION_HEADER, between), INTERACTION_NOTE]
+    """Return the HTML of the report."""
+    resources = files("vitscope.views")
+    sections = ["<h2>Accuracy</h2>", _table(SUMMARY_HEADER, summary_rows(comparison)), SUMMARY_NOTE]
+    interactions = interaction_rows(comparison)
+    if interactions:
+        sections += ["<h2>Interactions</h2>", _table(INTERACTION_HEADER, interactions), INTERACTION_NOTE]
     attention = attention_rows(comparison)
     if attention:
-        parts += ["<h2>What it did to the attention</h2>", _table(ATTENTION_HEADER, attention), ATTENTION_NOTE]
+        sections += ["<h2>Attention before and after tuning</h2>", _table(ATTENTION_HEADER, attention), ATTENTION_NOTE]
     for name, image in images.items():
         encoded = base64.b64encode(image).decode("ascii")
         title = escape(scenes[name].title)
-        parts.append(f'<h2>{title}</h2>\n<img alt="{title}" src="data:image/png;base64,{encoded}">')
+        sections.append(f'<h2>{title}</h2>\n<img alt="{title}" src="data:image/png;base64,{encoded}">')
     recipe = escape(json.dumps(dict(comparison.recipe), indent=1))
-    parts += ["<h2>Recipe</h2>", f"<pre>{recipe}</pre>"]
+    sections += ["<h2>Recipe</h2>", f"<pre>{recipe}</pre>"]
     seeds = sorted({cell.seed for cell in comparison.cells})
-    first = comparison.cells[0].about
+    counts = comparison.cells[0].record["images"]
     note = (
-        f"{first['images']['train']:,} training and {first['images']['test']:,} test images, "
-        f"{len(comparison.labels)} classes, seeds {', '.join(map(str, seeds))}"
+        f"{counts['train']:,} training and {counts['test']:,} test images, {len(comparison.labels)} classes, seeds "
+        f"{', '.join(map(str, seeds))}"
     )
-    template = Template((here / "page.html").read_text(encoding="utf-8"))
+    template = Template((resources / "page.html").read_text(encoding="utf-8"))
     return template.substitute(
         title=escape(f"Tuning on {comparison.data}"),
         note=escape(note),
-        style=(here / "page.css").read_text(encoding="utf-8"),
-        body="\n".join(parts),
+        style=(resources / "page.css").read_text(encoding="utf-8"),
+        body="\n".join(sections),
     )
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    top = "".join(f"<th>{escape(name)}</th>" for name in header)
+    head = "".join(f"<th>{escape(name)}</th>" for name in header)
     body = "\n".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f'<div class="wide"><table>\n<tr>{top}</tr>\n{body}\n</table></div>'
+    return f'<div class="wide"><table>\n<tr>{head}</tr>\n{body}\n</table></div>'
 
 
-def _summary_row(one: Summary) -> tuple[str, ...]:
-    gain = "" if one.gain is None else f"{100 * one.gain[0]:+.1f} ({_points(one.gain[1])})"
+def _summary_row(summary: Summary) -> tuple[str, ...]:
+    gain = "" if summary.gain is None else f"{100 * summary.gain[0]:+.1f} ({_points(summary.gain[1])})"
     return (
-        showing.short_name(one.model),
-        one.tuning,
-        f"{one.accuracy:.1%}",
-        f"{one.interval[0]:.1%} to {one.interval[1]:.1%}",
+        short_name(summary.model),
+        summary.tuning,
+        f"{summary.accuracy:.1%}",
+        f"{summary.interval[0]:.1%} to {summary.interval[1]:.1%}",
         gain,
-        f"{one.macro_f1:.3f}",
-        f"{one.trained:,}",
-        f"{one.seconds:.0f}",
-        f"{one.peak_mib:.0f}",
+        f"{summary.macro_f1:.3f}",
+        f"{summary.num_trained:,}",
+        f"{summary.seconds:.0f}",
+        f"{summary.peak_mib:.0f}",
     )
 
 
-def _areas(faithful: Mapping[str, float] | None) -> tuple[str, str]:
-    """Deletion and insertion, each beside a random order's."""
-    if faithful is None:
+def _area_cells(areas: Mapping[str, float] | None) -> tuple[str, str]:
+    """Return deletion and insertion as text, each with that of a random order in brackets."""
+    if areas is None:
         return "", ""
-    deletion, insertion = (
-        f"{faithful[name]:.2f} ({faithful[f'random_{name}']:.2f})" for name in ("deletion", "insertion")
-    )
+    deletion, insertion = (f"{areas[name]:.2f} ({areas[f'random_{name}']:.2f})" for name in ("deletion", "insertion"))
     return deletion, insertion
 
 
 def _points(interval: tuple[float, float]) -> str:
+    """Return an interval in percentage points as text."""
     return f"{100 * interval[0]:+.1f} to {100 * interval[1]:+.1f}"

@@ -9,181 +9,173 @@ import numpy as np
 from PIL import Image
 
 from vitscope.images.image import InputImage
-from vitscope.tune.comparison import BASE, Comparison
+from vitscope.tune.comparison_result import BASE, Comparison
 from vitscope.tune.leakage import DataCheck, counted
 from vitscope.tune.run_folder import Tuned
 from vitscope.views.scene import Curves, Dots, Matrix, Panel, Row, Scene, Shown, wrapped
 
-MOST_CLASSES = 40  # mean images on a page
-PAIRS = 6  # duplicates shown
+MOST_CLASSES = 40  # mean images in a figure
+MOST_PAIRS = 6  # pairs of duplicates in a figure
 WIDE, HALF = 8.6, 4.2  # inches
-WATCHED = ("test accuracy", "validation accuracy")  # without and with images that are held out for it
+ACCURACY_TITLES = ("test accuracy", "validation accuracy")  # without and with held-out images
 
 
-def data_scene(inspection: DataCheck) -> Scene:
-    """The mean image of each class with its counts, and some images that are in train and in test."""
-    data = inspection.data
+def data_scene(check: DataCheck) -> Scene:
+    """Return the mean image and the counts of each class, and some images that are in train and in test."""
+    data = check.data
     counts = data.counts()
     means = [
         Panel(
-            _image(mean),
-            title=_short(label),
+            _input_image(mean),
+            title=_short_label(label),
             lines=(f"{counts[label][0]:,} to train", f"{counts[label][1]:,} to test"),
         )
-        for label, mean in list(zip(data.labels, inspection.means, strict=True))[:MOST_CLASSES]
+        for label, mean in list(zip(data.labels, check.means, strict=True))[:MOST_CLASSES]
         if np.isfinite(mean).all()
     ]
     rows = [Row(row.panels, row.columns, 1.5) for row in wrapped(means, min(len(means), 7))]
-    pairs = [*inspection.exact[: PAIRS // 2], *inspection.near[: PAIRS - min(len(inspection.exact), PAIRS // 2)]]
-    twins: list[Shown] = []
-    for train, test in pairs:
-        alike = "the same" if (train, test) in inspection.exact else "nearly"
-        for split, at in ((data.train, train), (data.test, test)):
-            name = "train" if split is data.train else "test"
-            photo = split.read(at).resize((128, 128))
-            label = _short(data.labels[split.classes[at]])
-            twins.append(Panel(_whole(photo), lines=(label, f"in {name}, {alike}")))
-    if twins:
-        rows += [Row(row.panels, row.columns, 1.2) for row in wrapped(twins, min(len(twins), 8))]
+    duplicates = _duplicate_panels(check)
+    if duplicates:
+        rows += [Row(row.panels, row.columns, 1.2) for row in wrapped(duplicates, min(len(duplicates), 8))]
+        leaks = f"{len(check.leaking):,} of the training images are also in the test set, see below"
+    else:
+        leaks = "none are in both"
     return Scene(
         rows=rows,
         title=f"{data.name}: the mean image of each class",
-        note=(
-            f"{counted(len(data.train), 'image')} to train, {len(data.test):,} to test; "
-            + (
-                f"{len(inspection.leaking):,} of those to train in the test set too, see below"
-                if twins
-                else "none in both"
-            )
-        ),
+        note=f"{counted(len(data.train), 'image')} to train, {len(data.test):,} to test; {leaks}",
         caption="",
     )
 
 
 def run_scene(tuned: Tuned) -> Scene:
-    """Loss and accuracy over the epochs, and the confusion matrix."""
-    about = tuned.about
-    watched = WATCHED[bool(about["recipe"]["validation"])]
-    curves = _accuracy_curves({"": [about["history"]]}, watched)
-    losses = _losses(about["history"], watched.split()[0])
-    low, high = about["interval"]
+    """Return loss and accuracy over the epochs, and the confusion matrix."""
+    record = tuned.record
+    accuracy_title = ACCURACY_TITLES[bool(record["recipe"]["validation"])]
+    accuracies = _accuracy_curves({"": [record["history"]]}, accuracy_title)
+    losses = _loss_curves(record["history"], accuracy_title.split()[0])
+    low, high = record["interval"]
     return Scene(
         rows=[
-            Row([losses, curves], 2, HALF),
-            Row([_matrix(np.asarray(about["confusion"]), about["labels"], "test images")], 1, WIDE / 1.6),
+            Row([losses, accuracies], 2, HALF),
+            Row([_confusion_matrix(np.asarray(record["confusion"]), record["labels"], "test images")], 1, WIDE / 1.6),
         ],
-        title=f"{short_name(about['model'])}, {about['tuning']}, on {about['data']}",
-        note=f"test accuracy {about['accuracy']:.1%} ({low:.1%} to {high:.1%}), macro F1 {about['macro_f1']:.3f}",
+        title=f"{short_name(record['model'])}, {record['tuning']}, on {record['data']}",
+        note=f"test accuracy {record['accuracy']:.1%} ({low:.1%} to {high:.1%}), macro F1 {record['macro_f1']:.3f}",
         caption="",
     )
 
 
 def accuracy_scene(comparison: Comparison) -> Scene:
-    """Accuracies and gains with their intervals, and whether one model gains more than the other."""
-    found = sorted(comparison.summaries(), key=lambda one: comparison.tunings.index(one.tuning))
+    """Return accuracies, gains and interactions with their intervals."""
+    summaries = sorted(comparison.summaries(), key=lambda summary: comparison.tunings.index(summary.tuning))
     accuracies = Dots(
-        [f"{short_name(one.model)}, {one.tuning}" for one in found],
-        [one.accuracy for one in found],
-        [one.interval for one in found],
-        [comparison.models.index(one.model) for one in found],
+        [f"{short_name(summary.model)}, {summary.tuning}" for summary in summaries],
+        [summary.accuracy for summary in summaries],
+        [summary.interval for summary in summaries],
+        [comparison.models.index(summary.model) for summary in summaries],
         title="accuracy on the test images, 95 % intervals",
     )
     rows = [Row([accuracies], 1, WIDE)]
-    gained = [one for one in found if one.gain is not None]
-    if gained:
+    with_gain = [summary for summary in summaries if summary.gain is not None]
+    if with_gain:
         gains = Dots(
-            [f"{short_name(one.model)}, {one.tuning}" for one in gained],
-            [one.gain[0] for one in gained if one.gain],
-            [one.gain[1] for one in gained if one.gain],
-            [comparison.models.index(one.model) for one in gained],
+            [f"{short_name(summary.model)}, {summary.tuning}" for summary in with_gain],
+            [summary.gain[0] for summary in with_gain if summary.gain],
+            [summary.gain[1] for summary in with_gain if summary.gain],
+            [comparison.models.index(summary.model) for summary in with_gain],
             title=f"gain over {BASE}, percentage points",
             signed=True,
         )
         rows.append(Row([gains], 1, WIDE))
-    between = comparison.interactions()
-    if between:
-        more = Dots(
-            [f"{short_name(one.first)} over {short_name(one.second)}, {one.tuning}" for one in between],
-            [one.value for one in between],
-            [one.interval for one in between],
-            [len(comparison.models)] * len(between),
+    interactions = comparison.interactions()
+    if interactions:
+        differences = Dots(
+            [f"{short_name(entry.first)} over {short_name(entry.second)}, {entry.tuning}" for entry in interactions],
+            [entry.value for entry in interactions],
+            [entry.interval for entry in interactions],
+            [len(comparison.models)] * len(interactions),
             title="interaction: how much more the first gains than the second, percentage points",
             signed=True,
         )
-        rows.append(Row([more], 1, WIDE))
+        rows.append(Row([differences], 1, WIDE))
     return Scene(
         rows=rows,
         title=f"Tuning on {comparison.data}",
-        note=f"{_seeds(comparison)}, {len(comparison.cells[0].right):,} test images",
+        note=f"{_describe_seeds(comparison)}, {len(comparison.cells[0].correct):,} test images",
         caption="",
     )
 
 
 def curves_scene(comparison: Comparison) -> Scene:
-    """For each model the accuracy over the epochs, and how far tuning moved the attention of each layer."""
+    """Return for each model the accuracy over the epochs, and how much tuning changed the attention of each layer."""
     accuracies: list[Shown] = []
     distances: list[Shown] = []
-    farthest = max((max(one.distances) for one in comparison.summaries() if one.distances), default=0.0)
-    held_out = bool(comparison.recipe.get("validation"))
+    largest = max((max(summary.distances) for summary in comparison.summaries() if summary.distances), default=0.0)
+    accuracy_title = ACCURACY_TITLES[bool(comparison.recipe.get("validation"))]
     for model in comparison.models:
         histories = {
-            tuning: [cell.about["history"] for cell in comparison.of(model, tuning)] for tuning in comparison.tunings
+            tuning: [cell.record["history"] for cell in comparison.of(model, tuning)] for tuning in comparison.tunings
         }
-        accuracies.append(_accuracy_curves(histories, f"{short_name(model)}: {WATCHED[held_out]} by epoch"))
-        moved = {one.tuning: one.distances for one in comparison.summaries() if one.model == model and one.distances}
-        names = [name for name in moved if name != BASE]
+        accuracies.append(_accuracy_curves(histories, f"{short_name(model)}: {accuracy_title} by epoch"))
+        by_tuning = {
+            summary.tuning: summary.distances
+            for summary in comparison.summaries()
+            if summary.model == model and summary.distances
+        }
+        names = [name for name in by_tuning if name != BASE]
         if names:
             distances.append(
                 Curves(
-                    [""] * len(names),  # the legend of the accuracies holds here too
-                    [list(range(len(moved[name]))) for name in names],
-                    [list(moved[name]) for name in names],
-                    title=f"{short_name(model)}: how far attention moved, by layer",
+                    [""] * len(names),  # the legend of the accuracies also holds for these curves
+                    [list(range(len(by_tuning[name]))) for name in names],
+                    [list(by_tuning[name]) for name in names],
+                    title=f"{short_name(model)}: change of attention by layer",
                     x_axis="layer",
                     counted=True,
-                    limits=(0.0, 1.05 * farthest) if farthest else None,  # the same for all models
+                    limits=(0.0, 1.05 * largest) if largest else None,  # the same for all models
                     series=[comparison.tunings.index(name) for name in names],
                 )
             )
-    parts = [[*accuracies, *distances]] if len(accuracies) == 1 else [accuracies, distances]
-    rows = [Row(row.panels, row.columns, HALF) for part in parts for row in wrapped(part, 2)]
+    groups = [[*accuracies, *distances]] if len(accuracies) == 1 else [accuracies, distances]
+    rows = [Row(row.panels, row.columns, HALF) for group in groups for row in wrapped(group, 2)]
     return Scene(
         rows=rows,
         title=f"Tuning on {comparison.data}, over time and by layer",
         note=(
-            f"{_seeds(comparison)}; moved: total variation between a query's attention before and after, 0 the same; "
-            "each tuning has one colour"
+            f"{_describe_seeds(comparison)}; change: total variation between a query's attention before and after, 0 "
+            "is identical; one colour per tuning method"
         ),
         caption="",
     )
 
 
 def confusion_scene(comparison: Comparison) -> Scene:
-    """A confusion matrix for each model and tuning, seeds together."""
+    """Return a confusion matrix per model and tuning method, summed over seeds."""
     matrices: list[Shown] = [
-        _matrix(one.confusion, comparison.labels, f"{short_name(one.model)}, {one.tuning}")
-        for one in comparison.summaries()
+        _confusion_matrix(summary.confusion, comparison.labels, f"{short_name(summary.model)}, {summary.tuning}")
+        for summary in comparison.summaries()
     ]
     return Scene(
         rows=[Row(row.panels, row.columns, 3.9) for row in wrapped(matrices, min(len(matrices), 3))],
-        title=f"What is taken for what: {comparison.data}",
-        note=f"test images, {_seeds(comparison, 'sum')}; shades: the share of each row",
+        title=f"Confusion matrices: {comparison.data}",
+        note=f"test images, {_describe_seeds(comparison, 'sum')}; shades: share of each row",
         caption="",
     )
 
 
-def attention_scene(comparison: Comparison, model: str, images: int = 4) -> Scene | None:
-    """Rollouts of test images before tuning and after each tuning; None where the model has none."""
+def attention_scene(comparison: Comparison, model: str, count: int = 4) -> Scene | None:
+    """Return the rollouts of the first test images before and after tuning; None if the model has no rollouts."""
     tunings = [tuning for tuning in comparison.tunings if tuning != BASE] or list(comparison.tunings)
     changes = {tuning: comparison.attention(model, tuning) for tuning in tunings}
     first = changes[tunings[0]]
     if first.before is None:
         return None
     rows = []
-    for at, image in enumerate(map(_squared, comparison.images[model][:images])):
-        shown = [Panel(image), Panel(image, first.before[at])]
-        shown += [Panel(image, after[at]) for change in changes.values() if (after := change.after) is not None]
-        rows.append(Row(shown, len(shown)))
+    for i, image in enumerate(map(_on_white_square, comparison.images[model][:count])):
+        panels = [Panel(image), Panel(image, first.before[i])]
+        panels += [Panel(image, after[i]) for change in changes.values() if (after := change.after) is not None]
+        rows.append(Row(panels, len(panels)))
     return Scene(
         rows=rows,
         title=f"Rollouts of {short_name(model)} before and after tuning",
@@ -193,59 +185,72 @@ def attention_scene(comparison: Comparison, model: str, images: int = 4) -> Scen
 
 
 def short_name(model: str) -> str:
-    """The last part of a path; other names as they are."""
+    """Return the last level of a path; other names do not change."""
     return Path(model).name if model.startswith(("/", ".", "~")) else model
 
 
-def _seeds(comparison: Comparison, of_several: str = "mean") -> str:
+def _duplicate_panels(check: DataCheck) -> list[Shown]:
+    """Return some pairs of duplicates, the training image before the test image."""
+    data, panels = check.data, list[Shown]()
+    pairs = [*check.exact[: MOST_PAIRS // 2], *check.near[: MOST_PAIRS - min(len(check.exact), MOST_PAIRS // 2)]]
+    for train, test in pairs:
+        similarity = "identical" if (train, test) in check.exact else "nearly identical"
+        for name, split, index in (("train", data.train, train), ("test", data.test, test)):
+            photo = split.read(index).resize((128, 128))
+            label = _short_label(data.labels[split.classes[index]])
+            panels.append(Panel(_uncropped(photo), lines=(label, f"in {name}, {similarity}")))
+    return panels
+
+
+def _describe_seeds(comparison: Comparison, statistic: str = "mean") -> str:
     count = len({cell.seed for cell in comparison.cells})
-    return "1 seed" if count == 1 else f"{of_several} of {count} seeds"
+    return "1 seed" if count == 1 else f"{statistic} of {count} seeds"
 
 
 def _accuracy_curves(histories: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], title: str) -> Curves:
-    """The mean over seeds, up to where the first of them stopped."""
-    known = {}
+    """Return the mean over seeds, up to the epoch in which the first of them stopped."""
+    points = {}
     for name, seeds in histories.items():
-        rows = [[(row["epoch"], row["eval_accuracy"]) for row in one if "eval_accuracy" in row] for one in seeds]
-        known[name] = [(at[0][0], fmean(accuracy for _, accuracy in at)) for at in zip(*rows, strict=False)]
+        rows = [
+            [(row["epoch"], row["eval_accuracy"]) for row in history if "eval_accuracy" in row] for history in seeds
+        ]
+        points[name] = [(epoch[0][0], fmean(accuracy for _, accuracy in epoch)) for epoch in zip(*rows, strict=False)]
+    return _curves_by_epoch(points, title, percent=True)
+
+
+def _loss_curves(history: Sequence[Mapping[str, Any]], evaluated: str) -> Curves:
+    """Return the training loss and the loss on the evaluated images."""
+    keys = {"training": "loss", evaluated: "eval_loss"}
+    points = {name: [(row["epoch"], row[key]) for row in history if key in row] for name, key in keys.items()}
+    return _curves_by_epoch(points, "loss", percent=False)
+
+
+def _curves_by_epoch(points: Mapping[str, Sequence[tuple[float, float]]], title: str, *, percent: bool) -> Curves:
     return Curves(
-        list(known),
-        [[epoch for epoch, _ in rows] for rows in known.values()],
-        [[accuracy for _, accuracy in rows] for rows in known.values()],
+        list(points),
+        [[epoch for epoch, _ in curve] for curve in points.values()],
+        [[value for _, value in curve] for curve in points.values()],
         title=title,
         x_axis="epoch",
-        percent=True,
+        percent=percent,
         counted=True,
     )
 
 
-def _losses(history: Sequence[Mapping[str, Any]], watched: str) -> Curves:
-    lines = {"training": "loss", watched: "eval_loss"}
-    known = {name: [(row["epoch"], row[key]) for row in history if key in row] for name, key in lines.items()}
-    return Curves(
-        list(known),
-        [[epoch for epoch, _ in rows] for rows in known.values()],
-        [[loss for _, loss in rows] for rows in known.values()],
-        title="loss",
-        x_axis="epoch",
-        counted=True,
-    )
+def _confusion_matrix(counts: np.ndarray, labels: Sequence[str], title: str) -> Matrix:
+    return Matrix(counts, [_short_label(label) for label in labels], title, "true", "predicted")
 
 
-def _matrix(counts: np.ndarray, labels: Sequence[str], title: str) -> Matrix:
-    return Matrix(counts, [_short(label) for label in labels], title, "true", "said")
+def _input_image(pixels: np.ndarray) -> InputImage:
+    return _uncropped(Image.fromarray(pixels.round().clip(0, 255).astype(np.uint8)))
 
 
-def _image(pixels: np.ndarray) -> InputImage:
-    return _whole(Image.fromarray(pixels.round().clip(0, 255).astype(np.uint8)))
-
-
-def _whole(photo: Image.Image) -> InputImage:
+def _uncropped(photo: Image.Image) -> InputImage:
     return InputImage(photo, (0.0, 0.0, float(photo.width), float(photo.height)))
 
 
-def _squared(image: InputImage) -> InputImage:
-    """The photo on a white square, so that photos of all proportions stand in one grid."""
+def _on_white_square(image: InputImage) -> InputImage:
+    """Return the photo on a white square, so that photos of all proportions fit one grid."""
     photo = image.photo
     side = max(photo.size)
     left, top = (side - photo.width) // 2, (side - photo.height) // 2
@@ -255,6 +260,7 @@ def _squared(image: InputImage) -> InputImage:
     return InputImage(square, box, image.name)
 
 
-def _short(label: str) -> str:
+def _short_label(label: str) -> str:
+    """Return the first synonym of a label, cut if it is long."""
     label = label.split(",")[0].replace("_", " ")
     return label if len(label) <= 18 else f"{label[:17]}…"
