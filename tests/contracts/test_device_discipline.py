@@ -63,6 +63,18 @@ def cases() -> list[Any]:
     return [pytest.param(family, name, id=f"{family.name}-{name}") for family in (*ALL, *SWIN) for name in METHODS]
 
 
+def library_needs_a_default_device(model: vs.VisionModel, pixels: torch.Tensor) -> bool:
+    """Return whether the library's own forward pass creates tensors without a device (RoPE of timm's DINOv3 does)."""
+    try:
+        with torch.no_grad(), model.running():
+            model.answer_or_none(pixels)
+    except WorkError as error:
+        if isinstance(error.__cause__, NotImplementedError):
+            return True
+        raise
+    return False
+
+
 @pytest.mark.parametrize(("family", "name"), cases())
 def test_every_tensor_is_created_on_an_explicit_device(family: Any, name: str, request: Any) -> None:
     model, size = family.model(), getattr(family, "size", SIZES["fitting"])
@@ -74,11 +86,7 @@ def test_every_tensor_is_created_on_an_explicit_device(family: Any, name: str, r
     except UnsupportedModelError:
         pytest.skip(f"{name} is not available for {family.name}")
     request.getfixturevalue("meta")
-    try:
-        with torch.no_grad(), model.running():
-            model.answer_or_none(pixels)
-    except WorkError as error:
-        assert isinstance(error.__cause__, NotImplementedError)
+    if library_needs_a_default_device(model, pixels):
         pytest.skip(f"{family.name} itself creates tensors without a device")
     values = METHODS[name](model, pixels, target)
     if isinstance(values, torch.Tensor):

@@ -29,7 +29,7 @@ def blocks(page: Path, language: str) -> list[tuple[int, str]]:
     return [(text[: match.start()].count("\n") + 1, match[1]) for match in matches]
 
 
-def class_folders(photo: Image.Image) -> None:
+def class_folders() -> None:
     """Write photos/, with a folder of small images for each of two classes."""
     noise = np.random.default_rng(0)
     for label, tint in (("cats", (200, 90, 40)), ("dogs", (40, 90, 200))):
@@ -40,13 +40,13 @@ def class_folders(photo: Image.Image) -> None:
             Image.fromarray(pixels).save(folder / f"{number}.png")
 
 
-def for_tune(photo: Image.Image) -> dict[str, Any]:
-    class_folders(photo)
+def for_tune() -> dict[str, Any]:
+    class_folders()
     vs.finetune(vs.load("swin-nano"), "photos", tuning="lora", epochs=1, out="photos-swin-nano-lora")
     return {}
 
 
-def for_readme(photo: Image.Image) -> dict[str, Any]:
+def for_readme() -> dict[str, Any]:
     """What README takes from its reader: files, and live modules to load."""
     import timm
 
@@ -63,7 +63,7 @@ def for_readme(photo: Image.Image) -> dict[str, Any]:
             species = self.backbone(pixels)
             return {"species": species, "quality": self.quality(species)}
 
-    class_folders(photo)
+    class_folders()
     page.adapter()
     timm.models.save_for_hf(page.network(), "folder", model_config={"label_names": page.LABELS})
     state = timm.create_model("vit_small_patch16_224", num_classes=3).state_dict()
@@ -82,7 +82,7 @@ def for_readme(photo: Image.Image) -> dict[str, Any]:
     }
 
 
-BRING: dict[str, Callable[[Image.Image], dict[str, Any] | None]] = {
+BRING: dict[str, Callable[[], dict[str, Any]]] = {
     "README.md": for_readme,
     "tune.md": for_tune,
 }
@@ -100,7 +100,7 @@ def test_the_python_of_a_page_runs(
     for name in ("photo.jpg", "photo.png", "lawn.png"):
         photo.save(name)
     names: dict[str, Any] = {"vs": vs, "photo": chelsea, "model": vs.load("vit-nano")}
-    names |= BRING.get(page.name, lambda _: None)(photo) or {}
+    names |= BRING.get(page.name, dict)()
     for line, text in blocks(page, "python"):
         code = compile("\n" * line + text, str(page), "exec")  # so that a traceback names the page's own line
         exec(code, names)

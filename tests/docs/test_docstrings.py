@@ -57,4 +57,4 @@ def test_every_parameter_is_documented(name: str, caplog: pytest.LogCaptureFixtu
 @pytest.mark.parametrize("name", CLASSES)
 def test_a_class_says_what_it_is(name: str) -> None:
     doc = inspect.getdoc(getattr(vs, name))
-    assert doc and re.match(r"[A-Z].*\.$", doc.split("\n\n")[0].replace("\n", " ")), name
+    assert re.match(r"[A-Z].*\.$", (doc or "").split("\n\n")[0].replace("\n", " ")), name
