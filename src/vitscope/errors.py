@@ -30,7 +30,7 @@ class VitscopeError(Exception):
     Attributes:
         exit_code: exit code of the command line after this error.
 
-    Example:
+    Examples:
         >>> import vitscope as vs
         >>> try:
         ...     vs.load("vit-nanoo")
@@ -45,7 +45,7 @@ class VitscopeError(Exception):
 class VitscopeWarning(UserWarning):
     """A warning about work that continued.
 
-    Example:
+    Examples:
         >>> import warnings, vitscope as vs
         >>> warnings.simplefilter("ignore", vs.VitscopeWarning)
     """
@@ -54,7 +54,7 @@ class VitscopeWarning(UserWarning):
 class CallError(VitscopeError, ValueError):
     """An argument with a value or shape that is not allowed. It is also a ``ValueError``.
 
-    Example:
+    Examples:
         >>> import vitscope as vs
         >>> try:
         ...     vs.Grid(0, 7)
@@ -73,7 +73,7 @@ class UnknownModelError(CallError):
 class UnsupportedModelError(VitscopeError):
     """A model that runs, but lacks what the call needs or cannot be explained faithfully.
 
-    Example:
+    Examples:
         >>> import skimage.data, vitscope as vs
         >>> from torch import nn
         >>> module = nn.Sequential(nn.Conv2d(3, 8, 8, 8), nn.AdaptiveAvgPool2d(1), nn.Flatten())
@@ -103,7 +103,7 @@ class OutputExistsError(CallError, FileExistsError):
 class WorkError(VitscopeError, RuntimeError):
     """A failure during the work that a valid call started. It is also a ``RuntimeError``.
 
-    Example:
+    Examples:
         >>> import tempfile, vitscope as vs
         >>> from pathlib import Path
         >>> path = Path(tempfile.mkdtemp()) / "map.safetensors"

@@ -20,7 +20,7 @@ class Grid:
     Raises:
         CallError: a number is not whole, or too small.
 
-    Example:
+    Examples:
         >>> import vitscope as vs
         >>> grid = vs.Grid(height=2, width=3, prefix=1)
         >>> grid.num_tokens, grid.token(1, 0)

@@ -18,7 +18,7 @@ class Progress:
         total: total number of steps; None if it is not known in advance.
         metrics: values measured in this step, such as ``{"accuracy": 0.93}``; often empty.
 
-    Example:
+    Examples:
         >>> import vitscope as vs
         >>> def report(step: vs.Progress) -> None:
         ...     print(f"{step.description}: {step.completed} of {step.total}")
@@ -47,7 +47,7 @@ def progress_callback(progress: ProgressLike) -> Iterator[ProgressCallback]:
     Raises:
         CallError: ``progress`` is neither a bool nor callable.
 
-    Example:
+    Examples:
         >>> with progress_callback(lambda step: print(f"{step.completed}/{step.total}")) as report:
         ...     report(Progress("evaluating", 1, 2))
         1/2

@@ -81,7 +81,7 @@ class MergeStep(Compact):
         merged_grid: token grid after merging.
         reduction: input and weights of the layer; None if the run was started with ``merge="equal"``.
 
-    Example:
+    Examples:
         >>> import skimage.data, vitscope as vs
         >>> trace = vs.capture(vs.load("swin-nano"), skimage.data.chelsea())
         >>> step = next(step for step in trace.steps if isinstance(step, vs.MergeStep))
@@ -108,7 +108,7 @@ class MergeStep(Compact):
         Raises:
             CallError: ``merge`` is ``"norm"`` and the trace does not hold the input of the layer.
 
-        Example:
+        Examples:
             >>> import skimage.data, vitscope as vs
             >>> trace = vs.capture(vs.load("swin-nano"), skimage.data.chelsea())
             >>> step = next(step for step in trace.steps if isinstance(step, vs.MergeStep))

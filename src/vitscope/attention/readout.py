@@ -14,7 +14,7 @@ from vitscope.typing import ReadoutRow
 def readout_text(readout: Mapping[str, float]) -> str:
     """Return a readout as text.
 
-    Example:
+    Examples:
         >>> readout_text({"cls": 1.0}), readout_text({"cls": 0.5, "patches": 0.5})
         ('cls', '0.5 cls + 0.5 patches')
     """

@@ -43,7 +43,7 @@ class AttentionStep:
         slots: (window, slot), the token in each row and column of a window, −1 for padding; None if unknown.
         grid: the token grid of the block; None if unknown.
 
-    Example:
+    Examples:
         >>> import skimage.data, vitscope as vs
         >>> trace = vs.capture(vs.load("vit-nano"), skimage.data.chelsea())
         >>> trace.blocks[0]
@@ -100,7 +100,7 @@ class AttentionStep:
             float32 (batch, window, head, query, key); rows sum to one. The memory is proportional to windows × heads ×
             slots².
 
-        Example:
+        Examples:
             >>> import skimage.data, vitscope as vs
             >>> trace = vs.capture(vs.load("swin-nano"), skimage.data.chelsea())
             >>> trace.step(0).weights().shape
@@ -122,7 +122,7 @@ class AttentionStep:
         Raises:
             CallError: the head is out of range or the fusion unknown.
 
-        Example:
+        Examples:
             >>> import skimage.data, vitscope as vs
             >>> trace = vs.capture(vs.load("vit-nano"), skimage.data.chelsea())
             >>> trace.step(-1).fused("max").shape
@@ -143,7 +143,7 @@ class AttentionStep:
         Raises:
             UnsupportedModelError: the positions of the windows or the token grid are unknown.
 
-        Example:
+        Examples:
             >>> import skimage.data, vitscope as vs
             >>> trace = vs.capture(vs.load("swin-nano"), skimage.data.chelsea())
             >>> trace.step(0).attention().shape
@@ -168,7 +168,7 @@ class AttentionStep:
         Raises:
             UnsupportedModelError: the positions of the windows or the token grid are unknown.
 
-        Example:
+        Examples:
             >>> import skimage.data, vitscope as vs
             >>> trace = vs.capture(vs.load("swin-nano"), skimage.data.chelsea())
             >>> float(trace.step(0).on_padding().max())
@@ -214,7 +214,7 @@ class AttentionStep:
         Raises:
             UnsupportedModelError: the positions of the windows are unknown.
 
-        Example:
+        Examples:
             >>> import skimage.data, torch, vitscope as vs
             >>> trace = vs.capture(vs.load("vit-nano"), skimage.data.chelsea())
             >>> step = trace.step(-1)
@@ -250,7 +250,7 @@ class AttentionStep:
             CallError: the head is out of range or the fusion unknown.
             UnsupportedModelError: the positions of the windows are unknown.
 
-        Example:
+        Examples:
             >>> import skimage.data, vitscope as vs
             >>> trace = vs.capture(vs.load("vit-nano"), skimage.data.chelsea())
             >>> rows, _ = trace.step(-1).looked_at(trace.readout[:, None], head=0)

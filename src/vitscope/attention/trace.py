@@ -43,7 +43,7 @@ class Trace:
         omitted: attention calls of the run that are not blocks of the trace.
         unchained: why some block does not depend on the block before it; None if the blocks form a chain.
 
-    Example:
+    Examples:
         >>> import skimage.data, vitscope as vs
         >>> vs.capture(vs.load("vit-nano"), skimage.data.chelsea())
         <Trace of vit-nano: 1 image, 6 attention blocks
@@ -100,7 +100,7 @@ class Trace:
 
         A stage ends where the token grid changes. It is empty if none of its blocks was captured.
 
-        Example:
+        Examples:
             >>> import skimage.data, vitscope as vs
             >>> trace = vs.capture(vs.load("swin-nano"), skimage.data.chelsea())
             >>> [len(stage) for stage in trace.stages]
@@ -125,7 +125,7 @@ class Trace:
         Raises:
             CallError: the layer is out of range or was not captured.
 
-        Example:
+        Examples:
             >>> import skimage.data, vitscope as vs
             >>> trace = vs.capture(vs.load("vit-nano"), skimage.data.chelsea(), layers=[-1])
             >>> trace.step(-1).layer
@@ -152,7 +152,7 @@ class Trace:
             CallError: the layer is out of range or was not captured.
             UnsupportedModelError: the positions of the windows are unknown.
 
-        Example:
+        Examples:
             >>> import skimage.data, vitscope as vs
             >>> trace = vs.capture(vs.load("vit-nano"), skimage.data.chelsea())
             >>> trace.attention(-1).shape
@@ -178,7 +178,7 @@ class Trace:
             UnsupportedModelError: the token grid, the positions of the windows or the readout is unknown.
             WorkError: the weights are NaN or infinite.
 
-        Example:
+        Examples:
             >>> import skimage.data, vitscope as vs
             >>> trace = vs.capture(vs.load("vit-nano"), skimage.data.chelsea())
             >>> trace.map(layer=-1, head=0, query=(3, 4)).shape
@@ -299,7 +299,7 @@ class Trace:
             CallError: the class does not exist, or no token contributes to it.
             UnsupportedModelError: the readout is unknown, or the logits are not sums over tokens.
 
-        Example:
+        Examples:
             >>> import skimage.data, vitscope as vs
             >>> trace = vs.capture(vs.load("swin-nano"), skimage.data.chelsea())
             >>> trace.readout_row("cat").shape

@@ -26,7 +26,7 @@ class Windows:
         dilated: True if a window takes tokens at equal distances over the entire grid instead of neighbours (the grid
             attention of MaxViT, Tu et al., 2022, arXiv 2204.01697).
 
-    Example:
+    Examples:
         >>> Windows((2, 2), shift=(1, 1)).slots(Grid(2, 4)).tolist()
         [[5, 6, 1, 2], [7, 4, 3, 0]]
     """
@@ -61,7 +61,7 @@ class Windows:
 def window_of_token(slots: Slots, num_tokens: int) -> Int[Tensor, " token"]:
     """Return the index of the window that holds each token.
 
-    Example:
+    Examples:
         >>> window_of_token(Windows((2, 2)).slots(Grid(2, 4)), 8).tolist()
         [0, 0, 1, 1, 0, 0, 1, 1]
     """
@@ -82,7 +82,7 @@ def merge_groups(grid: Grid) -> Groups:
 
     A grid with an odd side is padded at the bottom or at the right; padding is −1.
 
-    Example:
+    Examples:
         >>> merge_groups(Grid(2, 3)).tolist()
         [[0, 3, 1, 4], [2, 5, -1, -1]]
     """

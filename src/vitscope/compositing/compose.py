@@ -83,7 +83,7 @@ def compose(
         CallError: several images, an object that is no object of this image, two that overlap, a scale that does
             not fit, an unknown test or class.
 
-    Example:
+    Examples:
         >>> import skimage.data, vitscope as vs
         >>> result = vs.compose(vs.load("vit-nano"), skimage.data.chelsea(), {"cat": (105, 20, 235, 200)}, places=3)
         >>> result.location_map("cat").values.shape

@@ -18,7 +18,7 @@ class InputImage:
             resizes without cropping, and reaches beyond the photo if the crop was padded.
         name: path of the photo, if it was read from a file.
 
-    Example:
+    Examples:
         >>> import skimage.data, vitscope as vs
         >>> trace = vs.capture(vs.load("vit-nano"), skimage.data.chelsea())
         >>> result = vs.rollout(trace)

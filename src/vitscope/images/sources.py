@@ -138,7 +138,7 @@ def _quoted_url(path: str | Path) -> str:
 def formats() -> list[str]:
     """Return the formats that are decoded on this machine; Pillow may be installed without some of them.
 
-    Example:
+    Examples:
         >>> formats()[:3]
         ['PNG', 'JPEG', 'WebP']
     """

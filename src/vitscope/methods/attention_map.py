@@ -44,7 +44,7 @@ def attention_map(
     Raises:
         CallError: the layer, head or query is not there.
 
-    Example:
+    Examples:
         >>> import skimage.data, vitscope as vs
         >>> vs.attention_map(vs.load("vit-nano"), skimage.data.chelsea(), head=4).values.shape
         torch.Size([1, 8, 8])

@@ -91,7 +91,7 @@ def lime(
         CallError: an option is out of range, the target is not there, the image is one single segment, images
             differ in size.
 
-    Example:
+    Examples:
         >>> import skimage.data, vitscope as vs
         >>> result = vs.lime(vs.load("vit-nano"), skimage.data.chelsea(), segments="slic", num_samples=500)
         >>> result.target, result.weights.shape == (len(result.intervals),)

@@ -72,7 +72,7 @@ def rollout(
     Raises:
         CallError: an option is out of range, the target is not there, or the model's blocks cannot be chained.
 
-    Example:
+    Examples:
         >>> import skimage.data, vitscope as vs
         >>> vs.rollout(vs.load("vit-nano"), skimage.data.chelsea()).values.shape
         torch.Size([1, 8, 8])

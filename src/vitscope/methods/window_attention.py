@@ -51,7 +51,7 @@ def window_attention(
     Raises:
         CallError: the layer or head is not there, or the block's windows are not areas of the image.
 
-    Example:
+    Examples:
         >>> import skimage.data, vitscope as vs
         >>> vs.window_attention(vs.load("swin-nano"), skimage.data.chelsea(), layer=1).values.shape
         torch.Size([1, 16, 16])

@@ -101,7 +101,7 @@ def load(
         UnsupportedModelError: what the model computes cannot be shown truthfully.
         ModelUnavailableError: its weights or library cannot be reached, or the weights do not fill the model.
 
-    Example:
+    Examples:
         >>> import vitscope as vs
         >>> vs.load("vit-nano")
         <VisionModel vit-nano (transformers) 32×32 px, patches of 4×4>

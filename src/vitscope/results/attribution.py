@@ -110,7 +110,7 @@ class Attribution:
         target: label of the explained class; None for methods that only read attention.
         signed: whether positive values support the target and negative values oppose it.
 
-    Example:
+    Examples:
         >>> import skimage.data, vitscope as vs
         >>> trace = vs.capture(vs.load("vit-nano"), skimage.data.chelsea())
         >>> result = vs.rollout(trace)
@@ -162,7 +162,7 @@ class Attribution:
         Raises:
             CallError: the list is empty, or the sizes differ.
 
-        Example:
+        Examples:
             >>> import torch, vitscope as vs
             >>> result = vs.Attribution(torch.ones(1, 2, 3), vs.Grid(2, 3))
             >>> len(vs.Attribution.joined([result, result]))
@@ -222,7 +222,7 @@ class Attribution:
             CallError: another suffix, or not a possible path.
             SaveError: the file cannot be written; an older file at ``path`` is unchanged.
 
-        Example:
+        Examples:
             >>> import tempfile, torch, vitscope as vs
             >>> result = vs.Attribution(torch.ones(1, 2, 3), vs.Grid(2, 3))
             >>> path = result.save(f"{tempfile.mkdtemp()}/map.safetensors")

@@ -130,7 +130,7 @@ class SegmentAttribution(Attribution):
     Attributes:
         parts: the segments and linear models of each image.
 
-    Example:
+    Examples:
         >>> import skimage.data, vitscope as vs
         >>> model = vs.load("vit-nano")
         >>> result = vs.lime(model, skimage.data.chelsea(), segments="patches", num_samples=80)

@@ -74,7 +74,7 @@ def capture(model: VisionModel | nn.Module, images: Any, *, layers: Sequence[int
     Warns:
         VitscopeWarning: some attention calls of the image are not in the trace; ``trace.omitted`` lists them.
 
-    Example:
+    Examples:
         >>> import skimage.data, vitscope as vs
         >>> trace = vs.capture(vs.load("vit-nano"), skimage.data.chelsea())
         >>> trace.map(layer=-1, head="mean").shape
@@ -121,7 +121,7 @@ def run_and_capture(
         ImageError: as for :func:`capture`.
         WorkError: as for :func:`capture`.
 
-    Example:
+    Examples:
         >>> import skimage.data, vitscope as vs
         >>> from vitscope.tracing.capture import run_and_capture
         >>> result = run_and_capture(vs.load("vit-nano"), skimage.data.chelsea(), fuse="mean")

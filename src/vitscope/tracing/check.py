@@ -74,7 +74,7 @@ def check(model: VisionModel | nn.Module, images: Any = None) -> CheckReport:
         CallError: no images are passed and the input size is unknown, or the images are not valid.
         WorkError: the model fails on the input.
 
-    Example:
+    Examples:
         >>> import vitscope as vs
         >>> vs.check(vs.load("vit-nano"))
         <CheckReport vit-nano: 6 attention blocks in a chain, 8×8 patches after 1 prefix token, classifier reads cls>

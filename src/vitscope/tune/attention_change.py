@@ -37,7 +37,7 @@ class AttentionChange:
             rollouts and of a random order, averaged over images, see :func:`vitscope.faithfulness`. They follow the
             model's most likely class, or the similarity of its features if it has no classes. None without rollouts.
 
-    Example:
+    Examples:
         >>> AttentionChange((0.0, 0.1), None, None, None, None, None).as_json()["distances"]
         [0.0, 0.1]
     """
@@ -85,7 +85,7 @@ def attention_change(before: VisionModel, after: VisionModel, images: Sequence[A
     Raises:
         CallError: the shapes of the attention differ, or ``images`` is not a list of images.
 
-    Example:
+    Examples:
         >>> import skimage.data
         >>> import vitscope as vs
         >>> model = vs.load("vit-nano")

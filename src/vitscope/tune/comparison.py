@@ -76,7 +76,7 @@ def compare(
         CallError: an argument is wrong, or ``out`` holds something else.
         WorkError: a cell fails; the cells that are finished are kept.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> import numpy as np
         >>> from vitscope.tune.data import LabeledImages

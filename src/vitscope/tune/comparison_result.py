@@ -89,7 +89,7 @@ class Comparison:
         folder: the folder of the comparison.
         images: for each model the test images whose attention is compared, as the model sees them.
 
-    Example:
+    Examples:
         >>> record = {"predictions": [0, 1, 1], "true_labels": [0, 0, 1]}
         >>> cells = [Cell("vit-nano", "head", seed, record) for seed in (0, 1)]
         >>> comparison = Comparison("photos", ("cat", "dog"), tuple(cells), {}, None, Path("out"), {})

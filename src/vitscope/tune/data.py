@@ -87,7 +87,7 @@ class Data:
         train: Images to train on.
         test: Images to test on.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> images, classes = np.zeros((4, 32, 32, 3), np.uint8), np.array([0, 1, 0, 1])
         >>> train, test = (LabeledImages(images, index, classes[index]) for index in (np.arange(2), np.arange(2, 4)))
@@ -131,7 +131,7 @@ def load_data(data: str | Path | Data, options: DataOptions = DEFAULT_OPTIONS) -
             differ, or there are fewer images than classes.
         WorkError: the network or a file fails.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> import skimage.data
         >>> from PIL import Image

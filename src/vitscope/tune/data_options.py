@@ -26,7 +26,7 @@ class DataOptions:
     Raises:
         CallError: an option has another type or is out of range.
 
-    Example:
+    Examples:
         >>> DataOptions(per_class=100).test_share
         0.2
     """

@@ -98,7 +98,7 @@ def finetune(
         WorkError: images cannot be read, another run works on ``out``, the loss is not finite, or a result cannot be
             written.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> import numpy as np
         >>> from vitscope.tune.data import LabeledImages

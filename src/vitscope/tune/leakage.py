@@ -44,7 +44,7 @@ class DataCheck:
         means: (class, 64, 64, 3) in [0, 255], the mean training image of each class; NaN if none could be read.
         threshold: correlation from which two images are near duplicates.
 
-    Example:
+    Examples:
         >>> from vitscope.tune.data import LabeledImages
         >>> images = np.zeros((4, 32, 32, 3), np.uint8)
         >>> splits = (LabeledImages(images, index, index % 2) for index in (np.arange(2), np.arange(2, 4)))
@@ -156,7 +156,7 @@ def check_data(data: Data, *, threshold: float | int = NEAR, progress: ProgressL
         CallError: ``data`` is not a data set, or ``threshold`` is out of range.
         WorkError: no image of train or of test can be read.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from vitscope.tune.data import LabeledImages
         >>> images = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)

@@ -52,7 +52,7 @@ class Recipe:
     Raises:
         CallError: a setting has another type or is out of range.
 
-    Example:
+    Examples:
         >>> Recipe(epochs=3, augment=("mirror",)).schedule
         'cosine'
     """

@@ -67,7 +67,7 @@ class Tuned:
             the classifier), ``seconds``, ``peak_mib``, ``history``, ``predictions`` and ``true_labels``.
         predictions: (image,) the predicted class index of each test image.
 
-    Example:
+    Examples:
         >>> import vitscope as vs
         >>> record = {"accuracy": 0.75, "confusion": [[1, 1], [0, 2]]}
         >>> tuned = Tuned(vs.load("vit-nano"), Path("run"), record, np.array([0, 1, 1, 1]))

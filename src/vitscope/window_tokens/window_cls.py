@@ -99,7 +99,7 @@ def window_cls(model: VisionModel | nn.Module, images: Any, *, tokens: Sequence[
     Raises:
         CallError: the model is not of a kind whose blocks can be read this way.
 
-    Example:
+    Examples:
         >>> import skimage.data, vitscope as vs
         >>> result = vs.window_cls(vs.load("swin-nano"), skimage.data.chelsea())
         >>> result.attention(0).shape, result.map(0).shape

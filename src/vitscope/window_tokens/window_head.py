@@ -32,7 +32,7 @@ class WindowHead(WindowReader):
         model: Swin (version 1) of transformers, timm or torchvision; from :func:`vitscope.load`, or a live module.
         num_classes: how many logits.
 
-    Example:
+    Examples:
         >>> import torch, vitscope as vs
         >>> head = vs.WindowHead(vs.load("swin-nano"), num_classes=3)
         >>> head(torch.zeros(2, 3, 32, 32)).shape

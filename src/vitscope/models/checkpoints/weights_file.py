@@ -36,7 +36,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         ModelUnavailableError: there is no such file, or it holds no weights, several sets of weights, or objects that
             would have to be unpickled.
 
-    Example:
+    Examples:
         >>> from vitscope.models import bundled_path
         >>> len(read_weights(bundled_path("vit-nano") / "model.safetensors")) > 50
         True
