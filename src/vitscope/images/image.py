@@ -26,6 +26,10 @@ class InputImage:
         box = (left, top, left + (right - left) * width_share, top + (bottom - top) * height_share)
         return InputImage(self.photo, box, self.name)
 
+    def uncropped(self) -> "InputImage":
+        """Return the same photo with a box that covers all of it."""
+        return InputImage(self.photo, (0.0, 0.0, float(self.photo.width), float(self.photo.height)), self.name)
+
     def paint(self, values: Any, size: tuple[int, int] | None = None, *, smooth: bool = True) -> np.ndarray:
         """A map on the token grid, laid over the photo where it belongs.
 

@@ -25,7 +25,7 @@ Own = TypeVar("Own", bound="Attribution")
 
 COLORMAP = "inferno"  # perceptually uniform: equal steps of value look like equal steps
 ROUNDING = 2e-6  # of the largest value: a few units in the last place of float32, summed up
-SIGNED_COLORMAP = "RdBu"  # red below zero, white at zero, blue above: told apart by most colour-blind eyes too
+SIGNED_COLORMAP = "RdBu_r"  # red below zero, white at zero, blue above: told apart by most colour-blind eyes too
 
 
 def stretch(values: np.ndarray, limits: tuple[float, float] | None = None) -> np.ndarray:
