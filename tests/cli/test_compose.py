@@ -61,9 +61,9 @@ def test_the_default_tests_write_tables_and_figures(photo, tmp_path, capsys, mon
         assert figure.width > 500
     expected = vs.compose(vs.load("vit-nano"), photo, {"cat": (105, 20, 120, 100)}, places=3)
     about = json.loads(Path("cat-compose/result.json").read_text(encoding="utf-8"))
-    np.testing.assert_allclose([one["outputs"] for one in about["composites"]], expected.outputs, atol=1e-6)
+    np.testing.assert_allclose([one["outputs"] for one in about["edited_images"]], expected.outputs, atol=1e-6)
     with Path("cat-compose/table.csv").open(newline="", encoding="utf-8") as table:
-        assert [row["composite"] for row in csv.DictReader(table)] == expected.names
+        assert [row["edited image"] for row in csv.DictReader(table)] == expected.names
     first = next(line for line in out.splitlines() if "original" in line)
     ranked = expected.ranking(0).classes
     assert first.split()[1:] == [part for one in ranked for part in (one.label, f"{100 * one.value:.1f}")]
@@ -78,8 +78,8 @@ def test_json_holds_what_python_gives(photo, capsys, monkeypatch):
     made = {"places": 3, "scales": [0.5, 1], "output": "logit"}
     expected = vs.compose(vs.load("vit-nano"), photo, {"cat": (105, 20, 120, 100)}, **made)
     (result,) = entry["results"]
-    assert [one["name"] for one in result["composites"]] == expected.names
-    np.testing.assert_allclose([one["outputs"] for one in result["composites"]], expected.outputs, atol=1e-5)
+    assert [one["name"] for one in result["edited_images"]] == expected.names
+    np.testing.assert_allclose([one["outputs"] for one in result["edited_images"]], expected.outputs, atol=1e-5)
     assert entry["image"] == "cat.png"
     assert all(Path(name).exists() for name in entry["files"])
 
@@ -132,16 +132,16 @@ def test_several_classes_may_be_asked_for(photo, capsys, monkeypatch):
 
 
 def test_what_a_model_crops_off_an_object_is_said(photo, capsys, monkeypatch):
-    monkeypatch.setattr(vs.Composition, "seen", lambda *_: 0.42)
+    monkeypatch.setattr(vs.Composition, "visible_fraction", lambda *_: 0.42)
     code, _, err = run(capsys, monkeypatch, "compose", photo, *QUICK)
     assert code == 0
-    assert err == "vitscope: vit-nano sees 42% of cat where it is: it crops the photo\n"
+    assert err == "vitscope: vit-nano crops the photo and sees only 42% of cat\n"
 
 
 def test_a_wide_terminal_says_what_less_what(photo, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     _, out, _ = run(capsys, monkeypatch, "compose", photo, *BOX, "--test", "controls", *SMALL)
-    assert "with the object, less without it" in out
+    assert "with the object, minus without it" in out
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_segments_are_picked_by_number(photo, capsys, monkeypatch):
     chosen = ("--object", "face=segments:3,4", "--segments", "slic", "--test", "none", "--json")
     code, out, _ = run(capsys, monkeypatch, "compose", photo, *chosen)
     assert code == 0
-    expected = vs.outline(photo, segments=[3, 4], cut="slic")
+    expected = vs.object_mask(photo, segments=[3, 4], cut="slic")
     assert json.loads(out)[0]["results"][0]["objects"][0]["box"] == list(expected.box)
 
 
@@ -179,7 +179,7 @@ def test_a_rough_box_is_refined(photo, capsys, monkeypatch):
     pytest.importorskip("cv2")
     code, out, _ = run(capsys, monkeypatch, "compose", photo, *BOX, "--refine", "--test", "none", "--json")
     assert code == 0
-    expected = vs.outline(photo, box=(105, 20, 120, 100), refine=True)
+    expected = vs.object_mask(photo, box=(105, 20, 120, 100), refine=True)
     made = json.loads(out)[0]["results"][0]["objects"][0]
     assert (made["box"], made["area"]) == (list(expected.box), expected.area)
     assert made["area"] != 120 * 100 / 300 / 451
@@ -190,7 +190,7 @@ def test_several_objects_may_be_marked(photo, capsys, monkeypatch):
         capsys, monkeypatch, "compose", photo, "-b", "5,5,50,60", "-b", "100,90,80,80", *QUICK[2:], "--json"
     )
     assert code == 0
-    names = [one["name"] for one in json.loads(out)[0]["results"][0]["composites"]]
+    names = [one["name"] for one in json.loads(out)[0]["results"][0]["edited_images"]]
     assert "object 1 and object 2 exchanged" in names
 
 
@@ -201,7 +201,7 @@ photo = "cat.png"
 name = "face"
 class = "cat"
 box = [105, 20, 120, 100]
-[[image.composite]]
+[[image.edited_image]]
 name = "small"
 show = [{ name = "face", scale = 0.5 }]
 """
@@ -213,7 +213,7 @@ def test_a_recipe_says_it_all(tmp_path, capsys, monkeypatch):
     code, out, err = run(capsys, monkeypatch, "compose", "--recipe", "recipe.toml", "--test", "none", "--json")
     assert (code, err) == (0, "")
     (entry,) = json.loads(out)
-    assert [one["name"] for one in entry["results"][0]["composites"]] == ["original", "small"]
+    assert [one["name"] for one in entry["results"][0]["edited_images"]] == ["original", "small"]
     assert entry["results"][0]["objects"][0]["class"] == "cat"
     assert files(tmp_path / "cat-compose") == ["plate.png", "result.json", "table.csv"]
 
@@ -292,43 +292,46 @@ def test_nothing_is_replaced_unless_it_is_allowed(photo, tmp_path, capsys, monke
 
 MISTAKES = [
     (["cat.png"], "mark an object in it, as --object 105,20,235,200"),
-    (["--object", "1,2,30,40"], "photos: 0, objects: 1"),
-    (["cat.png", "cat.png", *BOX], "photos: 2, objects: 1"),
+    (["--object", "1,2,30,40"], "compose got 0 photos and 1 objects"),
+    (["cat.png", "cat.png", *BOX], "compose got 2 photos and 1 objects"),
     (["nowhere.png", *BOX], "nowhere.png does not exist"),
-    (["cat.png", "--object", "1,2,3"], "has 3 numbers: left, top, width, height"),
+    (["cat.png", "--object", "1,2,3"], "has 3 numbers: pass left, top, width, height"),
     (["cat.png", "--object", "cat"], "numbers with commas between them are expected"),
     (["cat.png", "--object", "dog=400,2,90,90"], "reaches outside the image of 451×300"),
     (["cat.png", "--object", "dog=10.5,-5,20,20"], "reaches outside the image of 451×300"),
     (["cat.png", "--object", "0,0,451,300"], "is the whole image"),
-    (["cat.png", "--object", "5,5,0,9"], "it is empty"),
+    (["cat.png", "--object", "5,5,0,9"], "which is empty"),
     (["cat.png", "--object", "mask.png"], "mask.png does not exist"),
     (["cat.png", "--object", "segments:a"], "'a': numbers with commas"),
-    (["cat.png", "--object", "segments:9999"], "segment 9999 is not there"),
+    (["cat.png", "--object", "segments:9999"], "segment 9999 of object does not exist"),
     (["cat.png", "--object", "5,5,50,50", "--object", "20,20,50,50"], "object 1 and object 2 overlap in 1,225 pixels"),
-    (["cat.png", "--object", "a=5,5,50,50", "--object", "a=90,90,50,50"], "are called a, a: give each a name"),
+    (
+        ["cat.png", "--object", "a=5,5,50,50", "--object", "a=90,90,50,50"],
+        "two objects have the same name (a, a): give each its own name",
+    ),
     (["cat.png", *BOX, "--test", "sizes"], "unknown test 'sizes': choose size, location, split, controls"),
     (["cat.png", *BOX, "--scales", "0.5,big"], "--scales is '0.5,big': numbers"),
-    (["cat.png", *BOX, "--scales", "0"], "numbers above 0"),
+    (["cat.png", *BOX, "--scales", "0"], "pass numbers above 0"),
     (["cat.png", *BOX, "--scales", "9"], "does not fit"),
     (["cat.png", *BOX, "--places", "1"], "places is 1, at least 2"),
-    (["cat.png", *BOX, "--places", "3,3,3"], "rows and columns are expected"),
-    (["cat.png", *BOX, "--location-scale", "8"], "it cannot be moved; pass a location_scale well below"),
+    (["cat.png", *BOX, "--places", "3,3,3"], "pass rows and columns"),
+    (["cat.png", *BOX, "--location-scale", "8"], "pass a location_scale well below"),
     (["cat.png", *BOX, "--target", "tabby"], "the nearest it has"),
     (["cat.png", *BOX, "--fill", "inpant"], "inpant"),
-    (["cat.png", *BOX, "--feather", "200"], "0 to 75 pixels are expected"),
+    (["cat.png", *BOX, "--feather", "200"], "pass 0 to 75 pixels"),
     (["cat.png", *BOX, "--test", "controls", "--background", "nowhere.png"], "nowhere.png does not exist"),
     (["cat.png", *BOX, "--output", "odds"], "odds"),
     (["cat.png", *BOX, "--top-k", "0"], "top-k"),
     (["cat.png", *BOX, "--compare", "vit-nano"], "two models have the same name"),
     (["cat.png", *BOX, "--compare", "vit-nanoo"], "did you mean"),
-    (["cat.png", *BOX, "--out", "figure.png"], "compose writes several files, pass a folder"),
+    (["cat.png", *BOX, "--out", "figure.png"], "compose writes several files: pass a folder"),
     (["cat.png", *BOX, "--out", "cat.png"], "pass a folder"),
-    (["cat.png", *BOX, "--recipe", "recipe.toml"], "--recipe marks objects itself: --object"),
-    (["cat.png", "--recipe", "recipe.toml", "--refine"], "--recipe marks objects itself: --object, --refine"),
-    (["cat.png", "--recipe", "recipe.toml", "--segments", "slic"], "and --segments are for photos without one"),
+    (["cat.png", *BOX, "--recipe", "recipe.toml"], "cannot combine --recipe with --object"),
+    (["cat.png", "--recipe", "recipe.toml", "--refine"], "cannot combine --recipe with --object, --refine"),
+    (["cat.png", "--recipe", "recipe.toml", "--segments", "slic"], "or --segments: mark the objects in the recipe"),
     (["cat.png", *BOX, "--background", "nowhere.png"], "nowhere.png does not exist"),
     (["--recipe", "nowhere.toml"], "nowhere.toml does not exist"),
-    (["--recipe", "cat.png"], "is no recipe"),
+    (["--recipe", "cat.png"], "is not a recipe"),
     (["cat.png", *BOX, "--examples", "nowhere"], "has classes already"),
     (["cat.png", *BOX, "--batch-size", "0"], "at least 1"),
 ]
@@ -400,7 +403,7 @@ def test_ctrl_c_keeps_what_was_answered(photo, tmp_path, capsys, monkeypatch):
 def test_ctrl_c_in_the_second_model_keeps_the_first(photo, tmp_path, capsys, monkeypatch):
     from vitscope.compositing.predict import EditedImagePredictor
 
-    show, shown = EditedImagePredictor.show, []
+    show, shown = EditedImagePredictor.predict, []
 
     def interrupted(self, *given):
         shown.append(self.model.name)
@@ -408,7 +411,7 @@ def test_ctrl_c_in_the_second_model_keeps_the_first(photo, tmp_path, capsys, mon
             raise KeyboardInterrupt
         return show(self, *given)
 
-    monkeypatch.setattr(EditedImagePredictor, "show", interrupted)
+    monkeypatch.setattr(EditedImagePredictor, "predict", interrupted)
     code, _, err = run(capsys, monkeypatch, "compose", photo, *QUICK, "--compare", "swin-nano")
     assert (code, err.count("\n")) == (1, 1)
     assert shown == ["vit-nano", "swin-nano"]

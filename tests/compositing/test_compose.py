@@ -52,7 +52,7 @@ def test_at_home_the_input_is_that_of_the_photo_bit_for_bit(recipe: Preprocessin
     photo = noise(50, 70)
     home = vs.EditedImage("home", (vs.Placement("b", (31.0, 25.5)), vs.Placement("a")))
     objects = {"a": (3, 4, 20, 12), "b": (26, 20, 10, 11)}
-    result = vs.compose(model, photo, objects, tests="size", scales=[1.0], composites=[home])
+    result = vs.compose(model, photo, objects, tests="size", scales=[1.0], edited_images=[home])
     expected = model.prepare(photo)[0][0]
     assert len(given) == 5  # and the answer to the photo before
     assert all(torch.equal(one, expected) for one in given)
@@ -73,7 +73,7 @@ def test_of_a_tensor_what_is_as_it_was_stays_bit_for_bit() -> None:
         pixels = torch.randn(1, 3, 32, 48, generator=torch.Generator().manual_seed(0)) * 3
         moved = vs.EditedImage("moved", (vs.Placement("object", (36.0, 20.0)),))
         watched = dataclasses.replace(model, forward=forward)
-        vs.compose(watched, pixels, (4, 5, 12, 9), tests=(), composites=[moved], feather=0)
+        vs.compose(watched, pixels, (4, 5, 12, 9), tests=(), edited_images=[moved], feather=0)
         assert torch.equal(given[1], pixels[0])
         touched = torch.from_numpy(slow.hole(boxed(32, 48, (4, 5, 12, 9)), 1) | boxed(32, 48, (30, 16, 12, 9)))
         assert torch.equal(given[2][:, ~touched], pixels[0, :, ~touched])
@@ -146,15 +146,15 @@ def test_places_lie_in_what_the_model_sees() -> None:
     model = dataclasses.replace(seeing(slow.share_of_red, 32, 32), preprocessing=recipe)
     photo = painted(32, 64, (30, 15, 8, 4))
     result = vs.compose(model, photo, (30, 15, 8, 4), tests="location", places=(3, 5), **LOGIT)
-    centres = [composite.show[-1].centre for composite in result.composites[1:]]
+    centres = [composite.show[-1].centre for composite in result.edited_images[1:]]
     xs, ys = sorted({x for x, _ in centres}), sorted({y for _, y in centres})
     assert xs == pytest.approx([20, 26, 32, 38, 44])
     assert ys == pytest.approx([2, 16, 30])
-    assert [composite.place for composite in result.composites[1:]] == [(i // 5, i % 5) for i in range(15)]
-    assert result.seen("object") == 1
+    assert [composite.place for composite in result.edited_images[1:]] == [(i // 5, i % 5) for i in range(15)]
+    assert result.visible_fraction("object") == 1
     cut = vs.compose(model, photo, (10, 15, 8, 4), tests=(), **LOGIT)
-    assert cut.seen("object") == pytest.approx(2 / 8)  # of columns 10 to 17 the model sees 16 and 17
-    assert cut.as_json()["objects"][0]["seen"] == cut.seen("object")
+    assert cut.visible_fraction("object") == pytest.approx(2 / 8)  # of columns 10 to 17 the model sees 16 and 17
+    assert cut.as_json()["objects"][0]["visible_fraction"] == cut.visible_fraction("object")
     found = result.location_map()
     np.testing.assert_allclose(found.values, 8 * 4 / 32 / 32, atol=1e-6)
     assert found.images[0].box == pytest.approx((17, -5, 47, 37))
@@ -165,7 +165,7 @@ def test_what_is_wider_than_the_models_view_is_exchanged_smaller() -> None:
     model = dataclasses.replace(seeing(slow.share_of_red, 32, 32), preprocessing=recipe)
     objects = {"a": (2, 3, 48, 8), "b": (20, 18, 10, 10)}
     result = vs.compose(model, noise(32, 64), objects, tests="split", **LOGIT)
-    (one,) = [one for one in result.composites if "exchanged" in one.name]
+    (one,) = [one for one in result.edited_images if "exchanged" in one.name]
     assert one.name == "a and b exchanged × 0.67"
     placed = {placement.name: placement for placement in one.show}
     assert placed["a"].scale == placed["b"].scale == pytest.approx(32 / 48)
@@ -188,7 +188,7 @@ def test_a_larger_location_scale_moves_a_larger_object() -> None:
     model = seeing(slow.share_of_red, 80, 112)
     result = vs.compose(model, photo, (20, 20, 20, 20), tests="location", places=3, location_scale=2, **LOGIT)
     np.testing.assert_allclose(result.location_map().values, 1600 / 8960, rtol=0.03)
-    assert {one.show[-1].scale for one in result.composites[1:]} == {2.0}
+    assert {one.show[-1].scale for one in result.edited_images[1:]} == {2.0}
 
 
 def test_split_sets_apart_exchanges_mirrors_and_leaves_out() -> None:
@@ -204,14 +204,14 @@ def test_split_sets_apart_exchanges_mirrors_and_leaves_out() -> None:
         "a left out",
         "b left out",
     ]
-    apart, exchanged = result.composites[1:3]
+    apart, exchanged = result.edited_images[1:3]
     assert {one.name: (one.centre, one.scale) for one in apart.show} == {
         "a": ((5.0, 14.0), 1.0),
         "b": ((54.0, 22.0), 1.0),
     }
     assert {one.name: one.centre for one in exchanged.show} == {"a": (46.0, 22.0), "b": (9.0, 14.0)}
-    assert [one.mirrored for one in result.composites[3].show] == [True, False]
-    assert [one.name for one in result.composites[5].show] == ["b"]
+    assert [one.mirrored for one in result.edited_images[3].show] == [True, False]
+    assert [one.name for one in result.edited_images[5].show] == ["b"]
     assert result.value("a left out") == pytest.approx(192 / 2400, abs=1e-6)
     assert result.value("a and b exchanged") == pytest.approx((80 + 192) / 2400, abs=1e-6)
 
@@ -220,10 +220,10 @@ def test_objects_too_large_to_stand_apart_are_made_smaller() -> None:
     photo = painted(40, 60, (2, 3, 40, 15), (2, 20, 44, 18))
     objects = {"a": (2, 3, 40, 15), "b": (2, 20, 44, 18)}
     result = vs.compose(seeing(slow.share_of_red, 40, 60), photo, objects, tests="split", **LOGIT)
-    apart = result.composites[1]
+    apart = result.edited_images[1]
     assert apart.name == "a and b apart"  # above each other there is room
     wide = {"a": (0, 8, 25, 24), "b": (26, 10, 33, 22)}
-    apart = vs.compose(seeing(slow.share_of_red, 40, 60), noise(40, 60), wide, tests="split", **LOGIT).composites[1]
+    apart = vs.compose(seeing(slow.share_of_red, 40, 60), noise(40, 60), wide, tests="split", **LOGIT).edited_images[1]
     scale = 0.95 * 60 / 58
     assert apart.name == f"a and b apart × {scale:.2f}"
     assert {one.name: one.centre for one in apart.show} == {
@@ -235,7 +235,10 @@ def test_objects_too_large_to_stand_apart_are_made_smaller() -> None:
 def test_each_goes_to_the_edge_that_it_is_nearer_to() -> None:
     objects = {"right": (40, 14, 12, 16), "left": (4, 10, 10, 8)}
     result = vs.compose(seeing(slow.share_of_red, 40, 60), noise(40, 60), objects, tests="split")
-    assert {one.name: one.centre for one in result.composites[1].show} == {"left": (5.0, 14.0), "right": (54.0, 22.0)}
+    assert {one.name: one.centre for one in result.edited_images[1].show} == {
+        "left": (5.0, 14.0),
+        "right": (54.0, 22.0),
+    }
 
 
 def test_what_is_set_apart_or_exchanged_stays_in_what_the_model_sees() -> None:
@@ -243,11 +246,11 @@ def test_what_is_set_apart_or_exchanged_stays_in_what_the_model_sees() -> None:
     recipe = Preprocessing((40, 40), fit="crop", resize_to=(40, 40))
     model = dataclasses.replace(seeing(slow.share_of_red, 40, 40), preprocessing=recipe)
     objects = {"a": (2, 3, 10, 8), "b": (30, 80, 8, 14)}
-    apart, exchanged = vs.compose(model, noise(100, 40), objects, tests="split").composites[1:3]
+    apart, exchanged = vs.compose(model, noise(100, 40), objects, tests="split").edited_images[1:3]
     assert {one.name: one.centre for one in apart.show} == {"a": (5.0, 34.0), "b": (36.0, 63.0)}
     assert {one.name: one.centre for one in exchanged.show} == {"a": (34.0, 66.0), "b": (7.0, 37.0)}
     wide = {"a": (80, 2, 14, 8), "b": (50, 20, 8, 14)}
-    beside = vs.compose(model, noise(40, 100), wide, tests="split").composites[1]
+    beside = vs.compose(model, noise(40, 100), wide, tests="split").edited_images[1]
     assert all(30 <= one.centre[0] <= 70 for one in beside.show)
 
 
@@ -256,14 +259,14 @@ def test_three_objects_are_split_two_by_two_and_the_third_stays() -> None:
     result = vs.compose(seeing(slow.share_of_red, 40, 60), noise(40, 60), objects, tests="split")
     pairs = [name for name in result.names if " and " in name]
     assert pairs == [f"{a} and {b} {what}" for a, b in ("ab", "ac", "bc") for what in ("apart", "exchanged")]
-    assert all({placed.name for placed in one.show} == set("abc") for one in result.composites[1:7])
+    assert all({placed.name for placed in one.show} == set("abc") for one in result.edited_images[1:7])
 
 
 def test_controls_are_alone_on_every_background_and_at_every_place() -> None:
     objects = {"a": (4, 10, 10, 8), "b": (40, 14, 12, 16)}
     result = vs.compose(seeing(slow.share_of_red, 40, 60), noise(40, 60), objects, tests="controls", places=2)
     for name in "ab":
-        alone = [result.composites[at] for at in result.select("controls", name, placed=False)]
+        alone = [result.edited_images[at] for at in result.select("controls", name, placed=False)]
         assert [(one.name, one.background) for one in alone] == [
             (f"{name} alone", "own"),
             (f"{name} on blank background", "blank"),
@@ -276,19 +279,21 @@ def test_controls_are_alone_on_every_background_and_at_every_place() -> None:
             ["b" if name == "a" else "a"]
         ]
         for setting in ("own", "blank"):
-            placed = [result.composites[at] for at in result.select("controls", name, background=setting, placed=True)]
+            placed = [
+                result.edited_images[at] for at in result.select("controls", name, background=setting, placed=True)
+            ]
             assert [one.place for one in placed] == [(0, 0), (0, 1), (1, 0), (1, 1)]
             assert all([shown.name for shown in one.show] == [name] for one in placed)
-    assert not any(one.neutral for one in result.composites)
+    assert not any(one.neutral for one in result.edited_images)
 
 
 def test_images_of_ones_own_come_after_the_original() -> None:
     free = vs.EditedImage("both small", (vs.Placement("b", scale=0.5), vs.Placement("a", (30.0, 20.0), 0.5)), "blank")
     objects = {"a": (4, 10, 10, 8), "b": (40, 14, 12, 16)}
-    result = vs.compose(seeing(slow.share_of_red, 40, 60), noise(40, 60), objects, tests="split", composites=[free])
+    result = vs.compose(seeing(slow.share_of_red, 40, 60), noise(40, 60), objects, tests="split", edited_images=[free])
     assert result.names[:3] == ["original", "both small", "a and b apart"]
-    assert result.composites[1] is free
-    only = vs.compose(seeing(slow.share_of_red, 40, 60), noise(40, 60), objects, tests=(), composites=[free])
+    assert result.edited_images[1] is free
+    only = vs.compose(seeing(slow.share_of_red, 40, 60), noise(40, 60), objects, tests=(), edited_images=[free])
     assert only.names == ["original", "both small"]
 
 
@@ -300,10 +305,10 @@ def test_a_large_photo_is_composed_on_a_smaller_copy() -> None:
     assert result.image(0).size == (width, height)
     curve = result.size_curve()
     assert curve.values == pytest.approx(curve.areas, rel=0.15)
-    assert result.outlines["object"].box == (600, 400, 200, 160)
+    assert result.objects["object"].box == (600, 400, 200, 160)
     whole = vs.compose(vs.load(tiny_vit()), photo, (600, 400, 200, 160), tests="location", places=2)
-    assert whole.shown(0).photo.size == (width, height)
-    assert whole.shown(0).box == pytest.approx((0, 0, width, height))
+    assert whole.view_of(0).photo.size == (width, height)
+    assert whole.view_of(0).box == pytest.approx((0, 0, width, height))
 
 
 def test_a_image_smaller_than_the_input_works() -> None:

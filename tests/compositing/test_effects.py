@@ -12,7 +12,7 @@ import vitscope as vs
 from tests.helpers.tiny import tiny_vit
 from tests.reference import stage as slow
 from tests.reference.stage import painted, placed, seeing
-from vitscope.compositing.effects import ABOUT, centre_against_rim
+from vitscope.compositing.effects import DESCRIPTIONS, centre_minus_rim
 
 BOX = (12, 16, 8, 8)
 OPTIONS: dict[str, Any] = {"tests": "controls", "output": "logit", "target": 0, "feather": 0}
@@ -36,7 +36,7 @@ def test_a_bias_through_the_embedding_is_told_from_all_else() -> None:
     """Red counts more in the middle, by an embedding; the ground is as grey as a blank one."""
     model, photo = placed(hill(10, 14)), painted(40, 56, BOX)
     found = named(vs.effects(controls(model, photo)))
-    assert list(found) == list(ABOUT)
+    assert list(found) == list(DESCRIPTIONS)
     assert found["place"] > 0.001
     assert found["place, blank"] == pytest.approx(found["place"], abs=1e-6)
     assert found["place, blank, neutral"] == pytest.approx(0, abs=1e-6)
@@ -131,9 +131,9 @@ def test_between_middle_and_rim_places_count_for_neither() -> None:
     found = made.location_map(test="controls")
     values = found.values[0].double().numpy()
     rim = np.concatenate([values[0], values[-1], values[1:-1, 0], values[1:-1, -1]])
-    assert centre_against_rim(found, made) == pytest.approx(values[3, 3] - rim.mean(), abs=1e-9)
+    assert centre_minus_rim(found, made) == pytest.approx(values[3, 3] - rim.mean(), abs=1e-9)
     line = dataclasses.replace(found, values=found.values[:, 3:4], grid=vs.Grid(1, 7))
-    assert centre_against_rim(line, made) == pytest.approx(values[3, 3] - (values[3, 0] + values[3, 6]) / 2)
+    assert centre_minus_rim(line, made) == pytest.approx(values[3, 3] - (values[3, 0] + values[3, 6]) / 2)
 
 
 def test_a_place_is_of_the_middle_or_of_the_rim() -> None:
@@ -141,7 +141,7 @@ def test_a_place_is_of_the_middle_or_of_the_rim() -> None:
     made = controls(seeing(slow.red_at_the_centre, 40, 56), painted(40, 56, BOX), places=(2, 3))
     found = made.location_map(test="controls")
     values = found.values[0].double().numpy()
-    assert centre_against_rim(found, made) == pytest.approx(values[:, 1].mean() - values[:, [0, 2]].mean())
+    assert centre_minus_rim(found, made) == pytest.approx(values[:, 1].mean() - values[:, [0, 2]].mean())
 
 
 def test_the_middle_is_that_of_what_the_model_sees() -> None:
@@ -155,7 +155,7 @@ def test_the_middle_is_that_of_what_the_model_sees() -> None:
     values = found.values[0].numpy()
     assert np.unravel_index(values.argmax(), values.shape) == (2, 2)
     rim = np.concatenate([values[0], values[-1], values[1:-1, 0], values[1:-1, -1]])
-    assert centre_against_rim(found, made) == pytest.approx(values[2, 2] - rim.mean(), abs=1e-6)
+    assert centre_minus_rim(found, made) == pytest.approx(values[2, 2] - rim.mean(), abs=1e-6)
 
 
 # Several images
@@ -179,7 +179,7 @@ def test_intervals_are_students(several: list[vs.Composition], confidence: float
         assert one.interval == pytest.approx((expected.low, expected.high))
         assert one.mean == pytest.approx(one.values.mean())
         assert one.standardized == pytest.approx(one.values.mean() / one.values.std(ddof=1))
-        assert one.about == ABOUT[one.name]
+        assert one.about == DESCRIPTIONS[one.name]
 
 
 def test_students_interval_by_the_density(several: list[vs.Composition]) -> None:
@@ -202,7 +202,7 @@ def test_where_all_are_the_same_nothing_is_standardized(several: list[vs.Composi
 def test_json_has_the_effects(several: list[vs.Composition]) -> None:
     found = vs.effects(several)
     about = json.loads(json.dumps([one.as_json() for one in found], allow_nan=False))
-    assert [one["name"] for one in about] == list(ABOUT)
+    assert [one["name"] for one in about] == list(DESCRIPTIONS)
     for one, entry in zip(found, about, strict=True):
         assert entry["values"] == one.values.tolist()
         assert (entry["mean"], tuple(entry["interval"]), entry["about"]) == (one.mean, one.interval, one.about)
@@ -212,12 +212,12 @@ def test_json_has_the_effects(several: list[vs.Composition]) -> None:
 
 def test_an_effect_that_some_images_lack_is_left_out(several: list[vs.Composition]) -> None:
     """Rotary positions, say, or images asked about with another version."""
-    kept = [at for at, one in enumerate(several[1].composites) if not one.neutral]
+    kept = [at for at, one in enumerate(several[1].edited_images) if not one.neutral]
     without = dataclasses.replace(
-        several[1], composites=[several[1].composites[at] for at in kept], outputs=several[1].outputs[kept]
+        several[1], edited_images=[several[1].edited_images[at] for at in kept], outputs=several[1].outputs[kept]
     )
     names = [one.name for one in vs.effects([several[0], without])]
-    assert names == [name for name in ABOUT if "neutral" not in name and "position" not in name]
+    assert names == [name for name in DESCRIPTIONS if "neutral" not in name and "position" not in name]
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -227,12 +227,20 @@ def test_what_has_no_effects_is_refused(several: list[vs.Composition]) -> None:
     logit = dataclasses.replace(several[1], provenance={**several[1].provenance, "parameters": parameters})
     sizes = vs.compose(vs.load(tiny_vit()), slow.noise(40, 56), BOX, tests="size", scales=[0.5])
     wrong: list[tuple[Any, dict[str, Any], str]] = [
-        ([], {}, "effects are taken from results of vitscope.compose"),
-        (["a"], {}, "effects are taken from results of vitscope.compose"),
-        ([several[0], other], {}, "the results are of .* and another: effects are taken for one model at a time"),
-        ([several[0], logit], {}, "the results are of probability and logit: .* one output at a time"),
-        (sizes, {}, r"the controls were not made: pass tests=\('controls',\) to compose"),
-        ([several[0], sizes], {}, "the controls were not made"),
+        ([], {}, "effects takes results of vitscope.compose"),
+        (["a"], {}, "effects takes results of vitscope.compose"),
+        (
+            [several[0], other],
+            {},
+            "cannot combine results of different models \\(.*, another\\): pass those of one model",
+        ),
+        (
+            [several[0], logit],
+            {},
+            "cannot combine results of different outputs \\(probability, logit\\): .* one output",
+        ),
+        (sizes, {}, r"the result has no controls: pass tests=\('controls',\) to compose"),
+        ([several[0], sizes], {}, "the result has no controls"),
         (several, {"confidence": 1.0}, "confidence is 1.0"),
         (several, {"confidence": 0.0}, "confidence is 0.0"),
         (several, {"confidence": 95}, "confidence is 95, a share between 0 and 1"),

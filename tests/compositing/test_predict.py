@@ -46,7 +46,7 @@ def test_the_same_seed_gives_the_same_images_and_answers() -> None:
     first, again, other = whole(seed=1), whole(seed=1), whole(seed=2)
     assert np.array_equal(first.outputs, again.outputs)
     differing = []
-    for at, composite in enumerate(first.composites):
+    for at, composite in enumerate(first.edited_images):
         assert np.array_equal(first.stage.render(composite), again.stage.render(composite))
         if not np.array_equal(first.stage.render(composite), other.stage.render(composite)):
             differing.append(composite.name)
@@ -130,7 +130,7 @@ def contract(model: vs.VisionModel, image: Any, objects: Any, *, attention: bool
     known, (subject,) = positions(model), subjects(model, image)
     features = None if model.embed is None else model.embed
     original, seen = None, set()
-    for at, one in enumerate(result.composites):
+    for at, one in enumerate(result.edited_images):
         kind = (one.test, one.background, one.neutral, one.place is None, one.subject)
         if kind in seen:
             continue
@@ -151,7 +151,7 @@ def contract(model: vs.VisionModel, image: Any, objects: Any, *, attention: bool
         if features is not None:
             answer = torch.cosine_similarity(answer, original)[:, None]
         np.testing.assert_allclose(result.outputs[at], answer[0], atol=2e-5, err_msg=one.name)
-    assert known.can_be_neutral == any(one.neutral for one in result.composites)
+    assert known.can_be_neutral == any(one.neutral for one in result.edited_images)
     first = result.location_map()
     assert first.target == ("similarity" if model.embed is not None else model.label(0))
     assert float(first.values.max() - first.values.min()) > 0
@@ -217,7 +217,7 @@ def test_ctrl_c_leaves_what_was_answered(attention: bool) -> None:
         part = whole(attention=attention, batch_size=5, progress=CtrlC(2))
     assert "\n" not in str(caught[0].message)
     assert (part.provenance["interrupted"], part.provenance["samples"]) == (True, 10)
-    assert part.asked == list(range(10))
+    assert part.evaluated == list(range(10))
     np.testing.assert_array_equal(part.outputs[:10], full.outputs[:10])
     assert np.isnan(part.outputs[10:]).all()
     if attention:
@@ -268,7 +268,7 @@ def test_a_model_that_answers_with_no_number_is_refused() -> None:
 
 def test_images_can_be_looked_at() -> None:
     result = whole(tests="split")
-    made = Stage(noise(40, 56), list(result.outlines.values()), (56, 40))
-    for at, composite in enumerate(result.composites):
+    made = Stage(noise(40, 56), list(result.objects.values()), (56, 40))
+    for at, composite in enumerate(result.edited_images):
         assert np.array_equal(np.asarray(result.image(at)), made.render(composite))
         assert result.image(composite.name).tobytes() == result.image(at).tobytes()

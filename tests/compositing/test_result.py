@@ -65,7 +65,7 @@ def test_probabilities_sum_to_one_and_changes_to_nothing(result: vs.Composition)
     np.testing.assert_allclose(result.outputs.sum(1), 1, atol=1e-5)
     for at, row in enumerate(result.table(top_k=7)):
         assert row.name == result.names[at]
-        assert row.test == result.composites[at].test
+        assert row.test == result.edited_images[at].test
         assert sum(one.value for one in row.classes) == pytest.approx(1, abs=1e-5)
         assert sum(one.change for one in row.classes) == pytest.approx(0, abs=1e-5)
         for one in row.classes:
@@ -100,8 +100,8 @@ def test_csv_holds_the_numbers_of_the_table(result: vs.Composition, tmp_path: Pa
     path = result.save(tmp_path / "table.csv")
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert [row["composite"] for row in rows] == result.names
-    for at, (row, one, ranking) in enumerate(zip(rows, result.composites, result.table(), strict=True)):
+    assert [row["edited image"] for row in rows] == result.names
+    for at, (row, one, ranking) in enumerate(zip(rows, result.edited_images, result.table(), strict=True)):
         assert (row["test"], row["object"], row["background"]) == (one.test, one.subject or "", one.background)
         assert row["positions"] == ("neutral" if one.neutral else "as they are")
         for rank, ranked in enumerate(ranking.classes, 1):
@@ -112,7 +112,7 @@ def test_csv_holds_the_numbers_of_the_table(result: vs.Composition, tmp_path: Pa
         if not tested:
             assert row["x"] == row["y"] == row["scale"] == row["area"] == ""
             continue
-        outline = result.outlines[tested[0].name]
+        outline = result.objects[tested[0].name]
         assert (float(row["x"]), float(row["y"])) == (tested[0].centre or outline.centre)
         assert float(row["scale"]) == tested[0].scale
         assert float(row["area"]) == pytest.approx(outline.area * tested[0].scale ** 2)
@@ -120,7 +120,7 @@ def test_csv_holds_the_numbers_of_the_table(result: vs.Composition, tmp_path: Pa
             shown = name in [placed.name for placed in one.show]
             assert bool(row[f"attention on {name}"]) == shown
             if shown:
-                assert float(row[f"attention on {name}"]) == result.looked(at, name)[0]
+                assert float(row[f"attention on {name}"]) == result.rollout_mass(at, name)[0]
     text = result.as_csv(top_k=5)
     assert "probability 5" in text.splitlines()[0]
     assert len(list(csv.reader(io.StringIO(text)))) == len(result) + 1
@@ -129,13 +129,13 @@ def test_csv_holds_the_numbers_of_the_table(result: vs.Composition, tmp_path: Pa
 def test_json_holds_the_arrays(result: vs.Composition, tmp_path: Path) -> None:
     about = json.loads(result.save(tmp_path / "result.json").read_text(encoding="utf-8"))
     assert about["labels"] == list(LABELS)
-    np.testing.assert_array_equal([one["outputs"] for one in about["composites"]], result.outputs)
-    assert [one["name"] for one in about["composites"]] == result.names
+    np.testing.assert_array_equal([one["outputs"] for one in about["edited_images"]], result.outputs)
+    assert [one["name"] for one in about["edited_images"]] == result.names
     assert [one["name"] for one in about["objects"]] == ["a", "b"]
     assert about["objects"][1]["box"] == list(OBJECTS["b"])
     assert about["objects"][1]["area"] == pytest.approx(15 * 18 / 2240)
     assert about["objects"][0]["class"] == LABELS[int(result.outputs[0].argmax())]
-    for one, entry in zip(result.composites, about["composites"], strict=True):
+    for one, entry in zip(result.edited_images, about["edited_images"], strict=True):
         shown = [(placed["name"], placed["scale"], placed["mirrored"]) for placed in entry["show"]]
         assert shown == [(placed.name, placed.scale, placed.mirrored) for placed in one.show]
         assert set(entry["attention"]) == {placed.name for placed in one.show}
@@ -160,7 +160,7 @@ def test_provenance_says_how_it_was_made(result: vs.Composition) -> None:
         "output": "probability",
         "seed": 0,
     }
-    assert result.provenance["samples"] == len(result) == len(result.composites)
+    assert result.provenance["samples"] == len(result) == len(result.edited_images)
     other = composed(tests="size", scales=[0.5], fill=(1, 2, 3), background=noise(9, 9), feather=2).provenance
     about = {name: other["parameters"][name] for name in ("scales", "fill", "background", "feather", "positions")}
     assert about == {"scales": [0.5], "fill": [1, 2, 3], "background": "an image", "feather": 2, "positions": []}
@@ -182,8 +182,8 @@ def test_the_class_is_the_targets_the_objects_or_the_likeliest() -> None:
     likeliest = int(composed(tests=()).outputs[0].argmax())
     third, fourth = ((likeliest + by) % 7 for by in (1, 2))
     objects = [
-        vs.outline(PHOTO, box=OBJECTS["a"], name="a"),
-        vs.outline(PHOTO, box=OBJECTS["b"], name=LABELS[third].upper()),
+        vs.object_mask(PHOTO, box=OBJECTS["a"], name="a"),
+        vs.object_mask(PHOTO, box=OBJECTS["b"], name=LABELS[third].upper()),
     ]
     made = composed(objects=objects, tests="location")
     assert made.column() == made.column(name="a") == likeliest
@@ -209,7 +209,7 @@ def test_an_object_named_by_a_number_is_no_class() -> None:
 
 def test_an_objects_class_is_checked_before_anything_is_asked() -> None:
     asked: list[int] = []
-    one = vs.outline(PHOTO, box=OBJECTS["a"], name="a", label="thing 33")
+    one = vs.object_mask(PHOTO, box=OBJECTS["a"], name="a", label="thing 33")
     with pytest.raises(vs.CallError, match="target 'thing 33' is no label of this model: did you mean thing 3"):
         composed(objects=[one], progress=lambda *_: asked.append(1))
     assert not asked
@@ -223,7 +223,7 @@ def test_a_model_without_classes_answers_with_similarity(bare: vs.Composition) -
     assert bare.location_map("b").target == "similarity"
     assert bare.size_curve("a", "similarity").target == "similarity"
     for target in ("cat", 0):
-        with pytest.raises(vs.CallError, match=r"has no classes, .* its answer is 'similarity'"):
+        with pytest.raises(vs.CallError, match=r"has no classes, .* its output is 'similarity'"):
             bare.column(target)
     with pytest.raises(vs.CallError, match=r"has no classifier, .*pass target='similarity'"):
         composed(family("transformers-vit-bare").model(), target="cat")
@@ -238,9 +238,9 @@ def test_a_map_holds_the_answers_of_its_places(result: vs.Composition) -> None:
         column = int(result.outputs[0].argmax()) if target is None else target
         for row in range(2):
             for place in range(3):
-                at = result.at(f"{name} at ({row}, {place})")
+                at = result.index_of(f"{name} at ({row}, {place})")
                 assert float(found.values[0, row, place]) == pytest.approx(result.outputs[at, column])
-                x, y = result.composites[at].show[-1].centre
+                x, y = result.edited_images[at].show[-1].centre
                 left, top, right, bottom = found.images[0].box
                 assert (left + (place + 0.5) / 3 * (right - left)) == pytest.approx(x)
                 assert (top + (row + 0.5) / 2 * (bottom - top)) == pytest.approx(y)
@@ -258,8 +258,8 @@ def test_maps_of_the_controls_are_of_the_object_alone(result: vs.Composition) ->
     }
     for (background, neutral), found in made.items():
         words = " alone" if background == "own" else ", blank, positions neutral" if neutral else ", blank"
-        at = result.at(f"b at (1, 2){words}")
-        assert [placed.name for placed in result.composites[at].show] == ["b"]
+        at = result.index_of(f"b at (1, 2){words}")
+        assert [placed.name for placed in result.edited_images[at].show] == ["b"]
         assert float(found.values[0, 1, 2]) == pytest.approx(result.outputs[at, 1])
         assert (found.provenance["background"], found.provenance["positions"]) == (
             background,
@@ -275,7 +275,7 @@ def test_a_curve_rises_in_size_and_holds_the_answers(result: vs.Composition) -> 
         assert (curve.name, curve.target) == (name, LABELS[3])
         assert curve.scales.tolist() == [0.5, 0.7, 1.0]
         assert curve.values.tolist() == [made.value(f"{name} × {scale:g}", 3) for scale in curve.scales]
-        assert curve.areas == pytest.approx(made.outlines[name].area * curve.scales**2)
+        assert curve.areas == pytest.approx(made.objects[name].area * curve.scales**2)
         assert curve.values[-1] == pytest.approx(made.outputs[0, 3], abs=1e-6)
     assert result.size_curve().name == "a"
 
@@ -288,7 +288,7 @@ def test_rollouts_are_those_of_each_image(result: vs.Composition) -> None:
     model = vs.load(tiny_vit())
     for name in ("original", "a × 0.5", "b at (1, 2)", "a and b exchanged", "no b"):
         expected = vs.rollout(model, result.image(name)).values[0]
-        np.testing.assert_allclose(result.rollouts[result.at(name)], expected, atol=1e-6)
+        np.testing.assert_allclose(result.rollouts[result.index_of(name)], expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("crop", [False, True])
@@ -298,7 +298,7 @@ def test_attention_on_an_object_is_its_share_of_the_rollout(crop: bool) -> None:
     model = dataclasses.replace(vs.load(tiny_vit(), image_size=recipe.size), preprocessing=recipe)
     free = vs.EditedImage("moved", (vs.Placement("a", (28.0, 20.0)),))
     made = vs.compose(model, noise(32, 64), (16, 8, 16, 8), tests=(), attention=True, feather=0,
-        composites=[dataclasses.replace(free, show=(vs.Placement("object", (36.0, 20.0)),))])  # fmt: skip
+        edited_images=[dataclasses.replace(free, show=(vs.Placement("object", (36.0, 20.0)),))])  # fmt: skip
     assert made.rollouts is not None
     offset = 2 if crop else 0
     for at, rows, columns in ((0, (1,), (2, 3)), (1, (2,), (3.5, 4.5))):
@@ -309,7 +309,7 @@ def test_attention_on_an_object_is_its_share_of_the_rollout(crop: bool) -> None:
                 left, right = columns[0] - offset, columns[-1] + 1 - offset
                 share = max(0.0, min(right, column + 1) - max(left, column))
                 expected, cells = expected + share * float(rollout[row, column]), cells + share
-        on_it, covered = made.looked(at, "object")
+        on_it, covered = made.rollout_mass(at, "object")
         assert on_it == pytest.approx(expected / float(rollout.sum()), abs=1e-6)
         assert covered == pytest.approx(cells / rollout.size, abs=1e-6)
 
@@ -317,31 +317,31 @@ def test_attention_on_an_object_is_its_share_of_the_rollout(crop: bool) -> None:
 def test_attention_that_was_not_kept_is_said() -> None:
     made = composed(tests="split")
     assert made.rollouts is None
-    with pytest.raises(vs.CallError, match="no rollouts were kept: pass attention=True to compose"):
-        made.looked("original", "a")
-    assert "attention" not in made.as_json()["composites"][0]
+    with pytest.raises(vs.CallError, match="the result has no rollouts: pass attention=True to compose"):
+        made.rollout_mass("original", "a")
+    assert "attention" not in made.as_json()["edited_images"][0]
 
 
 def test_attention_on_what_is_not_there_is_refused(result: vs.Composition) -> None:
-    with pytest.raises(vs.CallError, match="a is not in 'a left out'"):
-        result.looked("a left out", "a")
+    with pytest.raises(vs.CallError, match="'a left out' does not show a: it shows b"):
+        result.rollout_mass("a left out", "a")
 
 
 # Cut short
 
 
 def test_what_was_not_answered_is_left_out(interrupted: vs.Composition, tmp_path: Path) -> None:
-    assert interrupted.asked == list(range(16))
+    assert interrupted.evaluated == list(range(16))
     assert len(interrupted.table()) == 16
     rows = list(csv.DictReader(io.StringIO(interrupted.as_csv())))
-    assert [row["composite"] for row in rows] == interrupted.names[:16]
+    assert [row["edited image"] for row in rows] == interrupted.names[:16]
     about = json.loads(interrupted.save(tmp_path / "part.json").read_text(encoding="utf-8"))
-    assert [one["outputs"] is None for one in about["composites"]] == [at >= 16 for at in range(len(interrupted))]
-    assert ["attention" in one for one in about["composites"]] == [at < 16 for at in range(len(interrupted))]
+    assert [one["outputs"] is None for one in about["edited_images"]] == [at >= 16 for at in range(len(interrupted))]
+    assert ["attention" in one for one in about["edited_images"]] == [at < 16 for at in range(len(interrupted))]
     assert interrupted.size_curve("a").scales.tolist() == [0.5, 0.71, 1.0, 1.41]
-    with pytest.raises(vs.CallError, match="the location test of b was interrupted: its map is not whole"):
+    with pytest.raises(vs.CallError, match="the location test of b was interrupted, so its map is incomplete"):
         interrupted.location_map("b")
-    with pytest.raises(vs.CallError, match="the controls were interrupted: their effects are not whole"):
+    with pytest.raises(vs.CallError, match="the controls were interrupted, so their effects are incomplete"):
         vs.effects(interrupted)
 
 
@@ -351,8 +351,8 @@ def test_a_size_test_that_did_not_begin_is_said() -> None:
 
     free = [vs.EditedImage("one", (vs.Placement("a"),)), vs.EditedImage("two", (vs.Placement("b"),))]
     with pytest.warns(vs.VitscopeWarning, match="interrupted"):
-        made = composed(tests="size", composites=free, batch_size=3, progress=press)
-    with pytest.raises(vs.CallError, match="the size test of a was interrupted before it began"):
+        made = composed(tests="size", edited_images=free, batch_size=3, progress=press)
+    with pytest.raises(vs.CallError, match="the size test of a was interrupted before its first image"):
         made.size_curve()
 
 
@@ -360,28 +360,28 @@ def test_a_size_test_that_did_not_begin_is_said() -> None:
 
 
 def test_composites_are_found_by_name_and_number(result: vs.Composition) -> None:
-    assert result.at("a mirrored") == result.names.index("a mirrored")
+    assert result.index_of("a mirrored") == result.names.index("a mirrored")
     assert result.value(-1, 0) == result.outputs[-1, 0]
     assert result.image(-1).tobytes() == result.image(len(result) - 1).tobytes()
     assert result.tested("size") == result.tested("controls") == ["a", "b"]
-    assert all(result.composites[at].place is not None for at in result.select("location", "b", placed=True))
+    assert all(result.edited_images[at].place is not None for at in result.select("location", "b", placed=True))
     assert not result.select("location", placed=False)
     assert [result.names[at] for at in result.select("controls", neutral=True, placed=False)] == ["positions neutral"]
 
 
 WRONG: list[tuple[Any, str]] = [
-    (lambda r: r.at("dog"), "there is no composite 'dog': the first are original, "),
-    (lambda r: r.image(500), r"composite 500 is not there: there are \d+"),
-    (lambda r: r.image(-500), "composite -500 is not there"),
-    (lambda r: r.image(1.5), "the composite is 1.5, a whole number"),
+    (lambda r: r.index_of("dog"), "there is no edited image 'dog': the first are original, "),
+    (lambda r: r.image(500), r"there is no edited image 500: there are \d+"),
+    (lambda r: r.image(-500), "there is no edited image -500"),
+    (lambda r: r.image(1.5), "the edited image is 1.5, a whole number"),
     (lambda r: r.ranking(0, 0), "top_k is 0, at least 1"),
     (lambda r: r.column("thing 33"), "target 'thing 33' is no label of this model: did you mean thing 3"),
     (lambda r: r.column(7), "target 7 is not there: the model has classes 0 to 6"),
-    (lambda r: r.location_map("c"), "there is no object 'c' in the location test: it has a, b"),
-    (lambda r: r.size_curve("c"), "there is no object 'c' in the size test: it has a, b"),
+    (lambda r: r.location_map("c"), "there is no object 'c' in the location test: choose a, b"),
+    (lambda r: r.size_curve("c"), "there is no object 'c' in the size test: choose a, b"),
     (lambda r: r.location_map("a", 9), "target 9 is not there"),
-    (lambda r: r.location_map("a", background="night"), "no places of a over background 'night'"),
-    (lambda r: r.location_map("a", test="splits"), r"the splits test was not made: pass tests=\('splits',\)"),
+    (lambda r: r.location_map("a", background="night"), "test 'location' has no places of a over background 'night'"),
+    (lambda r: r.location_map("a", test="splits"), r"the result has no splits test: pass tests=\('splits',\)"),
 ]
 
 
@@ -396,7 +396,7 @@ def test_what_is_not_there_is_said_in_one_line(ask: Any, message: str, result: v
 def test_a_test_that_was_not_made_is_named() -> None:
     made = composed(tests="split")
     for ask, name in ((made.location_map, "location"), (made.size_curve, "size")):
-        with pytest.raises(vs.CallError, match=rf"the {name} test was not made: pass tests=\('{name}',\) to compose"):
+        with pytest.raises(vs.CallError, match=rf"the result has no {name} test: pass tests=\('{name}',\) to compose"):
             ask()
 
 
@@ -404,23 +404,26 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"tests": "sizes"}, "unknown test 'sizes': choose size, location, split, controls"),
     ({"tests": ("size", "place")}, "unknown test 'place'"),
     ({"tests": 5}, "test"),
-    ({"scales": []}, r"scales is \[\]: numbers above 0"),
-    ({"scales": [0.5, 0]}, "numbers above 0 are expected"),
-    ({"scales": [-1]}, "numbers above 0 are expected"),
+    ({"scales": []}, r"scales is \[\]: pass numbers above 0"),
+    ({"scales": [0.5, 0]}, "pass numbers above 0"),
+    ({"scales": [-1]}, "pass numbers above 0"),
     ({"scales": ["half"]}, "a scale is 'half', a number"),
     ({"scales": [float("nan")]}, "a scale is nan"),
     ({"scales": [3.0]}, "object × 3: object at scale 3 is 48×30 pixels and does not fit"),
-    ({"scales": [0.1]}, "object × 0.1: .* too small to be seen, choose a larger scale"),
+    ({"scales": [0.1]}, "object × 0.1: .* too small to be seen: choose a larger scale"),
     ({"places": 1}, "places is 1, at least 2"),
     ({"places": (3, 1)}, "places is 1, at least 2"),
-    ({"places": (3, 3, 3)}, r"places is \(3, 3, 3\): rows and columns are expected"),
+    ({"places": (3, 3, 3)}, r"places is \(3, 3, 3\): pass rows and columns"),
     ({"places": 2.5}, "places is 2.5, a whole number"),
     ({"places": "many"}, "places is 'many'"),
-    ({"location_scale": 0}, "location_scale is 0: a number above 0"),
+    ({"location_scale": 0}, "location_scale is 0: pass a number above 0"),
     ({"location_scale": "half"}, "location_scale is 'half', a number"),
-    ({"location_scale": 5.0}, r"object at scale 5 is 80×50 pixels, the model sees 56×40: .* well below 3.50"),
+    (
+        {"location_scale": 5.0},
+        r"cannot move object: at scale 5 it is 80×50 pixels, and the model sees 56×40: .* well below 3.50",
+    ),
     ({"fill": "inpant"}, "inpant"),
-    ({"feather": 99.0}, "feather is 99.0, 0 to 10"),
+    ({"feather": 99.0}, "feather is 99.0: pass 0 to 10"),
     ({"background": "nowhere.png", "tests": "controls"}, "nowhere.png does not exist"),
     ({"output": "odds"}, "unknown output 'odds': choose probability or logit"),
     ({"target": "thing 33"}, "did you mean thing 3"),
@@ -429,21 +432,21 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"seed": -1}, "seed is -1"),
     ({"seed": 0.5}, "seed is 0.5, a whole number"),
     ({"progress": "yes"}, "progress is 'yes': pass True, or a function"),
-    ({"composites": [vs.EditedImage("x", (vs.Placement("cow"),))]}, "no object 'cow'"),
-    ({"composites": [vs.EditedImage("x"), vs.EditedImage("x")]}, "two composites are called 'x'"),
-    ({"composites": [vs.EditedImage("original")]}, "two composites are called 'original'"),
-    ({"composites": [vs.EditedImage("no object", (vs.Placement("object"),))], "tests": "controls"}, "'no object'"),
-    ({"composites": [vs.EditedImage("x", (vs.Placement("object"),) * 2)]}, "an object is shown twice"),
-    ({"composites": [vs.EditedImage("x", background="night")]}, "unknown background 'night'"),
+    ({"edited_images": [vs.EditedImage("x", (vs.Placement("cow"),))]}, "no object 'cow'"),
+    ({"edited_images": [vs.EditedImage("x"), vs.EditedImage("x")]}, "two edited images are called 'x'"),
+    ({"edited_images": [vs.EditedImage("original")]}, "two edited images are called 'original'"),
+    ({"edited_images": [vs.EditedImage("no object", (vs.Placement("object"),))], "tests": "controls"}, "'no object'"),
+    ({"edited_images": [vs.EditedImage("x", (vs.Placement("object"),) * 2)]}, "an object is shown twice"),
+    ({"edited_images": [vs.EditedImage("x", background="night")]}, "unknown background 'night'"),
     ({"objects": []}, "no object was marked"),
     ({"objects": (0, 0, 56, 40)}, "object is the whole image"),
     ({"objects": (50, 5, 10, 10)}, "reaches outside the image of 56×40"),
     ({"objects": {"a": (4, 6, 16, 10), "b": (10, 10, 9, 9)}}, "a and b overlap in 54 pixels"),
     ({"objects": np.zeros((40, 56), bool)}, "the mask of object is empty"),
-    ({"objects": np.zeros((56, 40), bool)}, "is 56×40 where the image is 40×56"),
+    ({"objects": np.zeros((56, 40), bool)}, "is 56×40 \\(height×width\\), the image is 40×56"),
     ({"objects": (1, 1, 54, 38)}, "no background is left"),
-    ({"image": [PHOTO, PHOTO]}, "one image a call, 2 came"),
-    ({"image": torch.zeros(2, 3, 32, 32)}, "one image a call, 2 came"),
+    ({"image": [PHOTO, PHOTO]}, "compose takes one image, not 2"),
+    ({"image": torch.zeros(2, 3, 32, 32)}, "compose takes one image, not 2"),
     ({"image": "nowhere.png"}, "nowhere.png does not exist"),
     ({"model": "vit-nano"}, r"a model is expected, from vitscope\.load"),
 ]
@@ -464,7 +467,7 @@ def test_what_cannot_be_meant_is_refused_before_anything_is_shown(options: dict[
 
 def test_one_composite_needs_no_list() -> None:
     one = vs.EditedImage("alone", (vs.Placement("a"),))
-    assert composed(tests=(), composites=one).names == composed(tests=(), composites=[one]).names
+    assert composed(tests=(), edited_images=one).names == composed(tests=(), edited_images=[one]).names
 
 
 def test_a_background_that_is_none_is_refused_though_no_test_uses_it() -> None:
@@ -480,11 +483,15 @@ def test_a_list_of_one_image_is_one_image() -> None:
 def test_rotary_positions_cannot_be_made_equal() -> None:
     chosen = family("timm-dinov3")
     neutral = vs.EditedImage("nowhere", (vs.Placement("object"),), neutral=True)
-    with pytest.raises(vs.CallError, match=r"nowhere: the positions of .* cannot be made equal \(they are rotary\)"):
-        vs.compose(chosen.model(), PHOTO, OBJECTS["a"], tests=(), composites=[neutral])
+    with pytest.raises(
+        vs.CallError, match=r"nowhere: neutral positions are not supported for .*, because they are rotary"
+    ):
+        vs.compose(chosen.model(), PHOTO, OBJECTS["a"], tests=(), edited_images=[neutral])
     model = seeing(slow.share_of_red, 40, 56)
-    with pytest.raises(vs.CallError, match=r"nowhere: the positions of .* cannot be made equal \(none are known\)"):
-        vs.compose(model, PHOTO, OBJECTS["a"], tests=(), composites=[neutral])
+    with pytest.raises(
+        vs.CallError, match=r"nowhere: neutral positions are not supported for .*, because it has none that are known"
+    ):
+        vs.compose(model, PHOTO, OBJECTS["a"], tests=(), edited_images=[neutral])
 
 
 def test_maps_of_classes_of_one_name_are_of_their_index() -> None:

@@ -12,7 +12,7 @@ import vitscope as vs
 from tests.reference import stage as slow
 from tests.reference.stage import boxed, noise, painted
 from vitscope.compositing import backgrounds
-from vitscope.compositing.backgrounds import background, filled
+from vitscope.compositing.backgrounds import fill_hole, make_background
 from vitscope.compositing.stage import Stage
 
 HEIGHT, WIDTH = 40, 56
@@ -79,8 +79,8 @@ def test_at_home_it_is_the_photo_to_the_pixel(how: Any, kind: str) -> None:
     photo = photo_of(kind)
     for masks in ((DOG, CAT), (DOG, NEAR), (DOG,)):
         made = stage(photo, *masks, fill=how)
-        home = [vs.Placement(name) for name in made.outlines]
-        named = [vs.Placement(name, made.outlines[name].centre) for name in made.outlines]
+        home = [vs.Placement(name) for name in made.objects]
+        named = [vs.Placement(name, made.objects[name].centre) for name in made.objects]
         for show in (home, named, home[::-1]):
             assert np.array_equal(made.render(vs.EditedImage("home", tuple(show))), photo)
 
@@ -167,7 +167,7 @@ def test_nothing_of_the_old_ground_comes_along(scale: float) -> None:
     photo[ball] = (255, 0, 0)
     green = np.zeros_like(photo)
     green[..., 1] = 255
-    made = stage(photo, ball, other=green, feather=2.0)
+    made = stage(photo, ball, background_image=green, feather=2.0)
     got = made.render(vs.EditedImage("on green", (AT("dog", scale=scale),), "other"))
     assert got[..., 2].max() <= 1
     assert got[40, 45].tolist() == [255, 0, 0]
@@ -219,7 +219,7 @@ HOLE = boxed(30, 44, (14, 10, 12, 9))
 @pytest.mark.parametrize("how", ["inpaint", "mean", "blur", "grey", "black", "noise", 7, (1, 2, 3), noise(9, 9)])
 def test_filling_changes_the_hole_alone(how: Any, dtype: type) -> None:
     photo = noise(30, 44).astype(dtype)
-    made = filled(photo, HOLE, how, 0)
+    made = fill_hole(photo, HOLE, how, 0)
     assert made.dtype == dtype
     assert np.array_equal(made[~HOLE], photo[~HOLE])
     assert (made[HOLE] != photo[HOLE]).any(-1).mean() > 0.9
@@ -232,8 +232,8 @@ def test_of_a_constant_image_the_filling_is_the_constant(how: str, corner: bool)
     photo[:] = (20.0, 130.5, 251.0)
     spoilt = photo.copy()
     spoilt[hole] = 77
-    np.testing.assert_allclose(filled(spoilt, hole, how, 0), photo, atol=1e-2)
-    assert np.abs(filled(spoilt.astype(np.uint8), hole, how, 0).astype(int) - photo.astype(np.uint8)).max() <= 1
+    np.testing.assert_allclose(fill_hole(spoilt, hole, how, 0), photo, atol=1e-2)
+    assert np.abs(fill_hole(spoilt.astype(np.uint8), hole, how, 0).astype(int) - photo.astype(np.uint8)).max() <= 1
 
 
 def test_of_a_ramp_the_inpainting_is_the_ramp() -> None:
@@ -241,7 +241,7 @@ def test_of_a_ramp_the_inpainting_is_the_ramp() -> None:
     ramp = np.stack([3 * columns + 20, 5 * rows + 2 * columns, 200 - 4 * rows], -1)
     spoilt = ramp.copy()
     spoilt[HOLE] = 0
-    np.testing.assert_allclose(filled(spoilt, HOLE, "inpaint", 0), ramp, atol=0.05)
+    np.testing.assert_allclose(fill_hole(spoilt, HOLE, "inpaint", 0), ramp, atol=0.05)
 
 
 @pytest.mark.parametrize("box", [(14, 10, 12, 9), (0, 0, 9, 12), (30, 20, 14, 10)], ids=str)
@@ -250,13 +250,13 @@ def test_inpainting_equals_the_slow_twin(box: tuple[int, int, int, int]) -> None
     hole = boxed(30, 44, box)
     ramp = np.mgrid[:30, :44].sum(0)[..., None].astype(np.float32) * 3
     for photo in (noise(30, 44).astype(np.float32), ramp + noise(30, 44) / np.float32(20)):
-        np.testing.assert_allclose(filled(photo, hole, "inpaint", 0), slow.inpainted(photo, hole), atol=0.01)
+        np.testing.assert_allclose(fill_hole(photo, hole, "inpaint", 0), slow.inpainted(photo, hole), atol=0.01)
 
 
 def test_inpainting_is_no_brighter_or_darker_than_the_rim() -> None:
     photo = noise(30, 44)
-    rim = slow.hole(HOLE, backgrounds.RIM) & ~HOLE
-    made = filled(photo, HOLE, "inpaint", 0)[HOLE]
+    rim = slow.hole(HOLE, backgrounds.RIM_WIDTH) & ~HOLE
+    made = fill_hole(photo, HOLE, "inpaint", 0)[HOLE]
     assert (made >= photo[rim].min(0)).all()
     assert (made <= photo[rim].max(0)).all()
     assert made.std(0).min() > 1
@@ -264,28 +264,28 @@ def test_inpainting_is_no_brighter_or_darker_than_the_rim() -> None:
 
 @pytest.mark.parametrize("kind", ["constant", "ramp"])
 def test_a_large_hole_is_inpainted_on_a_smaller_copy(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backgrounds, "MOST_INPAINTED", 300)
+    monkeypatch.setattr(backgrounds, "MAX_INPAINTED_PIXELS", 300)
     rows, columns = np.mgrid[:60, :88].astype(np.float32)
     plane = np.full((60, 88), 70.0, np.float32) if kind == "constant" else 2 * columns + rows
     photo = np.repeat(plane[..., None], 3, -1)
     hole = boxed(60, 88, (24, 18, 40, 24))
     spoilt = photo.copy()
     spoilt[hole] = 255
-    made = filled(spoilt, hole, "inpaint", 0)
+    made = fill_hole(spoilt, hole, "inpaint", 0)
     assert np.array_equal(made[~hole], photo[~hole])
     np.testing.assert_allclose(made, photo, atol=0.01 if kind == "constant" else 4)
 
 
 def test_a_hole_of_more_than_is_inpainted_at_once_is_filled() -> None:
     photo = painted(260, 260)
-    made = filled(photo, boxed(260, 260, (20, 20, 200, 200)), "inpaint", 0)
+    made = fill_hole(photo, boxed(260, 260, (20, 20, 200, 200)), "inpaint", 0)
     assert np.abs(made.astype(int) - photo).max() <= 1
 
 
 def test_a_hole_from_edge_to_edge_is_inpainted() -> None:
     photo = np.repeat((np.arange(20) * 10)[:, None, None], 30, 1).repeat(3, 2).astype(np.uint8)
     for hole in (boxed(20, 30, (0, 1, 30, 19)), boxed(20, 30, (0, 6, 30, 8)), boxed(20, 30, (1, 0, 29, 20))):
-        made = filled(photo, hole, "inpaint", 0)
+        made = fill_hole(photo, hole, "inpaint", 0)
         assert np.array_equal(made[~hole], photo[~hole])
         assert made[hole].max() <= 190
 
@@ -293,14 +293,14 @@ def test_a_hole_from_edge_to_edge_is_inpainted() -> None:
 def test_the_mean_is_that_of_what_is_known() -> None:
     photo = noise(30, 44)
     expected = photo[~HOLE].astype(float).mean(0).round()
-    assert (filled(photo, HOLE, "mean", 0)[HOLE] == expected).all()
+    assert (fill_hole(photo, HOLE, "mean", 0)[HOLE] == expected).all()
 
 
 def test_blurring_brings_in_what_is_near() -> None:
     photo = np.zeros((60, 90, 3), np.uint8)
     photo[:, 45:] = 200
     hole = boxed(60, 90, (35, 20, 20, 20))
-    made = filled(photo, hole, "blur", 0)[30, 35:55, 0].astype(int)
+    made = fill_hole(photo, hole, "blur", 0)[30, 35:55, 0].astype(int)
     assert (np.diff(made) >= 0).all()
     assert made[0] < 60
     assert made[-1] > 140
@@ -308,7 +308,7 @@ def test_blurring_brings_in_what_is_near() -> None:
 
 def test_noise_comes_from_the_seed() -> None:
     photo = noise(30, 44)
-    first, again, other = (filled(photo, HOLE, "noise", seed) for seed in (1, 1, 2))
+    first, again, other = (fill_hole(photo, HOLE, "noise", seed) for seed in (1, 1, 2))
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
 
@@ -318,12 +318,12 @@ def test_noise_comes_from_the_seed() -> None:
 
 def test_blank_is_the_mean_colour_and_blurred_keeps_light_and_shade() -> None:
     own = noise(48, 64)
-    blank = background(own, "blank", None, 0)
+    blank = make_background(own, "blank", None, 0)
     assert np.array_equal(blank, np.broadcast_to(own.astype(float).mean((0, 1)).round(), own.shape))
     sigma = 4 * 5 / 224 * 48
     expected = gaussian(own.astype(float), sigma=sigma, channel_axis=-1).round()
-    assert np.array_equal(background(own, "blurred", None, 0), expected.astype(np.uint8))
-    assert background(own, "own", None, 0) is own
+    assert np.array_equal(make_background(own, "blurred", None, 0), expected.astype(np.uint8))
+    assert make_background(own, "own", None, 0) is own
 
 
 @pytest.mark.parametrize("size", [(48, 64), (50, 67), (5, 30)], ids=str)
@@ -331,7 +331,7 @@ def test_shuffled_tiles_are_all_there_in_another_order(size: tuple[int, int]) ->
     own = noise(*size)
     tiles = min(8, *size)
     high, wide = size[0] // tiles, size[1] // tiles
-    made = background(own, "shuffled", None, 3)
+    made = make_background(own, "shuffled", None, 3)
 
     def cut(photo: np.ndarray) -> list[bytes]:
         corners = [(high * row, wide * column) for row in range(tiles) for column in range(tiles)]
@@ -341,8 +341,8 @@ def test_shuffled_tiles_are_all_there_in_another_order(size: tuple[int, int]) ->
     assert sum(one == other for one, other in zip(cut(made), cut(own), strict=True)) < tiles * tiles / 4
     assert np.array_equal(made[high * tiles :], own[high * tiles :])
     assert np.array_equal(made[:, wide * tiles :], own[:, wide * tiles :])
-    assert np.array_equal(made, background(own, "shuffled", None, 3))
-    assert not np.array_equal(made, background(own, "shuffled", None, 4))
+    assert np.array_equal(made, make_background(own, "shuffled", None, 3))
+    assert not np.array_equal(made, make_background(own, "shuffled", None, 4))
 
 
 def test_another_background_is_cut_to_the_photos_proportions(tmp_path: Path) -> None:
@@ -350,8 +350,8 @@ def test_another_background_is_cut_to_the_photos_proportions(tmp_path: Path) -> 
     other[15:45] = 200  # the middle half is what is left of a square
     Image.fromarray(other).save(tmp_path / "other.png")
     for given in (other, tmp_path / "other.png", str(tmp_path / "other.png"), Image.fromarray(other)):
-        assert np.abs(background(own, "other", given, 0)[4:-4].astype(int) - 200).max() <= 1
-    grass = background(own.astype(np.float32), "other", None, 0)
+        assert np.abs(make_background(own, "other", given, 0)[4:-4].astype(int) - 200).max() <= 1
+    grass = make_background(own.astype(np.float32), "other", None, 0)
     assert grass.dtype == np.float32
     assert grass.std() > 5
 
@@ -359,14 +359,14 @@ def test_another_background_is_cut_to_the_photos_proportions(tmp_path: Path) -> 
 # Refusals
 
 REFUSED: list[tuple[vs.EditedImage, str]] = [
-    (vs.EditedImage("x", (AT("cow"),)), "no object 'cow' in this image: it has dog, cat"),
+    (vs.EditedImage("x", (AT("cow"),)), "no object 'cow' in this image: choose dog, cat"),
     (vs.EditedImage("x", background="night"), "x: unknown background 'night': choose own, blank, blurred"),
     (vs.EditedImage("x", (AT("dog"), AT("dog", (30.0, 20.0)))), r"x: an object is shown twice \(dog, dog\)"),
-    (vs.EditedImage("x", (AT("dog", scale=0.0),)), "the scale of dog is 0.0, above 0"),
+    (vs.EditedImage("x", (AT("dog", scale=0.0),)), "the scale of dog is 0.0, but must be above 0"),
     (vs.EditedImage("x", (AT("dog", scale=-1.0),)), "the scale of dog is -1.0"),
     (vs.EditedImage("x", (AT("dog", scale=float("nan")),)), "the scale of dog is nan"),
     (vs.EditedImage("x", (AT("dog", scale=float("inf")),)), "the scale of dog is inf"),
-    (vs.EditedImage("x", (AT("dog", scale=0.1),)), "dog at scale 0.1 is 1×2 pixels: too small to be seen"),
+    (vs.EditedImage("x", (AT("dog", scale=0.1),)), "dog at scale 0.1 is 1×2 pixels, which is too small to be seen"),
     (vs.EditedImage("x", (AT("dog", scale=3.0),)), r"does not fit around \(12, 16\) in the image of 56×40"),
     (vs.EditedImage("x", (AT("dog", (2.0, 20.0)),)), r"does not fit around \(2, 20\)"),
     (vs.EditedImage("x", (AT("dog", (54.0, 20.0)),)), "does not fit around"),
@@ -378,10 +378,10 @@ REFUSED: list[tuple[vs.EditedImage, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("composite", "message"), REFUSED, ids=[f"{i}" for i in range(len(REFUSED))])
-def test_what_cannot_be_put_together_is_refused(composite: vs.EditedImage, message: str) -> None:
+@pytest.mark.parametrize(("edited_image", "message"), REFUSED, ids=[f"{i}" for i in range(len(REFUSED))])
+def test_what_cannot_be_put_together_is_refused(edited_image: vs.EditedImage, message: str) -> None:
     with pytest.raises(vs.CallError, match=message) as caught:
-        stage(photo_of("bytes"), DOG, CAT).prepare(composite)
+        stage(photo_of("bytes"), DOG, CAT).prepare(edited_image)
     assert "\n" not in str(caught.value)
 
 
@@ -393,12 +393,12 @@ def test_a_place_half_a_pixel_beyond_the_edge_is_rounding() -> None:
 
 
 WRONG: list[tuple[dict[str, Any], str]] = [
-    ({"feather": -1.0}, r"feather is -1.0, 0 to 10 pixels are expected \(a quarter of the image\)"),
-    ({"feather": 10.5}, "feather is 10.5, 0 to 10"),
+    ({"feather": -1.0}, r"feather is -1.0: pass 0 to 10 pixels \(a quarter of the shorter side\)"),
+    ({"feather": 10.5}, "feather is 10.5: pass 0 to 10"),
     ({"feather": float("nan")}, "feather is nan"),
     ({"feather": "soft"}, "feather is 'soft'"),
     ({"fill": "inpant"}, "fill is 'inpant': choose inpaint, mean, blur"),
-    ({"fill": "drop"}, "fill is 'drop': a hole needs pixels"),
+    ({"fill": "drop"}, "fill is 'drop', but a hole needs pixels"),
     ({"fill": 300}, "a colour is one number or three, each from 0 to 255"),
     ({"fill": "nowhere.png"}, "nowhere.png does not exist"),
 ]
@@ -414,7 +414,9 @@ def test_options_that_cannot_be_meant_are_refused(options: dict[str, Any], messa
 
 def test_objects_that_leave_no_background_are_refused() -> None:
     left, right = boxed(40, 56, (0, 0, 27, 40)), boxed(40, 56, (28, 0, 27, 40))
-    with pytest.raises(vs.CallError, match=r"dog and cat with their edges cover 100% of the image: no background"):
+    with pytest.raises(
+        vs.CallError, match=r"dog and cat and a margin cover 100% of the image, so no background is left"
+    ):
         stage(photo_of("bytes"), left, right)
     with pytest.raises(vs.CallError, match=r"dog is too small in this image of 560×400 pixels"):
         Stage(photo_of("bytes"), objects(boxed(400, 560, (95, 100, 12, 90))), (560, 400))

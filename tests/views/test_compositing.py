@@ -15,7 +15,7 @@ from tests.helpers import families
 from tests.helpers.tiny import LABELS, tiny_vit
 from tests.reference import stage as slow
 from tests.reference.stage import noise, painted, seeing
-from vitscope.compositing.result import Ranked
+from vitscope.compositing.ranking import Ranked
 from vitscope.results.attribution import stretch
 from vitscope.views import figure
 from vitscope.views.compositing import (
@@ -133,8 +133,8 @@ def test_the_plate_shows_the_images_with_their_classes(result: vs.Composition) -
         for line, one in zip(panel.lines, ranked, strict=True):
             words = f"{one.label} {100 * one.value:.1f} %"
             assert line == (words if at == 0 else f"{words}  {change(one, 'probability')}")
-    assert made.title == f"What {result.provenance['model']} says when objects are moved"
-    assert "dog and cat; holes filled: inpaint" in made.note
+    assert made.title == f"Outputs of {result.provenance['model']} for edited images"
+    assert "objects: dog and cat; fill: inpaint" in made.note
     assert f"of {len(result)} images" in made.note
     assert "percentage points" in made.note
 
@@ -144,12 +144,12 @@ def test_under_each_image_stands_where_the_model_looked(result: vs.Composition) 
     rollouts = [panel for row in made.rows[1::2] for panel in row.panels]
     for at, panel in zip(numbers, rollouts, strict=True):
         assert np.array_equal(panel.values, result.rollouts[at])
-        shown = [placed.name for placed in result.composites[at].show]
+        shown = [placed.name for placed in result.edited_images[at].show]
         expected = []
         for name in OBJECTS:
             if name in shown:
-                share, area = result.looked(at, name)
-                expected.append(f"on {name} {100 * share:.0f} % (covers {100 * area:.0f} %)")
+                share, area = result.rollout_mass(at, name)
+                expected.append(f"{100 * share:.0f} % on {name} ({100 * area:.0f} % of area)")
         assert list(panel.lines) == expected
     assert "lowest to its highest" in made.caption
     without = plate(composed(tests="split"))
@@ -161,7 +161,7 @@ def test_the_plate_leaves_out_what_is_there_twice_and_most_places(result: vs.Com
     names = [result.names[at] for at in on_plate(result)]
     assert names[0] == "original"
     assert not [name for name in names if name.endswith("× 1")]
-    assert not [at for at in on_plate(result) if result.composites[at].test == "controls"]
+    assert not [at for at in on_plate(result) if result.edited_images[at].test == "controls"]
     for name in OBJECTS:
         column = result.column(None, name)
         values = {at: result.outputs[at, column] for at in result.select("location", name)}
@@ -208,7 +208,7 @@ def test_maps_stand_over_the_photo_in_the_same_colours(result: vs.Composition, o
         assert panel.lines[1] == f"original: {100 * result.outputs[0, result.column(None, name)]:.1f} %"
         ((down, across, mark),) = panel.numbers
         left, top, right, bottom = panel.image.box
-        x, y = result.outlines[name].centre
+        x, y = result.objects[name].centre
         assert mark == "×"
         assert (left + (across + 0.5) / 3 * (right - left), top + (down + 0.5) / 3 * (bottom - top)) == pytest.approx(
             (x, y)
@@ -281,12 +281,12 @@ def test_controls_show_the_images_the_maps_and_the_effects(result: vs.Compositio
     assert list(bars.names) == [one.name for one in found]
     assert list(bars.values) == [one.mean for one in found]
     assert bars.intervals is None
-    assert bars.title == "what is owed to what, this image"
+    assert bars.title == "effects, this image"
     maps = [panel for panel in panels(made) if isinstance(panel, Panel) and panel.flat]
     assert [panel.title.partition(" by place, ")[2] for panel in maps] == [
-        "its own background",
+        "own background",
         "blank",
-        "blank, positions neutral",
+        "blank, neutral positions",
     ] * 2
     for panel, (name, background, neutral) in zip(
         maps,
@@ -306,7 +306,7 @@ def test_effects_of_several_images_have_intervals(result: vs.Composition) -> Non
     found = vs.effects([result, second], target=1)
     bars = controls([result, second], found, 1).rows[-1].panels[0]
     assert list(bars.intervals) == [one.interval for one in found]
-    assert bars.title == "what is owed to what, 2 images, 95 % intervals"
+    assert bars.title == "effects, 2 images, 95 % intervals"
 
 
 # Drawing
@@ -317,7 +317,7 @@ def test_every_figure_is_drawn(kind: str, result: vs.Composition, other: vs.Comp
     if kind == "interrupted":
         for after in (1, 5):
             part = interrupted(after, attention=after == 1)
-            assert [at for at in on_plate(part) if at not in part.asked] == []
+            assert [at for at in on_plate(part) if at not in part.evaluated] == []
             drawn(plate(part), tmp_path)
         return
     if kind == "logits":

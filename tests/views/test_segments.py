@@ -22,8 +22,8 @@ def test_the_scene_shows_the_first_two_classes(result):
     made = segments.supporting_regions(result, count=3)
     titles = [[panel.title for panel in row.panels] for row in made.rows]
     first, second = result.classes[:2]
-    assert titles[1][:2] == [f"for {first}", f"against {first}"]
-    assert titles[2][:2] == [f"for {second}", f"against {second}"]
+    assert titles[1][:2] == [f"supports {first}", f"opposes {first}"]
+    assert titles[2][:2] == [f"supports {second}", f"opposes {second}"]
     assert "200 samples" in made.note
     assert made.caption == scene.SIGNED_CAPTION
 
@@ -80,18 +80,25 @@ def test_faded_is_grey_and_lit_is_as_it_was():
     assert len(set(drawn[5, 15].tolist())) == 1
 
 
+def written(content):
+    return {text.get_text() for text in figure.draw(content).texts}
+
+
 def test_methods_side_by_side_keep_their_own_colours(result):
     other = vs.rollout(FAMILY.model(), FAMILY.pixels(1))
     made = segments.side_by_side([result, other], ["lime", "rollout"], title="two")
     panels = [panel for row in made.rows for panel in row.panels]
     assert [panel.title for panel in panels] == ["photo", "lime", "rollout"]
     assert [panel.signed for panel in panels] == [False, True, False]
-    assert "red and blue" in made.caption
+    assert made.caption == scene.UNSIGNED_CAPTION
+    assert written(made) >= {"opposes", "supports", scene.SIGNED_CAPTION, scene.UNSIGNED_CAPTION}
     both = segments.side_by_side([result, result], ["one", "two"], title="two")
     assert both.caption == scene.SIGNED_CAPTION
+    assert written(both) >= {"opposes", "supports", scene.SIGNED_CAPTION}
+    assert scene.UNSIGNED_CAPTION not in written(both)
 
 
 def test_more_regions_than_pixels_are_thinned_out():
     regions = np.arange(300 * 400).reshape(300, 400)
-    assert figure._at_most(regions, (40, 30)).shape == (30, 40)
-    assert figure._at_most(regions, (1000, 1000)).shape == (300, 400)
+    assert figure._limit_cells(regions, (40, 30)).shape == (30, 40)
+    assert figure._limit_cells(regions, (1000, 1000)).shape == (300, 400)

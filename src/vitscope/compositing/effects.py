@@ -164,9 +164,9 @@ def _effects_of_object(result: Composition, name: str, target: int | str | None)
     for background in BACKGROUNDS:
         (over_background,) = result.select("controls", name, background=background, placed=False)
         differences[f"context: {background}"] = output(alone) - output(over_background)
-    own, blank = place_effect("own"), place_effect("blank")
-    if own is not None and blank is not None:
-        differences |= {"place": own, "place, blank": blank, "place by context": own - blank}
+    place, blank = place_effect("own"), place_effect("blank")
+    if place is not None and blank is not None:
+        differences |= {"place": place, "place, blank": blank, "place by context": place - blank}
     if result.select("controls", name, neutral=True):
         differences["position"] = output("original") - output("positions neutral")
         neutral = place_effect("blank", neutral=True)

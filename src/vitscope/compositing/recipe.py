@@ -142,7 +142,7 @@ def _is_finite(value: Any) -> bool:
 def _tables(table: Table, key: str, place: str) -> list[Table]:
     entries = table.get(key, [])
     if not isinstance(entries, list) or not all(isinstance(entry, Mapping) for entry in entries):
-        raise CallError(f"{place}: {key} is {entries!r}: write tables")
+        raise CallError(f"{place}: {key} is {entries!r}, but must be a list of tables")
     return entries
 
 

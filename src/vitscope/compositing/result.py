@@ -281,8 +281,8 @@ class Composition:
         description = self.edited_images[index]
         shares = self.stage.shares(description)
         if name not in shares:
-            shown = ", ".join(shares) or "no object"
-            raise CallError(f"the edited image {description.name!r} does not show {name}: it shows {shown}")
+            names = ", ".join(shares) or "no object"
+            raise CallError(f"the edited image {description.name!r} does not show {name}: it shows {names}")
         cells = self._cells
         inside = cells >= 0
         counts = np.bincount(cells[inside], minlength=self.grid.num_patches)

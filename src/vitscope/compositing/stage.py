@@ -265,8 +265,8 @@ class Stage:
 
     def _background(self, name: str) -> Values:
         if name not in self._backgrounds:
-            own = self._backgrounds["own"]
-            self._backgrounds[name] = make_background(own, name, self._background_image, self._seed)
+            empty_photo = self._backgrounds["own"]
+            self._backgrounds[name] = make_background(empty_photo, name, self._background_image, self._seed)
         return self._backgrounds[name]
 
     def _paste(self, canvas: Values, placement: Placement) -> None:

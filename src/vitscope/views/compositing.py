@@ -9,7 +9,7 @@ from vitscope.compositing.effects import Effect
 from vitscope.compositing.ranking import Ranked
 from vitscope.compositing.result import Composition
 from vitscope.results.attribution import Attribution
-from vitscope.views.scene import Bars, Curves, Panel, Row, Scene, Shown, wrapped
+from vitscope.views.scene import Bars, Curves, Panel, Row, Scene, Shown, short_label, wrapped
 
 COLUMNS = 6
 WIDTH = 1.95  # inches of an image on the plate: wide enough for the classes under it
@@ -39,7 +39,7 @@ def plate(result: Composition) -> Scene:
         rows=rows,
         title=f"Outputs of {result.provenance['model']} for edited images",
         note=(
-            f"objects: {' and '.join(result.objects)}; holes filled by: {parameters['fill']}; changes against the "
+            f"objects: {' and '.join(result.objects)}; fill: {parameters['fill']}; changes against the "
             f"original in {_unit(result)}; {len(indices)} of {len(result)} images"
         ),
         caption="colours: each rollout from its lowest to its highest value" if result.rollouts is not None else "",
@@ -63,7 +63,7 @@ def places_and_sizes(results: Sequence[Composition], targets: Sequence[int | str
         prefix = _model_prefix(result, len(results))
         panels: list[Shown] = []
         for location_map in row:
-            title = f"{prefix}{_short(location_map.target)} by the place of {location_map.provenance['object']}"
+            title = f"{prefix}{short_label(location_map.target)} by the place of {location_map.provenance['object']}"
             panels.append(_map_panel(location_map, limits, title, result))
         rows.append([*panels, *_curves(result, targets, prefix)])
     columns = min(max(*map(len, rows), 2), MAP_COLUMNS)
@@ -95,7 +95,7 @@ def controls(results: Sequence[Composition], effects: Sequence[Effect], target: 
     for name, row in maps.items():
         rows += _image_rows(result, on_controls(result, name))
         panels = [
-            _map_panel(location_map, limits, f"{_short(location_map.target)} by place, {description}", result)
+            _map_panel(location_map, limits, f"{short_label(location_map.target)} by place, {description}", result)
             for location_map, (_, _, description) in zip(row, settings, strict=True)
         ]
         rows.append(Row(panels, len(panels), MAP_WIDTH))
@@ -147,8 +147,8 @@ def on_plate(result: Composition) -> list[int]:
     tests = ("original", "free", "size", "split")
     # At scale 1 an image of the size test is the original again.
     duplicates = [index for index in result.select("size") if result.edited_images[index].show[-1].scale == 1.0]
-    shown = [index for index in result.evaluated if result.edited_images[index].test in tests]
-    return [*(index for index in shown if index not in duplicates), *placed]
+    chosen = [index for index in result.evaluated if result.edited_images[index].test in tests]
+    return [*(index for index in chosen if index not in duplicates), *placed]
 
 
 def on_controls(result: Composition, name: str) -> list[int]:
@@ -167,17 +167,17 @@ def _image_rows(result: Composition, indices: Sequence[int]) -> list[Row]:
 def _image_panel(result: Composition, index: int) -> Panel:
     lines = []
     for ranked in result.ranking(index).classes:
-        line = f"{_short(ranked.label)} {answer(ranked.value, result.output)}"
+        line = f"{short_label(ranked.label)} {answer(ranked.value, result.output)}"
         lines.append(f"{line}  {change(ranked, result.output)}" if index else line)
     return Panel(result.view_of(index).uncropped(), title=_clipped(result.edited_images[index].name), lines=lines)
 
 
 def _rollout_panel(result: Composition, index: int) -> Panel:
     assert result.rollouts is not None
-    shown = {placement.name for placement in result.edited_images[index].show}
+    visible = {placement.name for placement in result.edited_images[index].show}
     lines = []
     for name in result.objects:
-        if name in shown:
+        if name in visible:
             mass, area = result.rollout_mass(index, name)
             lines.append(f"{100 * mass:.0f} % on {name} ({100 * area:.0f} % of area)")
     return Panel(result.view_of(index), result.rollouts[index], "rollout", lines=lines)
@@ -197,7 +197,18 @@ def _map_panel(location_map: Attribution, limits: Limits | None, title: str, res
     x, y = result.objects[str(location_map.provenance["object"])].centre
     mark = ((y - top) / (bottom - top) * height - 0.5, (x - left) / (right - left) * width - 0.5, "×")
     frame = np.zeros(values.shape, dtype=int)
-    return Panel(image, values, title, MAP_OPACITY, frame, flat=True, limits=limits, lines=lines, numbers=[mark])
+    return Panel(
+        image,
+        values,
+        title,
+        MAP_OPACITY,
+        frame,
+        flat=True,
+        limits=limits,
+        lines=lines,
+        numbers=[mark],
+        outline="plain",
+    )
 
 
 def _limits(maps: Sequence[Attribution]) -> Limits | None:
@@ -217,7 +228,7 @@ def _curves(result: Composition, targets: Sequence[int | str | None], prefix: st
         return []
     return [
         Curves(
-            [f"{_short(curve.target)}, {curve.name} scaled" for curve in curves],
+            [f"{short_label(curve.target)}, {curve.name} scaled" for curve in curves],
             [curve.areas.tolist() for curve in curves],
             [curve.values.tolist() for curve in curves],
             f"{prefix}{_noun(result).lower()} by size",
@@ -254,8 +265,3 @@ def _limits_caption(limits: Limits, result: Composition) -> str:
 
 def _clipped(text: str) -> str:
     return text if len(text) <= TITLE_LENGTH else f"{text[: TITLE_LENGTH - 1]}…"
-
-
-def _short(label: str | None) -> str:
-    """Return the first synonym of a label."""
-    return (label or "").split(",")[0]
