@@ -393,7 +393,7 @@ def test_ctrl_c_keeps_what_was_answered(photo, tmp_path, capsys, monkeypatch):
     code, out, err = run(capsys, monkeypatch, "compose", photo, *BOX, *chosen)
     assert code == 1
     assert "10 of 26 samples" in err
-    assert "interrupted; what was finished before is kept" in err
+    assert "interrupted; finished results are kept" in err
     assert files(tmp_path / "cat-compose") == ["plate.png", "result.json", "table.csv"]
     assert "wrote cat-compose/table.csv" in out
     rows = Path("cat-compose/table.csv").read_text(encoding="utf-8").splitlines()

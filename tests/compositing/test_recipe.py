@@ -1,4 +1,4 @@
-"""Recipes: what a TOML file says of photos, objects and composites, and one line for what it should not say."""
+"""Recipes: photos, objects and edited images in a TOML file; and one line for each mistake."""
 
 from pathlib import Path
 
@@ -56,10 +56,10 @@ def written(folder: Path, text: str) -> Path:
     return path
 
 
-def test_a_recipe_is_read_as_it_is_written(folder: Path) -> None:
+def test_a_recipe_is_read_in_full(folder: Path) -> None:
     pets, bird = read_recipe(written(folder, WHOLE))
     assert (pets.photo, bird.photo) == (folder / "pets.png", folder / "bird.png")
-    assert [(one.name, one.label, one.box) for one in pets.objects] == [
+    assert [(item.name, item.label, item.box) for item in pets.objects] == [
         ("dog", "bull mastiff", (4, 6, 16, 10)),
         ("cat", None, (30, 16, 15, 18)),
     ]
@@ -74,38 +74,38 @@ def test_a_recipe_is_read_as_it_is_written(folder: Path) -> None:
     )
     assert np.array_equal(bird.objects[0].mask, boxed(40, 56, (8, 9, 20, 11)))
     assert bird.edited_images == ()
-    assert [one.photo for one in read_recipe(str(folder / "recipe.toml"))] == [pets.photo, bird.photo]
+    assert [recipe.photo for recipe in read_recipe(str(folder / "recipe.toml"))] == [pets.photo, bird.photo]
 
 
-def test_a_recipes_parts_go_into_compose(folder: Path) -> None:
+def test_a_recipe_can_be_passed_to_compose(folder: Path) -> None:
     pets, _ = read_recipe(written(folder, WHOLE.replace('class = "bull mastiff"\n', "")))
     result = vs.compose(vs.load("vit-nano"), pets.photo, pets.objects, tests=(), edited_images=pets.edited_images)
     assert result.names == ["original", "dog smaller", "empty"]
     assert list(result.objects) == ["dog", "cat"]
 
 
-def test_photos_may_be_elsewhere(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    other = tmp_path_factory.mktemp("photos")
-    (folder / "bird.png").rename(other / "bird.png")
+def test_photos_may_be_in_another_folder(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    elsewhere = tmp_path_factory.mktemp("photos")
+    (folder / "bird.png").rename(elsewhere / "bird.png")
     recipe = written(folder, WHOLE)
-    assert read_recipe(recipe, [other / "bird.png"])[1].photo == other / "bird.png"
+    assert read_recipe(recipe, [elsewhere / "bird.png"])[1].photo == elsewhere / "bird.png"
     with pytest.raises(vs.CallError, match=r"bird.png does not exist"):
         read_recipe(recipe)
-    Image.fromarray(PHOTO).save(other / "fish.png")
+    Image.fromarray(PHOTO).save(elsewhere / "fish.png")
     with pytest.raises(vs.CallError, match=r"has no image called fish.png: it has pets.png, bird.png"):
-        read_recipe(recipe, [other / "bird.png", other / "fish.png"])
+        read_recipe(recipe, [elsewhere / "bird.png", elsewhere / "fish.png"])
 
 
-def test_segments_and_refining_are_written_down_too(folder: Path) -> None:
+def test_a_recipe_supports_segments_and_refinement(folder: Path) -> None:
     text = '[[image]]\nphoto = "pets.png"\n[[image.object]]\nname = "x"\n'
-    (one,) = read_recipe(written(folder, text + 'segments = [0, 1]\ncut = "slic"'))[0].objects
+    (item,) = read_recipe(written(folder, text + 'segments = [0, 1]\ncut = "slic"'))[0].objects
     expected = vs.object_mask(PHOTO, segments=[0, 1], cut="slic")
-    assert np.array_equal(one.mask, expected.mask)
+    assert np.array_equal(item.mask, expected.mask)
     pytest.importorskip("cv2")
-    (one,) = read_recipe(written(folder, text + "box = [27, 13, 20, 22]\nrefine = true"))[0].objects
-    assert np.array_equal(one.mask, vs.object_mask(PHOTO, box=(27, 13, 20, 22), refine=True).mask)
-    (one,) = read_recipe(written(folder, text + "box = [27, 13, 20, 22]\nrefine = false"))[0].objects
-    assert one.box == (27, 13, 20, 22)
+    (item,) = read_recipe(written(folder, text + "box = [27, 13, 20, 22]\nrefine = true"))[0].objects
+    assert np.array_equal(item.mask, vs.object_mask(PHOTO, box=(27, 13, 20, 22), refine=True).mask)
+    (item,) = read_recipe(written(folder, text + "box = [27, 13, 20, 22]\nrefine = false"))[0].objects
+    assert item.box == (27, 13, 20, 22)
 
 
 HEAD = '[[image]]\nphoto = "pets.png"\n'
@@ -164,13 +164,13 @@ WRONG = [
 
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(("text", "message"), WRONG, ids=[f"{i}" for i in range(len(WRONG))])
-def test_a_mistake_is_one_line(folder: Path, text: str, message: str) -> None:
+def test_mistakes_are_refused_in_one_line(folder: Path, text: str, message: str) -> None:
     with pytest.raises(vs.CallError, match=message) as caught:
         read_recipe(written(folder, text))
     assert "\n" not in str(caught.value)
 
 
-def test_what_is_no_file_of_text_is_refused(folder: Path) -> None:
+def test_files_that_are_not_recipes_are_refused(folder: Path) -> None:
     for path, message in (
         (folder / "nowhere.toml", "nowhere.toml does not exist"),
         (folder, "is a folder"),
@@ -181,13 +181,13 @@ def test_what_is_no_file_of_text_is_refused(folder: Path) -> None:
         assert "\n" not in str(caught.value)
 
 
-def test_the_recipes_that_come_along_can_be_read(tmp_path: Path) -> None:
-    """Their photos do not: any image of the right size stands in for them, as long as nothing is refined."""
+def test_the_bundled_recipe_can_be_read(tmp_path: Path) -> None:
+    """Its photo is not bundled: any image of the same size can replace it, because nothing is refined."""
     recipe = Path(__file__).parents[2] / "recipes" / "dog-and-cat.toml"
     if not recipe.exists():
         pytest.skip("no recipes beside the package")
     Image.fromarray(noise(224, 224)).save(tmp_path / "dog-and-cat.png")
     (image,) = read_recipe(recipe, [tmp_path / "dog-and-cat.png"])
-    assert [one.name for one in image.objects] == ["dog", "cat"]
-    assert [one.name for one in image.edited_images] == ["size test", "location test", "split test"]
+    assert [item.name for item in image.objects] == ["dog", "cat"]
+    assert [item.name for item in image.edited_images] == ["size test", "location test", "split test"]
     vs.compose(vs.load("vit-nano"), image.photo, image.objects, tests=(), edited_images=image.edited_images)

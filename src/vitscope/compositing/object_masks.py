@@ -106,7 +106,8 @@ def object_mask(
     passed = [option for option, value in options.items() if value is not None]
     if len(passed) != 1:
         raise CallError(
-            f"{name} is marked by {' and '.join(passed) or 'nothing'}: pass exactly one of box, polygon, mask or segments"
+            f"{name} is marked by {' and '.join(passed) or 'nothing'}: pass exactly one of box, polygon, mask or "
+            "segments"
         )
     if box is not None:
         pixels = _mask_of_box(box, photo, name)
