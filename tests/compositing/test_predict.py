@@ -183,7 +183,7 @@ def test_outputs_of_every_window_family_equal_those_of_single_images(family: Swi
 def test_maxvit_is_supported_without_attention() -> None:
     model, pixels = swin_families.MAXVIT.model((64, 64)), swin_families.pixels((64, 64), 1)
     check_each_image_alone(model, pixels, (10, 12, 20, 18), attention=False)
-    with pytest.raises(vs.CallError):
+    with pytest.raises(vs.UnsupportedModelError):
         vs.compose(model, pixels, (10, 12, 20, 18), tests=(), attention=True)
 
 

@@ -1,4 +1,4 @@
-"""Composites put together one pixel at a time, in float64, and models of which one knows what they look at."""
+"""Edited images composed one pixel at a time in float64, and models whose outputs are known functions of the pixels."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -14,35 +14,35 @@ GROUND, RED = (120, 120, 150), (255, 0, 0)
 
 
 def hole(mask: np.ndarray, margin: int) -> np.ndarray:
-    """The pixels at most ``margin`` steps up, down, left or right from the mask."""
-    made = np.zeros_like(mask)
+    """Return the pixels at most ``margin`` steps up, down, left or right from the mask."""
+    grown = np.zeros_like(mask)
     inside = np.argwhere(mask)
     for row, column in np.ndindex(*mask.shape):
-        made[row, column] = np.abs(inside - (row, column)).sum(1).min() <= margin
-    return made
+        grown[row, column] = np.abs(inside - (row, column)).sum(1).min() <= margin
+    return grown
 
 
 def opacity(mask: np.ndarray, feather: float) -> np.ndarray:
-    """From nothing outside to all of it ``feather`` + 1 pixels inside; beyond the image nothing is the object."""
+    """Return the opacity of an object: 0 outside, 1 from ``feather`` + 1 pixels inside; beyond the image, it is 0."""
     padded = np.pad(mask, 1)
     outside = np.argwhere(~padded)
-    made = np.zeros(mask.shape)
+    alpha = np.zeros(mask.shape)
     for row, column in np.argwhere(mask):
         nearest = np.sqrt(((outside - (row + 1, column + 1)) ** 2).sum(1).min())
-        made[row, column] = min(nearest / (feather + 1), 1.0)
-    return made
+        alpha[row, column] = min(nearest / (feather + 1), 1.0)
+    return alpha
 
 
-def territories(masks: Mapping[str, np.ndarray], margin: int) -> dict[str, np.ndarray]:
-    """Of all holes together what is nearest to each object, the first where it is as near to two."""
+def regions_by_object(masks: Mapping[str, np.ndarray], margin: int) -> dict[str, np.ndarray]:
+    """Divide the union of all holes among the objects: each pixel goes to the nearest one, or the first of two."""
     union = np.any([hole(mask, margin) for mask in masks.values()], axis=0)
-    made = {name: np.zeros_like(union) for name in masks}
+    regions = {name: np.zeros_like(union) for name in masks}
     for row, column in np.argwhere(union):
         distances = {
             name: np.sqrt(((np.argwhere(mask) - (row, column)) ** 2).sum(1).min()) for name, mask in masks.items()
         }
-        made[min(distances, key=lambda name: distances[name])][row, column] = True
-    return made
+        regions[min(distances, key=lambda name: distances[name])][row, column] = True
+    return regions
 
 
 def composed(
@@ -55,34 +55,34 @@ def composed(
     feather: float,
     margin: int,
 ) -> np.ndarray:
-    """The image: ``background``, what stays at home over its ``own``, and the rest, back to front. Scale 1 only."""
+    """Return ``background`` with unmoved objects restored over their ``own``, and the rest pasted. Scale 1 only."""
     canvas, original = background.astype(np.float64), photo.astype(np.float64)
     boxes = {}
     for name, mask in masks.items():
         rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
         boxes[name] = (rows[0], rows[-1] + 1, columns[0], columns[-1] + 1)
 
-    def at_home(placed: vs.Placement) -> bool:
+    def is_unmoved(placed: vs.Placement) -> bool:
         top, bottom, left, right = boxes[placed.name]
-        here = placed.centre is None or placed.centre == ((left + right) / 2, (top + bottom) / 2)
-        return own and here and not placed.mirrored
+        in_place = placed.centre is None or placed.centre == ((left + right) / 2, (top + bottom) / 2)
+        return own and in_place and not placed.mirrored
 
-    grounds = territories(masks, margin) if any(map(at_home, show)) else {}
+    regions_of = regions_by_object(masks, margin) if any(map(is_unmoved, show)) else {}
     for placed in show:
-        if at_home(placed):
-            canvas[grounds[placed.name]] = original[grounds[placed.name]]
-    behind = True
+        if is_unmoved(placed):
+            canvas[regions_of[placed.name]] = original[regions_of[placed.name]]
+    nothing_moved = True
     for placed in show:
-        if behind and at_home(placed):
+        if nothing_moved and is_unmoved(placed):
             continue
-        behind = False
+        nothing_moved = False
         top, bottom, left, right = boxes[placed.name]
         x, y = placed.centre or ((left + right) / 2, (top + bottom) / 2)
         down, across = round(y - (bottom - top) / 2) - top, round(x - (right - left) / 2) - left
         alpha = opacity(masks[placed.name], feather)
         for row, column in np.argwhere(masks[placed.name]):
-            shown = (row, left + right - 1 - column) if placed.mirrored else (row, column)
-            to = (shown[0] + down, shown[1] + across)
+            source = (row, left + right - 1 - column) if placed.mirrored else (row, column)
+            to = (source[0] + down, source[1] + across)
             if 0 <= to[0] < len(photo) and 0 <= to[1] < photo.shape[1]:
                 share = alpha[row, column]
                 canvas[to] = share * original[row, column] + (1 - share) * canvas[to]
@@ -90,7 +90,7 @@ def composed(
 
 
 def inpainted(photo: np.ndarray, missing: np.ndarray, rim_width: int = 2, smoothing: float = 1.0) -> np.ndarray:
-    """Linear radial basis functions with a plane, through the rim of a hole: the system solved as it stands."""
+    """Interpolate a hole from its rim by linear radial basis functions with a plane: the full linear system, solved."""
     rim = np.argwhere(hole(missing, rim_width) & ~missing).astype(np.float64)
     inside = np.argwhere(missing).astype(np.float64)
 
@@ -99,13 +99,13 @@ def inpainted(photo: np.ndarray, missing: np.ndarray, rim_width: int = 2, smooth
 
     plane = np.c_[np.ones(len(rim)), rim]
     left = np.block([[-apart(rim, rim) + smoothing * np.eye(len(rim)), plane], [plane.T, np.zeros((3, 3))]])
-    made = photo.astype(np.float64)
+    filled = photo.astype(np.float64)
     for channel in range(3):
-        colours = made[~missing & hole(missing, rim_width), channel]
+        colours = filled[~missing & hole(missing, rim_width), channel]
         solved = np.linalg.solve(left, np.append(colours, np.zeros(3)))
         values = -apart(inside, rim) @ solved[:-3] + np.c_[np.ones(len(inside)), inside] @ solved[-3:]
-        made[missing, channel] = values.clip(colours.min(), colours.max())
-    return made
+        filled[missing, channel] = values.clip(colours.min(), colours.max())
+    return filled
 
 
 def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -113,19 +113,19 @@ def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
 
 
 def boxed(height: int, width: int, box: tuple[int, int, int, int]) -> np.ndarray:
-    """A mask of (left, top, width, height)."""
-    made = np.zeros((height, width), dtype=bool)
-    made[box[1] : box[1] + box[3], box[0] : box[0] + box[2]] = True
-    return made
+    """Return the mask of a box (left, top, width, height)."""
+    mask = np.zeros((height, width), dtype=bool)
+    mask[box[1] : box[1] + box[3], box[0] : box[0] + box[2]] = True
+    return mask
 
 
 def painted(height: int, width: int, *boxes: tuple[int, int, int, int], ground: Any = GROUND) -> np.ndarray:
-    """Red boxes on a ground of one colour, or on an image."""
-    made = np.empty((height, width, 3), np.uint8)
-    made[:] = ground
+    """Return red boxes on a background of one colour, or on an image."""
+    photo = np.empty((height, width, 3), np.uint8)
+    photo[:] = ground
     for box in boxes:
-        made[boxed(height, width, box)] = RED
-    return made
+        photo[boxed(height, width, box)] = RED
+    return photo
 
 
 class Seeing(nn.Module):

@@ -14,7 +14,7 @@ from vitscope.views.palette import OutlineName
 OVERLAY = 0.6  # opacity of a map over its photo
 PANEL_RATIO = 1.3  # columns to rows of a grid of panels
 UNSIGNED_CAPTION = "colours: each map from its lowest to its highest value"
-SIGNED_CAPTION = "white: no effect; each map is scaled to its largest weight"
+SIGNED_CAPTION = "white: no effect; each map is scaled to its largest absolute value"
 
 
 @dataclass(frozen=True, eq=False)
