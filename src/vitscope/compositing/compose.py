@@ -46,6 +46,9 @@ def compose(
 ) -> Composition:
     """Cut objects out of a photo, paste them back differently, and evaluate the model on every edited image.
 
+    The backgrounds of the controls follow Xiao et al., Noise or Signal: The Role of Image Backgrounds in Object
+    Recognition, 2020, arXiv:2006.09994.
+
     Args:
         model: from :func:`vitscope.load`, or a live module. The output of a model without a classifier is the cosine
             similarity of its features to those of the original.

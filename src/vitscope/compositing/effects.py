@@ -42,6 +42,14 @@ class Effect:
         standardized: Cohen's d of paired differences, mean / standard deviation; None for a single image, or if all
             values are the same.
         confidence: of the interval.
+
+    Example:
+        >>> import skimage.data, vitscope as vs
+        >>> cat = {"cat": (105, 20, 235, 200)}
+        >>> result = vs.compose(vs.load("vit-nano"), skimage.data.chelsea(), cat, tests="controls", places=2)
+        >>> effect = vs.effects(result)[0]
+        >>> effect.name, len(effect.values), effect.interval
+        ('object', 1, None)
     """
 
     name: str

@@ -1,7 +1,5 @@
 """Composition: a model's outputs for edited versions of one image, as tables, location maps and size curves."""
 
-import csv
-import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from PIL import Image
 
-from vitscope.compositing.export import as_json, table_rows
+from vitscope.compositing.export import csv_text, json_entry, table_row
 from vitscope.compositing.object_masks import ObjectMask
 from vitscope.compositing.ranking import Ranked, Ranking, SizeCurve
 from vitscope.compositing.stage import EditedImage, Stage
@@ -314,16 +312,46 @@ class Composition:
 
     def as_csv(self, top_k: int = TOP_K) -> str:
         """Return a CSV table: a row for each edited image, with its ``top_k`` likeliest classes and their changes."""
-        rows = list(table_rows(self, top_k))
-        text = io.StringIO()
-        writer = csv.DictWriter(text, fieldnames=list(dict.fromkeys(key for row in rows for key in row)))
-        writer.writeheader()
-        writer.writerows(rows)
-        return text.getvalue()
+        rows = [
+            table_row(
+                self.edited_images[index],
+                self.ranking(index, top_k),
+                self.objects,
+                self.output,
+                self._rollout_masses(index),
+            )
+            for index in self.evaluated
+        ]
+        return csv_text(rows)
 
     def as_json(self) -> dict[str, Any]:
         """Return everything but the pixels, in types that JSON supports."""
-        return as_json(self)
+        return {
+            "image": self.original.name,
+            "provenance": dict(self.provenance),
+            "objects": [
+                {
+                    "name": item.name,
+                    "box": list(item.box),
+                    "area": item.area,
+                    "visible_fraction": self.visible_fraction(name),
+                    "class": self.labels[self.column(None, name)],
+                }
+                for name, item in self.objects.items()
+            ],
+            "labels": list(self.labels),
+            "edited_images": [
+                json_entry(image, self.outputs[index], self._rollout_masses(index))
+                for index, image in enumerate(self.edited_images)
+            ],
+        }
+
+    def _rollout_masses(self, index: int) -> dict[str, float] | None:
+        """Return the share of an image's rollout on each object that it shows; None if it has no rollout."""
+        if self.rollouts is None or np.isnan(self.rollouts[index]).any():
+            return None
+        names = [placement.name for placement in self.edited_images[index].show]
+        return {name: self.rollout_mass(index, name)[0] for name in names}
 
     @cached_property
     def _cells(self) -> Int[np.ndarray, "pixel_height pixel_width"]:
