@@ -2,13 +2,15 @@
 
 import warnings
 
+import matplotlib as mpl
 import numpy as np
 import pytest
 from PIL import Image
 
 import vitscope as vs
 from tests.helpers.families import ALL
-from vitscope.views import figure, scene, segments
+from vitscope.results import attribution
+from vitscope.views import figure, palette, scene, segments
 
 FAMILY = next(family for family in ALL if family.name == "transformers-vit")
 
@@ -32,6 +34,35 @@ def test_lit_pixels_are_the_regions_of_the_result(result):
     content = segments.supporting_regions(result, count=3)
     np.testing.assert_array_equal(content.rows[1].panels[0].lit, result.regions(3).numpy())
     np.testing.assert_array_equal(content.rows[1].panels[1].lit, result.regions(3, sign="negative").numpy())
+
+
+def test_supporting_segments_are_red_and_opposing_ones_blue(result):
+    content = segments.supporting_regions(result, count=3)
+    supporting, opposing, _ = content.rows[1].panels
+    assert (supporting.outline, opposing.outline) == ("supports", "opposes")
+    outlined = {
+        name: {
+            mpl.colors.to_hex(axes.collections[-1].get_edgecolor()[0]) for axes in figure.draw(scene_of(panel)).axes[:1]
+        }
+        for name, panel in (("supports", supporting), ("opposes", opposing))
+    }
+    assert outlined == {"supports": {palette.SUPPORTS}, "opposes": {palette.OPPOSES}}
+    red, _, blue = mpl.colors.to_rgb(palette.SUPPORTS)
+    assert red > blue
+    low, high = (mpl.colormaps[attribution.SIGNED_COLORMAP](end) for end in (0.1, 0.9))
+    assert low[2] > low[0]
+    assert high[0] > high[2]
+
+
+def scene_of(panel):
+    return scene.Scene([scene.Row([panel], 1)], "title", caption="")
+
+
+def test_bars_are_coloured_by_sign():
+    bars = scene.Bars(["a", "b"], [0.5, -0.2])
+    axes = figure.draw(scene_of(bars)).axes[0]
+    colours = [mpl.colors.to_hex(patch.get_facecolor()) for patch in axes.patches]
+    assert colours == [palette.SUPPORTS, palette.OPPOSES]
 
 
 def test_bars_have_the_weights_and_intervals_of_the_named_segments(result):
