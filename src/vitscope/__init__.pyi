@@ -7,7 +7,7 @@ from .compositing.compose import compose as compose
 from .compositing.effects import Effect as Effect
 from .compositing.effects import effects as effects
 from .compositing.object_masks import ObjectMask as ObjectMask
-from .compositing.object_masks import outline as outline
+from .compositing.object_masks import object_mask as object_mask
 from .compositing.result import Composition as Composition
 from .compositing.stage import EditedImage as EditedImage
 from .compositing.stage import Placement as Placement

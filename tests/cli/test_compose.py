@@ -39,7 +39,7 @@ def a_model_without_classes(tmp_path_factory) -> Path:
 
 @pytest.fixture(autouse=True)
 def coarse(monkeypatch) -> None:
-    """Figures of fewer pixels, which are drawn sooner."""
+    """Draw figures with fewer pixels, to save time."""
     from vitscope.views import figure
 
     monkeypatch.setattr(figure, "DPI", 50)
@@ -60,26 +60,26 @@ def test_the_default_tests_write_tables_and_figures(photo, tmp_path, capsys, mon
     with Image.open("cat-compose/plate.png") as figure:
         assert figure.width > 500
     expected = vs.compose(vs.load("vit-nano"), photo, {"cat": (105, 20, 120, 100)}, places=3)
-    about = json.loads(Path("cat-compose/result.json").read_text(encoding="utf-8"))
-    np.testing.assert_allclose([one["outputs"] for one in about["composites"]], expected.outputs, atol=1e-6)
+    content = json.loads(Path("cat-compose/result.json").read_text(encoding="utf-8"))
+    np.testing.assert_allclose([entry["outputs"] for entry in content["edited_images"]], expected.outputs, atol=1e-6)
     with Path("cat-compose/table.csv").open(newline="", encoding="utf-8") as table:
-        assert [row["composite"] for row in csv.DictReader(table)] == expected.names
+        assert [row["edited image"] for row in csv.DictReader(table)] == expected.names
     first = next(line for line in out.splitlines() if "original" in line)
     ranked = expected.ranking(0).classes
-    assert first.split()[1:] == [part for one in ranked for part in (one.label, f"{100 * one.value:.1f}")]
+    assert first.split()[1:] == [word for entry in ranked for word in (entry.label, f"{100 * entry.value:.1f}")]
     line = next(line for line in out.splitlines() if "cat left out" in line)
     assert any(sign in line for sign in ("▲+", "▼−", "="))
 
 
-def test_json_holds_what_python_gives(photo, capsys, monkeypatch):
+def test_json_holds_the_same_as_python(photo, capsys, monkeypatch):
     code, out, err = run(capsys, monkeypatch, "compose", photo, *BOX, *SMALL, "--json", "--output", "logit")
     assert (code, err) == (0, "")
     (entry,) = json.loads(out)
-    made = {"places": 3, "scales": [0.5, 1], "output": "logit"}
-    expected = vs.compose(vs.load("vit-nano"), photo, {"cat": (105, 20, 120, 100)}, **made)
+    options = {"places": 3, "scales": [0.5, 1], "output": "logit"}
+    expected = vs.compose(vs.load("vit-nano"), photo, {"cat": (105, 20, 120, 100)}, **options)
     (result,) = entry["results"]
-    assert [one["name"] for one in result["composites"]] == expected.names
-    np.testing.assert_allclose([one["outputs"] for one in result["composites"]], expected.outputs, atol=1e-5)
+    assert [image["name"] for image in result["edited_images"]] == expected.names
+    np.testing.assert_allclose([image["outputs"] for image in result["edited_images"]], expected.outputs, atol=1e-5)
     assert entry["image"] == "cat.png"
     assert all(Path(name).exists() for name in entry["files"])
 
@@ -93,10 +93,10 @@ def test_json_holds_what_python_gives(photo, capsys, monkeypatch):
         (("none",), ["plate.png", "result.json", "table.csv"]),
         (("controls",), ["controls.png", "plate.png", "result.json", "table.csv"]),
     ],
-    ids=lambda part: part[0],
+    ids=lambda argument: argument[0],
 )
-def test_each_test_writes_what_it_has(photo, tmp_path, capsys, monkeypatch, tests, names):
-    chosen = [part for name in tests for part in ("--test", name)]
+def test_each_test_writes_its_files(photo, tmp_path, capsys, monkeypatch, tests, names):
+    chosen = [argument for name in tests for argument in ("--test", name)]
     code, out, err = run(capsys, monkeypatch, "compose", photo, *BOX, *SMALL, *chosen, "--out", "made")
     assert (code, err) == (0, "")
     assert files(tmp_path / "made") == names
@@ -108,40 +108,42 @@ def test_effects_are_printed_and_drawn(photo, capsys, monkeypatch):
     code, out, _ = run(capsys, monkeypatch, *arguments)
     assert code == 0
     assert "effects on vit-nano, 1 image, in percentage points:" in out
-    made = {"tests": "controls", "places": 3}
-    expected = vs.effects(vs.compose(vs.load("vit-nano"), photo, {"cat": (105, 20, 120, 100)}, **made))
-    for one in expected:
-        assert any(line.split()[-1] == f"{100 * one.mean:+.2f}" for line in out.splitlines() if one.name in line)
+    options = {"tests": "controls", "places": 3}
+    expected = vs.effects(vs.compose(vs.load("vit-nano"), photo, {"cat": (105, 20, 120, 100)}, **options))
+    for effect in expected:
+        assert any(line.split()[-1] == f"{100 * effect.mean:+.2f}" for line in out.splitlines() if effect.name in line)
     assert re.search(r"^ +positions\b[^\n]*\n? +neutral\b", out, re.MULTILINE)  # in one line or broken over two
     code, out, _ = run(capsys, monkeypatch, *arguments, "--json")
     entry = json.loads(out)[-1]
     assert entry["model"] == "vit-nano"
     assert entry["files"] == ["cat-compose-2/controls.png"]
-    assert [one["name"] for one in entry["effects"]] == [one.name for one in expected]
-    assert [one["mean"] for one in entry["effects"]] == pytest.approx([one.mean for one in expected], abs=1e-5)
+    assert [effect["name"] for effect in entry["effects"]] == [effect.name for effect in expected]
+    assert [effect["mean"] for effect in entry["effects"]] == pytest.approx(
+        [effect.mean for effect in expected], abs=1e-5
+    )
 
 
-def test_several_classes_may_be_asked_for(photo, capsys, monkeypatch):
+def test_several_classes_may_be_passed(photo, capsys, monkeypatch):
     code, out, err = run(capsys, monkeypatch, "compose", photo, *BOX, *SMALL, "--target", "dog", "-t", "cat", "--json")
     assert (code, err) == (0, "")
     assert json.loads(out)[0]["results"][0]["objects"][0]["class"] == "dog"
-    one = Path("cat-compose/places-and-sizes.png").read_bytes()
+    dog_figure = Path("cat-compose/places-and-sizes.png").read_bytes()
     run(capsys, monkeypatch, "compose", photo, *BOX, *SMALL, "--target", "dog")
-    assert Path("cat-compose-2/places-and-sizes.png").read_bytes() != one
+    assert Path("cat-compose-2/places-and-sizes.png").read_bytes() != dog_figure
     assert run(capsys, monkeypatch, "compose", photo, *BOX, *SMALL, "-t", "cat", "-t", "tabby")[0] == 2
 
 
-def test_what_a_model_crops_off_an_object_is_said(photo, capsys, monkeypatch):
-    monkeypatch.setattr(vs.Composition, "seen", lambda *_: 0.42)
+def test_a_cropped_object_is_a_line(photo, capsys, monkeypatch):
+    monkeypatch.setattr(vs.Composition, "visible_fraction", lambda *_: 0.42)
     code, _, err = run(capsys, monkeypatch, "compose", photo, *QUICK)
     assert code == 0
-    assert err == "vitscope: vit-nano sees 42% of cat where it is: it crops the photo\n"
+    assert err == "vitscope: vit-nano crops the photo and sees only 42% of cat\n"
 
 
-def test_a_wide_terminal_says_what_less_what(photo, capsys, monkeypatch):
+def test_a_wide_terminal_describes_the_effects(photo, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     _, out, _ = run(capsys, monkeypatch, "compose", photo, *BOX, "--test", "controls", *SMALL)
-    assert "with the object, less without it" in out
+    assert "with the object, minus without it" in out
 
 
 @pytest.mark.parametrize(
@@ -163,15 +165,15 @@ def test_an_object_may_be_named_and_marked_in_many_ways(photo, capsys, monkeypat
     np.save("mask.npy", mask)
     code, out, err = run(capsys, monkeypatch, "compose", photo, "-b", text, "--test", "none", "--json")
     assert (code, err) == (0, "")
-    (made,) = json.loads(out)[0]["results"][0]["objects"]
-    assert (made["name"], made["box"]) == (name, [105, 20, 120, 100])
+    (entry,) = json.loads(out)[0]["results"][0]["objects"]
+    assert (entry["name"], entry["box"]) == (name, [105, 20, 120, 100])
 
 
 def test_segments_are_picked_by_number(photo, capsys, monkeypatch):
     chosen = ("--object", "face=segments:3,4", "--segments", "slic", "--test", "none", "--json")
     code, out, _ = run(capsys, monkeypatch, "compose", photo, *chosen)
     assert code == 0
-    expected = vs.outline(photo, segments=[3, 4], cut="slic")
+    expected = vs.object_mask(photo, segments=[3, 4], cut="slic")
     assert json.loads(out)[0]["results"][0]["objects"][0]["box"] == list(expected.box)
 
 
@@ -179,10 +181,10 @@ def test_a_rough_box_is_refined(photo, capsys, monkeypatch):
     pytest.importorskip("cv2")
     code, out, _ = run(capsys, monkeypatch, "compose", photo, *BOX, "--refine", "--test", "none", "--json")
     assert code == 0
-    expected = vs.outline(photo, box=(105, 20, 120, 100), refine=True)
-    made = json.loads(out)[0]["results"][0]["objects"][0]
-    assert (made["box"], made["area"]) == (list(expected.box), expected.area)
-    assert made["area"] != 120 * 100 / 300 / 451
+    expected = vs.object_mask(photo, box=(105, 20, 120, 100), refine=True)
+    entry = json.loads(out)[0]["results"][0]["objects"][0]
+    assert (entry["box"], entry["area"]) == (list(expected.box), expected.area)
+    assert entry["area"] != 120 * 100 / 300 / 451
 
 
 def test_several_objects_may_be_marked(photo, capsys, monkeypatch):
@@ -190,7 +192,7 @@ def test_several_objects_may_be_marked(photo, capsys, monkeypatch):
         capsys, monkeypatch, "compose", photo, "-b", "5,5,50,60", "-b", "100,90,80,80", *QUICK[2:], "--json"
     )
     assert code == 0
-    names = [one["name"] for one in json.loads(out)[0]["results"][0]["composites"]]
+    names = [image["name"] for image in json.loads(out)[0]["results"][0]["edited_images"]]
     assert "object 1 and object 2 exchanged" in names
 
 
@@ -201,19 +203,19 @@ photo = "cat.png"
 name = "face"
 class = "cat"
 box = [105, 20, 120, 100]
-[[image.composite]]
+[[image.edited_image]]
 name = "small"
 show = [{ name = "face", scale = 0.5 }]
 """
 
 
 @pytest.mark.usefixtures("photo")
-def test_a_recipe_says_it_all(tmp_path, capsys, monkeypatch):
+def test_a_recipe_replaces_the_options(tmp_path, capsys, monkeypatch):
     Path("recipe.toml").write_text(RECIPE)
     code, out, err = run(capsys, monkeypatch, "compose", "--recipe", "recipe.toml", "--test", "none", "--json")
     assert (code, err) == (0, "")
     (entry,) = json.loads(out)
-    assert [one["name"] for one in entry["results"][0]["composites"]] == ["original", "small"]
+    assert [image["name"] for image in entry["results"][0]["edited_images"]] == ["original", "small"]
     assert entry["results"][0]["objects"][0]["class"] == "cat"
     assert files(tmp_path / "cat-compose") == ["plate.png", "result.json", "table.csv"]
 
@@ -226,13 +228,13 @@ def test_each_photo_of_a_recipe_has_its_folder(photo, tmp_path, capsys, monkeypa
     assert (code, err) == (0, "")
     names = ["plate.png", "result.json", "table.csv"]
     assert files(tmp_path / "made") == sorted(
-        ["controls.png", *(f"{one}/{name}" for one in ("cat", "dog") for name in names)]
+        ["controls.png", *(f"{stem}/{name}" for stem in ("cat", "dog") for name in names)]
     )
     assert "2 images, in percentage points" in out
     assert " to " in next(line for line in out.splitlines() if "context: blank" in line)
 
 
-def test_models_are_set_side_by_side(photo, tmp_path, capsys, monkeypatch):
+def test_models_are_compared(photo, tmp_path, capsys, monkeypatch):
     chosen = (*BOX, *SMALL, "--test", "size", "--test", "location", "--test", "controls", "--compare", "swin-nano")
     code, out, err = run(capsys, monkeypatch, "compose", photo, *chosen)
     assert (code, err) == (0, "")
@@ -246,9 +248,9 @@ def test_models_are_set_side_by_side(photo, tmp_path, capsys, monkeypatch):
 
 
 def test_classes_come_from_examples(photo, bare, capsys, monkeypatch):
-    for name, part in (("face", (105, 20, 225, 120)), ("wall", (300, 10, 440, 150))):
+    for name, box in (("face", (105, 20, 225, 120)), ("wall", (300, 10, 440, 150))):
         Path("examples", name).mkdir(parents=True)
-        Image.open(photo).crop(part).save(Path("examples", name, "1.png"))
+        Image.open(photo).crop(box).save(Path("examples", name, "1.png"))
     chosen = ("--model", str(bare), *QUICK)
     code, out, _ = run(capsys, monkeypatch, "compose", photo, *chosen, "--examples", "examples", "--json")
     assert code == 0
@@ -263,18 +265,18 @@ def test_classes_come_from_examples(photo, bare, capsys, monkeypatch):
     assert "has classes already" in err
 
 
-def test_another_background_and_another_input_size_are_taken(photo, bare, capsys, monkeypatch):
+def test_background_fill_feather_seed_and_input_size_are_passed_on(photo, bare, capsys, monkeypatch):
     Image.new("RGB", (50, 50), (200, 30, 30)).save("red.png")
     chosen = ("--background", "red.png", "--fill", "10,20,30", "--feather", "2", "--seed", "4", "--image-size", "48")
     arguments = ("compose", photo, "-m", str(bare), *BOX, "--test", "none", *chosen, "--json")
     code, out, _ = run(capsys, monkeypatch, *arguments)
     assert code == 0
-    made = json.loads(out)[0]["results"][0]["provenance"]["parameters"]
-    assert (made["background"], made["fill"]) == ("an image", [10.0, 20.0, 30.0])
-    assert (made["feather"], made["seed"]) == (2.0, 4)
+    parameters = json.loads(out)[0]["results"][0]["provenance"]["parameters"]
+    assert (parameters["background"], parameters["fill"]) == ("an image", [10.0, 20.0, 30.0])
+    assert (parameters["feather"], parameters["seed"]) == (2.0, 4)
 
 
-def test_nothing_is_replaced_unless_it_is_allowed(photo, tmp_path, capsys, monkeypatch):
+def test_files_are_replaced_only_with_overwrite(photo, tmp_path, capsys, monkeypatch):
     (tmp_path / "made").mkdir()
     (tmp_path / "made" / "plate.png").write_text("mine")
     code, out, err = run(capsys, monkeypatch, "compose", photo, *QUICK, "--out", "made")
@@ -292,43 +294,46 @@ def test_nothing_is_replaced_unless_it_is_allowed(photo, tmp_path, capsys, monke
 
 MISTAKES = [
     (["cat.png"], "mark an object in it, as --object 105,20,235,200"),
-    (["--object", "1,2,30,40"], "photos: 0, objects: 1"),
-    (["cat.png", "cat.png", *BOX], "photos: 2, objects: 1"),
+    (["--object", "1,2,30,40"], "compose got 0 photos and 1 objects"),
+    (["cat.png", "cat.png", *BOX], "compose got 2 photos and 1 objects"),
     (["nowhere.png", *BOX], "nowhere.png does not exist"),
-    (["cat.png", "--object", "1,2,3"], "has 3 numbers: left, top, width, height"),
+    (["cat.png", "--object", "1,2,3"], "has 3 numbers: pass left, top, width, height"),
     (["cat.png", "--object", "cat"], "numbers with commas between them are expected"),
     (["cat.png", "--object", "dog=400,2,90,90"], "reaches outside the image of 451×300"),
     (["cat.png", "--object", "dog=10.5,-5,20,20"], "reaches outside the image of 451×300"),
     (["cat.png", "--object", "0,0,451,300"], "is the whole image"),
-    (["cat.png", "--object", "5,5,0,9"], "it is empty"),
+    (["cat.png", "--object", "5,5,0,9"], "which is empty"),
     (["cat.png", "--object", "mask.png"], "mask.png does not exist"),
     (["cat.png", "--object", "segments:a"], "'a': numbers with commas"),
-    (["cat.png", "--object", "segments:9999"], "segment 9999 is not there"),
+    (["cat.png", "--object", "segments:9999"], "segment 9999 of object does not exist"),
     (["cat.png", "--object", "5,5,50,50", "--object", "20,20,50,50"], "object 1 and object 2 overlap in 1,225 pixels"),
-    (["cat.png", "--object", "a=5,5,50,50", "--object", "a=90,90,50,50"], "are called a, a: give each a name"),
+    (
+        ["cat.png", "--object", "a=5,5,50,50", "--object", "a=90,90,50,50"],
+        "two objects have the same name (a, a): give each its own name",
+    ),
     (["cat.png", *BOX, "--test", "sizes"], "unknown test 'sizes': choose size, location, split, controls"),
     (["cat.png", *BOX, "--scales", "0.5,big"], "--scales is '0.5,big': numbers"),
-    (["cat.png", *BOX, "--scales", "0"], "numbers above 0"),
+    (["cat.png", *BOX, "--scales", "0"], "pass numbers above 0"),
     (["cat.png", *BOX, "--scales", "9"], "does not fit"),
     (["cat.png", *BOX, "--places", "1"], "places is 1, at least 2"),
-    (["cat.png", *BOX, "--places", "3,3,3"], "rows and columns are expected"),
-    (["cat.png", *BOX, "--location-scale", "8"], "it cannot be moved; pass a location_scale well below"),
+    (["cat.png", *BOX, "--places", "3,3,3"], "pass rows and columns"),
+    (["cat.png", *BOX, "--location-scale", "8"], "pass a location_scale well below"),
     (["cat.png", *BOX, "--target", "tabby"], "the nearest labels are"),
     (["cat.png", *BOX, "--fill", "inpant"], "inpant"),
-    (["cat.png", *BOX, "--feather", "200"], "0 to 75 pixels are expected"),
+    (["cat.png", *BOX, "--feather", "200"], "pass 0 to 75 pixels"),
     (["cat.png", *BOX, "--test", "controls", "--background", "nowhere.png"], "nowhere.png does not exist"),
     (["cat.png", *BOX, "--output", "odds"], "odds"),
     (["cat.png", *BOX, "--top-k", "0"], "top-k"),
     (["cat.png", *BOX, "--compare", "vit-nano"], "two models have the same name"),
     (["cat.png", *BOX, "--compare", "vit-nanoo"], "did you mean"),
-    (["cat.png", *BOX, "--out", "figure.png"], "compose writes several files, pass a folder"),
+    (["cat.png", *BOX, "--out", "figure.png"], "compose writes several files: pass a folder"),
     (["cat.png", *BOX, "--out", "cat.png"], "pass a folder"),
-    (["cat.png", *BOX, "--recipe", "recipe.toml"], "--recipe marks objects itself: --object"),
-    (["cat.png", "--recipe", "recipe.toml", "--refine"], "--recipe marks objects itself: --object, --refine"),
-    (["cat.png", "--recipe", "recipe.toml", "--segments", "slic"], "and --segments are for photos without one"),
+    (["cat.png", *BOX, "--recipe", "recipe.toml"], "cannot combine --recipe with --object"),
+    (["cat.png", "--recipe", "recipe.toml", "--refine"], "cannot combine --recipe with --object, --refine"),
+    (["cat.png", "--recipe", "recipe.toml", "--segments", "slic"], "or --segments: mark the objects in the recipe"),
     (["cat.png", *BOX, "--background", "nowhere.png"], "nowhere.png does not exist"),
     (["--recipe", "nowhere.toml"], "nowhere.toml does not exist"),
-    (["--recipe", "cat.png"], "is no recipe"),
+    (["--recipe", "cat.png"], "is not a recipe"),
     (["cat.png", *BOX, "--examples", "nowhere"], "has classes already"),
     (["cat.png", *BOX, "--batch-size", "0"], "at least 1"),
 ]
@@ -346,7 +351,7 @@ def test_a_mistake_is_one_clear_line_and_writes_nothing(tmp_path, capsys, monkey
 
 
 @pytest.mark.usefixtures("photo")
-def test_a_class_that_is_none_is_said_before_anything_is_done(tmp_path, capsys, monkeypatch):
+def test_an_unknown_class_is_refused_before_any_file_is_written(tmp_path, capsys, monkeypatch):
     Path("recipe.toml").write_text(RECIPE.replace('"cat"\nbox', '"tabby"\nbox'))
     code, out, err = run(capsys, monkeypatch, "compose", "--recipe", "recipe.toml")
     assert (code, out, err.count("\n")) == (2, "", 1)
@@ -355,14 +360,14 @@ def test_a_class_that_is_none_is_said_before_anything_is_done(tmp_path, capsys, 
 
 
 @pytest.mark.usefixtures("photo")
-def test_photos_of_one_name_are_refused(capsys, monkeypatch):
+def test_photos_of_the_same_name_are_refused(capsys, monkeypatch):
     Path("recipe.toml").write_text(RECIPE * 2)
     code, out, err = run(capsys, monkeypatch, "compose", "--recipe", "recipe.toml")
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert "the same name" in err
 
 
-def test_work_that_fails_is_exit_code_one(photo, tmp_path, capsys, monkeypatch):
+def test_failures_have_exit_code_one(photo, tmp_path, capsys, monkeypatch):
     (tmp_path / "made").write_text("a file")
     monkeypatch.setitem(sys.modules, "cv2", None)
     code, out, err = run(capsys, monkeypatch, "compose", photo, *QUICK, "--refine")
@@ -374,14 +379,14 @@ def test_work_that_fails_is_exit_code_one(photo, tmp_path, capsys, monkeypatch):
     assert "broken.png is not an image" in err
 
 
-def test_ctrl_c_keeps_what_was_answered(photo, tmp_path, capsys, monkeypatch):
+def test_ctrl_c_keeps_the_outputs_so_far(photo, tmp_path, capsys, monkeypatch):
     from vitscope.models import VisionModel
 
-    answer, asked = VisionModel.answer, []
+    answer, batches = VisionModel.answer, []
 
     def interrupted(self, pixels):
-        asked.append(len(pixels))
-        if len(asked) == 4:  # the whole image alone, then two batches
+        batches.append(len(pixels))
+        if len(batches) == 4:  # the photo alone, then two batches
             raise KeyboardInterrupt
         return answer(self, pixels)
 
@@ -390,7 +395,7 @@ def test_ctrl_c_keeps_what_was_answered(photo, tmp_path, capsys, monkeypatch):
     code, out, err = run(capsys, monkeypatch, "compose", photo, *BOX, *chosen)
     assert code == 1
     assert "10 of 26 samples" in err
-    assert "interrupted; what was finished before is kept" in err
+    assert "interrupted; finished results are kept" in err
     assert files(tmp_path / "cat-compose") == ["plate.png", "result.json", "table.csv"]
     assert "wrote cat-compose/table.csv" in out
     rows = Path("cat-compose/table.csv").read_text(encoding="utf-8").splitlines()
@@ -400,16 +405,16 @@ def test_ctrl_c_keeps_what_was_answered(photo, tmp_path, capsys, monkeypatch):
 def test_ctrl_c_in_the_second_model_keeps_the_first(photo, tmp_path, capsys, monkeypatch):
     from vitscope.compositing.predict import EditedImagePredictor
 
-    show, shown = EditedImagePredictor.show, []
+    predict, models = EditedImagePredictor.predict, []
 
-    def interrupted(self, *given):
-        shown.append(self.model.name)
-        if len(shown) == 2:
+    def interrupted(self, *arguments):
+        models.append(self.model.name)
+        if len(models) == 2:
             raise KeyboardInterrupt
-        return show(self, *given)
+        return predict(self, *arguments)
 
-    monkeypatch.setattr(EditedImagePredictor, "show", interrupted)
+    monkeypatch.setattr(EditedImagePredictor, "predict", interrupted)
     code, _, err = run(capsys, monkeypatch, "compose", photo, *QUICK, "--compare", "swin-nano")
     assert (code, err.count("\n")) == (1, 1)
-    assert shown == ["vit-nano", "swin-nano"]
+    assert models == ["vit-nano", "swin-nano"]
     assert [name for name in files(tmp_path) if name.endswith("vit-nano-result.json")], "the first model was finished"

@@ -1,4 +1,4 @@
-"""Recipes: what a TOML file says of photos, objects and composites, and one line for what it should not say."""
+"""Recipes: photos, objects and edited images in a TOML file; and one line for each mistake."""
 
 from pathlib import Path
 
@@ -24,13 +24,13 @@ outline = [[4, 6], [20, 6], [20, 16], [4, 16]]
 name = "cat"
 box = [30, 16, 15, 18]
 
-[[image.composite]]
+[[image.edited_image]]
 name = "dog smaller"
 show = [{ name = "cat" }, { name = "dog", scale = 0.5, centre = [20, 30.5], mirrored = true }]
 background = "blank"
 neutral = true
 
-[[image.composite]]
+[[image.edited_image]]
 name = "empty"
 
 [[image]]
@@ -56,14 +56,14 @@ def written(folder: Path, text: str) -> Path:
     return path
 
 
-def test_a_recipe_is_read_as_it_is_written(folder: Path) -> None:
+def test_a_recipe_is_read_in_full(folder: Path) -> None:
     pets, bird = read_recipe(written(folder, WHOLE))
     assert (pets.photo, bird.photo) == (folder / "pets.png", folder / "bird.png")
-    assert [(one.name, one.label, one.box) for one in pets.objects] == [
+    assert [(item.name, item.label, item.box) for item in pets.objects] == [
         ("dog", "bull mastiff", (4, 6, 16, 10)),
         ("cat", None, (30, 16, 15, 18)),
     ]
-    assert pets.composites == (
+    assert pets.edited_images == (
         vs.EditedImage(
             "dog smaller",
             (vs.Placement("cat"), vs.Placement("dog", (20.0, 30.5), 0.5, True)),
@@ -73,121 +73,121 @@ def test_a_recipe_is_read_as_it_is_written(folder: Path) -> None:
         vs.EditedImage("empty"),
     )
     assert np.array_equal(bird.objects[0].mask, boxed(40, 56, (8, 9, 20, 11)))
-    assert bird.composites == ()
-    assert [one.photo for one in read_recipe(str(folder / "recipe.toml"))] == [pets.photo, bird.photo]
+    assert bird.edited_images == ()
+    assert [recipe.photo for recipe in read_recipe(str(folder / "recipe.toml"))] == [pets.photo, bird.photo]
 
 
-def test_a_recipes_parts_go_into_compose(folder: Path) -> None:
+def test_a_recipe_can_be_passed_to_compose(folder: Path) -> None:
     pets, _ = read_recipe(written(folder, WHOLE.replace('class = "bull mastiff"\n', "")))
-    result = vs.compose(vs.load("vit-nano"), pets.photo, pets.objects, tests=(), composites=pets.composites)
+    result = vs.compose(vs.load("vit-nano"), pets.photo, pets.objects, tests=(), edited_images=pets.edited_images)
     assert result.names == ["original", "dog smaller", "empty"]
-    assert list(result.outlines) == ["dog", "cat"]
+    assert list(result.objects) == ["dog", "cat"]
 
 
-def test_photos_may_be_elsewhere(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    other = tmp_path_factory.mktemp("photos")
-    (folder / "bird.png").rename(other / "bird.png")
+def test_photos_may_be_in_another_folder(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    elsewhere = tmp_path_factory.mktemp("photos")
+    (folder / "bird.png").rename(elsewhere / "bird.png")
     recipe = written(folder, WHOLE)
-    assert read_recipe(recipe, [other / "bird.png"])[1].photo == other / "bird.png"
+    assert read_recipe(recipe, [elsewhere / "bird.png"])[1].photo == elsewhere / "bird.png"
     with pytest.raises(vs.CallError, match=r"bird.png does not exist"):
         read_recipe(recipe)
-    Image.fromarray(PHOTO).save(other / "fish.png")
+    Image.fromarray(PHOTO).save(elsewhere / "fish.png")
     with pytest.raises(vs.CallError, match=r"has no image called fish.png: it has pets.png, bird.png"):
-        read_recipe(recipe, [other / "bird.png", other / "fish.png"])
+        read_recipe(recipe, [elsewhere / "bird.png", elsewhere / "fish.png"])
 
 
-def test_segments_and_refining_are_written_down_too(folder: Path) -> None:
+def test_a_recipe_supports_segments_and_refinement(folder: Path) -> None:
     text = '[[image]]\nphoto = "pets.png"\n[[image.object]]\nname = "x"\n'
-    (one,) = read_recipe(written(folder, text + 'segments = [0, 1]\ncut = "slic"'))[0].objects
-    expected = vs.outline(PHOTO, segments=[0, 1], cut="slic")
-    assert np.array_equal(one.mask, expected.mask)
+    (item,) = read_recipe(written(folder, text + 'segments = [0, 1]\ncut = "slic"'))[0].objects
+    expected = vs.object_mask(PHOTO, segments=[0, 1], cut="slic")
+    assert np.array_equal(item.mask, expected.mask)
     pytest.importorskip("cv2")
-    (one,) = read_recipe(written(folder, text + "box = [27, 13, 20, 22]\nrefine = true"))[0].objects
-    assert np.array_equal(one.mask, vs.outline(PHOTO, box=(27, 13, 20, 22), refine=True).mask)
-    (one,) = read_recipe(written(folder, text + "box = [27, 13, 20, 22]\nrefine = false"))[0].objects
-    assert one.box == (27, 13, 20, 22)
+    (item,) = read_recipe(written(folder, text + "box = [27, 13, 20, 22]\nrefine = true"))[0].objects
+    assert np.array_equal(item.mask, vs.object_mask(PHOTO, box=(27, 13, 20, 22), refine=True).mask)
+    (item,) = read_recipe(written(folder, text + "box = [27, 13, 20, 22]\nrefine = false"))[0].objects
+    assert item.box == (27, 13, 20, 22)
 
 
 HEAD = '[[image]]\nphoto = "pets.png"\n'
 DOG = HEAD + '[[image.object]]\nname = "dog"\n'
 BOXED = DOG + "box = [4, 6, 16, 10]\n"
-COMPOSITE = BOXED + '[[image.composite]]\nname = "x"\n'
+EDITED = BOXED + '[[image.edited_image]]\nname = "x"\n'
 WRONG = [
-    ("", "names no image: begin one with"),
-    ("[[image]", "is no recipe: "),
-    ("image = 3", "image is 3, tables are expected"),
-    ('[image]\nphoto = "pets.png"', "tables are expected"),
-    ('[[images]]\nphoto = "pets.png"', "'images' means nothing here: image do"),
+    ("", "lists no images: begin each with"),
+    ("[[image]", "is not a recipe: "),
+    ("image = 3", "image is 3, but must be a list of tables"),
+    ('[image]\nphoto = "pets.png"', "must be a list of tables"),
+    ('[[images]]\nphoto = "pets.png"', "unknown key 'images': use image"),
     ("[[image]]", "an image has no photo"),
     ("[[image]]\nphoto = 3", "an image has no photo"),
     ('[[image]]\nphoto = ""', "an image has no photo"),
     ('[[image]]\nphoto = "fish.png"', "fish.png does not exist"),
-    (HEAD + "author = 3", "'author' means nothing here: composite, object, photo do"),
-    (HEAD + "object = 3", "pets.png: object is 3, tables are expected"),
+    (HEAD + "author = 3", "unknown key 'author': use edited_image, object, photo"),
+    (HEAD + "object = 3", "pets.png: object is 3, but must be a list of tables"),
     (HEAD + "[[image.object]]\nbox = [1, 2, 3, 4]", "pets.png: an object has no name"),
-    (DOG, "marked by one of box, polygon, mask or segments; nothing came"),
-    (BOXED + "mask = 'bird-mask.png'", "box, mask came"),
-    (BOXED + "colour = 'brown'", "an object: 'colour' means nothing here: .*segments do"),
+    (DOG, "dog is marked by nothing: pass exactly one of box, polygon, mask or segments"),
+    (BOXED + "mask = 'bird-mask.png'", "dog is marked by box and mask"),
+    (BOXED + "colour = 'brown'", "an object: unknown key 'colour': use .*segments"),
     (DOG + "box = [50, 6, 16, 10]", "it reaches outside the image of 56×40"),
     (DOG + "box = 5", "box"),
     (DOG + "box = '4,6,16,10'", "box"),
     (DOG + "box = ['a', 6, 16, 10]", "the box of dog is 'a', a number"),
-    (DOG + "outline = [[1, 2], [3, 4]]", "the outline of dog is no polygon"),
-    (DOG + "outline = 'round'", "the outline of dog is no polygon"),
+    (DOG + "outline = [[1, 2], [3, 4]]", "the outline of dog is not a polygon"),
+    (DOG + "outline = 'round'", "the outline of dog is not a polygon"),
     (DOG + "mask = 'nowhere.png'", "nowhere.png does not exist"),
     (DOG + "segments = 3", "segment"),
-    (DOG + "segments = [3000]", "segment 3000 is not there"),
+    (DOG + "segments = [3000]", "segment 3000 of dog does not exist"),
     (DOG + "segments = [3]\ncut = 'voronoi'", "unknown segments 'voronoi'"),
     (BOXED + "refine = 'no'", "refine"),
     (BOXED + "class = 5", "class"),
-    (BOXED + "[[image.composite]]\nshow = []", "a composite has no name"),
-    (COMPOSITE + "behind = 3", "a composite: 'behind' means nothing here: background, name, neutral, show do"),
-    (COMPOSITE + "show = 'dog'", "x: show is 'dog', tables are expected"),
-    (COMPOSITE + "show = ['dog']", "tables are expected"),
-    (COMPOSITE + "neutral = 'no'", "neutral"),
-    (COMPOSITE + "background = 5", "background"),
-    (COMPOSITE + "show = [{ scale = 0.5 }]", "x has no name"),
+    (BOXED + "[[image.edited_image]]\nshow = []", "an edited image has no name"),
+    (EDITED + "behind = 3", "an edited image: unknown key 'behind': use background, name, neutral, show"),
+    (EDITED + "show = 'dog'", "x: show is 'dog', but must be a list of tables"),
+    (EDITED + "show = ['dog']", "must be a list of tables"),
+    (EDITED + "neutral = 'no'", "neutral"),
+    (EDITED + "background = 5", "background"),
+    (EDITED + "show = [{ scale = 0.5 }]", "x has no name"),
     (
-        COMPOSITE + "show = [{ name = 'dog', size = 0.5 }]",
-        "'size' means nothing here: centre, mirrored, name, scale do",
+        EDITED + "show = [{ name = 'dog', size = 0.5 }]",
+        "unknown key 'size': use centre, mirrored, name, scale",
     ),
-    (COMPOSITE + "show = [{ name = 'dog', scale = 'half' }]", r"scale 'half'; \[x, y\] and a number are expected"),
-    (COMPOSITE + "show = [{ name = 'dog', scale = true }]", "scale True"),
-    (COMPOSITE + "show = [{ name = 'dog', centre = [1] }]", r"centre is \[1\]"),
-    (COMPOSITE + "show = [{ name = 'dog', centre = [1, 2, 3] }]", r"centre is \[1, 2, 3\]"),
-    (COMPOSITE + "show = [{ name = 'dog', centre = 5 }]", "centre is 5"),
-    (COMPOSITE + "show = [{ name = 'dog', centre = ['a', 'b'] }]", "centre is"),
-    (COMPOSITE + "show = [{ name = 'dog', centre = [nan, 20] }]", "centre"),
-    (COMPOSITE + "show = [{ name = 'dog', mirrored = 'no' }]", "mirrored"),
+    (EDITED + "show = [{ name = 'dog', scale = 'half' }]", r"scale is 'half': write \[x, y\] and a number"),
+    (EDITED + "show = [{ name = 'dog', scale = true }]", "scale is True"),
+    (EDITED + "show = [{ name = 'dog', centre = [1] }]", r"centre is \[1\]"),
+    (EDITED + "show = [{ name = 'dog', centre = [1, 2, 3] }]", r"centre is \[1, 2, 3\]"),
+    (EDITED + "show = [{ name = 'dog', centre = 5 }]", "centre is 5"),
+    (EDITED + "show = [{ name = 'dog', centre = ['a', 'b'] }]", "centre is"),
+    (EDITED + "show = [{ name = 'dog', centre = [nan, 20] }]", "centre"),
+    (EDITED + "show = [{ name = 'dog', mirrored = 'no' }]", "mirrored"),
 ]
 
 
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(("text", "message"), WRONG, ids=[f"{i}" for i in range(len(WRONG))])
-def test_a_mistake_is_one_line(folder: Path, text: str, message: str) -> None:
+def test_mistakes_are_refused_in_one_line(folder: Path, text: str, message: str) -> None:
     with pytest.raises(vs.CallError, match=message) as caught:
         read_recipe(written(folder, text))
     assert "\n" not in str(caught.value)
 
 
-def test_what_is_no_file_of_text_is_refused(folder: Path) -> None:
+def test_files_that_are_not_recipes_are_refused(folder: Path) -> None:
     for path, message in (
         (folder / "nowhere.toml", "nowhere.toml does not exist"),
         (folder, "is a folder"),
-        (folder / "pets.png", "is no recipe"),
+        (folder / "pets.png", "is not a recipe"),
     ):
         with pytest.raises(vs.CallError, match=message) as caught:
             read_recipe(path)
         assert "\n" not in str(caught.value)
 
 
-def test_the_recipes_that_come_along_can_be_read(tmp_path: Path) -> None:
-    """Their photos do not: any image of the right size stands in for them, as long as nothing is refined."""
+def test_the_bundled_recipe_can_be_read(tmp_path: Path) -> None:
+    """Its photo is not bundled: any image of the same size can replace it, because nothing is refined."""
     recipe = Path(__file__).parents[2] / "recipes" / "dog-and-cat.toml"
     if not recipe.exists():
         pytest.skip("no recipes beside the package")
     Image.fromarray(noise(224, 224)).save(tmp_path / "dog-and-cat.png")
     (image,) = read_recipe(recipe, [tmp_path / "dog-and-cat.png"])
-    assert [one.name for one in image.objects] == ["dog", "cat"]
-    assert [one.name for one in image.composites] == ["size test", "location test", "split test"]
-    vs.compose(vs.load("vit-nano"), image.photo, image.objects, tests=(), composites=image.composites)
+    assert [item.name for item in image.objects] == ["dog", "cat"]
+    assert [item.name for item in image.edited_images] == ["size test", "location test", "split test"]
+    vs.compose(vs.load("vit-nano"), image.photo, image.objects, tests=(), edited_images=image.edited_images)

@@ -8,7 +8,7 @@ import pytest
 
 from tests.models.test_preprocessing_settings import defaults
 from vitscope.compositing.experiments import MOST_PLACES, MOST_SCALES, planned, planned_experiments
-from vitscope.compositing.object_masks import outlined
+from vitscope.compositing.object_masks import object_masks
 from vitscope.compositing.stage import MOST_SCALE, EditedImage, Placement, Stage
 from vitscope.errors import CallError
 from vitscope.perturb.masks import MOST_MASKS, KernelSampler, PairedSampler, PixelMasks, SegmentMasks, UniformSampler
@@ -67,14 +67,14 @@ def test_masks_of_segments_are_counted() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"places": 99999}, "places is 99999: at most 100 rows and columns"),
-        ({"places": (7, MOST_PLACES + 1)}, "places is (7, 101): at most 100"),
+        ({"places": 99999}, "places is 99999: pass at most 100 rows and columns"),
+        ({"places": (7, MOST_PLACES + 1)}, "places is (7, 101): pass at most 100"),
         ({"places": 10**30}, "at most 100 rows and columns"),
         ({"places": 10**6000}, "at most 100 rows and columns"),
-        ({"scales": [1e300]}, "a scale is 1e+300: at most 1,000"),
-        ({"scales": [0.5, MOST_SCALE + 1]}, "a scale is 1001: at most 1,000"),
-        ({"scales": [0.5] * (MOST_SCALES + 1)}, "scales has 1,001 numbers, at most 1,000"),
-        ({"location_scale": 1e300}, "location_scale is 1e+300: at most 1,000"),
+        ({"scales": [1e300]}, "a scale is 1e+300: pass at most 1,000"),
+        ({"scales": [0.5, MOST_SCALE + 1]}, "a scale is 1001: pass at most 1,000"),
+        ({"scales": [0.5] * (MOST_SCALES + 1)}, "scales has 1,001 numbers: pass at most 1,000"),
+        ({"location_scale": 1e300}, "location_scale is 1e+300: pass at most 1,000"),
     ],
     ids=lambda value: str(value)[:30] if isinstance(value, str) else "",
 )
@@ -87,19 +87,19 @@ def test_too_large_a_plan_is_refused(options: dict[str, Any], message: str) -> N
 
 
 def stage() -> Stage:
-    return Stage(PHOTO, outlined(PHOTO, {"thing": (10, 10, 12, 12)}), (50, 40), fill="mean")
+    return Stage(PHOTO, object_masks(PHOTO, {"thing": (10, 10, 12, 12)}), (50, 40), fill="mean")
 
 
 def test_the_largest_plan_is_accepted() -> None:
     tests = planned_experiments(("location",), None, MOST_PLACES, 1.0)
-    composites = planned(stage(), (0.0, 0.0, 50.0, 40.0), tests)
-    assert 100 < len(composites) <= MOST_PLACES**2 + 1
+    edited_images = planned(stage(), (0.0, 0.0, 50.0, 40.0), tests)
+    assert 100 < len(edited_images) <= MOST_PLACES**2 + 1
 
 
 @pytest.mark.parametrize(
     ("placement", "message"),
     [
-        (Placement("thing", scale=1e300), "the scale of thing is 1e+300, above 0 and up to 1,000"),
+        (Placement("thing", scale=1e300), "the scale of thing is 1e+300, but must be above 0 and at most 1,000"),
         (Placement("thing", scale=float("nan")), "the scale of thing is nan"),
         (Placement("thing", scale=float("inf")), "the scale of thing is inf"),
         (Placement("thing", scale=1e-300), "too small to be seen"),

@@ -379,7 +379,7 @@ import os, sys, numpy as np, vitscope as vs
 path = sys.argv[1]
 os.mkfifo(path)
 for call in (
-    lambda: vs.outline(np.zeros((8, 8, 3), np.uint8), mask=path),
+    lambda: vs.object_mask(np.zeros((8, 8, 3), np.uint8), mask=path),
     lambda: __import__("vitscope.compositing.recipe").compositing.recipe.read_recipe(path),
 ):
     try:

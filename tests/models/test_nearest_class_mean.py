@@ -119,7 +119,7 @@ def test_single_images_name_their_classes(tmp_path: Path) -> None:
 
 def test_it_is_asked_like_any_classifier() -> None:
     made, photo = vs.few_shot_classifier(bare(), EXAMPLES), painted(44, 60, (10, 10, 16, 16))
-    objects = [vs.outline(photo, box=(10, 10, 16, 16), name="thing", label="b")]
+    objects = [vs.object_mask(photo, box=(10, 10, 16, 16), name="thing", label="b")]
     result = vs.compose(made, photo, objects, tests=("size", "location", "controls"), places=2, attention=True)
     assert list(result.labels) == ["a", "b", "c"]
     assert result.location_map().target == "b"
@@ -127,11 +127,11 @@ def test_it_is_asked_like_any_classifier() -> None:
     with torch.no_grad(), made.running():
         logits = made.answer(made.prepare(result.image("thing × 0.5"))[0])
     assert logits is not None
-    np.testing.assert_allclose(result.outputs[result.at("thing × 0.5")], logits.softmax(-1)[0], atol=1e-5)
+    np.testing.assert_allclose(result.outputs[result.index_of("thing × 0.5")], logits.softmax(-1)[0], atol=1e-5)
     assert result.rollouts is not None
     rolled = vs.rollout(bare(), result.image(0)).values[0]
     np.testing.assert_allclose(result.rollouts[0], rolled, atol=1e-6)
-    assert any(one.neutral for one in result.composites)
+    assert any(one.neutral for one in result.edited_images)
     lime = vs.lime(made, photo, target="c", num_samples=130, segments="patches")
     assert lime.target == "c"
     assert bool(lime.weights.any())

@@ -1,4 +1,4 @@
-"""Edited images composed one pixel at a time, in float64, and models with known attention to the image."""
+"""Edited images composed one pixel at a time in float64, and models whose outputs are known functions of the pixels."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -15,26 +15,26 @@ GROUND, RED = (120, 120, 150), (255, 0, 0)
 
 def hole(mask: np.ndarray, margin: int) -> np.ndarray:
     """Return the pixels at most ``margin`` steps up, down, left or right from the mask."""
-    result = np.zeros_like(mask)
+    grown = np.zeros_like(mask)
     inside = np.argwhere(mask)
     for row, column in np.ndindex(*mask.shape):
-        result[row, column] = np.abs(inside - (row, column)).sum(1).min() <= margin
-    return result
+        grown[row, column] = np.abs(inside - (row, column)).sum(1).min() <= margin
+    return grown
 
 
 def opacity(mask: np.ndarray, feather: float) -> np.ndarray:
-    """Return the opacity: 0 outside the mask, 1 from ``feather`` + 1 pixels inside; the image border is outside."""
+    """Return the opacity of an object: 0 outside, 1 from ``feather`` + 1 pixels inside; beyond the image, it is 0."""
     padded = np.pad(mask, 1)
     outside = np.argwhere(~padded)
-    result = np.zeros(mask.shape)
+    alpha = np.zeros(mask.shape)
     for row, column in np.argwhere(mask):
         nearest = np.sqrt(((outside - (row + 1, column + 1)) ** 2).sum(1).min())
-        result[row, column] = min(nearest / (feather + 1), 1.0)
-    return result
+        alpha[row, column] = min(nearest / (feather + 1), 1.0)
+    return alpha
 
 
-def territories(masks: Mapping[str, np.ndarray], margin: int) -> dict[str, np.ndarray]:
-    """Return the pixels of the union of all holes that are nearest to each object; a tie goes to the first."""
+def regions_by_object(masks: Mapping[str, np.ndarray], margin: int) -> dict[str, np.ndarray]:
+    """Divide the union of all holes among the objects: each pixel goes to the nearest one, or the first of two."""
     union = np.any([hole(mask, margin) for mask in masks.values()], axis=0)
     regions = {name: np.zeros_like(union) for name in masks}
     for row, column in np.argwhere(union):
@@ -55,11 +55,7 @@ def composed(
     feather: float,
     margin: int,
 ) -> np.ndarray:
-    """Return the image: ``background``, unmoved objects, then the others from back to front. Scale 1 only.
-
-    Args:
-        own: True if unmoved objects keep the photo around them.
-    """
+    """Return ``background`` with unmoved objects restored over their ``own``, and the rest pasted. Scale 1 only."""
     canvas, original = background.astype(np.float64), photo.astype(np.float64)
     boxes = {}
     for name, mask in masks.items():
@@ -68,33 +64,33 @@ def composed(
 
     def is_unmoved(placed: vs.Placement) -> bool:
         top, bottom, left, right = boxes[placed.name]
-        in_position = placed.centre is None or placed.centre == ((left + right) / 2, (top + bottom) / 2)
-        return own and in_position and not placed.mirrored
+        in_place = placed.centre is None or placed.centre == ((left + right) / 2, (top + bottom) / 2)
+        return own and in_place and not placed.mirrored
 
-    grounds = territories(masks, margin) if any(map(is_unmoved, show)) else {}
+    regions_of = regions_by_object(masks, margin) if any(map(is_unmoved, show)) else {}
     for placed in show:
         if is_unmoved(placed):
-            canvas[grounds[placed.name]] = original[grounds[placed.name]]
-    behind = True
+            canvas[regions_of[placed.name]] = original[regions_of[placed.name]]
+    nothing_moved = True
     for placed in show:
-        if behind and is_unmoved(placed):
+        if nothing_moved and is_unmoved(placed):
             continue
-        behind = False
+        nothing_moved = False
         top, bottom, left, right = boxes[placed.name]
         x, y = placed.centre or ((left + right) / 2, (top + bottom) / 2)
         down, across = round(y - (bottom - top) / 2) - top, round(x - (right - left) / 2) - left
         alpha = opacity(masks[placed.name], feather)
         for row, column in np.argwhere(masks[placed.name]):
             source = (row, left + right - 1 - column) if placed.mirrored else (row, column)
-            target = (source[0] + down, source[1] + across)
-            if 0 <= target[0] < len(photo) and 0 <= target[1] < photo.shape[1]:
+            to = (source[0] + down, source[1] + across)
+            if 0 <= to[0] < len(photo) and 0 <= to[1] < photo.shape[1]:
                 share = alpha[row, column]
                 canvas[target] = share * original[row, column] + (1 - share) * canvas[target]
     return canvas
 
 
 def inpainted(photo: np.ndarray, missing: np.ndarray, rim_width: int = 2, smoothing: float = 1.0) -> np.ndarray:
-    """Interpolate a hole by linear radial basis functions with a plane through its rim, in one linear system."""
+    """Interpolate a hole from its rim by linear radial basis functions with a plane: the full linear system, solved."""
     rim = np.argwhere(hole(missing, rim_width) & ~missing).astype(np.float64)
     inside = np.argwhere(missing).astype(np.float64)
 
@@ -102,14 +98,14 @@ def inpainted(photo: np.ndarray, missing: np.ndarray, rim_width: int = 2, smooth
         return np.sqrt(((ones[:, None] - others[None]) ** 2).sum(-1))
 
     plane = np.c_[np.ones(len(rim)), rim]
-    system = np.block([[-distances(rim, rim) + smoothing * np.eye(len(rim)), plane], [plane.T, np.zeros((3, 3))]])
-    result = photo.astype(np.float64)
+    left = np.block([[-apart(rim, rim) + smoothing * np.eye(len(rim)), plane], [plane.T, np.zeros((3, 3))]])
+    filled = photo.astype(np.float64)
     for channel in range(3):
-        colours = result[~missing & hole(missing, rim_width), channel]
-        solved = np.linalg.solve(system, np.append(colours, np.zeros(3)))
-        values = -distances(inside, rim) @ solved[:-3] + np.c_[np.ones(len(inside)), inside] @ solved[-3:]
-        result[missing, channel] = values.clip(colours.min(), colours.max())
-    return result
+        colours = filled[~missing & hole(missing, rim_width), channel]
+        solved = np.linalg.solve(left, np.append(colours, np.zeros(3)))
+        values = -apart(inside, rim) @ solved[:-3] + np.c_[np.ones(len(inside)), inside] @ solved[-3:]
+        filled[missing, channel] = values.clip(colours.min(), colours.max())
+    return filled
 
 
 def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -124,12 +120,12 @@ def boxed(height: int, width: int, box: tuple[int, int, int, int]) -> np.ndarray
 
 
 def painted(height: int, width: int, *boxes: tuple[int, int, int, int], ground: Any = GROUND) -> np.ndarray:
-    """Return red boxes on a ground of one colour, or on an image."""
-    image = np.empty((height, width, 3), np.uint8)
-    image[:] = ground
+    """Return red boxes on a background of one colour, or on an image."""
+    photo = np.empty((height, width, 3), np.uint8)
+    photo[:] = ground
     for box in boxes:
-        image[boxed(height, width, box)] = RED
-    return image
+        photo[boxed(height, width, box)] = RED
+    return photo
 
 
 class Seeing(nn.Module):

@@ -1,4 +1,4 @@
-"""Figures: what a scene holds, and that each panel is drawn at the photo's own proportions."""
+"""Figures: the content of scenes, and panels in the proportions of their photos."""
 
 import numpy as np
 import pytest
@@ -17,40 +17,40 @@ def trace():
     return vs.capture(FAMILY.model(), FAMILY.pixels(1))
 
 
-def test_head_grid_has_a_row_a_layer_and_a_panel_a_head(trace):
-    made = scene.head_grid(trace)
-    assert [len(row.panels) for row in made.rows] == [4, 4, 4]
-    assert made.row_names == ["0", "1", "2"]
+def test_head_grid_has_a_row_per_layer_and_a_panel_per_head(trace):
+    content = scene.head_grid(trace)
+    assert [len(row.panels) for row in content.rows] == [4, 4, 4]
+    assert content.row_names == ["0", "1", "2"]
     expected = trace.map(1, 3, "readout")[0].numpy()
-    np.testing.assert_array_equal(made.rows[1].panels[3].values, expected)
+    np.testing.assert_array_equal(content.rows[1].panels[3].values, expected)
 
 
 def test_head_overlays_show_every_head_once(trace):
-    made = scene.head_overlays(trace, -1, "register_2")
-    panels = [panel for row in made.rows for panel in row.panels]
+    content = scene.head_overlays(trace, -1, "register_2")
+    panels = [panel for row in content.rows for panel in row.panels]
     assert [panel.title for panel in panels] == ["photo", "mean of heads", *(f"head {i}" for i in range(4))]
     np.testing.assert_array_equal(panels[2].values, trace.map(-1, 0, "register_2")[0].numpy())
-    assert "register_2" in made.note
+    assert "register_2" in content.note
     assert not any(panel.marks for panel in panels)
 
 
-def test_head_overlays_mark_the_patch_that_looks(trace):
-    made = scene.head_overlays(trace, -1, (1, 2))
-    panels = [panel for row in made.rows for panel in row.panels]
+def test_head_overlays_mark_the_query(trace):
+    content = scene.head_overlays(trace, -1, (1, 2))
+    panels = [panel for row in content.rows for panel in row.panels]
     assert all(list(panel.marks) == [(1, 2)] for panel in panels)
     assert {panel.regions.shape for panel in panels} == {trace.map(-1, "mean", (1, 2)).shape[1:]}
 
 
 def test_evolution_ends_with_the_rollout(trace):
-    made = scene.evolution(vs.rollout_evolution(trace, start_layer=1))
-    panels = [panel for row in made.rows for panel in row.panels]
+    content = scene.evolution(vs.rollout_evolution(trace, start_layer=1))
+    panels = [panel for row in content.rows for panel in row.panels]
     assert [panel.title for panel in panels] == ["photo", "after block 1", "after block 2"]
     np.testing.assert_allclose(panels[-1].values, vs.rollout(trace, start_layer=1).values[0], atol=1e-7)
 
 
-def test_the_note_says_how_a_rollout_was_made(trace):
-    made = scene.rollout_panels([vs.rollout(trace, normalize=False, discard_ratio=0.9, start_layer=1)])
-    assert made.note == "rows not normalised, lowest 90% discarded, from block 1 on"
+def test_the_note_lists_the_options_of_a_rollout(trace):
+    content = scene.rollout_panels([vs.rollout(trace, normalize=False, discard_ratio=0.9, start_layer=1)])
+    assert content.note == "rows not normalised, lowest 90% discarded, from block 1 on"
 
 
 @pytest.mark.parametrize("size", [(90, 40), (40, 90), (64, 64)])
@@ -64,17 +64,17 @@ def test_panels_have_the_photos_proportions(size):
         assert box.width * inches[0] / (box.height * inches[1]) == pytest.approx(size[0] / size[1], rel=1e-6)
 
 
-def test_panels_lie_on_the_page_and_apart(trace):
+def test_panels_are_on_the_page_and_do_not_overlap(trace):
     drawn = figure.draw(scene.explanation(trace, [vs.rollout(trace), vs.rollout(trace, head_fusion="max")]))
     boxes = [axes.get_position() for axes in drawn.axes]
     assert len(boxes) == 3 + 4 + 1
     assert all(0 <= box.x0 < box.x1 <= 1 and 0 <= box.y0 < box.y1 <= 1 for box in boxes)
-    for i, one in enumerate(boxes):
-        assert not any(one.overlaps(other) for other in boxes[i + 1 :])
+    for i, box in enumerate(boxes):
+        assert not any(box.overlaps(following) for following in boxes[i + 1 :])
 
 
 def test_the_brightest_patch_is_drawn_where_it_is():
-    """A photo seen through a centre crop: the hot patch of the grid lands in the crop, grey lies around it."""
+    """The model sees a centre crop: the bright patch of the grid is drawn in it, surrounded by grey."""
     image = vs.InputImage(Image.new("RGB", (200, 100), "black"), (50.0, 0.0, 150.0, 100.0))
     values = np.zeros((2, 2), dtype=np.float32)
     values[0, 1] = 1
@@ -94,7 +94,7 @@ def test_save_figure_writes_a_png(trace, tmp_path):
     assert [entry.name for entry in path.parent.iterdir()] == ["grid.png"]
 
 
-def test_drawing_leaves_matplotlib_alone(trace):
+def test_drawing_does_not_change_the_settings_of_matplotlib(trace):
     import matplotlib
 
     before = dict(matplotlib.rcParams)

@@ -1,14 +1,16 @@
-"""Figures of segments: what speaks for a class, numbered, with bars and intervals; methods side by side."""
+"""Figures of segments: supporting and opposing segments with their weights and intervals; methods side by side."""
 
 import warnings
 
+import matplotlib as mpl
 import numpy as np
 import pytest
 from PIL import Image
 
 import vitscope as vs
 from tests.helpers.families import ALL
-from vitscope.views import figure, scene, segments
+from vitscope.results import attribution
+from vitscope.views import figure, palette, scene, segments
 
 FAMILY = next(family for family in ALL if family.name == "transformers-vit")
 
@@ -19,19 +21,48 @@ def lime_result():
 
 
 def test_the_scene_shows_the_first_two_classes(result):
-    made = segments.supporting_regions(result, count=3)
-    titles = [[panel.title for panel in row.panels] for row in made.rows]
+    content = segments.supporting_regions(result, count=3)
+    titles = [[panel.title for panel in row.panels] for row in content.rows]
     first, second = result.classes[:2]
-    assert titles[1][:2] == [f"for {first}", f"against {first}"]
-    assert titles[2][:2] == [f"for {second}", f"against {second}"]
-    assert "200 samples" in made.note
-    assert made.caption == scene.SIGNED_CAPTION
+    assert titles[1][:2] == [f"supports {first}", f"opposes {first}"]
+    assert titles[2][:2] == [f"supports {second}", f"opposes {second}"]
+    assert "200 samples" in content.note
+    assert content.caption == scene.SIGNED_CAPTION
 
 
-def test_what_is_lit_is_what_the_result_calls_its_regions(result):
-    made = segments.supporting_regions(result, count=3)
-    np.testing.assert_array_equal(made.rows[1].panels[0].lit, result.regions(3).numpy())
-    np.testing.assert_array_equal(made.rows[1].panels[1].lit, result.regions(3, sign="negative").numpy())
+def test_lit_pixels_are_the_regions_of_the_result(result):
+    content = segments.supporting_regions(result, count=3)
+    np.testing.assert_array_equal(content.rows[1].panels[0].lit, result.regions(3).numpy())
+    np.testing.assert_array_equal(content.rows[1].panels[1].lit, result.regions(3, sign="negative").numpy())
+
+
+def test_supporting_segments_are_red_and_opposing_ones_blue(result):
+    content = segments.supporting_regions(result, count=3)
+    supporting, opposing, _ = content.rows[1].panels
+    assert (supporting.outline, opposing.outline) == ("supports", "opposes")
+    outlined = {
+        name: {
+            mpl.colors.to_hex(axes.collections[-1].get_edgecolor()[0]) for axes in figure.draw(scene_of(panel)).axes[:1]
+        }
+        for name, panel in (("supports", supporting), ("opposes", opposing))
+    }
+    assert outlined == {"supports": {palette.SUPPORTS}, "opposes": {palette.OPPOSES}}
+    red, _, blue = mpl.colors.to_rgb(palette.SUPPORTS)
+    assert red > blue
+    low, high = (mpl.colormaps[attribution.SIGNED_COLORMAP](end) for end in (0.1, 0.9))
+    assert low[2] > low[0]
+    assert high[0] > high[2]
+
+
+def scene_of(panel):
+    return scene.Scene([scene.Row([panel], 1)], "title", caption="")
+
+
+def test_bars_are_coloured_by_sign():
+    bars = scene.Bars(["a", "b"], [0.5, -0.2])
+    axes = figure.draw(scene_of(bars)).axes[0]
+    colours = [mpl.colors.to_hex(patch.get_facecolor()) for patch in axes.patches]
+    assert colours == [palette.SUPPORTS, palette.OPPOSES]
 
 
 def test_bars_have_the_weights_and_intervals_of_the_named_segments(result):
@@ -42,24 +73,24 @@ def test_bars_have_the_weights_and_intervals_of_the_named_segments(result):
     assert [list(pair) for pair in bars.intervals] == result.intervals[list(places.values())].tolist()
 
 
-def test_each_number_stands_in_its_segment(result):
+def test_each_number_is_inside_its_segment(result):
     for panel in segments.supporting_regions(result).rows[1].panels[:2]:
         for row, column, name in panel.numbers:
             place = segments.named_places(result)[name]
             assert result.index[round(row), round(column)] == place
 
 
-def test_a_result_for_nothing_draws_too():
-    """All weights zero: no segment speaks for or against anything."""
+def test_a_result_without_weights_is_drawn_too():
+    """All weights are zero, so no segment supports or opposes the class."""
     model = FAMILY.model()
     for parameter in model.module.classifier.parameters():
         parameter.data.zero_()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", vs.VitscopeWarning)
         result = vs.lime(model, FAMILY.pixels(1), segments="patches", num_samples=60)
-    made = segments.supporting_regions(result)
-    assert made.rows[1].panels[0].title.endswith("nothing")
-    figure.draw(made)
+    content = segments.supporting_regions(result)
+    assert content.rows[1].panels[0].title.endswith("nothing")
+    figure.draw(content)
 
 
 def test_the_figure_is_drawn_on_the_page(result, tmp_path):
@@ -71,7 +102,7 @@ def test_the_figure_is_drawn_on_the_page(result, tmp_path):
     assert all(-1e-9 <= box.x0 < box.x1 <= 1 and 0 <= box.y0 < box.y1 <= 1 for box in boxes)
 
 
-def test_faded_is_grey_and_lit_is_as_it_was():
+def test_faded_pixels_are_grey_and_lit_pixels_unchanged():
     photo = Image.new("RGB", (20, 10), (200, 40, 40))
     lit = np.array([[True, False]])
     panel = scene.Panel(vs.InputImage(photo, (0.0, 0.0, 20.0, 10.0)), lit=lit)
@@ -80,18 +111,25 @@ def test_faded_is_grey_and_lit_is_as_it_was():
     assert len(set(drawn[5, 15].tolist())) == 1
 
 
-def test_methods_side_by_side_keep_their_own_colours(result):
-    other = vs.rollout(FAMILY.model(), FAMILY.pixels(1))
-    made = segments.side_by_side([result, other], ["lime", "rollout"], title="two")
-    panels = [panel for row in made.rows for panel in row.panels]
+def written(content):
+    return {text.get_text() for text in figure.draw(content).texts}
+
+
+def test_signed_and_unsigned_maps_have_their_own_legends(result):
+    rollout = vs.rollout(FAMILY.model(), FAMILY.pixels(1))
+    mixed = segments.side_by_side([result, rollout], ["lime", "rollout"], title="two")
+    panels = [panel for row in mixed.rows for panel in row.panels]
     assert [panel.title for panel in panels] == ["photo", "lime", "rollout"]
     assert [panel.signed for panel in panels] == [False, True, False]
-    assert "red and blue" in made.caption
-    both = segments.side_by_side([result, result], ["one", "two"], title="two")
-    assert both.caption == scene.SIGNED_CAPTION
+    assert mixed.caption == scene.UNSIGNED_CAPTION
+    assert written(mixed) >= {"opposes", "supports", scene.SIGNED_CAPTION, scene.UNSIGNED_CAPTION}
+    signed = segments.side_by_side([result, result], ["one", "two"], title="two")
+    assert signed.caption == scene.SIGNED_CAPTION
+    assert written(signed) >= {"opposes", "supports", scene.SIGNED_CAPTION}
+    assert scene.UNSIGNED_CAPTION not in written(signed)
 
 
-def test_more_regions_than_pixels_are_thinned_out():
+def test_regions_are_limited_to_the_pixels_of_a_panel():
     regions = np.arange(300 * 400).reshape(300, 400)
-    assert figure._at_most(regions, (40, 30)).shape == (30, 40)
-    assert figure._at_most(regions, (1000, 1000)).shape == (300, 400)
+    assert figure._limit_cells(regions, (40, 30)).shape == (30, 40)
+    assert figure._limit_cells(regions, (1000, 1000)).shape == (300, 400)

@@ -1,7 +1,7 @@
-"""The command that puts images together: compose."""
+"""The command compose: edited images of a photo, and a model's outputs for them."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -31,42 +31,43 @@ if TYPE_CHECKING:
     from vitscope.compositing.stage import EditedImage
     from vitscope.models import VisionModel
 
-SEEN = 0.9  # of an object: less is worth a line
-CUT = "quickshift"
+VISIBLE = 0.9  # of an object: if the model sees less of it, a line says so
+SEGMENTATION = "quickshift"
 TESTS = ("size", "location", "split")
 
 
 @dataclass(frozen=True)
-class Marked:
-    """A photo with its objects, and composites of its own."""
+class MarkedPhoto:
+    """A photo with its objects, and edited images of the user's own."""
 
-    photo: Path
+    path: Path
     objects: Sequence["ObjectMask"]
-    composites: Sequence["EditedImage"] = ()
+    edited_images: Sequence["EditedImage"] = ()
 
 
 @model_command
 def compose(
     photos: Annotated[
-        list[Path] | None, typer.Argument(help="A photo; with --recipe several, or none.", metavar="[PHOTO]...")
+        list[Path] | None,
+        typer.Argument(help="A photo; with --recipe any number, or none.", metavar="[PHOTO]..."),
     ] = None,
     objects: Annotated[
         list[str] | None,
         typer.Option(
             "--object",
             "-b",
-            help="An object: x,y,w,h in pixels, the corners x,y,x,y,x,y,… of an outline, a mask file, or segments:3,4; "
-            "with a name, as dog=76,12,90,108. May be repeated.",
+            help="An object: a box x,y,w,h in pixels, a polygon x,y,x,y,x,y,…, a mask file, or segments:3,4; "
+            "optionally with a name, as dog=76,12,90,108. May be repeated.",
         ),
     ] = None,
     recipe: Annotated[
-        Path | None, typer.Option(help="A TOML file of photos, outlines and composites, in place of --object.")
+        Path | None, typer.Option(help="A TOML file of photos, objects and edited images, instead of --object.")
     ] = None,
     model: ModelName = "vit-nano",
     tests: Annotated[
         list[str] | None,
         typer.Option(
-            "--test", help="size, location, split, controls or none; repeat it.", show_default="the first three"
+            "--test", help="size, location, split, controls or none. May be repeated.", show_default="the first three"
         ),
     ] = None,
     targets: Annotated[
@@ -74,34 +75,43 @@ def compose(
         typer.Option(
             "--target",
             "-t",
-            help="A class, by label or index; several are set side by side.",
+            help="A class, by label or index. May be repeated, to show several side by side.",
             show_default="each object's",
         ),
     ] = None,
-    refine: Annotated[bool, typer.Option("--refine", help="Move rough outlines to the objects' borders.")] = False,
-    segments: Annotated[str, typer.Option(help="What segments: counts: quickshift, slic.")] = CUT,
+    refine: Annotated[
+        bool, typer.Option("--refine", help="Fit rough masks to the borders of the objects, by GrabCut.")
+    ] = False,
+    segments: Annotated[
+        str, typer.Option(help="Segmentation for segments: in --object: quickshift or slic.")
+    ] = SEGMENTATION,
     scales: Annotated[
-        str | None, typer.Option(help="Of the size test, as 0.5,1.", show_default="areas that double")
+        str | None,
+        typer.Option(help="Scales of the size test, as 0.5,1.", show_default="areas that double"),
     ] = None,
     places: Annotated[str, typer.Option(help="Rows and columns of the location test.")] = "7,7",
-    location_scale: Annotated[float, typer.Option(help="The object's size in the location test.")] = 1.0,
-    fill: Annotated[str, typer.Option(help="In holes: inpaint, mean, blur, a colour or an image.")] = "inpaint",
+    location_scale: Annotated[float, typer.Option(help="Scale of the object in the location test.")] = 1.0,
+    fill: Annotated[str, typer.Option(help="Filling of holes: inpaint, mean, blur, a colour or an image.")] = "inpaint",
     background: Annotated[
-        Path | None, typer.Option(help="The other background, an image.", show_default="a texture of grass")
+        Path | None, typer.Option(help="Image for the background 'other'.", show_default="a texture of grass")
     ] = None,
-    feather: Annotated[float | None, typer.Option(help="Pixels over which edges fade.", show_default="1 %")] = None,
-    attention: Annotated[bool, typer.Option(help="Also show where the model looked: rollouts.")] = True,
-    output: Annotated[Literal["probability", "logit"], typer.Option(help="What is asked for.")] = "probability",
-    seed: Annotated[int, typer.Option(help="Of the shuffled background.")] = 0,
-    batch_size: Annotated[int, typer.Option(help="Images to a forward.")] = 64,
+    feather: Annotated[
+        float | None,
+        typer.Option(help="Width in pixels over which edges fade.", show_default="1 % of the shorter side"),
+    ] = None,
+    attention: Annotated[bool, typer.Option(help="Also show the rollout of every edited image.")] = True,
+    output: Annotated[Literal["probability", "logit"], typer.Option(help="Output to compare.")] = "probability",
+    seed: Annotated[int, typer.Option(help="Random seed of the shuffled background.")] = 0,
+    batch_size: Annotated[int, typer.Option(help="Images per forward pass.")] = 64,
     top_k: TopK = 3,
     compare: Compared = None,
     examples: Examples = None,
     image_size: Annotated[
-        int | None, typer.Option(help="Pixels a side of the models' input.", show_default="what they were trained with")
+        int | None,
+        typer.Option(help="Side of the model's input, in pixels.", show_default="the size of its training"),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="The folder to write to.", show_default="a new one")
+        Path | None, typer.Option("--out", "-o", help="Folder to write to.", show_default="a new folder")
     ] = None,
     overwrite: Overwrite = False,
     device: Device = None,
@@ -109,25 +119,22 @@ def compose(
     *,
     description: Description,
 ) -> None:
-    """What a model says when an object is smaller, elsewhere, apart, or over another background."""
-    from vitscope.compositing.effects import effects
-    from vitscope.views.compositing import controls
-
-    for path, what in ((out, "--out"), (recipe, "--recipe"), (background, "--background")):
+    """How a model's output changes if an object is smaller, elsewhere, mirrored, or over another background."""
+    for path, option in ((out, "--out"), (recipe, "--recipe"), (background, "--background")):
         if path is not None:
-            checked_name(path, what)
-    given = list(photos or ())
-    models = [load_model(model, device, given, examples, image_size, description)]
-    models += [load_model(name, device, given, examples, image_size) for name in compare or ()]
-    marked = _marked(given, objects or [], recipe, refine=refine, cut=segments)
-    wanted = [name for name in tests or TESTS if name != "none"]
-    rows = numbers(places, "--places")
+            checked_name(path, option)
+    photo_paths = list(photos or ())
+    models = [load_model(model, device, photo_paths, examples, image_size, description)]
+    models += [load_model(name, device, photo_paths, examples, image_size) for name in compare or ()]
+    marked_photos = _marked_photos(photo_paths, objects or [], recipe, refine=refine, cut=segments)
+    test_names = [name for name in tests or TESTS if name != "none"]
+    grid = numbers(places, "--places")
     target = targets[0] if targets else None
     options: dict[str, Any] = {
-        "tests": wanted,
+        "tests": test_names,
         "target": target,
         "scales": None if scales is None else numbers(scales, "--scales"),
-        "places": rows * 2 if len(rows) == 1 else rows,
+        "places": grid * 2 if len(grid) == 1 else grid,
         "location_scale": location_scale,
         "fill": fill_of(fill),
         "background": background,
@@ -138,140 +145,168 @@ def compose(
         "batch_size": batch_size,
         "progress": not json_,
     }
-    folders = _folders(marked, out)
-    files = [_files(folder, [one.name for one in models], wanted) for folder in folders]
-    together = _controls_files(folders, [one.name for one in models]) if "controls" in wanted else []
-    _check_free([*(path for one in files for path in one.values()), *together], overwrite)
-    made: list[list[Composition]] = []
+    folders = _folders(marked_photos, out)
+    model_names = [loaded.name for loaded in models]
+    files = [_files(folder, model_names, test_names) for folder in folders]
+    controls_files = _controls_files(folders, model_names) if "controls" in test_names else []
+    _check_free([*(path for paths in files for path in paths.values()), *controls_files], overwrite)
+    results_by_photo: list[list[Composition]] = []
     with reporting(json_) as report:
-        for one, paths in zip(marked, files, strict=True):
-            results, interrupted = _asked(models, one, options)
-            written = _write(results, paths, targets or (None,), overwrite, whole=not interrupted)
+        for marked_photo, paths in zip(marked_photos, files, strict=True):
+            results, interrupted = _compose_each(models, marked_photo, options)
+            written = _write(results, paths, targets or (None,), overwrite, complete=not interrupted)
             _say_what_is_cropped(results)
             for result in () if json_ else results:
-                say(f"{one.photo}, as {result.provenance['model']} sees it:")
+                say(f"{marked_photo.path}, as {result.provenance['model']} sees it:")
                 print_composites(result, top_k)
-            shown = [result.as_json() for result in results]
-            report.append({"image": str(one.photo), "files": [str(path) for path in written], "results": shown})
+            entries = [result.as_json() for result in results]
+            report.append(
+                {"image": str(marked_photo.path), "files": [str(path) for path in written], "results": entries}
+            )
             if interrupted:
                 raise KeyboardInterrupt
-            made.append(results)
-        for path, ones in zip(together, zip(*made, strict=True), strict=False):
-            found, name = effects(ones, target=target), ones[0].provenance["model"]
-            save(controls(ones, found, target), path, overwrite)
-            if not json_:
-                print_effects(found, name, ones[0].output)
-            shown = [effect.as_json() for effect in found]
-            report.append({"model": name, "files": [str(path)], "effects": shown})
+            results_by_photo.append(results)
+        results_by_model = zip(*results_by_photo, strict=True)
+        report.extend(_report_effects(controls_files, results_by_model, target, overwrite, quiet=json_))
 
 
-def _asked(
-    models: Sequence["VisionModel"], marked: Marked, options: Mapping[str, Any]
+def _report_effects(
+    files: Sequence[Path],
+    results_by_model: Iterator[tuple["Composition", ...]],
+    target: str | None,
+    overwrite: bool,
+    *,
+    quiet: bool,
+) -> Iterator[dict[str, Any]]:
+    """Write and print the effects of each model over all photos; yield what the report says of them."""
+    from vitscope.compositing.effects import effects
+    from vitscope.views.compositing import controls
+
+    for path, results in zip(files, results_by_model, strict=False):  # no files without the test 'controls'
+        model_effects, name = effects(results, target=target), results[0].provenance["model"]
+        save(controls(results, model_effects, target), path, overwrite)
+        if not quiet:
+            print_effects(model_effects, name, results[0].output)
+        yield {"model": name, "files": [str(path)], "effects": [effect.as_json() for effect in model_effects]}
+
+
+def _compose_each(
+    models: Sequence["VisionModel"], marked_photo: MarkedPhoto, options: Mapping[str, Any]
 ) -> tuple[list["Composition"], bool]:
-    """Each model's answers, and whether Ctrl-C came; those of the models before are kept."""
-    from vitscope.compositing.compose import compose as composed
+    """Return each model's results, and whether Ctrl-C came; the results before it are kept."""
+    from vitscope.compositing.compose import compose as compose_photo
 
     results: list[Composition] = []
     for model in models:
         try:
-            results.append(composed(model, marked.photo, marked.objects, composites=marked.composites, **options))
+            result = compose_photo(
+                model, marked_photo.path, marked_photo.objects, edited_images=marked_photo.edited_images, **options
+            )
         except KeyboardInterrupt:
             if not results:
                 raise
             return results, True
-        if results[-1].provenance["interrupted"]:
+        results.append(result)
+        if result.provenance["interrupted"]:
             return results, True
     return results, False
 
 
 def _say_what_is_cropped(results: Sequence["Composition"]) -> None:
-    """One line for each object that a model does not see whole where it is."""
+    """Print a line for each object of which a model sees only a part."""
     for result in results:
-        for name in result.outlines:
-            if (seen := result.seen(name)) < SEEN:
+        for name in result.objects:
+            if (fraction := result.visible_fraction(name)) < VISIBLE:
                 model = result.provenance["model"]
-                say(f"vitscope: {model} sees {seen:.0%} of {name} where it is: it crops the photo", err=True)
+                say(f"vitscope: {model} crops the photo and sees only {fraction:.0%} of {name}", err=True)
 
 
-def _marked(
+def _marked_photos(
     photos: Sequence[Path], objects: Sequence[str], recipe: Path | None, *, refine: bool, cut: str
-) -> list[Marked]:
-    """Every photo with its objects, from the recipe or from the command line."""
+) -> list[MarkedPhoto]:
+    """Return every photo with its objects, from the recipe or from the command line."""
     if recipe is not None:
         from vitscope.compositing.recipe import read_recipe
 
-        if objects or refine or cut != CUT:
+        if objects or refine or cut != SEGMENTATION:
             raise CallError(
-                "--recipe marks objects itself: --object, --refine and --segments are for photos without one"
+                "cannot combine --recipe with --object, --refine or --segments: mark the objects in the recipe"
             )
-        return [Marked(one.photo, one.objects, one.composites) for one in read_recipe(recipe, photos)]
+        return [MarkedPhoto(entry.photo, entry.objects, entry.edited_images) for entry in read_recipe(recipe, photos)]
     if len(photos) != 1 or not objects:
         raise CallError(
-            "pass one photo and mark an object in it, as --object 105,20,235,200 (x,y,width,height), or pass --recipe; "
-            f"photos: {len(photos)}, objects: {len(objects)}"
+            f"compose got {len(photos)} photos and {len(objects)} objects: pass one photo and mark an object in it, "
+            "as --object 105,20,235,200 (x,y,width,height), or pass --recipe"
         )
-    found = [_object(photos[0], text, at, len(objects), refine, cut) for at, text in enumerate(objects)]
-    return [Marked(photos[0], found)]
+    masks = [
+        _object_mask(photos[0], text, "object" if len(objects) == 1 else f"object {number}", refine, cut)
+        for number, text in enumerate(objects, 1)
+    ]
+    return [MarkedPhoto(photos[0], masks)]
 
 
-def _object(photo: Path, text: str, at: int, count: int, refine: bool, cut: str) -> "ObjectMask":
-    from vitscope.compositing.object_masks import outline
+def _object_mask(photo: Path, text: str, default_name: str, refine: bool, cut: str) -> "ObjectMask":
+    """Return the object that a value of --object describes."""
+    from vitscope.compositing.object_masks import object_mask
 
-    name, equals, what = text.partition("=")
+    name, equals, value = text.partition("=")
     if not equals:
-        name, what = "object" if count == 1 else f"object {at + 1}", text
-    way: Mapping[str, Any]
-    if what.startswith("segments:"):
-        way = {"segments": numbers(what.removeprefix("segments:"), "--object segments")}
-    elif Path(what).suffix and not re.fullmatch(r"[-+\d.,\s]+", what):
-        checked_name(what, "--object")
-        way = {"mask": what}
+        name, value = default_name, text
+    option: Mapping[str, Any]
+    if value.startswith("segments:"):
+        option = {"segments": numbers(value.removeprefix("segments:"), "--object segments")}
+    elif Path(value).suffix and not re.fullmatch(r"[-+\d.,\s]+", value):
+        checked_name(value, "--object")
+        option = {"mask": value}
     else:
-        parts = numbers(what, "--object")
-        corners = len(parts) > 4 and len(parts) % 2 == 0
-        way = {"polygon": list(zip(parts[::2], parts[1::2], strict=True))} if corners else {"box": parts}
-    return outline(photo, **way, refine=refine, cut=cut, name=name)
+        coordinates = numbers(value, "--object")
+        is_polygon = len(coordinates) > 4 and len(coordinates) % 2 == 0
+        corners = list(zip(coordinates[::2], coordinates[1::2], strict=False))
+        option = {"polygon": corners} if is_polygon else {"box": coordinates}
+    return object_mask(photo, **option, refine=refine, cut=cut, name=name)
 
 
-def _folders(marked: Sequence[Marked], out: Path | None) -> list[Path]:
-    """Where the results of each photo go: --out, or a folder in it where there are several photos."""
+def _folders(marked_photos: Sequence[MarkedPhoto], out: Path | None) -> list[Path]:
+    """Return the folder for the results of each photo: --out, or a folder in it if there are several photos."""
     if out is not None and (out.is_file() or out.suffix.lower() in (".png", ".csv", ".json")):
-        raise CallError(f"--out is {out}: compose writes several files, pass a folder")
-    if len(marked) == 1:
-        return [out or fresh(f"{shortened(marked[0].photo.stem)}-compose", "")]
-    whole = out or fresh("compose", "")
-    stems = [one.photo.stem for one in marked]
+        raise CallError(f"--out is {out}, but compose writes several files: pass a folder")
+    stems = [marked_photo.path.stem for marked_photo in marked_photos]
+    if len(stems) == 1:
+        return [out or fresh(f"{shortened(stems[0])}-compose", "")]
+    parent = out or fresh("compose", "")
     if len(set(stems)) < len(stems):
-        raise CallError("two photos of the recipe have the same name, so their folders would too")
-    return [whole / stem for stem in stems]
+        raise CallError("two photos of the recipe have the same name, and so would their folders: rename one of them")
+    return [parent / stem for stem in stems]
 
 
 def _files(folder: Path, models: Sequence[str], tests: Sequence[str]) -> dict[str, Path]:
-    """The files of a photo by what they hold, those of each model by its number."""
+    """Return the paths of a photo's files: the kind and the index of the model, and "places" for all models."""
     kinds = ("plate.png", "table.csv", "result.json")
-    files = {f"{what} {at}": folder / name for what in kinds for at, name in enumerate(_of_models(models, what))}
+    files = {
+        f"{kind} {index}": folder / name for kind in kinds for index, name in enumerate(_names_by_model(models, kind))
+    }
     return files | ({"places": folder / "places-and-sizes.png"} if {"size", "location"} & set(tests) else {})
 
 
 def _controls_files(folders: Sequence[Path], models: Sequence[str]) -> list[Path]:
-    """The figures of all photos together, one for each model."""
+    """Return the path of each model's figure of effects, which covers all photos."""
     folder = folders[0] if len(folders) == 1 else folders[0].parent
-    return [folder / name for name in _of_models(models, "controls.png")]
+    return [folder / name for name in _names_by_model(models, "controls.png")]
 
 
-def _of_models(models: Sequence[str], what: str) -> list[str]:
-    """A file's name for each model; where there are several it carries theirs."""
+def _names_by_model(models: Sequence[str], kind: str) -> list[str]:
+    """Return a file name for each model, which contains the model's name if there are several."""
     if len(models) == 1:
-        return [what]
-    return [f"{Path(name).name.replace(':', '-')}-{what}" for name in models]
+        return [kind]
+    return [f"{Path(name).name.replace(':', '-')}-{kind}" for name in models]
 
 
 def _check_free(paths: Sequence[Path], overwrite: bool) -> None:
-    taken = [path for path in paths if path.exists() and not overwrite]
-    if taken:
-        raise OutputExistsError(f"{taken[0]} exists already: pass --overwrite or another --out")
+    existing = [path for path in paths if path.exists() and not overwrite]
+    if existing:
+        raise OutputExistsError(f"{existing[0]} exists already: pass --overwrite or another --out")
     if len(set(paths)) < len(paths):
-        raise CallError("two models have the same name, so their files would too: compare them one by one")
+        raise CallError("two models have the same name, and so would their files: compare them one by one")
 
 
 def _write(
@@ -280,17 +315,17 @@ def _write(
     targets: Sequence[str | None],
     overwrite: bool,
     *,
-    whole: bool,
+    complete: bool,
 ) -> list[Path]:
-    """The files of a photo; what needs all answers only where they are ``whole``."""
+    """Write the files of a photo and return their paths; location maps and size curves need ``complete`` results."""
     from vitscope.views.compositing import places_and_sizes, plate
 
     written = []
-    for at, result in enumerate(results):
-        figure, table, everything = (files[f"{what} {at}"] for what in ("plate.png", "table.csv", "result.json"))
+    for index, result in enumerate(results):
+        figure, table, numbers_file = (files[f"{kind} {index}"] for kind in ("plate.png", "table.csv", "result.json"))
         save(plate(result), figure, overwrite)
-        written += [figure, result.save(table), result.save(everything)]
-    if "places" in files and whole:
+        written += [figure, result.save(table), result.save(numbers_file)]
+    if "places" in files and complete:
         save(places_and_sizes(results, targets), files["places"], overwrite)
         written.append(files["places"])
     return written

@@ -257,9 +257,9 @@ def print_composites(result: "Composition", top_k: int) -> None:
 
     rows: list[list[str]] = []
     printed, test = set(), "original"
-    neutral = [at for at in result.select("controls", neutral=True, placed=False) if at in result.asked]
-    for at in [*on_plate(result), *(n for name in result.outlines for n in on_controls(result, name)), *neutral]:
-        one = result.composites[at]
+    neutral = [at for at in result.select("controls", neutral=True, placed=False) if at in result.evaluated]
+    for at in [*on_plate(result), *(n for name in result.objects for n in on_controls(result, name)), *neutral]:
+        one = result.edited_images[at]
         shown = (one.show, one.background, one.neutral)
         if shown in printed:
             continue  # "no dog" is "dog left out"
@@ -278,7 +278,7 @@ def print_composites(result: "Composition", top_k: int) -> None:
     unit = ", %" if result.output == "probability" else ""
     print_table(["image", *(f"{rank}{unit}" for rank in ranks)], rows, right=())
     for name in result.tested("location"):
-        if set(result.select("location", name)) <= set(result.asked):
+        if set(result.select("location", name)) <= set(result.evaluated):
             places = result.location_map(name)
             low, high = (answer(float(end), result.output) for end in (places.values.min(), places.values.max()))
             say(f"  {places.target} by the place of {name}: {low} to {high}")

@@ -1,1 +1,1 @@
-"""What if it were smaller, elsewhere, apart? Objects cut out of a photo and put back otherwise."""
+"""Objects cut out of a photo and pasted back smaller, elsewhere, mirrored, apart, or over another background."""

@@ -1,4 +1,4 @@
-"""What is behind the objects: the photo with its holes filled, and other backgrounds to set objects on."""
+"""Backgrounds behind the objects of a photo: filled holes, and other images to paste objects on."""
 
 from typing import Any, Literal, get_args
 
@@ -19,140 +19,151 @@ from vitscope.perturb.baselines import BLUR, HideName, as_channels, fill
 FillName = Literal["inpaint", "mean", "blur"]
 BackgroundName = Literal["own", "blank", "blurred", "shuffled", "other"]
 
-# Inpainting costs missing pixels × known ones. Larger holes are filled on a smaller copy, of longer rims fewer pixels
-# are taken.
-MOST_INPAINTED = 30_000
-MOST_KNOWN = 1_000
-RIM = 2  # pixels around a hole whose colours are carried on into it
-TILES = 8  # a side, of a shuffled background
-STRONG = 4  # times the blur that hides details, so that nothing of the scene is left but its light
+# The cost of inpainting is the number of missing pixels times the number of rim pixels. Larger holes are filled on a
+# smaller copy, and longer rims are thinned out.
+MAX_INPAINTED_PIXELS = 30_000
+MAX_RIM_PIXELS = 1_000
+RIM_WIDTH = 2  # pixels around a hole whose colours are continued into it
+TILES = 8  # per side of a shuffled background
+STRONG = 4  # multiple of the blur that hides details: only light and shade of the scene remain
+FAINT = 1e-3  # weight of the mean colour in a blurred filling, for pixels that no visible pixel reaches
 
 Values = Shaped[np.ndarray, "pixel_height pixel_width channel"]  # 0 … 255, bytes or floating point
 Hole = Bool[np.ndarray, "pixel_height pixel_width"]
 
 
-def filled(photo: Values, hole: Hole, how: Any, seed: int) -> Values:
-    """The photo with other pixels where ``hole`` is True; all others are as they were.
+def fill_hole(photo: Values, hole: Hole, method: Any, seed: int) -> Values:
+    """Return the photo with new pixels where ``hole`` is True; all other pixels are unchanged.
 
     Args:
-        how: ``"inpaint"`` (the colours of its rim carried on by linear radial basis functions: Carr et al., 2001),
-            ``"mean"`` (of what is not in the hole), ``"blur"`` (what is around it, blurred into it), or a colour, a
-            image, ``"grey"``, ``"black"`` or ``"noise"`` as for :func:`vitscope.lime`.
+        photo: (pixel height, pixel width, channel), 0 … 255.
+        hole: the pixels to replace.
+        method: ``"inpaint"`` (the colours of the rim, continued by linear radial basis functions: Carr et al., 2001),
+            ``"mean"`` (of the pixels outside the hole), ``"blur"`` (the surroundings, blurred into the hole), or a
+            colour, an image, ``"grey"``, ``"black"`` or ``"noise"`` as for :func:`vitscope.lime`.
+        seed: of ``"noise"``.
 
     Raises:
-        CallError: no such way of filling.
+        CallError: unknown method.
     """
-    known = ~hole
-    if isinstance(how, str) and how in get_args(FillName):
-        made = {"inpaint": _inpainted, "mean": _mean, "blur": _blurred}[how](photo.astype(np.float64), known)
-    elif isinstance(how, str) and how == "drop":
-        raise CallError("fill is 'drop': a hole needs pixels; choose inpaint, mean, blur, a colour or an image")
+    visible = ~hole
+    if isinstance(method, str) and method in get_args(FillName):
+        fillers = {"inpaint": _inpaint, "mean": _mean_colour, "blur": _blur_into}
+        filling = fillers[method](photo.astype(np.float64), visible)
+    elif isinstance(method, str) and method == "drop":
+        raise CallError("fill is 'drop', but a hole needs pixels: choose inpaint, mean, blur, a colour or an image")
     else:
-        others = [name for name in get_args(HideName) if name not in ("drop", *get_args(FillName))]
-        made = fill(photo, how, None, seed, what="fill", names=(*get_args(FillName), *others)).astype(np.float64)
-    return np.where(hole[..., None], _as(made, photo), photo)
+        names = [name for name in get_args(HideName) if name not in ("drop", *get_args(FillName))]
+        filling = fill(photo, method, None, seed, what="fill", names=(*get_args(FillName), *names)).astype(np.float64)
+    return np.where(hole[..., None], _cast(filling, photo.dtype), photo)
 
 
-def _as(made: Float[np.ndarray, "..."], like: Values) -> Values:
-    made = made.clip(0, 255).round() if like.dtype == np.uint8 else made
-    return made.astype(like.dtype)
+def _cast(values: Float[np.ndarray, "..."], dtype: np.dtype[Any]) -> Values:
+    """Return values in the dtype of a photo, rounded and clipped for bytes."""
+    values = values.clip(0, 255).round() if dtype == np.uint8 else values
+    return values.astype(dtype)
 
 
-def _mean(photo: Float[np.ndarray, "..."], known: Hole) -> Float[np.ndarray, "..."]:
-    return np.broadcast_to(photo[known].mean(0), photo.shape)
+def _mean_colour(photo: Float[np.ndarray, "..."], visible: Hole) -> Float[np.ndarray, "..."]:
+    """Return an image of the mean colour of the visible pixels."""
+    return np.broadcast_to(photo[visible].mean(0), photo.shape)
 
 
-def _blurred(photo: Float[np.ndarray, "..."], known: Hole) -> Float[np.ndarray, "..."]:
-    """What is known, spread into the hole; deep inside, where nothing reaches, the mean colour."""
-    sigma = BLUR * min(known.shape) * STRONG / 2
-    weight = gaussian(known.astype(np.float64), sigma=sigma)[..., None]
-    spread = gaussian(photo * known[..., None], sigma=sigma, channel_axis=-1)
-    faint = 1e-3
-    return (spread + faint * _mean(photo, known)) / (weight + faint)
+def _blur_into(photo: Float[np.ndarray, "..."], visible: Hole) -> Float[np.ndarray, "..."]:
+    """Return the visible pixels blurred into the hole; deep inside, where none reaches, their mean colour."""
+    sigma = BLUR * min(visible.shape) * STRONG / 2
+    weight = gaussian(visible.astype(np.float64), sigma=sigma)[..., None]
+    spread = gaussian(photo * visible[..., None], sigma=sigma, channel_axis=-1)
+    return (spread + FAINT * _mean_colour(photo, visible)) / (weight + FAINT)
 
 
-def _inpainted(photo: Float[np.ndarray, "..."], known: Hole) -> Float[np.ndarray, "..."]:
-    shrink = (MOST_INPAINTED / max(int((~known).sum()), 1)) ** 0.5
+def _inpaint(photo: Float[np.ndarray, "..."], visible: Hole) -> Float[np.ndarray, "..."]:
+    """Return the photo with its hole inpainted, on a smaller copy if the hole is large."""
+    shrink = (MAX_INPAINTED_PIXELS / max(int((~visible).sum()), 1)) ** 0.5
     if shrink >= 1:
-        return _interpolated(photo, ~known)
-    size = (max(round(known.shape[1] * shrink), 2), max(round(known.shape[0] * shrink), 2))
-    weight = resized(known.astype(np.float32), size)
-    small = np.stack([resized(plane * known, size) for plane in np.moveaxis(photo, -1, 0)], axis=-1).astype(np.float64)
+        return _interpolate(photo, ~visible)
+    size = (max(round(visible.shape[1] * shrink), 2), max(round(visible.shape[0] * shrink), 2))
+    weight = resize_channel(visible.astype(np.float32), size)
+    channels = [resize_channel(channel * visible, size) for channel in np.moveaxis(photo, -1, 0)]
+    small = np.stack(channels, axis=-1).astype(np.float64)
     small /= np.maximum(weight, 1e-6)[..., None]
     hole = weight < 0.5
     if hole.all():
-        return _blurred(photo, known)
-    made = _interpolated(small, hole)
-    return np.stack([resized(plane, known.shape[::-1]) for plane in np.moveaxis(made, -1, 0)], axis=-1)
+        return _blur_into(photo, visible)
+    filled = _interpolate(small, hole)
+    return np.stack([resize_channel(channel, visible.shape[::-1]) for channel in np.moveaxis(filled, -1, 0)], axis=-1)
 
 
-def _interpolated(photo: Float[np.ndarray, "..."], hole: Hole) -> Float[np.ndarray, "..."]:
-    """The colours of the hole's rim carried on into it, none brighter or darker than they are."""
-    rim = np.argwhere(binary_dilation(hole, iterations=RIM) & ~hole)
-    rim = rim[:: -(-len(rim) // MOST_KNOWN)]
+def _interpolate(photo: Float[np.ndarray, "..."], hole: Hole) -> Float[np.ndarray, "..."]:
+    """Return the photo with the colours of the hole's rim continued into it, none brighter or darker than the rim."""
+    rim = np.argwhere(binary_dilation(hole, iterations=RIM_WIDTH) & ~hole)
+    rim = rim[:: -(-len(rim) // MAX_RIM_PIXELS)]
     colours = photo[tuple(rim.T)]
-    # Slopes go on only where the rim does not lie on one line.
+    # A slope is only defined if the rim does not lie on one line.
     degree = int(np.ptp(rim, axis=0).min() > 0)
     surface = RBFInterpolator(rim, colours, kernel="linear", degree=degree, smoothing=1.0)
-    made = photo.copy()
-    made[hole] = surface(np.argwhere(hole)).clip(colours.min(0), colours.max(0))
-    return made
+    filled = photo.copy()
+    filled[hole] = surface(np.argwhere(hole)).clip(colours.min(0), colours.max(0))
+    return filled
 
 
-def resized(plane: Float[np.ndarray, "..."], size: tuple[int, int]) -> Float[np.ndarray, "..."]:
-    """One channel at ``size`` = (width, height)."""
-    image = Image.fromarray(np.ascontiguousarray(plane, dtype=np.float32))
+def resize_channel(channel: Float[np.ndarray, "..."], size: tuple[int, int]) -> Float[np.ndarray, "..."]:
+    """Return one channel at ``size`` = (width, height)."""
+    image = Image.fromarray(np.ascontiguousarray(channel, dtype=np.float32))
     return np.asarray(image.resize(size, Image.Resampling.BICUBIC))
 
 
-def background(own: Values, name: str, other: Any, seed: int) -> Values:
-    """A background as large as the photo without its objects, ``own``.
+def make_background(empty_photo: Values, name: str, image: Any, seed: int) -> Values:
+    """Return a background of the size and dtype of the photo.
 
     Args:
-        name: ``"own"``, ``"blank"`` (its mean colour), ``"blurred"`` (until only light and shade are left),
-            ``"shuffled"`` (cut into 8 × 8 tiles that change places: the same colours and textures, no scene), or
-            ``"other"``.
-        other: the image that ``"other"`` means, cut to the photo's proportions; by default a texture of grass.
+        empty_photo: the photo with its objects removed.
+        name: ``"own"``, ``"blank"`` (the mean colour of ``empty_photo``), ``"blurred"`` (only light and shade remain),
+            ``"shuffled"`` (8 × 8 tiles in random order: the same colours and textures, no scene), or ``"other"``.
+        image: the image for ``"other"``, cropped to the photo's proportions; a texture of grass if None.
+        seed: of ``"shuffled"``.
 
     Raises:
-        CallError: no such background.
+        CallError: unknown background, or ``"other"`` for an input of more than four channels.
     """
     if name not in get_args(BackgroundName):
         raise CallError(f"unknown background {name!r}: choose {', '.join(get_args(BackgroundName))}")
     if name == "blank":
-        return _as(np.broadcast_to(own.astype(np.float64).mean((0, 1)), own.shape), own)
+        return _cast(np.broadcast_to(empty_photo.astype(np.float64).mean((0, 1)), empty_photo.shape), empty_photo.dtype)
     if name == "blurred":
-        sigma = BLUR * STRONG * min(own.shape[:2])
-        return _as(gaussian(own.astype(np.float64), sigma=sigma, channel_axis=-1), own)
+        sigma = BLUR * STRONG * min(empty_photo.shape[:2])
+        return _cast(gaussian(empty_photo.astype(np.float64), sigma=sigma, channel_axis=-1), empty_photo.dtype)
     if name == "shuffled":
-        return _shuffled(own, seed)
+        return _shuffle_tiles(empty_photo, seed)
     if name == "other":
-        if own.shape[-1] not in PHOTO_MODES:
+        channels = empty_photo.shape[-1]
+        if channels not in PHOTO_MODES:
             raise CallError(
-                f"a photo as background has 3 channels where the input has {own.shape[-1]}: leave out the test "
-                "'controls' and backgrounds called 'other'"
+                f"cannot use a photo of 3 channels as the background of an input with {channels} channels: leave out "
+                "the test 'controls' and backgrounds called 'other'"
             )
-        photo, _ = read_photo(grass() if other is None else other)
-        height, width = own.shape[:2]
-        return as_channels(ImageOps.fit(photo, (width, height), Image.Resampling.BICUBIC), own, "background")
-    return own
+        photo, _ = read_photo(grass() if image is None else image)
+        height, width = empty_photo.shape[:2]
+        fitted = ImageOps.fit(photo, (width, height), Image.Resampling.BICUBIC)
+        return as_channels(fitted, empty_photo, "background")
+    return empty_photo
 
 
-def _shuffled(own: Values, seed: int) -> Values:
-    """Tiles in another order; pixels left over at the right and at the bottom stay."""
-    tiles = min(TILES, *own.shape[:2])
-    high, wide = own.shape[0] // tiles, own.shape[1] // tiles
+def _shuffle_tiles(photo: Values, seed: int) -> Values:
+    """Return the photo with its tiles in random order; the pixels left over at the right and bottom do not move."""
+    tiles = min(TILES, *photo.shape[:2])
+    height, width = photo.shape[0] // tiles, photo.shape[1] // tiles
     order = np.random.default_rng(seed).permutation(tiles * tiles)
-    whole = own[: tiles * high, : tiles * wide]
-    # (row, high, column, wide, channel) → (tile, high, wide, channel)
-    cut = whole.reshape(tiles, high, tiles, wide, -1).swapaxes(1, 2).reshape(-1, high, wide, own.shape[-1])
-    made = own.copy()
-    made[: tiles * high, : tiles * wide] = (
-        cut[order].reshape(tiles, tiles, high, wide, -1).swapaxes(1, 2).reshape(whole.shape)
+    tiled = photo[: tiles * height, : tiles * width]
+    # (row, height, column, width, channel) → (tile, height, width, channel)
+    stack = tiled.reshape(tiles, height, tiles, width, -1).swapaxes(1, 2).reshape(-1, height, width, photo.shape[-1])
+    shuffled = photo.copy()
+    shuffled[: tiles * height, : tiles * width] = (
+        stack[order].reshape(tiles, tiles, height, width, -1).swapaxes(1, 2).reshape(tiled.shape)
     )
-    return made
+    return shuffled
 
 
-def at_size(mask: Bool[np.ndarray, "height width"], size: tuple[int, int]) -> Hole:
-    """A mask for a copy of the photo with ``size`` = (height, width) pixels."""
+def resize_mask(mask: Bool[np.ndarray, "height width"], size: tuple[int, int]) -> Hole:
+    """Return a mask for a copy of the photo with ``size`` = (height, width) pixels."""
     return mask if mask.shape == size else nearest_pixels(mask, size)

@@ -1,4 +1,4 @@
-"""compose(): what a model says when an object is smaller, elsewhere, apart, or over another background."""
+"""compose(): a model's outputs if an object is smaller, elsewhere, apart from another, or over another background."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -7,8 +7,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from vitscope.compositing.experiments import PLACES, Arena, ExperimentPlan, check_names, planned, planned_experiments
-from vitscope.compositing.object_masks import outlined
+from vitscope.compositing.experiments import PLACES, Box, ExperimentPlan, check_names, planned, planned_experiments
+from vitscope.compositing.object_masks import object_masks
 from vitscope.compositing.predict import EditedImagePredictor
 from vitscope.compositing.result import Composition
 from vitscope.compositing.stage import EditedImage, Stage
@@ -30,7 +30,7 @@ def compose(
     objects: Any,
     *,
     tests: Sequence[Literal["size", "location", "split", "controls"]] | str = ("size", "location", "split"),
-    composites: Sequence[EditedImage] | EditedImage = (),
+    edited_images: Sequence[EditedImage] | EditedImage = (),
     target: int | str | None = None,
     scales: Sequence[float | int] | None = None,
     places: Sequence[int] | int = PLACES,
@@ -44,44 +44,49 @@ def compose(
     batch_size: int = 64,
     progress: Any = False,
 ) -> Composition:
-    """Cut objects out of a photo, put them back otherwise, and ask the model about every image.
+    """Cut objects out of a photo, paste them back differently, and evaluate the model on every edited image.
+
+    The backgrounds of the controls follow Xiao et al., Noise or Signal: The Role of Image Backgrounds in Object
+    Recognition, 2020, arXiv:2006.09994.
 
     Args:
-        model: from :func:`vitscope.load`, or a live module. One without a classifier answers with the cosine between
-            its features and those of the original.
-        image: one image: a path, PIL image, uint8 array (H, W, 3), or a tensor (1, 3, height, width) taken as already
-            preprocessed.
-        objects: a box (left, top, width, height) in pixels, a mask (H, W) or its file, a polygon of corners (x, y),
-            what :func:`vitscope.outline` returns, a list of these, or a mapping from names to these.
+        model: from :func:`vitscope.load`, or a live module. The output of a model without a classifier is the cosine
+            similarity of its features to those of the original.
+        image: one image: a path, PIL image, uint8 array (H, W, 3), or a preprocessed tensor (1, 3, height, width).
+        objects: a box (left, top, width, height) in pixels, a mask (H, W) or the path of one, a polygon of corners
+            (x, y), the result of :func:`vitscope.object_mask`, a list of these, or a mapping from names to these.
         tests:
-            ``"size"``: each object about its own centre at ``scales``.
-            ``"location"``: each at ``places`` (rows, columns), from edge to edge of what the model sees, at
-            ``location_scale``, in front of the others, which stay.
-            ``"split"``: two objects apart and exchanged, each mirrored, each left out.
-            ``"controls"``: each object alone, over its own background, a blank, a blurred, a shuffled and another one
-            (``background``, an image; by default a texture of grass), at its place and, over its own and the blank
-            one, at ``places``, there also with the model's position embeddings made equal (where
-            :func:`vitscope.interventions.positions.positions` knows how); the image without it.
-        composites: images of your own, asked about after the original.
-        target: the class that maps and curves show by default; see :meth:`Composition.column`.
-        scales: of an object's sides, up to 1,000; by default areas that double from 1/16, those that fit.
+            ``"size"``: each object at ``scales``, around its own centre.
+            ``"location"``: each object at ``places`` (rows, columns), from edge to edge of what the model sees, at
+            ``location_scale``, in front of the others, which do not move.
+            ``"split"``: every two objects apart and exchanged, each object mirrored, each left out.
+            ``"controls"``: each object alone, over its own, a blank, a blurred, a shuffled and another background
+            (``background``), at its original place; over its own and the blank background also at ``places``, and
+            over the blank one there with neutral position embeddings (for models that
+            :func:`vitscope.interventions.positions.positions` supports); and the image without the object.
+        edited_images: images of your own, evaluated after the original.
+        target: the class of maps and curves, by default that of each object; see :meth:`Composition.column`.
+        scales: of the object's sides, above 0, up to 1,000 of them. By default seven, from 1/4 to 2, whose areas
+            double; those that fit into the image.
         places: rows and columns of the location grid, from 2 to 100.
-        fill: what is in the hole behind an object that moves: ``"inpaint"``, ``"mean"``, ``"blur"``, a colour or a
-            image.
-        feather: over how many pixels the edge of a moved object fades; 1 % of the image's shorter side by default.
-        attention: keep the rollout of every composite.
+        location_scale: scale of the object in the location test, above 0.
+        fill: of the hole behind an object that moves: ``"inpaint"``, ``"mean"``, ``"blur"``, a colour or an image.
+        background: the image for the background ``"other"``; by default a texture of grass.
+        feather: width in pixels over which the edge of a moved object fades; by default 1 % of the image's shorter
+            side, at most a quarter of it.
+        attention: keep the rollout of every edited image.
         output: a softmax ``"probability"`` or a ``"logit"``.
         seed: of the shuffled background and of noise.
-        batch_size: images to a forward, at most.
-        progress: True for a bar on stderr, or a function of (answered, in all).
+        batch_size: maximum number of images per forward pass.
+        progress: True for a bar on stderr, or a function of (images evaluated, total).
 
     Returns:
-        the answers, with tables, location maps, size curves and the images themselves. Photos above 400,000 pixels
-        (or twice the model's input, if that is more) are put together on a smaller copy, as the provenance says.
+        The outputs, with tables, location maps, size curves and the edited images. Photos of more than 400,000 pixels
+        (or twice the model's input, if that is more) are edited on a smaller copy, whose size is in the provenance.
 
     Raises:
-        CallError: several images, an object that is no object of this image, two that overlap, a scale that does
-            not fit, an unknown test or class.
+        CallError: more than one image, an invalid object, objects that overlap, a scale that does not fit, or an
+            unknown test or class.
 
     Examples:
         >>> import skimage.data, vitscope as vs
@@ -90,93 +95,104 @@ def compose(
         torch.Size([1, 3, 3])
     """
     vision, seed = as_vision_model(model), seed_number(seed)
-    own = [composites] if isinstance(composites, EditedImage) else list(composites)
+    custom_images = [edited_images] if isinstance(edited_images, EditedImage) else list(edited_images)
     if background is not None:
-        read_photo(background)  # refused now, though not every test uses it
-    subject = _one(vision, image)
+        read_photo(background)  # an invalid background is an error even if no test uses it
+    subject = _require_single_image(vision, image)
     photo = subject.view.photo
-    asked = planned_experiments(tests, scales, places, location_scale)
+    plan = planned_experiments(tests, scales, places, location_scale)
     stage = Stage(
         subject.values,
-        outlined(photo, objects),
+        object_masks(photo, objects),
         photo.size,
         fill=fill,
-        other=background,
+        background_image=background,
         feather=feather,
         seed=seed,
     )
-    known = _positions(vision, asked, own)
-    original, *tested = planned(stage, _arena(subject.view), replace(asked, can_be_neutral=known.can_be_neutral))
-    shown = [original, *own, *tested]
-    _check(vision, shown, stage, known)
-    with progress_bar(progress, "showing composites") as tell:
-        showing = EditedImagePredictor(
-            vision, subject, known, attention=attention, output=output, batch_size=batch_size, progress=tell
+    model_positions = _positions_if_needed(vision, plan, custom_images)
+    plan = replace(plan, can_be_neutral=model_positions.can_be_neutral)
+    original, *test_images = planned(stage, _seen_box(subject.view), plan)
+    images = [original, *custom_images, *test_images]
+    _check_images(vision, images, stage, model_positions)
+    with progress_bar(progress, "evaluating edited images") as report:
+        predictor = EditedImagePredictor(
+            vision,
+            subject,
+            model_positions,
+            attention=attention,
+            output=output,
+            batch_size=batch_size,
+            progress=report,
         )
-        column = None if target is None else showing.target(target)
-        for one in stage.outlines.values() if vision.labels else ():
-            if one.label is not None:
-                showing.target(one.label)  # an unknown class is refused before anything is shown
-        answers = showing.show(stage, shown)
-    warn_if_interrupted(answers.interrupted, int(answers.asked.sum()), len(shown))
+        column = None if target is None else predictor.target(target)
+        for object_mask in stage.objects.values() if vision.labels else ():
+            if object_mask.label is not None:
+                predictor.target(object_mask.label)  # an unknown class is an error before the first prediction
+        answers = predictor.predict(stage, images)
+    evaluated = int(answers.asked.sum())
+    warn_if_interrupted(answers.interrupted, evaluated, len(images))
     parameters = {
-        "tests": list(asked.names),
-        "scales": None if asked.scales is None else list(asked.scales),
-        "places": list(asked.places),
-        "location_scale": asked.location_scale,
+        "tests": list(plan.names),
+        "scales": None if plan.scales is None else list(plan.scales),
+        "places": list(plan.places),
+        "location_scale": plan.location_scale,
         "fill": fill if isinstance(fill, str) else described(fill),
         "background": "grass" if background is None else "an image",
         "feather": stage.feather,
         "composed_at": list(subject.size),
-        "positions": list(known.kinds),
-        "output": showing.output,
+        "positions": list(model_positions.kinds),
+        "output": predictor.output,
         "seed": seed,
     }
     return Composition(
         original=subject.view,
-        composites=shown,
+        edited_images=images,
         outputs=answers.outputs,
-        labels=[showing.label(at) for at in range(answers.outputs.shape[1])],
+        labels=[predictor.label(index) for index in range(answers.outputs.shape[1])],
         provenance={
             **provenance(vision),
             "method": "compose",
             "parameters": parameters,
-            "samples": int(answers.asked.sum()),
+            "samples": evaluated,
             "interrupted": answers.interrupted,
         },
         stage=stage,
-        known=vision.labels,
+        model_labels=vision.labels,
         target=column,
-        rollouts=showing.rollouts_of(len(shown)) if attention else None,
+        rollouts=predictor.rollouts_of(len(images)) if attention else None,
         grid=vision.layout.grid(*subject.pixels.shape[-2:]) if attention and vision.layout is not None else None,
     )
 
 
-def _one(model: VisionModel, image: Any) -> Subject:
+def _require_single_image(model: VisionModel, image: Any) -> Subject:
     count = len(image) if isinstance(image, torch.Tensor) else len(photos(image))
     if count != 1:
-        raise CallError(f"compose takes one image a call, {count} came: objects are marked in each by itself")
+        raise CallError(f"compose takes one image, not {count}: call it for each image with the objects of that image")
     (subject,) = subjects(model, image)
     return subject
 
 
-def _arena(view: InputImage) -> Arena:
-    """What of the photo the model sees, in pixels."""
+def _seen_box(view: InputImage) -> Box:
+    """Return the part of the photo that the model sees, in pixels."""
     left, top, right, bottom = view.box
     return max(left, 0.0), max(top, 0.0), min(right, float(view.photo.width)), min(bottom, float(view.photo.height))
 
 
-def _positions(model: VisionModel, tests: ExperimentPlan, wanted: Sequence[EditedImage]) -> Positions:
-    """How the model knows places, if that is asked about at all."""
-    if "controls" not in tests.names and not any(one.neutral for one in wanted):
+def _positions_if_needed(model: VisionModel, plan: ExperimentPlan, custom_images: Sequence[EditedImage]) -> Positions:
+    """Return the position embeddings of the model, or none if no image needs them to be neutral."""
+    if "controls" not in plan.names and not any(image.neutral for image in custom_images):
         return Positions({}, (), False)
     return positions(model)
 
 
-def _check(model: VisionModel, shown: Sequence[EditedImage], stage: Stage, known: Positions) -> None:
-    check_names(shown)
-    for one in shown:
-        if one.neutral and not known.can_be_neutral:
-            how = "they are rotary" if known.rotary else "none are known"
-            raise CallError(f"{one.name}: the positions of {model.name} cannot be made equal ({how})")
-        stage.prepare(one)
+def _check_images(model: VisionModel, images: Sequence[EditedImage], stage: Stage, model_positions: Positions) -> None:
+    check_names(images)
+    for image in images:
+        if image.neutral and not model_positions.can_be_neutral:
+            reason = "they are rotary" if model_positions.rotary else "it has none that are known"
+            raise CallError(
+                f"{image.name}: neutral positions are not supported for {model.name}, because {reason}: leave out "
+                "neutral=True"
+            )
+        stage.prepare(image)

@@ -1,4 +1,4 @@
-"""Effects: what of a model's answer is owed to the object, its place, its background and the position embeddings."""
+"""Effects: how much of an output is due to the object, its place, its background and the position embeddings."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,30 +15,41 @@ from vitscope.validation import ratio
 
 BACKGROUNDS = {"blank": "a blank", "blurred": "a blurred", "shuffled": "a shuffled", "other": "another"}
 
-ABOUT = {
-    "object": "with the object, less without it",
-    **{f"context: {name}": f"on its own background, less on {words} one" for name, words in BACKGROUNDS.items()},
-    "place": "at the centre, less at the rim, its own background",
-    "place, blank": "the same on a blank background: the model's own liking for the centre",
-    "place, blank, neutral": "the same with position embeddings made equal",
-    "place by context": "place, less place on blank: what the background adds",
-    "place by position": "place on blank, less the same with positions made equal",
-    "position": "the original, less the original with positions made equal",
+DESCRIPTIONS = {
+    "object": "with the object, minus without it",
+    **{
+        f"context: {name}": f"over its own background, minus over {adjective} one"
+        for name, adjective in BACKGROUNDS.items()
+    },
+    "place": "at the centre, minus at the rim, over its own background",
+    "place, blank": "the same over a blank background: the model's own preference for the centre",
+    "place, blank, neutral": "the same with neutral position embeddings",
+    "place by context": "place, minus place over blank: what the background adds",
+    "place by position": "place over blank, minus the same with neutral positions",
+    "position": "the original, minus the original with neutral positions",
 }
 
 
 @dataclass(frozen=True, eq=False)
 class Effect:
-    """One difference between answers, over several images.
+    """A difference between outputs, over one image or several.
 
     Attributes:
-        name: see :data:`ABOUT` for what is taken from what.
-        values: (image,) the difference in each, the mean over its objects.
-        mean: of these.
-        interval: (low, high) of the mean, Student's; None for one image.
+        name: see :data:`DESCRIPTIONS` for the two sides of the difference.
+        values: (image,) the difference in each image, the mean over its objects.
+        mean: of ``values``.
+        interval: Student's confidence interval (low, high) of the mean; None for a single image.
+        standardized: Cohen's d of paired differences, mean / standard deviation; None for a single image, or if all
+            values are the same.
         confidence: of the interval.
-        standardized: Cohen's d of paired differences, mean / standard deviation; None for one image, or where all
-            are the same.
+
+    Example:
+        >>> import skimage.data, vitscope as vs
+        >>> cat = {"cat": (105, 20, 235, 200)}
+        >>> result = vs.compose(vs.load("vit-nano"), skimage.data.chelsea(), cat, tests="controls", places=2)
+        >>> effect = vs.effects(result)[0]
+        >>> effect.name, len(effect.values), effect.interval
+        ('object', 1, None)
     """
 
     name: str
@@ -50,11 +61,11 @@ class Effect:
 
     @property
     def about(self) -> str:
-        """What is taken from what."""
-        return ABOUT[self.name]
+        """The two sides of the difference, in words."""
+        return DESCRIPTIONS[self.name]
 
     def as_json(self) -> dict[str, Any]:
-        """What JSON has."""
+        """Return the effect in types that JSON supports."""
         return {
             "name": self.name,
             "about": self.about,
@@ -69,104 +80,125 @@ class Effect:
 def effects(
     results: Composition | Sequence[Composition], *, target: int | str | None = None, confidence: float = 0.95
 ) -> list[Effect]:
-    """The controls of one image or several, as differences that tell the guesses apart.
+    """Return the effects of object, place, background and positions, from the controls of one image or several.
 
-    ``place`` compares the place nearest the middle of what the model sees with the mean over the rim of the location
-    grid. A liking for the centre that stays on a blank background is the model's own, learned from its data; as far as
-    it goes when positions are made equal, it comes through the position embedding (or the relative bias); what the
-    blank background takes away came from the context.
+    ``place`` is the output at the place nearest to the centre of what the model sees, minus the mean output over the
+    rim of the location grid. A preference for the centre that remains over a blank background is the model's own,
+    learned from its data. The part of it that disappears with neutral positions comes from the position embeddings
+    (or relative biases). The part that disappears over the blank background comes from the context.
 
     Args:
         results: of one model, from ``compose(…, tests=(…, "controls"))``.
         target: the class; by default that of each object, see :meth:`Composition.column`.
-        confidence: of the intervals, in (0, 1). They are Student's, over images: they speak of images like these.
+        confidence: of the intervals, above 0 and below 1. They are Student's intervals over images, so they describe
+            other images of the same kind.
 
     Returns:
-        one effect a control that was made in all of the images, in the order of :data:`ABOUT`. Means are in the unit
-        of the answers: 0.1 is ten percentage points of probability.
+        One effect for each difference that is available in all images, in the order of :data:`DESCRIPTIONS`. Means
+        are in the unit of the outputs: 0.1 is ten percentage points of probability.
 
     Raises:
-        CallError: no controls were made, they were interrupted, or the results are of different models or outputs.
+        CallError: there are no controls, they were interrupted, or the results have different models or outputs.
+
+    Example:
+        >>> import skimage.data, vitscope as vs
+        >>> cat = {"cat": (105, 20, 235, 200)}
+        >>> result = vs.compose(vs.load("vit-nano"), skimage.data.chelsea(), cat, tests="controls", places=3)
+        >>> [effect.name for effect in vs.effects(result)][:3]
+        ['object', 'context: blank', 'context: blurred']
     """
-    given = [results] if isinstance(results, Composition) else list(results) if hasattr(results, "__iter__") else []
-    if not given or not all(isinstance(one, Composition) for one in given):
-        raise CallError("effects are taken from results of vitscope.compose")
+    compositions = _require_compositions(results)
     if not 0 < ratio(confidence, "confidence") < 1:
-        raise CallError(f"confidence is {confidence}: a share between 0 and 1 is expected")
-    for what in ("model", "output"):
-        kinds = dict.fromkeys(str(one.output if what == "output" else one.provenance["model"]) for one in given)
-        if len(kinds) > 1:
-            raise CallError(f"the results are of {' and '.join(kinds)}: effects are taken for one {what} at a time")
-    measured = [_of_image(one, target) for one in given]
+        raise CallError(f"confidence is {confidence}: pass a number above 0 and below 1")
+    by_image = [_effects_of_image(result, target) for result in compositions]
     return [
-        _effect(name, np.array([one[name] for one in measured]), confidence)
-        for name in ABOUT
-        if all(name in one for one in measured)
+        _summarize(name, np.array([values[name] for values in by_image]), confidence)
+        for name in DESCRIPTIONS
+        if all(name in values for values in by_image)
     ]
 
 
-def _effect(name: str, values: Float[np.ndarray, " image"], confidence: float) -> Effect:
+def _require_compositions(results: Any) -> list[Composition]:
+    """Return the results as a list of compositions of one model and one output."""
+    is_list = hasattr(results, "__iter__") and not isinstance(results, Composition)
+    compositions = list(results) if is_list else [results]
+    if not compositions or not all(isinstance(result, Composition) for result in compositions):
+        raise CallError("effects takes results of vitscope.compose: pass one or a list of them")
+    models = dict.fromkeys(str(result.provenance["model"]) for result in compositions)
+    outputs = dict.fromkeys(result.output for result in compositions)
+    for noun, values in (("model", models), ("output", outputs)):
+        if len(values) > 1:
+            raise CallError(
+                f"cannot combine results of different {noun}s ({', '.join(values)}): pass those of one {noun}"
+            )
+    return compositions
+
+
+def _summarize(name: str, values: Float[np.ndarray, " image"], confidence: float) -> Effect:
+    """Return the mean of an effect over images, with its interval and its standardized size."""
     mean, count = float(values.mean()), len(values)
     if count < 2:
         return Effect(name, values, mean, None, None, confidence)
     deviation = float(values.std(ddof=1))
-    half = float(student.ppf((1 + confidence) / 2, count - 1)) * deviation / count**0.5
-    return Effect(
-        name, values, mean, (mean - half, mean + half), mean / deviation if deviation > 0 else None, confidence
-    )
+    half_width = float(student.ppf((1 + confidence) / 2, count - 1)) * deviation / count**0.5
+    standardized = mean / deviation if deviation > 0 else None
+    return Effect(name, values, mean, (mean - half_width, mean + half_width), standardized, confidence)
 
 
-def _of_image(result: Composition, target: int | str | None) -> Mapping[str, float]:
-    """Each difference, the mean over the image's objects."""
+def _effects_of_image(result: Composition, target: int | str | None) -> Mapping[str, float]:
+    """Return each difference, averaged over the objects of an image."""
     objects = result.tested("controls")
     if not objects:
-        raise CallError("the controls were not made: pass tests=('controls',) to compose")
+        raise CallError("the result has no controls: pass tests=('controls',) to compose")
     if result.provenance["interrupted"]:
-        raise CallError("the controls were interrupted: their effects are not whole")
-    measured = [_of_object(result, name, target) for name in objects]
-    shared = [name for name in measured[0] if all(name in one for one in measured)]
-    return {name: float(np.mean([one[name] for one in measured])) for name in shared}
+        raise CallError("the controls were interrupted, so their effects are incomplete: run compose again")
+    by_object = [_effects_of_object(result, name, target) for name in objects]
+    shared = [name for name in by_object[0] if all(name in values for values in by_object)]
+    return {name: float(np.mean([values[name] for values in by_object])) for name in shared}
 
 
-def _of_object(result: Composition, name: str, target: int | str | None) -> dict[str, float]:
-    def value(composite: str) -> float:
-        return result.value(composite, target, name)
+def _effects_of_object(result: Composition, name: str, target: int | str | None) -> dict[str, float]:
+    """Return each difference for one object."""
 
-    def place(background: str, *, neutral: bool = False) -> float | None:
-        found = result.location_map(name, target, test="controls", background=background, neutral=neutral)
-        return centre_against_rim(found, result)
+    def output(image: int | str) -> float:
+        return result.value(image, target, name)
+
+    def place_effect(background: str, *, neutral: bool = False) -> float | None:
+        places = result.location_map(name, target, test="controls", background=background, neutral=neutral)
+        return centre_minus_rim(places, result)
 
     (alone,) = result.select("controls", name, background="own", placed=False)[:1]
-    found = {"object": value("original") - value(f"no {name}")}
+    differences = {"object": output("original") - output(f"no {name}")}
     for background in BACKGROUNDS:
-        (on_it,) = result.select("controls", name, background=background, placed=False)
-        found[f"context: {background}"] = result.value(alone, target, name) - result.value(on_it, target, name)
-    own, blank = place("own"), place("blank")
-    if own is not None and blank is not None:
-        found |= {"place": own, "place, blank": blank, "place by context": own - blank}
+        (over_background,) = result.select("controls", name, background=background, placed=False)
+        differences[f"context: {background}"] = output(alone) - output(over_background)
+    place, blank = place_effect("own"), place_effect("blank")
+    if place is not None and blank is not None:
+        differences |= {"place": place, "place, blank": blank, "place by context": place - blank}
     if result.select("controls", name, neutral=True):
-        found["position"] = value("original") - value("positions neutral")
-        neutral = place("blank", neutral=True)
+        differences["position"] = output("original") - output("positions neutral")
+        neutral = place_effect("blank", neutral=True)
         if blank is not None and neutral is not None:
-            found |= {"place, blank, neutral": neutral, "place by position": blank - neutral}
-    return found
+            differences |= {"place, blank, neutral": neutral, "place by position": blank - neutral}
+    return differences
 
 
-def centre_against_rim(places: Attribution, result: Composition) -> float | None:
-    """The mean over the places nearest the middle of what the model sees, less the mean over the outermost ones.
+def centre_minus_rim(places: Attribution, result: Composition) -> float | None:
+    """Return the mean over the places nearest to the centre of what the model sees, minus the mean over the rim.
 
-    None where all places are as near.
+    None if all places are equally near to the centre.
     """
     values = places.values[0].double().cpu().numpy()
     left, top, right, bottom = places.images[0].box
     height, width = values.shape
     xs = left + (np.arange(width) + 0.5) / width * (right - left)
     ys = top + (np.arange(height) + 0.5) / height * (bottom - top)
-    seen = result.original.box
-    distance = np.hypot(xs[None] - (seen[0] + seen[2]) / 2, ys[:, None] - (seen[1] + seen[3]) / 2)
+    seen_box = result.original.box
+    centre_x, centre_y = (seen_box[0] + seen_box[2]) / 2, (seen_box[1] + seen_box[3]) / 2
+    distance = np.hypot(xs[None] - centre_x, ys[:, None] - centre_y)
     nearest = distance <= distance.min() + 1e-6
     rim = np.ones_like(nearest)
-    # A grid of one row, or one column, has its rim at the two ends.
+    # The rim of a grid of a single row or column is its two ends.
     rim[(slice(1, -1) if height > 1 else slice(None)), (slice(1, -1) if width > 1 else slice(None))] = False
     rim &= ~nearest
     return float(values[nearest].mean() - values[rim].mean()) if rim.any() else None

@@ -1,4 +1,4 @@
-"""The tests: which composites of a photo's objects are looked at, and what each is called."""
+"""Experiments: the edited images of each test, and their names."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -13,19 +13,21 @@ from vitscope.validation import at_least, number
 
 TestName = Literal["size", "location", "split", "controls"]
 
-SCALES = (0.25, 0.35, 0.5, 0.71, 1.0, 1.41, 2.0)  # areas that double
+SCALES = (0.25, 0.35, 0.5, 0.71, 1.0, 1.41, 2.0)  # each area is twice the one before
 PLACES = (7, 7)
-MOST_PLACES = 100  # a side of the location grid
+MOST_PLACES = 100  # per side of the location grid
 MOST_SCALES = 1000
-APART = 0.95  # of the room that two objects may fill when they are set apart
-SETTINGS = ("blank", "blurred", "shuffled", "other")
+LEAST_SIZE = 4  # pixels per side of a scaled object, among the default scales
+APART = 0.95  # of the available length, filled by two objects that are set apart
+BACKGROUNDS = {"blank": "blank", "blurred": "blurred", "shuffled": "shuffled", "other": "another"}
 
-Arena = tuple[float, float, float, float]  # left, top, right, bottom of what the model sees, in pixels of the photo
+Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels of the photo
+Point = tuple[float, float]  # x, y, in pixels of the photo
 
 
 @dataclass(frozen=True)
 class ExperimentPlan:
-    """Which tests are made, and how."""
+    """The tests to run, and their options."""
 
     names: tuple[str, ...]
     scales: tuple[float, ...] | None
@@ -35,10 +37,10 @@ class ExperimentPlan:
 
 
 def planned_experiments(names: Any, scales: Any, places: Any, location_scale: Any) -> ExperimentPlan:
-    """The options of :func:`vitscope.compose`, checked.
+    """Return the test options of :func:`vitscope.compose`, checked.
 
     Raises:
-        CallError: an unknown test, a scale that is none, or a grid of places that is none.
+        CallError: unknown test, invalid scale, or invalid grid of places.
     """
     names = (names,) if isinstance(names, str) or not isinstance(names, Iterable) else tuple(names)
     for name in names:
@@ -47,91 +49,86 @@ def planned_experiments(names: Any, scales: Any, places: Any, location_scale: An
     if scales is not None:
         scales = tuple(number(scale, "a scale") for scale in np.atleast_1d(np.asarray(scales, dtype=object)))
         if len(scales) > MOST_SCALES:
-            raise CallError(f"scales has {len(scales):,} numbers, at most {MOST_SCALES:,} are expected")
+            raise CallError(f"scales has {len(scales):,} numbers: pass at most {MOST_SCALES:,}")
         if not scales or min(scales) <= 0:
-            raise CallError(f"scales is {list(scales)}: numbers above 0 are expected")
+            raise CallError(f"scales is {list(scales)}: pass numbers above 0")
         if max(scales) > MOST_SCALE:
-            raise CallError(f"a scale is {max(scales):g}: at most {MOST_SCALE:,} is expected")
+            raise CallError(f"a scale is {max(scales):g}: pass at most {MOST_SCALE:,}")
     try:
         rows, columns = (places, places) if np.ndim(places) == 0 else places
     except (TypeError, ValueError):
-        raise CallError(f"places is {places!r}: rows and columns are expected, as (7, 7)") from None
+        raise CallError(f"places is {places!r}: pass rows and columns, as (7, 7)") from None
     grid = at_least(2, rows, "places"), at_least(2, columns, "places")
     if max(grid) > MOST_PLACES:
-        raise CallError(f"places is {_short(places)}: at most {MOST_PLACES} rows and columns are expected")
+        raise CallError(f"places is {_short_repr(places)}: pass at most {MOST_PLACES} rows and columns")
     scale = number(location_scale, "location_scale")
     if scale > MOST_SCALE:
-        raise CallError(f"location_scale is {scale:g}: at most {MOST_SCALE:,} is expected")
+        raise CallError(f"location_scale is {scale:g}: pass at most {MOST_SCALE:,}")
     if scale <= 0:
-        raise CallError(f"location_scale is {location_scale!r}: a number above 0 is expected")
+        raise CallError(f"location_scale is {location_scale!r}: pass a number above 0")
     return ExperimentPlan(names, scales, grid, scale)
 
 
-def _short(value: Any) -> str:
-    """A value in a message, however many digits it has."""
+def _short_repr(value: Any) -> str:
+    """Return the repr of a value, cut off if it is long."""
     try:
         text = repr(value)
-    except ValueError:  # Python prints no more than 4,300 digits
+    except ValueError:  # Python does not print numbers of more than 4,300 digits
         return "a very large number"
     return text if len(text) <= 40 else f"{text[:40]}…"
 
 
-def planned(stage: Stage, seen_box: Arena, tests: ExperimentPlan) -> list[EditedImage]:
-    """The original and every composite of the tests, in the order of tables and figures."""
-    made = [EditedImage("original", _home(stage), test="original")]
-    for name in stage.outlines:
+def planned(stage: Stage, seen_box: Box, tests: ExperimentPlan) -> list[EditedImage]:
+    """Return the original and every edited image of the tests, in the order of tables and figures."""
+    images = [EditedImage("original", _unmoved(stage), test="original")]
+    for name in stage.objects:
         if "size" in tests.names:
-            made += _sizes(stage, seen_box, name, tests.scales)
-    for name in stage.outlines:
+            images += _size_test(stage, seen_box, name, tests.scales)
+    for name in stage.objects:
         if "location" in tests.names:
-            made += _locations(stage, seen_box, name, tests, _others(stage, name), "")
+            images += _location_test(stage, seen_box, name, tests, _unmoved(stage, without=(name,)), "")
     if "split" in tests.names:
-        made += _split(stage, seen_box)
+        images += _split_test(stage, seen_box)
     if "controls" in tests.names:
-        for name in stage.outlines:
-            made += _controls(stage, seen_box, name, tests)
+        for name in stage.objects:
+            images += _controls(stage, seen_box, name, tests)
         if tests.can_be_neutral:
-            made.append(EditedImage("positions neutral", _home(stage), neutral=True, test="controls"))
-    return made
+            images.append(EditedImage("positions neutral", _unmoved(stage), neutral=True, test="controls"))
+    return images
 
 
-def _home(stage: Stage) -> tuple[Placement, ...]:
-    return tuple(Placement(name) for name in stage.outlines)
+def _unmoved(stage: Stage, without: Sequence[str] = ()) -> tuple[Placement, ...]:
+    """Return the objects at their original places, except for those in ``without``."""
+    return tuple(Placement(name) for name in stage.objects if name not in without)
 
 
-def _others(stage: Stage, *names: str) -> tuple[Placement, ...]:
-    return tuple(Placement(name) for name in stage.outlines if name not in names)
-
-
-def _sizes(stage: Stage, seen_box: Arena, name: str, scales: Sequence[float] | None) -> Iterator[EditedImage]:
-    """The object about its own centre, smaller and larger, in front of the others."""
+def _size_test(stage: Stage, seen_box: Box, name: str, scales: Sequence[float] | None) -> Iterator[EditedImage]:
+    """Yield the object smaller and larger around its own centre, in front of the others."""
     for scale in SCALES if scales is None else scales:
-        composite = EditedImage(
-            f"{name} × {scale:g}", (*_others(stage, name), Placement(name, scale=scale)), test="size", subject=name
-        )
         if scales is None and not _fits(stage, seen_box, name, scale):
             continue
-        yield composite
+        show = (*_unmoved(stage, without=(name,)), Placement(name, scale=scale))
+        yield EditedImage(f"{name} × {scale:g}", show, test="size", subject=name)
 
 
-def _fits(stage: Stage, seen_box: Arena, name: str, scale: float) -> bool:
-    """Whether an object about its own centre can be seen whole; as it is it may always stay."""
+def _fits(stage: Stage, seen_box: Box, name: str, scale: float) -> bool:
+    """Return whether the model sees all of an object scaled around its own centre; scale 1 always fits."""
     width, height = stage.size_of(name, scale)
-    x, y = stage.known(name).centre
+    x, y = stage.require_object(name).centre
     inside = x - width / 2 >= seen_box[0] and x + width / 2 <= seen_box[2]
     inside = inside and y - height / 2 >= seen_box[1] and y + height / 2 <= seen_box[3]
-    return scale == 1.0 or (inside and min(width * stage.factor[0], height * stage.factor[1]) >= 4)
+    return scale == 1.0 or (inside and min(width * stage.factor[0], height * stage.factor[1]) >= LEAST_SIZE)
 
 
-def _locations(
-    stage: Stage, seen_box: Arena, name: str, tests: ExperimentPlan, others: tuple[Placement, ...], setting: str
+def _location_test(
+    stage: Stage, seen_box: Box, name: str, tests: ExperimentPlan, others: tuple[Placement, ...], suffix: str
 ) -> Iterator[EditedImage]:
-    """The object at every place of a grid, from edge to edge of what the model sees."""
-    ys, xs = places(stage, seen_box, name, tests)
+    """Yield the object at every place of a grid, from edge to edge of what the model sees."""
+    ys, xs = grid_of_places(stage, seen_box, name, tests)
     for row, y in enumerate(ys):
         for column, x in enumerate(xs):
             yield EditedImage(
-                f"{name} at ({row}, {column}){setting}",
+                f"{name} at ({row}, {column}){suffix}",
                 (*others, Placement(name, (x, y), tests.location_scale)),
                 test="location",
                 subject=name,
@@ -139,113 +136,121 @@ def _locations(
             )
 
 
-def places(stage: Stage, seen_box: Arena, name: str, tests: ExperimentPlan) -> tuple[list[float], list[float]]:
-    """The y of each row and the x of each column of the location grid, in pixels of the photo.
+def grid_of_places(stage: Stage, seen_box: Box, name: str, tests: ExperimentPlan) -> tuple[list[float], list[float]]:
+    """Return the y of each row and the x of each column of the location grid, in pixels of the photo.
 
     Raises:
-        CallError: the object does not fit what the model sees, or cannot move in it.
+        CallError: the object is larger than what the model sees, or has no room to move in it.
     """
     width, height = stage.size_of(name, tests.location_scale)
-    room = (seen_box[2] - seen_box[0] - width, seen_box[3] - seen_box[1] - height)
+    seen_width, seen_height = _size_of_box(seen_box)
+    room = (seen_width - width, seen_height - height)
     if min(room) < -0.5 or max(room) < 1:
-        most = min((seen_box[2] - seen_box[0]) / width, (seen_box[3] - seen_box[1]) / height) * tests.location_scale
+        largest = min(seen_width / width, seen_height / height) * tests.location_scale
         raise CallError(
-            f"{name} at scale {tests.location_scale:g} is {width:.0f}×{height:.0f} pixels, the model "
-            f"sees {seen_box[2] - seen_box[0]:.0f}×{seen_box[3] - seen_box[1]:.0f}: it cannot be moved; pass a "
-            f"location_scale well below {most:.2f}"
+            f"cannot move {name}: at scale {tests.location_scale:g} it is {width:.0f}×{height:.0f} pixels, and the "
+            f"model sees {seen_width:.0f}×{seen_height:.0f}: pass a location_scale well below {largest:.2f}"
         )
-    return (
-        _line(seen_box[1] + height / 2, room[1], tests.places[0]),
-        _line(seen_box[0] + width / 2, room[0], tests.places[1]),
-    )
+    rows, columns = tests.places
+    return _spread(seen_box[1] + height / 2, room[1], rows), _spread(seen_box[0] + width / 2, room[0], columns)
 
 
-def _line(start: float, room: float, count: int) -> list[float]:
-    """So many places from the first to the last, no nearer than a pixel to each other; one where there is no room."""
+def _size_of_box(box: Box) -> tuple[float, float]:
+    """Return the (width, height) of a box."""
+    return box[2] - box[0], box[3] - box[1]
+
+
+def _spread(start: float, room: float, count: int) -> list[float]:
+    """Return up to ``count`` places from ``start`` to ``start + room``, at least a pixel apart.
+
+    Without room for two, the only place is the middle.
+    """
     count = min(count, int(room) + 1)
     return [start + room / 2] if count < 2 else (start + np.linspace(0, room, count)).tolist()
 
 
-def _split(stage: Stage, seen_box: Arena) -> Iterator[EditedImage]:
-    names = list(stage.outlines)
-    for one, other in combinations(names, 2):
-        yield _apart(stage, seen_box, one, other)
-        yield _exchanged(stage, seen_box, one, other)
-    for name in names:
-        yield EditedImage(
-            f"{name} mirrored",
-            tuple(Placement(one, mirrored=one == name) for one in names),
-            test="split",
-            subject=name,
-        )
-    for name in names:
-        yield EditedImage(f"{name} left out", _others(stage, name), test="split", subject=name)
+def _split_test(stage: Stage, seen_box: Box) -> Iterator[EditedImage]:
+    """Yield every two objects apart and exchanged, then each object mirrored, then each left out."""
+    names = list(stage.objects)
+    for pair in combinations(names, 2):
+        yield _apart(stage, seen_box, pair)
+        yield _exchanged(stage, seen_box, pair)
+    for subject in names:
+        show = tuple(Placement(name, mirrored=name == subject) for name in names)
+        yield EditedImage(f"{subject} mirrored", show, test="split", subject=subject)
+    for subject in names:
+        show = _unmoved(stage, without=(subject,))
+        yield EditedImage(f"{subject} left out", show, test="split", subject=subject)
 
 
-def _exchanged(stage: Stage, seen_box: Arena, one: str, other: str) -> EditedImage:
-    """Each where the other was, or as near as it can be seen whole; both smaller where one cannot."""
-    room = (seen_box[2] - seen_box[0], seen_box[3] - seen_box[1])
-    scale = min(1.0, *(of / side for name in (one, other) for of, side in zip(room, stage.size_of(name), strict=True)))
-    shown = [_moved(stage, seen_box, a, stage.known(b).centre, scale) for a, b in ((one, other), (other, one))]
-    return EditedImage(
-        f"{one} and {other} exchanged{_smaller(scale)}", (*_others(stage, one, other), *shown), test="split"
-    )
+def _exchanged(stage: Stage, seen_box: Box, pair: tuple[str, str]) -> EditedImage:
+    """Return each of two objects at the place of the other, or as near to it as the model sees all of it.
+
+    If one is larger than what the model sees, both are scaled down.
+    """
+    first, second = pair
+    seen_size = _size_of_box(seen_box)
+    ratios = (length / side for name in pair for length, side in zip(seen_size, stage.size_of(name), strict=True))
+    scale = min(1.0, *ratios)
+    exchanged = [
+        _place_near(stage, seen_box, name, stage.require_object(target).centre, scale)
+        for name, target in ((first, second), (second, first))
+    ]
+    show = (*_unmoved(stage, without=pair), *exchanged)
+    return EditedImage(f"{first} and {second} exchanged{_scale_suffix(scale)}", show, test="split")
 
 
-def _smaller(scale: float) -> str:
+def _scale_suffix(scale: float) -> str:
     return "" if scale == 1 else f" × {scale:.2f}"
 
 
-def _moved(stage: Stage, seen_box: Arena, name: str, to: tuple[float, float], scale: float) -> Placement:
-    """The object as near to a place as it fits."""
+def _place_near(stage: Stage, seen_box: Box, name: str, target: Point, scale: float) -> Placement:
+    """Return the object as near to a place as it fits into what the model sees."""
     half = [side / 2 for side in stage.size_of(name, scale)]
-    x, y = (min(max(to[axis], seen_box[axis] + half[axis]), seen_box[axis + 2] - half[axis]) for axis in (0, 1))
+    x, y = (min(max(target[axis], seen_box[axis] + half[axis]), seen_box[axis + 2] - half[axis]) for axis in (0, 1))
     return Placement(name, (x, y), scale)
 
 
-def _apart(stage: Stage, seen_box: Arena, one: str, other: str) -> EditedImage:
-    """Two objects at opposite edges, along the side with more room; both smaller where they do not fit."""
-    sizes, room = (
-        (stage.size_of(one), stage.size_of(other)),
-        (seen_box[2] - seen_box[0], seen_box[3] - seen_box[1]),
-    )
-    fits = [APART * room[axis] / (sizes[0][axis] + sizes[1][axis]) for axis in (0, 1)]
-    # Neither may reach beyond the edges along the other side.
-    crosswise = [room[1 - axis] / max(sizes[0][1 - axis], sizes[1][1 - axis]) for axis in (0, 1)]
-    shared = [min(1.0, fit, cross) for fit, cross in zip(fits, crosswise, strict=True)]
-    axis = max((0, 1), key=lambda at: (shared[at], fits[at]))
-    scale = shared[axis]
-    first, second = sorted((one, other), key=lambda name: stage.known(name).centre[axis])
-    shown = []
-    for name, edge in ((first, seen_box[axis]), (second, seen_box[axis + 2])):
+def _apart(stage: Stage, seen_box: Box, pair: tuple[str, str]) -> EditedImage:
+    """Return two objects at opposite edges, along the axis with more room; both scaled down if they do not fit."""
+    sizes, room = [stage.size_of(name) for name in pair], _size_of_box(seen_box)
+    along = [APART * room[axis] / (sizes[0][axis] + sizes[1][axis]) for axis in (0, 1)]
+    # Neither object may reach beyond the edges of the other axis.
+    across = [room[1 - axis] / max(sizes[0][1 - axis], sizes[1][1 - axis]) for axis in (0, 1)]
+    scales = [min(1.0, *limits) for limits in zip(along, across, strict=True)]
+    axis = max((0, 1), key=lambda axis: (scales[axis], along[axis]))
+    scale, cross_axis = scales[axis], 1 - axis
+    nearer, farther = sorted(pair, key=lambda name: stage.require_object(name).centre[axis])
+    placements = []
+    for name, edge, inward in ((nearer, seen_box[axis], 1), (farther, seen_box[axis + 2], -1)):
         half = [side * scale / 2 for side in stage.size_of(name)]
-        inward = half[axis] if name == first else -half[axis]
-        centre = list(stage.known(name).centre)
-        centre[axis] = edge + inward
-        across = 1 - axis
-        centre[across] = min(max(centre[across], seen_box[across] + half[across]), seen_box[across + 2] - half[across])
-        shown.append(Placement(name, (centre[0], centre[1]), scale))
-    return EditedImage(f"{one} and {other} apart{_smaller(scale)}", (*_others(stage, one, other), *shown), test="split")
+        centre = list(stage.require_object(name).centre)
+        centre[axis] = edge + inward * half[axis]
+        low, high = seen_box[cross_axis] + half[cross_axis], seen_box[cross_axis + 2] - half[cross_axis]
+        centre[cross_axis] = min(max(centre[cross_axis], low), high)
+        placements.append(Placement(name, (centre[0], centre[1]), scale))
+    show = (*_unmoved(stage, without=pair), *placements)
+    return EditedImage(f"{pair[0]} and {pair[1]} apart{_scale_suffix(scale)}", show, test="split")
 
 
-def _controls(stage: Stage, seen_box: Arena, name: str, tests: ExperimentPlan) -> Iterator[EditedImage]:
-    """The object by itself: on its own background and on others, at its place and at every place of the grid."""
+def _controls(stage: Stage, seen_box: Box, name: str, tests: ExperimentPlan) -> Iterator[EditedImage]:
+    """Yield the object alone over its own background and over others, at its place and at every place of the grid."""
     alone = EditedImage(f"{name} alone", (Placement(name),), test="controls", subject=name)
     yield alone
-    for setting in SETTINGS:
-        shown = "another" if setting == "other" else setting
-        yield replace(alone, name=f"{name} on {shown} background", background=setting)
-    yield EditedImage(f"no {name}", _others(stage, name), test="controls", subject=name)
-    for setting, neutral in (("own", False), ("blank", False), ("blank", True)):
-        if neutral and not tests.can_be_neutral:
-            continue
-        words = " alone" if setting == "own" else ", blank, positions neutral" if neutral else ", blank"
-        for composite in _locations(stage, seen_box, name, tests, (), words):
-            yield replace(composite, test="controls", background=setting, neutral=neutral)
+    for background, adjective in BACKGROUNDS.items():
+        yield replace(alone, name=f"{name} on {adjective} background", background=background)
+    yield EditedImage(f"no {name}", _unmoved(stage, without=(name,)), test="controls", subject=name)
+    settings = [("own", False, " alone"), ("blank", False, ", blank")]
+    if tests.can_be_neutral:
+        settings.append(("blank", True, ", blank, positions neutral"))
+    for background, neutral, suffix in settings:
+        for image in _location_test(stage, seen_box, name, tests, (), suffix):
+            yield replace(image, test="controls", background=background, neutral=neutral)
 
 
-def check_names(composites: Sequence[EditedImage]) -> None:
-    """Refuse two of one name: they are asked for by name."""
-    twice = [name for first, name in pairwise(sorted(one.name for one in composites)) if first == name]
-    if twice:
-        raise CallError(f"two composites are called {twice[0]!r}: give each a name of its own")
+def check_names(edited_images: Sequence[EditedImage]) -> None:
+    """Check that no two edited images have the same name, because they are selected by name."""
+    names = sorted(image.name for image in edited_images)
+    duplicates = [name for name, following in pairwise(names) if name == following]
+    if duplicates:
+        raise CallError(f"two edited images are called {duplicates[0]!r}: give each its own name")

@@ -1,4 +1,4 @@
-"""GrabCut (Rother, Kolmogorov & Blake, 2004), as OpenCV has it: the one file that knows OpenCV."""
+"""GrabCut (Rother, Kolmogorov & Blake, 2004) by OpenCV. No other file imports OpenCV."""
 
 import numpy as np
 from jaxtyping import Bool, UInt8
@@ -8,16 +8,17 @@ from vitscope.errors import CallError, ModelUnavailableError, warn
 
 MAX_PIXELS = 400_000  # larger photos are refined on a smaller copy
 ROUNDS = 5
-MARGIN = 0.04  # how far beyond a rough outline the object may reach, as a share of the shorter side
-LEAST_KEPT = 0.2  # of the rough outline: less is more likely a failure than an object
+MARGIN = 0.04  # how far the object may extend beyond the rough mask, as a share of the image's shorter side
+SMALLEST_SHARE = 0.2  # of the rough mask: a smaller result is more likely a failure than an object
+PIECE_RATIO = 10  # pieces smaller than the largest one divided by this are dropped
 
 
-def refined(
-    photo: UInt8[np.ndarray, "height width 3"], rough: Bool[np.ndarray, "height width"], name: str
+def refine_mask(
+    photo: UInt8[np.ndarray, "height width 3"], rough_mask: Bool[np.ndarray, "height width"], name: str
 ) -> Bool[np.ndarray, "height width"]:
-    """The object inside a rough outline, or a little beyond, told from its surroundings by colour.
+    """Return the object inside a rough mask, or slightly beyond it, separated from its surroundings by colour.
 
-    Crumbs are left out: the largest piece stays, and those at least a tenth as large.
+    Pieces smaller than a tenth of the largest one are dropped.
 
     Raises:
         ModelUnavailableError: OpenCV is not installed.
@@ -27,29 +28,30 @@ def refined(
         import cv2
     except ImportError as error:
         raise ModelUnavailableError(
-            f"refine needs OpenCV ({error}): pip install 'vitscope[opencv]', or outline {name} by a polygon or a mask"
+            f"refine needs OpenCV ({error}): pip install 'vitscope[opencv]', or mark {name} by a polygon or a mask"
         ) from None
-    height, width = rough.shape
-    shrink = min((MAX_PIXELS / rough.size) ** 0.5, 1.0)
+    height, width = rough_mask.shape
+    shrink = min((MAX_PIXELS / rough_mask.size) ** 0.5, 1.0)
     size = (max(round(width * shrink), 2), max(round(height * shrink), 2))
     small = cv2.resize(np.ascontiguousarray(photo[..., ::-1]), size, interpolation=cv2.INTER_AREA)
-    inside = cv2.resize(rough.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST) > 0
+    inside = cv2.resize(rough_mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST) > 0
     reach = max(round(MARGIN * min(size)), 1)
     near = binary_dilation(inside, iterations=reach)
     marks = np.where(inside, cv2.GC_PR_FGD, np.where(near, cv2.GC_PR_BGD, cv2.GC_BGD)).astype(np.uint8)
     cv2.setRNGSeed(0)  # the colours are clustered from a random start
     cv2.grabCut(small, marks, None, np.zeros((1, 65)), np.zeros((1, 65)), ROUNDS, cv2.GC_INIT_WITH_MASK)
-    found = _pieces((marks == cv2.GC_FGD) | (marks == cv2.GC_PR_FGD))
-    kept = found.sum() / max(inside.sum(), 1)
-    if not found.any():
-        raise CallError(f"GrabCut found nothing of {name} in its outline: outline it by a polygon or a mask")
-    if kept < LEAST_KEPT:
-        warn(f"GrabCut kept {kept:.0%} of the outline of {name}: look at the figure, or outline it by a polygon")
-    return cv2.resize(found.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST) > 0
+    refined = _without_small_pieces((marks == cv2.GC_FGD) | (marks == cv2.GC_PR_FGD))
+    share = refined.sum() / max(inside.sum(), 1)
+    if not refined.any():
+        raise CallError(f"GrabCut found nothing of {name} inside its mask: mark it by a polygon or a finer mask")
+    if share < SMALLEST_SHARE:
+        warn(f"GrabCut kept only {share:.0%} of the mask of {name}: check the figure, or mark it by a polygon")
+    return cv2.resize(refined.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST) > 0
 
 
-def _pieces(found: Bool[np.ndarray, "height width"]) -> Bool[np.ndarray, "height width"]:
-    pieces, _ = label(found)
+def _without_small_pieces(mask: Bool[np.ndarray, "height width"]) -> Bool[np.ndarray, "height width"]:
+    """Return the connected pieces of a mask that are at least a tenth as large as the largest."""
+    pieces, _ = label(mask)
     sizes = np.bincount(pieces.ravel())
     sizes[0] = 0
-    return np.isin(pieces, np.flatnonzero(sizes >= max(sizes.max() / 10, 1)))
+    return np.isin(pieces, np.flatnonzero(sizes >= max(sizes.max() / PIECE_RATIO, 1)))

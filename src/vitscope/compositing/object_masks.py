@@ -1,8 +1,9 @@
-"""Outlines: which pixels of a photo are an object."""
+"""Object masks: which pixels of a photo belong to an object."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -11,50 +12,58 @@ from jaxtyping import Bool
 from PIL import Image
 from skimage.draw import polygon2mask
 
-from vitscope.compositing.grabcut import refined
-from vitscope.errors import CallError
+from vitscope.compositing.grabcut import refine_mask
+from vitscope.errors import CallError, first_line
 from vitscope.images.image import InputImage
 from vitscope.images.reading import check_file, read_photo
 from vitscope.perturb.segments import segment
 from vitscope.validation import number, whole_number
 
-LEAST_SIDE = 2  # pixels: less has no shape that could be seen smaller
+LEAST_SIDE = 2  # pixels: a smaller object has no shape
+
+Mask = Bool[np.ndarray, "pixel_height pixel_width"]
 
 
 @dataclass(frozen=True, eq=False)
 class ObjectMask:
-    """An object of a photo.
+    """An object in a photo.
 
     Attributes:
-        name: what it is called in tables and figures.
-        mask: (pixel height, pixel width) of the whole photo, True on the object.
-        label: the class that is asked about, where it is not the name.
+        name: used in tables and figures.
+        mask: bool (pixel height, pixel width) of the whole photo, True on the object.
+        label: the class that is explained; None if it is the name.
+
+    Example:
+        >>> import skimage.data, vitscope as vs
+        >>> cat = vs.object_mask(skimage.data.chelsea(), box=(105, 20, 235, 200), name="cat")
+        >>> cat.box, cat.centre, round(cat.area, 3)
+        ((105, 20, 235, 200), (222.5, 120.0), 0.347)
     """
 
     name: str
-    mask: Bool[np.ndarray, "pixel_height pixel_width"]
+    mask: Mask
     label: str | None = None
 
     @cached_property
     def box(self) -> tuple[int, int, int, int]:
-        """(left, top, width, height) of the pixels it covers."""
+        """(left, top, width, height) of the bounding box, in pixels."""
         rows, columns = np.flatnonzero(self.mask.any(1)), np.flatnonzero(self.mask.any(0))
         left, top = int(columns[0]), int(rows[0])
         return left, top, int(columns[-1]) + 1 - left, int(rows[-1]) + 1 - top
 
     @property
     def centre(self) -> tuple[float, float]:
-        """(x, y) of the middle of its box, in pixels of the photo."""
+        """(x, y) of the centre of the bounding box, in pixels of the photo."""
         left, top, width, height = self.box
         return left + width / 2, top + height / 2
 
     @cached_property
     def area(self) -> float:
-        """The share of the photo that it covers."""
+        """The share of the photo that the object covers, from 0 to 1."""
         return float(self.mask.mean())
 
 
-def outline(
+def object_mask(
     image: Any,
     *,
     box: Any = None,
@@ -66,142 +75,164 @@ def outline(
     name: str = "object",
     label: str | None = None,
 ) -> ObjectMask:
-    """Mark an object in a photo, by exactly one of ``box``, ``polygon``, ``mask`` and ``segments``.
+    """Mark an object in a photo by exactly one of ``box``, ``polygon``, ``mask`` and ``segments``.
 
     Args:
         image: a path, PIL image or uint8 array (H, W, 3).
         box: (left, top, width, height) in pixels, inside the photo.
-        polygon: its corners (x, y) in pixels, three or more.
-        mask: as large as the photo: an array, True or above half its range on the object; or an image file.
+        polygon: three or more corners (x, y) in pixels.
+        mask: an array of the photo's size, True or above half its range on the object; or an image or ``.npy`` file.
         segments: labels of segments, as ``vitscope lime`` lists them.
-        cut: how the photo is cut into segments: ``"quickshift"``, ``"slic"``, or labels (H, W).
-        refine: move a rough outline to the object's borders with GrabCut (Rother, Kolmogorov & Blake, 2004); needs
+        cut: the segmentation for ``segments``: ``"quickshift"``, ``"slic"``, or labels (H, W).
+        refine: fit a rough mask to the borders of the object by GrabCut (Rother, Kolmogorov & Blake, 2004). Requires
             ``pip install 'vitscope[opencv]'``.
-        name: what it is called in tables and figures.
-        label: the class that is asked about; by default the name, if the model has such a class.
+        name: used in tables and figures.
+        label: the class that is explained; by default the name, if the model has a class of that name.
+
+    Returns:
+        The mask of the object, at the size of the photo.
 
     Raises:
-        CallError: outside the image, empty, all of it, or of another size.
+        CallError: the mask is empty, covers the whole photo, reaches outside it, or has another size.
+
+    Example:
+        >>> import skimage.data, vitscope as vs
+        >>> face = [(135, 60), (295, 70), (340, 130), (290, 240), (165, 250), (105, 110)]
+        >>> vs.object_mask(skimage.data.chelsea(), polygon=face, name="cat").box
+        (105, 60, 235, 190)
     """
     photo = read_photo(image)[0]
-    ways = {"box": box, "polygon": polygon, "mask": mask, "segments": segments}
-    given = [way for way, value in ways.items() if value is not None]
-    if len(given) != 1:
+    options = {"box": box, "polygon": polygon, "mask": mask, "segments": segments}
+    passed = [option for option, value in options.items() if value is not None]
+    if len(passed) != 1:
         raise CallError(
-            f"an object is marked by one of box, polygon, mask or segments; {', '.join(given) or 'nothing'} came"
+            f"{name} is marked by {' and '.join(passed) or 'nothing'}: pass exactly one of box, polygon, mask or "
+            "segments"
         )
     if box is not None:
-        marked = _boxed(box, photo, name)
+        pixels = _mask_of_box(box, photo, name)
     elif polygon is not None:
-        marked = _enclosed(polygon, photo, name)
+        pixels = _mask_of_polygon(polygon, photo, name)
     elif segments is not None:
-        marked = _picked(segments, cut, photo, name)
+        pixels = _mask_of_segments(segments, cut, photo, name)
     else:
-        marked = _masked(mask, photo, name)
-    _check(marked, name)
+        pixels = _mask_of_image(mask, photo, name)
+    _check_mask(pixels, name)
     if refine:
-        marked = refined(np.asarray(photo), marked, name)
-        _check(marked, name)
-    return ObjectMask(name, marked, label)
+        pixels = refine_mask(np.asarray(photo), pixels, name)
+        _check_mask(pixels, name)
+    return ObjectMask(name, pixels, label)
 
 
-def outlined(image: Any, objects: Any) -> list[ObjectMask]:
-    """The objects of one photo, however they were named: :func:`vitscope.compose` takes these.
+def object_masks(image: Any, objects: Any) -> list[ObjectMask]:
+    """Return the objects of one photo, in any form that :func:`vitscope.compose` takes.
 
     Raises:
-        CallError: none, two of one name, of another photo, or two that overlap.
+        CallError: there are no objects, two have the same name or overlap, or one belongs to another photo.
     """
-    named: Any = objects
-    if (
+    specifications: Any = objects
+    if _is_single_object(objects):
+        specifications = [objects]
+    if not isinstance(specifications, Mapping):
+        specifications = _by_name(specifications)
+    if not specifications:
+        raise CallError("no object was marked: pass a box (left, top, width, height), a mask or a polygon")
+    masks = [_convert(image, str(name), specification) for name, specification in specifications.items()]
+    photo = read_photo(image)[0]
+    for mask in masks:
+        _check_size(mask.mask, photo, mask.name)
+    _check_no_overlap(masks)
+    return masks
+
+
+def _by_name(objects: Any) -> dict[str, Any]:
+    """Return a list of objects as a mapping from their names; objects without a name are numbered."""
+    try:
+        objects = list(objects)
+    except TypeError:
+        raise CallError(
+            f"cannot use {objects!r} as objects: pass boxes, masks, polygons or vitscope.object_mask(…)"
+        ) from None
+    names = [
+        item.name if isinstance(item, ObjectMask) else f"object {number}" for number, item in enumerate(objects, 1)
+    ]
+    if len(objects) == 1 and not isinstance(objects[0], ObjectMask):
+        names = ["object"]
+    if len(set(names)) < len(names):
+        raise CallError(f"two objects have the same name ({', '.join(names)}): give each its own name")
+    return dict(zip(names, objects, strict=True))
+
+
+def _is_single_object(objects: Any) -> bool:
+    return (
         isinstance(objects, ObjectMask | np.ndarray | str | Path | Image.Image)
         or _is_box(objects)
         or _is_polygon(objects)
-    ):
-        named = [objects]
-    if not isinstance(named, Mapping):
-        try:
-            named = list(named)
-        except TypeError:
-            raise CallError(f"objects is {objects!r}: pass boxes, masks, polygons or vitscope.outline(…)") from None
-        names = [one.name if isinstance(one, ObjectMask) else f"object {i + 1}" for i, one in enumerate(named)]
-        if len(named) == 1 and not isinstance(named[0], ObjectMask):
-            names = ["object"]
-        if len(set(names)) < len(names):
-            raise CallError(f"the objects are called {', '.join(names)}: give each a name of its own")
-        named = dict(zip(names, named, strict=True))
-    if not named:
-        raise CallError("no object was marked: pass a box (left, top, width, height), a mask or a polygon")
-    found = [_outlined(image, str(name), one) for name, one in named.items()]
-    photo = read_photo(image)[0]
-    for one in found:
-        _check_size(one.mask, photo, one.name)
-    _check_apart(found)
-    return found
-
-
-def _outlined(image: Any, name: str, given: Any) -> ObjectMask:
-    if isinstance(given, ObjectMask):
-        return ObjectMask(name, given.mask, given.label)
-    if _is_box(given):
-        return outline(image, box=given, name=name)
-    if _is_polygon(given):
-        return outline(image, polygon=given, name=name)
-    if isinstance(given, np.ndarray | str | Path | Image.Image):
-        return outline(image, mask=given, name=name)
-    return outline(image, polygon=given, name=name)
-
-
-def _is_box(given: Any) -> bool:
-    flat = isinstance(given, Sequence | np.ndarray) and not isinstance(given, str) and len(given) == 4
-    return flat and all(isinstance(part, int | float | np.number) for part in given)
-
-
-def _is_polygon(given: Any) -> bool:
-    if isinstance(given, np.ndarray):
-        return given.ndim == 2 and given.shape[1] == 2 and len(given) > 2
-    pairs = isinstance(given, Sequence) and not isinstance(given, str) and len(given) > 2
-    return pairs and all(
-        isinstance(corner, Sequence | np.ndarray)
-        and len(corner) == 2
-        and all(isinstance(part, int | float | np.number) for part in corner)
-        for corner in given
     )
 
 
-def _boxed(box: Any, photo: Image.Image, name: str) -> np.ndarray:
+def _convert(image: Any, name: str, specification: Any) -> ObjectMask:
+    """Return one object in the form of an :class:`ObjectMask`."""
+    if isinstance(specification, ObjectMask):
+        return ObjectMask(name, specification.mask, specification.label)
+    if _is_box(specification):
+        return object_mask(image, box=specification, name=name)
+    if not _is_polygon(specification) and isinstance(specification, np.ndarray | str | Path | Image.Image):
+        return object_mask(image, mask=specification, name=name)
+    return object_mask(image, polygon=specification, name=name)
+
+
+def _is_box(value: Any) -> bool:
+    flat = isinstance(value, Sequence | np.ndarray) and not isinstance(value, str) and len(value) == 4
+    return flat and all(isinstance(side, int | float | np.number) for side in value)
+
+
+def _is_polygon(value: Any) -> bool:
+    if isinstance(value, np.ndarray):
+        return value.ndim == 2 and value.shape[1] == 2 and len(value) > 2
+    is_sequence = isinstance(value, Sequence) and not isinstance(value, str) and len(value) > 2
+    return is_sequence and all(
+        isinstance(corner, Sequence | np.ndarray)
+        and len(corner) == 2
+        and all(isinstance(coordinate, int | float | np.number) for coordinate in corner)
+        for corner in value
+    )
+
+
+def _mask_of_box(box: Any, photo: Image.Image, name: str) -> Mask:
     if isinstance(box, str) or np.ndim(box) != 1:
-        raise CallError(f"the box of {name} is {box!r}: left, top, width, height are expected")
+        raise CallError(f"the box of {name} is {box!r}: pass left, top, width, height")
     if len(box) != 4:
-        raise CallError(f"the box of {name} has {len(box)} numbers: left, top, width, height are expected")
-    left, top, width, height = (number(part, f"the box of {name}") for part in box)
-    shown = f"the box of {name} is {left:g},{top:g},{width:g},{height:g} (left, top, width, height)"
+        raise CallError(f"the box of {name} has {len(box)} numbers: pass left, top, width, height")
+    left, top, width, height = (number(side, f"the box of {name}") for side in box)
+    description = f"the box of {name} is {left:g},{top:g},{width:g},{height:g} (left, top, width, height)"
     if width < LEAST_SIDE or height < LEAST_SIDE:
-        raise CallError(f"{shown}: it is empty, {LEAST_SIDE} pixels a side are the least")
+        raise CallError(f"{description}, which is empty: make it at least {LEAST_SIDE}×{LEAST_SIDE} pixels")
     if left < 0 or top < 0 or left + width > photo.width or top + height > photo.height:
-        raise CallError(f"{shown}: it reaches outside the image of {photo.width}×{photo.height} pixels")
-    marked = np.zeros((photo.height, photo.width), dtype=bool)
-    marked[round(top) : round(top + height), round(left) : round(left + width)] = True
-    return marked
+        raise CallError(f"{description}: it reaches outside the image of {photo.width}×{photo.height} pixels")
+    pixels = np.zeros((photo.height, photo.width), dtype=bool)
+    pixels[round(top) : round(top + height), round(left) : round(left + width)] = True
+    return pixels
 
 
-def _enclosed(polygon: Any, photo: Image.Image, name: str) -> np.ndarray:
+def _mask_of_polygon(polygon: Any, photo: Image.Image, name: str) -> Mask:
     try:
         corners = np.asarray(polygon, dtype=np.float64)
     except (TypeError, ValueError):
         corners = np.zeros(0)
     if corners.ndim != 2 or corners.shape[1:] != (2,) or len(corners) < 3 or not np.isfinite(corners).all():
-        raise CallError(f"the outline of {name} is no polygon: three or more corners (x, y) are expected")
+        raise CallError(f"the outline of {name} is not a polygon: pass three or more corners (x, y)")
     (left, top), (right, bottom) = corners.min(0), corners.max(0)
     if left < 0 or top < 0 or right > photo.width or bottom > photo.height:
         raise CallError(
-            f"the outline of {name} runs from ({left:g}, {top:g}) to ({right:g}, {bottom:g}): it reaches outside the "
-            f"image of {photo.width}×{photo.height} pixels"
+            f"the outline of {name} extends from ({left:g}, {top:g}) to ({right:g}, {bottom:g}): it reaches outside "
+            f"the image of {photo.width}×{photo.height} pixels"
         )
-    # Corners count from the image's edge, pixels' centres lie half a pixel further.
+    # Corners are measured from the edge of the image; the centre of a pixel is half a pixel further in.
     return polygon2mask((photo.height, photo.width), corners[:, ::-1] - 0.5)
 
 
-def _masked(mask: Any, photo: Image.Image, name: str) -> np.ndarray:
+def _mask_of_image(mask: Any, photo: Image.Image, name: str) -> Mask:
     if isinstance(mask, str | Path):
         mask = _read_mask(Path(mask))
     if isinstance(mask, Image.Image):
@@ -210,7 +241,7 @@ def _masked(mask: Any, photo: Image.Image, name: str) -> np.ndarray:
     if array.ndim == 3:
         array = array[..., :3].mean(-1)
     if array.dtype == object or array.ndim != 2:
-        raise CallError(f"the mask of {name} is no mask: an array as large as the image is expected")
+        raise CallError(f"the mask of {name} is not a mask: pass an array of the size of the image")
     _check_size(array, photo, name)
     if array.dtype == bool:
         return array
@@ -218,53 +249,53 @@ def _masked(mask: Any, photo: Image.Image, name: str) -> np.ndarray:
 
 
 def _read_mask(path: Path) -> Any:
+    """Return the image or the array in a file."""
     if path.suffix != ".npy":
         return read_photo(path)[0]
     check_file(path)
     try:
         return np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        reason = str(error).splitlines()[0] if str(error) else "it ends early"
-        raise CallError(f"{path} holds no mask: {reason}") from None
+        reason = first_line(error) if str(error) else "it ends early"
+        raise CallError(f"cannot read a mask from {path}: {reason}") from None
 
 
-def _picked(labels: Any, cut: Any, photo: Image.Image, name: str) -> np.ndarray:
-    pixels = np.asarray(photo)
-    segments = segment(pixels, cut, InputImage(photo, (0.0, 0.0, float(photo.width), float(photo.height))), None)
-    wanted = [whole_number(label, f"a segment of {name}") for label in np.atleast_1d(labels).tolist()]
-    known = set(np.unique(segments.labels).tolist())
-    missing = [label for label in wanted if label not in known]
+def _mask_of_segments(labels: Any, cut: Any, photo: Image.Image, name: str) -> Mask:
+    image = InputImage(photo, (0.0, 0.0, float(photo.width), float(photo.height)))
+    segments = segment(np.asarray(photo), cut, image, None)
+    chosen = [whole_number(label, f"a segment of {name}") for label in np.atleast_1d(labels).tolist()]
+    available = set(np.unique(segments.labels).tolist())
+    missing = [label for label in chosen if label not in available]
     if missing:
         raise CallError(
-            f"{name}: segment {missing[0]} is not there: {segments.name} cut the image into {len(known)}, "
-            f"{min(known)} to {max(known)}"
+            f"segment {missing[0]} of {name} does not exist: {segments.name} cut the image into {len(available)} "
+            f"segments, {min(available)} to {max(available)}"
         )
-    return np.isin(segments.labels, wanted)
+    return np.isin(segments.labels, chosen)
 
 
 def _check_size(mask: np.ndarray, photo: Image.Image, name: str) -> None:
     if mask.shape != (photo.height, photo.width):
         raise CallError(
-            f"the mask of {name} is {'×'.join(map(str, mask.shape))} where the image is {photo.height}×{photo.width} "
-            "(height×width): make it of the image's size"
+            f"the mask of {name} is {'×'.join(map(str, mask.shape))} (height×width), the image is "
+            f"{photo.height}×{photo.width}: pass a mask of the size of the image"
         )
 
 
-def _check(marked: np.ndarray, name: str) -> None:
-    if not marked.any():
-        raise CallError(f"the mask of {name} is empty: nothing is marked as the object")
-    if marked.all():
-        raise CallError(f"{name} is the whole image: mark a part of it, so that there is somewhere to move it")
-    if min(marked.any(0).sum(), marked.any(1).sum()) < LEAST_SIDE:
-        raise CallError(f"{name} is thinner than {LEAST_SIDE} pixels: mark an object that can be seen")
+def _check_mask(pixels: Mask, name: str) -> None:
+    if not pixels.any():
+        raise CallError(f"the mask of {name} is empty: mark at least {LEAST_SIDE}×{LEAST_SIDE} pixels")
+    if pixels.all():
+        raise CallError(f"{name} is the whole image: mark a part of it, so that the object can be moved")
+    if min(pixels.any(0).sum(), pixels.any(1).sum()) < LEAST_SIDE:
+        raise CallError(f"{name} is thinner than {LEAST_SIDE} pixels: mark a larger object")
 
 
-def _check_apart(found: Sequence[ObjectMask]) -> None:
-    for i, one in enumerate(found):
-        for other in found[i + 1 :]:
-            shared = int((one.mask & other.mask).sum())
-            if shared:
-                raise CallError(
-                    f"{one.name} and {other.name} overlap in {shared:,} pixels: draw outlines that do not, or make "
-                    "rough boxes narrower"
-                )
+def _check_no_overlap(masks: Sequence[ObjectMask]) -> None:
+    for first, second in combinations(masks, 2):
+        shared = int((first.mask & second.mask).sum())
+        if shared:
+            raise CallError(
+                f"{first.name} and {second.name} overlap in {shared:,} pixels: mark them by polygons or masks that do "
+                "not overlap, or make rough boxes narrower"
+            )

@@ -1,4 +1,4 @@
-"""Showing: one model's answers to composites of one image, and where it looked."""
+"""Predictions for edited images: one model's outputs for many edits of one image, and their rollouts."""
 
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -20,19 +20,21 @@ from vitscope.tracing.capture import run_and_capture
 
 
 class EditedImagePredictor(BatchedPredictor):
-    """Shows a model composites, batch by batch; the next batch is put together while the model looks at this one.
+    """Evaluates a model on edited images, batch by batch; the next batch is rendered while the model is busy.
 
     Args:
-        known: how the model knows places, for composites that are asked about with positions made equal.
-        attention: keep the rollout of every composite.
-        subject, output, batch_size, progress: see :class:`~vitscope.perturb.batching.BatchedPredictor`.
+        model: the model.
+        subject: the image that is edited.
+        model_positions: the position embeddings of the model, for images that are evaluated with neutral ones.
+        attention: keep the rollout of every edited image.
+        output, batch_size, progress: see :class:`~vitscope.perturb.batching.BatchedPredictor`.
     """
 
     def __init__(
         self,
         model: VisionModel,
         subject: Subject,
-        known: Positions,
+        model_positions: Positions,
         *,
         attention: bool = False,
         output: str = "probability",
@@ -40,61 +42,63 @@ class EditedImagePredictor(BatchedPredictor):
         progress: Progress | None = None,
     ) -> None:
         super().__init__(model, subject, output=output, batch_size=batch_size, progress=progress)
-        self._positions, self._attention = known, attention
+        self._positions, self._attention = model_positions, attention
         self.rollouts: dict[int, Float[np.ndarray, "height width"]] = {}
 
-    def show(self, stage: Stage, composites: Sequence[EditedImage]) -> Answers:
-        """The answers (composite, class), and on the way :attr:`rollouts`.
+    def predict(self, stage: Stage, edited_images: Sequence[EditedImage]) -> Answers:
+        """Return the outputs (edited image, class), and fill :attr:`rollouts`.
 
         Raises:
-            KeyboardInterrupt: Ctrl-C before two composites were seen; later ones end the showing quietly.
-            WorkError: NaN or infinity, or no memory for a single image.
+            KeyboardInterrupt: Ctrl-C before two images were evaluated; a later Ctrl-C ends the loop quietly.
+            WorkError: an output is NaN or infinite, or there is not enough memory for a single image.
         """
-        batches = [
-            kind[start : start + self.batch_size]
-            for neutral in (False, True)
-            if (kind := [at for at, one in enumerate(composites) if one.neutral is neutral])
-            for start in range(0, len(kind), self.batch_size)
-        ]
+        batches = []
+        for neutral in (False, True):
+            indices = [index for index, image in enumerate(edited_images) if image.neutral is neutral]
+            batches += [indices[i : i + self.batch_size] for i in range(0, len(indices), self.batch_size)]
 
-        def start(threads: Any, at: list[int]) -> Any:
-            return [threads.submit(self._made, stage, composites[i]) for i in at]
+        def start(threads: Any, indices: list[int]) -> Any:
+            return [threads.submit(self._render, stage, edited_images[index]) for index in indices]
 
-        def finish(at: list[int], begun: Any) -> Tensor:
-            pixels = self._pixels([part.result() for part in begun])
-            with neutral_positions(self._positions) if composites[at[0]].neutral else nullcontext():
-                return self._looked(at, pixels)
+        def finish(indices: list[int], futures: Any) -> Tensor:
+            pixels = self._pixels([future.result() for future in futures])
+            neutral = edited_images[indices[0]].neutral
+            with neutral_positions(self._positions) if neutral else nullcontext():
+                return self._logits_and_rollouts(indices, pixels)
 
-        return self._ask(len(composites), batches, start, finish, range(len(self.original)))
+        return self._ask(len(edited_images), batches, start, finish, range(len(self.original)))
 
-    def rollouts_of(self, count: int) -> Float[np.ndarray, "composite height width"]:
-        """The rollouts of so many composites, NaN where Ctrl-C came first."""
+    def rollouts_of(self, count: int) -> Float[np.ndarray, "image height width"]:
+        """Return the rollouts of the first ``count`` edited images, NaN if Ctrl-C came before an image."""
         blank = np.full_like(next(iter(self.rollouts.values())), np.nan)
-        return np.stack([self.rollouts.get(at, blank) for at in range(count)])
+        return np.stack([self.rollouts.get(index, blank) for index in range(count)])
 
-    def _made(self, stage: Stage, composite: EditedImage) -> Tensor:
-        """What the model is given: bytes that are cut for it, or (for a tensor) values in 0 … 255."""
-        values = stage.render(composite)
+    def _render(self, stage: Stage, edited_image: EditedImage) -> Tensor:
+        """Return an edited image cropped for the model, as bytes; for a tensor, as values in 0 … 255."""
+        values = stage.render(edited_image)
         if self.subject.scaling is not None:
             return torch.from_numpy(values)
         assert self.model.preprocessing is not None, "a photo was preprocessed"
         return torch.from_numpy(self.model.preprocessing.cut(Image.fromarray(values))[0])
 
-    def _pixels(self, made: Sequence[Tensor]) -> Tensor:
-        like = self.subject.pixels
-        values = torch.stack(list(made)).to(like.device)
+    def _pixels(self, rendered: Sequence[Tensor]) -> Tensor:
+        """Return rendered images as a batch for the model, in its dtype and on its device."""
+        original = self.subject.pixels
+        values = torch.stack(list(rendered)).to(original.device)
         if self.subject.scaling is None:
             assert self.model.preprocessing is not None, "a photo was preprocessed"
-            return self.model.preprocessing.normalized(values.permute(0, 3, 1, 2)).to(like.dtype)
-        factor, offset = (part.to(like.device) for part in self.subject.scaling)
-        changed = values != torch.from_numpy(self.subject.values).to(like.device)
-        # What is as it was stays bit for bit.
-        return torch.where(changed.permute(0, 3, 1, 2), (values * factor + offset).permute(0, 3, 1, 2).to(like), like)
+            return self.model.preprocessing.normalized(values.permute(0, 3, 1, 2)).to(original.dtype)
+        factor, offset = (coefficient.to(original.device) for coefficient in self.subject.scaling)
+        changed = values != torch.from_numpy(self.subject.values).to(original.device)
+        scaled = (values * factor + offset).permute(0, 3, 1, 2).to(original)
+        # Unchanged values are taken from the original, bit for bit.
+        return torch.where(changed.permute(0, 3, 1, 2), scaled, original)
 
-    def _looked(self, at: list[int], pixels: Tensor) -> Tensor:
+    def _logits_and_rollouts(self, indices: list[int], pixels: Tensor) -> Tensor:
+        """Return the logits or features of a batch, and keep its rollouts."""
         if not self._attention:
             return self._logits(pixels)
-        seen = run_and_capture(self.model, pixels, fuse="mean", merge="equal", by_class=False)
-        values = rollout(seen.trace).values.cpu().numpy()
-        self.rollouts |= dict(zip(at, values, strict=True))
-        return self._logits(pixels) if self.features is not None or seen.logits is None else seen.logits
+        capture = run_and_capture(self.model, pixels, fuse="mean", merge="equal", by_class=False)
+        values = rollout(capture.trace).values.cpu().numpy()
+        self.rollouts |= dict(zip(indices, values, strict=True))
+        return self._logits(pixels) if self.features is not None or capture.logits is None else capture.logits

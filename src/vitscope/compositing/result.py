@@ -1,20 +1,20 @@
-"""Composition: what a model said to the composites of one image, as tables, maps and curves."""
+"""Composition: a model's outputs for edited versions of one image, as tables, location maps and size curves."""
 
-import csv
-import io
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from PIL import Image
 
+from vitscope.compositing.export import csv_text, json_entry, table_row
 from vitscope.compositing.object_masks import ObjectMask
+from vitscope.compositing.ranking import Ranked, Ranking, SizeCurve
 from vitscope.compositing.stage import EditedImage, Stage
 from vitscope.errors import CallError
 from vitscope.files import atomic_write
@@ -24,164 +24,143 @@ from vitscope.perturb.segments import cell_labels
 from vitscope.results.attribution import Attribution
 from vitscope.validation import at_least, class_index, whole_number
 
-TOP_K = 3  # classes to an image, as in the report's table
-
-
-@dataclass(frozen=True)
-class Ranked:
-    """One class of a composite: its answer, and what it is more or less than for the original."""
-
-    label: str
-    index: int
-    value: float
-    change: float
-
-
-@dataclass(frozen=True)
-class Ranking:
-    """A row of the table: the likeliest classes of one composite, likeliest first."""
-
-    name: str
-    test: str
-    classes: tuple[Ranked, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class SizeCurve:
-    """The answer for a class by the size of an object.
-
-    Attributes:
-        name, target: the object and the class.
-        scales: of the object's sides, rising.
-        areas: the share of the photo that it covers at each.
-        values: the answer at each.
-    """
-
-    name: str
-    target: str
-    scales: Float[np.ndarray, " size"]
-    areas: Float[np.ndarray, " size"]
-    values: Float[np.ndarray, " size"]
+TOP_K = 3  # classes per edited image
 
 
 @dataclass(frozen=True, eq=False)
 class Composition:
-    """The answers to composites of one image. Made by :func:`vitscope.compose`.
+    """A model's outputs for edited versions of one image, as returned by :func:`vitscope.compose`.
+
+    Methods that take an edited image take its index or its name; those that take a class take its index or its label.
 
     Attributes:
-        original: the photo, with what of it the model sees.
-        composites: what was shown; the first is the original.
-        outputs: float64 (composite, class): probabilities or logits, or in one column the similarity to the original
-            of a model that has no classes. NaN where Ctrl-C came first.
+        original: the photo, and the box of it that the model sees.
+        edited_images: the images that were evaluated; the first is the original.
+        outputs: float64 (edited image, class), probabilities or logits. Of a model without classes, a single column:
+            the cosine similarity of its features to those of the original. NaN for images that Ctrl-C left out.
         labels: of the columns.
-        provenance: model, options, versions.
-        stage: puts the images together again.
-        known: the model's own labels, by which classes are asked for; None where it has none.
-        target: the column that was asked for, if one was.
-        rollouts: float32 (composite, height, width), NaN where there is none; None if they were not asked for.
-        grid: of the rollouts.
+        provenance: model, options and versions.
+        stage: renders the images again.
+        model_labels: the model's own labels, by which classes are selected; None if it has none.
+        target: the column that was chosen as the target of :func:`vitscope.compose`; None if none was.
+        rollouts: float32 (edited image, height, width), NaN for images that were left out; None without
+            ``attention=True``.
+        grid: the token grid of the rollouts.
+
+    Example:
+        >>> import skimage.data, vitscope as vs
+        >>> cat = {"cat": (105, 20, 235, 200)}
+        >>> result = vs.compose(vs.load("vit-nano"), skimage.data.chelsea(), cat, tests="size", scales=[0.5, 1])
+        >>> result.names
+        ['original', 'cat × 0.5', 'cat × 1']
+        >>> len(result.ranking("cat × 0.5").classes), result.image("cat × 0.5").size
+        (3, (451, 300))
     """
 
     original: InputImage
-    composites: Sequence[EditedImage]
-    outputs: Float[np.ndarray, "composite label"]
+    edited_images: Sequence[EditedImage]
+    outputs: Float[np.ndarray, "image label"]
     labels: Sequence[str]
     provenance: Mapping[str, Any]
     stage: Stage = field(repr=False)
-    known: Sequence[str] | None = None
+    model_labels: Sequence[str] | None = None
     target: int | None = None
-    rollouts: Float[np.ndarray, "composite height width"] | None = None
+    rollouts: Float[np.ndarray, "image height width"] | None = None
     grid: Grid | None = None
 
     def __len__(self) -> int:
-        return len(self.composites)
+        return len(self.edited_images)
 
     @property
-    def outlines(self) -> Mapping[str, ObjectMask]:
+    def objects(self) -> Mapping[str, ObjectMask]:
         """The objects by name."""
-        return self.stage.outlines
+        return self.stage.objects
 
     @property
     def output(self) -> str:
-        """What the answers are: probability, logit or similarity."""
+        """The kind of the outputs: probability, logit, value or similarity."""
         return str(self.provenance["parameters"]["output"])
-
-    def at(self, name: str) -> int:
-        """The number of a composite.
-
-        Raises:
-            CallError: there is none of that name.
-        """
-        for number, one in enumerate(self.composites):
-            if one.name == name:
-                return number
-        raise CallError(f"there is no composite {name!r}: the first are {', '.join(self.names[:8])}")
 
     @property
     def names(self) -> list[str]:
-        """Of all composites."""
-        return [one.name for one in self.composites]
+        """The names of all edited images."""
+        return [image.name for image in self.edited_images]
 
-    def image(self, which: int | str) -> Image.Image:
-        """The image of a composite, by number or name, as it was put together."""
-        values = np.asarray(self.stage.render(self.composites[self._number(which)])).round().clip(0, 255)
-        return Image.fromarray(three_channels(values, -1).astype(np.uint8))
+    @property
+    def evaluated(self) -> list[int]:
+        """The indices of the images that the model was evaluated on: all, unless Ctrl-C came first."""
+        return [index for index, output in enumerate(self.outputs) if not np.isnan(output).any()]
 
-    def shown(self, which: int | str) -> InputImage:
-        """The same, with what of it the model sees."""
-        image = self.image(which)
-        across, down = self.stage.factor
-        left, top, right, bottom = self.original.box
-        return InputImage(image, (left * across, top * down, right * across, bottom * down), self.original.name)
-
-    def column(self, target: int | str | None = None, name: str | None = None) -> int:
-        """The column that is explained: ``target``; else of the object's class, if the model has it; else the
-        likeliest of the original.
+    def index_of(self, name: str) -> int:
+        """Return the index of an edited image.
 
         Raises:
-            CallError: there is no such class; the nearest are named.
+            CallError: there is no edited image of that name.
+        """
+        names = self.names
+        if name not in names:
+            raise CallError(f"there is no edited image {name!r}: the first are {', '.join(names[:8])}")
+        return names.index(name)
+
+    def image(self, image: int | str) -> Image.Image:
+        """Return the pixels of an edited image."""
+        values = np.asarray(self.stage.render(self.edited_images[self._index(image)])).round().clip(0, 255)
+        return Image.fromarray(three_channels(values, -1).astype(np.uint8))
+
+    def view_of(self, image: int | str) -> InputImage:
+        """Return an edited image with the box of it that the model sees."""
+        pixels = self.image(image)
+        across, down = self.stage.factor
+        left, top, right, bottom = self.original.box
+        return InputImage(pixels, (left * across, top * down, right * across, bottom * down), self.original.name)
+
+    def column(self, target: int | str | None = None, name: str | None = None) -> int:
+        """Return the column of the class that is explained.
+
+        Args:
+            target: the class. By default the target of :func:`vitscope.compose`, else the class of the object if the
+                model has it, else the likeliest class of the original.
+            name: of the object.
+
+        Raises:
+            CallError: there is no such class; the message lists the nearest labels.
         """
         if self.output == "similarity":
             if target in (None, "similarity"):
                 return 0
             raise CallError(
-                f"{self.provenance['model']} has no classes, {target!r} cannot be asked for: its answer is "
-                "'similarity', how alike its features stay to those of the original"
+                f"{self.provenance['model']} has no classes, so {target!r} cannot be its target: its output is "
+                "'similarity', the similarity of its features to those of the original"
             )
         if target is not None:
-            return class_index(target, self.known, self.outputs.shape[1])
+            return class_index(target, self.model_labels, self.outputs.shape[1])
         if self.target is not None:
             return self.target
-        outline = self.outlines[name] if name is not None else None
-        if outline is not None and outline.label is not None:
-            return class_index(outline.label, self.known, self.outputs.shape[1])
-        if outline is not None and self.known is not None and not outline.name.isdecimal():
+        object_mask = self.objects[name] if name is not None else None
+        if object_mask is not None and object_mask.label is not None:
+            return class_index(object_mask.label, self.model_labels, self.outputs.shape[1])
+        if object_mask is not None and self.model_labels is not None and not object_mask.name.isdecimal():
             try:
-                return class_index(outline.name, self.known, self.outputs.shape[1])
+                return class_index(object_mask.name, self.model_labels, self.outputs.shape[1])
             except CallError:
-                pass  # its name says what it is to people, not to this model
+                pass  # the name of an object need not be a class of the model
         return int(np.argmax(self.outputs[0]))
 
-    def value(self, which: int | str, target: int | str | None = None, name: str | None = None) -> float:
-        """The answer to a composite for a class."""
-        return float(self.outputs[self._number(which), self.column(target, name)])
+    def value(self, image: int | str, target: int | str | None = None, name: str | None = None) -> float:
+        """Return the output for an edited image and a class; arguments as for :meth:`column`."""
+        return float(self.outputs[self._index(image), self.column(target, name)])
 
-    def ranking(self, which: int | str, top_k: int = TOP_K) -> Ranking:
-        """The likeliest classes of a composite, with their changes against the original."""
-        at = self._number(which)
-        composite, output = self.composites[at], self.outputs[at]
+    def ranking(self, image: int | str, top_k: int = TOP_K) -> Ranking:
+        """Return the ``top_k`` likeliest classes of an edited image, with their changes against the original."""
+        index = self._index(image)
+        description, output = self.edited_images[index], self.outputs[index]
         order = np.argsort(-output, kind="stable")[: at_least(1, top_k, "top_k")].tolist()
         ranked = (Ranked(self.labels[i], i, float(output[i]), float(output[i] - self.outputs[0, i])) for i in order)
-        return Ranking(composite.name, composite.test, tuple(ranked))
-
-    @property
-    def asked(self) -> list[int]:
-        """The numbers of the composites that were asked about: all, unless Ctrl-C came."""
-        return [at for at, output in enumerate(self.outputs) if not np.isnan(output).any()]
+        return Ranking(description.name, description.test, tuple(ranked))
 
     def table(self, top_k: int = TOP_K) -> list[Ranking]:
-        """The ranking of every composite that was asked about."""
-        return [self.ranking(at, top_k) for at in self.asked]
+        """Return the ranking of every evaluated image."""
+        return [self.ranking(index, top_k) for index in self.evaluated]
 
     def select(
         self,
@@ -192,20 +171,29 @@ class Composition:
         neutral: bool = False,
         placed: bool | None = None,
     ) -> list[int]:
-        """The numbers of a test's composites: of one object, over one background, on a grid of places or not."""
+        """Return the indices of the edited images of a test.
+
+        Args:
+            test: ``"original"``, ``"size"``, ``"location"``, ``"split"``, ``"controls"`` or ``"free"``.
+            name: of the object under test; None: any.
+            background: None: any.
+            neutral: with neutral position embeddings, or without.
+            placed: on the location grid (True), not on it (False), or either (None).
+        """
         return [
-            at
-            for at, one in enumerate(self.composites)
-            if one.test == test
-            and name in (None, one.subject)
-            and background in (None, one.background)
-            and one.neutral is neutral
-            and placed in (None, one.place is not None)
+            index
+            for index, image in enumerate(self.edited_images)
+            if image.test == test
+            and name in (None, image.subject)
+            and background in (None, image.background)
+            and image.neutral is neutral
+            and placed in (None, image.place is not None)
         ]
 
     def tested(self, test: str) -> list[str]:
-        """The objects of a test."""
-        return list(dict.fromkeys(one.subject for one in self.composites if one.test == test and one.subject))
+        """Return the names of the objects of a test."""
+        images = (image for image in self.edited_images if image.test == test)
+        return list(dict.fromkeys(image.subject for image in images if image.subject))
 
     def location_map(
         self,
@@ -216,34 +204,34 @@ class Composition:
         background: str = "own",
         neutral: bool = False,
     ) -> Attribution:
-        """The answer for a class by the place of an object.
+        """Return the output for a class, by the place of an object.
 
         Args:
-            name: the object; the first by default.
-            target: the class; by default as :meth:`column` says.
+            name: of the object; the first by default.
+            target: the class; by default as for :meth:`column`.
             test, background, neutral: ``test="controls"`` for the object alone, over ``"own"`` or ``"blank"``.
 
         Returns:
-            values (1, row, column): each place is a cell around the middle of the object's box. Its image's box is
-            the part of the photo that these middles cover, so an overlay is grey where the object could not be put.
+            Values (1, row, column): each place is a cell around the centre of the object's bounding box. The box of
+            the image is the region that these centres cover, so an overlay is grey where the object does not fit.
 
         Raises:
-            CallError: no such test was made, or it was interrupted.
+            CallError: the test is not in the result, or it was interrupted.
         """
-        name = self._tested(test, name)
-        found = self.select(test, name, background=background, neutral=neutral, placed=True)
-        if not found:
-            raise CallError(f"no places of {name} over background {background!r} were asked about in test {test!r}")
+        name = self._require_tested(test, name)
+        indices = self.select(test, name, background=background, neutral=neutral, placed=True)
+        if not indices:
+            raise CallError(f"test {test!r} has no places of {name} over background {background!r}")
         column = self.column(target, name)
-        spots = [(self._spot(self.composites[at]), self.outputs[at, column]) for at in found]
-        if np.isnan([value for _, value in spots]).any():
-            raise CallError(f"the location test of {name} was interrupted: its map is not whole")
-        grid = Grid(*(max(place[axis] for (place, _), _ in spots) + 1 for axis in (0, 1)))
+        outputs = self.outputs[indices, column]
+        if np.isnan(outputs).any():
+            raise CallError(f"the location test of {name} was interrupted, so its map is incomplete: run compose again")
+        places, centres = zip(*(_place_and_centre(self.edited_images[index]) for index in indices), strict=True)
+        grid = Grid(*(max(place[axis] for place in places) + 1 for axis in (0, 1)))
         values = torch.zeros(1, grid.height, grid.width, dtype=torch.float32, device="cpu")
-        for (place, _), value in spots:
-            values[0, place[0], place[1]] = value
-        centres = np.array([centre for (_, centre), _ in spots])
-        about = {
+        for (row, column_of_grid), output in zip(places, outputs, strict=True):
+            values[0, row, column_of_grid] = output
+        provenance = {
             **self.provenance,
             "method": "location map",
             "object": name,
@@ -251,56 +239,62 @@ class Composition:
             "background": background,
             "positions": "neutral" if neutral else "as they are",
         }
-        view = InputImage(self.original.photo, self._extent(name, centres, grid), self.original.name)
-        return Attribution(values, grid, [view], about, self.labels[column])
+        view = InputImage(self.original.photo, self._extent(name, np.array(centres), grid), self.original.name)
+        return Attribution(values, grid, [view], provenance, self.labels[column])
 
     def size_curve(self, name: str | None = None, target: int | str | None = None) -> SizeCurve:
-        """The answer for a class by the size of an object; arguments as for :meth:`location_map`."""
-        name = self._tested("size", name)
+        """Return the output for a class, by the size of an object; arguments as for :meth:`location_map`.
+
+        Raises:
+            CallError: the test is not in the result, or it was interrupted before its first image.
+        """
+        name = self._require_tested("size", name)
         column = self.column(target, name)
         points = sorted(
-            (one.show[-1].scale, float(self.outputs[at, column]))
-            for at in self.select("size", name)
-            if not np.isnan(self.outputs[at, column])
-            for one in [self.composites[at]]
+            (self.edited_images[index].show[-1].scale, float(self.outputs[index, column]))
+            for index in self.select("size", name)
+            if not np.isnan(self.outputs[index, column])
         )
         if not points:
-            raise CallError(f"the size test of {name} was interrupted before it began")
-        scales, values = (np.array(part) for part in zip(*points, strict=True))
-        return SizeCurve(name, self.labels[column], scales, self.outlines[name].area * scales**2, values)
+            raise CallError(f"the size test of {name} was interrupted before its first image: run compose again")
+        scales, values = (np.array(numbers) for numbers in zip(*points, strict=True))
+        return SizeCurve(name, self.labels[column], scales, self.objects[name].area * scales**2, values)
 
-    def seen(self, name: str) -> float:
-        """The share of an object, where it is in the photo, that the model sees: less than 1 where it is cropped."""
-        mask = self.stage.known(name).mask
+    def visible_fraction(self, name: str) -> float:
+        """Return the share of an object, at its original place, that the model sees: below 1 if it is cropped."""
+        mask = self.stage.require_object(name).mask
         left, top, right, bottom = (round(side) for side in self.original.box)
         inside = mask[max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)]
         return float(inside.sum() / mask.sum())
 
-    def looked(self, which: int | str, name: str) -> tuple[float, float]:
-        """The share of a composite's rollout that lies on an object, and the share of the model's view it covers.
+    def rollout_mass(self, image: int | str, name: str) -> tuple[float, float]:
+        """Return the share of an image's rollout on an object, and the share of the model's view that it covers.
 
         Raises:
-            CallError: no rollouts were kept, or the object is not in this composite.
+            CallError: no rollouts were kept, or the edited image does not show the object.
         """
-        at = self._number(which)
+        index = self._index(image)
         if self.rollouts is None or self.grid is None:
-            raise CallError("no rollouts were kept: pass attention=True to compose")
-        shares = self.stage.shares(self.composites[at])
+            raise CallError("the result has no rollouts: pass attention=True to compose")
+        description = self.edited_images[index]
+        shares = self.stage.shares(description)
         if name not in shares:
-            raise CallError(f"{name} is not in {self.composites[at].name!r}")
+            names = ", ".join(shares) or "no object"
+            raise CallError(f"the edited image {description.name!r} does not show {name}: it shows {names}")
         cells = self._cells
         inside = cells >= 0
         counts = np.bincount(cells[inside], minlength=self.grid.num_patches)
         covered = np.bincount(cells[inside], weights=shares[name][inside], minlength=self.grid.num_patches)
-        rollout = self.rollouts[at].ravel()
-        on_it = rollout @ (covered / np.maximum(counts, 1)) / max(float(rollout.sum()), 1e-12)
-        return float(on_it), float(covered.sum() / max(int(inside.sum()), 1))
+        rollout = self.rollouts[index].ravel()
+        mass = rollout @ (covered / np.maximum(counts, 1)) / max(float(rollout.sum()), 1e-12)
+        return float(mass), float(covered.sum() / max(int(inside.sum()), 1))
 
     def save(self, path: str | Path) -> Path:
-        """Write all answers: ``.csv``, a row for each composite, or ``.json``, :meth:`as_json`.
+        """Write all outputs: ``.csv``, a row for each edited image, or ``.json``, see :meth:`as_json`.
 
         Raises:
-            SaveError: it cannot be written; an older file at ``path`` is untouched.
+            CallError: the path has another suffix.
+            SaveError: the file cannot be written; an older file at ``path`` is not changed.
         """
         path = Path(path)
         writers: dict[str, Callable[[], str]] = {
@@ -308,102 +302,90 @@ class Composition:
             ".json": lambda: json.dumps(self.as_json(), indent=2, allow_nan=False),
         }
         if path.suffix not in writers:
-            raise CallError(f"cannot save as {path.name!r}: end the name in .csv or .json; images are image(…).save")
+            raise CallError(
+                f"cannot save as {path.name!r}: end the name in .csv or .json; save images by image(…).save"
+            )
         text = writers[path.suffix]()
-        with atomic_write(path) as beside:
-            beside.write_text(text, encoding="utf-8", newline="")
+        with atomic_write(path) as temporary_path:
+            temporary_path.write_text(text, encoding="utf-8", newline="")
         return path
 
     def as_csv(self, top_k: int = TOP_K) -> str:
-        """A row for each composite: what it shows, and its likeliest classes with their changes."""
-        rows = list(self._rows(top_k))
-        text = io.StringIO()
-        writer = csv.DictWriter(text, fieldnames=list(dict.fromkeys(key for row in rows for key in row)))
-        writer.writeheader()
-        writer.writerows(rows)
-        return text.getvalue()
+        """Return a CSV table: a row for each edited image, with its ``top_k`` likeliest classes and their changes."""
+        rows = [
+            table_row(
+                self.edited_images[index],
+                self.ranking(index, top_k),
+                self.objects,
+                self.output,
+                self._rollout_masses(index),
+            )
+            for index in self.evaluated
+        ]
+        return csv_text(rows)
 
     def as_json(self) -> dict[str, Any]:
-        """Everything but the images, as what JSON has."""
+        """Return everything but the pixels, in types that JSON supports."""
         return {
             "image": self.original.name,
             "provenance": dict(self.provenance),
             "objects": [
                 {
-                    "name": one.name,
-                    "box": list(one.box),
-                    "area": one.area,
-                    "seen": self.seen(name),
+                    "name": item.name,
+                    "box": list(item.box),
+                    "area": item.area,
+                    "visible_fraction": self.visible_fraction(name),
                     "class": self.labels[self.column(None, name)],
                 }
-                for name, one in self.outlines.items()
+                for name, item in self.objects.items()
             ],
             "labels": list(self.labels),
-            "composites": [
-                {**asdict(one), "outputs": None if np.isnan(output).any() else output.tolist(), **self._attention(at)}
-                for at, (one, output) in enumerate(zip(self.composites, self.outputs, strict=True))
+            "edited_images": [
+                json_entry(image, self.outputs[index], self._rollout_masses(index))
+                for index, image in enumerate(self.edited_images)
             ],
         }
 
-    def _rows(self, top_k: int) -> Iterator[dict[str, Any]]:
-        for at in self.asked:
-            one, row = self.composites[at], self.ranking(at, top_k)
-            tested = next((placed for placed in one.show if placed.name == one.subject), None)
-            x, y = (None, None) if tested is None else (tested.centre or self.outlines[tested.name].centre)
-            area = None if tested is None else self.outlines[tested.name].area * tested.scale**2
-            yield {
-                "composite": row.name,
-                "test": row.test,
-                "object": one.subject,
-                "background": one.background,
-                "positions": "neutral" if one.neutral else "as they are",
-                "x": x,
-                "y": y,
-                "scale": None if tested is None else tested.scale,
-                "area": area,
-                **{
-                    f"{what} {rank}": value
-                    for rank, ranked in enumerate(row.classes, 1)
-                    for what, value in (("class", ranked.label), (self.output, ranked.value), ("change", ranked.change))
-                },
-                **{f"attention on {name}": share for name, share in self._attention(at).get("attention", {}).items()},
-            }
-
-    def _attention(self, at: int) -> dict[str, Any]:
-        if self.rollouts is None or np.isnan(self.rollouts[at]).any():
-            return {}
-        shown = [placement.name for placement in self.composites[at].show]
-        return {"attention": {name: self.looked(at, name)[0] for name in shown}}
+    def _rollout_masses(self, index: int) -> dict[str, float] | None:
+        """Return the share of an image's rollout on each object that it shows; None if it has no rollout."""
+        if self.rollouts is None or np.isnan(self.rollouts[index]).any():
+            return None
+        names = [placement.name for placement in self.edited_images[index].show]
+        return {name: self.rollout_mass(index, name)[0] for name in names}
 
     @cached_property
-    def _cells(self) -> np.ndarray:
+    def _cells(self) -> Int[np.ndarray, "pixel_height pixel_width"]:
+        """The cell of the rollout grid in which each pixel lies; negative outside what the model sees."""
         assert self.grid is not None
         return cell_labels(self.stage.photo.shape[:2], self.original, self.grid)
 
-    def _number(self, which: int | str) -> int:
-        at = self.at(which) if isinstance(which, str) else whole_number(which, "the composite")
-        if not -len(self) <= at < len(self):
-            raise CallError(f"composite {at} is not there: there are {len(self)}")
-        return at % len(self)
+    def _index(self, image: int | str) -> int:
+        index = self.index_of(image) if isinstance(image, str) else whole_number(image, "the edited image")
+        if not -len(self) <= index < len(self):
+            raise CallError(f"there is no edited image {index}: there are {len(self)}")
+        return index % len(self)
 
-    def _tested(self, test: str, name: str | None) -> str:
+    def _require_tested(self, test: str, name: str | None) -> str:
+        """Return the name of an object under test; the first if None."""
         tested = self.tested(test)
         if not tested:
-            raise CallError(f"the {test} test was not made: pass tests=({test!r},) to compose")
+            raise CallError(f"the result has no {test} test: pass tests=({test!r},) to compose")
         if name is not None and name not in tested:
-            raise CallError(f"there is no object {name!r} in the {test} test: it has {', '.join(tested)}")
+            raise CallError(f"there is no object {name!r} in the {test} test: choose {', '.join(tested)}")
         return tested[0] if name is None else name
 
-    def _spot(self, composite: EditedImage) -> tuple[tuple[int, int], tuple[float, float]]:
-        assert composite.place is not None
-        centre = composite.show[-1].centre
-        assert centre is not None
-        return composite.place, centre
-
     def _extent(self, name: str, centres: np.ndarray, grid: Grid) -> tuple[float, float, float, float]:
-        """The cells' edges: half a step beyond the outermost middles."""
+        """Return the outer edges of the cells: half a step beyond the outermost centres."""
         (left, top), (right, bottom) = centres.min(0), centres.max(0)
         width, height = self.stage.size_of(name)
         half_x = (right - left) / (2 * (grid.width - 1)) if grid.width > 1 else width / 2
         half_y = (bottom - top) / (2 * (grid.height - 1)) if grid.height > 1 else height / 2
         return left - half_x, top - half_y, right + half_x, bottom + half_y
+
+
+def _place_and_centre(image: EditedImage) -> tuple[tuple[int, int], tuple[float, float]]:
+    """Return the (row, column) of an image on the location grid, and the (x, y) of its object."""
+    centre = image.show[-1].centre
+    assert image.place is not None, "the image is on the location grid"
+    assert centre is not None, "the image is on the location grid"
+    return image.place, centre

@@ -1,4 +1,4 @@
-"""Stage: a photo taken apart into its background and its objects, and put together again otherwise."""
+"""The stage: a photo taken apart into its background and its objects, and reassembled differently."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,28 +9,42 @@ import numpy as np
 from jaxtyping import Float
 from scipy.ndimage import binary_dilation, distance_transform_edt
 
-from vitscope.compositing.backgrounds import BackgroundName, Hole, Values, at_size, background, filled, resized
+from vitscope.compositing.backgrounds import (
+    BackgroundName,
+    Hole,
+    Values,
+    fill_hole,
+    make_background,
+    resize_channel,
+    resize_mask,
+)
 from vitscope.compositing.object_masks import LEAST_SIDE, ObjectMask
 from vitscope.errors import CallError
 from vitscope.validation import number
 
-MARGIN = 0.015  # of the shorter side: the fringe around an object that its hole takes with it
+MARGIN = 0.015  # of the shorter side: the fringe around an object that is removed with it
 FEATHER = 0.01  # of the shorter side
-MOST_SCALE = 1000  # of an object's sides: a pixel would be as large as an image
-LEAST_BACKGROUND = 0.05  # of the photo: less is nothing to fill a hole from
+MOST_SCALE = 1000  # of an object's sides: a single pixel would become as large as an image
+LEAST_BACKGROUND = 0.05  # of the photo: with less, there is nothing to fill a hole from
 
-Cut = Float[np.ndarray, "height width channel"]  # an object's own pixels, 0 … 255
+Pixels = Float[np.ndarray, "height width channel"]  # of one object, 0 … 255
+Opacity = Float[np.ndarray, "height width"]  # of one object, 0 … 1
 
 
 @dataclass(frozen=True)
 class Placement:
-    """An object put somewhere.
+    """Where and how an object is pasted.
 
     Attributes:
         name: of the object.
-        centre: (x, y) of the middle of its box, in pixels of the photo; None: where it is.
-        scale: of its sides, above 0.
-        mirrored: left and right exchanged.
+        centre: (x, y) of the centre of its bounding box, in pixels of the photo; None: its original place.
+        scale: of its sides, above 0 and at most 1,000.
+        mirrored: whether left and right are exchanged.
+
+    Example:
+        >>> import vitscope as vs
+        >>> vs.Placement("cat", centre=(150, 110), scale=0.5)
+        Placement(name='cat', centre=(150, 110), scale=0.5, mirrored=False)
     """
 
     name: str
@@ -41,17 +55,25 @@ class Placement:
 
 @dataclass(frozen=True)
 class EditedImage:
-    """What an image is put together from.
+    """The description of an edited image: the objects it shows, and their background.
 
     Attributes:
         name: of the image, in tables and figures.
-        show: the objects that are there, back to front; others are left out and their holes filled.
+        show: the objects, back to front. Objects that are not listed are removed, and their holes are filled.
         background: ``"own"``, ``"blank"``, ``"blurred"``, ``"shuffled"`` or ``"other"``.
-        neutral: the model is asked with its position embeddings made equal, see
-            :mod:`vitscope.interventions.positions`.
-        test: what it belongs to: ``"original"``, ``"size"``, ``"location"``, ``"split"``, ``"controls"``, ``"free"``.
-        subject: the object that is tested, where one is.
-        place: (row, column) of the location grid, where the object stands on one.
+        neutral: evaluate the model with neutral position embeddings, see :mod:`vitscope.interventions.positions`.
+        test: the test it belongs to: ``"original"``, ``"size"``, ``"location"``, ``"split"``, ``"controls"``, or
+            ``"free"`` for an image of your own.
+        subject: the object under test; None if there is none.
+        place: (row, column) on the location grid; None if the object is not on it.
+
+    Example:
+        >>> import skimage.data, vitscope as vs
+        >>> image = vs.EditedImage("corner", (vs.Placement("cat", (150, 110), 0.5),), background="blurred")
+        >>> boxes = {"cat": (105, 20, 235, 200)}
+        >>> result = vs.compose(vs.load("vit-nano"), skimage.data.chelsea(), boxes, tests=(), edited_images=image)
+        >>> result.names
+        ['original', 'corner']
     """
 
     name: str
@@ -65,30 +87,31 @@ class EditedImage:
 
 @dataclass(frozen=True, eq=False)
 class _Cutout:
-    """An object at the stage's size: its pixels, how opaque they are, and the part of the photo that is its own."""
+    """An object at the resolution of the stage: its pixels, its opacity, and the region of the photo around it."""
 
-    outline: ObjectMask
+    object_mask: ObjectMask
     box: tuple[int, int, int, int]  # left, top, width, height, in pixels of the stage
-    pixels: Cut
-    alpha: Float[np.ndarray, "height width"]
+    pixels: Pixels
+    alpha: Opacity
     region: Hole
     mask: Hole
-    scaled: dict[tuple[float, bool], tuple[Any, Any]] = field(default_factory=dict)
+    variants: dict[tuple[float, bool], tuple[Any, Any]] = field(default_factory=dict)  # by scale and mirroring
 
 
 class Stage:
-    """Makes the image of any :class:`EditedImage`.
+    """Renders any :class:`EditedImage` of one photo.
 
-    An object at its own place, at its own size and over its own background is the photo, pixel for pixel. One that is
-    moved keeps its pixels where it is not scaled; its edge fades over ``feather`` pixels.
+    An object at its original place and size over its own background is the photo, pixel for pixel. An object that is
+    moved without scaling keeps its inner pixels; its edge fades over ``feather`` pixels.
 
     Args:
         photo: (pixel height, pixel width, channel) in 0 … 255, bytes or floating point.
-        outlines: the objects, none overlapping.
-        size: (width, height) of the photo in which outlines and places count; it may be larger than ``photo``.
-        fill: see :func:`~vitscope.compositing.backgrounds.filled`.
-        other: see :func:`~vitscope.compositing.backgrounds.background`.
-        feather: in pixels of ``photo``; 1 % of its shorter side by default.
+        objects: the objects, none of which overlap.
+        size: (width, height) of the photo in which masks and places are measured; it may be larger than ``photo``.
+        fill: see :func:`~vitscope.compositing.backgrounds.fill_hole`.
+        background_image: see :func:`~vitscope.compositing.backgrounds.make_background`.
+        feather: in pixels of ``photo``; by default 1 % of its shorter side, at least one pixel.
+        seed: of shuffled backgrounds and noise.
 
     Raises:
         CallError: the objects leave no background, or an option is out of range.
@@ -97,196 +120,208 @@ class Stage:
     def __init__(
         self,
         photo: Values,
-        outlines: Sequence[ObjectMask],
+        objects: Sequence[ObjectMask],
         size: tuple[int, int],
         *,
         fill: Any = "inpaint",
-        other: Any = None,
+        background_image: Any = None,
         feather: float | int | None = None,
         seed: int = 0,
     ) -> None:
-        self.photo, self.size, self.outlines = photo, size, {one.name: one for one in outlines}
-        self._other, self._seed = other, seed
+        self.photo, self.size = photo, size
+        self.objects = {item.name: item for item in objects}
+        self._background_image, self._seed = background_image, seed
         shorter = min(photo.shape[:2])
         self.feather = max(FEATHER * shorter, 1.0) if feather is None else number(feather, "feather")
         if not 0 <= self.feather <= shorter / 4:
-            raise CallError(f"feather is {feather}, 0 to {shorter / 4:g} pixels are expected (a quarter of the image)")
-        masks = [at_size(one.mask, photo.shape[:2]) for one in outlines]
-        for one, mask in zip(outlines, masks, strict=True):
+            raise CallError(f"feather is {feather}: pass 0 to {shorter / 4:g} pixels (a quarter of the shorter side)")
+        masks = [resize_mask(item.mask, photo.shape[:2]) for item in objects]
+        for item, mask in zip(objects, masks, strict=True):
             if min(mask.any(0).sum(), mask.any(1).sum()) < LEAST_SIDE:
-                raise CallError(f"{one.name} is too small in this image of {size[0]}×{size[1]} pixels")
+                raise CallError(
+                    f"{item.name} is too small in this image of {size[0]}×{size[1]} pixels: mark a larger object, or "
+                    "crop the image"
+                )
         margin = max(round(MARGIN * shorter), 1)
         holes = [binary_dilation(mask, iterations=margin) for mask in masks]
         hole = np.any(holes, axis=0)
         if 1 - hole.mean() < LEAST_BACKGROUND:
-            names = " and ".join(self.outlines)
-            raise CallError(f"{names} with their edges cover {hole.mean():.0%} of the image: no background is left")
-        self._backgrounds = {"own": filled(photo, hole, fill, seed)}
-        self._things = {
-            one.name: self._thing(one, mask, region)
-            for one, mask, region in zip(outlines, masks, _regions(masks, holes), strict=True)
+            names = " and ".join(self.objects)
+            raise CallError(
+                f"{names} and a margin cover {hole.mean():.0%} of the image, so no background is left: mark smaller "
+                "objects"
+            )
+        self._backgrounds = {"own": fill_hole(photo, hole, fill, seed)}
+        self._cutouts = {
+            item.name: self._cut_out(item, mask, region)
+            for item, mask, region in zip(objects, masks, _regions(masks, holes), strict=True)
         }
 
     @property
     def factor(self) -> tuple[float, float]:
-        """Pixels of the stage to a pixel of the photo, across and down."""
+        """Pixels of the stage per pixel of the photo, horizontally and vertically."""
         return self.photo.shape[1] / self.size[0], self.photo.shape[0] / self.size[1]
 
-    def known(self, name: str) -> ObjectMask:
-        """The object of a name.
+    def require_object(self, name: str) -> ObjectMask:
+        """Return the object of a name.
 
         Raises:
-            CallError: there is none.
+            CallError: there is no object of that name.
         """
-        if name not in self.outlines:
-            raise CallError(f"there is no object {name!r} in this image: it has {', '.join(self.outlines)}")
-        return self.outlines[name]
+        if name not in self.objects:
+            raise CallError(f"there is no object {name!r} in this image: choose {', '.join(self.objects)}")
+        return self.objects[name]
 
     def size_of(self, name: str, scale: float = 1.0) -> tuple[float, float]:
-        """(width, height) of an object's box, in pixels of the photo."""
-        _, _, width, height = self.known(name).box
+        """Return the (width, height) of an object's bounding box, in pixels of the photo."""
+        _, _, width, height = self.require_object(name).box
         return width * scale, height * scale
 
     def is_unmoved(self, placement: Placement) -> bool:
-        """The object is where it was, as it was."""
-        here = placement.centre in (None, self.known(placement.name).centre)
-        return here and placement.scale == 1.0 and not placement.mirrored
+        """Return whether an object is at its original place and size, and not mirrored."""
+        in_place = placement.centre in (None, self.require_object(placement.name).centre)
+        return in_place and placement.scale == 1.0 and not placement.mirrored
 
-    def prepare(self, composite: EditedImage) -> None:
-        """Refuse what cannot be put together, and have its background ready.
+    def prepare(self, edited_image: EditedImage) -> None:
+        """Check that an edited image can be rendered, and render its background.
 
         Raises:
-            CallError: an unknown object or background, an object shown twice, or one that does not fit the image.
+            CallError: an object or background is unknown, an object is shown twice, or one does not fit the image.
         """
-        if composite.background not in get_args(BackgroundName):
+        name = edited_image.name
+        if edited_image.background not in get_args(BackgroundName):
             choices = ", ".join(get_args(BackgroundName))
-            raise CallError(f"{composite.name}: unknown background {composite.background!r}: choose {choices}")
-        names = [placement.name for placement in composite.show]
+            raise CallError(f"{name}: unknown background {edited_image.background!r}: choose {choices}")
+        names = [placement.name for placement in edited_image.show]
         if len(set(names)) < len(names):
-            raise CallError(f"{composite.name}: an object is shown twice ({', '.join(names)}); once each is possible")
-        for placement in composite.show:
-            self._check_fits(composite.name, placement)
-        self._background(composite.background)
+            raise CallError(f"{name}: an object is shown twice ({', '.join(names)}): show each at most once")
+        for placement in edited_image.show:
+            self._check_fits(name, placement)
+        self._background(edited_image.background)
 
     def _check_fits(self, name: str, placement: Placement) -> None:
-        outline = self.known(placement.name)
+        object_mask = self.require_object(placement.name)
         if not 0 < placement.scale <= MOST_SCALE:
             raise CallError(
-                f"{name}: the scale of {placement.name} is {placement.scale}, above 0 and up to {MOST_SCALE:,} is "
-                "expected"
+                f"{name}: the scale of {placement.name} is {placement.scale}, but must be above 0 and at most "
+                f"{MOST_SCALE:,}"
             )
         width, height = self.size_of(placement.name, placement.scale)
-        shown = f"{name}: {placement.name} at scale {placement.scale:g} is {width:.0f}×{height:.0f} pixels"
+        description = f"{name}: {placement.name} at scale {placement.scale:g} is {width:.0f}×{height:.0f} pixels"
         if min(width * self.factor[0], height * self.factor[1]) < LEAST_SIDE:
-            raise CallError(f"{shown}: too small to be seen, choose a larger scale")
-        x, y = outline.centre if placement.centre is None else placement.centre
+            raise CallError(f"{description}, which is too small to be seen: choose a larger scale")
+        x, y = object_mask.centre if placement.centre is None else placement.centre
         if self.is_unmoved(placement):
             return
-        beyond = max(width / 2 - x, x + width / 2 - self.size[0], height / 2 - y, y + height / 2 - self.size[1])
-        if not (math.isfinite(x) and math.isfinite(y) and beyond <= 0.5):
+        excess = max(width / 2 - x, x + width / 2 - self.size[0], height / 2 - y, y + height / 2 - self.size[1])
+        if not (math.isfinite(x) and math.isfinite(y) and excess <= 0.5):
             raise CallError(
-                f"{shown} and does not fit around ({_pixels(x)}, {_pixels(y)}) in the image of "
-                f"{self.size[0]}×{self.size[1]}: "
-                "choose a smaller scale or another place"
+                f"{description} and does not fit around ({_format_pixels(x)}, {_format_pixels(y)}) in the image of "
+                f"{self.size[0]}×{self.size[1]}: choose a smaller scale or another place"
             )
 
-    def render(self, composite: EditedImage) -> Values:
-        """The image, as large as the stage and of its dtype."""
-        canvas = self._background(composite.background).copy()
-        own = composite.background == "own"
-        home = {placement.name for placement in composite.show if own and self.is_unmoved(placement)}
-        for name in home:
-            region = self._things[name].region
+    def render(self, edited_image: EditedImage) -> Values:
+        """Return the pixels of an edited image, of the size and dtype of the stage."""
+        canvas = self._background(edited_image.background).copy()
+        over_own = edited_image.background == "own"
+        unmoved = {placement.name for placement in edited_image.show if over_own and self.is_unmoved(placement)}
+        for name in unmoved:
+            region = self._cutouts[name].region
             canvas[region] = self.photo[region]
-        covered = False
-        for placement in composite.show:
-            if placement.name in home and not covered:
+        # Unmoved objects are part of the canvas already; only those in front of a moved one are pasted again.
+        behind_moved = False
+        for placement in edited_image.show:
+            if placement.name in unmoved and not behind_moved:
                 continue
-            covered = True
+            behind_moved = True
             self._paste(canvas, placement)
         return canvas
 
-    def shares(self, composite: EditedImage) -> Mapping[str, Float[np.ndarray, "pixel_height pixel_width"]]:
-        """How much of each pixel is each object's, what stands before it taken off."""
+    def shares(self, edited_image: EditedImage) -> Mapping[str, Float[np.ndarray, "pixel_height pixel_width"]]:
+        """Return the visible share of each object in each pixel, without what objects in front of it cover."""
         layers: dict[str, np.ndarray] = {}
-        for placement in composite.show:
-            thing = self._things[placement.name]
+        for placement in edited_image.show:
+            cutout = self._cutouts[placement.name]
             layer = np.zeros(self.photo.shape[:2], dtype=np.float32)
             if self.is_unmoved(placement):
-                layer[thing.mask] = 1.0
+                layer[cutout.mask] = 1.0
             else:
-                place, inner, _, alpha = self._laid(placement)
-                layer[place] = alpha[inner]
+                target, source, _, alpha = self._position(placement)
+                layer[target] = alpha[source]
             for name in layers:
                 layers[name] *= 1 - layer
             layers[placement.name] = layer
         return layers
 
-    def _thing(self, outline: ObjectMask, mask: Hole, region: Hole) -> _Cutout:
+    def _cut_out(self, object_mask: ObjectMask, mask: Hole, region: Hole) -> _Cutout:
         rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
         top, left = int(rows[0]), int(columns[0])
-        part = (slice(top, int(rows[-1]) + 1), slice(left, int(columns[-1]) + 1))
-        inside = distance_transform_edt(np.pad(mask[part], 1))[1:-1, 1:-1]
-        alpha = (inside / (self.feather + 1)).clip(0, 1).astype(np.float32)
-        pixels = self.photo[part].astype(np.float32)
-        box = (left, top, part[1].stop - left, part[0].stop - top)
-        return _Cutout(outline, box, pixels, alpha, region, mask)
+        crop = (slice(top, int(rows[-1]) + 1), slice(left, int(columns[-1]) + 1))
+        distance_to_edge = distance_transform_edt(np.pad(mask[crop], 1))[1:-1, 1:-1]
+        alpha = (distance_to_edge / (self.feather + 1)).clip(0, 1).astype(np.float32)
+        pixels = self.photo[crop].astype(np.float32)
+        box = (left, top, crop[1].stop - left, crop[0].stop - top)
+        return _Cutout(object_mask, box, pixels, alpha, region, mask)
 
     def _background(self, name: str) -> Values:
         if name not in self._backgrounds:
-            self._backgrounds[name] = background(self._backgrounds["own"], name, self._other, self._seed)
+            empty_photo = self._backgrounds["own"]
+            self._backgrounds[name] = make_background(empty_photo, name, self._background_image, self._seed)
         return self._backgrounds[name]
 
     def _paste(self, canvas: Values, placement: Placement) -> None:
-        place, inner, pixels, alpha = self._laid(placement)
-        shown = alpha[inner][..., None]
-        mixed = shown * pixels[inner] + (1 - shown) * canvas[place]
-        canvas[place] = mixed.round().clip(0, 255) if canvas.dtype == np.uint8 else mixed
+        target, source, pixels, alpha = self._position(placement)
+        opacity = alpha[source][..., None]
+        mixed = opacity * pixels[source] + (1 - opacity) * canvas[target]
+        canvas[target] = mixed.round().clip(0, 255) if canvas.dtype == np.uint8 else mixed
 
-    def _laid(self, placement: Placement) -> tuple[Any, Any, Cut, Float[np.ndarray, "height width"]]:
-        """Where on the canvas which part of the object goes, and the object as it is shown."""
-        thing = self._things[placement.name]
-        pixels, alpha = self._scaled(thing, placement.scale, placement.mirrored)
-        x, y = thing.outline.centre if placement.centre is None else placement.centre
-        if placement.centre is None or placement.centre == thing.outline.centre:
-            # The middle of the object's own pixels: the stage may be smaller than the photo.
-            middle = (thing.box[0] + thing.box[2] / 2, thing.box[1] + thing.box[3] / 2)
+    def _position(self, placement: Placement) -> tuple[Any, Any, Pixels, Opacity]:
+        """Return the slices of the canvas and of the object that coincide, and the object's pixels and opacity."""
+        cutout = self._cutouts[placement.name]
+        pixels, alpha = self._variant(cutout, placement.scale, placement.mirrored)
+        original_centre = cutout.object_mask.centre
+        x, y = original_centre if placement.centre is None else placement.centre
+        if placement.centre is None or placement.centre == original_centre:
+            # The stage may be smaller than the photo: use the centre of the object's own pixels.
+            centre = (cutout.box[0] + cutout.box[2] / 2, cutout.box[1] + cutout.box[3] / 2)
         else:
-            middle = (x * self.factor[0], y * self.factor[1])
+            centre = (x * self.factor[0], y * self.factor[1])
         height, width = alpha.shape
-        left, top = round(middle[0] - width / 2), round(middle[1] - height / 2)
+        left, top = round(centre[0] - width / 2), round(centre[1] - height / 2)
         rows = slice(max(top, 0), min(top + height, self.photo.shape[0]))
         columns = slice(max(left, 0), min(left + width, self.photo.shape[1]))
-        inner = (slice(rows.start - top, rows.stop - top), slice(columns.start - left, columns.stop - left))
-        return (rows, columns), inner, pixels, alpha
+        source = (slice(rows.start - top, rows.stop - top), slice(columns.start - left, columns.stop - left))
+        return (rows, columns), source, pixels, alpha
 
     @staticmethod
-    def _scaled(thing: _Cutout, scale: float, mirrored: bool) -> tuple[Cut, Float[np.ndarray, "height width"]]:
-        if (scale, mirrored) not in thing.scaled:
-            pixels, alpha = thing.pixels, thing.alpha
+    def _variant(cutout: _Cutout, scale: float, mirrored: bool) -> tuple[Pixels, Opacity]:
+        """Return the pixels and the opacity of an object, scaled and mirrored; each variant is computed once."""
+        if (scale, mirrored) not in cutout.variants:
+            pixels, alpha = cutout.pixels, cutout.alpha
             if scale != 1.0:
-                size = (max(round(thing.box[2] * scale), 1), max(round(thing.box[3] * scale), 1))
-                # Colours are weighed by opacity, so that nothing of the old background is mixed in.
-                premultiplied = np.stack(
-                    [resized(plane * alpha, size) for plane in np.moveaxis(pixels, -1, 0)], axis=-1
-                )
-                alpha = resized(alpha, size).clip(0, 1)
+                size = (max(round(cutout.box[2] * scale), 1), max(round(cutout.box[3] * scale), 1))
+                # Colours are weighted by opacity, so that nothing of the old background is mixed in.
+                channels = [resize_channel(channel * alpha, size) for channel in np.moveaxis(pixels, -1, 0)]
+                premultiplied = np.stack(channels, axis=-1)
+                alpha = resize_channel(alpha, size).clip(0, 1)
                 pixels = (premultiplied / np.maximum(alpha, 1e-4)[..., None]).clip(pixels.min(), pixels.max())
             if mirrored:
                 pixels, alpha = pixels[:, ::-1], alpha[:, ::-1]
-            thing.scaled[scale, mirrored] = pixels, alpha
-        return thing.scaled[scale, mirrored]
+            cutout.variants[scale, mirrored] = pixels, alpha
+        return cutout.variants[scale, mirrored]
 
 
-def _pixels(value: float) -> str:
-    """A number of pixels in a message, however large."""
+def _format_pixels(value: float) -> str:
+    """Return a number of pixels as short text, whatever its size."""
     return f"{value:.0f}" if abs(value) < 1e9 else f"{value:g}"
 
 
 def _regions(masks: Sequence[Hole], holes: Sequence[Hole]) -> list[Hole]:
-    """Each hole without what is nearer to another object: what comes back with an object that stays."""
+    """Return for each object the pixels that are restored with it if it does not move.
+
+    Together these are all holes: every pixel belongs to the object it is nearest to, whichever hole it lies in.
+    """
     if len(masks) == 1:
         return list(holes)
     nearest = np.argmin([distance_transform_edt(~mask) for mask in masks], axis=0)
-    # A pixel of the union belongs to the object it is nearest to, whichever hole it lies in.
-    return [np.any(holes, axis=0) & (nearest == at) for at in range(len(masks))]
+    return [np.any(holes, axis=0) & (nearest == index) for index in range(len(masks))]

@@ -1,1 +1,1 @@
-"""Scenes: what a figure or page shows, as plain data; and their drawing as PNG and HTML."""
+"""Scenes, which describe figures and pages as plain data, and their rendering as PNG and HTML."""

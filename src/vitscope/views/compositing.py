@@ -1,4 +1,4 @@
-"""Scenes of composites: the plate of images with their classes, maps by place, curves by size, effects."""
+"""Scenes of compositions: the plate of edited images, location maps, size curves, and effects."""
 
 import math
 from collections.abc import Sequence
@@ -6,78 +6,81 @@ from collections.abc import Sequence
 import numpy as np
 
 from vitscope.compositing.effects import Effect
-from vitscope.compositing.result import Composition, Ranked
-from vitscope.images.image import InputImage
+from vitscope.compositing.ranking import Ranked
+from vitscope.compositing.result import Composition
 from vitscope.results.attribution import Attribution
-from vitscope.views.scene import Bars, Curves, Panel, Row, Scene, Shown, wrapped
+from vitscope.views.scene import Bars, Curves, Panel, Row, Scene, Shown, short_label, wrapped
 
 COLUMNS = 6
-WIDTH = 1.95  # inches of an image on the plate: room for the classes under it
-MAP = 3.95  # inches of a location map
-LETTERS = 27  # that fit above an image of the plate
-MAPS = 5  # location maps and curves to a row
-EXTREMES = 3  # places shown where the answer is highest, and as many where it is lowest
+WIDTH = 1.95  # inches of an image on the plate: wide enough for the classes under it
+MAP_WIDTH = 3.95  # inches of a location map
+TITLE_LENGTH = 27  # letters that fit above an image of the plate
+MAP_COLUMNS = 5  # location maps and curves per row
+EXTREMES = 3  # places shown with the highest outputs, and as many with the lowest
+MAP_OPACITY = 0.7
 SETTINGS = (
-    ("own", False, "its own background"),
+    ("own", False, "own background"),
     ("blank", False, "blank"),
-    ("blank", True, "blank, positions neutral"),
+    ("blank", True, "blank, neutral positions"),
 )
+
+Limits = tuple[float, float]
 
 
 def plate(result: Composition) -> Scene:
-    """The composites with their likeliest classes, and under each where the model looked, if that was kept."""
+    """Return the edited images with their likeliest classes, each above its rollout if rollouts were kept."""
+    indices = on_plate(result)
+    columns = math.ceil(len(indices) / math.ceil(len(indices) / COLUMNS))  # avoids a last row of a single image
     rows: list[Row] = []
-    numbers = on_plate(result)
-    columns = math.ceil(len(numbers) / math.ceil(len(numbers) / COLUMNS))  # no row of one image after full ones
-    for start in range(0, len(numbers), columns):
-        rows += _images(result, numbers[start : start + columns])
-    made = result.provenance["parameters"]
+    for start in range(0, len(indices), columns):
+        rows += _image_rows(result, indices[start : start + columns])
+    parameters = result.provenance["parameters"]
     return Scene(
         rows=rows,
-        title=f"What {result.provenance['model']} says when objects are moved",
+        title=f"Outputs of {result.provenance['model']} for edited images",
         note=(
-            f"{' and '.join(result.outlines)}; holes filled: {made['fill']}; changes against the original in "
-            f"{_unit(result)}; of {len(result)} images these"
+            f"objects: {' and '.join(result.objects)}; fill: {parameters['fill']}; changes against the "
+            f"original in {_unit(result)}; {len(indices)} of {len(result)} images"
         ),
         caption="colours: each rollout from its lowest to its highest value" if result.rollouts is not None else "",
     )
 
 
 def places_and_sizes(results: Sequence[Composition], targets: Sequence[int | str | None] = (None,)) -> Scene:
-    """Location maps over the photo and size curves, a row for each model; the colours are the same in all maps.
+    """Return location maps over the photo and size curves, a row for each model; all maps share one colour scale.
 
     Args:
-        targets: the classes, each with every object; None: the class of the object.
+        results: one for each model.
+        targets: the classes, each shown with every object; None: the class of the object.
     """
     maps = [
-        [(name, result.location_map(name, target)) for name in result.tested("location") for target in targets]
+        [result.location_map(name, target) for name in result.tested("location") for target in targets]
         for result in results
     ]
-    limits = _limits([found for row in maps for _, found in row])
+    limits = _limits([location_map for row in maps for location_map in row])
     rows = []
-    for result, found in zip(results, maps, strict=True):
-        panels: list[Shown] = [
-            _map_panel(
-                one, limits, f"{_known(result, len(results))}{_short(one.target)} by the place of {name}", result
-            )
-            for name, one in found
-        ]
-        rows.append([*panels, *_curves(result, targets, len(results))])
-    widest = max(map(len, rows))
+    for result, row in zip(results, maps, strict=True):
+        prefix = _model_prefix(result, len(results))
+        panels: list[Shown] = []
+        for location_map in row:
+            title = f"{prefix}{short_label(location_map.target)} by the place of {location_map.provenance['object']}"
+            panels.append(_map_panel(location_map, limits, title, result))
+        rows.append([*panels, *_curves(result, targets, prefix)])
+    columns = min(max(*map(len, rows), 2), MAP_COLUMNS)
     return Scene(
-        rows=[part for row in rows for part in wrapped(row, min(max(widest, 2), MAPS))],
-        title=f"{_what(results[0])} by place and by size",
-        note="maps: a cell is where the middle of the object's box was put; grey: it does not fit; ×: where it stood",
-        caption=_scale(limits, results[0]) if limits else "",
+        rows=[line for row in rows for line in wrapped(row, columns)],
+        title=f"{_noun(results[0])} by place and by size",
+        note="maps: each cell is a centre of the object; grey: it does not fit there; ×: its original centre",
+        caption=_limits_caption(limits, results[0]) if limits else "",
     )
 
 
-def controls(results: Sequence[Composition], found: Sequence[Effect], target: int | str | None = None) -> Scene:
-    """The first image's maps over its own and a blank background and with positions neutral, and the effects."""
+def controls(results: Sequence[Composition], effects: Sequence[Effect], target: int | str | None = None) -> Scene:
+    """Return the images and location maps of the first result's controls, and the effects of all results."""
     result = results[0]
     settings = [
-        (background, neutral, words)
-        for background, neutral, words in SETTINGS
+        (background, neutral, description)
+        for background, neutral, description in SETTINGS
         if result.select("controls", background=background, neutral=neutral, placed=True)
     ]
     maps = {
@@ -87,128 +90,148 @@ def controls(results: Sequence[Composition], found: Sequence[Effect], target: in
         ]
         for name in result.tested("controls")
     }
-    limits = _limits([one for row in maps.values() for one in row])
+    limits = _limits([location_map for row in maps.values() for location_map in row])
     rows: list[Row] = []
     for name, row in maps.items():
-        rows += _images(result, on_controls(result, name))
+        rows += _image_rows(result, on_controls(result, name))
         panels = [
-            _map_panel(one, limits, f"{_short(one.target)} by place, {words}", result)
-            for one, (_, _, words) in zip(row, settings, strict=True)
+            _map_panel(location_map, limits, f"{short_label(location_map.target)} by place, {description}", result)
+            for location_map, (_, _, description) in zip(row, settings, strict=True)
         ]
-        rows.append(Row(panels, len(panels), MAP))
-    sure = f"{100 * found[0].confidence:g} % intervals" if found else ""
-    several = f", {len(results)} images, {sure}" if len(results) > 1 else ", this image"
-    bars = Bars(
-        [one.name for one in found],
-        [one.mean for one in found],
-        None if any(one.interval is None for one in found) else [one.interval for one in found if one.interval],
-        f"what is owed to what{several}",
-    )
+        rows.append(Row(panels, len(panels), MAP_WIDTH))
     return Scene(
-        rows=[*rows, Row([bars], 1, 2 * MAP)],
-        title=f"Object, place, background and positions: controls of {result.provenance['model']}",
-        note="each object alone; place: at the centre less at the rim; ×: where it was",
-        caption=_scale(limits, result) if limits else "",
+        rows=[*rows, Row([_effect_bars(effects, len(results))], 1, 2 * MAP_WIDTH)],
+        title=f"Effects of object, place, background and positions on {result.provenance['model']}",
+        note="each object alone; place: at the centre minus at the rim; ×: original centre",
+        caption=_limits_caption(limits, result) if limits else "",
+    )
+
+
+def _effect_bars(effects: Sequence[Effect], images: int) -> Bars:
+    """Return a bar for each effect, with its interval if there are several images."""
+    intervals = [effect.interval for effect in effects if effect.interval is not None]
+    confidence = f", {100 * effects[0].confidence:g} % intervals" if effects else ""
+    return Bars(
+        [effect.name for effect in effects],
+        [effect.mean for effect in effects],
+        intervals if len(intervals) == len(effects) else None,
+        f"effects, {images} images{confidence}" if images > 1 else "effects, this image",
     )
 
 
 def change(ranked: Ranked, output: str) -> str:
-    """A change as people read it: a sign, a number, an arrow; no colour is needed."""
-    by = ranked.change * (100 if output == "probability" else 1)
+    """Return the change of a class as text: an arrow, a sign and a number."""
+    difference = ranked.change * (100 if output == "probability" else 1)
     digits = 1 if output == "probability" else 2
-    if round(abs(by), digits) == 0:
+    if round(abs(difference), digits) == 0:
         return "="
-    return f"{'▲+' if by > 0 else '▼−'}{abs(by):.{digits}f}"
+    return f"{'▲+' if difference > 0 else '▼−'}{abs(difference):.{digits}f}"
 
 
 def answer(value: float, output: str, *, unit: bool = True) -> str:
-    """An answer as people read it, with its unit or without."""
+    """Return an output as text, with its unit or without."""
     return f"{100 * value:.1f}{' %' if unit else ''}" if output == "probability" else f"{value:.2f}"
 
 
 def extremes(result: Composition, name: str) -> list[int]:
-    """The places of an object where the answer for its class is highest, and those where it is lowest."""
-    column = result.column(None, name)
-    found = [at for at in result.select("location", name) if not np.isnan(result.outputs[at, column])]
-    ranked = sorted(found, key=lambda at: -result.outputs[at, column])
+    """Return the indices of the places of an object with the highest and the lowest output for its class."""
+    outputs = result.outputs[:, result.column(None, name)]
+    evaluated = [index for index in result.select("location", name) if not np.isnan(outputs[index])]
+    ranked = sorted(evaluated, key=lambda index: -outputs[index])
     return ranked if len(ranked) <= 2 * EXTREMES else [*ranked[:EXTREMES], *ranked[-EXTREMES:]]
 
 
 def on_plate(result: Composition) -> list[int]:
-    """The original, then all but the controls and the places, of which only the extremes are shown."""
-    placed = [at for name in result.tested("location") for at in extremes(result, name)]
-    kinds = ("original", "free", "size", "split")
-    # At scale 1 an object of the size test is the original again.
-    same = [at for at in result.select("size") if result.composites[at].show[-1].scale == 1.0]
-    return [*(at for at in result.asked if result.composites[at].test in kinds and at not in same), *placed]
+    """Return the indices of the original and all other images, without controls and with only the extreme places."""
+    placed = [index for name in result.tested("location") for index in extremes(result, name)]
+    tests = ("original", "free", "size", "split")
+    # At scale 1 an image of the size test is the original again.
+    duplicates = [index for index in result.select("size") if result.edited_images[index].show[-1].scale == 1.0]
+    chosen = [index for index in result.evaluated if result.edited_images[index].test in tests]
+    return [*(index for index in chosen if index not in duplicates), *placed]
 
 
 def on_controls(result: Composition, name: str) -> list[int]:
-    """The images of an object's controls, without its places."""
-    return [at for at in result.select("controls", name, placed=False) if at in result.asked]
+    """Return the indices of an object's controls that are not on the location grid."""
+    return [index for index in result.select("controls", name, placed=False) if index in result.evaluated]
 
 
-def _images(result: Composition, numbers: Sequence[int]) -> list[Row]:
-    """A row of the plate, and under it the row of where the model looked."""
-    rows = [Row([_panel(result, at) for at in numbers], len(numbers), WIDTH)]
+def _image_rows(result: Composition, indices: Sequence[int]) -> list[Row]:
+    """Return a row of edited images, and a row of their rollouts if these were kept."""
+    rows = [Row([_image_panel(result, index) for index in indices], len(indices), WIDTH)]
     if result.rollouts is not None:
-        rows.append(Row([_rollout(result, at) for at in numbers], len(numbers), WIDTH))
+        rows.append(Row([_rollout_panel(result, index) for index in indices], len(indices), WIDTH))
     return rows
 
 
-def _panel(result: Composition, at: int) -> Panel:
-    lines = [
-        f"{_short(one.label)} {answer(one.value, result.output)}" + (f"  {change(one, result.output)}" if at else "")
-        for one in result.ranking(at).classes
-    ]
-    return Panel(_whole(result.shown(at)), title=_clipped(result.composites[at].name), lines=lines)
+def _image_panel(result: Composition, index: int) -> Panel:
+    lines = []
+    for ranked in result.ranking(index).classes:
+        line = f"{short_label(ranked.label)} {answer(ranked.value, result.output)}"
+        lines.append(f"{line}  {change(ranked, result.output)}" if index else line)
+    return Panel(result.view_of(index).uncropped(), title=_clipped(result.edited_images[index].name), lines=lines)
 
 
-def _rollout(result: Composition, at: int) -> Panel:
+def _rollout_panel(result: Composition, index: int) -> Panel:
     assert result.rollouts is not None
-    shown = {placed.name for placed in result.composites[at].show}
-    looked = [(name, *result.looked(at, name)) for name in result.outlines if name in shown]
-    lines = [f"on {name} {100 * share:.0f} % (covers {100 * area:.0f} %)" for name, share, area in looked]
-    return Panel(result.shown(at), result.rollouts[at], "looked at", lines=lines)
+    visible = {placement.name for placement in result.edited_images[index].show}
+    lines = []
+    for name in result.objects:
+        if name in visible:
+            mass, area = result.rollout_mass(index, name)
+            lines.append(f"{100 * mass:.0f} % on {name} ({100 * area:.0f} % of area)")
+    return Panel(result.view_of(index), result.rollouts[index], "rollout", lines=lines)
 
 
-def _whole(image: InputImage) -> InputImage:
-    return InputImage(image.photo, (0.0, 0.0, float(image.photo.width), float(image.photo.height)))
-
-
-def _map_panel(found: Attribution, limits: tuple[float, float] | None, title: str, result: Composition) -> Panel:
-    low, high = float(found.values.min()), float(found.values.max())
-    original = result.outputs[0, found.provenance["class_index"]]
+def _map_panel(location_map: Attribution, limits: Limits | None, title: str, result: Composition) -> Panel:
+    """Return a location map over the photo, with a × at the original centre of the object."""
+    low, high = float(location_map.values.min()), float(location_map.values.max())
+    original = result.outputs[0, location_map.provenance["class_index"]]
     lines = [
         f"{answer(low, result.output)} to {answer(high, result.output)}",
         f"original: {answer(float(original), result.output)}",
     ]
-    values, name = found.values[0].cpu().numpy(), str(found.provenance["object"])
-    left, top, right, bottom = found.images[0].box
-    x, y = result.outlines[name].centre
-    was = ((y - top) / (bottom - top) * len(values) - 0.5, (x - left) / (right - left) * values.shape[1] - 0.5, "×")
+    image, values = location_map.images[0], location_map.values[0].cpu().numpy()
+    height, width = values.shape
+    left, top, right, bottom = image.box
+    x, y = result.objects[str(location_map.provenance["object"])].centre
+    mark = ((y - top) / (bottom - top) * height - 0.5, (x - left) / (right - left) * width - 0.5, "×")
     frame = np.zeros(values.shape, dtype=int)
-    return Panel(found.images[0], values, title, 0.7, frame, flat=True, limits=limits, lines=lines, numbers=[was])
+    return Panel(
+        image,
+        values,
+        title,
+        MAP_OPACITY,
+        frame,
+        flat=True,
+        limits=limits,
+        lines=lines,
+        numbers=[mark],
+        outline="plain",
+    )
 
 
-def _limits(maps: Sequence[Attribution]) -> tuple[float, float] | None:
-    """The lowest and the highest value of all maps."""
+def _limits(maps: Sequence[Attribution]) -> Limits | None:
+    """Return the lowest and the highest value of all maps."""
     if not maps:
         return None
-    return min(float(one.values.min()) for one in maps), max(float(one.values.max()) for one in maps)
+    return (
+        min(float(location_map.values.min()) for location_map in maps),
+        max(float(location_map.values.max()) for location_map in maps),
+    )
 
 
-def _curves(result: Composition, targets: Sequence[int | str | None], models: int) -> list[Curves]:
+def _curves(result: Composition, targets: Sequence[int | str | None], prefix: str) -> list[Curves]:
+    """Return the size curves of all objects and classes in one panel."""
     curves = [result.size_curve(name, target) for name in result.tested("size") for target in targets]
     if not curves:
         return []
-    names = [f"{_short(one.target)}, {one.name} scaled" for one in curves]
     return [
         Curves(
-            names,
-            [one.areas.tolist() for one in curves],
-            [one.values.tolist() for one in curves],
-            f"{_known(result, models)}{_what(result).lower()} by size",
+            [f"{short_label(curve.target)}, {curve.name} scaled" for curve in curves],
+            [curve.areas.tolist() for curve in curves],
+            [curve.values.tolist() for curve in curves],
+            f"{prefix}{_noun(result).lower()} by size",
             "area of the object, share of the photo",
             (0.0, 1.0) if result.output == "probability" else None,
             result.output == "probability",
@@ -216,11 +239,13 @@ def _curves(result: Composition, targets: Sequence[int | str | None], models: in
     ]
 
 
-def _known(result: Composition, models: int) -> str:
+def _model_prefix(result: Composition, models: int) -> str:
+    """Return the name of the model for a title, if there are several models."""
     return f"{result.provenance['model']}: " if models > 1 else ""
 
 
-def _what(result: Composition) -> str:
+def _noun(result: Composition) -> str:
+    """Return the kind of the outputs, for a title."""
     return {
         "probability": "Probability",
         "logit": "Logit",
@@ -233,15 +258,10 @@ def _unit(result: Composition) -> str:
     return "percentage points" if result.output == "probability" else result.output
 
 
-def _scale(limits: tuple[float, float], result: Composition) -> str:
-    low, high = (answer(end, result.output) for end in limits)
-    return f"colours: {_what(result).lower()} from {low} to {high}, the same in all maps"
+def _limits_caption(limits: Limits, result: Composition) -> str:
+    low, high = (answer(limit, result.output) for limit in limits)
+    return f"colours: {_noun(result).lower()} from {low} to {high}, the same in all maps"
 
 
 def _clipped(text: str) -> str:
-    return text if len(text) <= LETTERS else f"{text[: LETTERS - 1]}…"
-
-
-def _short(label: str | None) -> str:
-    """A label as people say it: the first of its synonyms."""
-    return (label or "").split(",")[0]
+    return text if len(text) <= TITLE_LENGTH else f"{text[: TITLE_LENGTH - 1]}…"

@@ -1,4 +1,4 @@
-"""Scenes: what a figure shows, as plain data. Drawing them is :mod:`vitscope.views.figure`'s work."""
+"""Scenes: the content of a figure as plain data. :mod:`vitscope.views.figure` renders them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -9,20 +9,33 @@ from jaxtyping import Bool, Float, Int
 from vitscope.attention.trace import Query, Trace
 from vitscope.images.image import InputImage
 from vitscope.results.attribution import Attribution
+from vitscope.views.palette import OutlineName
 
-OVERLAY = 0.6
+OVERLAY = 0.6  # opacity of a map over its photo
+PANEL_RATIO = 1.3  # columns to rows of a grid of panels
 UNSIGNED_CAPTION = "colours: each map from its lowest to its highest value"
-SIGNED_CAPTION = "colours: against the class, nothing, for the class, by the largest weight of each map"
+SIGNED_CAPTION = "white: no effect; each map is scaled to its largest absolute value"
 
 
 @dataclass(frozen=True, eq=False)
 class Panel:
-    """A photo (``values`` None), a map over its photo, or a map alone (``alpha`` 1).
+    """A photo, a map over its photo, or a map alone.
 
-    ``regions`` are outlined and ``marks``, patches as (row, column), get a square; both count on the token grid. A map
-    with ``flat`` shows every patch as one block, one that is ``signed`` has zero in the middle of its colours. Where
-    ``lit`` is False the photo is faded. ``numbers`` are written at (row, column) of the token grid. ``limits`` are the
-    values at the ends of the colours, the map's own by default. ``lines`` are written under the panel.
+    Attributes:
+        image: the photo.
+        values: (height, width) of the map; None for a photo alone.
+        title: written above.
+        alpha: opacity of the map; at 1 the map is shown alone.
+        regions: numbers on the token grid, or on the pixels; the borders between them are outlined.
+        marks: patches as (row, column) of ``regions``, each outlined by a square.
+        flat: show every patch as a block of one colour, without interpolation.
+        signed: red for positive values (supporting a class), white for zero, blue for negative ones (opposing it).
+        lit: False where the photo is faded.
+        numbers: short texts, at (row, column) of ``regions``.
+        limits: the values at the ends of the colours; by default the lowest and highest of the map.
+        lines: written below.
+        outline: the colour of outlines and numbers: ``"mark"`` (bright red), ``"plain"`` (black), ``"supports"`` or
+            ``"opposes"``.
     """
 
     image: InputImage
@@ -37,11 +50,12 @@ class Panel:
     numbers: Sequence[tuple[float, float, str]] = ()
     limits: tuple[float, float] | None = None
     lines: Sequence[str] = ()
+    outline: OutlineName = "mark"
 
 
 @dataclass(frozen=True, eq=False)
 class Bars:
-    """Values with their intervals, one bar each, from top to bottom."""
+    """Values as horizontal bars, from top to bottom: red above zero, blue below; optionally with intervals."""
 
     names: Sequence[str]
     values: Sequence[float]
@@ -51,19 +65,24 @@ class Bars:
 
 @dataclass(frozen=True, eq=False)
 class Dots:
-    """Shares with their intervals, a line each from top to bottom; names that share a group share a colour."""
+    """Shares with their intervals, one per line from top to bottom.
+
+    Attributes:
+        groups: a number for each name; names with the same number have the same colour.
+        signed: the values are differences: shown with their sign, and with a line at zero.
+    """
 
     names: Sequence[str]
     values: Sequence[float]
     intervals: Sequence[tuple[float, float]]
     groups: Sequence[int]
     title: str = ""
-    signed: bool = False  # differences: a line at zero, values with their sign
+    signed: bool = False
 
 
 @dataclass(frozen=True, eq=False)
 class Matrix:
-    """Counts by row and column, each row's share of its sum as a shade."""
+    """Counts by row and column; the shade of a cell is its share of the row's sum."""
 
     values: Int[np.ndarray, "row column"]
     names: Sequence[str]
@@ -74,10 +93,16 @@ class Matrix:
 
 @dataclass(frozen=True, eq=False)
 class Curves:
-    """Lines over a common axis: for each name its x and y. ``limits`` are the ends of the y axis.
+    """Lines over a common x axis.
 
-    The x axis is one of shares, each twice the one before, or ``counted``: whole numbers. ``series`` are the numbers of
-    the names' colours and marks, by default in turn.
+    Attributes:
+        names: of the lines; without any, there is no legend.
+        xs, ys: the points of each line.
+        x_axis: the title of the x axis.
+        limits: the ends of the y axis; None: from the values.
+        percent: the y axis is in percent.
+        counted: the x axis has whole numbers; otherwise it has shares on a logarithmic scale.
+        series: for each line the number of its colour and marker; by default in order.
     """
 
     names: Sequence[str]
@@ -96,7 +121,7 @@ Shown = Panel | Bars | Dots | Matrix | Curves
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """Panels from left to right, each one of ``columns`` equal parts of the page, or ``width`` inches wide."""
+    """Panels from left to right, each ``width`` inches wide, by default one of ``columns`` equal shares of the page."""
 
     panels: Sequence[Shown]
     columns: int
@@ -105,7 +130,14 @@ class Row:
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """Rows of panels with a title, a line that says how the maps were made, and names for rows and columns."""
+    """The content of a figure: rows of panels.
+
+    Attributes:
+        note: the second line, which says how the maps were computed.
+        row_names, column_names: written next to the rows and above the columns.
+        row_axis, column_axis: the titles of these names.
+        caption: of the legend of the maps' colours; without one, there is no legend.
+    """
 
     rows: Sequence[Row]
     title: str
@@ -118,23 +150,23 @@ class Scene:
 
 
 def explanation(trace: Trace, rollouts: Sequence[Attribution], *, index: int = 0) -> Scene:
-    """The photo, its rollouts, and under them the heads of the last layer over the photo."""
+    """Return the photo and its rollouts, above the heads of the last layer over the photo."""
     top = [Panel(trace.images[index], title="photo"), *_rollout_panels(rollouts, index)]
     heads = _head_panels(trace, -1, "readout", index, OVERLAY)
     return Scene(
         rows=[Row(top, len(top)), *wrapped(heads, min(len(heads), 2 * len(top)))],
-        title=f"What {trace.provenance['model']} looks at",
-        note=f"attention rollout; below it the heads of the last layer ({trace.num_layers - 1}), readout as query",
+        title=f"Attention of {trace.provenance['model']}",
+        note=f"top: attention rollout; below: heads of the last layer ({trace.num_layers - 1}), query: readout",
     )
 
 
 def head_grid(trace: Trace, query: Query = "readout", *, index: int = 0) -> Scene:
-    """Layers × heads, each the map of one head by itself."""
+    """Return a grid of layers × heads, each cell the map of one head alone."""
     layers = [step.layer for step in trace.blocks]
     heads = max(step.num_heads for step in trace.blocks)
     return Scene(
         rows=[Row(_head_panels(trace, layer, query, index, alpha=1.0, titled=False), heads) for layer in layers],
-        title=f"Attention of {trace.provenance['model']}, layer by layer and head by head",
+        title=f"Attention of {trace.provenance['model']}, by layer and head",
         note=f"query: {name_of(query)}",
         row_names=[str(layer) for layer in layers],
         column_names=[str(head) for head in range(heads)],
@@ -144,7 +176,7 @@ def head_grid(trace: Trace, query: Query = "readout", *, index: int = 0) -> Scen
 
 
 def head_overlays(trace: Trace, layer: int = -1, query: Query = "readout", *, index: int = 0) -> Scene:
-    """The heads of one layer over the photo, their mean and the photo itself first."""
+    """Return the photo, the mean of one layer's heads over the photo, and each of these heads over the photo."""
     step = trace.step(layer)
     image = trace.images[index]
     mean = trace.map(layer, "mean", query)[index].cpu().numpy()
@@ -162,37 +194,42 @@ def head_overlays(trace: Trace, layer: int = -1, query: Query = "readout", *, in
 
 
 def rollout_panels(rollouts: Sequence[Attribution], *, index: int = 0) -> Scene:
-    """The photo and its rollouts side by side, one for each head fusion."""
+    """Return the photo and its rollouts side by side, one for each head fusion."""
     panels = [Panel(rollouts[0].images[index], title="photo"), *_rollout_panels(rollouts, index)]
     return Scene(
         rows=[Row(panels, len(panels))],
         title=f"Attention rollout of {rollouts[0].provenance['model']}",
-        note=_recipe(rollouts[0]),
+        note=_rollout_options(rollouts[0]),
     )
 
 
 def evolution(rollouts: Sequence[Attribution], *, index: int = 0) -> Scene:
-    """The rollout after each block, over the photo."""
+    """Return the photo and the rollout after each block, over the photo."""
     panels = [Panel(rollouts[0].images[index], title="photo")]
     for rollout in rollouts:
         end = rollout.provenance["parameters"]["end_layer"]
         panels.append(Panel(rollout.images[index], rollout.values[index].cpu().numpy(), f"after block {end}"))
-    parameters = rollouts[0].provenance["parameters"]
+    head_fusion = rollouts[0].provenance["parameters"]["head_fusion"]
     return Scene(
         rows=wrapped(panels, columns_for(len(panels))),
         title=f"Attention rollout of {rollouts[0].provenance['model']}, block by block",
-        note=f"{parameters['head_fusion']} of heads, {_recipe(rollouts[0])}",
+        note=f"{head_fusion} of heads, {_rollout_options(rollouts[0])}",
     )
 
 
 def name_of(query: Query) -> str:
-    """A query as people say it."""
+    """Return a query as text."""
     return query if isinstance(query, str) else f"patch in row {query[0]}, column {query[1]}"
 
 
 def marks_of(query: Query) -> list[tuple[int, int]]:
-    """The patch to mark, where a patch is asked for."""
+    """Return the patch to mark, if the query is a patch."""
     return [] if isinstance(query, str) else [query]
+
+
+def short_label(label: str | None) -> str:
+    """Return the first synonym of a label, "tabby" of "tabby, tabby cat"; empty for None."""
+    return (label or "").split(",")[0]
 
 
 def _rollout_panels(rollouts: Sequence[Attribution], index: int) -> list[Panel]:
@@ -217,20 +254,23 @@ def _head_panels(
     ]
 
 
-def _recipe(rollout: Attribution) -> str:
+def _rollout_options(rollout: Attribution) -> str:
+    """Return the options of a rollout as text."""
     parameters = rollout.provenance["parameters"]
-    parts = ["rows normalised" if parameters["normalize"] else "rows not normalised"]
+    options = ["rows normalised" if parameters["normalize"] else "rows not normalised"]
     if parameters["discard_ratio"]:
-        parts.append(f"lowest {parameters['discard_ratio']:.0%} discarded")
+        options.append(f"lowest {parameters['discard_ratio']:.0%} discarded")
     if parameters["start_layer"]:
-        parts.append(f"from block {parameters['start_layer']} on")
-    return ", ".join(parts)
+        options.append(f"from block {parameters['start_layer']} on")
+    return ", ".join(options)
 
 
 def columns_for(panels: int) -> int:
-    """How many panels to a row: near a square, wider than high."""
-    return next(columns for columns in range(1, panels + 1) if columns * columns >= panels * 1.3 or columns == panels)
+    """Return the number of columns for a number of panels: nearly a square, wider than high."""
+    choices = range(1, panels + 1)
+    return next(columns for columns in choices if columns * columns >= panels * PANEL_RATIO or columns == panels)
 
 
 def wrapped(panels: Sequence[Shown], columns: int) -> list[Row]:
+    """Return the panels in rows of ``columns``."""
     return [Row(panels[start : start + columns], columns) for start in range(0, len(panels), columns)]

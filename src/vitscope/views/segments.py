@@ -1,4 +1,4 @@
-"""Scenes of results that have one weight a segment, and of several methods or models side by side."""
+"""Scenes of results with one weight per segment, and of several methods or models side by side."""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,6 +7,7 @@ from torch import Tensor
 
 from vitscope.results.attribution import Attribution
 from vitscope.results.segment_attribution import SegmentAttribution
+from vitscope.views.palette import OutlineName
 from vitscope.views.scene import (
     OVERLAY,
     SIGNED_CAPTION,
@@ -16,36 +17,43 @@ from vitscope.views.scene import (
     Row,
     Scene,
     columns_for,
+    short_label,
     wrapped,
 )
 
-COUNT = 5  # segments that are numbered, as many as a reader can hold apart
-MAX_SIDE = 1024  # of the maps in a figure: more pixels than a panel has show nothing
+COUNT = 5  # numbered segments, as many as a reader can keep in mind
+SINGLE_ROW = 4  # panels that still fit next to each other
+MAX_SIDE = 1024  # pixels of a map in a figure: more than a panel can show
 
 
 def supporting_regions(result: SegmentAttribution, *, count: int = COUNT) -> Scene:
-    """All weights, and what speaks for the target and for the likeliest other class, with weights and intervals."""
-    shown = [result] + ([result.of(result.class_indices[1])] if len(result.classes) > 1 else [])
-    photo = Panel(result.images[0], title="photo and segments", regions=_thinned(result.index))
-    rows = [Row([photo, *(_weights(one) for one in shown)], 3)]
-    rows += [Row(_for_and_against(one, count), 3) for one in shown]
-    speaking = " and for ".join(_name(one.target) for one in shown)
+    """Return the weights of all segments, and the segments that support and oppose the two likeliest classes.
+
+    Args:
+        result: of one image.
+        count: number of supporting segments per class, and of opposing ones.
+    """
+    by_class = [result] + ([result.of(result.class_indices[1])] if len(result.classes) > 1 else [])
+    photo = Panel(result.images[0], title="photo and segments", regions=_thinned(result.index), outline="plain")
+    rows = [Row([photo, *map(_weights_panel, by_class)], 3)]
+    rows += [Row(_class_panels(class_result, count), 3) for class_result in by_class]
+    labels = " and ".join(short_label(class_result.target) for class_result in by_class)
     parameters = result.provenance["parameters"]
     interrupted = ", interrupted" if result.provenance["interrupted"] else ""
-    fitted = "" if result.provenance["method"] != "lime" else f", R² {result.score:.2f}"
+    fit = f", R² {result.score:.2f}" if result.provenance["method"] == "lime" else ""
     return Scene(
         rows=rows,
-        title=f"What speaks for {speaking}, as {result.provenance['model']} sees it",
+        title=f"Segments that support or oppose {labels}, for {result.provenance['model']}",
         note=(
             f"{result.provenance['method']}: {len(result.weights)} segments ({parameters['segments']}), hidden ones "
-            f"{_hidden(parameters['hide'])}, {result.provenance['samples']:,} samples{interrupted}{fitted}"
+            f"{_filling(parameters['hide'])}, {result.provenance['samples']:,} samples{interrupted}{fit}"
         ),
         caption=SIGNED_CAPTION,
     )
 
 
 def side_by_side(results: Sequence[Attribution], names: Sequence[str], *, title: str, note: str = "") -> Scene:
-    """The photo and one map for each result."""
+    """Return the photo and one map for each result."""
     panels: list[Panel | Bars] = [Panel(results[0].images[0], title="photo")]
     panels += [
         Panel(
@@ -57,66 +65,64 @@ def side_by_side(results: Sequence[Attribution], names: Sequence[str], *, title:
         )
         for result, name in zip(results, names, strict=True)
     ]
-    kinds = {result.signed for result in results}
-    caption = SIGNED_CAPTION if kinds == {True} else UNSIGNED_CAPTION
-    if len(kinds) == 2:
-        caption += "; red and blue: against and for the class"
-    return Scene(wrapped(panels, columns_for(len(panels))), title, note, caption=caption)
+    caption = SIGNED_CAPTION if all(result.signed for result in results) else UNSIGNED_CAPTION
+    columns = len(panels) if len(panels) <= SINGLE_ROW else columns_for(len(panels))
+    return Scene(wrapped(panels, columns), title, note, caption=caption)
 
 
-def _weights(result: SegmentAttribution) -> Panel:
-    values = _thinned(result.values[0])
-    return Panel(
-        result.images[0], values, f"all weights, {_answer(result)}", alpha=OVERLAY + 0.15, flat=True, signed=True
-    )
+def _weights_panel(result: SegmentAttribution) -> Panel:
+    values, alpha = _thinned(result.values[0]), OVERLAY + 0.15
+    return Panel(result.images[0], values, f"all weights, {_prediction(result)}", alpha=alpha, flat=True, signed=True)
 
 
 def named_places(result: SegmentAttribution, count: int = COUNT) -> dict[str, int]:
-    """The weightiest segments by the names they have in figures: 1, 2, … for the target, a, b, … against it."""
-    named = {str(rank + 1): place for rank, place in enumerate(result.top(count))}
-    return named | {chr(ord("a") + rank): place for rank, place in enumerate(result.top(count, sign="negative"))}
+    """Return the indices of the largest weights by their names in figures: 1, 2, … support, a, b, … oppose."""
+    supporting = {str(rank): index for rank, index in enumerate(result.top(count), 1)}
+    return supporting | {chr(ord("a") + rank): index for rank, index in enumerate(result.top(count, sign="negative"))}
 
 
-def _for_and_against(result: SegmentAttribution, count: int) -> list[Panel | Bars]:
-    """The supporting segments and the opposing ones on the photo, and their weights as bars."""
-    places, label = named_places(result, count), _name(result.target)
-    speaking = {name: place for name, place in places.items() if name.isdigit()}
+def _class_panels(result: SegmentAttribution, count: int) -> list[Panel | Bars]:
+    """Return the supporting and the opposing segments on the photo, and their weights as bars."""
+    segments, label = named_places(result, count), short_label(result.target)
+    supporting = {name: index for name, index in segments.items() if name.isdigit()}
+    opposing = {name: index for name, index in segments.items() if name not in supporting}
     panels: list[Panel | Bars] = [
-        _lit(result, speaking, f"for {label}"),
-        _lit(result, {name: place for name, place in places.items() if name not in speaking}, f"against {label}"),
+        _segments_panel(result, supporting, f"supports {label}", "supports"),
+        _segments_panel(result, opposing, f"opposes {label}", "opposes"),
     ]
-    chosen = list(places.values())
-    if chosen:
-        sure = result.provenance["parameters"].get("confidence")
+    indices = list(segments.values())
+    if indices:
+        confidence = result.provenance["parameters"].get("confidence")
         intervals = (
-            None if result.intervals is None else [(low, high) for low, high in result.intervals[chosen].tolist()]
+            None if result.intervals is None else [(low, high) for low, high in result.intervals[indices].tolist()]
         )
-        title = "weights" if sure is None else f"weights, {sure:.0%} intervals"
-        panels.append(Bars(list(places), result.weights[chosen].tolist(), intervals, title))
+        title = "weights" if confidence is None else f"weights, {confidence:.0%} intervals"
+        panels.append(Bars(list(segments), result.weights[indices].tolist(), intervals, title))
     return panels
 
 
-def _lit(result: SegmentAttribution, places: Mapping[str, int], title: str) -> Panel:
-    """The photo with nothing but these segments in colour."""
+def _segments_panel(result: SegmentAttribution, segments: Mapping[str, int], title: str, outline: OutlineName) -> Panel:
+    """Return the photo with only these segments in colour, outlined and numbered."""
     index = _thinned(result.index)
-    lit = np.isin(index, list(places.values()))
+    lit = np.isin(index, list(segments.values()))
     return Panel(
         result.images[0],
-        title=title if places else f"{title}: nothing",
+        title=title if segments else f"{title}: nothing",
         regions=np.where(lit, index, -1),
         lit=lit,
-        numbers=[(*_inside(index == place), name) for name, place in places.items()],
+        numbers=[(*_central_pixel(index == segment), name) for name, segment in segments.items()],
+        outline=outline,
     )
 
 
 def _thinned(pixels: Tensor) -> np.ndarray:
-    """Every so many of the pixels, as many as a figure can show."""
+    """Return every n-th pixel, so that no side is longer than a figure can show."""
     step = -(-max(pixels.shape) // MAX_SIDE)
     return pixels[::step, ::step].cpu().numpy()
 
 
-def _inside(segment: np.ndarray) -> tuple[float, float]:
-    """The pixel of a segment nearest to its centre: a bent one's centre may lie outside."""
+def _central_pixel(segment: np.ndarray) -> tuple[float, float]:
+    """Return the (row, column) of the segment's pixel nearest to its centroid, which may lie outside a bent one."""
     rows, columns = np.nonzero(segment)
     if not len(rows):
         return 0.0, 0.0
@@ -124,23 +130,20 @@ def _inside(segment: np.ndarray) -> tuple[float, float]:
     return float(rows[nearest]), float(columns[nearest])
 
 
-def _name(label: str | None) -> str:
-    """A label as people say it: the first of its synonyms."""
-    return (label or "").split(",")[0]
-
-
-def _answer(result: SegmentAttribution) -> str:
-    answer, output = result.answer, result.provenance["parameters"]["output"]
-    shown = f"{answer:.1%}" if output == "probability" else f"{answer:.4g}" if output == "value" else f"{answer:.2f}"
-    return f"{_name(result.target)} ({shown})"
+def _prediction(result: SegmentAttribution) -> str:
+    """Return the explained class with the model's output, "cat (93.1%)"."""
+    value, output = result.answer, result.provenance["parameters"]["output"]
+    text = f"{value:.1%}" if output == "probability" else f"{value:.4g}" if output == "value" else f"{value:.2f}"
+    return f"{short_label(result.target)} ({text})"
 
 
 def seen_as(result: SegmentAttribution) -> str:
-    """Which model says what, in one line."""
-    return f"{result.provenance['model']} sees it: {_answer(result)}"
+    """Return the model and its output for the explained class, in one line."""
+    return f"{result.provenance['model']} sees it: {_prediction(result)}"
 
 
-def _hidden(hide: object) -> str:
+def _filling(hide: object) -> str:
+    """Return how hidden segments were filled, as text."""
     if hide == "drop":
         return "left out"
-    return "in their mean colour" if hide == "mean" else f"filled: {hide}"
+    return "in their mean colour" if hide == "mean" else f"filled by {hide}"

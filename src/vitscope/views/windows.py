@@ -1,4 +1,4 @@
-"""Scenes of window transformers: windows and their queries, shifted partners, stages, CLS tokens in windows."""
+"""Scenes of window transformers: windows and their queries, shifted windows, stages, and CLS tokens in windows."""
 
 from collections.abc import Callable, Sequence
 
@@ -26,12 +26,12 @@ from vitscope.window_tokens.window_cls import WindowCls
 
 
 def attends_in_windows(step: AttentionStep) -> bool:
-    """Whether a block's attention is cut into windows that can be shown as areas."""
+    """Return whether a block computes attention within several windows that can be shown on the image."""
     return step.grid is not None and step.slots is not None and len(step.slots) > 1
 
 
 def attention_scene(trace: Trace, layer: int | None, query: Query, *, index: int = 0) -> Scene:
-    """Raw attention in the form that suits the model: heads where it looks at everything, windows where it does not."""
+    """Return raw attention: heads for global attention, windows with their queries for window attention."""
     if not any(attends_in_windows(step) for step in trace.blocks):
         if layer is None:
             return head_grid(trace, query, index=index)
@@ -46,9 +46,9 @@ def attention_scene(trace: Trace, layer: int | None, query: Query, *, index: int
 
 
 def shown_values(trace: Trace, layer: int | None, query: Query, *, index: int = 0) -> dict[int, torch.Tensor]:
-    """By layer, the mean of heads as :func:`attention_scene` shows it."""
+    """Return the mean of heads that :func:`attention_scene` shows, by layer."""
     if layer is None:
-        return {s.layer: trace.map(s.layer, "mean", query_in(trace, s, query))[index] for s in trace.blocks}
+        return {step.layer: trace.map(step.layer, "mean", query_in(trace, step, query))[index] for step in trace.blocks}
     step = trace.step(layer)
     if query == "readout" and attends_in_windows(step):
         return {step.layer: window_attention(trace, layer=layer).values[index]}
@@ -56,7 +56,7 @@ def shown_values(trace: Trace, layer: int | None, query: Query, *, index: int = 
 
 
 def window_heads(trace: Trace, layer: int, *, index: int = 0) -> Scene:
-    """The windows of one block, a query in each, and what it looks at: the mean of heads, then each head."""
+    """Return the windows of one block with a query in each, and its attention: the mean of heads, then each head."""
     step = trace.step(layer)
     marks = region_queries(window_regions(step))
 
@@ -68,12 +68,12 @@ def window_heads(trace: Trace, layer: int, *, index: int = 0) -> Scene:
     return Scene(
         rows=wrapped(panels, columns_for(len(panels))),
         title=f"Windows of {_block(trace, step)} of {trace.provenance['model']}",
-        note="red: windows as they lie on the image, and in each the patch that looks; colours: what it looks at",
+        note="red: the windows on the image, and the query in each; colours: the attention of the query",
     )
 
 
 def query_heads(trace: Trace, layer: int, query: Query, *, index: int = 0) -> Scene:
-    """One patch of one block: its window and what it looks at, the mean of heads and each head."""
+    """Return the window of one patch in one block, and its attention: the mean of heads, then each head."""
     step = trace.step(layer)
     panels = [Panel(trace.images[index], title="photo", regions=_regions(step), marks=marks_of(query))]
     panels += _query_panels(trace, step, query, index)
@@ -85,7 +85,7 @@ def query_heads(trace: Trace, layer: int, query: Query, *, index: int = 0) -> Sc
 
 
 def shift_effect(trace: Trace, layer: int, query: tuple[int, int], *, index: int = 0, heads: int = 4) -> Scene:
-    """The same query in a block and in its shifted partner, one above the other."""
+    """Return the attention of one query in a block with regular windows, and below in its shifted partner."""
     pair = shifted_pair(trace, layer)
     rows = []
     for step in pair:
@@ -94,55 +94,63 @@ def shift_effect(trace: Trace, layer: int, query: tuple[int, int], *, index: int
         rows.append(Row(panels, len(panels)))
     return Scene(
         rows=rows,
-        title=f"What shifting does, in {trace.provenance['model']}",
-        note=f"query: {name_of(query)}; above {_block(trace, pair[0])}, below {_block(trace, pair[1])}",
+        title=f"Regular and shifted windows of {trace.provenance['model']}",
+        note=f"query: {name_of(query)}; above: {_block(trace, pair[0])}, below: {_block(trace, pair[1])}",
         row_names=[f"{step.layer}" for step in pair],
         row_axis="layer",
     )
 
 
 def shifted_pair(trace: Trace, layer: int) -> tuple[AttentionStep, AttentionStep]:
-    """A block and the one after or before it whose windows are shifted against it."""
+    """Return a block with regular windows and its partner with shifted ones; ``layer`` is either.
+
+    Raises:
+        CallError: the layer has no partner.
+    """
     step = trace.step(layer)
     stage = next(stage for stage in trace.stages if step in stage)
-    place = stage.index(step)
-    partners = stage[place + 1 : place + 2] if not is_shifted(step) else stage[max(place - 1, 0) : place]
+    index = stage.index(step)
+    partners = stage[max(index - 1, 0) : index] if is_shifted(step) else stage[index + 1 : index + 2]
     for partner in partners:
         if is_shifted(partner) != is_shifted(step):
             return (step, partner) if is_shifted(partner) else (partner, step)
-    raise CallError(f"layer {step.layer} has no shifted partner: its grid is a single window, or it stands alone")
+    raise CallError(
+        f"layer {step.layer} has no shifted partner, because its grid is a single window or its stage a single block: "
+        "choose another layer"
+    )
 
 
 def block_grid(trace: Trace, query: Query = "readout", *, index: int = 0) -> Scene:
-    """Every block, a row for each stage, heads averaged, each on its own grid with its windows.
+    """Return the mean of heads of every block on its own grid, with its windows; a row for each stage.
 
-    A patch as query counts on the finest grid; later blocks are asked for the patch that it has become part of.
+    A patch as query is given on the finest grid; in later blocks, the query is the patch that contains it.
     """
 
     def panel(step: AttentionStep) -> Panel:
-        asked = query_in(trace, step, query)
-        values = _numpy(trace.map(step.layer, "mean", asked)[index])
-        return Panel(trace.images[index], values, _short(step), 1.0, _regions(step), marks_of(asked))
+        block_query = query_in(trace, step, query)
+        values = _numpy(trace.map(step.layer, "mean", block_query)[index])
+        return Panel(trace.images[index], values, _short_name(step), 1.0, _regions(step), marks_of(block_query))
 
-    what = "how much each patch is looked at within its window" if query == "readout" else f"query: {name_of(query)}"
+    attention = "attention that each patch receives within its window"
+    description = attention if query == "readout" else f"query: {name_of(query)}"
     return Scene(
         rows=_by_stage(trace, panel),
         title=f"Attention of {trace.provenance['model']}, block by block and stage by stage",
-        note=f"mean of heads; {what}",
+        note=f"mean of heads; {description}",
     )
 
 
 def query_in(trace: Trace, step: AttentionStep, query: Query) -> Query:
-    """A query on the finest grid as one on a block's own grid."""
+    """Return the query on a block's own grid, given a query on the finest grid."""
     if isinstance(query, str) or trace.grid is None:
         return query
     finest, grid = trace.grid, step.require_grid()
-    finest.token(*query)  # refuses what lies outside
+    finest.token(*query)  # raises an error if the patch lies outside the grid
     return query[0] * grid.height // finest.height, query[1] * grid.width // finest.width
 
 
 def stage_evolution(trace: Trace, rollouts: Sequence[Attribution], *, index: int = 0) -> Scene:
-    """The rollout after each stage."""
+    """Return the photo and the rollout after each stage."""
     ends = {stage[-1].layer: number for number, stage in enumerate(trace.stages) if stage}
     panels = [Panel(trace.images[index], title="photo")]
     for rollout in rollouts:
@@ -152,12 +160,12 @@ def stage_evolution(trace: Trace, rollouts: Sequence[Attribution], *, index: int
     return Scene(
         rows=wrapped(panels, len(panels)),
         title=f"Attention rollout of {trace.provenance['model']}, stage by stage",
-        note="what has reached the tokens of each stage, on the finest grid",
+        note="attention that has reached the tokens of each stage, on the finest grid",
     )
 
 
 def cls_comparison(result: WindowCls, rollout: Attribution | None, layer: int, *, index: int = 0) -> Scene:
-    """A CLS token in every window of one block; beside the block's mean attention and the rollout, if there is one."""
+    """Return the attention of a CLS token in every window of one block, next to that of the block and the rollout."""
     trace, step = result.trace, result.trace.step(layer)
     image, regions = trace.images[index], _regions(step)
     top = [
@@ -175,21 +183,21 @@ def cls_comparison(result: WindowCls, rollout: Attribution | None, layer: int, *
     return Scene(
         rows=[Row(top, len(top)), *wrapped(heads, min(max(len(heads), len(top)), 8))],
         title=f"A CLS token in every window of {_block(trace, step)} of {trace.provenance['model']}",
-        note="each window's token enters as the mean of its window and reads it through the block's own weights",
+        note="each CLS token starts as the mean of its window and attends to it with the block's own weights",
     )
 
 
 def cls_grid(result: WindowCls, *, index: int = 0) -> Scene:
-    """A CLS token in every window of every block, a row for each stage, heads averaged."""
+    """Return the attention of a CLS token in every window of every block, heads averaged; a row for each stage."""
     trace = result.trace
 
     def panel(step: AttentionStep) -> Panel:
-        return Panel(trace.images[index], _numpy(result.map(step.layer)[index]), _short(step), 1.0, _regions(step))
+        return Panel(trace.images[index], _numpy(result.map(step.layer)[index]), _short_name(step), 1.0, _regions(step))
 
     return Scene(
         rows=_by_stage(trace, panel, [Panel(trace.images[index], title="photo")]),
         title=f"A CLS token in every window of {trace.provenance['model']}",
-        note="mean of heads; each window's token reads its window through the block's own weights",
+        note="mean of heads; each CLS token attends to its window with the block's own weights",
     )
 
 
@@ -204,7 +212,7 @@ def _mean_and_heads(
     marks: Sequence[tuple[int, int]],
     index: int,
 ) -> list[Panel]:
-    """The mean of heads and each head, windows outlined and queries marked."""
+    """Return the mean of heads and each head, with windows outlined and queries marked."""
     heads: list[Head] = ["mean", *range(step.num_heads)]
     titles = ["mean of heads", *(f"head {head}" for head in range(step.num_heads))]
     image, regions = trace.images[index], _regions(step)
@@ -215,7 +223,7 @@ def _mean_and_heads(
 
 
 def _by_stage(trace: Trace, panel: Callable[[AttentionStep], Panel], first: Sequence[Panel] = ()) -> list[Row]:
-    """A panel for each block, a row for each stage, or several where it is deep; ``first`` before all."""
+    """Return a panel for each block, a row or more for each stage; ``first`` comes before all others."""
     stages = [[panel(step) for step in stage] for stage in trace.stages]
     stages[0][:0] = first
     columns = min(max(map(len, stages)), 6)
@@ -223,7 +231,7 @@ def _by_stage(trace: Trace, panel: Callable[[AttentionStep], Panel], first: Sequ
 
 
 def _regions(step: AttentionStep) -> np.ndarray:
-    """What to outline; where windows are no areas, the frame alone, on the block's grid."""
+    """Return the windows on the block's grid; only its frame if the windows are not areas of the image."""
     try:
         return window_regions(step)
     except UnsupportedModelError:
@@ -232,13 +240,14 @@ def _regions(step: AttentionStep) -> np.ndarray:
 
 
 def _block(trace: Trace, step: AttentionStep) -> str:
+    """Return the name of a block, with its stage and grid."""
     stage = next(number for number, stage in enumerate(trace.stages) if step in stage)
     shifted = ", shifted" if is_shifted(step) else ""
     grid = step.require_grid()
     return f"layer {step.layer} (stage {stage}{shifted}, {grid.height} × {grid.width} patches)"
 
 
-def _short(step: AttentionStep) -> str:
+def _short_name(step: AttentionStep) -> str:
     return f"layer {step.layer}, shifted" if is_shifted(step) else f"layer {step.layer}"
 
 
