@@ -85,7 +85,7 @@ def composed(
             to = (source[0] + down, source[1] + across)
             if 0 <= to[0] < len(photo) and 0 <= to[1] < photo.shape[1]:
                 share = alpha[row, column]
-                canvas[target] = share * original[row, column] + (1 - share) * canvas[target]
+                canvas[target] = share * original[row, column] + (1 - share) * canvas[to]
     return canvas
 
 
