@@ -10,7 +10,7 @@ from torch import nn
 import vitscope as vs
 from tests.helpers.tiny import tiny_vit
 from vitscope.interrupts import uninterrupted
-from vitscope.models import vision_model
+from vitscope.models import evaluation
 
 
 def test_an_interrupt_comes_through_when_the_block_is_done() -> None:
@@ -45,4 +45,4 @@ def test_flags_are_as_before_when_an_interrupt_comes_while_they_are_set(monkeypa
         vs.capture(model, torch.zeros(1, 3, 32, 32, device="cpu"))
     monkeypatch.undo()
     assert all(child.training for child in module.modules())
-    assert not any(child in vision_model._held for child in module.modules())
+    assert not any(child in evaluation._runs for child in module.modules())
