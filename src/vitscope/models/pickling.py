@@ -29,7 +29,7 @@ def check_picklable(name: str, state: Any, protocol: int) -> None:
     except Exception as error:
         raise UnsupportedModelError(
             f"{name} cannot be pickled ({quoted_error(error)}): define its classes, functions and hooks at the top "
-            "level of a module, not as lambdas or inside functions"
+            "level of a Python file"
         ) from error
 
 
