@@ -195,7 +195,8 @@ def test_unknown_weights_of_timm_are_refused(pretrained: bool) -> None:
 @pytest.mark.parametrize(
     "name", ["/no/such/folder", "./models", "../models", "~/models", "a/b/c", "detectron:vit", "a\nb"]
 )
-def test_an_impossible_name_lists_the_possible_ones(name: str) -> None:
+def test_an_impossible_name_lists_the_possible_ones(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     message = refusal(UnknownModelError, name)
     for example in ("vit-nano", "local transformers folder", "hub id", "timm:<name>", "torchvision:<name>"):
         assert example in message

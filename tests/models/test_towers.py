@@ -116,7 +116,7 @@ def test_the_encoder_alone_gives_the_same_results(kind: str) -> None:
     module = build()
     outer, inner = vs.load(module), vs.load(module.get_submodule(path))
     assert torch.equal(vs.capture(outer, images(1)).attention(1), vs.capture(inner, images(1)).attention(1))
-    with pytest.raises(CallError) as caught:
+    with pytest.raises(UnsupportedModelError) as caught:
         outer.predict(images(1))
     assert "\n" not in str(caught.value)
     if outer.embed is not None:
