@@ -48,8 +48,8 @@ class Layout:
         >>> layout = vs.load("vit-nano").layout
         >>> layout.patch_size, layout.prefix_names, layout.readout
         ((4, 4), ('cls',), {'cls': 1.0})
-        >>> layout.grid(32, 32)
-        Grid(height=8, width=8, num_prefix=1)
+        >>> layout.grid(32, 32).num_tokens
+        65
     """
 
     patch_size: tuple[int, int]
