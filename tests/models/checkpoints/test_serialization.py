@@ -157,7 +157,9 @@ def test_pretrained_false_is_refused_and_a_runs_folder_leads_to_its_model(tmp_pa
     assert manifest_folder(tmp_path / "run") == tmp_path / "run" / "model"
     assert manifest_folder(tmp_path) is None
     assert vs.load(tmp_path / "run").labels == LABELS
-    assert "is a fine-tuned model with weights: omit pretrained=False" in refusal(CallError, tmp_path / "run", pretrained=False)
+    assert "is a fine-tuned model with weights: omit pretrained=False" in refusal(
+        CallError, tmp_path / "run", pretrained=False
+    )
 
 
 def test_the_manifest_says_where_the_model_comes_from(tmp_path: Path) -> None:
