@@ -10,7 +10,7 @@ from torch import nn
 import vitscope as vs
 from tests.helpers.tiny import tiny_vit
 from vitscope.interrupts import uninterrupted
-from vitscope.models import vision_model
+from vitscope.models import evaluation
 
 
 def test_an_interrupt_is_raised_at_the_end_of_the_block() -> None:
@@ -45,4 +45,4 @@ def test_flags_are_restored_if_an_interrupt_comes_while_they_are_set(monkeypatch
         vs.capture(model, torch.zeros(1, 3, 32, 32, device="cpu"))
     monkeypatch.undo()
     assert all(child.training for child in module.modules())
-    assert not any(child in vision_model._held for child in module.modules())
+    assert not any(child in evaluation._runs for child in module.modules())

@@ -143,7 +143,7 @@ def test_a_size_that_timm_refuses_leaves_no_trace() -> None:
         model = family(name).model(SIZES["fitting"])
         before = full_state(model.module)
         for see in LOOKS.values():
-            with pytest.raises(vs.CallError, match="takes no input of 35×32 pixels"):
+            with pytest.raises(vs.CallError, match="does not accept an input of 35×32 pixels"):
                 see(model, pixels((35, 32)))
         assert_same(full_state(model.module), before)
 

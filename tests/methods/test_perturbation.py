@@ -625,7 +625,9 @@ def test_a_model_that_nobody_understands_is_refused(name: str) -> None:
     """It gives neither classes nor features."""
     module = torch.nn.Conv2d(3, 4, 8, stride=8)
     model = vs.load(module, image_size=16, patch_size=8, readout="patches")
-    with pytest.raises(vs.CallError, match="gives neither classes nor features that vitscope knows") as caught:
+    with pytest.raises(
+        vs.UnsupportedModelError, match="returns neither classes nor features that vitscope recognises"
+    ) as caught:
         METHODS[name].compute(
             model, noise(16, 16), **({"segments": "patches"} if name in ("lime", "kernel_shap") else {})
         )

@@ -242,7 +242,7 @@ def test_each_command_takes_a_swin(tmp_path, chelsea, capsys, monkeypatch, argum
         (["attention", "--window-cls", "--shifted", "--layer", "0", "--query", "1,1"], "ask for one at a time"),
         (["rollout", "--stages", "--evolution"], "ask for one at a time"),
         (["rollout", "--target", "kat"], "target 'kat' is not a label of this model: did you mean cat"),
-        (["attention", "--model", "vit-nano", "--window-cls"], "no windows that a CLS token can be put into"),
+        (["attention", "--model", "vit-nano", "--window-cls"], "no windows that a CLS token can enter"),
     ],
     ids=str,
 )

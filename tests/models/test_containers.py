@@ -1,4 +1,4 @@
-"""Modules around a vision transformer: the same answers, attention and photos as the model inside, or a refusal."""
+"""Modules around a vision transformer: the same predictions, attention and pixels as the model inside."""
 
 import warnings
 from collections.abc import Callable
@@ -27,7 +27,7 @@ HALF = {"cls": 0.5, "patches": 0.5}
 
 
 class Around(nn.Module):
-    """Passes the image through, under an attribute of any name."""
+    """Passes the image to a model that is held by an attribute of any name."""
 
     def __init__(self, inner: nn.Module, name: str = "anything") -> None:
         super().__init__()
@@ -59,8 +59,13 @@ def rollout(model: vs.VisionModel | nn.Module, target: int | None = None) -> Ten
     return vs.rollout(loaded, images(1), **({"target": 1 if target is None else target} if needs_class else {})).values
 
 
+def probabilities(model: vs.VisionModel, inputs: Any) -> dict[int, float | None]:
+    """Return the predicted probability of each class by its index."""
+    return {prediction.index: prediction.probability for prediction in model.predict(inputs)[0]}
+
+
 def expect_same(outer: vs.VisionModel, inner: vs.VisionModel) -> None:
-    """Answers, probabilities and rollout are those of the model inside."""
+    """Assert that logits, probabilities and rollout are those of the model inside."""
     with torch.no_grad(), outer.running():
         rows = outer.answer(images())
     with torch.no_grad(), inner.running():
@@ -68,8 +73,7 @@ def expect_same(outer: vs.VisionModel, inner: vs.VisionModel) -> None:
     assert rows is not None
     assert expected is not None
     assert torch.allclose(rows, expected, atol=1e-5)
-    numbers, wanted = ({one.index: one.probability for one in model.predict(images(1))[0]} for model in (outer, inner))
-    assert numbers == pytest.approx(wanted, abs=1e-6)
+    assert probabilities(outer, images(1)) == pytest.approx(probabilities(inner, images(1)), abs=1e-6)
     assert torch.allclose(rollout(outer), rollout(inner), atol=1e-6)
 
 
@@ -116,7 +120,7 @@ def test_wrappers_change_nothing(kind: str, wrapper: str) -> None:
 
 
 @pytest.mark.parametrize("wrapper", ["compiled", "m.compile()", "compiled blocks", "compiled forward"])
-def test_what_contains_a_compiled_model_is_seen_too(wrapper: str) -> None:
+def test_a_compiled_model_inside_a_container_is_captured(wrapper: str) -> None:
     expect_same(vs.load(Around(WRAPPERS[wrapper](timm_vit(5))), output="logits"), vs.load(timm_vit(5)))
 
 
@@ -132,43 +136,49 @@ def test_distributed_data_parallel(tmp_path: Any) -> None:
 
 
 class Lightning:
-    """Lightning modules, whose library need not be installed."""
+    """Builds modules of Lightning, which may not be installed."""
 
     @staticmethod
     def build(kind: str) -> nn.Module:
         lightning = pytest.importorskip("lightning")
 
-        class Silent(lightning.LightningModule):
+        class WithoutForward(lightning.LightningModule):
             def __init__(self) -> None:
                 super().__init__()
                 self.model = timm_vit(5)
 
-        class Speaking(Silent):
+        class WithForward(WithoutForward):
             def forward(self, pixels: Tensor) -> Tensor:
                 return self.model(pixels)
 
-        class WithLoss(Silent):
+        class WithLoss(WithoutForward):
             def __init__(self) -> None:
                 super().__init__()
                 self.loss = nn.CrossEntropyLoss()
 
-        class Headed(lightning.LightningModule):
+        class WithHead(lightning.LightningModule):
             def __init__(self) -> None:
                 super().__init__()
-                self.encoder, whole = timm_vit(0), timm_vit(5)
-                self.encoder.load_state_dict({k: v for k, v in whole.state_dict().items() if "head" not in k})
-                self.head = whole.head
+                self.encoder, complete = timm_vit(0), timm_vit(5)
+                self.encoder.load_state_dict({k: v for k, v in complete.state_dict().items() if "head" not in k})
+                self.head = complete.head
 
             def forward(self, pixels: Tensor) -> Tensor:
                 return self.head(self.encoder(pixels))
 
-        return {"silent": Silent, "speaking": Speaking, "with loss": WithLoss, "headed": Headed}[kind]().eval()
+        classes = {
+            "without forward": WithoutForward,
+            "with forward": WithForward,
+            "with loss": WithLoss,
+            "with head": WithHead,
+        }
+        return classes[kind]().eval()
 
 
-@pytest.mark.parametrize("kind", ["silent", "speaking", "with loss", "headed"])
+@pytest.mark.parametrize("kind", ["without forward", "with forward", "with loss", "with head"])
 def test_lightning_modules(kind: str) -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of lightning itself
+        warnings.simplefilter("ignore")  # warnings of Lightning itself
         module = Lightning.build(kind)
     expect_same(vs.load(module), vs.load(timm_vit(5)))
     assert vs.load(module).prepare(PHOTO)[0].equal(vs.load(timm_vit(5)).prepare(PHOTO)[0])
@@ -186,12 +196,12 @@ ADAPTED: dict[str, tuple[Callable[[], nn.Module], list[str]]] = {
 def lora(module: nn.Module, targets: list[str]) -> nn.Module:
     peft = pytest.importorskip("peft")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # between PEFT and transformers
+        warnings.simplefilter("ignore", FutureWarning)  # PEFT uses deprecated functions of transformers
         return peft.get_peft_model(module, peft.LoraConfig(target_modules=targets, r=2)).eval()
 
 
 @pytest.mark.parametrize("kind", ADAPTED)
-def test_live_adapters(kind: str) -> None:
+def test_live_modules_with_adapters(kind: str) -> None:
     build, targets = ADAPTED[kind]
     module = build()
     inner = vs.load(build())
@@ -219,7 +229,7 @@ def test_live_adapters(kind: str) -> None:
     assert not torch.allclose(rows, before, atol=1e-2)
 
 
-def test_an_adapted_dinov2_reads_two_halves_and_keeps_its_labels() -> None:
+def test_a_dinov2_with_adapters_keeps_its_readout_and_labels() -> None:
     adapted = lora(dinov2(), ["q_proj"])
     model = vs.load(adapted)
     assert model.layout is not None
@@ -229,25 +239,24 @@ def test_an_adapted_dinov2_reads_two_halves_and_keeps_its_labels() -> None:
 
 @pytest.mark.parametrize("name", ["anything", "model", "encoder", "m", "_vit"])
 @pytest.mark.parametrize("kind", INNER)
-def test_an_attribute_of_any_name(kind: str, name: str) -> None:
+def test_the_model_inside_can_have_any_attribute_name(kind: str, name: str) -> None:
     outer = vs.load(Around(INNER[kind](), name), output="logits")
     assert outer.backbone == name
     expect_same(outer, vs.load(INNER[kind]()))
     assert outer.prepare(PHOTO)[0].equal(vs.load(INNER[kind]()).prepare(PHOTO)[0])
 
 
-def headed(head: nn.Module | None = None) -> nn.Module:
+def with_head(head: nn.Module | None = None) -> nn.Module:
     torch.manual_seed(1)
     return nn.Sequential(timm_vit(0), head or nn.Linear(32, 5)).eval()
 
 
 def test_a_backbone_and_a_head_in_a_sequence() -> None:
-    module = headed()
+    module = with_head()
     model = vs.load(module)
     with torch.no_grad():
         expected = module(images(1)).softmax(-1)[0].tolist()
-    (row,) = model.predict(images(1))
-    assert {one.index: one.probability for one in row} == pytest.approx(dict(enumerate(expected)), abs=1e-6)
+    assert probabilities(model, images(1)) == pytest.approx(dict(enumerate(expected)), abs=1e-6)
     assert torch.allclose(rollout(model), rollout(timm_vit(0)), atol=1e-6)
     trace = vs.capture(model, images(1))
     assert trace.readout is not None
@@ -255,21 +264,20 @@ def test_a_backbone_and_a_head_in_a_sequence() -> None:
 
 
 @pytest.mark.parametrize("build", [lambda: timm_vit(5), lambda: hf_vit(5), lambda: torchvision_vit(5)])
-def test_a_module_that_normalises_by_itself_takes_photos_as_the_inner_model(build: Callable[[], nn.Module]) -> None:
+def test_a_module_that_normalises_its_input_takes_photos_like_the_inner_model(build: Callable[[], nn.Module]) -> None:
     from torchvision.transforms import Normalize
 
     inner = vs.load(build())
-    prepared = inner.preprocessing
-    assert prepared is not None
-    outer = vs.load(nn.Sequential(Normalize(prepared.mean, prepared.std), build()).eval(), output="logits")
+    preprocessing = inner.preprocessing
+    assert preprocessing is not None
+    outer = vs.load(nn.Sequential(Normalize(preprocessing.mean, preprocessing.std), build()).eval(), output="logits")
     pixels = outer.prepare(PHOTO)[0]
     assert float(pixels.min()) >= 0
     assert float(pixels.max()) <= 1
     received = outer.module[0](pixels)  # type: ignore[index]
     assert torch.allclose(received, inner.prepare(PHOTO)[0], atol=1e-5)
     assert "normalised by the module itself" in outer.preprocessing.source  # type: ignore[union-attr]
-    ours, theirs = ({one.index: one.probability for one in model.predict(PHOTO)[0]} for model in (outer, inner))
-    assert ours == pytest.approx(theirs, abs=1e-5)
+    assert probabilities(outer, PHOTO) == pytest.approx(probabilities(inner, PHOTO), abs=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -286,10 +294,10 @@ def test_a_module_that_changes_its_input_takes_no_photos(before: Callable[[], An
     if isinstance(layer, nn.Upsample):
         assert model.prepare(PHOTO)[0].equal(vs.load(timm_vit(5)).prepare(PHOTO)[0])
         return
-    with pytest.raises(CallError, match="it changes its input before 1 in a way of its own") as caught:
+    with pytest.raises(CallError, match="it changes its input before 1 in its own way") as caught:
         model.predict(PHOTO)
     assert "\n" not in str(caught.value)
-    assert len(model.predict(images())) == 2  # tensors are the caller's
+    assert len(model.predict(images())) == 2  # tensors need no preprocessing
 
 
 class TwoModels(nn.Module):
@@ -301,7 +309,7 @@ class TwoModels(nn.Module):
         return self.student(pixels).logits
 
 
-def test_of_several_models_none_is_taken() -> None:
+def test_with_several_models_inside_the_caller_must_choose() -> None:
     model = vs.load(TwoModels().eval(), output="logits")
     assert model.backbone == ""
     assert model.layout is None
@@ -313,12 +321,12 @@ def test_of_several_models_none_is_taken() -> None:
 
 
 @pytest.mark.parametrize("path", ["studnet", "teacher.blocks.9", "student.vit.nothing"])
-def test_a_path_that_leads_nowhere_lists_what_there_is(path: str) -> None:
-    with pytest.raises(CallError, match=r"is not in TwoModels, which holds teacher, student$"):
+def test_a_wrong_path_lists_the_submodules(path: str) -> None:
+    with pytest.raises(CallError, match=r"is not in TwoModels, which contains teacher, student$"):
         vs.load(TwoModels().eval(), output="logits", backbone=path)
 
 
-def test_a_backbone_that_does_not_run_gives_no_photos() -> None:
+def test_a_backbone_that_does_not_run_provides_no_preprocessing() -> None:
     model = vs.load(TwoModels().eval(), output="logits", backbone="teacher")
     with pytest.raises(CallError, match="teacher did not run"):
         model.predict(PHOTO)
@@ -332,7 +340,7 @@ def subclass(module: nn.Module, **methods: Any) -> nn.Module:
 
 
 @pytest.mark.parametrize("kind", [*INNER, "dinov2"])
-def test_a_subclass_is_read_as_its_parent(kind: str) -> None:
+def test_a_subclass_is_described_like_its_parent(kind: str) -> None:
     build = INNER.get(kind, dinov2)
     outer, inner = vs.load(subclass(build())), vs.load(build())
     expect_same(outer, inner)
@@ -346,17 +354,17 @@ def mean_of_patches(self: Any, pixels: Tensor) -> Tensor:
     return self.head(self.forward_features(pixels)[:, 1:].mean(1))
 
 
-def test_a_subclass_that_reads_something_else_is_refused() -> None:
+def test_a_subclass_with_another_readout_is_refused() -> None:
     model = vs.load(subclass(timm_vit(5), forward=mean_of_patches))
     with pytest.raises(
         UnsupportedModelError, match=r"but changing cls .* does not change the output: pass the right readout"
     ) as caught:
         vs.rollout(model, images(1))
     assert "\n" not in str(caught.value)
-    said = vs.load(subclass(timm_vit(5), forward=mean_of_patches), readout="patches")
+    described = vs.load(subclass(timm_vit(5), forward=mean_of_patches), readout="patches")
     expected = timm_vit(5, global_pool="avg", fc_norm=False)
-    assert vs.rollout(said, images(1)).values.shape == rollout(expected).shape
-    trace = vs.capture(said, images(1))
+    assert vs.rollout(described, images(1)).values.shape == rollout(expected).shape
+    trace = vs.capture(described, images(1))
     assert trace.readout is not None
     assert trace.readout[0].tolist() == pytest.approx([0.0, *[1 / 16] * 16])
 
@@ -366,12 +374,12 @@ class Mean(Answering):
         return self.head(self.backbone.forward_features(pixels)[:, 1:].mean(1))  # type: ignore[operator]
 
 
-def test_a_container_that_reads_something_else_has_an_unknown_readout() -> None:
+def test_a_container_with_another_readout_has_an_unknown_one() -> None:
     model = vs.load(Mean())
     assert vs.capture(model, images(1)).readout is None
-    said = vs.capture(vs.load(Mean(), readout="patches"), images(1)).readout
-    assert said is not None
-    assert said[0].tolist() == pytest.approx([0.0, *[1 / 16] * 16])
+    readout = vs.capture(vs.load(Mean(), readout="patches"), images(1)).readout
+    assert readout is not None
+    assert readout[0].tolist() == pytest.approx([0.0, *[1 / 16] * 16])
 
 
 @pytest.mark.parametrize("readout", ["cls", HALF, "tokens"])
@@ -381,12 +389,12 @@ def test_a_wrong_readout_for_a_container_is_refused(readout: Any) -> None:
 
 
 @pytest.mark.parametrize("readout", ["clss", {"cls": 0.5}, {"cls": 1.5, "patches": -0.5}, {}])
-def test_what_is_no_readout_is_refused(readout: Any) -> None:
+def test_an_invalid_readout_is_refused(readout: Any) -> None:
     with pytest.raises(CallError, match=r"^readout is .*pass one of .*or weights over them that sum to one$"):
         vs.load(Mean(), readout=readout)
 
 
-def test_a_container_leaves_nothing_behind() -> None:
+def test_a_container_is_not_changed() -> None:
     module = Mean().train()
     before = torch.get_rng_state()
     model = vs.load(module)

@@ -1,4 +1,4 @@
-"""Copies of a VisionModel: they answer alike, and they have weights of their own."""
+"""Copies of a VisionModel: same predictions, independent weights."""
 
 import copy
 import pickle
@@ -18,15 +18,15 @@ from tests.helpers import families, swin_families
 from tests.helpers.live import Answering, hf_vit, images, timm_vit
 from tests.helpers.swin_families import SIZES
 
-WAYS: dict[str, Callable[[vs.VisionModel], vs.VisionModel]] = {
+COPIERS: dict[str, Callable[[vs.VisionModel], vs.VisionModel]] = {
     "deepcopy": copy.deepcopy,
     "pickle": lambda model: pickle.loads(pickle.dumps(model)),
 }
-each_way = pytest.mark.parametrize("way", WAYS)
+every_copier = pytest.mark.parametrize("copier", COPIERS)
 
 
-def answer(model: vs.VisionModel, pixels: Tensor) -> Tensor:
-    """Logits, or the features of a model without classes."""
+def output(model: vs.VisionModel, pixels: Tensor) -> Tensor:
+    """Return logits, or the features of a model without classes."""
     with torch.no_grad(), model.running():
         rows = model.answer_or_none(pixels)
         if rows is None:
@@ -34,10 +34,10 @@ def answer(model: vs.VisionModel, pixels: Tensor) -> Tensor:
     return rows.clone()
 
 
-def expect_copy(model: vs.VisionModel, way: str, pixels: Tensor) -> None:
-    """Whatever is asked of the copy is answered by the copy's own weights."""
-    before = answer(model, pixels)
-    twin = WAYS[way](model)
+def expect_copy(model: vs.VisionModel, copier: str, pixels: Tensor) -> None:
+    """Assert that the copy predicts and attends by weights of its own."""
+    before = output(model, pixels)
+    twin = COPIERS[copier](model)
     assert twin is not model
     assert twin.module is not model.module
     assert (twin.name, twin.library, twin.labels, twin.meaning) == (
@@ -47,7 +47,7 @@ def expect_copy(model: vs.VisionModel, way: str, pixels: Tensor) -> None:
         model.meaning,
     )
     assert twin.preprocessing == model.preprocessing
-    assert torch.equal(answer(twin, pixels), before)
+    assert torch.equal(output(twin, pixels), before)
     attention = vs.capture(model, pixels).steps[-1].weights()
     assert torch.equal(vs.capture(twin, pixels).steps[-1].weights(), attention)
     with torch.no_grad():
@@ -55,32 +55,32 @@ def expect_copy(model: vs.VisionModel, way: str, pixels: Tensor) -> None:
             parameter.zero_()
     changed = vs.capture(twin, pixels).steps[-1].weights()
     assert not torch.equal(changed, attention)
-    assert not torch.equal(answer(twin, pixels), before)
-    assert torch.equal(answer(model, pixels), before)
+    assert not torch.equal(output(twin, pixels), before)
+    assert torch.equal(output(model, pixels), before)
     assert torch.equal(vs.capture(model, pixels).steps[-1].weights(), attention)
 
 
-@each_way
+@every_copier
 @families.every_family
-def test_every_family(family: families.Family, way: str) -> None:
-    expect_copy(family.model(), way, family.pixels(1))
+def test_every_plain_transformer(family: families.Family, copier: str) -> None:
+    expect_copy(family.model(), copier, family.pixels(1))
 
 
-@each_way
+@every_copier
 @swin_families.every_swin
-def test_every_window_transformer(family: swin_families.SwinFamily, way: str) -> None:
+def test_every_window_transformer(family: swin_families.SwinFamily, copier: str) -> None:
     if family.name == "torchvision-swinv2" or family.name == "torchvision-swin":
         torch.manual_seed(0)  # their stochastic depth is drawn in training only
-    expect_copy(family.model(SIZES["fitting"]), way, swin_families.pixels(SIZES["fitting"], 1))
+    expect_copy(family.model(SIZES["fitting"]), copier, swin_families.pixels(SIZES["fitting"], 1))
 
 
-@each_way
-def test_a_rollout_through_windows(way: str) -> None:
-    """Merging layers and norms are looked up by the copy's own modules."""
+@every_copier
+def test_rollout_through_windows(copier: str) -> None:
+    """The copy uses its own merging layers and norms."""
     family = swin_families.ALL[0]
     model, pixels = family.model(), swin_families.pixels(SIZES["fitting"], 1)
     before = vs.rollout(model, pixels, target=1).values
-    twin = WAYS[way](model)
+    twin = COPIERS[copier](model)
     assert torch.equal(vs.rollout(twin, pixels, target=1).values, before)
     with torch.no_grad():
         for parameter in twin.module.parameters():
@@ -89,7 +89,7 @@ def test_a_rollout_through_windows(way: str) -> None:
     assert torch.equal(vs.rollout(model, pixels, target=1).values, before)
 
 
-CONTAINERS: dict[str, Callable[[], vs.VisionModel]] = {
+MODULES: dict[str, Callable[[], vs.VisionModel]] = {
     "container": lambda: vs.load(Answering(torch.sigmoid)),
     "stated": lambda: vs.load(Answering(torch.tanh), output="softmax", labels=list("abcde")),
     "features": lambda: vs.load(timm_vit(5), output="features"),
@@ -97,12 +97,12 @@ CONTAINERS: dict[str, Callable[[], vs.VisionModel]] = {
 }
 
 
-@pytest.mark.parametrize("asked_before", [False, True])
-@pytest.mark.parametrize("kind", CONTAINERS)
-def test_models_that_have_been_asked_before_or_not(kind: str, asked_before: bool) -> None:
-    model = CONTAINERS[kind]()
-    if asked_before:
-        answer(model, images(1))
+@pytest.mark.parametrize("evaluated", [False, True])
+@pytest.mark.parametrize("kind", MODULES)
+def test_models_can_be_copied_before_and_after_their_first_run(kind: str, evaluated: bool) -> None:
+    model = MODULES[kind]()
+    if evaluated:
+        output(model, images(1))
         vs.capture(model, images(1))
     expect_copy(model, "deepcopy", images(1))
 
@@ -112,8 +112,8 @@ def examples() -> dict[str, list[Any]]:
     return {name: [random.integers(0, 256, (32, 32, 3), dtype=np.uint8) for _ in range(2)] for name in ("a", "b")}
 
 
-def assert_apart(model: vs.VisionModel, twin: vs.VisionModel, photo: Any, factor: float) -> None:
-    """A copy answers alike, until its own weights are multiplied; the original goes on as before."""
+def assert_independent(model: vs.VisionModel, twin: vs.VisionModel, photo: Any, factor: float) -> None:
+    """Assert that the copy predicts the same until its weights change, and that the original does not change."""
     before = model.predict(photo)
     assert twin.labels == model.labels
     assert twin.predict(photo) == before
@@ -124,38 +124,38 @@ def assert_apart(model: vs.VisionModel, twin: vs.VisionModel, photo: Any, factor
     assert model.predict(photo) == before
 
 
-@each_way
-def test_classes_by_example(way: str) -> None:
+@every_copier
+def test_few_shot_classifiers(copier: str) -> None:
     bare = next(family for family in families.ALL if family.name == "transformers-vit-bare")
     model = vs.few_shot_classifier(bare.model(), examples())
     photo = examples()["a"][0]
-    assert_apart(model, WAYS[way](model), photo, -0.5)
+    assert_independent(model, COPIERS[copier](model), photo, -0.5)
 
 
-@each_way
+@every_copier
 @pytest.mark.usefixtures("little_garbage")
-def test_tuned_models(way: str, tmp_path: Path) -> None:
+def test_fine_tuned_models(copier: str, tmp_path: Path) -> None:
     from tests.helpers.coloured import coloured, small_vit
 
     data = coloured()
     vs.finetune(small_vit(), data, out=tmp_path / "run", tuning="lora", epochs=1, batch_size=8)
     model = vs.load(tmp_path / "run")
     photo = data.test.read(0)
-    assert_apart(model, WAYS[way](model), photo, 0.0)
+    assert_independent(model, COPIERS[copier](model), photo, 0.0)
 
 
 @pytest.mark.parametrize("name", ["vit-nano", "swin-nano"])
-def test_another_process_answers_alike(name: str, tmp_path: Path) -> None:
+def test_another_process_predicts_the_same(name: str, tmp_path: Path) -> None:
     model = vs.load(name)
     pixels = torch.randn(1, 3, 32, 32, generator=torch.Generator(device="cpu").manual_seed(2), device="cpu")
     (tmp_path / "model.pickle").write_bytes(pickle.dumps((model, pixels)))
     code = (
         "import pickle, sys, pathlib\n"
         "model, pixels = pickle.loads(pathlib.Path(sys.argv[1]).read_bytes())\n"
-        "print([(one.label, round(one.probability, 5)) for one in model.predict(pixels)[0]])\n"
+        "print([(p.label, round(p.probability, 5)) for p in model.predict(pixels)[0]])\n"
     )
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "model.pickle")], capture_output=True, text=True, check=True
     )
-    expected = [(one.label, round(one.probability or 0, 5)) for one in model.predict(pixels)[0]]
-    assert done.stdout.strip() == str(expected)
+    expected = [(p.label, round(p.probability or 0, 5)) for p in model.predict(pixels)[0]]
+    assert process.stdout.strip() == str(expected)

@@ -1,4 +1,4 @@
-"""Modules that end in an embedding: explained by how alike it stays, never by the number of a channel."""
+"""Modules that return an embedding: explained by its similarity, never by the index of a channel."""
 
 import warnings
 from collections.abc import Callable
@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 import vitscope as vs
 from tests.helpers.live import SHAPE, hf_vit, images, seeded, timm_swin, timm_vit, torchvision_vit
-from vitscope.errors import CallError
+from vitscope.errors import CallError, UnsupportedModelError
 from vitscope.models.outputs import UnclearOutputError
 
 
 class Tower(nn.Module):
-    """A backbone and one more linear layer with the name of a projection."""
+    """A backbone and a linear layer with a configurable name."""
 
     def __init__(self, name: str = "proj") -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class Normalised(Tower):
 
 
 class Projected(nn.Module):
-    """A projection without a module, as CLIP writes it: a matrix."""
+    """A projection by a bare matrix, as in CLIP."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class Projected(nn.Module):
 
 
 class Dino(nn.Module):
-    """Norm, then the first token, as the DINO repository ends."""
+    """The norm, then the first token, as in the DINO repository."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -79,9 +79,9 @@ def open_clip_visual() -> nn.Module:
     return seeded(lambda: open_clip.model.CLIP(12, vision, text).visual)
 
 
-def without_head(build: Callable[[], Any], where: str) -> nn.Module:
+def without_head(build: Callable[[], Any], attribute: str) -> nn.Module:
     module = build()
-    setattr(module, where, nn.Identity())
+    setattr(module, attribute, nn.Identity())
     return module.eval()
 
 
@@ -103,14 +103,15 @@ EMBEDDINGS: dict[str, Callable[[], nn.Module]] = {
 
 
 TOKENS: dict[str, Any] = {"patch_size": 8, "prefix": ("cls",), "readout": "cls"}
-# What the module does not tell by itself.
-SAID: dict[str, dict[str, Any]] = {
-    "open_clip": {"output": "features", **TOKENS},  # a product with a matrix, which need not be an embedding
+# Arguments for facts that cannot be derived from the module.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "open_clip": {"output": "features", **TOKENS},  # a matrix product is not necessarily an embedding
     "DINO": TOKENS,
 }
 
 
-def own_embedding(module: Any, pixels: Tensor) -> Tensor:
+def embedding(module: Any, pixels: Tensor) -> Tensor:
+    """Return the embedding that the module itself computes."""
     with torch.no_grad():
         returned = module(pixels)
     if isinstance(returned, Tensor):
@@ -121,22 +122,22 @@ def own_embedding(module: Any, pixels: Tensor) -> Tensor:
 @pytest.mark.parametrize("kind", EMBEDDINGS)
 def test_an_embedding_has_no_classes(kind: str) -> None:
     module, pixels = EMBEDDINGS[kind]().eval(), images()
-    model = vs.load(module, **SAID.get(kind, {}))
-    with pytest.raises(CallError, match="has no classifier: it gives features, not classes") as caught:
+    model = vs.load(module, **OPTIONS.get(kind, {}))
+    with pytest.raises(UnsupportedModelError, match="has no classifier: it returns features, not classes") as caught:
         model.predict(pixels)
     assert "\n" not in str(caught.value)
-    asked = ((vs.lime, "patches"), (vs.kernel_shap, "patches"), (vs.rise, None), (vs.occlusion, None))
-    for method, segments in asked:
+    calls = ((vs.lime, "patches"), (vs.kernel_shap, "patches"), (vs.rise, None), (vs.occlusion, None))
+    for method, segments in calls:
         with pytest.raises(CallError, match="has no classifier, so there is no class to explain"):
             method(model, pixels[:1], **({} if segments is None else {"segments": segments}))
     with torch.no_grad(), model.running():
-        assert torch.allclose(model.features(pixels), own_embedding(module, pixels), atol=1e-5)
+        assert torch.allclose(model.features(pixels), embedding(module, pixels), atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", EMBEDDINGS)
-def test_an_embedding_is_explained_by_how_alike_it_stays(kind: str) -> None:
+def test_an_embedding_is_explained_by_its_similarity(kind: str) -> None:
     module, pixels = EMBEDDINGS[kind]().eval(), images(1)
-    model = vs.load(module, **SAID.get(kind, {}))
+    model = vs.load(module, **OPTIONS.get(kind, {}))
     result = vs.occlusion(model, pixels, target="similarity", hide="grey")
     assert result.provenance["parameters"]["output"] == "similarity"
     assert result.provenance["output"] == "features"
@@ -151,18 +152,18 @@ def test_an_embedding_is_explained_by_how_alike_it_stays(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", EMBEDDINGS)
-def test_the_similarity_is_the_cosine(kind: str) -> None:
+def test_similarity_is_the_cosine(kind: str) -> None:
     module = EMBEDDINGS[kind]().eval()
     original, changed = images(2).split(1)
-    model = vs.load(module, **SAID.get(kind, {}))
-    expected = F.cosine_similarity(own_embedding(module, original), own_embedding(module, changed)).item()
+    model = vs.load(module, **OPTIONS.get(kind, {}))
+    expected = F.cosine_similarity(embedding(module, original), embedding(module, changed)).item()
     with torch.no_grad(), model.running():
         features = [model.features(pixels) for pixels in (original, changed)]
     assert F.cosine_similarity(*features).item() == pytest.approx(expected, abs=1e-5)
 
 
 class Ambiguous(nn.Module):
-    """Two views added: no layer and no name says what the numbers are."""
+    """A matrix product at the end: neither a layer nor a name reveals what the numbers are."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -172,52 +173,52 @@ class Ambiguous(nn.Module):
         return self.net(pixels) @ self.weight
 
 
-@pytest.mark.parametrize("ask", ["predict", "lime", "rise", "occlusion", "kernel_shap", "compose"])
-def test_numbers_without_a_meaning_are_refused(ask: str) -> None:
+@pytest.mark.parametrize("method", ["predict", "lime", "rise", "occlusion", "kernel_shap", "compose"])
+def test_an_output_with_unclear_meaning_is_refused(method: str) -> None:
     model, pixels = vs.load(Ambiguous()), images(1)
     calls: dict[str, Callable[[], Any]] = {
         "predict": lambda: model.predict(pixels),
         "compose": lambda: vs.compose(model, pixels, (8, 8, 8, 8)),
     }
     with pytest.raises(UnclearOutputError) as caught:
-        calls.get(ask, lambda: getattr(vs, ask)(model, pixels))()
+        calls.get(method, lambda: getattr(vs, method)(model, pixels))()
     assert str(caught.value) == (
-        "Ambiguous returns 6 numbers per image, and whether these are classes or an embedding is not certain: pass "
+        "Ambiguous returns 6 numbers per image, which could be classes or an embedding: pass "
         "output='logits' or output='features' to vitscope.load"
     )
 
 
-def test_attention_needs_no_meaning() -> None:
+def test_attention_does_not_need_a_meaning() -> None:
     model, inner, pixels = vs.load(Ambiguous()), vs.load(timm_vit(0)), images(1)
     assert torch.allclose(vs.rollout(model, pixels).values, vs.rollout(inner, pixels).values, atol=1e-6)
     assert torch.allclose(vs.attention_map(model, pixels).values, vs.attention_map(inner, pixels).values, atol=1e-6)
 
 
-def test_the_caller_settles_it() -> None:
+def test_the_caller_can_state_the_meaning() -> None:
     module, pixels = Ambiguous(), images(1)
-    rows = own_embedding(module, pixels)
+    rows = embedding(module, pixels)
     (predicted,) = vs.load(module, output="logits").predict(pixels, top_k=6)
-    answers = {one.index: one.probability for one in predicted}
-    assert [answers[index] for index in range(6)] == pytest.approx(rows.softmax(-1)[0].tolist(), abs=1e-6)
+    numbers = {prediction.index: prediction.probability for prediction in predicted}
+    assert [numbers[index] for index in range(6)] == pytest.approx(rows.softmax(-1)[0].tolist(), abs=1e-6)
     model = vs.load(module, output="features")
     with torch.no_grad(), model.running():
         assert torch.equal(model.features(pixels), rows)
 
 
 @pytest.mark.parametrize("kind", ["num_classes=0", "proj", "CLIP with projection", "normalised"])
-def test_classes_by_example_read_the_embedding(kind: str) -> None:
+def test_few_shot_classifiers_read_the_embedding(kind: str) -> None:
     model = vs.load(EMBEDDINGS[kind]().eval(), image_size=32, mean=[0.5] * 3, std=[0.5] * 3)
     random = np.random.default_rng(0)
     examples = {name: [random.integers(0, 256, (32, 32, 3), dtype=np.uint8) for _ in range(2)] for name in ("a", "b")}
-    answering = vs.few_shot_classifier(model, examples)
-    (row,) = answering.predict(examples["b"][0])
+    classifier = vs.few_shot_classifier(model, examples)
+    (row,) = classifier.predict(examples["b"][0])
     assert row[0].label == "b"
 
 
 @pytest.mark.parametrize("name", ["classifier", "head", "fc", "linear", "pred", "classification_proj"])
-def test_a_layer_named_as_a_classifier_is_one(name: str) -> None:
+def test_a_layer_named_like_a_classifier_is_one(name: str) -> None:
     module, pixels = Tower(name).eval(), images(1)
     (row,) = vs.load(module).predict(pixels, top_k=12)
-    answers = {one.index: one.probability for one in row}
-    expected = own_embedding(module, pixels).softmax(-1)[0].tolist()
-    assert [answers[index] for index in range(12)] == pytest.approx(expected, abs=1e-6)
+    numbers = {prediction.index: prediction.probability for prediction in row}
+    expected = embedding(module, pixels).softmax(-1)[0].tolist()
+    assert [numbers[index] for index in range(12)] == pytest.approx(expected, abs=1e-6)

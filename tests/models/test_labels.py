@@ -1,4 +1,4 @@
-"""The names of classes: those of the head that is there, those that the caller passes, and no others."""
+"""Class names: those of the current head, or those that the caller passes."""
 
 import json
 import os
@@ -18,15 +18,15 @@ NUMBERED = {f"class {index}" for index in range(7)}
 
 
 def names(model: vs.VisionModel, channels: int = 3) -> list[str]:
-    """The labels of all predictions, by their index."""
+    """Return the labels of all predictions, in the order of their index."""
     (row,) = model.predict(images(1, channels), top_k=2000)
-    return [one.label for one in sorted(row, key=lambda one: one.index)]
+    return [prediction.label for prediction in sorted(row, key=lambda prediction: prediction.index)]
 
 
-def replaced(build: Callable[..., Any], where: str, head: nn.Module, *parts: Any) -> nn.Module:
-    """A model of a thousand classes whose classifier was exchanged by hand, as tutorials do."""
-    module = build(1000, *parts)
-    owner, _, name = where.rpartition(".")
+def replaced(build: Callable[..., Any], path: str, head: nn.Module) -> nn.Module:
+    """Return a model of a thousand classes whose classifier was replaced directly, as in tutorials."""
+    module = build(1000)
+    owner, _, name = path.rpartition(".")
     setattr(module.get_submodule(owner), name, head)
     return module.eval()
 
@@ -59,7 +59,7 @@ REPLACED: dict[str, Callable[[], nn.Module]] = {
 
 @pytest.mark.parametrize("kind", REPLACED)
 @pytest.mark.filterwarnings("ignore:.*so its classes are numbered")
-def test_a_replaced_classifier_has_no_names_of_the_old_one(kind: str) -> None:
+def test_a_replaced_classifier_does_not_keep_the_old_names(kind: str) -> None:
     module = REPLACED[kind]()
     assert names(vs.load(module)) == ["class 0", "class 1", "class 2"]
     assert names(vs.load(module, labels=["ant", "bee", "cat"])) == ["ant", "bee", "cat"]
@@ -68,16 +68,16 @@ def test_a_replaced_classifier_has_no_names_of_the_old_one(kind: str) -> None:
 
 
 @pytest.mark.parametrize("build", [timm_vit, torchvision_vit])
-def test_a_thousand_classes_are_imagenets(build: Callable[[int], nn.Module]) -> None:
+def test_a_thousand_classes_are_named_as_in_imagenet(build: Callable[[int], nn.Module]) -> None:
     from torchvision.models import ViT_B_16_Weights
 
-    found = names(vs.load(build(1000)))
-    assert len(found) == 1000
+    labels = names(vs.load(build(1000)))
+    assert len(labels) == 1000
     for index, label in enumerate(ViT_B_16_Weights.DEFAULT.meta["categories"][:5]):
-        assert label in found[index]
+        assert label in labels[index]
 
 
-def test_names_of_imagenet_21k_are_timms() -> None:
+def test_imagenet_21k_has_the_names_of_timm() -> None:
     import timm
     from timm.data import ImageNetInfo
 
@@ -86,13 +86,13 @@ def test_names_of_imagenet_21k_are_timms() -> None:
     subset = timm.data.infer_imagenet_subset(module)
     assert subset == "imagenet-21k-goog"
     expected = ImageNetInfo(subset).label_descriptions()
-    found = vs.load(module).labels
-    assert found is not None
-    assert len(found) == 21843
-    assert all(label.split(",")[0] in expected[index] for index, label in enumerate(found[:50]))
+    labels = vs.load(module).labels
+    assert labels is not None
+    assert len(labels) == 21843
+    assert all(label.split(",")[0] in expected[index] for index, label in enumerate(labels[:50]))
 
 
-GIVEN: dict[str, Any] = {
+PASSED: dict[str, Any] = {
     "list": ["ant", "bee", "cat", "dog", "elk"],
     "tuple": ("ant", "bee", "cat", "dog", "elk"),
     "mapping": {4: "elk", 0: "ant", 1: "bee", 2: "cat", 3: "dog"},
@@ -107,10 +107,10 @@ MODULES: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-@pytest.mark.parametrize("form", GIVEN)
+@pytest.mark.parametrize("form", PASSED)
 @pytest.mark.parametrize("kind", MODULES)
-def test_labels_that_are_passed_name_the_classes(kind: str, form: str) -> None:
-    model = vs.load(MODULES[kind](), labels=GIVEN[form])
+def test_passed_labels_name_the_classes(kind: str, form: str) -> None:
+    model = vs.load(MODULES[kind](), labels=PASSED[form])
     assert names(model) == EXPECTED
     assert model.labels == tuple(EXPECTED)
     assert vs.capture(model, images(1)).labels == tuple(EXPECTED)
@@ -121,14 +121,14 @@ def test_labels_that_are_passed_name_the_classes(kind: str, form: str) -> None:
     ("file", "text"),
     [
         ("labels.json", json.dumps(EXPECTED)),
-        ("labels.json", json.dumps(GIVEN["mapping"])),
+        ("labels.json", json.dumps(PASSED["mapping"])),
         ("labels.txt", "\n".join(EXPECTED) + "\n"),
         ("labels.txt", "\r\n".join(EXPECTED)),
         ("labels.txt", "ant\n\nbee\n cat \ndog\nelk\n\n"),
     ],
     ids=["list", "mapping", "lines", "Windows", "empty lines"],
 )
-def test_a_file_of_labels(file: str, text: str, tmp_path: Path) -> None:
+def test_labels_from_a_file(file: str, text: str, tmp_path: Path) -> None:
     (tmp_path / file).write_text(text, encoding="utf-8", newline="")
     assert names(vs.load(timm_vit(5), labels=tmp_path / file)) == EXPECTED
     assert names(vs.load(timm_vit(5), labels=str(tmp_path / file))) == EXPECTED
@@ -136,7 +136,7 @@ def test_a_file_of_labels(file: str, text: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("count", [1, 4, 6])
 @pytest.mark.parametrize("kind", MODULES)
-def test_labels_of_another_number_are_never_shown(kind: str, count: int) -> None:
+def test_labels_of_the_wrong_number_are_not_used(kind: str, count: int) -> None:
     model = vs.load(MODULES[kind](), labels=[f"thing {index}" for index in range(count)])
     with pytest.warns(vs.VitscopeWarning, match=f"has 5 outputs and {count} labels, so its classes are numbered"):
         assert set(names(model)) <= NUMBERED
@@ -157,7 +157,7 @@ WRONG: dict[str, Any] = {
 
 @pytest.mark.parametrize("kind", WRONG)
 @pytest.mark.usefixtures("unchecked")
-def test_what_are_no_labels_is_refused_in_one_line(kind: str) -> None:
+def test_invalid_labels_are_refused_in_one_line(kind: str) -> None:
     with pytest.raises(CallError, match=r"^labels") as caught:
         vs.load(timm_vit(5), labels=WRONG[kind])
     assert "\n" not in str(caught.value)
@@ -197,7 +197,7 @@ def test_a_subclass_of_transformers_keeps_its_labels() -> None:
     assert names(vs.load(module)) == EXPECTED
 
 
-def test_a_module_around_a_model_hands_its_labels_on_or_numbers_its_classes() -> None:
+def test_a_container_numbers_its_classes_unless_labels_are_passed() -> None:
     module = Wrapped(timm_vit(5))
     assert names(vs.load(module)) == [f"class {index}" for index in range(5)]
     assert names(vs.load(module, labels=EXPECTED)) == EXPECTED
@@ -219,11 +219,13 @@ def test_a_timm_model_in_transformers_has_the_labels_of_its_configuration() -> N
     with torch.no_grad():
         rows = module(pixel_values=images(1)).logits.softmax(-1)[0]
     (row,) = vs.load(module).predict(images(1))
-    assert {one.index: one.probability for one in row} == pytest.approx(dict(enumerate(rows.tolist())), abs=1e-6)
+    assert {prediction.index: prediction.probability for prediction in row} == pytest.approx(
+        dict(enumerate(rows.tolist())), abs=1e-6
+    )
 
 
 @pytest.mark.filterwarnings("ignore:.*so its classes are numbered")
-def test_a_configuration_of_fewer_labels_names_nothing() -> None:
+def test_a_configuration_with_too_few_labels_is_ignored() -> None:
     module: Any = hf_vit(5)
     module.config.id2label = {0: "ant", 1: "bee"}
     assert names(vs.load(module)) == [f"class {index}" for index in range(5)]
@@ -238,7 +240,7 @@ def test_a_bare_backbone_has_no_labels() -> None:
 
 @pytest.mark.parametrize("argument", ["labels", "processor", "weights"])
 def test_only_regular_files_are_opened(argument: str, tmp_path: Path) -> None:
-    """A named pipe would be waited for without end."""
+    """Reading a named pipe would block forever."""
     pipe = tmp_path / "pipe.pth"
     os.mkfifo(pipe)
     name = "timm:test_vit" if argument == "weights" else "vit-nano"

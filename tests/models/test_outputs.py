@@ -1,6 +1,5 @@
-"""What a module's output is read as, against the plain formula on what the module itself returned."""
+"""The interpretation of a module's output, against the formula applied to what the module itself returns."""
 
-import warnings
 from collections import namedtuple
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,17 +11,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import vitscope as vs
-from tests.helpers.live import PHOTO, Answering, hf_vit, images, seeded, timm_vit, torchvision_vit
-from vitscope.errors import CallError
+from tests.helpers.live import Answering, hf_vit, images, seeded, timm_vit, torchvision_vit
+from vitscope.errors import CallError, UnsupportedModelError
 from vitscope.models.outputs import UnclearOutputError
 
-Pair = namedtuple("Pair", ["embedding", "answers"])
+Pair = namedtuple("Pair", ["embedding", "classes"])
 
 
 @dataclass
-class Both:
+class TokensAndClasses:
     tokens: Tensor
-    answers: Tensor
+    classes: Tensor
 
 
 def softmax(rows: Tensor) -> Tensor:
@@ -33,23 +32,23 @@ def sigmoid(rows: Tensor) -> Tensor:
     return rows.sigmoid()
 
 
-def same(rows: Tensor) -> Tensor:
+def identity(rows: Tensor) -> Tensor:
     return rows
 
 
-def own_rows(module: Any, pixels: Tensor) -> Tensor:
-    """What the module itself returns, called by hand."""
+def module_rows(module: Any, pixels: Tensor) -> Tensor:
+    """Return what the module itself computes, called directly."""
     with torch.no_grad():
         returned = module.logits(pixels) if isinstance(module, Answering) else module(pixels)
     return returned if isinstance(returned, Tensor) else returned.logits
 
 
 def expect(model: vs.VisionModel, pixels: Tensor, rows: Tensor) -> None:
-    """Every prediction is the number of its column, and they are ranked."""
+    """Assert that every prediction is the number in its column, and that the predictions are ranked."""
     for row, predictions in zip(rows.tolist(), model.predict(pixels, top_k=100), strict=True):
-        answers = {one.index: one.probability if one.value is None else one.value for one in predictions}
-        assert [answers[index] for index in range(len(row))] == pytest.approx(row, abs=1e-5)
-        assert list(answers.values()) == sorted(answers.values(), reverse=True)
+        numbers = {p.index: p.probability if p.value is None else p.value for p in predictions}
+        assert [numbers[index] for index in range(len(row))] == pytest.approx(row, abs=1e-5)
+        assert list(numbers.values()) == sorted(numbers.values(), reverse=True)
 
 
 def with_head(ending: nn.Module) -> nn.Module:
@@ -77,25 +76,25 @@ KINDS: dict[str, tuple[Callable[[], nn.Module], Callable[[Tensor], Tensor], str]
     "multi-label": (lambda: hf_vit(5, problem_type="multi_label_classification"), sigmoid, "sigmoid"),
     "single output": (lambda: hf_vit(1), sigmoid, "logits"),
     "single output of timm": (lambda: timm_vit(1), sigmoid, "logits"),
-    "regression": (lambda: hf_vit(1, problem_type="regression"), same, "value"),
-    "regression of three": (lambda: hf_vit(3, problem_type="regression"), same, "value"),
-    "softmax layer of timm": (lambda: with_head(nn.Softmax(-1)), same, "probabilities"),
-    "sigmoid layer of timm": (lambda: with_head(nn.Sigmoid()), same, "probabilities"),
+    "regression": (lambda: hf_vit(1, problem_type="regression"), identity, "value"),
+    "regression of three": (lambda: hf_vit(3, problem_type="regression"), identity, "value"),
+    "softmax layer of timm": (lambda: with_head(nn.Softmax(-1)), identity, "probabilities"),
+    "sigmoid layer of timm": (lambda: with_head(nn.Sigmoid()), identity, "probabilities"),
     "log softmax of timm": (lambda: with_head(nn.LogSoftmax(-1)), softmax, "softmax"),
-    "softmax layer of torchvision": (lambda: torchvision_with(nn.Softmax(-1)), same, "probabilities"),
-    "sigmoid layer of torchvision": (lambda: torchvision_with(nn.Sigmoid()), same, "probabilities"),
-    "softmax layer of transformers": (lambda: hf_with(nn.Softmax(-1)), same, "probabilities"),
-    "sigmoid layer of transformers": (lambda: hf_with(nn.Sigmoid()), same, "probabilities"),
+    "softmax layer of torchvision": (lambda: torchvision_with(nn.Softmax(-1)), identity, "probabilities"),
+    "sigmoid layer of torchvision": (lambda: torchvision_with(nn.Sigmoid()), identity, "probabilities"),
+    "softmax layer of transformers": (lambda: hf_with(nn.Softmax(-1)), identity, "probabilities"),
+    "sigmoid layer of transformers": (lambda: hf_with(nn.Sigmoid()), identity, "probabilities"),
     "dropout head of timm": (lambda: with_head(nn.Dropout(0.5)), softmax, "logits"),
 }
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_meaning_of_an_output(kind: str) -> None:
+def test_output_meaning(kind: str) -> None:
     build, formula, meaning = KINDS[kind]
     module, pixels = build(), images()
     model = vs.load(module)
-    expect(model, pixels, formula(own_rows(module, pixels)))
+    expect(model, pixels, formula(module_rows(module, pixels)))
     assert model.meaning == meaning
 
 
@@ -111,11 +110,11 @@ FUNCTIONS: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
-def test_a_function_at_the_end_of_a_forward_method(function: str) -> None:
+def test_a_probability_function_at_the_end_of_a_forward_method(function: str) -> None:
     apply, meaning = FUNCTIONS[function]
     module, pixels = Answering(apply), images()
     model = vs.load(module)
-    expect(model, pixels, apply(own_rows(module, pixels)))
+    expect(model, pixels, apply(module_rows(module, pixels)))
     assert model.meaning == meaning
 
 
@@ -129,7 +128,7 @@ OVERRIDES: dict[str, Callable[[Tensor], Tensor]] = {
     "logits": softmax,
     "softmax": softmax,
     "sigmoid": sigmoid,
-    "value": same,
+    "value": identity,
 }
 BUILT: dict[str, Callable[[], nn.Module]] = {
     "timm": lambda: timm_vit(5),
@@ -142,37 +141,37 @@ BUILT: dict[str, Callable[[], nn.Module]] = {
 
 @pytest.mark.parametrize("output", OVERRIDES)
 @pytest.mark.parametrize("kind", [kind for kind in BUILT if kind != "multi-label"])
-def test_what_the_caller_says_of_the_output_holds(kind: str, output: Any) -> None:
+def test_the_output_meaning_that_the_caller_states_is_used(kind: str, output: Any) -> None:
     module, pixels = BUILT[kind](), images()
     model = vs.load(module, output=output)
-    expect(model, pixels, OVERRIDES[output](own_rows(module, pixels)))
+    expect(model, pixels, OVERRIDES[output](module_rows(module, pixels)))
     assert model.meaning == output
 
 
-def test_logits_said_of_a_multi_label_model_mean_softmax() -> None:
+def test_output_logits_for_a_multi_label_model_means_softmax() -> None:
     module, pixels = BUILT["multi-label"](), images()
-    expect(vs.load(module, output="logits"), pixels, own_rows(module, pixels).softmax(-1))
+    expect(vs.load(module, output="logits"), pixels, module_rows(module, pixels).softmax(-1))
 
 
 @pytest.mark.parametrize("kind", BUILT)
-def test_probabilities_are_shown_as_they_are(kind: str) -> None:
+def test_probabilities_are_returned_unchanged(kind: str) -> None:
     module, pixels = BUILT[kind](), images()
-    expect(vs.load(module, output="probabilities"), pixels, own_rows(module, pixels))
+    expect(vs.load(module, output="probabilities"), pixels, module_rows(module, pixels))
 
 
 @pytest.mark.parametrize("kind", BUILT)
-def test_rows_said_to_be_features_have_no_classes(kind: str) -> None:
+def test_output_features_means_no_classes(kind: str) -> None:
     module, pixels = BUILT[kind](), images()
     model = vs.load(module, output="features")
-    with pytest.raises(CallError, match="has no classifier: it gives features, not classes"):
+    with pytest.raises(UnsupportedModelError, match="has no classifier: it returns features, not classes"):
         model.predict(pixels)
     with torch.no_grad(), model.running():
-        assert torch.allclose(model.features(pixels), own_rows(module, pixels), atol=1e-5)
+        assert torch.allclose(model.features(pixels), module_rows(module, pixels), atol=1e-5)
 
 
 @pytest.mark.parametrize("output", ["logit", "features ", "probability", 3, ["logits"]])
 @pytest.mark.usefixtures("unchecked")
-def test_another_output_is_refused(output: Any) -> None:
+def test_an_unknown_output_is_refused(output: Any) -> None:
     with pytest.raises(CallError, match=r"choose logits, softmax, sigmoid, probabilities, value, features$"):
         vs.load(timm_vit(5), output=output)
 
@@ -194,15 +193,15 @@ SHAPES: dict[str, Callable[[Tensor], Any]] = {
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_forms_of_an_output(shape: str) -> None:
+def test_output_structures(shape: str) -> None:
     module, pixels = Answering(SHAPES[shape]), images()
-    expect(vs.load(module), pixels, own_rows(module, pixels).softmax(-1))
+    expect(vs.load(module), pixels, module_rows(module, pixels).softmax(-1))
 
 
-def test_one_number_per_image_is_a_sigmoid() -> None:
+def test_a_single_number_per_image_is_a_sigmoid() -> None:
     module, pixels = Answering(lambda rows: rows[:, 0], classes=1), images()
-    expect(vs.load(module), pixels, own_rows(module, pixels).sigmoid())
-    expect(vs.load(module, output="value"), pixels, own_rows(module, pixels))
+    expect(vs.load(module), pixels, module_rows(module, pixels).sigmoid())
+    expect(vs.load(module, output="value"), pixels, module_rows(module, pixels))
     assert vs.load(module, output="value").predict(pixels)[0][0].label == "value"
 
 
@@ -217,37 +216,37 @@ SELECTED: dict[str, tuple[Callable[[Tensor], Any], Any, Callable[[Tensor], Tenso
     "position": (lambda rows: (rows[:, :2], rows), 1, lambda rows: rows.softmax(-1)),
     "position from the end": (lambda rows: (rows[:, :2], rows), -2, lambda rows: rows[:, :2].softmax(-1)),
     "position in words": (lambda rows: (rows[:, :2], {"x": rows}), "1.x", lambda rows: rows.softmax(-1)),
-    "name of a tuple": (lambda rows: Pair(rows[:, :2], rows), "answers", lambda rows: rows.softmax(-1)),
-    "field": (lambda rows: Both(rows[:, :2], rows), "answers", lambda rows: rows.softmax(-1)),
+    "name of a tuple": (lambda rows: Pair(rows[:, :2], rows), "classes", lambda rows: rows.softmax(-1)),
+    "field": (lambda rows: TokensAndClasses(rows[:, :2], rows), "classes", lambda rows: rows.softmax(-1)),
     "position of a mapping": (lambda rows: {"a": rows[:, :2], "b": rows}, 1, lambda rows: rows.softmax(-1)),
 }
 
 
 @pytest.mark.parametrize("case", SELECTED)
-def test_one_of_several_heads_is_selected(case: str) -> None:
-    answer, select, formula = SELECTED[case]
-    module, pixels = Answering(answer), images()
+def test_select_chooses_among_several_heads(case: str) -> None:
+    output, select, formula = SELECTED[case]
+    module, pixels = Answering(output), images()
     model = vs.load(module, select=select, output="logits")
-    expect(model, pixels, formula(own_rows(module, pixels)))
+    expect(model, pixels, formula(module_rows(module, pixels)))
 
 
 @pytest.mark.parametrize(
-    ("answer", "listed"),
+    ("output", "listing"),
     [
         (lambda rows: {"a": rows, "b": rows[:, :2]}, r"'a' \(2, 5\), 'b' \(2, 2\)"),
         (lambda rows: (rows, rows[:, :2]), r"0 \(2, 5\), 1 \(2, 2\)"),
-        (lambda rows: Pair(rows, rows[:, :2]), r"'embedding' \(2, 5\), 'answers' \(2, 2\)"),
-        (lambda rows: Both(rows, rows[:, :2]), r"'tokens' \(2, 5\), 'answers' \(2, 2\)"),
+        (lambda rows: Pair(rows, rows[:, :2]), r"'embedding' \(2, 5\), 'classes' \(2, 2\)"),
+        (lambda rows: TokensAndClasses(rows, rows[:, :2]), r"'tokens' \(2, 5\), 'classes' \(2, 2\)"),
     ],
     ids=["mapping", "tuple", "namedtuple", "dataclass"],
 )
-def test_several_heads_are_listed_not_guessed(answer: Any, listed: str) -> None:
-    with pytest.raises(UnclearOutputError, match=f"Answering returns several outputs \\({listed}\\): pass select="):
-        vs.load(Answering(answer)).predict(images())
+def test_several_heads_are_listed_not_guessed(output: Any, listing: str) -> None:
+    with pytest.raises(UnclearOutputError, match=f"Answering returns several outputs \\({listing}\\): pass select="):
+        vs.load(Answering(output)).predict(images())
 
 
 @pytest.mark.parametrize("select", ["colours", "colour.hues", "species.0", 3, -4])
-def test_a_wrong_selection_lists_what_there_is(select: Any) -> None:
+def test_a_wrong_selection_lists_the_entries(select: Any) -> None:
     with pytest.raises(CallError, match=r"^select=.* is not in the output of Answering: it returns a \w+") as caught:
         vs.load(Answering(heads), select=select).predict(images())
     assert "\n" not in str(caught.value)
@@ -263,17 +262,17 @@ def test_a_selection_of_another_type_is_refused(select: Any) -> None:
 
 
 class Detector(nn.Module):
-    """Queries with boxes and classes, and a map of classes."""
+    """A backbone whose tokens ``output`` turns into queries, boxes or maps."""
 
-    def __init__(self, answer: Callable[[Tensor], Any]) -> None:
+    def __init__(self, output: Callable[[Tensor], Any]) -> None:
         super().__init__()
-        self.backbone, self.answer = timm_vit(0), answer
+        self.backbone, self.output = timm_vit(0), output
 
     def forward(self, pixels: Tensor) -> Any:
-        return self.answer(self.backbone.forward_features(pixels))  # type: ignore[operator]
+        return self.output(self.backbone.forward_features(pixels))  # type: ignore[operator]
 
 
-def test_functions_of_the_output_read_it() -> None:
+def test_functions_can_read_the_output() -> None:
     module, pixels = Detector(lambda tokens: {"queries": tokens[:, :4, :7]}).eval(), images()
     with torch.no_grad():
         rows = module(pixels)["queries"].amax(1)
@@ -285,7 +284,7 @@ def test_functions_of_the_output_read_it() -> None:
 
 
 @pytest.mark.parametrize("name", ["logits", "embed"])
-def test_a_function_that_gives_no_row_per_image_is_refused(name: str) -> None:
+def test_a_function_that_returns_no_row_per_image_is_refused(name: str) -> None:
     options: dict[str, Any] = {name: lambda returned: returned["queries"]}
     model = vs.load(Detector(lambda tokens: {"queries": tokens[:, :4, :7]}).eval(), **options)
     with pytest.raises(CallError, match=rf"^{name}= returned a tensor of shape \(1, 4, 7\): a tensor \(batch, "):
@@ -294,7 +293,7 @@ def test_a_function_that_gives_no_row_per_image_is_refused(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["logits", "embed"])
 @pytest.mark.usefixtures("unchecked")
-def test_what_is_no_function_is_refused(name: str) -> None:
+def test_logits_and_embed_must_be_functions(name: str) -> None:
     options: dict[str, Any] = {name: "queries"}
     with pytest.raises(CallError, match=f"^{name} is 'queries': a function of the module's output is expected$"):
         vs.load(Answering(), **options)
@@ -331,116 +330,15 @@ UNREADABLE: dict[str, Callable[[], nn.Module]] = {
 
 
 @pytest.mark.parametrize("kind", UNREADABLE)
-def test_what_is_no_row_of_classes_is_refused_and_captured(kind: str) -> None:
+def test_an_output_without_class_rows_cannot_be_predicted_but_captured(kind: str) -> None:
     model = vs.load(UNREADABLE[kind]().eval())
-    with pytest.raises(CallError) as caught:
+    with pytest.raises(UnsupportedModelError) as caught:
         model.predict(images())
-    said = str(caught.value)
-    assert "\n" not in said
-    assert "gives neither classes nor features that vitscope knows" in said or "has no classifier" in said
-    if kind == "segformer":  # its keys are fewer than its queries
-        with pytest.raises(CallError, match="never among the tokens of the image alone"):
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "returns neither classes nor features that vitscope recognises" in message or "has no classifier" in message
+    if kind == "segformer":  # it has fewer keys than queries
+        with pytest.raises(UnsupportedModelError, match="never among the tokens of the image alone"):
             vs.capture(model, images(1))
     else:
         assert vs.capture(model, images(1)).num_layers == 2
-
-
-EVERY_WAY: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], Callable[[Tensor], Tensor], str]] = {
-    "softmax": (lambda: timm_vit(5), {}, softmax, "probability"),
-    "sigmoid": (lambda: hf_vit(5, problem_type="multi_label_classification"), {}, sigmoid, "probability"),
-    "single output": (lambda: timm_vit(1), {}, sigmoid, "probability"),
-    "softmax at the end": (lambda: with_head(nn.Softmax(-1)), {}, same, "probability"),
-    "sigmoid at the end": (lambda: Answering(torch.sigmoid), {}, torch.sigmoid, "probability"),
-    "stated": (Answering, {"output": "sigmoid"}, sigmoid, "probability"),
-    "selected": (lambda: Answering(heads), {"select": "species", "output": "logits"}, softmax, "probability"),
-    "regression": (lambda: hf_vit(3, problem_type="regression"), {}, same, "value"),
-}
-
-
-@pytest.mark.parametrize("case", EVERY_WAY)
-def test_every_method_follows_the_same_numbers(case: str) -> None:
-    build, options, formula, kind = EVERY_WAY[case]
-    module, pixels = build(), images(1)
-    expected = formula(own_rows(module, pixels))[0].double()
-    model = vs.load(module, **options)
-    column = len(expected) - 1
-    quick: dict[str, Any] = {"segments": "patches", "target": column}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", vs.VitscopeWarning)  # few samples
-        found: dict[str, Any] = {
-            "lime": vs.lime(model, pixels, num_samples=24, **quick),
-            "kernel_shap": vs.kernel_shap(model, pixels, num_samples=40, **quick),
-            "occlusion": vs.occlusion(model, pixels, target=column),
-            "rise": vs.rise(model, pixels, target=column, num_samples=8, cells=2),
-        }
-        composed = vs.compose(model, pixels, (8, 8, 8, 8), tests=("size",), scales=[1.0])
-        rollout = vs.occlusion(model, pixels, target=column)
-        faithful = vs.faithfulness(model, pixels, rollout, target=column, steps=2)
-    for result in found.values():
-        assert result.provenance["parameters"]["output"] == kind
-        assert result.provenance["output"] == model.meaning
-    for method in ("lime", "kernel_shap"):
-        assert found[method].answer == pytest.approx(float(expected[column]), abs=1e-5)
-    assert composed.output == kind
-    assert composed.outputs[0] == pytest.approx(expected.numpy(), abs=1e-5)
-    grey = answers_without(module, formula, pixels, found["occlusion"])
-    assert float(found["occlusion"].values[0, 1, 2]) == pytest.approx(float(expected[column]) - grey[column], abs=1e-5)
-    assert faithful.deletion.shape == (1,)
-
-
-def answers_without(module: nn.Module, formula: Callable[[Tensor], Tensor], pixels: Tensor, occlusion: Any) -> Any:
-    """The answer with patch (1, 2) hidden as occlusion hides it, computed by hand."""
-    assert occlusion.provenance["parameters"]["hide"] == "grey"
-    changed = pixels.clone()
-    changed[:, :, 8:16, 16:24] = grey_of(module, pixels)
-    return formula(own_rows(module, changed))[0].double().numpy()
-
-
-def grey_of(module: nn.Module, pixels: Tensor) -> Tensor:
-    """Grey in the model's own input."""
-    prepared = vs.load(module).preprocessing
-    assert prepared is not None
-    mean, std = (
-        torch.tensor(values, device=pixels.device).view(1, -1, 1, 1) for values in (prepared.mean, prepared.std)
-    )
-    return (128 / 255 - mean) / std
-
-
-class Constant(nn.Module):
-    """A classifier that is saturated whatever it sees."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.backbone = timm_vit(5)
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        return self.backbone(pixels) * 1e-3 + torch.tensor([80.0, 0, 0, 0, 0], device=pixels.device)
-
-
-@pytest.mark.parametrize("method", ["lime", "kernel_shap", "rise", "occlusion"])
-def test_a_constant_answer_shows_nothing_and_says_so(method: str) -> None:
-    model = vs.load(Constant().eval(), output="logits", labels=list("abcde"))
-    options: dict[str, Any] = {"target": "a"}
-    if method in ("lime", "kernel_shap"):
-        options |= {"segments": "patches", "num_samples": 64}
-    if method == "rise":
-        options |= {"num_samples": 16, "cells": 3}
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        result = getattr(vs, method)(model, images(1), **options)
-    said = [str(one.message) for one in caught]
-    assert any("'a'" in one and "masks" in one for one in said), said
-    values = result.values[torch.isfinite(result.values)]
-    assert float(values.max() - values.min()) <= 1e-6
-
-
-def test_a_photo_and_its_pixels_are_answered_alike() -> None:
-    model = vs.load(Answering(torch.sigmoid))
-    pixels, _ = model.prepare(PHOTO)
-    assert model.predict(PHOTO) == model.predict(pixels)
-
-
-def test_logits_cannot_be_had_of_probabilities() -> None:
-    model = vs.load(Answering(torch.sigmoid))
-    with pytest.raises(CallError, match=r"^Answering gives probabilities, not logits: pass output='probability'$"):
-        vs.occlusion(model, images(1), target=0, output="logit")

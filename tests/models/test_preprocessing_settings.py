@@ -1,4 +1,4 @@
-"""Settings of a preprocessing that cannot be meant; and tensors whose device and dtype nobody else decides."""
+"""Invalid preprocessing settings, and tensors that ignore torch's default device and dtype."""
 
 import contextlib
 import math
@@ -19,7 +19,7 @@ PHOTO = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
 
 
 @pytest.mark.parametrize(
-    ("settings", "what"),
+    ("settings", "expected"),
     [
         ({"size": (0, 224)}, "size is (0, 224): (height, width) in whole pixels from 1 to 16,384"),
         ({"size": (224, -1)}, "size is (224, -1)"),
@@ -51,26 +51,28 @@ PHOTO = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
     ids=lambda value: value[:30] if isinstance(value, str) else "",
 )
 @pytest.mark.usefixtures("unchecked")
-def test_a_setting_that_cannot_be_meant_is_refused_in_one_line(settings: dict[str, Any], what: str) -> None:
+def test_an_invalid_setting_is_refused_in_one_line(settings: dict[str, Any], expected: str) -> None:
     with pytest.raises(CallError) as caught:
         Preprocessing(**{"size": (224, 224), **settings})
     message = str(caught.value)
-    assert what in message
+    assert expected in message
     assert "\n" not in message
     assert len(message) < 260
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_numbers_of_any_kind_are_settings() -> None:
-    made = Preprocessing(
+def test_settings_can_be_numbers_of_any_type() -> None:
+    preprocessing = Preprocessing(
         [np.int64(32), 48],  # type: ignore[arg-type]
         mean=np.array([0.5, 0.25, 0.125]),  # type: ignore[arg-type]
         std=[1, 1, 2],  # type: ignore[arg-type]
         resample=3,  # type: ignore[arg-type]
     )
-    assert made == Preprocessing((32, 48), (0.5, 0.25, 0.125), (1.0, 1.0, 2.0), resample=Image.Resampling.BICUBIC)
-    assert made.size == (32, 48)
-    assert made(*read_photo(PHOTO))[0].shape == (3, 32, 48)
+    assert preprocessing == Preprocessing(
+        (32, 48), (0.5, 0.25, 0.125), (1.0, 1.0, 2.0), resample=Image.Resampling.BICUBIC
+    )
+    assert preprocessing.size == (32, 48)
+    assert preprocessing(*read_photo(PHOTO))[0].shape == (3, 32, 48)
 
 
 def test_the_largest_input_is_allowed() -> None:
@@ -95,24 +97,26 @@ ONE_CHANNEL = Preprocessing((24, 24), mean=(0.4,), std=(0.3,))
 THREE = Preprocessing((24, 24), mean=(0.4, 0.5, 0.6), std=(0.3, 0.2, 0.1), fit="crop", resize_to=(28, 28))
 
 
-@pytest.mark.parametrize("made", [ONE_CHANNEL, THREE], ids=["one", "three"])
+@pytest.mark.parametrize("preprocessing", [ONE_CHANNEL, THREE], ids=["one", "three"])
 @pytest.mark.parametrize(
     ("device", "dtype"),
     [("meta", None), (None, torch.float64), (None, torch.bfloat16), ("meta", torch.float64)],
     ids=str,
 )
-def test_defaults_of_torch_change_nothing(made: Preprocessing, device: str | None, dtype: torch.dtype | None) -> None:
-    pixels, _ = made.read(PHOTO)
-    shown = np.asarray(made.image_of(pixels).photo)
-    factor, offset = made.affine
+def test_defaults_of_torch_change_nothing(
+    preprocessing: Preprocessing, device: str | None, dtype: torch.dtype | None
+) -> None:
+    pixels, _ = preprocessing.read(PHOTO)
+    displayed = np.asarray(preprocessing.image_of(pixels).photo)
+    factor, offset = preprocessing.affine
     unit = np.asarray(image_of_unit(pixels.clamp(0, 1)).photo)
     with defaults(device, dtype):
-        again, _ = made.read(PHOTO)
+        again, _ = preprocessing.read(PHOTO)
         assert again.device.type == "cpu"
         assert again.dtype == torch.float32
         assert np.array_equal(again.numpy(), pixels.numpy())
-        assert np.array_equal(np.asarray(made.image_of(pixels).photo), shown)
+        assert np.array_equal(np.asarray(preprocessing.image_of(pixels).photo), displayed)
         assert np.array_equal(np.asarray(image_of_unit(pixels.clamp(0, 1)).photo), unit)
-        for part, before in zip(made.affine, (factor, offset), strict=True):
-            assert part.dtype == torch.float32
-            assert np.array_equal(part.numpy(), before.numpy())
+        for tensor, before in zip(preprocessing.affine, (factor, offset), strict=True):
+            assert tensor.dtype == torch.float32
+            assert np.array_equal(tensor.numpy(), before.numpy())

@@ -1,4 +1,4 @@
-"""Where a model's preprocessing came from: what the provenance says is true, and nothing is guessed."""
+"""The source of a model's preprocessing: the provenance is correct, and nothing is guessed."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -19,11 +19,11 @@ MEAN, STD = [0.4, 0.5, 0.6], [0.2, 0.25, 0.3]
 
 
 def source(model: vs.VisionModel) -> str:
-    """What the provenance of a result says."""
-    said = vs.capture(model, PHOTO).provenance["preprocessing"]
+    """Return the source of the preprocessing in the provenance of a result."""
+    record = vs.capture(model, PHOTO).provenance["preprocessing"]
     assert model.preprocessing is not None
-    assert said["mean"] == pytest.approx(list(model.preprocessing.mean))
-    return str(said["source"])
+    assert record["mean"] == pytest.approx(list(model.preprocessing.mean))
+    return str(record["source"])
 
 
 def processor() -> Any:
@@ -76,7 +76,7 @@ SOURCES: dict[str, tuple[Callable[[], vs.VisionModel], str]] = {
 
 
 class Plain(nn.Module):
-    """A transformer of no library."""
+    """A transformer from none of the libraries."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ def transforms() -> Any:
 
 
 @pytest.mark.parametrize("kind", SOURCES)
-def test_the_provenance_says_where_the_preprocessing_came_from(kind: str) -> None:
+def test_the_provenance_names_the_source_of_the_preprocessing(kind: str) -> None:
     build, expected = SOURCES[kind]
     assert source(build()) == expected
 
@@ -119,20 +119,20 @@ def test_a_folder_without_its_processor_takes_no_photos(tmp_path: Path) -> None:
     for argument in ("image_size", "mean", "std", "processor"):
         assert argument in message
     assert len(model.predict(images(1))) == 1
-    said = vs.load(str(path), image_size=SIZE, mean=MEAN, std=STD)
-    assert torch.allclose(said.prepare(PHOTO)[0], by_hand(PHOTO, MEAN, STD), atol=1e-5)
-    assert source(said) == "mean, std and image_size passed to load"
+    described = vs.load(str(path), image_size=SIZE, mean=MEAN, std=STD)
+    assert torch.allclose(described.prepare(PHOTO)[0], reference_pixels(PHOTO, MEAN, STD), atol=1e-5)
+    assert source(described) == "mean, std and image_size passed to load"
     assert source(vs.load(str(path), processor=processor())) == "the ViTImageProcessorPil passed to load"
 
 
-def test_image_size_alone_is_no_preprocessing_of_a_known_model(tmp_path: Path) -> None:
+def test_image_size_alone_does_not_define_the_preprocessing_of_a_known_model(tmp_path: Path) -> None:
     model = vs.load(str(saved(tmp_path)), image_size=SIZE)
     with pytest.raises(CallError, match="came without preprocessing"):
         model.predict(PHOTO)
 
 
-def by_hand(photo: Image.Image, mean: list[float], std: list[float]) -> Tensor:
-    """Resized bilinearly by Pillow, scaled to [0, 1], normalised."""
+def reference_pixels(photo: Image.Image, mean: list[float], std: list[float]) -> Tensor:
+    """Return the photo resized bilinearly by Pillow, scaled to [0, 1] and normalised."""
     small = np.asarray(photo.resize((SIZE, SIZE), Image.Resampling.BILINEAR), dtype=np.float64)
     small = small if small.ndim == 3 else small[..., None]
     return torch.from_numpy((small / 255 - mean) / std).permute(2, 0, 1)[None].float()
@@ -149,13 +149,15 @@ FORMS: dict[str, Callable[[Path], Any]] = {
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("build", [timm_vit, torchvision_vit, hf_vit, Answering])
-def test_a_processor_gives_the_librarys_own_pixels(build: Callable[[], nn.Module], form: str, tmp_path: Path) -> None:
+def test_a_processor_gives_the_same_pixels_as_the_library(
+    build: Callable[[], nn.Module], form: str, tmp_path: Path
+) -> None:
     expected = processor()(PHOTO, return_tensors="pt").pixel_values
     model = vs.load(build(), processor=FORMS[form](tmp_path))
     assert torch.allclose(model.prepare(PHOTO)[0], expected, atol=1e-5)
 
 
-def test_timms_configuration_gives_timms_pixels() -> None:
+def test_timms_configuration_gives_the_same_pixels_as_timm() -> None:
     import timm.data
 
     config: dict[str, Any] = {"input_size": (3, SIZE, SIZE), "mean": tuple(MEAN), "std": tuple(STD), "crop_pct": 0.9}
@@ -165,17 +167,17 @@ def test_timms_configuration_gives_timms_pixels() -> None:
     assert torch.allclose(model.prepare(PHOTO)[0], expected, atol=1e-5)
 
 
-def test_torchvisions_transforms_give_torchvisions_pixels() -> None:
+def test_torchvisions_transforms_give_the_same_pixels_as_torchvision() -> None:
     model = vs.load(timm_vit(5, img_size=224), processor=transforms())
     with_antialias = transforms()(PHOTO)[None]
     assert torch.allclose(model.prepare(PHOTO)[0], with_antialias, atol=1e-5)
 
 
-def test_a_preprocessing_is_taken_as_it_is() -> None:
+def test_a_preprocessing_is_used_unchanged() -> None:
     prepared = Preprocessing((SIZE, SIZE), tuple(MEAN), tuple(STD))
     model = vs.load(timm_vit(5), processor=prepared)
     assert model.preprocessing == prepared
-    assert torch.allclose(model.prepare(PHOTO)[0], by_hand(PHOTO, MEAN, STD), atol=1e-5)
+    assert torch.allclose(model.prepare(PHOTO)[0], reference_pixels(PHOTO, MEAN, STD), atol=1e-5)
 
 
 def test_mean_and_std_replace_those_of_a_known_model() -> None:
@@ -185,11 +187,11 @@ def test_mean_and_std_replace_those_of_a_known_model() -> None:
     assert torch.allclose(changed, (plain * 0.5 + 0.5 - mean) / std, atol=1e-5)
 
 
-def test_one_number_stands_for_all_channels() -> None:
-    one = vs.load(Plain(), image_size=SIZE, mean=0.4, std=0.2, output="logits")
-    assert torch.allclose(one.prepare(PHOTO)[0], by_hand(PHOTO, [0.4] * 3, [0.2] * 3), atol=1e-5)
+def test_a_single_number_applies_to_all_channels() -> None:
+    model = vs.load(Plain(), image_size=SIZE, mean=0.4, std=0.2, output="logits")
+    assert torch.allclose(model.prepare(PHOTO)[0], reference_pixels(PHOTO, [0.4] * 3, [0.2] * 3), atol=1e-5)
     mixed = vs.load(Plain(), image_size=SIZE, mean=0.4, std=STD, output="logits")
-    assert torch.allclose(mixed.prepare(PHOTO)[0], by_hand(PHOTO, [0.4] * 3, STD), atol=1e-5)
+    assert torch.allclose(mixed.prepare(PHOTO)[0], reference_pixels(PHOTO, [0.4] * 3, STD), atol=1e-5)
 
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
@@ -200,18 +202,18 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "words": ({"mean": "imagenet", "std": STD}, "pass one number for each channel"),
     "no processor": ({"processor": 7}, "processor is a int"),
     "no folder": ({"processor": "/nowhere"}, "processor: /nowhere cannot be read"),
-    "empty": ({"processor": {}}, "holds no settings of an image processor"),
+    "empty": ({"processor": {}}, "contains no image processor settings"),
     "no size": ({"processor": {"do_resize": False}}, "pass image_size"),
 }
 
 
 @pytest.mark.parametrize("kind", WRONG)
 @pytest.mark.usefixtures("unchecked")
-def test_what_is_no_preprocessing_is_refused_in_one_line(kind: str) -> None:
-    options, said = WRONG[kind]
+def test_an_invalid_preprocessing_is_refused_in_one_line(kind: str) -> None:
+    options, message = WRONG[kind]
     with pytest.raises(CallError) as caught:
         vs.load(Plain(), **options)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
@@ -220,7 +222,7 @@ PHOTOS = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 
 @pytest.mark.parametrize("channels", [1, 2, 4, 13])
 @pytest.mark.parametrize("library", ["timm", "transformers"])
-def test_models_of_other_channels_take_tensors(library: str, channels: int) -> None:
+def test_models_with_other_numbers_of_channels_take_tensors(library: str, channels: int) -> None:
     module = timm_vit(3, in_chans=channels) if library == "timm" else hf_vit(3, num_channels=channels)
     assert vs.rollout(vs.load(module), images(1, channels)).values.shape == (1, 4, 4)
     assert len(vs.load(module).predict(images(1, channels))[0]) == 3
@@ -230,7 +232,7 @@ def test_models_of_other_channels_take_tensors(library: str, channels: int) -> N
 
 
 @pytest.mark.parametrize("channels", [1, 2, 4, 13])
-def test_photos_that_fit_the_channels(channels: int) -> None:
+def test_photos_are_converted_to_the_channels(channels: int) -> None:
     module = timm_vit(3, in_chans=channels)
     with pytest.raises(CallError, match="came without preprocessing"):
         vs.load(module).predict(PHOTO)
@@ -241,4 +243,4 @@ def test_photos_that_fit_the_channels(channels: int) -> None:
             model.predict(PHOTO)
         return
     photo = PHOTO.convert("RGBA").convert(PHOTOS[channels])
-    assert torch.allclose(model.prepare(photo)[0], by_hand(photo, mean, std), atol=1e-5)
+    assert torch.allclose(model.prepare(photo)[0], reference_pixels(photo, mean, std), atol=1e-5)

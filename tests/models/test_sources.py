@@ -1,4 +1,4 @@
-"""Where people have their models: timm's hub and folders, a Trainer's output, files, names that are none."""
+"""Sources of models: timm's hub and folders, a Trainer's output, files, and invalid names."""
 
 import json
 import os
@@ -48,12 +48,13 @@ def trained(name: str = "test_vit", **options: Any) -> Any:
 
 
 def timm_folder(folder: Path, module: Any, **config: Any) -> Path:
-    """As timm writes what it pushes to the hub."""
+    """Save a model as timm does for the hub."""
     timm.models.save_for_hf(module, folder, model_config=config or None, safe_serialization=True)
     return folder
 
 
-def answer(module: Any, pixels: Tensor = PIXELS) -> Tensor:
+def logits(module: Any, pixels: Tensor = PIXELS) -> Tensor:
+    """Return the logits that a module computes."""
     with torch.no_grad():
         output = module(pixels)
     return getattr(output, "logits", output)
@@ -65,11 +66,11 @@ def configure(folder: Path, **settings: Any) -> None:
 
 
 def assert_own_preprocessing(model: vs.VisionModel, size: tuple[int, int] = (160, 160)) -> None:
-    made = model.preprocessing
-    assert made is not None
-    assert (made.mean, made.std, made.size) == (OWN["mean"], OWN["std"], size)
-    assert made.resize_to == (200, 200)
-    assert made.resample.name == "BILINEAR"
+    preprocessing = model.preprocessing
+    assert preprocessing is not None
+    assert (preprocessing.mean, preprocessing.std, preprocessing.size) == (OWN["mean"], OWN["std"], size)
+    assert preprocessing.resize_to == (200, 200)
+    assert preprocessing.resample.name == "BILINEAR"
 
 
 # timm's folders
@@ -77,35 +78,35 @@ def assert_own_preprocessing(model: vs.VisionModel, size: tuple[int, int] = (160
 
 @pytest.mark.parametrize("form", ["timm:local-dir:", "timm:LOCAL-DIR:", "timm:local_dir:", ""])
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_a_folder_of_timm_gives_its_model_and_its_preprocessing(name: str, form: str, tmp_path: Path) -> None:
+def test_a_timm_folder_gives_its_model_and_preprocessing(name: str, form: str, tmp_path: Path) -> None:
     module = trained(name)
     timm_folder(tmp_path, module, label_names=["cat", "dog", "owl"])
     model = vs.load(f"{form}{tmp_path}")
-    assert torch.equal(answer(model.module), answer(module))
+    assert torch.equal(logits(model.module), logits(module))
     assert model.labels == ("cat", "dog", "owl")
     assert model.name == f"{form}{tmp_path}"
     assert_own_preprocessing(model)
 
 
 @pytest.mark.parametrize("form", ["timm:local-dir:", ""])
-def test_other_weights_for_the_architecture_of_a_folder_are_the_ones_that_run(form: str, tmp_path: Path) -> None:
-    folder, other = timm_folder(tmp_path / "folder", trained()), trained()
+def test_other_weights_replace_those_of_a_folder(form: str, tmp_path: Path) -> None:
+    folder, halved = timm_folder(tmp_path / "folder", trained()), trained()
     with torch.no_grad():
-        for parameter in other.parameters():
+        for parameter in halved.parameters():
             parameter.mul_(0.5)
-    save_file(other.state_dict(), tmp_path / "other.safetensors")
+    save_file(halved.state_dict(), tmp_path / "other.safetensors")
     model = vs.load(f"{form}{folder}", weights=tmp_path / "other.safetensors")
-    assert torch.equal(answer(model.module), answer(other))
+    assert torch.equal(logits(model.module), logits(halved))
 
 
-def test_descriptions_are_the_labels_of_a_folder(tmp_path: Path) -> None:
+def test_label_descriptions_are_preferred_as_labels(tmp_path: Path) -> None:
     descriptions = {"n01": "a cat, with whiskers", "n02": "a dog"}
     timm_folder(tmp_path, trained(), label_names=["n01", "n02", "n03"], label_descriptions=descriptions)
     assert vs.load(tmp_path).labels == ("a cat, with whiskers", "a dog", "n03")
 
 
 @pytest.mark.parametrize("head", [True, False], ids=["classifier", "bare"])
-def test_what_transformers_wraps_of_timm_is_loaded_with_timm(head: bool, tmp_path: Path) -> None:
+def test_timm_models_wrapped_by_transformers_are_loaded_by_timm(head: bool, tmp_path: Path) -> None:
     import transformers
 
     timm_folder(tmp_path / "timm", trained(), label_names=["cat", "dog", "owl"])
@@ -118,7 +119,7 @@ def test_what_transformers_wraps_of_timm_is_loaded_with_timm(head: bool, tmp_pat
         assert model.library == "timm"
         assert_own_preprocessing(model)
     module = model.module
-    assert torch.equal(answer(module), answer(wrapper) if head else wrapper(PIXELS).pooler_output)
+    assert torch.equal(logits(module), logits(wrapper) if head else wrapper(PIXELS).pooler_output)
     assert model.labels == (("cat", "dog", "owl") if head else None)
     by_transformers = library.load(str(tmp_path / "wrapped"), pretrained=True, image_size=None, dtype=None)
     assert by_transformers.library == "timm"
@@ -139,15 +140,15 @@ def test_a_folder_of_timm_in_torchs_format(tmp_path: Path) -> None:
     timm_folder(tmp_path, module)
     torch.save(load_file(tmp_path / "model.safetensors"), tmp_path / "pytorch_model.bin")
     (tmp_path / "model.safetensors").unlink()
-    assert torch.equal(answer(vs.load(tmp_path).module), answer(module))
+    assert torch.equal(logits(vs.load(tmp_path).module), logits(module))
     (tmp_path / "pytorch_model.bin").rename(tmp_path / "checkpoint.pth")
-    assert torch.equal(answer(vs.load(tmp_path).module), answer(module))
+    assert torch.equal(logits(vs.load(tmp_path).module), logits(module))
     (tmp_path / "other.pth").write_bytes((tmp_path / "checkpoint.pth").read_bytes())
     assert "it holds checkpoint.pth, other.pth: keep one" in refusal(ModelUnavailableError, tmp_path)
 
 
 class Bomb:
-    """Unpickling it makes a file."""
+    """An object that creates a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -170,7 +171,7 @@ class Bomb:
     ids=str,
 )
 @pytest.mark.parametrize("wrapped", [True, False])
-def test_a_configuration_never_names_another_file(place: dict[str, Any], wrapped: bool, tmp_path: Path) -> None:
+def test_a_configuration_cannot_lead_to_another_file(place: dict[str, Any], wrapped: bool, tmp_path: Path) -> None:
     timm_folder(tmp_path, trained(), label_names=["cat", "dog", "owl"])
     bomb, trace = tmp_path / "elsewhere.pkl", tmp_path / "ran"
     torch.save(Bomb(trace), bomb)
@@ -187,7 +188,7 @@ def test_a_configuration_never_names_another_file(place: dict[str, Any], wrapped
 
 
 @pytest.mark.parametrize("damage", ["missing", "unexpected", "integer", "classes"])
-def test_weights_that_do_not_fill_a_folders_model(damage: str, tmp_path: Path) -> None:
+def test_weights_that_do_not_fill_the_model_are_refused(damage: str, tmp_path: Path) -> None:
     timm_folder(tmp_path, trained())
     file = tmp_path / "model.safetensors"
     state = load_file(file)
@@ -204,7 +205,7 @@ def test_weights_that_do_not_fill_a_folders_model(damage: str, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("settings", "story"),
+    ("settings", "expected"),
     [
         ({"architecture": "no_such_model"}, "timm has no model 'no_such_model'"),
         ({"pretrained_cfg": []}, "pretrained_cfg of config.json is not a JSON object"),
@@ -219,16 +220,16 @@ def test_weights_that_do_not_fill_a_folders_model(damage: str, tmp_path: Path) -
     ],
     ids=str,
 )
-def test_a_damaged_configuration_of_timm_is_one_line(settings: dict[str, Any], story: str, tmp_path: Path) -> None:
+def test_a_damaged_configuration_of_timm_is_one_line(settings: dict[str, Any], expected: str, tmp_path: Path) -> None:
     timm_folder(tmp_path, trained(), label_names=["cat", "dog", "owl"], label_descriptions={"cat": "a cat"})
     configure(tmp_path, **settings)
-    assert story in refusal(vs.VitscopeError, tmp_path)
+    assert expected in refusal(vs.VitscopeError, tmp_path)
 
 
 @pytest.mark.parametrize(
     "facts", [{"mean": "x"}, {"std": (0, 1, 1)}, {"input_size": 5}, {"crop_pct": 0}, {"mean": []}], ids=str
 )
-def test_damaged_facts_about_images_are_no_foreign_error(facts: dict[str, Any], tmp_path: Path) -> None:
+def test_damaged_preprocessing_facts_raise_an_error_of_vitscope(facts: dict[str, Any], tmp_path: Path) -> None:
     timm_folder(tmp_path, trained())
     config = json.loads((tmp_path / "config.json").read_text())
     configure(tmp_path, pretrained_cfg=config["pretrained_cfg"] | facts)
@@ -241,21 +242,21 @@ def test_damaged_facts_about_images_are_no_foreign_error(facts: dict[str, Any], 
 
 
 @pytest.mark.parametrize("name", ["timm:hf-hub:org/name", "timm:hf_hub:org/name", "timm:hf-hub:org/name@main"])
-@pytest.mark.parametrize("told", [True, False], ids=["told to be offline", "hub out of reach"])
-def test_timms_hub_without_a_hub_is_one_true_line(name: str, told: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", told)
+@pytest.mark.parametrize("offline", [True, False], ids=["offline mode", "hub unreachable"])
+def test_an_unreachable_hub_is_reported_in_one_line(name: str, offline: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", offline)
     monkeypatch.setattr(hub.constants, "ENDPOINT", "http://127.0.0.1:9")
     message = refusal(ModelUnavailableError, name)
     assert message.startswith(f"{name} is not in the local cache and could not be downloaded")
 
 
 @pytest.mark.parametrize("place", ["", "a/b/c/d", "..", "with space/x"])
-def test_a_repository_of_an_impossible_name(place: str) -> None:
+def test_an_invalid_repository_name_is_refused(place: str) -> None:
     assert "could not be downloaded" in refusal(ModelUnavailableError, f"timm:hf-hub:{place}")
 
 
 @pytest.mark.parametrize("form", ["timm:hf-hub:org/cats", "org/cats"])
-def test_a_repository_in_the_cache_is_loaded(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cached_repository_is_loaded(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = trained()
     snapshot = tmp_path / "models--org--cats" / "snapshots" / ("0" * 40)
     timm_folder(snapshot, module, label_names=["cat", "dog", "owl"])
@@ -264,12 +265,12 @@ def test_a_repository_in_the_cache_is_loaded(form: str, tmp_path: Path, monkeypa
     monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(tmp_path))
     model = vs.load(form)
-    assert torch.equal(answer(model.module), answer(module))
+    assert torch.equal(logits(model.module), logits(module))
     assert (model.labels, model.name) == (("cat", "dog", "owl"), form)
     assert_own_preprocessing(model)
 
 
-def test_a_folder_that_timm_does_not_find() -> None:
+def test_a_missing_timm_folder_is_refused() -> None:
     assert "the folder '/no/such' does not exist" in refusal(UnknownModelError, "timm:local-dir:/no/such")
 
 
@@ -284,7 +285,7 @@ def test_a_checkpoint_of_a_trainer_is_a_folder_of_transformers(tmp_path: Path) -
         torch.save(Bomb(tmp_path / "ran"), checkpoint / extra)
     (checkpoint / "trainer_state.json").write_text("{}")
     pixels = PIXELS[..., :32, :32].contiguous()
-    assert torch.equal(answer(vs.load(checkpoint).module, pixels), answer(module, pixels))
+    assert torch.equal(logits(vs.load(checkpoint).module, pixels), logits(module, pixels))
     assert not (tmp_path / "ran").exists()
     (tmp_path / "checkpoint-9").mkdir()
     message = refusal(UnknownModelError, tmp_path)
@@ -293,10 +294,10 @@ def test_a_checkpoint_of_a_trainer_is_a_folder_of_transformers(tmp_path: Path) -
         "checkpoint-10"
     )
     module.save_pretrained(tmp_path)
-    assert torch.equal(answer(vs.load(tmp_path).module, pixels), answer(module, pixels))
+    assert torch.equal(logits(vs.load(tmp_path).module, pixels), logits(module, pixels))
 
 
-# Files given as the model
+# Files passed as the model
 
 
 @pytest.mark.parametrize("name", ["best_model.pth", "model.safetensors", "last.ckpt", "pytorch_model.bin", "m.pt"])
@@ -313,7 +314,7 @@ def test_a_file_of_weights_needs_an_architecture(name: str, tmp_path: Path) -> N
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*")
-def test_programs_cannot_be_looked_into(tmp_path: Path) -> None:
+def test_compiled_programs_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "model.pt"
     torch.jit.save(torch.jit.trace(nn.Linear(2, 2), torch.ones(1, 2, device="cpu")), file)
     assert "is a TorchScript program" in refusal(UnknownModelError, file)
@@ -321,7 +322,7 @@ def test_programs_cannot_be_looked_into(tmp_path: Path) -> None:
     assert "is an ONNX file" in refusal(UnknownModelError, tmp_path / "model.onnx")
 
 
-def test_other_files_are_no_models(tmp_path: Path) -> None:
+def test_other_files_are_refused(tmp_path: Path) -> None:
     for name in ("photo.jpg", "config.json", "adapter_config.json", "notes"):
         (tmp_path / name).write_text("{}")
         assert str(tmp_path / name) in refusal(UnknownModelError, tmp_path / name)
@@ -331,14 +332,14 @@ def test_other_files_are_no_models(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("prefix", ["", "timm:", "torchvision:", "transformers:", "timm:local-dir:", "timm:hf-hub:"])
 @pytest.mark.parametrize("name", ["x" * 300, "x/" * 3000, "a\0b", "/" + "y" * 5000, "\ud800"], ids=ascii)
-def test_names_that_no_system_has_are_one_line(prefix: str, name: str) -> None:
+def test_impossible_file_names_are_refused_in_one_line(prefix: str, name: str) -> None:
     refusal(vs.VitscopeError, f"{prefix}{name}")
 
 
 # Threads
 
 
-def test_offline_and_quiet_end_as_they_began(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_and_quiet_restore_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     import logging
 
     from transformers.utils import logging as transformers_logging
@@ -349,13 +350,13 @@ def test_offline_and_quiet_end_as_they_began(monkeypatch: pytest.MonkeyPatch) ->
     before = [logging.getLogger(name).level for name in ("transformers", "huggingface_hub")]
     bars = transformers_logging.is_progress_bar_enabled()
     first_inside, second_inside = threading.Event(), threading.Event()
-    seen = []
+    states = []
 
     def first() -> None:
         with hub.offline(), quiet():
             first_inside.set()
             second_inside.wait(5)
-        seen.append((hub.constants.HF_HUB_OFFLINE, logging.getLogger("transformers").level))
+        states.append((hub.constants.HF_HUB_OFFLINE, logging.getLogger("transformers").level))
 
     def second() -> None:
         first_inside.wait(5)
@@ -368,14 +369,14 @@ def test_offline_and_quiet_end_as_they_began(monkeypatch: pytest.MonkeyPatch) ->
         thread.start()
     for thread in threads:
         thread.join(10)
-    assert seen == [(True, logging.ERROR)]  # the other block still runs
+    assert states == [(True, logging.ERROR)]  # the other block still runs
     assert hub.constants.HF_HUB_OFFLINE is False
     assert [logging.getLogger(name).level for name in ("transformers", "huggingface_hub")] == before
     assert transformers_logging.is_progress_bar_enabled() == bars
 
 
 @pytest.mark.parametrize("context", ["offline", "quiet"])
-def test_an_error_inside_leaves_nothing_behind(context: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_and_quiet_restore_the_settings_after_an_error(context: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import logging
 
     from vitscope.models.backends.library_logging import quiet
@@ -392,12 +393,12 @@ def test_an_error_inside_leaves_nothing_behind(context: str, monkeypatch: pytest
 
 @pytest.mark.parametrize("name", ["hf-hub:org/x", "local-dir:/tmp", "no_such_model", None, 5])
 @pytest.mark.usefixtures("unchecked")
-def test_a_tuned_folder_names_a_model_of_timm(name: Any) -> None:
+def test_a_run_folder_must_name_a_timm_model(name: Any) -> None:
     with pytest.raises(UnknownModelError, match="timm has no model"):
         backend("timm").build({"name": name, "options": {}})
 
 
 @pytest.mark.parametrize("option", ["checkpoint_path", "pretrained", "pretrained_cfg", "cache_dir", "url", "made_up"])
-def test_a_tuned_folder_has_no_option_that_fetches(option: str) -> None:
+def test_a_run_folder_cannot_have_options_that_fetch_files(option: str) -> None:
     with pytest.raises(ModelUnavailableError, match=f"cannot be built with the option '{option}'"):
         backend("timm").build({"name": "test_vit", "options": {option: "x"}})

@@ -1,4 +1,4 @@
-"""The part of a larger model that looks at the image, against that part run by hand; others are refused truthfully."""
+"""Image encoders inside larger models, against the encoder run directly; models without one are refused."""
 
 import inspect
 from collections.abc import Callable
@@ -49,7 +49,7 @@ def encoder_decoder(decoder: str, **options: Any) -> Callable[[], nn.Module]:
 TROCR = {"d_model": 32, "decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 48, "vocab_size": 100}
 CLIP_VISION = SHAPE | {"model_type": "clip_vision_model", "projection_dim": 16}
 
-# Each model, and the path of the part that looks at the image.
+# Each model, and the path of its image encoder.
 TOWERS: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "CLIP": (of("CLIPModel", "CLIPConfig", vision_config=SHAPE, text_config=TEXT, projection_dim=16), "vision_model"),
     "SigLIP": (of("SiglipModel", "SiglipConfig", vision_config=SHAPE, text_config=TEXT), "vision_model"),
@@ -84,8 +84,8 @@ def dual() -> dict[str, Any]:
     return {"vision_config": SHAPE | {"model_type": "vit"}, "text_config": BERT, "projection_dim": 16}
 
 
-def own_maps(tower: nn.Module, pixels: Tensor) -> list[Tensor]:
-    """The attention that the library itself returns."""
+def library_maps(tower: nn.Module, pixels: Tensor) -> list[Tensor]:
+    """Return the attention that the library itself computes."""
     with torch.no_grad():
         implementation = tower.config._attn_implementation  # type: ignore[union-attr]
         tower.set_attn_implementation("eager")  # type: ignore[operator]
@@ -97,7 +97,7 @@ def own_maps(tower: nn.Module, pixels: Tensor) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("kind", TOWERS)
-def test_the_part_that_looks_at_the_image_is_shown(kind: str) -> None:
+def test_the_image_encoder_is_captured(kind: str) -> None:
     build, path = TOWERS[kind]
     module, pixels = build(), images(1)
     model = vs.load(module)
@@ -106,17 +106,17 @@ def test_the_part_that_looks_at_the_image_is_shown(kind: str) -> None:
     trace = vs.capture(model, pixels)
     assert trace.num_layers == 2
     assert not any(child._forward_hooks or child._forward_pre_hooks for child in module.modules())
-    for layer, expected in enumerate(own_maps(tower, pixels)):
+    for layer, expected in enumerate(library_maps(tower, pixels)):
         assert torch.allclose(trace.attention(layer), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", TOWERS)
-def test_the_tower_is_what_the_caller_gets_by_passing_it(kind: str) -> None:
+def test_the_encoder_alone_gives_the_same_results(kind: str) -> None:
     build, path = TOWERS[kind]
     module = build()
     outer, inner = vs.load(module), vs.load(module.get_submodule(path))
     assert torch.equal(vs.capture(outer, images(1)).attention(1), vs.capture(inner, images(1)).attention(1))
-    with pytest.raises(CallError) as caught:
+    with pytest.raises(UnsupportedModelError) as caught:
         outer.predict(images(1))
     assert "\n" not in str(caught.value)
     if outer.embed is not None:
@@ -125,20 +125,20 @@ def test_the_tower_is_what_the_caller_gets_by_passing_it(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", TOWERS)
-def test_a_model_inside_a_module_of_the_callers_is_shown_too(kind: str) -> None:
+def test_a_model_inside_the_callers_module_is_captured_too(kind: str) -> None:
     build, path = TOWERS[kind]
 
     class Holding(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.whole = build()
+            self.inner = build()
 
         def forward(self, pixels: Tensor) -> Tensor:
-            return self.whole.get_submodule(path)(pixels).last_hidden_state
+            return self.inner.get_submodule(path)(pixels).last_hidden_state
 
     model = vs.load(Holding().eval())
-    assert model.backbone == f"whole.{path}"
-    expected = vs.capture(vs.load(model.module.whole), images(1)).attention(1)
+    assert model.backbone == f"inner.{path}"
+    expected = vs.capture(vs.load(model.module.inner), images(1)).attention(1)
     assert torch.allclose(vs.capture(model, images(1)).attention(1), expected, atol=1e-6)
 
 
@@ -169,14 +169,14 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], type[VitscopeError], str]] = {
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-def test_what_needs_more_than_an_image_is_refused_in_one_true_line(kind: str) -> None:
-    build, error, said = REFUSED[kind]
+def test_models_that_need_more_than_an_image_are_refused_in_one_line(kind: str) -> None:
+    build, error, reason = REFUSED[kind]
     module = build()
     with pytest.raises(error) as caught:
         vs.load(module)
     message = str(caught.value)
     assert "\n" not in message
-    assert said in message
+    assert reason in message
     listed = message.partition("more than an image (")[2].partition(")")[0].split(", ")
     if listed != [""]:
         assert set(listed) <= set(inspect.signature(type(module).forward).parameters)
@@ -213,7 +213,7 @@ def detr() -> nn.Module:
 
 
 @pytest.mark.parametrize("build", [sam, detr])
-def test_a_detector_or_segmenter_answers_no_class(build: Callable[[], nn.Module]) -> None:
+def test_a_detector_or_segmenter_predicts_no_classes(build: Callable[[], nn.Module]) -> None:
     size = 64
     pixels = torch.randn(1, 3, size, size, generator=torch.Generator(device="cpu").manual_seed(0), device="cpu")
     with pytest.raises(VitscopeError) as caught:
@@ -221,14 +221,14 @@ def test_a_detector_or_segmenter_answers_no_class(build: Callable[[], nn.Module]
     assert "\n" not in str(caught.value)
 
 
-def test_a_tower_of_random_weights_takes_photos_by_the_defaults_of_its_family() -> None:
+def test_a_tower_with_random_weights_has_the_preprocessing_of_its_family() -> None:
     model = vs.load(TOWERS["CLIP"][0]())
     assert model.preprocessing is not None
     assert "default of the model's family" in model.preprocessing.source
     assert vs.attention_map(model, PHOTO).values.shape == (1, 4, 4)
 
 
-def test_a_part_of_a_saved_model_is_named(tmp_path: Path) -> None:
+def test_a_submodule_of_a_saved_model_can_be_named(tmp_path: Path) -> None:
     of("LlavaForConditionalGeneration", "LlavaConfig", vision_config=CLIP_VISION, text_config=LLAMA)().save_pretrained(
         tmp_path
     )

@@ -82,10 +82,10 @@ def composed(
         alpha = opacity(masks[placed.name], feather)
         for row, column in np.argwhere(masks[placed.name]):
             source = (row, left + right - 1 - column) if placed.mirrored else (row, column)
-            to = (source[0] + down, source[1] + across)
-            if 0 <= to[0] < len(photo) and 0 <= to[1] < photo.shape[1]:
+            target = (source[0] + down, source[1] + across)
+            if 0 <= target[0] < len(photo) and 0 <= target[1] < photo.shape[1]:
                 share = alpha[row, column]
-                canvas[target] = share * original[row, column] + (1 - share) * canvas[to]
+                canvas[target] = share * original[row, column] + (1 - share) * canvas[target]
     return canvas
 
 
@@ -98,12 +98,12 @@ def inpainted(photo: np.ndarray, missing: np.ndarray, rim_width: int = 2, smooth
         return np.sqrt(((ones[:, None] - others[None]) ** 2).sum(-1))
 
     plane = np.c_[np.ones(len(rim)), rim]
-    left = np.block([[-apart(rim, rim) + smoothing * np.eye(len(rim)), plane], [plane.T, np.zeros((3, 3))]])
+    left = np.block([[-distances(rim, rim) + smoothing * np.eye(len(rim)), plane], [plane.T, np.zeros((3, 3))]])
     filled = photo.astype(np.float64)
     for channel in range(3):
         colours = filled[~missing & hole(missing, rim_width), channel]
         solved = np.linalg.solve(left, np.append(colours, np.zeros(3)))
-        values = -apart(inside, rim) @ solved[:-3] + np.c_[np.ones(len(inside)), inside] @ solved[-3:]
+        values = -distances(inside, rim) @ solved[:-3] + np.c_[np.ones(len(inside)), inside] @ solved[-3:]
         filled[missing, channel] = values.clip(colours.min(), colours.max())
     return filled
 

@@ -108,7 +108,9 @@ def test_what_falls_on_padding_is_said() -> None:
 
 @pytest.mark.parametrize("name", ["transformers-swinv2", "torchvision-swinv2"])
 def test_a_model_without_such_windows_is_refused(name: str) -> None:
-    with pytest.raises(vs.CallError, match=r"no windows that a CLS token can be put into: Swin \(version 1\)"):
+    with pytest.raises(
+        vs.UnsupportedModelError, match=r"no windows that a CLS token can enter: only Swin \(version 1\) is supported"
+    ):
         vs.window_cls(family(name).model(), pixels(SIZES["fitting"]))
 
 

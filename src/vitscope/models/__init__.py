@@ -1,6 +1,7 @@
-"""Models of every library behind one face: :func:`load` makes a :class:`VisionModel`."""
+"""Models of all libraries behind one interface: :func:`load` returns a :class:`VisionModel`."""
 
 from vitscope.models.loader import BUNDLED, bundled_path, load
-from vitscope.models.vision_model import Layout, Prediction, VisionModel
+from vitscope.models.prediction import Prediction
+from vitscope.models.vision_model import Layout, VisionModel
 
 __all__ = ["BUNDLED", "Layout", "Prediction", "VisionModel", "bundled_path", "load"]

@@ -1,4 +1,4 @@
-"""Bottleneck adapters in the blocks of any transformer: after attention, after the MLP, beside the MLP."""
+"""Bottleneck adapters for the blocks of a transformer: after attention, after the MLP, or parallel to the MLP."""
 
 import threading
 from collections.abc import Sequence
@@ -14,9 +14,11 @@ PARALLEL_SCALE = 0.1
 
 
 class Adapter(nn.Module):
-    """h + W_u GELU(W_d h) for what a branch gives, before it is added to the stream; W_u is zero at the start.
+    """A serial adapter: h + W_u GELU(W_d h), applied to a branch's output h before it joins the residual stream.
 
-    Reference: Houlsby et al., 2019 (arXiv 1902.00751); after the MLP alone, Pfeiffer et al., 2020 (arXiv 2005.00247).
+    W_u starts at zero, so an untrained adapter changes nothing.
+
+    Reference: Houlsby et al., 2019 (arXiv 1902.00751); after the MLP only, Pfeiffer et al., 2020 (arXiv 2005.00247).
     """
 
     def __init__(self, width: int, rank: int) -> None:
@@ -24,17 +26,20 @@ class Adapter(nn.Module):
         self.down, self.up = _bottleneck(width, rank)
 
     def forward(self, branch: Tensor) -> Tensor:
+        """Return the adapted output of the branch."""
         return branch + self.up(nn.functional.gelu(self.down(branch)))
 
-    def after(self, _module: nn.Module, _inputs: Any, output: Any) -> Any:
-        """As a forward hook on the end of the branch."""
+    def adapt_output(self, _module: nn.Module, _inputs: Any, output: Any) -> Any:
+        """Return the adapted output: the forward hook for the last module of the branch."""
         if isinstance(output, tuple):
             return (self(output[0]), *output[1:])
         return self(output)
 
 
 class ParallelAdapter(nn.Module):
-    """s · W_u ReLU(W_d x) added to the MLP's branch, x the stream before it; W_u is zero at the start, s is 0.1.
+    """A parallel adapter: s · W_u ReLU(W_d x) is added to the MLP's output, with x the residual stream before the MLP.
+
+    W_u starts at zero, so an untrained adapter changes nothing. The scale s is 0.1.
 
     Reference: AdaptFormer, Chen et al., 2022 (arXiv 2205.13535).
     """
@@ -42,34 +47,36 @@ class ParallelAdapter(nn.Module):
     def __init__(self, width: int, rank: int) -> None:
         super().__init__()
         self.down, self.up = _bottleneck(width, rank)
-        self._streams = _Streams()
+        self._streams = _ThreadStream()
 
     def forward(self, stream: Tensor) -> Tensor:
+        """Return what the adapter adds to the output of the MLP."""
         return PARALLEL_SCALE * self.up(torch.relu(self.down(stream)))
 
-    def see(self, _module: nn.Module, inputs: Any) -> None:
-        """As a hook before the module that the stream enters."""
+    def store_stream(self, _module: nn.Module, inputs: Any) -> None:
+        """Store the residual stream: the pre-hook of the module that the stream enters."""
         self._streams.latest = inputs[0]
 
-    def beside(self, _module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
-        """As a forward hook on the end of the branch."""
+    def add_to_output(self, _module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+        """Return the adapted output: the forward hook for the last module of the branch."""
         stream, self._streams.latest = self._streams.latest, None
         return output + self(stream)
 
 
-class _Streams(threading.local):
-    """The stream that each thread's run is at; a copy of a model starts with none."""
+class _ThreadStream(threading.local):
+    """The residual stream of the forward pass in each thread; copies and pickles of a model start without one."""
 
     latest: Any = None
 
-    def __deepcopy__(self, _memo: Any) -> "_Streams":
-        return _Streams()
+    def __deepcopy__(self, _memo: Any) -> "_ThreadStream":
+        return _ThreadStream()
 
     def __reduce__(self) -> Any:
-        return _Streams, ()
+        return _ThreadStream, ()
 
 
 def _bottleneck(width: int, rank: int) -> tuple[nn.Linear, nn.Linear]:
+    """Return the down and up projections, with the up projection zero."""
     down, up = nn.Linear(width, rank), nn.Linear(rank, width)
     nn.init.kaiming_uniform_(down.weight, a=5**0.5)
     nn.init.zeros_(down.bias)
@@ -79,26 +86,31 @@ def _bottleneck(width: int, rank: int) -> tuple[nn.Linear, nn.Linear]:
 
 
 def add_adapters(module: nn.Module, places: Sequence[str], rank: int) -> list[nn.Parameter]:
-    """Put adapters of ``rank`` channels into every block; until they are trained the model answers as before.
+    """Add adapters to every block of a transformer; its output does not change until they are trained.
 
     Args:
-        places: ``"attention"``, ``"mlp"`` (after these), ``"parallel"`` (beside the MLP), or several.
+        module: The transformer, changed in place.
+        places: One or more of ``"attention"`` and ``"mlp"`` (after these), and ``"parallel"`` (parallel to the MLP).
+        rank: Channels of each adapter's bottleneck.
 
     Returns:
-        their parameters.
+        The parameters of the adapters.
+
+    Raises:
+        UnknownModelError: The module contains no transformer blocks.
     """
-    added: list[nn.Parameter] = []
+    parameters: list[nn.Parameter] = []
     for block in blocks(module):
-        like = next(block.module.parameters())
+        reference = next(block.module.parameters())
         for place in places:
-            made = (ParallelAdapter if place == "parallel" else Adapter)(block.width, rank).to(like.device, like.dtype)
-            made.train(block.module.training)
-            block.module.add_module(f"adapter_{place}", made)
-            if isinstance(made, ParallelAdapter):
-                block.stream.register_forward_pre_hook(made.see)
-                block.mlp_end.register_forward_hook(made.beside)
+            adapter = (ParallelAdapter if place == "parallel" else Adapter)(block.width, rank)
+            adapter = adapter.to(reference.device, reference.dtype).train(block.module.training)
+            block.module.add_module(f"adapter_{place}", adapter)
+            if isinstance(adapter, ParallelAdapter):
+                block.stream.register_forward_pre_hook(adapter.store_stream)
+                block.mlp_end.register_forward_hook(adapter.add_to_output)
             else:
                 end = block.attention_end if place == "attention" else block.mlp_end
-                end.register_forward_hook(made.after)
-            added += made.parameters()
-    return added
+                end.register_forward_hook(adapter.adapt_output)
+            parameters += adapter.parameters()
+    return parameters

@@ -1,4 +1,4 @@
-"""Where the blocks of a transformer are, and where their branches begin and end: for what is put into them."""
+"""The blocks of a transformer, and the modules at which their branches start and end."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,12 +23,14 @@ class Block:
     """One block: x + attention(x), then x + MLP(x), with norms and scales wherever the family has them.
 
     Attributes:
-        module: the block, and its ``path``.
-        attention: the attention module.
-        attention_end, mlp_end: the modules whose output is added to the stream; in transformers' BEiT it is multiplied
-            by a parameter first.
-        stream: the module whose input is the stream that the MLP's branch leaves from.
-        width: channels of the stream.
+        path: The path of the block inside the model.
+        module: The block itself.
+        attention: The attention module.
+        attention_end: The module whose output the attention branch adds to the residual stream. In transformers' BEiT
+            this output is first multiplied by a parameter.
+        mlp_end: The same for the MLP branch.
+        stream: The module whose input is the residual stream at the start of the MLP branch.
+        width: Channels of the residual stream.
     """
 
     path: str
@@ -41,45 +43,46 @@ class Block:
 
 
 def blocks(module: nn.Module) -> list[Block]:
-    """The blocks of a vision transformer of transformers, timm or torchvision, in order.
+    """Return the blocks of a vision transformer of transformers, timm or torchvision, in order.
 
     Raises:
-        UnknownModelError: nothing in the module is built like a block.
+        UnknownModelError: The module contains no such blocks.
     """
-    found = [_block(path, child) for path, child in module.named_modules()]
-    known = [block for block in found if block is not None]
-    if not known:
-        raise UnknownModelError(f"{type(module).__name__} has no blocks of attention and MLP that vitscope knows")
-    return known
+    candidates = (_block_or_none(path, child) for path, child in module.named_modules())
+    result = [block for block in candidates if block is not None]
+    if not result:
+        raise UnknownModelError(f"{type(module).__name__} has no blocks of attention and MLP that vitscope recognises")
+    return result
 
 
-def _block(path: str, module: nn.Module) -> Block | None:
-    parts = dict(module.named_children())
-    attention, norm = _first(parts, ATTENTION), _first(parts, NORM_BEFORE_MLP)
-    mlp_in, mlp_out = parts.get("mlp"), parts.get("mlp")
-    if "intermediate" in parts and "output" in parts:  # transformers' Swin v2
-        mlp_in, mlp_out = parts["intermediate"], parts["output"]
+def _block_or_none(path: str, module: nn.Module) -> Block | None:
+    """Return the module as a block; None if it is not one."""
+    children = dict(module.named_children())
+    attention, norm = _first(children, ATTENTION), _first(children, NORM_BEFORE_MLP)
+    mlp_in, mlp_out = children.get("mlp"), children.get("mlp")
+    if "intermediate" in children and "output" in children:  # transformers' Swin v2
+        mlp_in, mlp_out = children["intermediate"], children["output"]
     if attention is None or norm is None or mlp_in is None or mlp_out is None:
         return None
     width = _width(norm)
     if type(module).__name__ in POST_NORM:
-        first = _first(parts, NORM_AFTER_ATTENTION)
+        first = _first(children, NORM_AFTER_ATTENTION)
         assert first is not None
         return Block(path, module, attention, first, norm, mlp_in, width)
     ends = attention, mlp_out
     for scales in LAYER_SCALES:
-        if all(_scales(parts.get(name)) for name in scales):
-            ends = parts[scales[0]], parts[scales[1]]
-    if getattr(module, SCALE, None) is not None and all(name in parts for name in DEPTHS):
-        ends = parts[DEPTHS[0]], parts[DEPTHS[1]]
+        if all(_is_active(children.get(name)) for name in scales):
+            ends = children[scales[0]], children[scales[1]]
+    if getattr(module, SCALE, None) is not None and all(name in children for name in DEPTHS):
+        ends = children[DEPTHS[0]], children[DEPTHS[1]]
     return Block(path, module, attention, *ends, norm, width)
 
 
-def _first(parts: Mapping[str, nn.Module], names: tuple[str, ...]) -> nn.Module | None:
-    return next((parts[name] for name in names if name in parts), None)
+def _first(children: Mapping[str, nn.Module], names: tuple[str, ...]) -> nn.Module | None:
+    return next((children[name] for name in names if name in children), None)
 
 
-def _scales(module: nn.Module | None) -> bool:
+def _is_active(module: nn.Module | None) -> bool:
     return module is not None and not isinstance(module, nn.Identity)
 
 

@@ -1,11 +1,11 @@
-"""What can be loaded, for people to read. Needs none of the libraries it speaks of."""
+"""The list of supported model families that the command line prints; needs none of the libraries."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One library: its families and a name to try."""
+    """One library, its supported families and an example name."""
 
     library: str
     families: str

@@ -1,4 +1,4 @@
-"""A module that contains a known vision transformer: what it does to the image before and after."""
+"""Modules that contain a known vision transformer: the preprocessing that such a module needs."""
 
 from contextlib import suppress
 from dataclasses import replace
@@ -10,49 +10,52 @@ from torch import Tensor, nn
 from vitscope.images.preprocessing import Preprocessing
 from vitscope.models.vision_model import VisionModel
 
-# Inputs that differ by less are one input, computed in another order.
+# Inputs that differ by less count as equal: they were computed in a different order.
 _TOLERANCE = 1e-5
 
 
-def with_backbone(container: VisionModel, backbone: VisionModel) -> VisionModel:
-    """Return the container with the preprocessing that its backbone needs, if one forward pass shows what that is.
+def with_backbone_preprocessing(container: VisionModel, backbone: VisionModel) -> VisionModel:
+    """Return the container with the preprocessing that its backbone needs, as far as one forward pass reveals it.
 
-    The container may hand its input on as it is, which then needs the backbone's preprocessing; or it may normalise
-    it as the backbone needs it, and then takes pixels in [0, 1]. Anything else leaves the preprocessing unknown.
+    If the container passes its input on unchanged, its input needs the backbone's preprocessing. If it normalises the
+    input as the backbone requires, it takes pixels in [0, 1]. In all other cases the preprocessing stays unknown.
     """
-    prepared = backbone.preprocessing
-    if prepared is None:
+    preprocessing = backbone.preprocessing
+    if preprocessing is None:
         return replace(container, no_preprocessing=f"its {container.backbone}: {backbone.no_preprocessing}")
-    entered = _entering(container, backbone, prepared)
-    where = f"{prepared.source} of {container.backbone}"
-    if entered is None:
-        why = f"{container.backbone} did not run on an image of {prepared.size[0]}×{prepared.size[1]} pixels by itself"
-        return replace(container, no_preprocessing=why)
-    pixels, received = entered
+    inputs = _inputs_or_none(container, backbone, preprocessing)
+    source = f"{preprocessing.source} of {container.backbone}"
+    if inputs is None:
+        size = "×".join(map(str, preprocessing.size))
+        reason = f"{container.backbone} did not run on an image of {size} pixels by itself"
+        return replace(container, no_preprocessing=reason)
+    pixels, received = inputs
     if _equal(pixels, received):
-        return replace(container, preprocessing=replace(prepared, source=where))
-    if _equal(_normalized(pixels, prepared), received):
-        zero, unit = (0.0,) * len(prepared.mean), (1.0,) * len(prepared.std)
-        source = f"{where}, normalised by the module itself"
-        return replace(container, preprocessing=replace(prepared, source=source, mean=zero, std=unit))
-    return replace(container, no_preprocessing=f"it changes its input before {container.backbone} in a way of its own")
+        return replace(container, preprocessing=replace(preprocessing, source=source))
+    if _equal(_normalize(pixels, preprocessing), received):
+        zeros, ones = (0.0,) * len(preprocessing.mean), (1.0,) * len(preprocessing.std)
+        source = f"{source}, normalised by the module itself"
+        return replace(container, preprocessing=replace(preprocessing, source=source, mean=zeros, std=ones))
+    return replace(container, no_preprocessing=f"it changes its input before {container.backbone} in its own way")
 
 
-def _entering(container: VisionModel, backbone: VisionModel, prepared: Preprocessing) -> tuple[Tensor, Tensor] | None:
-    """One random image, and what reached the backbone's first layer of it; None if nothing did."""
+def _inputs_or_none(
+    container: VisionModel, backbone: VisionModel, preprocessing: Preprocessing
+) -> tuple[Tensor, Tensor] | None:
+    """Return a random image and the tensor that the backbone's first layer received for it; None if it got none."""
     generator = torch.Generator(device="cpu").manual_seed(0)
-    pixels = torch.rand((1, len(prepared.mean), *prepared.size), generator=generator, device="cpu")
+    pixels = torch.rand((1, len(preprocessing.mean), *preprocessing.size), generator=generator, device="cpu")
     pixels = pixels.to(container.device, container.dtype)
     received: list[Tensor] = []
 
-    def note(_: nn.Module, args: Any, kwargs: Any) -> None:
-        received.extend(part for part in (*args, *kwargs.values()) if isinstance(part, Tensor) and part.ndim == 4)
+    def record(_: nn.Module, args: Any, kwargs: Any) -> None:
+        received.extend(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.ndim == 4)
 
     first = next((child for child in backbone.module.modules() if isinstance(child, nn.Conv2d)), backbone.module)
-    handles = [module.register_forward_pre_hook(note, with_kwargs=True) for module in (backbone.module, first)]
+    handles = [module.register_forward_pre_hook(record, with_kwargs=True) for module in (backbone.module, first)]
     devices = [container.device] if container.device.type == "cuda" else []
     try:
-        # What the module itself thinks of its input is said when it is asked for something, not here.
+        # Errors of the module are reported when the caller runs it, not during loading.
         with torch.random.fork_rng(devices), suppress(Exception), torch.no_grad(), container.running():
             container.module(pixels)
     finally:
@@ -61,15 +64,17 @@ def _entering(container: VisionModel, backbone: VisionModel, prepared: Preproces
     return (pixels, received[0]) if received else None
 
 
-def _normalized(pixels: Tensor, prepared: Preprocessing) -> Tensor:
+def _normalize(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """Return the pixels minus mean, divided by std."""
     mean, std = (
         torch.tensor(values, dtype=torch.float32, device=pixels.device).view(-1, 1, 1)
-        for values in (prepared.mean, prepared.std)
+        for values in (preprocessing.mean, preprocessing.std)
     )
     return (pixels.float() - mean) / std
 
 
 def _equal(expected: Tensor, received: Tensor) -> bool:
+    """Return whether two tensors are equal up to rounding."""
     if expected.shape != received.shape:
         return False
     tolerance = _TOLERANCE if received.dtype in (torch.float32, torch.float64) else 0.05

@@ -1,4 +1,4 @@
-"""What the caller of load() says of a model: its preprocessing, classes, output and tokens."""
+"""The arguments of load() that describe a model: its preprocessing, classes, output and tokens."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -14,17 +14,17 @@ from vitscope.models.backends.libraries import backend
 from vitscope.models.checkpoints.json_file import parse_object, read_bytes
 from vitscope.models.checkpoints.paths import PROCESSOR_FILE
 from vitscope.models.forward import Embedding, NoClasses, Observed
-from vitscope.models.outputs import Output, Select, check_output
+from vitscope.models.outputs import Output, Select, require_output
 from vitscope.models.vision_model import Layout, VisionModel
 from vitscope.validation import number
 
 Size = tuple[int, int]
-Channels = tuple[float, ...] | float  # a single number stands for every channel
+Channels = tuple[float, ...] | float  # a single number applies to every channel
 
 
 @dataclass(frozen=True)
 class Description:
-    """The arguments of :func:`vitscope.load` that describe a model, checked."""
+    """The checked arguments of :func:`vitscope.load` that describe a model."""
 
     image_size: Size | None = None
     layout: Layout | None = None
@@ -40,29 +40,33 @@ class Description:
     std: Channels | None = None
 
     @property
-    def names_part(self) -> bool:
-        """Whether it is said which part of the output is read."""
-        return any(part is not None for part in (self.select, self.logits, self.embed))
+    def selects_output(self) -> bool:
+        """Whether the caller selects an entry of the output or reads it with a function."""
+        return any(argument is not None for argument in (self.select, self.logits, self.embed))
 
     @property
     def reads_features(self) -> bool:
-        """Whether the caller says that the model is explained by its features."""
-        says_classes = self.logits is not None or self.output not in (None, "features")
-        return self.output == "features" or (self.embed is not None and not says_classes)
+        """Whether the caller declares that the model is explained by its features."""
+        declares_classes = self.logits is not None or self.output not in (None, "features")
+        return self.output == "features" or (self.embed is not None and not declares_classes)
 
-    def observed(self, model: VisionModel) -> Observed:
-        """The forward pass of a model whose output is read as described."""
+    def observe(self, model: VisionModel) -> Observed:
+        """Return the forward pass of the model, with its output read as described."""
         run = getattr(model.forward, "run", None)
         return Observed(model.module, model.name, run, self.output, self.select, self.logits, self.labels is not None)
 
-    def applied(self, model: VisionModel) -> VisionModel:
-        """The model with everything that was said of it."""
-        changes: dict[str, Any] = {"preprocessing": self._prepared(model)}
+    def apply(self, model: VisionModel) -> VisionModel:
+        """Return the model with the description applied.
+
+        Raises:
+            CallError: The description does not fit the model.
+        """
+        changes: dict[str, Any] = {"preprocessing": self._preprocessing_of(model)}
         observing = isinstance(model.forward, Observed) and not (self.output is None and self.labels is None)
-        if self.output == "features" and model.embed is not None and not self.names_part:
+        if self.output == "features" and model.embed is not None and not self.selects_output:
             changes |= {"forward": NoClasses(getattr(model.forward, "run", None) or model.module), "labels": None}
-        elif self.names_part or self.output == "features" or observing:
-            observed = self.observed(model)
+        elif self.selects_output or self.output == "features" or observing:
+            observed = self.observe(model)
             changes |= {"forward": observed, "embed": Embedding(observed, self.embed), "output": None}
             if self.reads_features:
                 changes |= {"forward": NoClasses(observed.run or observed.module), "labels": None}
@@ -72,47 +76,49 @@ class Description:
             changes["labels"] = self.labels
         if self.readout is not None:
             if model.layout is None:
-                raise CallError("readout needs patch_size, which says what the other tokens are")
-            readout = checked_readout(self.readout, model.layout.prefix_names)
+                raise CallError("readout needs patch_size: pass it too, because the token layout is unknown")
+            readout = require_readout(self.readout, model.layout.prefix_names)
             changes["layout"] = replace(model.layout, readout=readout, states_readout=True)
         return replace(model, **changes)
 
-    def _prepared(self, model: VisionModel) -> Preprocessing | None:
+    def _preprocessing_of(self, model: VisionModel) -> Preprocessing | None:
+        """Return the preprocessing of the described model."""
         base = self.preprocessing or model.preprocessing
-        said = [name for name in ("mean", "std") if getattr(self, name) is not None]
+        statistics = [name for name in ("mean", "std") if getattr(self, name) is not None]
         if base is None:
-            return self._own(model)
+            return self._preprocessing_of_size(model)
         if self.preprocessing is not None and self.image_size not in (None, base.size):
             assert self.image_size is not None
             base = base.resized(self.image_size)
-        if said:
-            source = "; ".join(part for part in (base.source, f"{' and '.join(said)} passed to load") if part)
+        if statistics:
+            sources = (base.source, f"{' and '.join(statistics)} passed to load")
+            source = "; ".join(text for text in sources if text)
             channels = (None if self.preprocessing else model.channels) or len(base.mean)
-            mean = _for_each(base.mean if self.mean is None else self.mean, channels, "mean")
-            std = _for_each(base.std if self.std is None else self.std, channels, "std")
+            mean = _per_channel(base.mean if self.mean is None else self.mean, channels, "mean")
+            std = _per_channel(base.std if self.std is None else self.std, channels, "std")
             base = replace(base, mean=mean, std=std, source=source)
         return base
 
-    def _own(self, model: VisionModel) -> Preprocessing | None:
-        """The preprocessing that image_size stands for, with mean and std if these were passed."""
+    def _preprocessing_of_size(self, model: VisionModel) -> Preprocessing | None:
+        """Return the preprocessing defined by image_size, with mean and std if these were passed."""
         if self.image_size is None:
             if self.mean is not None or self.std is not None:
                 raise CallError(f"mean and std need image_size: the input size of {model.name} is unknown")
             return None
         if self.mean is not None and self.std is not None:
-            listed = [len(values) for values in (self.mean, self.std) if isinstance(values, tuple)]
-            channels = model.channels or (listed[0] if listed else 3)
-            mean, std = _for_each(self.mean, channels, "mean"), _for_each(self.std, channels, "std")
+            lengths = [len(values) for values in (self.mean, self.std) if isinstance(values, tuple)]
+            channels = model.channels or (lengths[0] if lengths else 3)
+            mean, std = _per_channel(self.mean, channels, "mean"), _per_channel(self.std, channels, "std")
             return Preprocessing(self.image_size, mean, std, source="mean, std and image_size passed to load")
         if self.mean is not None or self.std is not None:
             raise CallError("mean and std belong together: pass both")
         if model.backbone or model.library != "module":
             return None
-        # For a module that nobody knows, image_size alone means this, as load's documentation says.
+        # As load() documents: for a module of no known library, image_size alone means pixels from -1 to 1.
         return Preprocessing(self.image_size, source="image_size alone: pixels from -1 to 1 (mean 0.5, std 0.5)")
 
 
-def described(
+def require_description(
     *,
     image_size: Size | None,
     layout: Layout | None,
@@ -127,10 +133,10 @@ def described(
     mean: Any,
     std: Any,
 ) -> Description:
-    """Check the arguments of :func:`vitscope.load` that describe a model.
+    """Return the checked arguments of :func:`vitscope.load` that describe a model.
 
     Raises:
-        CallError: an argument has a value that cannot be meant.
+        CallError: An argument has an invalid value.
     """
     for name, function in (("logits", logits), ("embed", embed)):
         if function is not None and not callable(function):
@@ -139,7 +145,7 @@ def described(
         raise CallError(f"select is {select!r}: pass a key, a position, or keys joined by dots")
     if backbone is not None and not isinstance(backbone, str):
         raise CallError(f"backbone is {backbone!r}: pass the path of a module, such as 'model.encoder'")
-    means, deviations = _channels(mean, "mean"), _channels(std, "std")
+    means, deviations = _require_channels(mean, "mean"), _require_channels(std, "std")
     if isinstance(means, tuple) and isinstance(deviations, tuple) and len(means) != len(deviations):
         raise CallError(f"mean has {len(means)} channels and std {len(deviations)}: pass one number for each channel")
     return Description(
@@ -147,35 +153,36 @@ def described(
         layout,
         readout,
         backbone,
-        check_output(output),
+        require_output(output),
         None if labels is None else read_labels(labels),
         select,
         logits,
         embed,
-        None if processor is None else read_any_processor(processor, image_size),
+        None if processor is None else read_processor(processor, image_size),
         means,
         deviations,
     )
 
 
-def _channels(values: Any, what: str) -> Channels | None:
+def _require_channels(values: Any, name: str) -> Channels | None:
+    """Return mean or std as a tuple, or as one number for all channels."""
     if values is None:
         return None
     single = isinstance(values, int | float) and not isinstance(values, bool)
     if not single and (isinstance(values, str | bool) or not hasattr(values, "__iter__")):
-        raise CallError(f"{what} is {values!r}: pass one number for each channel")
-    channels = tuple(number(value, what) for value in ([values] if single else values))
-    if not channels or (what == "std" and 0 in channels):
-        raise CallError(f"{what} is {values!r}: pass one number for each channel{', none zero' * (what == 'std')}")
+        raise CallError(f"{name} is {values!r}: pass one number for each channel")
+    channels = tuple(number(value, name) for value in ([values] if single else values))
+    if not channels or (name == "std" and 0 in channels):
+        raise CallError(f"{name} is {values!r}: pass one number for each channel{', none zero' * (name == 'std')}")
     return channels[0] if single else channels
 
 
-def _for_each(values: Channels, channels: int, what: str) -> tuple[float, ...]:
-    """One number for each channel."""
+def _per_channel(values: Channels, channels: int, name: str) -> tuple[float, ...]:
+    """Return one number for each channel."""
     if not isinstance(values, tuple):
         return (values,) * channels
     if len(values) != channels:
-        raise CallError(f"{what} has {len(values)} numbers, and the model takes {channels} channels: pass one for each")
+        raise CallError(f"{name} has {len(values)} numbers, and the model takes {channels} channels: pass one for each")
     return values
 
 
@@ -183,12 +190,12 @@ def read_labels(labels: Any) -> tuple[str, ...]:
     """Return class names from a sequence, a mapping from index to name, or a file of either (JSON or lines).
 
     Raises:
-        CallError: they are not names of classes 0, 1, 2, …
+        CallError: They are not the names of the classes 0, 1, 2, …
     """
     if isinstance(labels, str | Path):
         try:
             text = read_bytes(Path(labels)).decode("utf-8")
-        except ValueError as error:  # also a name that no system has, and text that is not UTF-8
+        except ValueError as error:  # also an invalid file name, and text that is not UTF-8
             raise CallError(f"labels: {str(labels)[:100]!r} {_reason(error)}: pass a file of names") from None
         try:
             labels = json.loads(text)
@@ -200,11 +207,12 @@ def read_labels(labels: Any) -> tuple[str, ...]:
         except (TypeError, ValueError):
             by_index = {}
         if sorted(by_index) != list(range(len(labels))):
-            raise CallError(f"labels has the keys {list(labels)[:5]}: indices from 0 without a gap are expected")
+            raise CallError(f"labels has the keys {list(labels)[:5]}: pass indices from 0 without gaps")
         labels = [by_index[index] for index in range(len(by_index))]
     if not isinstance(labels, Sequence) or not labels or not all(isinstance(label, str) for label in labels):
         raise CallError(
-            "labels is a list of names, one for each class, a mapping from index to name, or a file of them"
+            "labels is not a list of class names: pass one name per class, a mapping from index to name, or a file of "
+            "either"
         )
     return tuple(labels)
 
@@ -213,15 +221,16 @@ def _reason(error: ValueError) -> str:
     return "is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else str(error)
 
 
-def read_any_processor(processor: Any, size: Size | None) -> Preprocessing:
+def read_processor(processor: Any, size: Size | None) -> Preprocessing:
     """Return the preprocessing that an image processor, a data configuration or a folder describes.
 
     Args:
-        processor: an image processor of transformers, its settings, or a folder with preprocessor_config.json; timm's
+        processor: An image processor of transformers, its settings, or a folder with preprocessor_config.json; timm's
             data configuration; torchvision's ``weights.transforms()``; or a Preprocessing.
+        size: (height, width) of the input in pixels; None for the size that the processor names.
 
     Raises:
-        CallError: it is none of these, or keeps no fixed input size.
+        CallError: It is none of these, or has no fixed input size.
     """
     if isinstance(processor, Preprocessing):
         return processor
@@ -231,40 +240,45 @@ def read_any_processor(processor: Any, size: Size | None) -> Preprocessing:
             settings = parse_object(read_bytes(file), allow_nan=False)
         except (OSError, ValueError) as error:
             raise CallError(
-                f"processor: {str(processor)[:100]} cannot be read (it {error}): pass the folder or file that an image "
-                "processor was saved to"
+                f"processor: {str(processor)[:100]} cannot be read (it {error}): pass the folder or file of a saved "
+                "image processor"
             ) from None
-        return _from_settings(settings, size, str(file))
+        return _preprocessing_of_settings(settings, size, str(file))
     if isinstance(processor, Mapping):
-        return _from_settings(processor, size, "the processor passed to load")
+        return _preprocessing_of_settings(processor, size, "the processor passed to load")
     inner = getattr(processor, "image_processor", processor)
     if hasattr(inner, "to_dict"):
-        return _from_settings(inner.to_dict(), size, f"the {type(inner).__name__} passed to load")
+        return _preprocessing_of_settings(inner.to_dict(), size, f"the {type(inner).__name__} passed to load")
     if all(hasattr(processor, name) for name in ("crop_size", "resize_size", "mean", "std", "interpolation")):
-        made: Preprocessing = backend("torchvision").read_transforms(processor, size)
-        return replace(made, source="torchvision's transforms passed to load")
+        preprocessing: Preprocessing = backend("torchvision").read_transforms(processor, size)
+        return replace(preprocessing, source="torchvision's transforms passed to load")
     raise CallError(
         f"processor is a {type(processor).__name__}: pass an image processor of transformers, its folder or settings, "
         "timm's data configuration, or weights.transforms() of torchvision"
     )
 
 
-def _from_settings(settings: Any, size: Size | None, source: str) -> Preprocessing:
+def _preprocessing_of_settings(settings: Any, size: Size | None, source: str) -> Preprocessing:
+    """Return the preprocessing that saved settings of timm or transformers describe."""
     if not isinstance(settings, Mapping) or not settings:
-        raise CallError(f"{source} holds no settings of an image processor")
+        raise CallError(f"{source} contains no image processor settings: pass those of timm or transformers")
     if "input_size" in settings or "crop_pct" in settings:
-        made: Preprocessing = backend("timm").read_data_config(settings, size)
+        preprocessing: Preprocessing = backend("timm").read_data_config(settings, size)
     else:
-        made = backend("transformers").saved_processor({}, settings, size, source)
-    return replace(made, source=source)
+        preprocessing = backend("transformers").saved_processor({}, settings, size, source)
+    return replace(preprocessing, source=source)
 
 
-def checked_readout(readout: Mapping[str, float], prefix: Sequence[str]) -> Mapping[str, float]:
-    """Refuse a readout that names tokens which are not there, or whose weights do not sum to one."""
+def require_readout(readout: Mapping[str, float], prefix: Sequence[str]) -> Mapping[str, float]:
+    """Return the readout if it names existing tokens and its weights sum to one.
+
+    Raises:
+        CallError: It does not.
+    """
     sources = {*prefix, "patches", "tokens", "pooling"}
     weights = list(readout.values())
-    numbers = all(isinstance(weight, int | float) and weight >= 0 for weight in weights)
-    if not weights or not sources.issuperset(readout) or not numbers or not abs(sum(weights) - 1) <= 1e-6:
-        said = dict(readout) if len(readout) != 1 else next(iter(readout))
-        raise CallError(f"readout is {said!r}: pass one of {sorted(sources)}, or weights over them that sum to one")
+    valid = all(isinstance(weight, int | float) and weight >= 0 for weight in weights)
+    if not weights or not sources.issuperset(readout) or not valid or not abs(sum(weights) - 1) <= 1e-6:
+        value = dict(readout) if len(readout) != 1 else next(iter(readout))
+        raise CallError(f"readout is {value!r}: pass one of {sorted(sources)}, or weights over them that sum to one")
     return dict(readout)

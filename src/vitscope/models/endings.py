@@ -1,4 +1,4 @@
-"""How the output of a module came about: the layer or function that made it last, and what that proves."""
+"""The origin of a module's output: the layer or function that computed it last, and what that proves."""
 
 import re
 import weakref
@@ -22,19 +22,20 @@ _EMBEDDING = re.compile(r"proj|embed|neck|feature|visual|norm|bottleneck")
 _CONTAINER = re.compile(
     r"^(\d+|_?model|_?net|network|module|backbone_and_head|layers|seq|sequential|modules_to_save|default)$"
 )
-# Layers that hand on what they are given, and layers whose output is an embedding.
-_PASSING_ON = (nn.Identity, nn.Flatten, nn.Dropout)
-_NORMS = (nn.LayerNorm, nn.BatchNorm1d, nn.GroupNorm, nn.RMSNorm, nn.AdaptiveAvgPool2d, *_PASSING_ON)
+# Layers that pass their input on, and layers whose output is an embedding.
+_PASS_THROUGH = (nn.Identity, nn.Flatten, nn.Dropout)
+_NORMS = (nn.LayerNorm, nn.BatchNorm1d, nn.GroupNorm, nn.RMSNorm, nn.AdaptiveAvgPool2d, *_PASS_THROUGH)
 
 
 @dataclass(frozen=True)
 class Ending:
-    """How the rows that a module returned came about.
+    """The origin of the rows that a module returned.
 
     Attributes:
-        layer: the last layer whose output they are, and its ``path``; None if a function made them.
-        function: ``"softmax"`` or ``"sigmoid"`` if that made them last.
-        of_layers: whether any layer ran at all; else the rows are a function of the pixels.
+        path: The path of the layer inside the module.
+        layer: The last layer that computed them; None if a function did.
+        function: ``"softmax"`` or ``"sigmoid"`` if that function computed them last, else empty.
+        of_layers: Whether any layer ran at all; if not, the rows are a function of the pixels alone.
     """
 
     path: str = ""
@@ -44,18 +45,18 @@ class Ending:
 
     @property
     def meaning(self) -> Output | None:
-        """What the ending proves: classes, probabilities or features; None if it proves nothing."""
+        """The meaning that the ending proves: classes, probabilities or features; None if it proves nothing."""
         if self.function or isinstance(self.layer, nn.Softmax | nn.Sigmoid):
             return "probabilities"
         if isinstance(self.layer, nn.LogSoftmax):
             return "softmax"
         if isinstance(self.layer, _NORMS):
             return "features"
-        return _named_meaning(self.path.split(".")) if isinstance(self.layer, nn.Linear) else None
+        return _meaning_of_names(self.path.split(".")) if isinstance(self.layer, nn.Linear) else None
 
 
-def _named_meaning(path: Sequence[str]) -> Output | None:
-    """What the names on the path of a last linear layer say; None if they say nothing, or two things."""
+def _meaning_of_names(path: Sequence[str]) -> Output | None:
+    """Return the meaning that the names on the path of a last linear layer imply; None if none or ambiguous."""
     if any(_CERTAIN_CLASSIFIER.search(name) for name in path):
         return "logits"
     names = [name for name in path if not _CONTAINER.search(name)]
@@ -73,8 +74,8 @@ _PROBABILITY_FUNCTIONS = {
 }
 
 
-class _Watch(TorchFunctionMode):
-    """Remembers the results of softmax and sigmoid, without keeping them alive."""
+class _ProbabilityRecorder(TorchFunctionMode):
+    """Records the results of softmax and sigmoid without keeping them alive."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -91,43 +92,45 @@ class _Watch(TorchFunctionMode):
 
 
 @contextmanager
-def watched_ending(module: nn.Module) -> Iterator[Callable[[Tensor], Ending]]:
-    """While held, how the output of ``module`` comes about is watched; the result tells it of a tensor."""
+def watch_ending(module: nn.Module) -> Iterator[Callable[[Tensor], Ending]]:
+    """Yield a function that returns the ending of a tensor which the module computed inside the context."""
     outputs: list[tuple[str, nn.Module, weakref.ref[Tensor]]] = []
 
-    def note(path: str) -> Callable[..., None]:
-        def hook(layer: nn.Module, _: Any, output: Any) -> None:
+    def recorder(path: str) -> Callable[..., None]:
+        def record(layer: nn.Module, _: Any, output: Any) -> None:
             if isinstance(output, Tensor):
                 outputs.append((path, layer, weakref.ref(output)))
 
-        return hook
+        return record
 
     handles = [
-        layer.register_forward_hook(note(path))
+        layer.register_forward_hook(recorder(path))
         for path, layer in module.named_modules()
         if path and not any(True for _ in layer.children())
     ]
-    watch = _Watch()
+    probabilities = _ProbabilityRecorder()
 
     def ending(rows: Tensor) -> Ending:
         with unwatched():
-            for reference, name in reversed(watch.results):
-                if _same(reference(), rows):
+            for reference, name in reversed(probabilities.results):
+                if _shares_storage(reference(), rows):
                     return Ending(function=name)
-            endings = [Ending(path, layer) for path, layer, source in reversed(outputs) if _same(source(), rows)]
-        computed = (end for end in endings if not isinstance(end.layer, _PASSING_ON))
+            endings = [
+                Ending(path, layer) for path, layer, source in reversed(outputs) if _shares_storage(source(), rows)
+            ]
+        computed = (candidate for candidate in endings if not isinstance(candidate.layer, _PASS_THROUGH))
         return next(computed, endings[0] if endings else Ending(of_layers=bool(outputs)))
 
     try:
-        with watch:
+        with probabilities:
             yield ending
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _same(source: Tensor | None, rows: Tensor) -> bool:
-    """Whether a tensor is the rows, or the rows are a view of it."""
+def _shares_storage(source: Tensor | None, rows: Tensor) -> bool:
+    """Return whether the rows are the tensor itself or a view of it."""
     return source is not None and (
         source is rows or source.untyped_storage().data_ptr() == rows.untyped_storage().data_ptr()
     )

@@ -1,4 +1,4 @@
-"""Forward passes: what is called with the pixels, and what of its output is handed on."""
+"""Forward passes: functions from the model's input to its logits or features. All of them can be pickled."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -7,26 +7,34 @@ from typing import Any
 from torch import Tensor, nn
 
 from vitscope.errors import CallError
-from vitscope.models.endings import Ending, watched_ending
+from vitscope.models.endings import Ending, watch_ending
 from vitscope.models.outputs import (
     CLASSIFIER_KEYS,
     Output,
     Select,
     UnclearOutputError,
-    classes_of,
-    in_words,
-    parts_of,
+    class_rows,
+    describe_output,
+    entries_or_none,
     sums_to_one,
 )
 
 
 @dataclass(eq=False)
 class Observed:
-    """The forward pass of a module whose output has to be looked at: which part holds classes, and what they mean.
+    """The forward pass of a module whose output must be inspected: which entry holds classes, and what they mean.
 
-    Called with the module's input it returns logits (batch, class), or None if the output holds features.
-    ``run`` calls the module if it is not called with the pixels alone. ``meaning`` is None until the first forward
-    pass has shown it.
+    Called with the module's input, it returns logits (batch, class), or None if the output holds features.
+
+    Attributes:
+        module: The module whose layers are watched.
+        name: The name of the model in error messages.
+        run: Calls the module, if it needs more than the pixels; by default the module itself.
+        output: The meaning that the caller declared.
+        select: The entry of the output that the caller selected.
+        logits: The caller's function from the output to logits.
+        has_labels: Whether the caller passed labels, which implies classes.
+        meaning: The observed meaning of the output; None before the first forward pass.
     """
 
     module: nn.Module
@@ -43,21 +51,25 @@ class Observed:
         return None if self.meaning == "features" else rows
 
     def rows(self, pixels: Tensor) -> Tensor | None:
-        """(batch, class) or (batch, channel), whichever the module returns."""
+        """Return (batch, class) or (batch, channel), whichever the module computes; None if it returns neither."""
         run = self.run or self.module
         if self.meaning is not None:
             return self._read(run(pixels), len(pixels))
-        with watched_ending(self.module) as ending:
+        with watch_ending(self.module) as ending:
             returned = run(pixels)
             rows = self._read(returned, len(pixels))
             if rows is None:
                 self.meaning = "features"
                 return None
-            self.meaning = self._decided(returned, rows, ending(rows))
+            self.meaning = self._decide_meaning(returned, rows, ending(rows))
         return rows
 
     def features(self, pixels: Tensor) -> Tensor:
-        """The embedding that the module returns, (batch, channel)."""
+        """Return the embedding that the module computes, (batch, channel).
+
+        Raises:
+            UnclearOutputError: The module returns no embedding.
+        """
         rows = self.rows(pixels)
         if rows is None:
             raise UnclearOutputError(
@@ -67,34 +79,36 @@ class Observed:
         return rows
 
     def _read(self, returned: Any, batch: int) -> Tensor | None:
+        """Return the rows of the output, read as the caller described it."""
         if self.logits is None:
-            return classes_of(returned, batch, self.name, self.select)
+            return class_rows(returned, batch, self.name, self.select)
         rows = self.logits(returned)
         if not isinstance(rows, Tensor) or rows.ndim != 2 or len(rows) != batch:
-            raise CallError(f"logits= returned {in_words(rows)}: a tensor (batch, class) is expected")
+            raise CallError(f"logits= returned {describe_output(rows)}: a tensor (batch, class) is expected")
         return rows
 
-    def _decided(self, returned: Any, rows: Tensor, ending: Ending) -> Output:
+    def _decide_meaning(self, returned: Any, rows: Tensor, ending: Ending) -> Output:
+        """Return what the numbers mean, from the caller's arguments, the ending and the numbers themselves."""
         proven = ending.meaning
         if self.output is not None and self.output != "logits":
             return self.output
         if proven == "probabilities":
             return proven
-        stated = self.output == "logits" or self.logits is not None or self.has_labels
-        parts = None if isinstance(returned, Tensor) else parts_of(returned)
-        if stated or (parts is not None and any(parts.get(key) is not None for key in CLASSIFIER_KEYS)):
+        declared = self.output == "logits" or self.logits is not None or self.has_labels
+        entries = None if isinstance(returned, Tensor) else entries_or_none(returned)
+        if declared or (entries is not None and any(entries.get(key) is not None for key in CLASSIFIER_KEYS)):
             return "logits"
         if proven is not None:
             return proven
         if not ending.of_layers:
-            return "logits"  # a function of the pixels, which is no tower
+            return "logits"  # a function of the pixels alone is not an image encoder
         if sums_to_one(rows.float()):
             return "probabilities"
         if bool(((rows.float().norm(dim=-1) - 1).abs() < 1e-3).all()):
             return "features"  # a normalised embedding
         raise UnclearOutputError(
-            f"{self.name} returns {rows.shape[1]} numbers per image, and whether these are classes or an embedding is "
-            "not certain: pass output='logits' or output='features' to vitscope.load",
+            f"{self.name} returns {rows.shape[1]} numbers per image, which could be classes or an embedding: pass "
+            "output='logits' or output='features' to vitscope.load",
             rows,
         )
 
@@ -111,7 +125,7 @@ class Classes:
         return (
             returned
             if isinstance(returned, Tensor) and returned.ndim == 2
-            else classes_of(returned, len(pixels), self.name)
+            else class_rows(returned, len(pixels), self.name)
         )
 
 
@@ -127,7 +141,7 @@ class NoClasses:
 
 @dataclass(frozen=True, eq=False)
 class MeanOfTokens:
-    """One vector per image from a backbone of timm or torchvision: its own, or the mean of the tokens it returns."""
+    """The features of a backbone of timm or torchvision: the vector it returns, or the mean of the tokens."""
 
     run: Callable[[Tensor], Any]
 
@@ -138,7 +152,7 @@ class MeanOfTokens:
 
 @dataclass(frozen=True, eq=False)
 class Embedding:
-    """The features of an :class:`Observed` module, or what ``embed`` reads from its output."""
+    """The features of an :class:`Observed` module, or those that ``embed`` reads from its output."""
 
     observed: Observed
     embed: Callable[[Any], Tensor] | None = None
@@ -148,5 +162,5 @@ class Embedding:
             return self.observed.features(pixels)
         features = self.embed((self.observed.run or self.observed.module)(pixels))
         if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != len(pixels):
-            raise CallError(f"embed= returned {in_words(features)}: a tensor (batch, channel) is expected")
+            raise CallError(f"embed= returned {describe_output(features)}: a tensor (batch, channel) is expected")
         return features

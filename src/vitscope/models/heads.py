@@ -1,4 +1,4 @@
-"""A model with classes of one's own: an untrained classifier on any backbone, and what is needed to build it again."""
+"""Models with new classes: an untrained classifier on any backbone, and how to build such a model again."""
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
@@ -14,23 +14,24 @@ from vitscope.models.adapters import Adapter, ParallelAdapter
 from vitscope.models.backends.libraries import LIBRARIES, backend
 from vitscope.models.vision_model import VisionModel
 from vitscope.models.window_reader import WindowReader
+from vitscope.models.wrappers import with_path_prefix
 
-HEAD_STD = 0.02  # of the untrained classifier's weights, in all libraries
+HEAD_STD = 0.02  # standard deviation of an untrained classifier's weights, the same for all libraries
 
 
 class Classified(nn.Module):
-    """A backbone whose library has no classifier for it, and a linear layer on its features."""
+    """A backbone without a classifier in its library, and a linear layer that reads its features."""
 
     def __init__(self, backbone: nn.Module, features: int, classes: int) -> None:
         super().__init__()
         self.backbone = backbone
-        like = next(backbone.parameters())
-        self.classifier = nn.Linear(features, classes).to(like.device, like.dtype)
+        reference = next(backbone.parameters())
+        self.classifier = nn.Linear(features, classes).to(reference.device, reference.dtype)
         self.training = self.classifier.training = backbone.training
 
 
 class WindowClassified(nn.Module):
-    """A Swin with a CLS token in every window, and the head that reads these."""
+    """A Swin with a CLS token in every window, and the head that reads these tokens."""
 
     def __init__(self, backbone: VisionModel, classes: int) -> None:
         super().__init__()
@@ -40,44 +41,47 @@ class WindowClassified(nn.Module):
 
 
 def reset_classifier(model: VisionModel, labels: Sequence[str], *, by_windows: bool = False) -> VisionModel:
-    """A copy of the model with an untrained classifier for these classes; ``model`` stays as it is.
+    """Return a copy of the model with an untrained classifier for these classes.
 
-    The classifier is the library's own where it has one for this model. Its weights are drawn from a normal
-    distribution with a standard deviation of 0.02 (torch's random numbers: seed them), its bias is zero.
+    The classifier is the library's own, if it has one for this model. Its weights are drawn from a normal
+    distribution with a standard deviation of 0.02 (by torch's global generator: seed it), and its bias is zero.
 
     Args:
-        by_windows: the classifier reads CLS tokens in the windows of a Swin, see :class:`vitscope.WindowHead`.
+        model: The model to copy; it is not changed.
+        labels: The names of the new classes.
+        by_windows: Whether the classifier reads CLS tokens in the windows of a Swin, see :class:`vitscope.WindowHead`.
 
     Raises:
-        CallError: the model is of none of the three libraries, or has adapters.
+        UnsupportedModelError: The model is from none of the three libraries, has adapters, or returns no features.
     """
     if model.library not in LIBRARIES:
         raise UnsupportedModelError(
-            f"{model.name} is of none of the libraries {', '.join(LIBRARIES)}: its classifier is not known"
+            f"{model.name} is not a model of {', '.join(LIBRARIES)}: its classifier cannot be replaced"
         )
     if any(isinstance(child, Adapter | ParallelAdapter) for child in model.module.modules()):
         raise UnsupportedModelError(
-            f"{model.name} has adapters, which another classifier would lose: tune the model it was made from"
+            f"{model.name} has adapters, which a new classifier would discard: fine-tune the original model instead"
         )
     library = backend(model.library)
     module: nn.Module | None = None
     if by_windows:
-        module = WindowClassified(_wrapped(model.library, _copy(_bare(model)), model.preprocessing), len(labels))
+        backbone = _wrap(model.library, _trainable_copy(_backbone(model)), model.preprocessing)
+        module = WindowClassified(backbone, len(labels))
     elif not isinstance(model.module, Classified | WindowClassified):
-        module = library.reset_classifier(_copy(model.module), labels)
+        module = library.reset_classifier(_trainable_copy(model.module), labels)
     if module is None:
-        module = _classified(model, len(labels))
-    made = described(model.library, module, labels, model.preprocessing, model.name)
+        module = _with_linear_classifier(model, len(labels))
+    result = describe(model.library, module, labels, model.preprocessing, model.name)
     with torch.no_grad():
-        for head in get_classifiers(made):
+        for head in get_classifiers(result):
             head.weight.normal_(std=HEAD_STD)
             if head.bias is not None:
                 head.bias.zero_()
-    return made
+    return result
 
 
 def get_classifiers(model: VisionModel) -> list[nn.Linear]:
-    """The linear layers that give the logits: one, or two where a model was distilled."""
+    """Return the linear layers that compute the logits: one, or two for a distilled model."""
     if isinstance(model.module, Classified):
         return [model.module.classifier]
     if isinstance(model.module, WindowClassified):
@@ -86,7 +90,7 @@ def get_classifiers(model: VisionModel) -> list[nn.Linear]:
 
 
 def architecture(model: VisionModel) -> Mapping[str, Any]:
-    """What :func:`build` needs, as JSON has it."""
+    """Return the arguments of :func:`build` that rebuild the model's module, as JSON values."""
     library, module = backend(model.library), model.module
     if isinstance(module, WindowClassified):
         return {"windows": library.architecture(module.backbone), "classes": module.reader.head.out_features}
@@ -97,35 +101,43 @@ def architecture(model: VisionModel) -> Mapping[str, Any]:
 
 
 def build(library: str, architecture: Mapping[str, Any]) -> nn.Module:
-    """The module without its weights."""
+    """Return a module of this architecture with untrained weights."""
     build_module: Callable[[Mapping[str, Any]], nn.Module] = backend(library).build
     if "windows" in architecture:
-        backbone = _wrapped(library, build_module(architecture["windows"]), None)
+        backbone = _wrap(library, build_module(architecture["windows"]), None)
         return WindowClassified(backbone, architecture["classes"])
     if "backbone" not in architecture:
         return build_module(architecture)
     return Classified(build_module(architecture["backbone"]), architecture["features"], architecture["classes"])
 
 
-def described(
+def describe(
     library: str, module: nn.Module, labels: Sequence[str], preprocessing: Preprocessing | None, name: str
 ) -> VisionModel:
-    """A module with a classifier as a :class:`VisionModel`."""
-    known: dict[str, Any] = {"labels": tuple(labels), "name": name, "embed": None, "output": "logits"}
+    """Return a module with a classifier as a :class:`VisionModel`.
+
+    Args:
+        library: The library of the module or of its backbone.
+        module: A model of the library, a :class:`Classified` or a :class:`WindowClassified`.
+        labels: The names of the classes.
+        preprocessing: The preprocessing; None for the library's own.
+        name: The name of the model.
+    """
+    facts: dict[str, Any] = {"labels": tuple(labels), "name": name, "embed": None, "output": "logits"}
     if isinstance(module, WindowClassified):
-        return _read_by_windows(_wrapped(library, module.backbone, preprocessing), module, known)
+        return _describe_window_reader(_wrap(library, module.backbone, preprocessing), module, facts)
     if not isinstance(module, Classified):
-        return replace(_wrapped(library, module, preprocessing), **known)
-    backbone = _wrapped(library, module.backbone, preprocessing)
+        return replace(_wrap(library, module, preprocessing), **facts)
+    backbone = _wrap(library, module.backbone, preprocessing)
     embed, classifier = backbone.embed, module.classifier
     assert embed is not None
 
-    return replace(backbone, module=module, forward=ClassifiedFeatures(embed, classifier), **known)
+    return replace(backbone, module=module, forward=ClassifiedFeatures(embed, classifier), **facts)
 
 
 @dataclass(frozen=True, eq=False)
 class ClassifiedFeatures:
-    """Logits of pixels: a linear layer on a backbone's features."""
+    """The forward pass of :class:`Classified`: logits by a linear layer on the backbone's features."""
 
     embed: Callable[[Tensor], Tensor]
     classifier: nn.Linear
@@ -136,7 +148,7 @@ class ClassifiedFeatures:
 
 @dataclass(frozen=True, eq=False)
 class ReadWindows:
-    """Logits of pixels: the CLS tokens that a reader puts into the windows of a backbone."""
+    """The forward pass of :class:`WindowClassified`: logits from the CLS tokens in the backbone's windows."""
 
     reader: WindowReader
     backbone: VisionModel
@@ -145,54 +157,54 @@ class ReadWindows:
         return self.reader.read(self.backbone, pixels)
 
 
-def _wrapped(library: str, module: nn.Module, preprocessing: Preprocessing | None) -> VisionModel:
-    """A module of a library as it is, with this preprocessing or the library's own."""
+def _wrap(library: str, module: nn.Module, preprocessing: Preprocessing | None) -> VisionModel:
+    """Return a library's module as a VisionModel, with this preprocessing or the library's own."""
     size = None if preprocessing is None else preprocessing.size
-    wrapped: VisionModel = backend(library).wrap(module, image_size=size)
-    return replace(wrapped, preprocessing=preprocessing or wrapped.preprocessing)
+    model: VisionModel = backend(library).wrap(module, image_size=size)
+    return replace(model, preprocessing=preprocessing or model.preprocessing)
 
 
-def _read_by_windows(backbone: VisionModel, module: WindowClassified, known: Mapping[str, Any]) -> VisionModel:
-    """Attention is the backbone's; what the classifier reads are tokens that no row of it leads to."""
+def _describe_window_reader(backbone: VisionModel, module: WindowClassified, facts: Mapping[str, Any]) -> VisionModel:
+    """Return the model of a window reader: its attention is the backbone's; no row of it leads to the CLS tokens."""
     layout = backbone.layout
     assert layout is not None
     assert layout.hierarchy is not None
-    within: dict[str, Any] = {
-        name: {f"backbone.{path}": part for path, part in getattr(layout.hierarchy, name).items()}
-        for name in ("blocks", "mergings")
-    }
-    hierarchy = replace(layout.hierarchy, classifier=None, **within)
+    hierarchy = replace(with_path_prefix(layout.hierarchy, "backbone"), classifier=None)
     return replace(
         backbone,
         module=module,
         forward=ReadWindows(module.reader, backbone),
         layout=replace(layout, readout={}, hierarchy=hierarchy),
-        **known,
+        **facts,
     )
 
 
-def _bare(model: VisionModel) -> nn.Module:
+def _backbone(model: VisionModel) -> nn.Module:
+    """Return the module without the window reader, if it has one."""
     return model.module.backbone if isinstance(model.module, WindowClassified) else model.module
 
 
-def _classified(model: VisionModel, classes: int) -> Classified:
+def _with_linear_classifier(model: VisionModel, classes: int) -> Classified:
+    """Return a copy of the module with a linear layer on its features."""
     if isinstance(model.module, Classified):
-        backbone = _copy(model.module.backbone)
+        backbone = _trainable_copy(model.module.backbone)
         return Classified(backbone, model.module.classifier.in_features, classes)
     if isinstance(model.module, WindowClassified):
-        raise UnsupportedModelError(f"{model.name} reads its windows: tune the Swin it was made from")
+        raise UnsupportedModelError(
+            f"{model.name} classifies by CLS tokens in its windows: fine-tune the original Swin instead"
+        )
     if model.embed is None or model.preprocessing is None:
         raise UnsupportedModelError(
-            f"{model.name} gives no features that vitscope knows: a classifier has nothing to read"
+            f"{model.name} returns no features that vitscope recognises: a classifier has nothing to read"
         )
     with torch.no_grad(), model.running():
         blank = torch.zeros(1, 3, *model.preprocessing.size, device=model.device, dtype=model.dtype)
         features = model.features(blank).shape[-1]
-    return Classified(_copy(model.module), features, classes)
+    return Classified(_trainable_copy(model.module), features, classes)
 
 
-def _copy(module: nn.Module) -> nn.Module:
-    """A copy that trains: weights that were frozen, or made in inference mode, take gradients again."""
+def _trainable_copy(module: nn.Module) -> nn.Module:
+    """Return a copy whose weights take gradients, also if they were frozen or created in inference mode."""
     copied = copy.deepcopy(module)
     for parameter in copied.parameters():
         parameter.grad = None

@@ -1,4 +1,4 @@
-"""What a window transformer adds to a plain one: windows in each block, merging between stages, a pooled head."""
+"""The structure of a window transformer: windows in each block, merging between stages, a pooled head."""
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,7 +26,7 @@ class Merging:
     reduction: nn.Linear
 
     def given(self, tokens: Float[Tensor, "batch token channel"]) -> Reduction:
-        """What this layer makes of these tokens, its weights copied: they may be trained on."""
+        """Return what this layer computes from the tokens; its weights are copied, because training may change them."""
         gamma = self.norm.weight.detach().clone() if self.norm.elementwise_affine else None
         weight = self.reduction.weight.detach().clone()
         norm_first = self.norm.normalized_shape[0] == self.reduction.in_features
@@ -35,32 +35,39 @@ class Merging:
 
 @dataclass(frozen=True, eq=False)
 class Projection:
-    """A block's own layers that turn tokens into queries, keys and values, and attention into what the block adds."""
+    """A block's layers before and after attention; no gradient reaches their weights.
+
+    Attributes:
+        norm: The LayerNorm before attention.
+        inputs: One layer each for queries, keys and values, or one layer for all three in this order.
+        out: The layer after attention: linear, or what an adapter replaced it with.
+        num_heads: The number of attention heads.
+    """
 
     norm: nn.LayerNorm
-    inputs: tuple[nn.Module, ...]  # one layer each for queries, keys and values, or one for all in this order
-    out: Any  # a linear layer, or what an adapter has put in its place
+    inputs: tuple[nn.Module, ...]
+    out: Any
     num_heads: int
 
-    def normed(self, tokens: Tensor) -> Tensor:
-        """Tokens through the LayerNorm before attention; no gradient reaches its weights."""
+    def normalize(self, tokens: Tensor) -> Tensor:
+        """Return the tokens after the LayerNorm before attention."""
         norm = self.norm
-        weight, bias = (None if part is None else part.detach() for part in (norm.weight, norm.bias))
+        weight, bias = (None if tensor is None else tensor.detach() for tensor in (norm.weight, norm.bias))
         return F.layer_norm(tokens, norm.normalized_shape, weight, bias, norm.eps)
 
     def qkv(self, tokens: Tensor) -> list[Tensor]:
-        """(…, channel) → queries, keys and values, (…, channel) each."""
+        """Return queries, keys and values, (…, channel) each, of tokens (…, channel)."""
         if len(self.inputs) == 1:
-            return list(_detached(self.inputs[0], tokens).chunk(3, dim=-1))
-        return [_detached(layer, tokens) for layer in self.inputs]
+            return list(_apply_detached(self.inputs[0], tokens).chunk(3, dim=-1))
+        return [_apply_detached(layer, tokens) for layer in self.inputs]
 
-    def added(self, attended: Tensor) -> Tensor:
-        """What attention gathered, (…, channel), as the block adds it."""
-        return _detached(self.out, attended)
+    def project_out(self, attended: Tensor) -> Tensor:
+        """Return what the block adds to its tokens, from the output of attention (…, channel)."""
+        return _apply_detached(self.out, attended)
 
 
-def _detached(layer: nn.Module, tokens: Tensor) -> Tensor:
-    """A linear layer that leaves no gradient in its weights; what an adapter has wrapped runs as it is."""
+def _apply_detached(layer: nn.Module, tokens: Tensor) -> Tensor:
+    """Return a linear layer's output without gradients for its weights; layers with adapters run unchanged."""
     if type(layer) is not nn.Linear:
         return layer(tokens)
     return F.linear(tokens, layer.weight.detach(), None if layer.bias is None else layer.bias.detach())
@@ -68,10 +75,14 @@ def _detached(layer: nn.Module, tokens: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class WindowBlock:
-    """One block: the module whose input are the tokens, how it cuts a grid, and its weights where they are known.
+    """One block of a window transformer.
 
-    ``windows`` reads the module when it is asked, for a module may be set to another size. ``projection`` is None
-    where attention is not softmax(q·kᵀ) of a LayerNorm's output (Swin v2, MaxViT).
+    Attributes:
+        module: The module whose input are the tokens.
+        windows: Returns how the block divides a grid. It reads the module at each call, because a module can be set to
+            another size.
+        projection: The block's layers around attention; None if attention is not softmax(q·kᵀ) of a LayerNorm's output
+            (Swin v2, MaxViT).
     """
 
     module: nn.Module
@@ -79,22 +90,24 @@ class WindowBlock:
     projection: Projection | None = None
 
 
-def accepted(_: Grid) -> None:
-    """Nothing is wrong with any grid."""
+def supports_every_grid(_: Grid) -> None:
+    """Return None: the library runs every grid."""
 
 
 @dataclass(frozen=True, eq=False)
 class Hierarchy:
-    """Where a window transformer attends, merges and is read.
+    """The modules of a window transformer that attend, merge and classify. All callables can be pickled.
 
     Attributes:
-        blocks: by the path of the attention module, in order of running.
-        mergings: the patch merging layers, by their path.
-        before_pooling: the module whose output tokens the classifier averages.
-        classifier: the linear layer that reads the average; None where something else stands between.
-        why_unsupported: what is wrong with a token grid, in words; None where the library runs it.
-        downsampling: other modules that halve the grid (strided convolutions), through which no row can be followed.
-        preserved_state: a context in which the library may alter its own settings, and that puts them back.
+        blocks: The blocks by the path of their attention module, in the order in which they run.
+        mergings: The patch merging layers by their path.
+        downsampling: Other modules that halve the grid (strided convolutions); attention cannot be followed through
+            them.
+        before_pooling: The module whose output tokens the classifier averages.
+        classifier: The linear layer that reads the average; None if there is something else in between.
+        why_unsupported: Returns why the library cannot run a token grid; None if it can.
+        preserved_state: Returns a context in which the library may change its own settings; they are restored at the
+            end.
     """
 
     blocks: Mapping[str, WindowBlock]
@@ -102,29 +115,29 @@ class Hierarchy:
     downsampling: Sequence[nn.Module] = ()
     before_pooling: nn.Module | None = None
     classifier: nn.Linear | None = None
-    why_unsupported: Callable[[Grid], str | None] = accepted
+    why_unsupported: Callable[[Grid], str | None] = supports_every_grid
     preserved_state: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def block_of(self, module: str) -> str | None:
-        """The path of the attention module that a running module is, or is part of."""
+        """Return the path of the attention module that the module at this path is, or is inside; None if neither."""
         while module and module not in self.blocks:
             module = module.rpartition(".")[0]
         return module or None
 
 
-_turns: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
+_locks: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
 
 
 @contextmanager
 def restoring(owners: Sequence[nn.Module], names: Sequence[str]) -> Iterator[None]:
-    """Attributes that a library alters while it runs are as before afterwards; threads on one model take turns."""
-    with _turns.setdefault(owners[0], threading.RLock()):
-        held = [(owner, name, getattr(owner, name)) for owner in owners for name in names]
-        before = [(owner, name, value, copy(value)) for owner, name, value in held]
+    """Restore attributes that a library changes while it runs; threads that share a model take turns."""
+    with _locks.setdefault(owners[0], threading.RLock()):
+        current = [(owner, name, getattr(owner, name)) for owner in owners for name in names]
+        before = [(owner, name, value, copy(value)) for owner, name, value in current]
         try:
             yield
         finally:
-            for owner, name, value, unaltered in before:
+            for owner, name, value, original in before:
                 if isinstance(value, list):
-                    value[:] = unaltered
+                    value[:] = original
                 setattr(owner, name, value)

@@ -1,4 +1,4 @@
-"""load(): a name, folder or live module becomes a :class:`VisionModel`."""
+"""load(): a :class:`VisionModel` from a name, a folder or a live module."""
 
 import difflib
 import re
@@ -18,12 +18,12 @@ from vitscope.models.checkpoints.local import load_local, with_adapter
 from vitscope.models.checkpoints.paths import model_path
 from vitscope.models.checkpoints.serialization import load_folder, manifest_folder
 from vitscope.models.checkpoints.timm_folder import is_timm_folder
-from vitscope.models.containers import with_backbone
-from vitscope.models.description import Description, checked_readout, described
+from vitscope.models.containers import with_backbone_preprocessing
+from vitscope.models.description import Description, require_description, require_readout
 from vitscope.models.forward import Embedding, Observed
 from vitscope.models.outputs import Output
 from vitscope.models.vision_model import Layout, VisionModel
-from vitscope.models.wrappers import backbone_path, inside, library_of, unwrapped
+from vitscope.models.wrappers import backbone_path, library_of, unwrap, with_path_prefix
 from vitscope.validation import whole_number
 
 BUNDLED = ("vit-nano", "swin-nano")
@@ -32,7 +32,16 @@ Size = int | tuple[int, int]
 
 
 def bundled_path(name: str) -> Path:
-    """The folder of a model that comes with vitscope."""
+    """Return the folder of a bundled model.
+
+    Args:
+        name: ``"vit-nano"`` or ``"swin-nano"``.
+
+    Example:
+        >>> from vitscope.models import bundled_path
+        >>> (bundled_path("vit-nano") / "config.json").exists()
+        True
+    """
     return Path(__file__).parent / "bundled" / name
 
 
@@ -58,48 +67,64 @@ def load(
     mean: Sequence[float] | float | None = None,
     std: Sequence[float] | float | None = None,
 ) -> VisionModel:
-    """Load a vision model by name, or take a live module as it is.
+    """Return a vision model, loaded by name or from a folder, or made of a live module.
 
-    Nothing is assumed that could be wrong: weights fill the model or are refused, the preprocessing is the one the
-    checkpoint was saved with, and an output that could be classes or an embedding has to be named.
+    Nothing is guessed that could be wrong. Weights either fill the model or are an error, the preprocessing is the one
+    that the checkpoint was saved with, and if an output could be classes or an embedding, the caller has to say which.
 
     Args:
-        model: ``"vit-nano"`` or ``"swin-nano"`` (bundled), a local folder or hub id of transformers, a PEFT adapter
-            folder, a folder of timm's hub layout, a run of :func:`vitscope.finetune`, ``"timm:<name>"`` (also
-            ``"timm:hf-hub:<id>"`` and ``"timm:local-dir:<folder>"``), ``"torchvision:<name>"``, or an ``nn.Module``:
-            a model of the three libraries, one that contains such a model, or one of your own, also wrapped by
-            ``torch.compile``, ``DataParallel``, ``DistributedDataParallel``, PEFT or Lightning.
-        pretrained: False gives random weights (seed torch yourself). For transformers a model type such as
-            ``"vit"`` or ``"dinov2"`` is then a name too and means its default configuration.
-        weights: a file of weights (``.safetensors``, ``.pth``, ``.ckpt``, …) for the architecture that ``model`` names.
-            Only tensors are read, never other pickled objects.
-        adapter: a PEFT adapter folder, put on a copy of ``model``.
-        device, dtype: where and in which precision the weights shall be; by default as the library loads them.
-            A live module stays as and where it is.
-        image_size: height and width of the input, one number for a square; by default the model's own.
-        patch_size, prefix, readout: the layout of a live module of none of the three libraries: pixels of a
-            patch, names of the tokens before the patches, and which tokens the classifier reads (the name of a
-            prefix token, ``"patches"`` for their mean, ``"pooling"``, or weights over these that sum to one).
-            ``readout`` alone replaces that of a known live model, whose classifier was changed.
-        backbone: the path of the vision transformer inside a live module or a model of transformers; a single known
-            model is found by itself.
-        output: what the module returns: ``"logits"`` (softmax, or sigmoid of a single output), ``"softmax"``,
-            ``"sigmoid"`` (independent classes), ``"probabilities"``, ``"value"`` (regression) or ``"features"``
-            (an embedding, explained by similarity). By default what the library or the module shows.
-        labels: the names of the classes: a list, a mapping from index to name, or a file of names.
-        select: which part of the output holds the classes: a key, a position, or keys joined by dots.
-        logits, embed: functions of the module's output that return logits (batch, class) or features (batch, channel).
-        processor: the preprocessing: an image processor of transformers, its folder or settings, timm's data
+        model: One of
+
+            * ``"vit-nano"`` or ``"swin-nano"``, the bundled models,
+            * a local folder or hub id of transformers, a PEFT adapter folder, a folder in timm's hub layout, or a run
+              folder of :func:`vitscope.finetune`,
+            * ``"timm:<name>"`` (also ``"timm:hf-hub:<id>"`` and ``"timm:local-dir:<folder>"``) or
+              ``"torchvision:<name>"``,
+            * an ``nn.Module``: a model of these three libraries, a module that contains one, or any other transformer,
+              also wrapped by ``torch.compile``, ``DataParallel``, ``DistributedDataParallel``, PEFT or Lightning.
+        pretrained: Whether to load pretrained weights. False gives random weights from torch's global generator (seed
+            it); then a model type of transformers such as ``"vit"`` or ``"dinov2"`` is also a name and means its
+            default configuration.
+        weights: A file of weights (``.safetensors``, ``.pth``, ``.ckpt``, …) for the architecture that ``model`` names.
+            Only tensors are read from it, never other pickled objects.
+        adapter: A PEFT adapter folder, applied to a copy of ``model``.
+        device: The device of the weights; by default the one that the library loads them to. A live module stays where
+            it is.
+        dtype: The precision of the weights; by default the one that the library loads them in. A live module keeps its
+            own.
+        image_size: (height, width) of the input in pixels, or one number for a square; by default the model's own.
+        patch_size: (height, width) of a patch in pixels, or one number for a square, of a live module from none of the
+            three libraries. ``prefix`` and ``readout`` then complete the token layout.
+        prefix: The names of the tokens before the patches.
+        readout: The tokens that the classifier reads: the name of a prefix token, ``"patches"`` for their mean,
+            ``"pooling"``, or a mapping from these to weights that sum to one. ``readout`` alone replaces the readout of
+            a known live model whose classifier was changed.
+        backbone: The path of the vision transformer inside a live module or a model of transformers; by default the
+            only known model inside it.
+        output: The meaning of the module's output: ``"logits"`` (softmax, or sigmoid for a single output),
+            ``"softmax"``, ``"sigmoid"`` (independent classes), ``"probabilities"``, ``"value"`` (regression) or
+            ``"features"`` (an embedding, explained by similarity). By default it is derived from the library or from
+            the layers that compute the output.
+        labels: The names of the classes: a list, a mapping from index to name, or a file of names.
+        select: The entry of the output that holds the classes: a key, a position, or keys joined by dots.
+        logits: A function from the module's output to logits (batch, class).
+        embed: A function from the module's output to features (batch, channel).
+        processor: The preprocessing: an image processor of transformers, its folder or settings, timm's data
             configuration, or ``weights.transforms()`` of torchvision.
-        mean, std: of each channel, or one number for all, for pixels in [0, 1]; they replace those of the
-            preprocessing. Together with ``image_size`` they are a preprocessing of their own: the photo is resized to
-            the input. For a module that neither is nor contains a known model, ``image_size`` alone means pixels from
-            -1 to 1.
+        mean: The mean of each channel, or one number for all channels, for pixels in [0, 1]. It replaces the mean of
+            the preprocessing. ``mean``, ``std`` and ``image_size`` together define a preprocessing that resizes the
+            photo to the input; for a module that neither is nor contains a known model, ``image_size`` alone means
+            pixels from -1 to 1.
+        std: The standard deviation of each channel, in the same form.
+
+    Returns:
+        The model in evaluation mode; a live module keeps its mode.
 
     Raises:
-        UnknownModelError: there is no such model.
-        UnsupportedModelError: what the model computes cannot be shown truthfully.
-        ModelUnavailableError: its weights or library cannot be reached, or the weights do not fill the model.
+        CallError: An argument is invalid or does not apply to this model.
+        UnknownModelError: There is no such model.
+        UnsupportedModelError: What the model computes cannot be shown correctly.
+        ModelUnavailableError: The weights or the library are not available, or the weights do not fill the model.
 
     Examples:
         >>> import vitscope as vs
@@ -115,8 +140,10 @@ def load(
     if live and weights is not None:
         raise CallError("weights are not for a live module: load them with its own load_state_dict() first")
     if not live and (patch_size is not None or prefix or readout is not None):
-        raise CallError("patch_size, prefix and readout describe a live module; a named model is known already")
-    description = described(
+        raise CallError(
+            "patch_size, prefix and readout are only for a live module: omit them, the layout of a named model is known"
+        )
+    description = require_description(
         image_size=size,
         layout=_layout(patch_size, prefix, readout),
         readout={readout: 1.0} if isinstance(readout, str) else readout,
@@ -131,28 +158,29 @@ def load(
         std=std,
     )
     if isinstance(model, nn.Module):
-        module = model if adapter is None else load_adapter(unwrapped(model), adapter)
+        module = model if adapter is None else load_adapter(unwrap(model), adapter)
         return describe_module(module, description)
     loaded = _load_named(str(model), pretrained, size, _dtype(dtype), weights, output, backbone)
     if adapter is not None:
         loaded = with_adapter(loaded, adapter, image_size=size, name=loaded.name)
-    return _moved(description.applied(loaded), device)
+    result = description.apply(loaded)
+    if device is not None:
+        _move(result.module, device)
+    return result
 
 
-def _moved(loaded: VisionModel, device: str | torch.device | None) -> VisionModel:
-    if device is None:
-        return loaded
+def _move(module: nn.Module, device: str | torch.device) -> None:
+    """Move a module to a device."""
     try:
-        loaded.module.to(torch.device(device))
+        module.to(torch.device(device))
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         first = first_line(error)
         reason = "there is no such device" if first.startswith("Expected one of") else first
-        there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-        usable = ", ".join(name for name, found in there.items() if found)
+        backends = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+        usable = ", ".join(name for name, available in backends.items() if available)
         raise ModelUnavailableError(
             f"device {str(device)!r} cannot be used: {reason} (usable here: {usable})"
         ) from None
-    return loaded
 
 
 def _load_named(
@@ -164,24 +192,25 @@ def _load_named(
     output: str | None,
     backbone: str | None,
 ) -> VisionModel:
+    """Load a model by name or from a folder, with the library that the name belongs to."""
     library, colon, rest = name.partition(":")
     options: dict[str, Any] = {"pretrained": pretrained, "image_size": size, "dtype": dtype}
-    of_a_library = bool(colon) and library in LIBRARIES
-    path_like = Path(rest) if of_a_library else model_path(name)
-    own = not of_a_library and (name in BUNDLED or manifest_folder(path_like) or is_adapter_folder(path_like))
-    if backbone is not None and (of_a_library or own or is_timm_folder(path_like)):
-        raise CallError(f"backbone names a part of a live module or of a model of transformers, and {name} is neither")
-    if of_a_library:
+    names_library = bool(colon) and library in LIBRARIES
+    path_like = Path(rest) if names_library else model_path(name)
+    of_vitscope = not names_library and (name in BUNDLED or manifest_folder(path_like) or is_adapter_folder(path_like))
+    if backbone is not None and (names_library or of_vitscope or is_timm_folder(path_like)):
+        raise CallError(f"backbone is only for a live module or a model of transformers: omit it for {name}")
+    if names_library:
         return backend(library).load(rest, **options, weights=weights)
-    if weights is not None and own:
-        raise CallError(f"{name} has weights of its own: weights= is for an architecture, such as timm:<name>")
+    if weights is not None and of_vitscope:
+        raise CallError(f"{name} contains its own weights: weights= is for an architecture, such as timm:<name>")
     if name in BUNDLED:
         path = str(bundled_path(name))
         return backend("transformers").load(path, **options, display_name=name)
     tuned = manifest_folder(path_like)
     if tuned is not None:
         if not pretrained:
-            raise CallError(f"{name} is a tuned model: it has weights, pretrained=False is for models without")
+            raise CallError(f"{name} is a fine-tuned model with weights: omit pretrained=False")
         return load_folder(tuned, image_size=size, dtype=dtype)
     local = load_local(path_like, **options, weights=weights)
     if local is not None:
@@ -200,27 +229,27 @@ def _load_named(
 
 
 def describe_module(module: nn.Module, description: Description) -> VisionModel:
-    """Return a live module as a VisionModel: a known model, a module that contains one, or one of the caller's own."""
-    inner = unwrapped(module)
+    """Return a live module as a VisionModel: a known model, a module that contains one, or a module from elsewhere."""
+    inner = unwrap(module)
     library = library_of(inner)
     if library is not None and description.layout is None and description.backbone is None:
-        return description.applied(backend(library).wrap(inner, image_size=description.image_size))
+        return description.apply(backend(library).wrap(inner, image_size=description.image_size))
     path = None if description.layout is not None else backbone_path(inner, description.backbone)
     name = type(inner).__name__
-    known = None
+    backbone: VisionModel | None = None
     if path is not None:
-        backbone = unwrapped(inner.get_submodule(path))
-        path = next(place for place, child in inner.named_modules() if child is backbone)
-        library = library_of(backbone)
-        known = None if library is None else backend(library).wrap(backbone, image_size=description.image_size)
+        submodule = unwrap(inner.get_submodule(path))
+        path = _path_of(submodule, inner)
+        library = library_of(submodule)
+        if library is not None:
+            backbone = backend(library).wrap(submodule, image_size=description.image_size)
     layout = description.layout
-    if known is not None:
-        # The part that looks at the image may be deeper still: the tower of a CLIP.
-        path = next(place for place, child in inner.named_modules() if child is known.module)
-        hierarchy = None if known.layout is None else known.layout.hierarchy
-        layout = known.layout and replace(
-            known.layout, hierarchy=None if hierarchy is None else inside(hierarchy, path)
-        )
+    if backbone is not None:
+        # The image encoder may be deeper still: the tower of a CLIP.
+        path = _path_of(backbone.module, inner)
+        layout = backbone.layout
+        if layout is not None and layout.hierarchy is not None:
+            layout = replace(layout, hierarchy=with_path_prefix(layout.hierarchy, path))
     observed = Observed(inner, name, output=description.output)
     base = VisionModel(
         name,
@@ -231,41 +260,53 @@ def describe_module(module: nn.Module, description: Description) -> VisionModel:
         backbone=path or "",
         embed=Embedding(observed),
         verified=description.layout is not None,
-        no_preprocessing="nothing tells how this module's images are prepared",
+        no_preprocessing="the preprocessing of this module is unknown",
     )
-    if known is not None and path is not None:
-        base = with_backbone(base, known)
-    return replace(description.applied(base), output=None)  # what was observed already follows what was said
+    if backbone is not None:
+        base = with_backbone_preprocessing(base, backbone)
+    return replace(
+        description.apply(base), output=None
+    )  # the forward pass already takes the caller's output into account
+
+
+def _path_of(submodule: nn.Module, module: nn.Module) -> str:
+    """Return the path of a submodule inside a module."""
+    return next(path for path, child in module.named_modules() if child is submodule)
 
 
 def _layout(patch_size: Size | None, prefix: Sequence[str], readout: str | Mapping[str, float] | None) -> Layout | None:
+    """Return the token layout that the caller describes; None without ``patch_size``."""
     pair = _pair(patch_size, "patch_size")
     if pair is None:
         if prefix:
-            raise CallError("prefix and readout need patch_size, which says what the other tokens are")
+            raise CallError("prefix needs patch_size: pass it too, because the token layout is unknown")
         return None
     if readout is None:
-        raise CallError(f"readout is None: pass what the classifier reads, such as 'patches' or one of {list(prefix)}")
+        raise CallError(
+            f"readout is None: pass the tokens that the classifier reads, such as 'patches' or one of {list(prefix)}"
+        )
     weights = {readout: 1.0} if isinstance(readout, str) else readout
-    return Layout(pair, tuple(prefix), checked_readout(weights, prefix))
+    return Layout(pair, tuple(prefix), require_readout(weights, prefix))
 
 
-def _pair(size: Size | None, what: str) -> tuple[int, int] | None:
+def _pair(size: Size | None, name: str) -> tuple[int, int] | None:
+    """Return a size in pixels as (height, width)."""
     if size is None:
         return None
-    given = tuple(size) if hasattr(size, "__iter__") else (size, size)
-    pair = tuple(whole_number(part, what) for part in given)
+    sides = tuple(size) if hasattr(size, "__iter__") else (size, size)
+    pair = tuple(whole_number(side, name) for side in sides)
     if len(pair) != 2 or min(pair) <= 0:
-        raise CallError(f"{what} is {size!r}: pass a positive number of pixels or (height, width)")
+        raise CallError(f"{name} is {size!r}: pass a positive number of pixels or (height, width)")
     if max(pair) > MAX_SIDE:
-        raise CallError(f"{what} is more than {MAX_SIDE:,} pixels a side, the most that is possible")
+        raise CallError(f"{name} is {size!r}: pass at most {MAX_SIDE:,} pixels per side")
     return pair[0], pair[1]
 
 
 def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    """Return a floating-point dtype by its name."""
     if dtype is None:
         return None
-    found = dtype if isinstance(dtype, torch.dtype) else getattr(torch, str(dtype), None)
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+    result = dtype if isinstance(dtype, torch.dtype) else getattr(torch, str(dtype), None)
+    if not isinstance(result, torch.dtype) or not result.is_floating_point:
         raise CallError(f"unknown dtype {dtype!r}: pass float32, bfloat16 or float16")
-    return found
+    return result

@@ -1,4 +1,4 @@
-"""Classes by example: a classifier for a model that has none, from a few images of each class."""
+"""Few-shot classification: a nearest-class-mean classifier for a model without one, from a few images of each class."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -18,8 +18,8 @@ from vitscope.models.outputs import UnclearOutputError
 from vitscope.models.vision_model import VisionModel
 from vitscope.validation import number, only_finite
 
-TEMPERATURE = 0.07  # as DINO's nearest-neighbour classifier has it
-WORDNET_NUMBER = re.compile(r"^n\d{8}_")  # how ImageNet's images are named
+TEMPERATURE = 0.07  # as in DINO's nearest-neighbour classifier
+WORDNET_NUMBER = re.compile(r"^n\d{8}_")  # at the start of the names of ImageNet's images
 
 
 def few_shot_classifier(
@@ -28,89 +28,105 @@ def few_shot_classifier(
     *,
     temperature: float | int = TEMPERATURE,
 ) -> VisionModel:
-    """The same model with classes: how alike an image's features are to the mean of each class's examples.
+    """Return the model with a classifier that compares an image's features with the mean features of each class.
 
     With f the features of an image, m_c their mean over the examples of class c and μ the mean of all m_c, the logit
-    of c is cos(f − μ, m_c − μ) / temperature. Without μ, which all images share, all classes look alike.
+    of c is cos(f − μ, m_c − μ) / temperature. Without subtracting μ, which all images share, all classes look alike.
 
     Reference: nearest class mean, Mensink et al., 2013; centred features of a network, Wang et al., 2019
     (arXiv 1911.04623); the temperature, Caron et al., 2021 (arXiv 2104.14294).
 
     Args:
-        model: one that gives features, as DINOv2 without a head; from :func:`vitscope.load`, or a live module.
-        examples: for each class its images, as :meth:`VisionModel.prepare` takes them; or a folder, with a folder of
-            images for each class, or one image for each class, named as it.
-        temperature: above 0; the smaller, the surer the answers.
+        model: A model that returns features, such as DINOv2 without a head, from :func:`vitscope.load`; or a live
+            module.
+        examples: The example images of each class, by the name of the class: one image or a list, as
+            :meth:`VisionModel.prepare` takes them. Or a folder that contains either a folder of images for each class,
+            or one image for each class, whose file name is the class.
+        temperature: Divides the cosines; above 0. Smaller values give more confident predictions.
+
+    Returns:
+        A copy of the model that shares its weights and predicts the classes of the examples, in their order.
 
     Raises:
-        CallError: fewer than two classes, a folder without images, or a model that has classes already.
+        CallError: There are fewer than two classes, a class without images, or the model already has classes.
+
+    Example:
+        >>> import skimage, torch, vitscope as vs
+        >>> backbone = vs.load(vs.load("vit-nano").module.vit, image_size=32)
+        >>> cats, rockets = skimage.data.chelsea(), skimage.data.rocket()
+        >>> model = vs.few_shot_classifier(backbone, {"cat": cats[:, :300], "rocket": [rockets, rockets[:300]]})
+        >>> model.predict(cats[:, 100:], top_k=1)[0][0].label
+        'cat'
     """
     if isinstance(model, nn.Module):
         model = load(model)
     if model.embed is None or (model.library == "module" and model.labels is not None):
-        why = "has classes already" if model.labels is not None else "gives no features that vitscope knows"
-        raise CallError(f"{model.name} {why}: classes by example are for models without a classifier")
+        problem = "has classes already" if model.labels is not None else "returns no features that vitscope recognises"
+        raise CallError(f"{model.name} {problem}: pass a model that returns features, without a classifier")
     if number(temperature, "temperature") <= 0:
-        raise CallError(f"temperature is {temperature!r}: a number above 0 is expected")
+        raise CallError(f"temperature is {temperature!r}: pass a number above 0")
     if not isinstance(examples, Mapping):
-        examples = _in_folder(Path(examples))
+        examples = _examples_in(Path(examples))
     if len(examples) < 2:
-        raise CallError(f"classes by example need two classes or more, {len(examples)} came")
-    means = torch.stack([_mean(model, images) for images in examples.values()])
-    middle = means.mean(0)
-    forward = NearestClassMean(model.embed, middle, F.normalize(means - middle, dim=-1), float(temperature))
+        raise CallError(f"examples must contain two classes or more, not {len(examples)}")
+    means = torch.stack([_mean_features(model, images) for images in examples.values()])
+    center = means.mean(0)
+    forward = NearestClassMean(model.embed, center, F.normalize(means - center, dim=-1), float(temperature))
     return replace(model, forward=forward, labels=tuple(examples), embed=None, output="softmax")
 
 
 @dataclass(frozen=True, eq=False)
 class NearestClassMean:
-    """Logits of pixels: the cosine between centred features and each class's centred mean, over the temperature."""
+    """The forward pass of a few-shot classifier.
+
+    The logits are cosines between the centred features and the centred mean of each class, over the temperature.
+    """
 
     embed: Callable[[Tensor], Tensor]
-    middle: Float[Tensor, " channel"]
+    center: Float[Tensor, " channel"]
     classes: Float[Tensor, "label channel"]
     temperature: float
 
     def __call__(self, pixels: Tensor) -> Float[Tensor, "batch label"]:
-        features = F.normalize(self.embed(pixels).float() - self.middle, dim=-1)
+        features = F.normalize(self.embed(pixels).float() - self.center, dim=-1)
         return features @ self.classes.T / self.temperature
 
 
-def _mean(model: VisionModel, images: Any) -> Tensor:
-    """(channel,) over the images of one class."""
-    several = isinstance(images, list | tuple)
+def _mean_features(model: VisionModel, images: Any) -> Tensor:
+    """Return the mean features (channel,) of one class's images."""
     features = []
-    for image in images if several else [images]:
+    for image in images if isinstance(images, list | tuple) else [images]:
         pixels, _ = model.prepare(image)
         try:
             with torch.no_grad(), model.running():
                 features.append(model.features(pixels).float())
         except UnclearOutputError as error:
-            raise CallError(f"{model.name} gives no features that vitscope knows: {error}") from None
+            raise CallError(f"{model.name} returns no features that vitscope recognises: {error}") from None
     if not features:
-        raise CallError("a class has no examples: pass one image or more for each")
+        raise CallError("a class has no examples: pass at least one image for each class")
     return only_finite(torch.cat(features).mean(0), f"the features of {model.name}")
 
 
-def _in_folder(folder: Path) -> dict[str, list[Path]]:
+def _examples_in(folder: Path) -> dict[str, list[Path]]:
+    """Return the images in a folder by the name of their class."""
     if not folder.is_dir():
-        raise CallError(f"{folder} is no folder: pass one with a folder of images for each class")
-    found: dict[str, list[Path]] = {}
+        raise CallError(f"{folder} is not a folder: pass one with a folder of images for each class")
+    examples: dict[str, list[Path]] = {}
     for entry in sorted(folder.iterdir()):
         if entry.name.startswith("."):
             continue
-        inside = (
-            (part for part in entry.iterdir() if part.is_file() and not part.name.startswith("."))
+        files = (
+            (file for file in entry.iterdir() if file.is_file() and not file.name.startswith("."))
             if entry.is_dir()
             else [entry]
         )
-        images = sorted(inside)
+        images = sorted(files)
         name = WORDNET_NUMBER.sub("", entry.stem if entry.is_file() else entry.name).replace("_", " ")
         if not images:
-            raise CallError(f"{entry} holds no images of {name}: put some there, or take the folder away")
+            raise CallError(f"{entry} contains no images of {name}: add some, or remove the folder")
         for image in images:
             check_file(image)
-            found.setdefault(name, []).append(image)
-    if not found:
-        raise CallError(f"{folder} holds no images")
-    return found
+            examples.setdefault(name, []).append(image)
+    if not examples:
+        raise CallError(f"{folder} contains no images: pass a folder of images for each class")
+    return examples

@@ -1,4 +1,4 @@
-"""What a model returns: which tensor holds the classes, and what its numbers mean.
+"""The output of a module: which tensor holds the classes, and what its numbers mean.
 
 .. code-block:: text
 
@@ -8,8 +8,8 @@
     a mapping or object with ``logits``               that entry
     a mapping or object with one classifier key       that entry, see CLASSIFIER_KEYS
     a mapping or tuple with one 2-d tensor            that tensor
-    several heads                                     refused; ``select=`` names one: a key, a position, "key.key"
-    anything else                                     refused; ``logits=`` or ``embed=`` read it
+    several heads                                     an error; ``select=`` names one: a key, a position, "key.key"
+    anything else                                     an error; ``logits=`` or ``embed=`` read it
 """
 
 from collections.abc import Mapping
@@ -37,9 +37,10 @@ CLASSIFIER_KEYS = (
 
 
 class UnclearOutputError(UnsupportedModelError):
-    """The module ran, but which part of its output are the classes is not certain.
+    """The module ran, but it is uncertain which entry of its output holds the classes.
 
-    ``returned`` is the tensor in doubt, for those who only ask what it depends on.
+    Attributes:
+        returned: The ambiguous tensor, for callers that only need to know what it depends on; None if there is none.
     """
 
     def __init__(self, message: str, returned: Tensor | None = None) -> None:
@@ -47,15 +48,19 @@ class UnclearOutputError(UnsupportedModelError):
         self.returned = returned
 
 
-def check_output(output: Any) -> Output | None:
-    """Refuse what is no meaning of an output."""
+def require_output(output: Any) -> Output | None:
+    """Return ``output`` if it is a meaning of an output, or None.
+
+    Raises:
+        CallError: It is not.
+    """
     if output is not None and output not in get_args(Output):
         raise CallError(f"output is {output!r}: choose {', '.join(get_args(Output))}")
     return output
 
 
-def parts_of(returned: Any) -> dict[str | int, Any] | None:
-    """The named or numbered parts of what a module returned; None for a tensor or something without parts."""
+def entries_or_none(returned: Any) -> dict[str | int, Any] | None:
+    """Return the named or numbered entries of an output; None for a tensor or an object without entries."""
     if isinstance(returned, Mapping):
         return dict(returned)
     if hasattr(returned, "_fields"):
@@ -63,61 +68,56 @@ def parts_of(returned: Any) -> dict[str | int, Any] | None:
     if isinstance(returned, list | tuple):
         return dict(enumerate(returned))
     if is_dataclass(returned):
-        return {part.name: getattr(returned, part.name) for part in fields(returned)}
+        return {field.name: getattr(returned, field.name) for field in fields(returned)}
     return dict(vars(returned)) if hasattr(returned, "__dict__") and not isinstance(returned, Tensor) else None
 
 
-def select_part(returned: Any, select: Select, name: str) -> Any:
-    """The part of an output that ``select`` names.
+def select_entry(returned: Any, select: Select, name: str) -> Any:
+    """Return the entry of an output that ``select`` names.
 
     Raises:
-        CallError: there is no such part; the message lists those that there are.
+        CallError: There is no such entry; the message lists the existing ones.
     """
     for step in select.split(".") if isinstance(select, str) else [select]:
-        parts = parts_of(returned) or {}
-        numbered = list(parts.values())
-        if step in parts:
-            returned = parts[step]
-        elif isinstance(step, int) and -len(numbered) <= step < len(numbered):
-            returned = numbered[step]
-        elif isinstance(step, str) and step.isdecimal() and int(step) < len(numbered):
-            returned = numbered[int(step)]
+        entries = entries_or_none(returned) or {}
+        values = list(entries.values())
+        if step in entries:
+            returned = entries[step]
+        elif isinstance(step, int) and -len(values) <= step < len(values):
+            returned = values[step]
+        elif isinstance(step, str) and step.isdecimal() and int(step) < len(values):
+            returned = values[int(step)]
         else:
-            raise CallError(f"select={select!r} is not in the output of {name}: it returns {in_words(returned)}")
+            raise CallError(f"select={select!r} is not in the output of {name}: it returns {describe_output(returned)}")
     return returned
 
 
-def classes_of(returned: Any, batch: int, name: str, select: Select | None = None) -> Tensor | None:
-    """The (batch, class) tensor of an output; None if it holds no classes (the tokens of a bare backbone).
+def class_rows(returned: Any, batch: int, name: str, select: Select | None = None) -> Tensor | None:
+    """Return the (batch, class) tensor of an output; None if it holds no classes (the tokens of a bare backbone).
 
     Raises:
-        UnclearOutputError: several tensors could be meant, or the tensor is not one row of classes per image.
+        UnclearOutputError: Several tensors are possible, or the tensor does not have one row per image.
     """
     if select is not None:
-        returned = select_part(returned, select, name)
-    parts = None if isinstance(returned, Tensor) else parts_of(returned)
-    if parts is not None:
-        returned = _only_candidate(parts, batch, name)
+        returned = select_entry(returned, select, name)
+    entries = None if isinstance(returned, Tensor) else entries_or_none(returned)
+    if entries is not None:
+        returned = _only_candidate(entries, batch, name)
     if returned is None:
         return None
     if not isinstance(returned, Tensor):
         raise UnclearOutputError(
-            f"{name} gives neither classes nor features that vitscope knows: it returns {in_words(returned)}; pass "
-            "logits= to vitscope.load, a function of the output that returns (batch, class)"
+            f"{name} returns neither classes nor features that vitscope recognises, but {describe_output(returned)}: "
+            "pass logits= to vitscope.load, a function of the output that returns (batch, class)"
         )
     rows = as_rows(returned, batch)
     if rows is None:
-        raise UnclearOutputError(
-            f"{name} gives neither classes nor features that vitscope knows: it returns a tensor of shape "
-            f"{tuple(returned.shape)}, not one row per image; pass logits= to vitscope.load (a function of the output "
-            "that returns (batch, class)), or embed= (one that returns (batch, channel))",
-            returned,
-        )
+        raise _no_row_per_image(name, describe_output(returned), returned)
     return rows
 
 
 def as_rows(tensor: Tensor, batch: int) -> Tensor | None:
-    """(batch,), (batch, 1, class) or (batch, class, 1, 1) as (batch, class); None for other shapes."""
+    """Return (batch,), (batch, 1, class) or (batch, class, 1, 1) as (batch, class); None for other shapes."""
     if tensor.ndim == 0 or len(tensor) != batch or not tensor.is_floating_point():
         return None
     if tensor.ndim == 1:
@@ -129,50 +129,57 @@ def as_rows(tensor: Tensor, batch: int) -> Tensor | None:
     return tensor if tensor.ndim == 2 else None
 
 
-def _only_candidate(parts: Mapping[str | int, Any], batch: int, name: str) -> Any:
-    """The part that holds the classes: the one called so, else the only one with a row per image."""
+def _only_candidate(entries: Mapping[str | int, Any], batch: int, name: str) -> Any:
+    """Return the entry that holds the classes: one with a classifier's key, or the only one with a row per image."""
     for key in CLASSIFIER_KEYS:
-        if parts.get(key) is not None:
-            return parts[key]
-    if {"last_hidden_state", "hidden_states"} & parts.keys():
+        if entries.get(key) is not None:
+            return entries[key]
+    if {"last_hidden_state", "hidden_states"} & entries.keys():
         return None
-    tensors = {key: part for key, part in parts.items() if isinstance(part, Tensor)}
-    rows = {key: part for key, part in tensors.items() if part.ndim <= 3 and as_rows(part, batch) is not None}
+    tensors = {key: entry for key, entry in entries.items() if isinstance(entry, Tensor)}
+    rows = {key: tensor for key, tensor in tensors.items() if tensor.ndim <= 3 and as_rows(tensor, batch) is not None}
     if len(rows) == 1:
         return next(iter(rows.values()))
     if not rows and not tensors:
         return None
-    listed = ", ".join(f"{key!r} {tuple(part.shape)}" for key, part in tensors.items())
+    listing = ", ".join(f"{key!r} {tuple(tensor.shape)}" for key, tensor in tensors.items())
     if not rows:
-        raise UnclearOutputError(
-            f"{name} gives neither classes nor features that vitscope knows: it returns {listed}, not one row per "
-            "image; pass logits= to vitscope.load (a function of the output that returns (batch, class)), or embed= "
-            "(one that returns (batch, channel))"
-        )
+        raise _no_row_per_image(name, listing)
     raise UnclearOutputError(
-        f"{name} returns several outputs ({listed}): pass select= to vitscope.load, the key or position of the one to "
+        f"{name} returns several outputs ({listing}): pass select= to vitscope.load, the key or position of the one to "
         "explain"
     )
 
 
-def in_words(returned: Any) -> str:
-    """An output in words, for a message."""
+def _no_row_per_image(name: str, description: str, returned: Tensor | None = None) -> UnclearOutputError:
+    """Return the error for tensors without one row per image."""
+    return UnclearOutputError(
+        f"{name} returns neither classes nor features that vitscope recognises, but {description}, not one row per "
+        "image: pass logits= to vitscope.load (a function of the output that returns (batch, class)), or embed= "
+        "(one that returns (batch, channel))",
+        returned,
+    )
+
+
+def describe_output(returned: Any) -> str:
+    """Return a description of an output for an error message: its type, shape and entries."""
     if isinstance(returned, Tensor):
         return f"a tensor of shape {tuple(returned.shape)}"
-    parts = parts_of(returned)
-    if not parts:
+    entries = entries_or_none(returned)
+    if not entries:
         return f"a {type(returned).__name__}"
-    shapes = (tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__ for part in parts.values())
-    listed = ", ".join(f"{key!r} {shape}" for key, shape in zip(parts, shapes, strict=True))
-    return f"a {type(returned).__name__} of {listed}"
+    shapes = (tuple(entry.shape) if isinstance(entry, Tensor) else type(entry).__name__ for entry in entries.values())
+    listing = ", ".join(f"{key!r} {shape}" for key, shape in zip(entries, shapes, strict=True))
+    return f"a {type(returned).__name__} of {listing}"
 
 
 def probabilities(logits: Tensor, meaning: Output) -> Tensor | None:
-    """The probability of each class, float32 (batch, class); None if the outputs are values without one.
+    """Return the probability of each class, float32 (batch, class); None if the model predicts values.
 
     Args:
-        meaning: ``"logits"`` decides between ``"softmax"`` and, for a single output, ``"sigmoid"``; rows that are
-            probabilities already stay as they are.
+        logits: The model's output, (batch, class).
+        meaning: The meaning of the output. ``"logits"`` is ``"softmax"``, or ``"sigmoid"`` for a single output. Rows
+            that are probabilities already are returned unchanged.
     """
     logits = logits.float()
     if meaning == "value":
@@ -185,7 +192,7 @@ def probabilities(logits: Tensor, meaning: Output) -> Tensor | None:
 
 
 def sums_to_one(rows: Tensor) -> bool:
-    """Rows of a softmax: no logits of several classes are non-negative and sum to one by chance."""
+    """Return whether the rows come from a softmax: logits are never non-negative with sum one by chance."""
     if rows.shape[-1] < 2:
         return False
     return bool((rows >= 0).all() and ((rows.sum(-1) - 1).abs() < 1e-4).all())

@@ -1,4 +1,4 @@
-"""Computations of vitscope's own in the middle of a model's run."""
+"""Computations that vitscope adds to a model's forward pass, hidden from the attention taps."""
 
 from contextlib import AbstractContextManager
 
@@ -6,5 +6,5 @@ import torch
 
 
 def unwatched() -> AbstractContextManager[None]:
-    """While held, no tap sees what is computed, so none takes it for the model's own attention."""
+    """Return a context in which no tap sees what is computed, so that none mistakes it for the model's attention."""
     return torch._C.DisableTorchFunction()

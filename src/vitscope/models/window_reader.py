@@ -1,4 +1,4 @@
-"""Reading a Swin through CLS tokens in its windows: the tokens' way through each block, and a head that reads them."""
+"""Classification of a Swin by CLS tokens in its windows: the tokens' path through each block, and a head."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,16 +17,16 @@ from vitscope.models.vision_model import VisionModel
 from vitscope.typing import Pixels, Slots
 
 WindowRows = Float[Tensor, "batch window head slot_and_self"]
-Entered = Mapping[str, tuple[Float[Tensor, "batch token channel"], Slots]]
+BlockInputs = Mapping[str, tuple[Float[Tensor, "batch token channel"], Slots]]
 
 
 class WindowReader(nn.Module):
-    """One learned token for each stage of a Swin, and a small head that reads what the tokens gather.
+    """One learned token for each stage of a Swin, and a small head that reads what the tokens collect.
 
     In each block the stage's token enters every window, attends to itself and the window through the block's own
-    weights, and takes up what that adds. The mean over windows and blocks of a stage is the stage's summary; a
-    LayerNorm and one linear layer make logits of the summaries of all stages. Tokens of the image do not attend to
-    it, so the backbone computes what it always did, and its weights get no gradient.
+    weights, and adds the result. The mean over windows and blocks of a stage is the stage's summary; a LayerNorm and
+    one linear layer compute logits from the summaries of all stages. The image's tokens do not attend to the learned
+    ones, so the backbone computes the same as without them, and its weights receive no gradient.
     """
 
     def __init__(self, model: VisionModel, num_classes: int) -> None:
@@ -42,11 +42,11 @@ class WindowReader(nn.Module):
         self.head = nn.Linear(sum(widths), num_classes, device=device, dtype=dtype)
 
     def read(self, model: VisionModel, pixels: Pixels) -> Float[Tensor, "batch label"]:
-        """Logits of preprocessed images through this backbone; gradients flow to the tokens and the head."""
-        entered, projections = entering_blocks(model, pixels), block_projections(model)
+        """Return logits of preprocessed images through this backbone; gradients reach the tokens and the head."""
+        inputs, projections = block_inputs(model, pixels), block_projections(model)
         summaries: list[list[Tensor]] = [[] for _ in self.tokens]
-        with unwatched():  # what the stages' tokens attend to is no attention of the backbone's
-            for path, (tokens, slots) in entered.items():
+        with unwatched():  # the attention of the stages' tokens is not the backbone's own
+            for path, (tokens, slots) in inputs.items():
                 stage = self._stages[path]
                 token = self.tokens[stage]
                 _, added = read_window(projections[path], tokens, slots, token)
@@ -55,39 +55,40 @@ class WindowReader(nn.Module):
             return self.head(self.norm(torch.cat(stages, dim=-1)))
 
 
-def entering_blocks(model: VisionModel, pixels: Pixels) -> Entered:
-    """For each block the tokens that enter it and which of them each window holds, in order of running.
+def block_inputs(model: VisionModel, pixels: Pixels) -> BlockInputs:
+    """Return the tokens that enter each block, and the slots of its windows, in the order in which the blocks run.
 
-    The model runs as it is, in evaluation mode and without gradients; nothing of its attention is looked at.
+    The model runs unchanged, in evaluation mode and without gradients; its attention is not captured.
     """
     assert model.layout is not None
     assert model.layout.hierarchy is not None
-    entered: dict[str, tuple[Tensor, Slots]] = {}
+    inputs: dict[str, tuple[Tensor, Slots]] = {}
     grid = model.layout.grid(*pixels.shape[-2:])
-    with _watching(model.layout.hierarchy, grid, entered), torch.no_grad(), model.running():
+    with _record_inputs(model.layout.hierarchy, grid, inputs), torch.no_grad(), model.running():
         model.answer_or_none(pixels)
-    return entered
+    return inputs
 
 
 @contextmanager
-def _watching(hierarchy: Hierarchy, grid: Any, entered: dict[str, tuple[Tensor, Slots]]) -> Iterator[None]:
-    known: dict[Any, Slots] = {}
+def _record_inputs(hierarchy: Hierarchy, grid: Any, inputs: dict[str, tuple[Tensor, Slots]]) -> Iterator[None]:
+    """Record the input of every block inside the context."""
+    slots_by_windows: dict[Any, Slots] = {}
 
-    def enter(path: str) -> Any:
-        def note(_: nn.Module, inputs: Any) -> None:
+    def recorder(path: str) -> Any:
+        def record(_: nn.Module, args: Any) -> None:
             windows = hierarchy.blocks[path].windows(grid)
-            if (grid, windows) not in known:
-                known[grid, windows] = windows.slots(grid).to(inputs[0].device)
+            if (grid, windows) not in slots_by_windows:
+                slots_by_windows[grid, windows] = windows.slots(grid).to(args[0].device)
             # (batch, token, channel) or (batch, row, column, channel)
-            entered[path] = inputs[0].detach().flatten(1, -2), known[grid, windows]
+            inputs[path] = args[0].detach().flatten(1, -2), slots_by_windows[grid, windows]
 
-        return note
+        return record
 
     def merge(*_: Any) -> None:
         nonlocal grid
         grid = merged_grid(grid)
 
-    handles = [block.module.register_forward_pre_hook(enter(path)) for path, block in hierarchy.blocks.items()]
+    handles = [block.module.register_forward_pre_hook(recorder(path)) for path, block in hierarchy.blocks.items()]
     handles += [merging.module.register_forward_pre_hook(merge) for merging in hierarchy.mergings.values()]
     try:
         yield
@@ -97,23 +98,27 @@ def _watching(hierarchy: Hierarchy, grid: Any, entered: dict[str, tuple[Tensor, 
 
 
 def block_projections(model: VisionModel) -> dict[str, Projection]:
-    """The weights of each block, by the path of its attention; a CallError where they are not known."""
+    """Return the layers around attention of each block, by the path of its attention module.
+
+    Raises:
+        UnsupportedModelError: The model is not a Swin (version 1).
+    """
     blocks = {} if model.layout is None or model.layout.hierarchy is None else model.layout.hierarchy.blocks
-    known = {path: block.projection for path, block in blocks.items() if block.projection is not None}
-    if not known:
+    projections = {path: block.projection for path, block in blocks.items() if block.projection is not None}
+    if not projections:
         raise UnsupportedModelError(
-            f"{model.name} has no windows that a CLS token can be put into: Swin (version 1) has"
+            f"{model.name} has no windows that a CLS token can enter: only Swin (version 1) is supported"
         )
-    return known
+    return projections
 
 
 def stage_widths(projections: Mapping[str, Projection]) -> list[int]:
-    """How many channels the tokens of each stage have."""
+    """Return the number of channels of each stage's tokens."""
     return list(dict.fromkeys(projection.out.out_features for projection in projections.values()))
 
 
 def stage_of_block(projections: Mapping[str, Projection]) -> dict[str, int]:
-    """The stage of each block, from 0: the blocks of a stage are equally wide."""
+    """Return the stage of each block, from 0: the blocks of a stage have the same width."""
     widths = stage_widths(projections)
     return {path: widths.index(projection.out.out_features) for path, projection in projections.items()}
 
@@ -124,29 +129,31 @@ def read_window(
     slots: Slots,
     entering: Float[Tensor, " channel"] | None = None,
 ) -> tuple[WindowRows, Float[Tensor, "batch window channel"]]:
-    """One token in each window, through the block's own attention.
+    """Send one token through the block's own attention in each window.
 
     Args:
-        tokens: what enters the block.
-        slots: which of them each window holds.
-        entering: the vector that enters each window; by default the mean of its tokens.
+        projection: The block's layers around attention.
+        tokens: The tokens that enter the block.
+        slots: The index of the token in each slot of each window; negative for padding.
+        entering: The vector that enters each window; by default the mean of the window's tokens.
 
     Returns:
-        the token's attention to itself and then to each slot, and what attention adds to it.
+        The token's attention to itself and then to each slot, and what attention adds to it.
     """
-    real = slots >= 0
+    occupied = slots >= 0
     if entering is None:
-        inside = tokens[:, slots.clamp_min(0)] * real[..., None]
-        own = inside.sum(2) / real.sum(1, keepdim=True)
+        content = tokens[:, slots.clamp_min(0)] * occupied[..., None]
+        token = content.sum(2) / occupied.sum(1, keepdim=True)
     else:
-        own = entering.expand(len(tokens), len(slots), -1)
-    windows = projection.normed(tokens)[:, slots.clamp_min(0)] * real[..., None]  # padding is zero after the LayerNorm
-    own = projection.normed(own)[:, :, None]
-    query, key, value = projection.qkv(torch.cat([own, windows], dim=2))
+        token = entering.expand(len(tokens), len(slots), -1)
+    # Padding is zero after the LayerNorm, as in the model itself.
+    windows = projection.normalize(tokens)[:, slots.clamp_min(0)] * occupied[..., None]
+    token = projection.normalize(token)[:, :, None]
+    query, key, value = projection.qkv(torch.cat([token, windows], dim=2))
     query, key, value = (
-        part.unflatten(-1, (projection.num_heads, -1)).transpose(2, 3) for part in (query[:, :, :1], key, value)
+        tensor.unflatten(-1, (projection.num_heads, -1)).transpose(2, 3) for tensor in (query[:, :, :1], key, value)
     )  # (batch, window, head, slot, channel)
     with in_float32(query):
         weights = (query.float() @ key.float().transpose(-1, -2) * query.shape[-1] ** -0.5).softmax(-1)
-    added = projection.added((weights.to(value.dtype) @ value).squeeze(-2).flatten(-2))
+    added = projection.project_out((weights.to(value.dtype) @ value).squeeze(-2).flatten(-2))
     return weights.squeeze(-2), added

@@ -1,4 +1,4 @@
-"""What stands around a vision transformer: wrappers that change nothing, and modules that contain one."""
+"""Modules around a vision transformer: wrappers that change nothing, and modules that contain a known model."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -10,24 +10,25 @@ from vitscope.errors import CallError
 from vitscope.models.backends.libraries import LIBRARIES
 from vitscope.models.hierarchy import Hierarchy
 
-# Wrappers of torch that pass input and output through, and where the module is in them.
+# Wrappers of torch that pass input and output through, and their attribute that holds the module.
 _TRANSPARENT = {"OptimizedModule": "_orig_mod", "DataParallel": "module", "DistributedDataParallel": "module"}
 
 
-def unwrapped(module: nn.Module) -> nn.Module:
+def unwrap(module: nn.Module) -> nn.Module:
     """Return the module inside wrappers that change neither input nor output.
 
-    These are torch.compile's, DataParallel, DistributedDataParallel, PEFT's (its adapters live in the layers of the
-    base model), and a module such as Lightning's that defines no forward pass and holds one model.
+    These wrappers are those of torch.compile, DataParallel, DistributedDataParallel and PEFT (its adapters live in the
+    layers of the base model), and modules such as Lightning's that define no forward pass and hold one model.
     """
     while True:
-        inner = _inside(module)
+        inner = _wrapped_module_or_none(module)
         if inner is None:
             return module
         module = inner
 
 
-def _inside(module: Any) -> nn.Module | None:
+def _wrapped_module_or_none(module: Any) -> nn.Module | None:
+    """Return the module directly inside a wrapper; None if the module is not a wrapper."""
     names = {cls.__name__ for cls in type(module).__mro__}
     for wrapper, attribute in _TRANSPARENT.items():
         if wrapper in names and isinstance(getattr(module, attribute, None), nn.Module):
@@ -41,7 +42,7 @@ def _inside(module: Any) -> nn.Module | None:
 
 
 def _has_no_forward(cls: type[nn.Module]) -> bool:
-    """Whether a class inherits its forward method from nn.Module or from Lightning, which define none."""
+    """Return whether a class inherits its forward method from nn.Module or Lightning, which define none."""
     for base in cls.__mro__:
         if "forward" in vars(base):
             return base is nn.Module or base.__module__.startswith(("lightning.", "pytorch_lightning."))
@@ -49,7 +50,7 @@ def _has_no_forward(cls: type[nn.Module]) -> bool:
 
 
 def library_of(module: Any) -> str | None:
-    """Return the library that a module is a whole model of; None for layers and for modules of others."""
+    """Return the library that a module is a complete model of; None for layers and modules from elsewhere."""
     for cls in type(module).__mro__:
         library = cls.__module__.partition(".")[0]
         if library in LIBRARIES and _is_model(module, library):
@@ -58,6 +59,7 @@ def library_of(module: Any) -> str | None:
 
 
 def _is_model(module: Any, library: str) -> bool:
+    """Return whether a module of the library is a complete model, not a layer."""
     if library == "transformers":
         return hasattr(module, "config") and hasattr(module, "base_model_prefix")
     if library == "timm":
@@ -67,20 +69,21 @@ def _is_model(module: Any, library: str) -> bool:
     )
 
 
-def backbone_path(module: nn.Module, wanted: str | None) -> str | None:
-    """Return the path of the one known model inside a module; None if there is none, or several.
+def backbone_path(module: nn.Module, path: str | None) -> str | None:
+    """Return the path of the only known model inside a module; None if there is none, or several.
 
     Args:
-        wanted: the path that the caller names.
+        module: The container.
+        path: The path that the caller named; it is returned if it exists.
 
     Raises:
-        CallError: there is no module at the path.
+        CallError: There is no module at the path.
     """
-    if wanted is not None:
-        if wanted not in {path for path, _ in module.named_modules()}:
-            children = ", ".join(name for name, _ in module.named_children()) or "nothing"
-            raise CallError(f"backbone={wanted!r} is not in {type(module).__name__}, which holds {children}")
-        return wanted
+    if path is not None:
+        if path not in {name for name, _ in module.named_modules()}:
+            children = ", ".join(name for name, _ in module.named_children()) or "no modules"
+            raise CallError(f"backbone={path!r} is not in {type(module).__name__}, which contains {children}")
+        return path
     paths = known_models(module)
     return paths[0] if len(paths) == 1 else None
 
@@ -94,10 +97,10 @@ def known_models(module: nn.Module) -> list[str]:
     return paths
 
 
-def inside(hierarchy: Hierarchy, path: str) -> Hierarchy:
-    """Return a hierarchy whose blocks are named from the module that contains it at ``path``."""
-    parts: Mapping[str, Any] = {
-        name: {f"{path}.{inner}": part for inner, part in getattr(hierarchy, name).items()}
+def with_path_prefix(hierarchy: Hierarchy, prefix: str) -> Hierarchy:
+    """Return the hierarchy with paths that start at the container, which holds the transformer at ``prefix``."""
+    renamed: Mapping[str, Any] = {
+        name: {f"{prefix}.{path}": layer for path, layer in getattr(hierarchy, name).items()}
         for name in ("blocks", "mergings")
     }
-    return replace(hierarchy, **parts)
+    return replace(hierarchy, **renamed)

@@ -108,7 +108,7 @@ def test_a_missing_argument_is_quoted() -> None:
 
 def test_the_error_for_another_size_is_quoted() -> None:
     pixels = images(1)[:, :, :24, :24]
-    with pytest.raises(CallError, match=r"^Answering takes no input of 24×24 pixels: .*24.*") as caught:
+    with pytest.raises(CallError, match=r"^Answering does not accept an input of 24×24 pixels: .*24.*") as caught:
         vs.load(Answering()).predict(pixels)
     assert "\n" not in str(caught.value)
 

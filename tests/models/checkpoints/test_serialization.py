@@ -161,7 +161,9 @@ def test_pretrained_false_is_refused_and_a_run_folder_leads_to_its_model(tmp_pat
     assert manifest_folder(tmp_path / "run") == tmp_path / "run" / "model"
     assert manifest_folder(tmp_path) is None
     assert vs.load(tmp_path / "run").labels == LABELS
-    assert "pretrained=False is for models without" in refusal(CallError, tmp_path / "run", pretrained=False)
+    assert "is a fine-tuned model with weights: omit pretrained=False" in refusal(
+        CallError, tmp_path / "run", pretrained=False
+    )
 
 
 def test_the_manifest_records_the_origin_of_the_model(tmp_path: Path) -> None:

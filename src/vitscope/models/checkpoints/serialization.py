@@ -17,7 +17,7 @@ from vitscope.images.preprocessing import Preprocessing
 from vitscope.models.adapters import add_adapters
 from vitscope.models.backends.libraries import backend
 from vitscope.models.checkpoints.manifest import FORMAT, read_manifest
-from vitscope.models.heads import architecture, build, described, get_classifiers
+from vitscope.models.heads import architecture, build, describe, get_classifiers
 from vitscope.models.vision_model import VisionModel
 
 MANIFEST = "vitscope.json"
@@ -107,7 +107,7 @@ def load_folder(folder: Path, *, image_size: tuple[int, int] | None, dtype: torc
         if preprocessing is not None and image_size is not None:
             preprocessing = preprocessing.resized(image_size)
         module = module.eval() if dtype is None else module.eval().to(dtype)
-        model = described(manifest["library"], module, manifest["labels"], preprocessing, manifest["name"])
+        model = describe(manifest["library"], module, manifest["labels"], preprocessing, manifest["name"])
         counts = {head.out_features for head in get_classifiers(model)}
         if counts != {len(manifest["labels"])}:
             raise ValueError(f"its classifier has {counts or 'no'} classes, but {len(manifest['labels'])} labels")
@@ -151,7 +151,7 @@ def check_folder(model: VisionModel) -> None:
     except (TypeError, ValueError, RuntimeError, KeyError, AttributeError, AssertionError):
         raise CallError(refusal) from None
     assert model.labels is not None
-    rebuilt = described(model.library, built.eval(), model.labels, model.preprocessing, model.name)
+    rebuilt = describe(model.library, built.eval(), model.labels, model.preprocessing, model.name)
     if model.preprocessing is None:
         raise CallError(f"{model.name} came without preprocessing: pass image_size to vitscope.load")
     blank = torch.zeros(1, 3, *model.preprocessing.size, device=model.device, dtype=model.dtype)

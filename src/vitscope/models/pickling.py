@@ -1,0 +1,50 @@
+"""Pickling of models: one clear line if a module or function cannot be pickled."""
+
+import pickle
+from typing import Any
+
+from torch import Tensor, nn
+
+from vitscope.errors import UnsupportedModelError, VitscopeError, quoted_error
+
+
+def check_picklable(name: str, state: Any, protocol: int) -> None:
+    """Raise an error if the objects that a model holds cannot be pickled.
+
+    Pickle reports a problem from somewhere deep inside the module. The objects are therefore pickled once for the
+    check, without the numbers of their tensors, which are large and can always be pickled.
+
+    Args:
+        name: The name of the model in the error message.
+        state: The objects.
+        protocol: The protocol of the pickle.
+
+    Raises:
+        UnsupportedModelError: A class or function among them is local, or an object cannot be pickled.
+    """
+    try:
+        _StructurePickler(_Discard(), protocol).dump(state)
+    except VitscopeError:  # of a model inside the model
+        raise
+    except Exception as error:
+        raise UnsupportedModelError(
+            f"{name} cannot be pickled ({quoted_error(error)}): define its classes, functions and hooks at the top "
+            "level of a Python file"
+        ) from error
+
+
+class _StructurePickler(pickle.Pickler):
+    """Pickles everything except the numbers of tensors."""
+
+    def persistent_id(self, obj: Any) -> str | None:
+        """Return an identifier in place of a plain tensor."""
+        plain = type(obj) in (Tensor, nn.Parameter) and not vars(obj) and not obj._backward_hooks
+        return "tensor" if plain else None
+
+
+class _Discard:
+    """A file that keeps nothing."""
+
+    def write(self, data: Any) -> int:
+        """Return the number of bytes that a file would have written."""
+        return len(data)
