@@ -71,7 +71,7 @@ def test_attention_changes_no_answer() -> None:
 
 def test_progress_is_told_of_every_batch() -> None:
     told: list[tuple[int, int]] = []
-    result = whole(batch_size=10, progress=lambda *counts: told.append(counts))
+    result = whole(batch_size=10, progress=lambda step: told.append((step.completed, step.total)))
     assert told[-1] == (len(result), len(result))
     assert [total for _, total in told] == [len(result)] * len(told)
     assert all(one[0] < other[0] <= one[0] + 10 for one, other in pairwise(told))
@@ -204,7 +204,7 @@ class CtrlC:
     def __init__(self, batches: int) -> None:
         self.left = batches
 
-    def __call__(self, *_: int) -> None:
+    def __call__(self, _: vs.Progress) -> None:
         self.left -= 1
         if not self.left:
             raise KeyboardInterrupt
@@ -213,7 +213,7 @@ class CtrlC:
 @pytest.mark.parametrize("attention", [False, True])
 def test_ctrl_c_leaves_what_was_answered(attention: bool) -> None:
     full = whole(attention=attention, batch_size=5)
-    with pytest.warns(vs.VitscopeWarning, match=rf"^interrupted: the result stands on 10 of {len(full)}") as caught:
+    with pytest.warns(vs.VitscopeWarning, match=rf"^interrupted: the result is based on 10 of {len(full)}") as caught:
         part = whole(attention=attention, batch_size=5, progress=CtrlC(2))
     assert "\n" not in str(caught[0].message)
     assert (part.provenance["interrupted"], part.provenance["samples"]) == (True, 10)
@@ -252,8 +252,8 @@ def test_batches_are_halved_until_there_is_memory(error: Callable[[], BaseExcept
     with pytest.warns(vs.VitscopeWarning) as caught:
         little = whole(dataclasses.replace(base, forward=forward), batch_size=16)
     assert [str(warning.message) for warning in caught] == [
-        "no memory for a batch of 16: going on with 8",
-        "no memory for a batch of 8: going on with 4",
+        "not enough memory for a batch of 16: continuing with 8",
+        "not enough memory for a batch of 8: continuing with 4",
     ]
     assert max(sizes[3:]) == 4
     np.testing.assert_allclose(little.outputs, plenty.outputs, atol=1e-5)

@@ -48,7 +48,7 @@ def without_classes() -> vs.Composition:
 def cut_short() -> vs.Composition:
     left = [4]
 
-    def press(*_: int) -> None:
+    def press(_: vs.Progress) -> None:
         left[0] -= 1
         if not left[0]:
             raise KeyboardInterrupt
@@ -211,7 +211,7 @@ def test_an_objects_class_is_checked_before_anything_is_asked() -> None:
     asked: list[int] = []
     one = vs.outline(PHOTO, box=OBJECTS["a"], name="a", label="thing 33")
     with pytest.raises(vs.CallError, match="target 'thing 33' is no label of this model: did you mean thing 3"):
-        composed(objects=[one], progress=lambda *_: asked.append(1))
+        composed(objects=[one], progress=lambda _: asked.append(1))
     assert not asked
 
 
@@ -346,7 +346,7 @@ def test_what_was_not_answered_is_left_out(interrupted: vs.Composition, tmp_path
 
 
 def test_a_size_test_that_did_not_begin_is_said() -> None:
-    def press(*_: int) -> None:
+    def press(_: vs.Progress) -> None:
         raise KeyboardInterrupt
 
     free = [vs.EditedImage("one", (vs.Placement("a"),)), vs.EditedImage("two", (vs.Placement("b"),))]
@@ -428,7 +428,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"batch_size": 0}, "batch_size is 0, at least 1"),
     ({"seed": -1}, "seed is -1"),
     ({"seed": 0.5}, "seed is 0.5, a whole number"),
-    ({"progress": "yes"}, "progress is 'yes': pass True, or a function"),
+    ({"progress": "yes"}, "progress is 'yes': pass True, False, or a function"),
     ({"composites": [vs.EditedImage("x", (vs.Placement("cow"),))]}, "no object 'cow'"),
     ({"composites": [vs.EditedImage("x"), vs.EditedImage("x")]}, "two composites are called 'x'"),
     ({"composites": [vs.EditedImage("original")]}, "two composites are called 'original'"),

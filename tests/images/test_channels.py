@@ -18,6 +18,7 @@ from vitscope.images.reading import read_photo
 from vitscope.perturb.baselines import fill
 from vitscope.perturb.masked_model import MaskedModel
 from vitscope.perturb.masks import PixelMasks, SegmentMasks
+from vitscope.perturb.options import PerturbationOptions
 from vitscope.perturb.rendering import Renderer, Subject, pool, subjects
 from vitscope.perturb.segments import segment
 
@@ -258,8 +259,8 @@ def test_hidden_parts_of_a_transparent_photo_are_opaque() -> None:
 def test_an_inquiry_keeps_the_photo_of_a_one_channel_model() -> None:
     model = vit(1)
     (subject,) = subjects(model, GREY)
-    masked_model = MaskedModel(model, subject, segments="patches", hide="mean")
-    asked = masked_model.ask(masked_model.masks(np.eye(16, dtype=bool)), [0])
+    masked_model = MaskedModel(model, subject, PerturbationOptions(), segments="patches")
+    asked = masked_model.evaluate(masked_model.masks(np.eye(16, dtype=bool)), [0])
     assert np.isfinite(asked.outputs).all()
     assert isinstance(masked_model.subject.view, InputImage)
 

@@ -16,7 +16,7 @@ from tests.helpers import families, swin_families
 from tests.helpers.families import Family, every_family
 from tests.helpers.swin_families import SwinFamily, each_size
 from vitscope.attention.tap import AttentionCall, Tap
-from vitscope.interventions.token_dropping import batches, without_hidden
+from vitscope.interventions.token_dropping import similar_batches, without_hidden
 from vitscope.perturb.masked_model import cells_of
 from vitscope.perturb.rendering import subjects
 
@@ -329,15 +329,15 @@ def some_masks(counts: list[int], patches: int) -> np.ndarray:
 
 def test_a_model_that_averages_is_asked_for_one_number_of_patches_at_a_time() -> None:
     shown = some_masks([3, 5, 3, 3, 0, 5, 3], 8)
-    assert sorted(batches(plain("timm-vit-mean").model(), shown, 2)) == [[0, 2], [1, 5], [3, 6], [4]]
-    assert sorted(batches(plain("timm-vit-mean").model(), shown, 99)) == [[0, 2, 3, 6], [1, 5], [4]]
+    assert sorted(similar_batches(plain("timm-vit-mean").model(), shown, 2)) == [[0, 2], [1, 5], [3, 6], [4]]
+    assert sorted(similar_batches(plain("timm-vit-mean").model(), shown, 99)) == [[0, 2, 3, 6], [1, 5], [4]]
 
 
 def test_others_are_asked_for_about_as_many_patches_at_a_time() -> None:
     shown = some_masks([100, 50, 105, 52, 0, 111, 50, 110], 200)
-    assert sorted(batches(plain("timm-vit").model(), shown, 9)) == [[0, 2, 7], [1, 6, 3], [4], [5]]
-    assert sorted(batches(plain("timm-siglip").model(), shown, 2)) == [[0, 2], [1, 6], [3], [4], [7, 5]]
-    assert batches(plain("timm-vit").model(), shown[:0], 2) == []
+    assert sorted(similar_batches(plain("timm-vit").model(), shown, 9)) == [[0, 2, 7], [1, 6, 3], [4], [5]]
+    assert sorted(similar_batches(plain("timm-siglip").model(), shown, 2)) == [[0, 2], [1, 6], [3], [4], [7, 5]]
+    assert similar_batches(plain("timm-vit").model(), shown[:0], 2) == []
 
 
 @every_family

@@ -491,7 +491,9 @@ def test_auto_gives_up_with_a_warning(nano: vs.VisionModel, monkeypatch: pytest.
     monkeypatch.setattr("vitscope.methods.lime.LOOKS", [128, 160])
     labels = np.arange(64).reshape(8, 8).repeat(4, 0).repeat(4, 1)
     photo = shrunk("chelsea", (32, 32))
-    with pytest.warns(vs.VitscopeWarning, match=r"after 160 samples the order of the top 5 segments is still not") as c:
+    with pytest.warns(
+        vs.VitscopeWarning, match=r"after 160 samples the ranking of the top 5 segments is still not"
+    ) as c:
         result = vs.lime(nano, photo, num_samples="auto", segments=labels)
     assert "\n" not in str(c[0].message)
     assert result.provenance["samples"] == 160
@@ -572,7 +574,7 @@ def test_answers_that_never_change_settle_at_once() -> None:
     model = vs.load(slow.Known(slow.stripes(4), lambda shown: torch.zeros(len(shown), 2)), image_size=(8, 16))
     with pytest.warns(vs.VitscopeWarning) as caught:
         result = vs.lime(model, slow.WHITE, num_samples="auto", segments=slow.stripes(4), hide="black")
-    assert ["did not change" in str(warning.message) for warning in caught] == [True]
+    assert ["is the same for all" in str(warning.message) for warning in caught] == [True]
     assert result.provenance["samples"] == 128
 
 
@@ -731,11 +733,11 @@ def test_a_tensor_of_several_images(nano: vs.VisionModel, cat: np.ndarray) -> No
 
 
 def test_images_of_different_size_are_refused_before_anything_is_asked(nano: vs.VisionModel, cat: np.ndarray) -> None:
-    asked: list[tuple[int, int]] = []
-    with pytest.raises(vs.CallError, match=r"the images are 40×60 and 40×32 pixels large") as caught:
-        vs.lime(nano, [cat, shrunk("astronaut", (32, 40))], progress=lambda *numbers: asked.append(numbers))
+    steps: list[vs.Progress] = []
+    with pytest.raises(vs.CallError, match=r"results of different sizes \(40×60, 40×32 pixels\)") as caught:
+        vs.lime(nano, [cat, shrunk("astronaut", (32, 40))], progress=steps.append)
     assert "\n" not in str(caught.value)
-    assert not asked
+    assert not steps
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -775,10 +777,10 @@ def test_a_model_without_a_classifier_is_asked_how_alike_its_features_stay(cat: 
 
 
 def test_progress_is_told(nano: vs.VisionModel, cat: np.ndarray, capsys: pytest.CaptureFixture[str]) -> None:
-    told: list[tuple[int, int]] = []
+    told: list[vs.Progress] = []
     options: dict[str, Any] = {"num_samples": 30, "segments": blocks(40, 60, 20), "batch_size": 16}
-    vs.lime(nano, cat, progress=lambda *numbers: told.append(numbers), **options)
-    assert told == [(16, 30), (30, 30)]
+    vs.lime(nano, cat, progress=told.append, **options)
+    assert told == [vs.Progress("evaluating", 16, 30), vs.Progress("evaluating", 30, 30)]
     assert capsys.readouterr() == ("", "")
     vs.lime(nano, cat, progress=True, **options)
     assert capsys.readouterr().out == ""

@@ -132,7 +132,7 @@ def test_rise_lights_up_what_the_answer_depends_on() -> None:
 def test_a_constant_answer_makes_a_flat_rise() -> None:
     """Without the pattern of the masks, which is no explanation; and a warning says so."""
     model = vs.load(slow.Known(slow.stripes(4), lambda part: torch.full((len(part), 2), 0.7)), image_size=(8, 16))
-    with pytest.warns(vs.VitscopeWarning, match="stays 0.7 with all of 3000 masks, so the map shows nothing"):
+    with pytest.warns(vs.VitscopeWarning, match="stays 0.7 for all 3000 masks, so the map shows nothing"):
         values = vs.rise(model, slow.WHITE, target=0, num_samples=3000, output="logit", shown=0.3).values
     assert values.numpy() == pytest.approx(np.full((1, 8, 16), 0.7), abs=1e-6)
 
@@ -334,13 +334,13 @@ def test_maxvit_is_asked_like_any_other() -> None:
 
 
 def test_every_method_that_asks_is_in_the_table() -> None:
-    asking = {name for name, method in METHODS.items() if method.kind == "asking"}
+    asking = {name for name, method in METHODS.items() if method.kind == "perturbation"}
     assert asking == {"lime", "kernel_shap", "occlusion", "rise"}
     for name, method in METHODS.items():
         assert callable(method.compute)
         assert getattr(method.compute, "__name__", "") in (name, f"{name}_map")
         assert method.source
-        assert method.about
+        assert method.summary
 
 
 @pytest.mark.parametrize("name", ["lime", "kernel_shap", "occlusion", "rise"])
@@ -376,14 +376,14 @@ def test_ctrl_c_in_the_second_image_is_said() -> None:
     model = vs.load(tiny_vit())
     told: list[int] = []
 
-    def press(*_: int) -> None:
+    def press(_: vs.Progress) -> None:
         told.append(1)
         if len(told) == 6:
             raise KeyboardInterrupt
 
     options: dict[str, Any] = {"target": 0, "num_samples": 40, "segments": "patches", "batch_size": 10}
     with (
-        pytest.warns(vs.VitscopeWarning, match="interrupted: the result stands on 20 of 40"),
+        pytest.warns(vs.VitscopeWarning, match="interrupted: the result is based on 20 of 40"),
         pytest.warns(vs.VitscopeWarning, match="interrupted: the result holds the first 2 of 3 images"),
     ):
         result = vs.lime(model, [noise(20, 30, seed) for seed in range(3)], progress=press, **options)
@@ -526,9 +526,9 @@ def test_results_that_cannot_be_compared_are_refused(photo: Image.Image, tmp_pat
     apart = vs.Attribution(one.values, one.grid, [vs.InputImage(photo, (0.0, 0.0, 10.0, 24.0))])
     beside = vs.Attribution(one.values, one.grid, [vs.InputImage(photo, (20.0, 0.0, 36.0, 24.0))])
     wrong: list[tuple[list[vs.Attribution], dict[str, Any], str]] = [
-        ([one], {}, "two results or more, 1 came"),
-        ([], {}, "two results or more, 0 came"),
-        ([one, other], {}, "results of one and the same photo"),
+        ([one], {}, "two or more results, got 1"),
+        ([], {}, "two or more results, got 0"),
+        ([one, other], {}, "results of the same photo"),
         ([one, loaded], {}, "not loaded from files"),
         ([one, both], {}, "results of one image each"),
         ([apart, beside], {}, "no common part"),
@@ -549,7 +549,7 @@ PHOTO = noise(20, 30)
 
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("lime", {"segments": np.zeros((20, 30), int)}, "one segment only"),
-    ("lime", {"segments": np.zeros((30, 20), int)}, "segment labels are 30×20 where the image is 20×30"),
+    ("lime", {"segments": np.zeros((30, 20), int)}, "segment labels are 30×20, but the image is 20×30"),
     ("lime", {"segments": "voronoi"}, "unknown segments 'voronoi': choose quickshift, slic, patches"),
     ("lime", {"hide": "gray"}, "hide is 'gray': choose mean, black, grey"),
     ("lime", {"hide": 256}, "hide is 256: a colour is"),
@@ -658,10 +658,10 @@ def test_patches_are_needed_where_patches_are_hidden() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ask", "meaning"), [(vs.lime, "held up by the ridge penalty alone"), (vs.kernel_shap, "the smallest that fit")]
+    ("ask", "meaning"), [(vs.lime, "depend on the ridge penalty"), (vs.kernel_shap, "the smallest that fit")]
 )
 def test_fewer_samples_than_segments_warn_and_say_what_it_means(ask: Any, meaning: str) -> None:
-    with pytest.warns(vs.VitscopeWarning, match=f"for 16 segments: fewer questions than unknowns.*{meaning}") as caught:
+    with pytest.warns(vs.VitscopeWarning, match=f"for 16 segments: fewer samples than unknowns.*{meaning}") as caught:
         result = ask(vs.load(tiny_vit()), PHOTO, num_samples=10, segments="patches")
     assert "\n" not in str(caught[0].message)
     assert torch.isfinite(result.weights).all()
@@ -683,7 +683,7 @@ def test_ctrl_c_before_the_second_image_is_answered_keeps_the_first() -> None:
         told.append(1)
 
     options: dict[str, Any] = {"target": 0, "num_samples": 40, "segments": "patches", "progress": asked_first}
-    ask = MaskedModel.ask
+    ask = MaskedModel.evaluate
 
     def broken(self: Any, *args: Any, **given: Any) -> Any:
         if told:
@@ -691,7 +691,7 @@ def test_ctrl_c_before_the_second_image_is_answered_keeps_the_first() -> None:
         return ask(self, *args, **given)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(MaskedModel, "ask", broken)
+        patch.setattr(MaskedModel, "evaluate", broken)
         with pytest.warns(vs.VitscopeWarning, match="the first 1 of 2 images"):
             result = vs.lime(model, images, **options)
     torch.testing.assert_close(result.weights, whole.weights)

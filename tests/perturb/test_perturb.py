@@ -25,6 +25,7 @@ from vitscope.methods.lime import kernel
 from vitscope.perturb.baselines import fill
 from vitscope.perturb.masked_model import MaskedModel
 from vitscope.perturb.masks import KernelSampler, PairedSampler, PixelMasks, SegmentMasks, UniformSampler
+from vitscope.perturb.options import PerturbationOptions
 from vitscope.perturb.rendering import Renderer, Subject, subjects
 from vitscope.perturb.segments import Segments, patch_points, segment
 
@@ -124,8 +125,8 @@ def test_a_function_is_given_the_photo() -> None:
 
 def test_segments_of_a_smaller_copy_lie_where_they_lay() -> None:
     made = cut(noise(8, 12), squares(8, 12, 4))
-    assert made.at((8, 12)) is made
-    small = made.at((4, 6))
+    assert made.resized((8, 12)) is made
+    small = made.resized((4, 6))
     assert np.array_equal(small.index, squares(4, 6, 2))
     assert small.count == made.count
 
@@ -221,9 +222,9 @@ WRONG_SEGMENTS: list[tuple[Any, str]] = [
     ("patches", "the patches of this model are unknown"),
     (np.zeros((6, 9), int), "one segment only"),
     (lambda _: np.ones((6, 9), int), "one segment only"),
-    (squares(9, 6, 3), "segment labels are 9×6 where the image is 6×9"),
-    (np.arange(54), "segment labels are 54 where the image is 6×9"),
-    (3, "segment labels are one number where the image"),
+    (squares(9, 6, 3), "segment labels are 9×6, but the image is 6×9"),
+    (np.arange(54), "segment labels are 54, but the image is 6×9"),
+    (3, "segment labels are one number, but the image"),
     (squares(6, 9, 3) + 0.5, "segment labels are float64, whole numbers are expected"),
     (squares(6, 9, 3) > 2, "segment labels are bool, whole numbers are expected"),
     (np.full((6, 9), np.nan), "whole numbers are expected"),
@@ -538,7 +539,7 @@ class CtrlC:
     def __init__(self, batches: int) -> None:
         self.left = batches
 
-    def __call__(self, *_: int) -> None:
+    def __call__(self, _: vs.Progress) -> None:
         self.left -= 1
         if not self.left:
             raise KeyboardInterrupt
@@ -546,7 +547,7 @@ class CtrlC:
 
 @every_asking
 def test_ctrl_c_leaves_a_result_of_the_answers_so_far(ask: Callable[..., Any]) -> None:
-    with pytest.warns(vs.VitscopeWarning, match=r"interrupted: the result stands on 12") as caught:
+    with pytest.warns(vs.VitscopeWarning, match=r"interrupted: the result is based on 12") as caught:
         result = ask(linear(), batch_size=4, progress=CtrlC(3))
     assert "\n" not in str(caught[0].message)
     assert result.provenance["interrupted"] is True
@@ -564,7 +565,7 @@ def test_after_ctrl_c_the_weights_are_those_of_as_many_samples() -> None:
 
 def test_ctrl_c_while_the_number_is_open_ends_it_too() -> None:
     options = OPTIONS | {"num_samples": "auto", "batch_size": 32}
-    with pytest.warns(vs.VitscopeWarning, match=r"^interrupted: the result stands on 96 samples$"):
+    with pytest.warns(vs.VitscopeWarning, match=r"^interrupted: the result is based on 96 samples$"):
         result = vs.lime(linear(), slow.WHITE, progress=CtrlC(3), **options)
     assert result.provenance["samples"] == 96
     assert result.provenance["interrupted"] is True
@@ -579,7 +580,7 @@ def test_ctrl_c_before_two_answers_is_ctrl_c(ask: Callable[..., Any]) -> None:
 def test_occlusion_interrupted_has_values_where_it_asked() -> None:
     model = family("timm-vit").model()
     pixels = family("timm-vit").pixels(1)
-    with pytest.warns(vs.VitscopeWarning, match="interrupted: the result stands on 10 of 24"):
+    with pytest.warns(vs.VitscopeWarning, match="interrupted: the result is based on 10 of 24"):
         part = vs.occlusion(model, pixels, target=0, batch_size=5, progress=CtrlC(2))
     whole = vs.occlusion(model, pixels, target=0, batch_size=5)
     torch.testing.assert_close(part.values.flatten()[:10], whole.values.flatten()[:10])
@@ -624,8 +625,8 @@ def test_batches_are_halved_until_there_is_memory(ask: Callable[..., Any], error
     with pytest.warns(vs.VitscopeWarning) as caught:
         little = ask(out_of(error, 5, sizes), batch_size=16)
     assert [str(warning.message) for warning in caught] == [
-        "no memory for a batch of 16: going on with 8",
-        "no memory for a batch of 8: going on with 4",
+        "not enough memory for a batch of 16: continuing with 8",
+        "not enough memory for a batch of 8: continuing with 4",
     ]
     assert max(sizes[3:]) == 4
     assert little.provenance["samples"] == plenty.provenance["samples"]
@@ -642,7 +643,10 @@ def test_no_memory_for_one_image_is_said() -> None:
             raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
         return model.forward(pixels)
 
-    with pytest.warns(vs.VitscopeWarning), pytest.raises(vs.WorkError, match="no memory for one image") as caught:
+    with (
+        pytest.warns(vs.VitscopeWarning),
+        pytest.raises(vs.WorkError, match=r"not enough memory to run .* on a single image") as caught,
+    ):
         ASKING["lime"](dataclasses.replace(model, forward=forward), batch_size=4)
     assert "\n" not in str(caught.value)
     assert sizes == [1, 4, 2, 1]
@@ -663,7 +667,7 @@ def test_memory_that_fails_while_dropping_is_halved_too() -> None:
 
     options: dict[str, Any] = {"target": 0, "num_samples": 40, "segments": "patches", "hide": "drop"}
     plenty = vs.lime(base, pixels, **options)
-    with pytest.warns(vs.VitscopeWarning, match="no memory for a batch"):
+    with pytest.warns(vs.VitscopeWarning, match="not enough memory for a batch"):
         little = vs.lime(dataclasses.replace(base, forward=forward), pixels, **options)
     torch.testing.assert_close(little.weights, plenty.weights, atol=1e-6, rtol=1e-4)
 
@@ -680,12 +684,12 @@ def test_answers_that_never_change_give_zeros(method: str) -> None:
     assert result.intervals is None or not result.intervals.any()
     if method == "lime":
         (message,) = [str(warning.message) for warning in caught]
-        assert message == "the answer for 'class 0' did not change with any of 40 masks: all weights are zero"
+        assert message == "the output for 'class 0' is the same for all 40 masks: all weights are zero"
 
 
 def test_answers_that_never_change_are_drawn_without_a_fuss(recwarn: pytest.WarningsRecorder) -> None:
     model = model_of(lambda shown: torch.zeros(len(shown), 2))
-    with pytest.warns(vs.VitscopeWarning, match="did not change"):
+    with pytest.warns(vs.VitscopeWarning, match="is the same for all 40 masks"):
         result = ASKING["lime"](model)
     assert result.overlay().size == (16, 8)
     assert result.top() == []
@@ -713,7 +717,7 @@ def test_a_model_that_stops_giving_classes_is_refused() -> None:
         calls.append(1)
         return model.forward(pixels) if len(calls) == 1 else None
 
-    with pytest.raises(vs.WorkError, match="answered with classes before and does not any more"):
+    with pytest.raises(vs.WorkError, match="returned classes for the original image, but none for a perturbed one"):
         ASKING["lime"](dataclasses.replace(model, forward=forward))
 
 
@@ -721,8 +725,8 @@ def test_memory_holds_two_batches_at_a_time(monkeypatch: pytest.MonkeyPatch) -> 
     """The next batch is rendered while the model runs on this one, and none beyond it."""
     made: list[int] = []
     asked: list[int] = []
-    one, model = Renderer._one, linear()
-    monkeypatch.setattr(Renderer, "_one", lambda self, masks, at: made.append(at) or one(self, masks, at))
+    one, model = Renderer._render, linear()
+    monkeypatch.setattr(Renderer, "_render", lambda self, masks, at: made.append(at) or one(self, masks, at))
 
     def forward(pixels: Tensor) -> Tensor | None:
         asked.append(len(pixels))
@@ -805,11 +809,13 @@ def test_an_inquiry_answers_as_the_model_does() -> None:
     model, photo = family("timm-vit").model(), noise(50, 70)
     (subject,) = subjects(model, photo)
     assert isinstance(subject, Subject)
-    masked_model = MaskedModel(model, subject, segments="patches", hide="grey", output="logit", batch_size=3)
+    masked_model = MaskedModel(
+        model, subject, PerturbationOptions(hide="grey", output="logit", batch_size=3), segments="patches"
+    )
     assert masked_model.segments is not None
     rows = np.random.default_rng(0).integers(0, 2, (7, masked_model.segments.count)).astype(bool)
-    asked = masked_model.ask(masked_model.masks(rows), [5, 0])
-    assert asked.asked.all()
+    asked = masked_model.evaluate(masked_model.masks(rows), [5, 0])
+    assert asked.evaluated.all()
     assert not asked.interrupted
     visible = [np.append(row, True)[masked_model.segments.index][..., None] for row in rows]
     photos = [np.where(shown, photo, np.uint8(128)) for shown in visible]
@@ -823,10 +829,14 @@ def test_progress_counts_on_over_several_askings() -> None:
     told: list[tuple[int, int]] = []
     (subject,) = subjects(linear(), slow.WHITE)
     masked_model = MaskedModel(
-        linear(), subject, segments=LABELS, hide="black", batch_size=4, progress=lambda *n: told.append(n)
+        linear(),
+        subject,
+        PerturbationOptions(hide="black", batch_size=4),
+        segments=LABELS,
+        report=lambda step: told.append((step.completed, step.total)),
     )
     masks = masked_model.masks(np.ones((6, 4), dtype=bool))
-    masked_model.ask(masks, [0])
-    masked_model.ask(masks, [0], before=6, total=12)
+    masked_model.evaluate(masks, [0])
+    masked_model.evaluate(masks, [0], before=6, total=12)
     assert told == [(4, 6), (6, 6), (10, 12), (12, 12)]
     assert all(first[0] < second[0] for first, second in pairwise(told))

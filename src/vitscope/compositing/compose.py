@@ -16,10 +16,11 @@ from vitscope.errors import CallError
 from vitscope.images.image import InputImage
 from vitscope.images.reading import photos, read_photo
 from vitscope.interventions.positions import Positions, positions
-from vitscope.methods._perturbation import progress_bar, warn_if_interrupted
+from vitscope.methods._perturbation import warn_if_interrupted
 from vitscope.models.vision_model import VisionModel
 from vitscope.perturb.baselines import described
 from vitscope.perturb.rendering import Subject, subjects
+from vitscope.progress import ProgressLike, progress_callback
 from vitscope.tracing.capture import as_vision_model, provenance
 from vitscope.validation import seed_number
 
@@ -42,7 +43,7 @@ def compose(
     output: Literal["probability", "logit"] = "probability",
     seed: int = 0,
     batch_size: int = 64,
-    progress: Any = False,
+    progress: ProgressLike = False,
 ) -> Composition:
     """Cut objects out of a photo, put them back otherwise, and ask the model about every image.
 
@@ -73,7 +74,7 @@ def compose(
         output: a softmax ``"probability"`` or a ``"logit"``.
         seed: of the shuffled background and of noise.
         batch_size: images to a forward, at most.
-        progress: True for a bar on stderr, or a function of (answered, in all).
+        progress: True for a bar on stderr, or a function of one :class:`vitscope.Progress`.
 
     Returns:
         the answers, with tables, location maps, size curves and the images themselves. Photos above 400,000 pixels
@@ -109,7 +110,7 @@ def compose(
     original, *tested = planned(stage, _arena(subject.view), replace(asked, can_be_neutral=known.can_be_neutral))
     shown = [original, *own, *tested]
     _check(vision, shown, stage, known)
-    with progress_bar(progress, "showing composites") as tell:
+    with progress_callback(progress) as tell:
         showing = EditedImagePredictor(
             vision, subject, known, attention=attention, output=output, batch_size=batch_size, progress=tell
         )
@@ -118,7 +119,7 @@ def compose(
             if one.label is not None:
                 showing.target(one.label)  # an unknown class is refused before anything is shown
         answers = showing.show(stage, shown)
-    warn_if_interrupted(answers.interrupted, int(answers.asked.sum()), len(shown))
+    warn_if_interrupted(answers.interrupted, int(answers.evaluated.sum()), len(shown))
     parameters = {
         "tests": list(asked.names),
         "scales": None if asked.scales is None else list(asked.scales),
@@ -141,7 +142,7 @@ def compose(
             **provenance(vision),
             "method": "compose",
             "parameters": parameters,
-            "samples": int(answers.asked.sum()),
+            "samples": int(answers.evaluated.sum()),
             "interrupted": answers.interrupted,
         },
         stage=stage,

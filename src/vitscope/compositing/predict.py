@@ -14,8 +14,10 @@ from vitscope.compositing.stage import EditedImage, Stage
 from vitscope.interventions.positions import Positions, neutral_positions
 from vitscope.methods.rollout import rollout
 from vitscope.models.vision_model import VisionModel
-from vitscope.perturb.batching import Answers, BatchedPredictor, Progress
+from vitscope.perturb.batching import BatchedPredictor, Evaluations
+from vitscope.perturb.options import Output, PerturbationOptions
 from vitscope.perturb.rendering import Subject
+from vitscope.progress import ProgressCallback
 from vitscope.tracing.capture import run_and_capture
 
 
@@ -35,15 +37,15 @@ class EditedImagePredictor(BatchedPredictor):
         known: Positions,
         *,
         attention: bool = False,
-        output: str = "probability",
+        output: Output = "probability",
         batch_size: int = 64,
-        progress: Progress | None = None,
+        progress: ProgressCallback | None = None,
     ) -> None:
-        super().__init__(model, subject, output=output, batch_size=batch_size, progress=progress)
+        super().__init__(model, subject, PerturbationOptions(output=output, batch_size=batch_size), report=progress)
         self._positions, self._attention = known, attention
         self.rollouts: dict[int, Float[np.ndarray, "height width"]] = {}
 
-    def show(self, stage: Stage, composites: Sequence[EditedImage]) -> Answers:
+    def show(self, stage: Stage, composites: Sequence[EditedImage]) -> Evaluations:
         """The answers (composite, class), and on the way :attr:`rollouts`.
 
         Raises:
@@ -65,7 +67,7 @@ class EditedImagePredictor(BatchedPredictor):
             with neutral_positions(self._positions) if composites[at[0]].neutral else nullcontext():
                 return self._looked(at, pixels)
 
-        return self._ask(len(composites), batches, start, finish, range(len(self.original)))
+        return self._evaluate(len(composites), batches, start, finish, range(len(self.original)))
 
     def rollouts_of(self, count: int) -> Float[np.ndarray, "composite height width"]:
         """The rollouts of so many composites, NaN where Ctrl-C came first."""

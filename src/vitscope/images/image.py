@@ -26,6 +26,10 @@ class InputImage:
         box = (left, top, left + (right - left) * width_share, top + (bottom - top) * height_share)
         return InputImage(self.photo, box, self.name)
 
+    def uncropped(self) -> "InputImage":
+        """Return the photo with all of it in view, for results that also cover what the model crops away."""
+        return InputImage(self.photo, (0.0, 0.0, float(self.photo.width), float(self.photo.height)), self.name)
+
     def paint(self, values: Any, size: tuple[int, int] | None = None, *, smooth: bool = True) -> np.ndarray:
         """A map on the token grid, laid over the photo where it belongs.
 

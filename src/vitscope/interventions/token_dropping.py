@@ -23,8 +23,8 @@ from vitscope.models.vision_model import VisionModel
 from vitscope.tracing.capture import run_and_capture
 from vitscope.typing import Pixels
 
-# A mask may be filled up to this many times its patches to be asked for with others.
-MOST_FILLED = 1.1
+# A mask may be filled to this multiple of its patches to be evaluated together with others.
+MAX_FILL = 1.1
 
 Shown = Bool[Tensor, "mask patch"]
 Answer = Callable[[Pixels, Shown], Tensor]
@@ -259,20 +259,20 @@ class _Keys:
         return features * weight.view(len(weight), *features.shape[1:-1], 1).to(features.dtype)
 
 
-def batches(model: VisionModel, shown: Bool[np.ndarray, "mask patch"], most: int) -> list[list[int]]:
-    """Which masks are asked for together: those that leave about as many tokens, so that little is computed in vain.
+def similar_batches(model: VisionModel, visible: Bool[np.ndarray, "mask patch"], size: int) -> list[list[int]]:
+    """Group masks that leave about the same number of tokens into batches, so that little computation is wasted.
 
-    A model that averages its patches must not meet a filler, so its batches leave exactly as many. The order of the
-    batches is mixed: of a run that is interrupted no kind of mask is missing altogether.
+    Masks of a model that averages its patches leave exactly the same number, because such a model must not see filler
+    tokens. The order of the batches is random, so that an interrupted run has seen masks of every kind.
     """
     layout = model.layout
     if layout is None or layout.hierarchy is not None:
-        return [list(range(at, min(at + most, len(shown)))) for at in range(0, len(shown), most)]
-    counts = shown.sum(1).tolist()
-    stretch = 1.0 if {"patches", "tokens"} & set(layout.readout) else MOST_FILLED
-    made: list[list[int]] = []
-    for at in np.argsort(counts, kind="stable").tolist():
-        if not made or len(made[-1]) == most or counts[at] > stretch * counts[made[-1][0]]:
-            made.append([])
-        made[-1].append(at)
-    return [made[at] for at in np.random.default_rng(0).permutation(len(made))]
+        return [list(range(start, min(start + size, len(visible)))) for start in range(0, len(visible), size)]
+    counts = visible.sum(1).tolist()
+    stretch = 1.0 if {"patches", "tokens"} & set(layout.readout) else MAX_FILL
+    groups: list[list[int]] = []
+    for index in np.argsort(counts, kind="stable").tolist():
+        if not groups or len(groups[-1]) == size or counts[index] > stretch * counts[groups[-1][0]]:
+            groups.append([])
+        groups[-1].append(index)
+    return [groups[index] for index in np.random.default_rng(0).permutation(len(groups))]
