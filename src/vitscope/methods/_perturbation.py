@@ -117,19 +117,19 @@ def explain_each(
 
 
 @contextmanager
-def progress_bar(wanted: Any, what: str = "evaluating") -> Iterator[Callable[[int, int], None] | None]:
+def progress_bar(progress: Any, description: str = "evaluating") -> Iterator[Callable[[int, int], None] | None]:
     """Yield a callback of (completed, total): use :func:`vitscope.progress.progress_callback` instead."""
-    if not isinstance(wanted, bool) or not wanted:
-        if wanted and not callable(wanted):
-            raise CallError(f"progress is {wanted!r}: pass True, or a function of (answered, in all)")
-        yield wanted or None
+    if not isinstance(progress, bool) or not progress:
+        if progress and not callable(progress):
+            raise CallError(f"progress is {progress!r}: pass True, or a function of (answered, in all)")
+        yield progress or None
         return
     from rich.console import Console
     from rich.progress import Progress as Bar
 
     console = Console(stderr=True)
     with Bar(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(what, total=None)
+        task = bar.add_task(description, total=None)
         yield lambda completed, total: bar.update(task, completed=completed, total=total)
 
 
