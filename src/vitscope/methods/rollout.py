@@ -109,10 +109,9 @@ def rollout_evolution(
 
     Example:
         >>> import skimage.data, vitscope as vs
-        >>> model, photo = vs.load("vit-nano"), skimage.data.chelsea()
-        >>> evolution = vs.rollout_evolution(model, photo)
-        >>> bool((evolution[-1].values == vs.rollout(model, photo).values).all())
-        True
+        >>> evolution = vs.rollout_evolution(vs.load("vit-nano"), skimage.data.chelsea())
+        >>> len(evolution), evolution[0].values.shape
+        (6, torch.Size([1, 8, 8]))
     """
     recipe = _Recipe(head_fusion, discard_ratio, start_layer, normalize, merge, target)
     trace, recipe = _prepared(model, images, recipe)
