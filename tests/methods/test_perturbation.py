@@ -1,6 +1,5 @@
 """Occlusion, RISE, KernelSHAP, agreement: equal to slow twins, the same contract on every family, and refusals."""
 
-import json
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -8,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
 
 import vitscope as vs
@@ -389,157 +387,6 @@ def test_ctrl_c_in_the_second_image_is_said() -> None:
         result = vs.lime(model, [noise(20, 30, seed) for seed in range(3)], progress=press, **options)
     assert len(result) == 2
     assert result.provenance["interrupted"] is True
-
-
-# Agreement
-
-
-def attribution(values: np.ndarray, photo: Image.Image, method: str = "made", model: str = "nobody") -> vs.Attribution:
-    height, width = values.shape
-    box = (0.0, 0.0, float(photo.width), float(photo.height))
-    about = {"method": method, "model": model}
-    given = torch.from_numpy(values.astype(np.float32))[None]
-    return vs.Attribution(given, vs.Grid(height, width), [vs.InputImage(photo, box)], about)
-
-
-@pytest.fixture(scope="module")
-def photo() -> Image.Image:
-    return Image.fromarray(noise(24, 36))
-
-
-def maps(count: int, size: tuple[int, int] = (24, 36)) -> list[np.ndarray]:
-    random = np.random.default_rng(2)
-    return [random.integers(0, 40, size).astype(float) for _ in range(count)]
-
-
-def test_agreement_is_spearmans_and_the_overlap_of_the_top(photo: Image.Image) -> None:
-    from scipy.stats import spearmanr
-
-    made = maps(3)
-    found = vs.agreement([attribution(one, photo) for one in made], top=0.3)
-    for i, first in enumerate(made):
-        for j, second in enumerate(made):
-            expected = spearmanr(first.ravel(), second.ravel()).statistic
-            assert found.rank_correlation[i, j] == pytest.approx(expected, abs=1e-9)
-            levels = [np.unique(one)[::-1] for one in (first, second)]
-            regions = []
-            for one, level in zip((first, second), levels, strict=True):
-                shares = [(one >= at).mean() for at in level]
-                regions.append(one >= level[int(np.argmin(np.abs(np.array(shares) - 0.3)))])
-            union = (regions[0] | regions[1]).sum()
-            assert found.overlap[i, j] == pytest.approx((regions[0] & regions[1]).sum() / union)
-    assert found.top == 0.3
-
-
-def test_a_map_agrees_with_itself_and_not_with_its_opposite(photo: Image.Image) -> None:
-    (one,) = maps(1)
-    found = vs.agreement([attribution(values, photo) for values in (one, one, -one, one**3)])
-    assert found.rank_correlation == pytest.approx(
-        np.array([[1, 1, -1, 1], [1, 1, -1, 1], [-1, -1, 1, -1], [1, 1, -1, 1]])
-    )
-    assert found.overlap[0, [1, 3]] == pytest.approx([1, 1])
-    assert found.overlap[0, 2] == 0
-    assert np.array_equal(found.overlap, found.overlap.T)
-
-
-def test_maps_that_have_nothing_to_do_with_each_other_overlap_by_chance(photo: Image.Image) -> None:
-    random = np.random.default_rng(0)
-    for top in (0.1, 0.2, 0.5):
-        found = vs.agreement([attribution(random.random((24, 36)), photo) for _ in range(30)], top=top)
-        others = ~np.eye(30, dtype=bool)
-        assert found.overlap[others].mean() == pytest.approx(found.chance[others].mean(), abs=0.01)
-        assert abs(found.rank_correlation[others].mean()) < 0.02
-        np.testing.assert_allclose(found.chance, top / (2 - top), atol=0.005)
-
-
-def test_chance_is_that_of_the_regions_as_they_are(photo: Image.Image) -> None:
-    """Halves are regions of a half, whatever share was asked for."""
-    left, upper = np.zeros((24, 36)), np.zeros((24, 36))
-    left[:, :18], upper[:12] = 1, 1
-    found = vs.agreement([attribution(left, photo), attribution(upper, photo)], top=0.4)
-    assert found.overlap[0, 1] == pytest.approx(1 / 3)
-    assert found.chance[0, 1] == pytest.approx(1 / 3)
-
-
-def test_a_constant_map_has_no_rank_correlation(photo: Image.Image) -> None:
-    found = vs.agreement([attribution(np.ones((24, 36)), photo), attribution(maps(1)[0], photo)])
-    assert np.isnan(found.rank_correlation[0, 1])
-    about = json.loads(json.dumps(found.as_json(), allow_nan=False))
-    assert about["rank_correlation"][0][1] is None
-    assert about["overlap"] == found.overlap.tolist()
-    assert (about["top"], about["chance"]) == (0.2, found.chance.tolist())
-
-
-def test_grids_of_any_kind_are_compared_on_the_photo(photo: Image.Image) -> None:
-    coarse = np.arange(6.0).reshape(2, 3)
-    fine = coarse.repeat(12, 0).repeat(12, 1)
-    found = vs.agreement([attribution(coarse, photo), attribution(fine, photo)])
-    assert found.rank_correlation[0, 1] > 0.9
-
-
-def test_only_what_all_maps_cover_is_compared(photo: Image.Image) -> None:
-    values = maps(1)[0]
-    left = vs.Attribution(
-        torch.from_numpy(values[:, :18].astype(np.float32))[None],
-        vs.Grid(24, 18),
-        [vs.InputImage(photo, (0.0, 0.0, 18.0, 24.0))],
-    )
-    spoilt = values.copy()
-    spoilt[:, 18:] = 0
-    found = vs.agreement([left, attribution(values, photo), attribution(spoilt, photo)])
-    assert found.rank_correlation[1, 2] == pytest.approx(1)
-
-
-def test_names_are_those_that_tell_the_results_apart(photo: Image.Image) -> None:
-    one = maps(1)[0]
-
-    def names(*pairs: tuple[str, str]) -> list[str]:
-        return list(vs.agreement([attribution(one, photo, method, model) for method, model in pairs]).names)
-
-    assert names(("lime", "a"), ("rise", "a")) == ["lime", "rise"]
-    assert names(("lime", "a"), ("lime", "b")) == ["a", "b"]
-    assert names(("lime", "a"), ("rise", "b")) == ["a, lime", "b, rise"]
-    given = vs.agreement([attribution(one, photo)] * 2, names=["first", "second"])
-    assert given.names == ["first", "second"]
-    assert given.as_json()["names"] == ["first", "second"]
-
-
-def test_methods_of_one_image_can_be_compared() -> None:
-    model, image = vs.load(tiny_vit()), noise(30, 40)
-    results = [
-        vs.lime(model, image, target=0, num_samples=40, segments="patches"),
-        vs.occlusion(model, image, target=0),
-        vs.rise(model, image, target=0, num_samples=20),
-        vs.rollout(model, image),
-    ]
-    found = vs.agreement(results)
-    assert list(found.names) == ["lime", "occlusion", "rise", "rollout"]
-    assert np.diag(found.rank_correlation) == pytest.approx(np.ones(4))
-    assert bool((np.abs(found.rank_correlation) <= 1 + 1e-12).all())
-
-
-def test_results_that_cannot_be_compared_are_refused(photo: Image.Image, tmp_path: Any) -> None:
-    one = attribution(maps(1)[0], photo)
-    other = attribution(maps(1)[0], Image.fromarray(noise(24, 36, seed=8)))
-    loaded = vs.Attribution.load(one.save(tmp_path / "map.safetensors"))
-    both = vs.Attribution(one.values.repeat(2, 1, 1), one.grid, [*one.images] * 2)
-    apart = vs.Attribution(one.values, one.grid, [vs.InputImage(photo, (0.0, 0.0, 10.0, 24.0))])
-    beside = vs.Attribution(one.values, one.grid, [vs.InputImage(photo, (20.0, 0.0, 36.0, 24.0))])
-    wrong: list[tuple[list[vs.Attribution], dict[str, Any], str]] = [
-        ([one], {}, "two or more results, got 1"),
-        ([], {}, "two or more results, got 0"),
-        ([one, other], {}, "results of the same photo"),
-        ([one, loaded], {}, "not loaded from files"),
-        ([one, both], {}, "results of one image each"),
-        ([apart, beside], {}, "no common part"),
-        ([one, one], {"top": 0.0}, "top is 0.0"),
-        ([one, one], {"top": 1.5}, "top is 1.5"),
-        ([one, one], {"names": ["a"]}, "1 names for 2 results"),
-    ]
-    for results, options, message in wrong:
-        with pytest.raises(vs.CallError, match=message) as caught:
-            vs.agreement(results, **options)
-        assert "\n" not in str(caught.value)
 
 
 # Refusals

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
@@ -80,7 +80,7 @@ class WindowHead(WindowReader):
         return path
 
     @classmethod
-    def load(cls, path: str | Path, model: VisionModel | nn.Module) -> Self:
+    def load(cls, path: str | Path, model: VisionModel | nn.Module) -> "WindowHead":
         """Load a head that :meth:`save` wrote, for a backbone of the same shape.
 
         Raises:
