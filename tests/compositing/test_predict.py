@@ -177,7 +177,7 @@ def test_every_window_family_answers_as_if_asked_one_by_one(family: SwinFamily) 
 def test_maxvit_is_asked_but_not_rolled_out() -> None:
     model, pixels = swin_families.MAXVIT.model((64, 64)), swin_families.pixels((64, 64), 1)
     contract(model, pixels, (10, 12, 20, 18), attention=False)
-    with pytest.raises(vs.CallError):
+    with pytest.raises(vs.UnsupportedModelError):
         vs.compose(model, pixels, (10, 12, 20, 18), tests=(), attention=True)
 
 

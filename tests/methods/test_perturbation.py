@@ -1,4 +1,4 @@
-"""Occlusion, RISE, KernelSHAP, agreement: equal to slow twins, the same contract on every family, and refusals."""
+"""Occlusion, RISE and KernelSHAP: equal to slow references, the same contract on every family, and refusals."""
 
 import warnings
 from collections.abc import Callable
@@ -28,7 +28,7 @@ def family(name: str) -> Family:
     return next(family for family in families.ALL if family.name == name)
 
 
-def answers(model: vs.VisionModel, pixels: Tensor, output: str = "probability") -> np.ndarray:
+def outputs_of(model: vs.VisionModel, pixels: Tensor, output: str = "probability") -> np.ndarray:
     with torch.no_grad(), model.running():
         logits = model.answer(pixels)
     assert logits is not None
@@ -43,40 +43,40 @@ def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("window", "stride"), [(1, 1), (2, 1), (2, 2), (3, 2), (4, 3)])
-def test_occlusion_equals_the_slow_twin(window: int, stride: int) -> None:
+def test_occlusion_equals_the_slow_reference(window: int, stride: int) -> None:
     model, photo = vs.load(tiny_vit(), image_size=(32, 48)), noise(64, 96)
 
-    def answer(hidden: np.ndarray) -> float:
+    def output(hidden: np.ndarray) -> float:
         covered = hidden.repeat(16, 0).repeat(16, 1)[..., None]
-        return float(answers(model, model.prepare(np.where(covered, np.uint8(128), photo))[0])[0, 2])
+        return float(outputs_of(model, model.prepare(np.where(covered, np.uint8(128), photo))[0])[0, 2])
 
     result = vs.occlusion(model, photo, target=2, window=window, stride=stride)
-    expected = slow_occlusion.occlusion(answer, 4, 6, window, stride)
+    expected = slow_occlusion.occlusion(output, 4, 6, window, stride)
     assert result.values.shape == (1, 4, 6)
     assert result.values[0].numpy() == pytest.approx(expected, abs=1e-6)
     assert (result.target, result.signed) == (LABELS[2], True)
 
 
 def test_occlusion_of_a_linear_model_gives_its_coefficients() -> None:
-    """One cell at a time, of a model whose answer is the sum over its cells."""
+    """The model's output is the sum over its cells."""
     coefficients = np.random.default_rng(0).normal(size=(8, 2))
     labels = slow.stripes(4) + 4 * (np.arange(8) // 4)[:, None]
     module = slow.linear(labels, coefficients)
-    layout = vs.load(module, image_size=(8, 16), patch_size=4, readout="patches")
-    result = vs.occlusion(layout, slow.WHITE, target=1, hide="black", output="logit")
+    model = vs.load(module, image_size=(8, 16), patch_size=4, readout="patches")
+    result = vs.occlusion(model, slow.WHITE, target=1, hide="black", output="logit")
     assert result.values[0].numpy().ravel() == pytest.approx(coefficients[:, 1], abs=1e-5)
-    pairs = vs.occlusion(layout, slow.WHITE, target=1, hide="black", output="logit", window=2)
+    pairs = vs.occlusion(model, slow.WHITE, target=1, hide="black", output="logit", window=2)
     twin = slow_occlusion.occlusion(lambda hidden: float((~hidden).ravel() @ coefficients[:, 1]), 2, 4, 2, 1)
     assert pairs.values[0].numpy() == pytest.approx(twin, abs=1e-5)
 
 
-def test_a_window_over_everything_is_the_whole_fall() -> None:
+def test_a_window_over_the_entire_image_gives_the_total_drop() -> None:
     model, pixels = family("torchvision-vit").model(), family("torchvision-vit").pixels(1)
     result = vs.occlusion(model, pixels, target=0, window=4, hide="black", output="logit")
     black = torch.zeros_like(pixels)
     black[:] = (-torch.tensor(model.preprocessing.mean) / torch.tensor(model.preprocessing.std)).view(1, 3, 1, 1)
-    fall = answers(model, pixels, "logit")[0, 0] - answers(model, black, "logit")[0, 0]
-    assert result.values[0].numpy() == pytest.approx(np.full((4, 4), fall), abs=1e-5)
+    drop = outputs_of(model, pixels, "logit")[0, 0] - outputs_of(model, black, "logit")[0, 0]
+    assert result.values[0].numpy() == pytest.approx(np.full((4, 4), drop), abs=1e-5)
     assert result.provenance["samples"] == 1
 
 
@@ -84,62 +84,64 @@ def test_a_window_over_everything_is_the_whole_fall() -> None:
 
 
 @pytest.mark.parametrize("size", [(8, 16), (9, 14)], ids=str)
-@pytest.mark.parametrize("shown", [0.5, 0.2])
-def test_rise_equals_the_slow_twin(size: tuple[int, int], shown: float) -> None:
+@pytest.mark.parametrize("probability", [0.5, 0.2])
+def test_rise_equals_the_slow_reference(size: tuple[int, int], probability: float) -> None:
     labels = slow.stripes(4, size)
-    model = vs.load(slow.Known(labels, lambda part: torch.stack([part[:, 1], part.prod(1)], 1)), image_size=size)
+    model = vs.load(slow.Known(labels, lambda shares: torch.stack([shares[:, 1], shares.prod(1)], 1)), image_size=size)
     photo = np.full((*size, 3), 255, np.uint8)
     random = np.random.default_rng(6)
-    tossed, shifts = random.random((25, 3, 3)) < shown, random.random((25, 2))
-    masks = slow_rise.masks(tossed, shifts, size)
-    said = []
+    bits, shifts = random.random((25, 3, 3)) < probability, random.random((25, 2))
+    masks = slow_rise.masks(bits, shifts, size)
+    outputs = []
     for mask in masks:
-        part = np.array([mask[labels == label].mean() for label in range(4)])
-        said.append(part[1])
-    options: dict[str, Any] = {"num_samples": 25, "cells": 3, "shown": shown, "seed": 6, "output": "logit"}
+        shares = np.array([mask[labels == label].mean() for label in range(4)])
+        outputs.append(shares[1])
+    options: dict[str, Any] = {"num_samples": 25, "cells": 3, "shown": probability, "seed": 6, "output": "logit"}
     result = vs.rise(model, photo, target=0, **options)
-    assert result.values[0].numpy() == pytest.approx(slow_rise.rise(said, masks, shown), abs=1e-5)
+    assert result.values[0].numpy() == pytest.approx(slow_rise.rise(outputs, masks, probability), abs=1e-5)
     assert not result.signed
     assert (result.grid.height, result.grid.width) == size
 
 
 @pytest.mark.parametrize("size", [(7, 7), (20, 31), (224, 300)], ids=str)
-def test_masks_of_rise_are_bilinear_and_moved_by_less_than_a_cell(size: tuple[int, int]) -> None:
+def test_masks_of_rise_are_bilinear_and_shifted_by_less_than_a_cell(size: tuple[int, int]) -> None:
     random = np.random.default_rng(0)
-    tossed, shifts = random.random((3, 7, 7)) < 0.5, random.random((3, 2))
+    bits, shifts = random.random((3, 7, 7)) < 0.5, random.random((3, 2))
     shifts[1], shifts[2] = 0.0, np.nextafter(1, 0)
-    for at in range(3):
-        made = _mask(tossed, shifts, at, size)
-        assert made.shape == size
-        assert made.min() >= 0
-        assert made.max() <= 1
+    for index in range(3):
+        mask = _mask(bits, shifts, index, size)
+        assert mask.shape == size
+        assert mask.min() >= 0
+        assert mask.max() <= 1
         if size[0] < 100:
-            (expected,) = slow_rise.masks(tossed[at : at + 1], shifts[at : at + 1], size)
-            assert made == pytest.approx(expected, abs=1e-5)
+            (expected,) = slow_rise.masks(bits[index : index + 1], shifts[index : index + 1], size)
+            assert mask == pytest.approx(expected, abs=1e-5)
 
 
-def test_rise_lights_up_what_the_answer_depends_on() -> None:
+def test_rise_highlights_the_region_that_the_output_depends_on() -> None:
     labels = slow.stripes(4)
-    model = vs.load(slow.Known(labels, lambda part: torch.stack([part[:, 2], 1 - part[:, 2]], 1)), image_size=(8, 16))
+    model = vs.load(
+        slow.Known(labels, lambda shares: torch.stack([shares[:, 2], 1 - shares[:, 2]], 1)), image_size=(8, 16)
+    )
     values = vs.rise(model, slow.WHITE, target=0, num_samples=600, cells=4, output="logit").values[0].numpy()
     means = [values[labels == label].mean() for label in range(4)]
     assert np.argmax(means) == 2
     assert means[2] > 1.1 * max(means[0], means[1])
 
 
-def test_a_constant_answer_makes_a_flat_rise() -> None:
-    """Without the pattern of the masks, which is no explanation; and a warning says so."""
-    model = vs.load(slow.Known(slow.stripes(4), lambda part: torch.full((len(part), 2), 0.7)), image_size=(8, 16))
+def test_a_constant_output_gives_a_flat_map() -> None:
+    """The pattern of the masks, which explains nothing, is removed, with a warning."""
+    model = vs.load(slow.Known(slow.stripes(4), lambda shares: torch.full((len(shares), 2), 0.7)), image_size=(8, 16))
     with pytest.warns(vs.VitscopeWarning, match="stays 0.7 for all 3000 masks, so the map shows nothing"):
         values = vs.rise(model, slow.WHITE, target=0, num_samples=3000, output="logit", shown=0.3).values
     assert values.numpy() == pytest.approx(np.full((1, 8, 16), 0.7), abs=1e-6)
 
 
-def test_answers_that_differ_by_rounding_alone_are_no_explanation() -> None:
-    """The last bit of a float32, as batches of other sizes give it."""
+def test_outputs_that_differ_by_rounding_alone_count_as_constant() -> None:
+    """Batches of other sizes may change the last bit of a float32."""
     labels, bit = slow.stripes(4), 2**-23
     model = vs.load(
-        slow.Known(labels, lambda part: (0.75 * (1 + bit * part[:, 2].round()))[:, None].expand(-1, 2)),
+        slow.Known(labels, lambda shares: (0.75 * (1 + bit * shares[:, 2].round()))[:, None].expand(-1, 2)),
         image_size=(8, 16),
     )
     with pytest.warns(vs.VitscopeWarning, match="so the map shows nothing"):
@@ -147,7 +149,7 @@ def test_answers_that_differ_by_rounding_alone_are_no_explanation() -> None:
     assert values.tolist() == [0.0] * 4
 
 
-def test_rise_of_a_large_photo_is_at_most_512_a_side() -> None:
+def test_rise_of_a_large_photo_has_at_most_512_pixels_per_side() -> None:
     model = vs.load(tiny_vit())
     result = vs.rise(model, noise(300, 700), target=0, num_samples=2)
     assert result.values.shape == (1, 219, 512)
@@ -158,7 +160,7 @@ def test_rise_of_a_large_photo_is_at_most_512_a_side() -> None:
 
 
 def game(players: int, seed: int = 0) -> Callable[[np.ndarray], float]:
-    """Players that help and hinder one another."""
+    """Return the value of a coalition whose players interact."""
     random = np.random.default_rng(seed)
     alone, pairs = random.normal(size=players), random.normal(size=(players, players))
     return lambda row: float(np.tanh(row @ alone + row @ pairs @ row) + 0.2 * row.prod())
@@ -167,12 +169,12 @@ def game(players: int, seed: int = 0) -> Callable[[np.ndarray], float]:
 def solved(value: Callable[[np.ndarray], float], players: int, count: int, seed: int = 0) -> np.ndarray:
     rows, kernel = coalitions(players, count, seed)
     ends = np.array([[value(np.zeros(players))], [value(np.ones(players))]])
-    said = np.array([[value(row)] for row in rows.astype(float)])
-    return shapley(rows, kernel, said, ends)[0][0]
+    outputs = np.array([[value(row)] for row in rows.astype(float)])
+    return shapley(rows, kernel, outputs, ends)[0][0]
 
 
 @pytest.mark.parametrize("players", [2, 3, 4, 5, 6, 7, 8])
-def test_with_all_coalitions_the_values_are_shapleys(players: int) -> None:
+def test_with_all_coalitions_the_values_are_exact(players: int) -> None:
     value = game(players)
     expected = slow_shapley(lambda row: value(row.astype(float)), players)
     for count in (2**players - 2, 10_000):
@@ -180,7 +182,7 @@ def test_with_all_coalitions_the_values_are_shapleys(players: int) -> None:
 
 
 @pytest.mark.parametrize("players", [6, 7])
-def test_it_is_shaps_kernel_explainer(players: int) -> None:
+def test_it_equals_shaps_kernel_explainer(players: int) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         shap = pytest.importorskip("shap", reason="the reference is PyPI's shap")
@@ -192,27 +194,27 @@ def test_it_is_shaps_kernel_explainer(players: int) -> None:
     assert solved(value, players, 2**players) == pytest.approx(np.asarray(expected).ravel(), abs=1e-6)
 
 
-def test_kernel_shap_of_a_image_equals_the_slow_twin() -> None:
+def test_kernel_shap_of_an_image_equals_the_slow_reference() -> None:
     model, photo = vs.load(tiny_vit(), image_size=32), noise(40, 60)
     labels = np.repeat(np.arange(6), 10)[None].repeat(40, 0)
 
-    def answer(row: np.ndarray) -> np.ndarray:
-        return answers(model, model.prepare(slow.hidden(photo, labels, row))[0])[0]
+    def outputs(row: np.ndarray) -> np.ndarray:
+        return outputs_of(model, model.prepare(slow.hidden(photo, labels, row))[0])[0]
 
     result = vs.kernel_shap(model, photo, target=3, num_samples=62, segments=labels)
     assert result.intervals is None
     for label in result.classes:
-        index, mine = LABELS.index(label), result.of(label)
-        expected = slow_shapley(lambda row, index=index: float(answer(row)[index]), 6)
-        assert mine.weights.numpy() == pytest.approx(expected, abs=1e-5)
-        assert mine.intercept == pytest.approx(answer(np.zeros(6, dtype=bool))[index], abs=1e-6)
-        assert mine.local_prediction == pytest.approx(mine.answer, abs=1e-6)
+        index, explained = LABELS.index(label), result.of(label)
+        expected = slow_shapley(lambda row, index=index: float(outputs(row)[index]), 6)
+        assert explained.weights.numpy() == pytest.approx(expected, abs=1e-5)
+        assert explained.intercept == pytest.approx(outputs(np.zeros(6, dtype=bool))[index], abs=1e-6)
+        assert explained.local_prediction == pytest.approx(explained.answer, abs=1e-6)
     assert result.provenance["samples"] == 64
 
 
 @pytest.mark.parametrize("count", [2, 9, 20, 50, 200])
 @pytest.mark.parametrize("output", ["probability", "logit"])
-def test_the_values_always_add_up_to_the_answer(count: int, output: str) -> None:
+def test_the_values_always_add_up_to_the_output(count: int, output: str) -> None:
     model, photo = vs.load(tiny_vit(), image_size=(32, 48)), noise(32, 48)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", vs.VitscopeWarning)
@@ -223,7 +225,7 @@ def test_the_values_always_add_up_to_the_answer(count: int, output: str) -> None
 
 @pytest.mark.parametrize("players", [2, 3, 5, 6, 9, 30])
 @pytest.mark.parametrize("count", [2, 7, 40, 300])
-def test_coalitions_come_whole_sizes_first_then_in_pairs(players: int, count: int) -> None:
+def test_coalitions_are_complete_sizes_first_and_then_pairs(players: int, count: int) -> None:
     rows, kernel = coalitions(players, count, 1)
     sizes = rows.sum(1)
     assert len(rows) == len(kernel) <= count
@@ -233,13 +235,13 @@ def test_coalitions_come_whole_sizes_first_then_in_pairs(players: int, count: in
     assert bool((kernel > 0).all())
     if len(rows):
         assert kernel.sum() == pytest.approx(1) or count < 2 * players
-    everyone = {tuple(row) for row in rows.tolist()}
-    assert all(tuple(~np.array(row)) in everyone for row in everyone)
+    unique = {tuple(row) for row in rows.tolist()}
+    assert all(tuple(~np.array(row)) in unique for row in unique)
     if count >= 2**players - 2:
-        assert len(everyone) == len(rows) == 2**players - 2
+        assert len(unique) == len(rows) == 2**players - 2
 
 
-def test_players_that_do_the_same_get_the_same_and_idle_ones_nothing() -> None:
+def test_equal_players_get_equal_values_and_idle_ones_zero() -> None:
     def value(row: np.ndarray) -> float:
         return float(np.sin(row[0] + row[2]) + row[4] * row[3])
 
@@ -249,11 +251,11 @@ def test_players_that_do_the_same_get_the_same_and_idle_ones_nothing() -> None:
     assert values[[1, 5]] == pytest.approx([0, 0], abs=1e-12)
 
 
-def test_more_samples_come_nearer_to_the_truth() -> None:
+def test_more_samples_are_more_accurate() -> None:
     value = game(10, seed=4)
-    true = solved(value, 10, 1022)
+    expected = solved(value, 10, 1022)
     errors = [
-        np.mean([np.abs(solved(value, 10, count, seed) - true).mean() for seed in range(20)]) for count in (40, 400)
+        np.mean([np.abs(solved(value, 10, count, seed) - expected).mean() for seed in range(20)]) for count in (40, 400)
     ]
     assert errors[1] < errors[0] / 2
 
@@ -267,7 +269,7 @@ def blocks() -> np.ndarray:
 
 @every_family
 @pytest.mark.parametrize("hide", ["mean", "drop"])
-def test_every_family_answers_every_method(family: Family, hide: str) -> None:
+def test_every_method_works_on_every_family(family: Family, hide: str) -> None:
     model, pixels = family.model(), family.pixels(1)
     target = 0 if model.embed is None else "similarity"
     name = "class 0" if model.embed is None else "similarity"
@@ -301,7 +303,7 @@ def test_every_family_answers_every_method(family: Family, hide: str) -> None:
 
 @every_swin
 @pytest.mark.parametrize("hide", ["grey", "drop"])
-def test_every_window_family_answers_every_method(family: SwinFamily, hide: str) -> None:
+def test_every_method_works_on_every_window_family(family: SwinFamily, hide: str) -> None:
     kind = "fitting" if "fitting" in family.sizes else "small"
     size = family.sizes[kind]
     model, pixels = family.model(size), swin_families.pixels(size, 1)
@@ -323,7 +325,7 @@ def test_every_window_family_answers_every_method(family: SwinFamily, hide: str)
         assert torch.isfinite(result.values).all()
 
 
-def test_maxvit_is_asked_like_any_other() -> None:
+def test_methods_work_on_maxvit() -> None:
     model, pixels = swin_families.MAXVIT.model((64, 64)), swin_families.pixels((64, 64), 1)
     labels = np.arange(64)[:, None] // 32 * 2 + np.arange(64) // 32
     result = vs.lime(model, pixels, target=0, num_samples=12, segments=labels)
@@ -331,9 +333,9 @@ def test_maxvit_is_asked_like_any_other() -> None:
     assert torch.isfinite(vs.occlusion(model, pixels, target=0).values).all()
 
 
-def test_every_method_that_asks_is_in_the_table() -> None:
-    asking = {name for name, method in METHODS.items() if method.kind == "perturbation"}
-    assert asking == {"lime", "kernel_shap", "occlusion", "rise"}
+def test_every_perturbation_method_is_in_the_registry() -> None:
+    names = {name for name, method in METHODS.items() if method.kind == "perturbation"}
+    assert names == {"lime", "kernel_shap", "occlusion", "rise"}
     for name, method in METHODS.items():
         assert callable(method.compute)
         assert getattr(method.compute, "__name__", "") in (name, f"{name}_map")
@@ -350,33 +352,33 @@ def test_several_images_are_one_batch(name: str) -> None:
     together = METHODS[name].compute(model, photos, target=1, **options)
     assert len(together) == 3
     assert together.target == LABELS[1]
-    for photo, one in zip(photos, together, strict=True):
+    for photo, result in zip(photos, together, strict=True):
         alone = METHODS[name].compute(model, photo, target=1, **options)
-        assert torch.equal(one.values, alone.values)
-        assert one.target == alone.target
-        assert one.provenance["method"] == name
+        assert torch.equal(result.values, alone.values)
+        assert result.target == alone.target
+        assert result.provenance["method"] == name
 
 
 @pytest.mark.parametrize("name", ["lime", "kernel_shap", "occlusion", "rise"])
-def test_each_image_of_a_batch_says_which_class_was_explained(name: str) -> None:
-    """By default the likeliest of each, which need not be the same."""
+def test_each_image_of_a_batch_has_its_own_target(name: str) -> None:
+    """By default it is the likeliest class of each image, which may differ."""
     labels = slow.stripes(2)
     model = vs.load(slow.linear(labels, np.eye(2)), image_size=(8, 16), patch_size=4, readout="patches")
-    left, right = slow.WHITE.copy(), slow.WHITE.copy()
-    left[:, 8:], right[:, :8] = 30, 30
+    left_half, right_half = slow.WHITE.copy(), slow.WHITE.copy()
+    left_half[:, 8:], right_half[:, :8] = 30, 30
     options: dict[str, Any] = {"hide": "black"} | ({} if name == "occlusion" else {"num_samples": 20})
     options |= {"segments": labels} if name in ("lime", "kernel_shap") else {}
-    together = METHODS[name].compute(model, [left, right], **options)
-    assert [one.target for one in together] == ["class 0", "class 1"]
+    together = METHODS[name].compute(model, [left_half, right_half], **options)
+    assert [result.target for result in together] == ["class 0", "class 1"]
 
 
-def test_ctrl_c_in_the_second_image_is_said() -> None:
+def test_ctrl_c_in_the_second_image_warns() -> None:
     model = vs.load(tiny_vit())
-    told: list[int] = []
+    steps: list[int] = []
 
     def press(_: vs.Progress) -> None:
-        told.append(1)
-        if len(told) == 6:
+        steps.append(1)
+        if len(steps) == 6:
             raise KeyboardInterrupt
 
     options: dict[str, Any] = {"target": 0, "num_samples": 40, "segments": "patches", "batch_size": 10}
@@ -445,20 +447,20 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
 
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
-    ("name", "options", "message"), REFUSED, ids=lambda part: part[:40] if isinstance(part, str) else "-".join(part)
+    ("name", "options", "message"), REFUSED, ids=lambda value: value[:40] if isinstance(value, str) else "-".join(value)
 )
-def test_what_cannot_be_meant_is_refused_in_one_line(name: str, options: dict[str, Any], message: str) -> None:
+def test_invalid_options_are_refused_in_one_line(name: str, options: dict[str, Any], message: str) -> None:
     segments = {"segments": "patches"} if name in ("lime", "kernel_shap") else {}
     with pytest.raises(vs.CallError, match=message) as caught:
         METHODS[name].compute(vs.load(tiny_vit()), PHOTO, **(segments | options))
     assert "\n" not in str(caught.value)
 
 
-every_asking = pytest.mark.parametrize("name", ["lime", "kernel_shap", "occlusion", "rise"])
+every_method = pytest.mark.parametrize("name", ["lime", "kernel_shap", "occlusion", "rise"])
 
 
-@every_asking
-def test_a_model_without_a_classifier_says_what_can_be_asked(name: str) -> None:
+@every_method
+def test_a_model_without_a_classifier_is_refused_with_alternatives(name: str) -> None:
     bare = family("transformers-vit-bare")
     segments = {"segments": "patches"} if name in ("lime", "kernel_shap") else {}
     for target in (None, 0, "cat"):
@@ -467,97 +469,98 @@ def test_a_model_without_a_classifier_says_what_can_be_asked(name: str) -> None:
         assert "\n" not in str(caught.value)
 
 
-@every_asking
-def test_a_model_that_nobody_understands_is_refused(name: str) -> None:
-    """It gives neither classes nor features."""
+@every_method
+def test_a_model_without_classes_or_features_is_refused(name: str) -> None:
     module = torch.nn.Conv2d(3, 4, 8, stride=8)
     model = vs.load(module, image_size=16, patch_size=8, readout="patches")
-    with pytest.raises(vs.CallError, match="gives neither classes nor features that vitscope knows") as caught:
+    with pytest.raises(
+        vs.UnsupportedModelError, match="gives neither classes nor features that vitscope knows"
+    ) as caught:
         METHODS[name].compute(
             model, noise(16, 16), **({"segments": "patches"} if name in ("lime", "kernel_shap") else {})
         )
     assert "\n" not in str(caught.value)
 
 
-@every_asking
+@every_method
 def test_no_image_is_refused(name: str) -> None:
     with pytest.raises(vs.CallError, match="no image was given"):
         METHODS[name].compute(vs.load(tiny_vit()), [])
 
 
 @pytest.mark.usefixtures("unchecked")
-@every_asking
-def test_what_is_no_model_is_refused(name: str) -> None:
+@every_method
+def test_a_string_is_not_a_model(name: str) -> None:
     with pytest.raises(vs.CallError, match=r"a model is expected, from vitscope\.load or an nn\.Module, not str"):
         METHODS[name].compute("vit-nano", PHOTO)
 
 
-def test_patches_are_needed_where_patches_are_hidden() -> None:
+def test_segments_of_patches_need_known_patches() -> None:
     model = vs.load(slow.linear(slow.stripes(4), np.ones((4, 2))), image_size=(8, 16))
-    for ask in (
+    for explain in (
         lambda: vs.occlusion(model, slow.WHITE),
         lambda: vs.lime(model, slow.WHITE, segments="patches"),
         lambda: vs.kernel_shap(model, slow.WHITE, segments="patches"),
     ):
         with pytest.raises(vs.CallError, match="the patches of this model are unknown") as caught:
-            ask()
+            explain()
         assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("ask", "meaning"), [(vs.lime, "depend on the ridge penalty"), (vs.kernel_shap, "the smallest that fit")]
+    ("method", "meaning"), [(vs.lime, "depend on the ridge penalty"), (vs.kernel_shap, "the smallest that fit")]
 )
-def test_fewer_samples_than_segments_warn_and_say_what_it_means(ask: Any, meaning: str) -> None:
+def test_fewer_samples_than_segments_warn(method: Any, meaning: str) -> None:
     with pytest.warns(vs.VitscopeWarning, match=f"for 16 segments: fewer samples than unknowns.*{meaning}") as caught:
-        result = ask(vs.load(tiny_vit()), PHOTO, num_samples=10, segments="patches")
+        result = method(vs.load(tiny_vit()), PHOTO, num_samples=10, segments="patches")
     assert "\n" not in str(caught[0].message)
     assert torch.isfinite(result.weights).all()
 
 
-def test_a_warning_points_at_the_line_that_asked() -> None:
+def test_a_warning_points_at_the_calling_line() -> None:
     with pytest.warns(vs.VitscopeWarning) as caught:
         vs.lime(vs.load(tiny_vit()), PHOTO, num_samples=10, segments="patches")
     assert caught[0].filename == __file__
 
 
-def test_ctrl_c_before_the_second_image_is_answered_keeps_the_first() -> None:
+def test_ctrl_c_before_the_second_image_keeps_the_first() -> None:
     model = vs.load(tiny_vit())
-    told: list[int] = []
+    steps: list[int] = []
     images = [noise(20, 30, seed) for seed in range(2)]
-    whole = vs.lime(model, images[0], target=0, num_samples=40, segments="patches")
+    expected = vs.lime(model, images[0], target=0, num_samples=40, segments="patches")
 
-    def asked_first(*_: Any) -> None:
-        told.append(1)
+    def record(_: vs.Progress) -> None:
+        steps.append(1)
 
-    options: dict[str, Any] = {"target": 0, "num_samples": 40, "segments": "patches", "progress": asked_first}
-    ask = MaskedModel.evaluate
+    options: dict[str, Any] = {"target": 0, "num_samples": 40, "segments": "patches", "progress": record}
+    evaluate = MaskedModel.evaluate
 
-    def broken(self: Any, *args: Any, **given: Any) -> Any:
-        if told:
+    def interrupted(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if steps:
             raise KeyboardInterrupt
-        return ask(self, *args, **given)
+        return evaluate(self, *args, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(MaskedModel, "evaluate", broken)
+        patch.setattr(MaskedModel, "evaluate", interrupted)
         with pytest.warns(vs.VitscopeWarning, match="the first 1 of 2 images"):
             result = vs.lime(model, images, **options)
-    torch.testing.assert_close(result.weights, whole.weights)
+    torch.testing.assert_close(result.weights, expected.weights)
 
 
-def test_shapley_values_move_with_their_segments_even_when_too_few_are_asked() -> None:
+def test_permuting_the_segments_permutes_the_shapley_values_even_with_few_samples() -> None:
     random = np.random.default_rng(0)
     rows, kernel = coalitions(12, 6, 0)
-    answers, ends = random.random((len(rows), 1)), np.array([[0.0], [7.8]])
+    outputs, ends = random.random((len(rows), 1)), np.array([[0.0], [7.8]])
     order = random.permutation(12)
-    values, _ = shapley(rows, kernel, answers, ends)
-    moved, _ = shapley(rows[:, order], kernel, answers, ends)
-    np.testing.assert_allclose(moved, values[:, order], atol=1e-10)
-    equal, _ = shapley(rows[:0], kernel[:0], answers[:0], ends)
+    values, _ = shapley(rows, kernel, outputs, ends)
+    permuted, _ = shapley(rows[:, order], kernel, outputs, ends)
+    np.testing.assert_allclose(permuted, values[:, order], atol=1e-10)
+    equal, _ = shapley(rows[:0], kernel[:0], outputs[:0], ends)
     np.testing.assert_allclose(equal, 7.8 / 12)
     assert values.sum() == pytest.approx(7.8)
 
 
-def test_a_image_with_fewer_pixels_than_patches_is_refused() -> None:
+def test_an_image_with_fewer_pixels_than_patches_is_refused() -> None:
     model = vs.load("vit-nano")
     for method in (vs.occlusion, vs.lime):
         options = {"segments": "patches"} if method is vs.lime else {}
