@@ -1,266 +1,20 @@
-"""Occlusion, RISE and KernelSHAP: equal to slow references, the same contract on every family, and refusals."""
+"""Perturbation methods: the same contract on every family, Ctrl-C, and refusals."""
 
-import warnings
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 import vitscope as vs
-from tests.helpers import families, swin_families
+from tests.helpers import swin_families
 from tests.helpers.families import Family, every_family
+from tests.helpers.perturbed import family, noise
 from tests.helpers.swin_families import SwinFamily, every_swin
 from tests.helpers.tiny import LABELS, tiny_vit
 from tests.reference import lime as slow
-from tests.reference import occlusion as slow_occlusion
-from tests.reference import rise as slow_rise
-from tests.reference.shapley import shapley as slow_shapley
-from vitscope.methods.kernel_shap import coalitions, shapley
 from vitscope.methods.registry import METHODS
-from vitscope.methods.rise import _mask
 from vitscope.perturb import MaskedModel
-
-
-def family(name: str) -> Family:
-    return next(family for family in families.ALL if family.name == name)
-
-
-def outputs_of(model: vs.VisionModel, pixels: Tensor, output: str = "probability") -> np.ndarray:
-    with torch.no_grad(), model.running():
-        logits = model.answer(pixels)
-    assert logits is not None
-    return (logits.softmax(-1) if output == "probability" else logits).double().numpy()
-
-
-def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-
-
-# Occlusion
-
-
-@pytest.mark.parametrize(("window", "stride"), [(1, 1), (2, 1), (2, 2), (3, 2), (4, 3)])
-def test_occlusion_equals_the_slow_reference(window: int, stride: int) -> None:
-    model, photo = vs.load(tiny_vit(), image_size=(32, 48)), noise(64, 96)
-
-    def output(hidden: np.ndarray) -> float:
-        covered = hidden.repeat(16, 0).repeat(16, 1)[..., None]
-        return float(outputs_of(model, model.prepare(np.where(covered, np.uint8(128), photo))[0])[0, 2])
-
-    result = vs.occlusion(model, photo, target=2, window=window, stride=stride)
-    expected = slow_occlusion.occlusion(output, 4, 6, window, stride)
-    assert result.values.shape == (1, 4, 6)
-    assert result.values[0].numpy() == pytest.approx(expected, abs=1e-6)
-    assert (result.target, result.signed) == (LABELS[2], True)
-
-
-def test_occlusion_of_a_linear_model_gives_its_coefficients() -> None:
-    """The model's output is the sum over its cells."""
-    coefficients = np.random.default_rng(0).normal(size=(8, 2))
-    labels = slow.stripes(4) + 4 * (np.arange(8) // 4)[:, None]
-    module = slow.linear(labels, coefficients)
-    model = vs.load(module, image_size=(8, 16), patch_size=4, readout="patches")
-    result = vs.occlusion(model, slow.WHITE, target=1, hide="black", output="logit")
-    assert result.values[0].numpy().ravel() == pytest.approx(coefficients[:, 1], abs=1e-5)
-    pairs = vs.occlusion(model, slow.WHITE, target=1, hide="black", output="logit", window=2)
-    twin = slow_occlusion.occlusion(lambda hidden: float((~hidden).ravel() @ coefficients[:, 1]), 2, 4, 2, 1)
-    assert pairs.values[0].numpy() == pytest.approx(twin, abs=1e-5)
-
-
-def test_a_window_over_the_entire_image_gives_the_total_drop() -> None:
-    model, pixels = family("torchvision-vit").model(), family("torchvision-vit").pixels(1)
-    result = vs.occlusion(model, pixels, target=0, window=4, hide="black", output="logit")
-    black = torch.zeros_like(pixels)
-    black[:] = (-torch.tensor(model.preprocessing.mean) / torch.tensor(model.preprocessing.std)).view(1, 3, 1, 1)
-    drop = outputs_of(model, pixels, "logit")[0, 0] - outputs_of(model, black, "logit")[0, 0]
-    assert result.values[0].numpy() == pytest.approx(np.full((4, 4), drop), abs=1e-5)
-    assert result.provenance["samples"] == 1
-
-
-# RISE
-
-
-@pytest.mark.parametrize("size", [(8, 16), (9, 14)], ids=str)
-@pytest.mark.parametrize("probability", [0.5, 0.2])
-def test_rise_equals_the_slow_reference(size: tuple[int, int], probability: float) -> None:
-    labels = slow.stripes(4, size)
-    model = vs.load(slow.Known(labels, lambda shares: torch.stack([shares[:, 1], shares.prod(1)], 1)), image_size=size)
-    photo = np.full((*size, 3), 255, np.uint8)
-    random = np.random.default_rng(6)
-    bits, shifts = random.random((25, 3, 3)) < probability, random.random((25, 2))
-    masks = slow_rise.masks(bits, shifts, size)
-    outputs = []
-    for mask in masks:
-        shares = np.array([mask[labels == label].mean() for label in range(4)])
-        outputs.append(shares[1])
-    options: dict[str, Any] = {"num_samples": 25, "cells": 3, "shown": probability, "seed": 6, "output": "logit"}
-    result = vs.rise(model, photo, target=0, **options)
-    assert result.values[0].numpy() == pytest.approx(slow_rise.rise(outputs, masks, probability), abs=1e-5)
-    assert not result.signed
-    assert (result.grid.height, result.grid.width) == size
-
-
-@pytest.mark.parametrize("size", [(7, 7), (20, 31), (224, 300)], ids=str)
-def test_masks_of_rise_are_bilinear_and_shifted_by_less_than_a_cell(size: tuple[int, int]) -> None:
-    random = np.random.default_rng(0)
-    bits, shifts = random.random((3, 7, 7)) < 0.5, random.random((3, 2))
-    shifts[1], shifts[2] = 0.0, np.nextafter(1, 0)
-    for index in range(3):
-        mask = _mask(bits, shifts, index, size)
-        assert mask.shape == size
-        assert mask.min() >= 0
-        assert mask.max() <= 1
-        if size[0] < 100:
-            (expected,) = slow_rise.masks(bits[index : index + 1], shifts[index : index + 1], size)
-            assert mask == pytest.approx(expected, abs=1e-5)
-
-
-def test_rise_highlights_the_region_that_the_output_depends_on() -> None:
-    labels = slow.stripes(4)
-    model = vs.load(
-        slow.Known(labels, lambda shares: torch.stack([shares[:, 2], 1 - shares[:, 2]], 1)), image_size=(8, 16)
-    )
-    values = vs.rise(model, slow.WHITE, target=0, num_samples=600, cells=4, output="logit").values[0].numpy()
-    means = [values[labels == label].mean() for label in range(4)]
-    assert np.argmax(means) == 2
-    assert means[2] > 1.1 * max(means[0], means[1])
-
-
-def test_a_constant_output_gives_a_flat_map() -> None:
-    """The pattern of the masks, which explains nothing, is removed, with a warning."""
-    model = vs.load(slow.Known(slow.stripes(4), lambda shares: torch.full((len(shares), 2), 0.7)), image_size=(8, 16))
-    with pytest.warns(vs.VitscopeWarning, match="stays 0.7 for all 3000 masks, so the map shows nothing"):
-        values = vs.rise(model, slow.WHITE, target=0, num_samples=3000, output="logit", shown=0.3).values
-    assert values.numpy() == pytest.approx(np.full((1, 8, 16), 0.7), abs=1e-6)
-
-
-def test_outputs_that_differ_by_rounding_alone_count_as_constant() -> None:
-    """Batches of other sizes may change the last bit of a float32."""
-    labels, bit = slow.stripes(4), 2**-23
-    model = vs.load(
-        slow.Known(labels, lambda shares: (0.75 * (1 + bit * shares[:, 2].round()))[:, None].expand(-1, 2)),
-        image_size=(8, 16),
-    )
-    with pytest.warns(vs.VitscopeWarning, match="so the map shows nothing"):
-        values = vs.kernel_shap(model, slow.WHITE, target=0, segments=labels, hide="black", output="logit").weights
-    assert values.tolist() == [0.0] * 4
-
-
-def test_rise_of_a_large_photo_has_at_most_512_pixels_per_side() -> None:
-    model = vs.load(tiny_vit())
-    result = vs.rise(model, noise(300, 700), target=0, num_samples=2)
-    assert result.values.shape == (1, 219, 512)
-    assert result.overlay().size == (700, 300)
-
-
-# KernelSHAP
-
-
-def game(players: int, seed: int = 0) -> Callable[[np.ndarray], float]:
-    """Return the value of a coalition whose players interact."""
-    random = np.random.default_rng(seed)
-    alone, pairs = random.normal(size=players), random.normal(size=(players, players))
-    return lambda row: float(np.tanh(row @ alone + row @ pairs @ row) + 0.2 * row.prod())
-
-
-def solved(value: Callable[[np.ndarray], float], players: int, count: int, seed: int = 0) -> np.ndarray:
-    rows, kernel = coalitions(players, count, seed)
-    ends = np.array([[value(np.zeros(players))], [value(np.ones(players))]])
-    outputs = np.array([[value(row)] for row in rows.astype(float)])
-    return shapley(rows, kernel, outputs, ends)[0][0]
-
-
-@pytest.mark.parametrize("players", [2, 3, 4, 5, 6, 7, 8])
-def test_with_all_coalitions_the_values_are_exact(players: int) -> None:
-    value = game(players)
-    expected = slow_shapley(lambda row: value(row.astype(float)), players)
-    for count in (2**players - 2, 10_000):
-        assert solved(value, players, count) == pytest.approx(expected, abs=1e-9)
-
-
-@pytest.mark.parametrize("players", [6, 7])
-def test_it_equals_shaps_kernel_explainer(players: int) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        shap = pytest.importorskip("shap", reason="the reference is PyPI's shap")
-        value = game(players, seed=3)
-        explainer = shap.KernelExplainer(
-            lambda rows: np.array([value(row) for row in rows]), np.zeros((1, players)), silent=True
-        )
-        expected = explainer.shap_values(np.ones(players), nsamples=2**players, l1_reg=False, silent=True)
-    assert solved(value, players, 2**players) == pytest.approx(np.asarray(expected).ravel(), abs=1e-6)
-
-
-def test_kernel_shap_of_an_image_equals_the_slow_reference() -> None:
-    model, photo = vs.load(tiny_vit(), image_size=32), noise(40, 60)
-    labels = np.repeat(np.arange(6), 10)[None].repeat(40, 0)
-
-    def outputs(row: np.ndarray) -> np.ndarray:
-        return outputs_of(model, model.prepare(slow.hidden(photo, labels, row))[0])[0]
-
-    result = vs.kernel_shap(model, photo, target=3, num_samples=62, segments=labels)
-    assert result.intervals is None
-    for label in result.classes:
-        index, explained = LABELS.index(label), result.of(label)
-        expected = slow_shapley(lambda row, index=index: float(outputs(row)[index]), 6)
-        assert explained.weights.numpy() == pytest.approx(expected, abs=1e-5)
-        assert explained.intercept == pytest.approx(outputs(np.zeros(6, dtype=bool))[index], abs=1e-6)
-        assert explained.local_prediction == pytest.approx(explained.answer, abs=1e-6)
-    assert result.provenance["samples"] == 64
-
-
-@pytest.mark.parametrize("count", [2, 9, 20, 50, 200])
-@pytest.mark.parametrize("output", ["probability", "logit"])
-def test_the_values_always_add_up_to_the_output(count: int, output: str) -> None:
-    model, photo = vs.load(tiny_vit(), image_size=(32, 48)), noise(32, 48)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", vs.VitscopeWarning)
-        result = vs.kernel_shap(model, photo, num_samples=count, segments="patches", output=output, seed=count)
-    for label in result.classes:
-        assert result.of(label).local_prediction == pytest.approx(result.of(label).answer, abs=1e-5)
-
-
-@pytest.mark.parametrize("players", [2, 3, 5, 6, 9, 30])
-@pytest.mark.parametrize("count", [2, 7, 40, 300])
-def test_coalitions_are_complete_sizes_first_and_then_pairs(players: int, count: int) -> None:
-    rows, kernel = coalitions(players, count, 1)
-    sizes = rows.sum(1)
-    assert len(rows) == len(kernel) <= count
-    assert len(rows) >= min(count - 1, 2**players - 2)
-    assert bool((sizes > 0).all())
-    assert bool((sizes < players).all())
-    assert bool((kernel > 0).all())
-    if len(rows):
-        assert kernel.sum() == pytest.approx(1) or count < 2 * players
-    unique = {tuple(row) for row in rows.tolist()}
-    assert all(tuple(~np.array(row)) in unique for row in unique)
-    if count >= 2**players - 2:
-        assert len(unique) == len(rows) == 2**players - 2
-
-
-def test_equal_players_get_equal_values_and_idle_ones_zero() -> None:
-    def value(row: np.ndarray) -> float:
-        return float(np.sin(row[0] + row[2]) + row[4] * row[3])
-
-    values = solved(value, 6, 62)
-    assert values[0] == pytest.approx(values[2])
-    assert values[3] == pytest.approx(values[4])
-    assert values[[1, 5]] == pytest.approx([0, 0], abs=1e-12)
-
-
-def test_more_samples_are_more_accurate() -> None:
-    value = game(10, seed=4)
-    expected = solved(value, 10, 1022)
-    errors = [
-        np.mean([np.abs(solved(value, 10, count, seed) - expected).mean() for seed in range(20)]) for count in (40, 400)
-    ]
-    assert errors[1] < errors[0] / 2
-
-
-# The same contract on every family
 
 
 def blocks() -> np.ndarray:
@@ -395,6 +149,7 @@ def test_ctrl_c_in_the_second_image_warns() -> None:
 
 
 PHOTO = noise(20, 30)
+
 
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("lime", {"segments": np.zeros((20, 30), int)}, "one segment only"),
@@ -545,19 +300,6 @@ def test_ctrl_c_before_the_second_image_keeps_the_first() -> None:
         with pytest.warns(vs.VitscopeWarning, match="the first 1 of 2 images"):
             result = vs.lime(model, images, **options)
     torch.testing.assert_close(result.weights, expected.weights)
-
-
-def test_permuting_the_segments_permutes_the_shapley_values_even_with_few_samples() -> None:
-    random = np.random.default_rng(0)
-    rows, kernel = coalitions(12, 6, 0)
-    outputs, ends = random.random((len(rows), 1)), np.array([[0.0], [7.8]])
-    order = random.permutation(12)
-    values, _ = shapley(rows, kernel, outputs, ends)
-    permuted, _ = shapley(rows[:, order], kernel, outputs, ends)
-    np.testing.assert_allclose(permuted, values[:, order], atol=1e-10)
-    equal, _ = shapley(rows[:0], kernel[:0], outputs[:0], ends)
-    np.testing.assert_allclose(equal, 7.8 / 12)
-    assert values.sum() == pytest.approx(7.8)
 
 
 def test_an_image_with_fewer_pixels_than_patches_is_refused() -> None:
