@@ -21,7 +21,7 @@ from PIL import Image
 
 import vitscope as vs
 from vitscope.methods.lime import Plan
-from vitscope.perturb import MaskedModel
+from vitscope.perturb import MaskedModel, PerturbationOptions
 from vitscope.perturb.rendering import subjects
 
 SEEDS, MOST, TOP = range(10), 4000, 5
@@ -44,7 +44,7 @@ def coefficients(masked_model: MaskedModel, sampling: str, seed: int) -> dict[in
     """Return the target's coefficients at each number of samples; smaller samples are prefixes of larger ones."""
     plan = Plan.checked(num_samples=MOST, sampling=sampling, seed=seed)
     rows = plan.sampler(masked_model.segments.count).draw(MOST)
-    answers = masked_model.ask(masked_model.masks(rows), masked_model.likeliest(1)).outputs
+    answers = masked_model.evaluate(masked_model.masks(rows), masked_model.likeliest(1)).outputs
     return {look: plan.fitted(rows[:look], answers[:look]).weights[0] for look in LOOKS}
 
 
@@ -66,7 +66,7 @@ def compare(model: vs.VisionModel, paths: list[Path]) -> None:
     print("| photo | segments | sampling | same top five from | overlap | deviation |\n|---|---|---|---|---|---|")
     for path in paths:
         (subject,) = subjects(model, shrunk(path))
-        masked_model = MaskedModel(model, subject, segments="quickshift", batch_size=128)
+        masked_model = MaskedModel(model, subject, PerturbationOptions(batch_size=128), segments="quickshift")
         for sampling in SAMPLINGS:
             runs = [coefficients(masked_model, sampling, seed) for seed in SEEDS]
             needed = samples_needed(runs)

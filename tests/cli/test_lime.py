@@ -159,7 +159,7 @@ def test_ctrl_c_in_one_method_ends_explain_with_what_there_is(photo, capsys, mon
     def interrupted(_, masks, *__, **___):
         raise KeyboardInterrupt if len(masks) > 64 else AssertionError("occlusion came after the interruption")
 
-    monkeypatch.setattr(MaskedModel, "ask", interrupted)
+    monkeypatch.setattr(MaskedModel, "evaluate", interrupted)
     methods = ("--method", "rollout", "--method", "lime", "--method", "occlusion")
     code, out, err = run(capsys, monkeypatch, "explain", photo, *methods)
     assert code == 1

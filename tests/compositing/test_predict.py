@@ -71,7 +71,7 @@ def test_attention_changes_no_output() -> None:
 
 def test_progress_is_reported_after_every_batch() -> None:
     reports: list[tuple[int, int]] = []
-    result = run_all_tests(batch_size=10, progress=lambda *report: reports.append(report))
+    result = run_all_tests(batch_size=10, progress=lambda step: reports.append((step.completed, step.total)))
     assert reports[-1] == (len(result), len(result))
     assert [total for _, total in reports] == [len(result)] * len(reports)
     assert all(previous[0] < following[0] <= previous[0] + 10 for previous, following in pairwise(reports))
@@ -214,7 +214,7 @@ class CtrlC:
     def __init__(self, batches: int) -> None:
         self.left = batches
 
-    def __call__(self, *_: int) -> None:
+    def __call__(self, _: vs.Progress) -> None:
         self.left -= 1
         if not self.left:
             raise KeyboardInterrupt
@@ -223,7 +223,7 @@ class CtrlC:
 @pytest.mark.parametrize("attention", [False, True])
 def test_ctrl_c_keeps_the_outputs_so_far(attention: bool) -> None:
     full = run_all_tests(attention=attention, batch_size=5)
-    with pytest.warns(vs.VitscopeWarning, match=rf"^interrupted: the result stands on 10 of {len(full)}") as caught:
+    with pytest.warns(vs.VitscopeWarning, match=rf"^interrupted: the result is based on 10 of {len(full)}") as caught:
         partial = run_all_tests(attention=attention, batch_size=5, progress=CtrlC(2))
     assert "\n" not in str(caught[0].message)
     assert (partial.provenance["interrupted"], partial.provenance["samples"]) == (True, 10)
@@ -262,8 +262,8 @@ def test_batches_are_halved_until_they_fit_into_memory(error: Callable[[], BaseE
     with pytest.warns(vs.VitscopeWarning) as caught:
         little = run_all_tests(dataclasses.replace(base, forward=forward), batch_size=16)
     assert [str(warning.message) for warning in caught] == [
-        "no memory for a batch of 16: going on with 8",
-        "no memory for a batch of 8: going on with 4",
+        "not enough memory for a batch of 16: continuing with 8",
+        "not enough memory for a batch of 8: continuing with 4",
     ]
     assert max(sizes[3:]) == 4
     np.testing.assert_allclose(little.outputs, plenty.outputs, atol=1e-5)

@@ -48,7 +48,7 @@ def without_classes() -> vs.Composition:
 def cut_short() -> vs.Composition:
     left = [4]
 
-    def press(*_: int) -> None:
+    def press(_: vs.Progress) -> None:
         left[0] -= 1
         if not left[0]:
             raise KeyboardInterrupt
@@ -211,7 +211,7 @@ def test_an_objects_class_is_checked_before_the_first_prediction() -> None:
     reports: list[int] = []
     item = vs.object_mask(PHOTO, box=OBJECTS["a"], name="a", label="thing 33")
     with pytest.raises(vs.CallError, match="target 'thing 33' is not a label of this model: did you mean thing 3"):
-        composed(objects=[item], progress=lambda *_: reports.append(1))
+        composed(objects=[item], progress=lambda _: reports.append(1))
     assert not reports
 
 
@@ -350,7 +350,7 @@ def test_images_after_ctrl_c_are_left_out(interrupted: vs.Composition, tmp_path:
 
 
 def test_a_size_test_that_did_not_begin_is_refused() -> None:
-    def press(*_: int) -> None:
+    def press(_: vs.Progress) -> None:
         raise KeyboardInterrupt
 
     free = [vs.EditedImage("one", (vs.Placement("a"),)), vs.EditedImage("two", (vs.Placement("b"),))]
@@ -439,7 +439,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"batch_size": 0}, "batch_size is 0, at least 1"),
     ({"seed": -1}, "seed is -1"),
     ({"seed": 0.5}, "seed is 0.5, a whole number"),
-    ({"progress": "yes"}, "progress is 'yes': pass True, or a function"),
+    ({"progress": "yes"}, "progress is 'yes': pass True, False, or a function"),
     ({"edited_images": [vs.EditedImage("x", (vs.Placement("cow"),))]}, "no object 'cow'"),
     ({"edited_images": [vs.EditedImage("x"), vs.EditedImage("x")]}, "two edited images are called 'x'"),
     ({"edited_images": [vs.EditedImage("original")]}, "two edited images are called 'original'"),

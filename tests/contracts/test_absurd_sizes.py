@@ -48,7 +48,7 @@ def test_too_many_masks_are_refused_before_they_are_drawn(count: int, sampler: i
 def test_many_masks_of_many_segments_are_refused(sampler: int) -> None:
     message = refusal(lambda: samplers(4000)[sampler].draw(MOST_MASKS))
     assert message == (
-        "1,000,000 masks of 4,000 segments are too many: at most 62,500 masks are drawn of so many segments"
+        "1,000,000 masks of 4,000 segments are too many: at most 62,500 masks can be drawn for this number of segments"
     )
 
 

@@ -266,7 +266,7 @@ REFUSALS: dict[str, Callable[[], Any]] = {
     "returns several outputs": lambda: vs.load(Heads()).predict(PIXELS),
     "returns neither classes nor features that vitscope recognises": lambda: vs.load(Tokens()).predict(PIXELS),
     "has no classifier": lambda: vs.load(network(num_classes=0)).predict(PIXELS),
-    "has a token grid vitscope does not know": lambda: vs.rollout(own(), PIXELS),
+    "the token grid of this model is unknown": lambda: vs.rollout(own(), PIXELS),
     "the readout of this model is unknown": lambda: vs.rollout(vs.load(MeanOfPatches(), output="logits"), PIXELS),
     "but its layout says": lambda: vs.check(vs.load(own(), patch_size=4, readout="patches", image_size=32)),
     "weights are not for a live module": lambda: vs.load(network(), weights="weights.pth"),

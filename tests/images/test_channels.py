@@ -18,6 +18,7 @@ from vitscope.images.reading import read_photo
 from vitscope.perturb.baselines import fill
 from vitscope.perturb.masked_model import MaskedModel
 from vitscope.perturb.masks import PixelMasks, SegmentMasks
+from vitscope.perturb.options import PerturbationOptions
 from vitscope.perturb.rendering import Renderer, Subject, pool, subjects
 from vitscope.perturb.segments import segment
 
@@ -261,9 +262,9 @@ def test_hidden_segments_of_a_transparent_photo_are_opaque() -> None:
 def test_a_masked_model_of_one_channel_keeps_the_photo() -> None:
     model = vit(1)
     (subject,) = subjects(model, GREY)
-    masked_model = MaskedModel(model, subject, segments="patches", hide="mean")
-    answers = masked_model.ask(masked_model.masks(np.eye(16, dtype=bool)), [0])
-    assert np.isfinite(answers.outputs).all()
+    masked_model = MaskedModel(model, subject, PerturbationOptions(), segments="patches")
+    asked = masked_model.evaluate(masked_model.masks(np.eye(16, dtype=bool)), [0])
+    assert np.isfinite(asked.outputs).all()
     assert isinstance(masked_model.subject.view, InputImage)
 
 

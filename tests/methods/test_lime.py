@@ -1,8 +1,6 @@
-"""LIME: equal to PyPI's lime and to a slow twin, and the laws that its weights, intervals and stopping obey."""
+"""LIME: equal to PyPI's lime and to a slow reference; its properties and its results."""
 
-import dataclasses
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -13,52 +11,21 @@ from PIL import Image
 
 import vitscope as vs
 from tests.helpers import families, tiny
+from tests.helpers.lime import (
+    COEFFICIENTS,
+    assert_close,
+    blocks,
+    every_sampling,
+    fitted,
+    linear_model,
+    sampler_of,
+    shrunk,
+)
 from tests.helpers.tiny import tiny_vit
 from tests.reference import lime as slow
-from vitscope.methods.lime import Plan, is_settled, kernel
-from vitscope.methods.surrogate import Surrogate, fit, quantile, upper_tail
-from vitscope.perturb.masks import KernelSampler, PairedSampler, Sampler, UniformSampler
-
-SAMPLINGS = ["lime", "paired", "glime"]
-
-every_sampling = pytest.mark.parametrize("sampling", SAMPLINGS)
-
-
-def shrunk(name: str, size: tuple[int, int]) -> np.ndarray:
-    """One of scikit-image's photos, (width, height) pixels large."""
-    import skimage.data
-
-    return np.asarray(Image.fromarray(getattr(skimage.data, name)()).resize(size, Image.Resampling.LANCZOS))
-
-
-@pytest.fixture(scope="module")
-def nano() -> vs.VisionModel:
-    return vs.load("vit-nano")
-
-
-@pytest.fixture(scope="module")
-def cat() -> np.ndarray:
-    return shrunk("chelsea", (60, 40))
-
-
-def blocks(height: int, width: int, side: int) -> np.ndarray:
-    """Square segments, with labels that neither begin at 0 nor follow one another."""
-    rows, columns = np.arange(height) // side, np.arange(width) // side
-    return 10 + 3 * (rows[:, None] * (columns[-1] + 1) + columns)
-
-
-def sampler_of(sampling: str, segments: int, seed: int) -> Sampler:
-    if sampling == "glime":
-        return KernelSampler(segments, seed, lambda shown: kernel(shown / segments, 0.25))
-    return {"lime": UniformSampler, "paired": PairedSampler}[sampling](segments, seed)
-
-
-def fitted(sampling: str, rows: np.ndarray, answers: np.ndarray, alpha: float = 1.0) -> Surrogate:
-    """The regression as each sampling wants it: GLIME weighs nothing, pairs are drawn together."""
-    count = len(rows)
-    weights = np.ones(count) if sampling == "glime" else kernel(rows.mean(1), 0.25)
-    groups = (np.arange(count) + 1) // 2 if sampling == "paired" else np.arange(count)
-    return fit(rows, answers, weights, alpha, groups)
+from vitscope.methods.lime import kernel
+from vitscope.methods.surrogate import fit
+from vitscope.perturb.masks import PairedSampler, UniformSampler
 
 
 def probabilities(model: vs.VisionModel, photos: Any) -> np.ndarray:
@@ -68,14 +35,7 @@ def probabilities(model: vs.VisionModel, photos: Any) -> np.ndarray:
     return logits.softmax(-1).numpy()
 
 
-def assert_close(got: Any, expected: Any, rel: float = 1e-6) -> None:
-    """Equal relative to the largest number of all."""
-    got, expected = np.asarray(got, dtype=float), np.asarray(expected, dtype=float)
-    assert got.shape == expected.shape
-    assert np.abs(got - expected).max() <= rel * np.abs(expected).max()
-
-
-# Equal to PyPI's lime
+# Equality with PyPI's lime
 
 
 PHOTOS: dict[str, tuple[str, tuple[int, int]]] = {
@@ -87,7 +47,7 @@ PHOTOS: dict[str, tuple[str, tuple[int, int]]] = {
 
 
 def pypi(photo: np.ndarray, model: vs.VisionModel, seed: int, monkeypatch: pytest.MonkeyPatch, **options: Any) -> Any:
-    """lime's own explanation, without its progress bar."""
+    """Return lime's own explanation, without its progress bar."""
     image = pytest.importorskip("lime.lime_image", reason="the reference is PyPI's lime 0.2.0.1")
     monkeypatch.setattr(image, "tqdm", lambda rows: rows)
     explainer = image.LimeImageExplainer(random_state=seed)
@@ -98,17 +58,17 @@ def assert_equal_to_pypi(result: vs.SegmentAttribution, explanation: Any, model:
     assert np.array_equal(result.segments.numpy(), explanation.segments)
     assert result.classes == [model.label(int(label)) for label in explanation.top_labels]
     for label in explanation.top_labels:
-        mine = result.of(model.label(int(label)))
-        assert_close(mine.weights, [weight for _, weight in sorted(explanation.local_exp[label])])
-        assert mine.intercept == pytest.approx(explanation.intercept[label], rel=1e-6)
-    # lime keeps the score and the local prediction of the class that it explained last.
+        explained = result.of(model.label(int(label)))
+        assert_close(explained.weights, [weight for _, weight in sorted(explanation.local_exp[label])])
+        assert explained.intercept == pytest.approx(explanation.intercept[label], rel=1e-6)
+    # lime keeps the score and the local prediction of the class that it explains last.
     assert result.score == pytest.approx(explanation.score, rel=1e-6)
     assert result.local_prediction == pytest.approx(float(explanation.local_pred[0]), rel=1e-6)
 
 
 @pytest.mark.parametrize("name", PHOTOS)
 @pytest.mark.parametrize(("seed", "hide", "hide_color"), [(0, "mean", None), (17, "black", 0)])
-def test_it_is_pypis_lime(
+def test_it_equals_pypis_lime(
     nano: vs.VisionModel, name: str, seed: int, hide: str, hide_color: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Five classes at once, over quickshift's segments."""
@@ -119,11 +79,11 @@ def test_it_is_pypis_lime(
 
 
 @pytest.mark.parametrize("seed", [1, 2, 12345])
-def test_it_is_pypis_lime_with_a_segmentation_of_ones_own(
+def test_it_equals_pypis_lime_with_given_segments(
     nano: vs.VisionModel, cat: np.ndarray, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     labels = blocks(40, 60, 10)
-    # lime takes its segments' labels for whole numbers from 0.
+    # lime expects labels that are consecutive numbers from 0.
     counted = np.unique(labels, return_inverse=True)[1].reshape(labels.shape)
     options: dict[str, Any] = {"num_samples": 90, "top_labels": 3}
     explanation = pypi(cat, nano, seed, monkeypatch, segmentation_fn=lambda _: counted, **options)
@@ -133,10 +93,8 @@ def test_it_is_pypis_lime_with_a_segmentation_of_ones_own(
         assert_equal_to_pypi(result, explanation, nano)
 
 
-def test_a_grey_photo_is_pypis_too_when_it_has_colours_of_one_kind(
-    nano: vs.VisionModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """(height, width) and the same numbers three times are one image."""
+def test_a_grey_photo_equals_pypis_lime(nano: vs.VisionModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A photo (height, width) equals one of three equal channels."""
     photo = shrunk("camera", (40, 40))
     flat = vs.lime(nano, photo, num_samples=30, batch_size=10)
     coloured = vs.lime(nano, photo[..., None].repeat(3, -1), num_samples=30, batch_size=10)
@@ -144,75 +102,67 @@ def test_a_grey_photo_is_pypis_too_when_it_has_colours_of_one_kind(
     assert_equal_to_pypi(flat, pypi(photo, nano, 0, monkeypatch, num_samples=30), nano)
 
 
-# Equal to the slow twin
+# Equality with the slow reference
 
 
 @every_sampling
-def test_it_equals_the_slow_twin(nano: vs.VisionModel, cat: np.ndarray, sampling: str) -> None:
+def test_it_equals_the_slow_reference(nano: vs.VisionModel, cat: np.ndarray, sampling: str) -> None:
     labels = blocks(40, 60, 20)
     rows = sampler_of(sampling, 6, 5).draw(50)
-    answers = probabilities(nano, [slow.hidden(cat, labels, row) for row in rows]).astype(float)
+    outputs = probabilities(nano, [slow.hidden(cat, labels, row) for row in rows]).astype(float)
     weights = np.ones(50) if sampling == "glime" else np.array([slow.kernel(row) for row in rows])
     result = vs.lime(nano, cat, num_samples=50, segments=labels, seed=5, batch_size=50, sampling=sampling, alpha=0.5)
     assert len(result.classes) == 5
     for label in result.classes:
         index = nano.labels.index(label)
-        coefficients, intercept, score = slow.ridge(rows, answers[:, index], weights, 0.5)
-        mine = result.of(label)
-        assert_close(mine.weights, coefficients)
-        assert mine.intercept == pytest.approx(intercept, rel=1e-6)
-        assert mine.score == pytest.approx(score, rel=1e-6)
-        assert mine.local_prediction == pytest.approx(intercept + coefficients.sum(), rel=1e-6)
-        assert mine.answer == pytest.approx(answers[0, index], rel=1e-6)
+        coefficients, intercept, score = slow.ridge(rows, outputs[:, index], weights, 0.5)
+        explained = result.of(label)
+        assert_close(explained.weights, coefficients)
+        assert explained.intercept == pytest.approx(intercept, rel=1e-6)
+        assert explained.score == pytest.approx(score, rel=1e-6)
+        assert explained.local_prediction == pytest.approx(intercept + coefficients.sum(), rel=1e-6)
+        assert explained.answer == pytest.approx(outputs[0, index], rel=1e-6)
 
 
 @pytest.mark.parametrize("width", [0.1, 0.25, 1.0])
-def test_the_kernel_is_lime_s(width: float) -> None:
+def test_the_kernel_is_limes(width: float) -> None:
     rows = slow.all_rows(5)
     assert kernel(rows.mean(1), width) == pytest.approx([slow.kernel(row, width) for row in rows], rel=1e-12)
 
 
-def test_options_of_the_regression_reach_it(nano: vs.VisionModel, cat: np.ndarray) -> None:
+def test_options_of_the_regression_have_an_effect(nano: vs.VisionModel, cat: np.ndarray) -> None:
     labels = blocks(40, 60, 20)
     rows = UniformSampler(6, 0).draw(40)
-    answers = probabilities(nano, [slow.hidden(cat, labels, row) for row in rows]).astype(float)
+    outputs = probabilities(nano, [slow.hidden(cat, labels, row) for row in rows]).astype(float)
     for alpha, width in ((0.0, 0.25), (10.0, 0.25), (1.0, 0.6)):
         result = vs.lime(
             nano, cat, target="cat", num_samples=40, segments=labels, batch_size=40, alpha=alpha, kernel_width=width
         )
         weights = np.array([slow.kernel(row, width) for row in rows])
-        assert_close(result.weights, slow.ridge(rows, answers[:, 3], weights, alpha)[0])
+        assert_close(result.weights, slow.ridge(rows, outputs[:, 3], weights, alpha)[0])
 
 
-# Laws
-
-
-COEFFICIENTS = np.array([[1.5, 0.0], [-0.5, 0.25], [0.75, -1.0], [0.0, 2.0], [-2.0, 0.5]])
-
-
-def linear_model() -> tuple[vs.VisionModel, np.ndarray]:
-    labels = slow.stripes(5)
-    return vs.load(slow.linear(labels, COEFFICIENTS, 0.5), image_size=(8, 16)), labels
+# Properties
 
 
 @every_sampling
-def test_a_model_that_is_linear_gives_its_coefficients(sampling: str) -> None:
+def test_a_linear_model_is_explained_by_its_coefficients(sampling: str) -> None:
     model, labels = linear_model()
     result = vs.lime(
         model, slow.WHITE, segments=labels, hide="black", output="logit", alpha=1e-9, num_samples=40, sampling=sampling
     )
     assert result.classes == ["class 1", "class 0"]  # likeliest first: 2.25 and 0.25
     for index in (0, 1):
-        mine = result.of(f"class {index}")
-        assert mine.weights.numpy() == pytest.approx(COEFFICIENTS[:, index], abs=1e-5)
-        assert (mine.intercept, mine.score) == pytest.approx((0.5, 1), abs=1e-5)
-        assert mine.local_prediction == pytest.approx(0.5 + COEFFICIENTS[:, index].sum(), abs=1e-5)
-        assert mine.intervals is not None
-        assert float((mine.intervals[:, 1] - mine.intervals[:, 0]).max()) < 1e-4
+        explained = result.of(f"class {index}")
+        assert explained.weights.numpy() == pytest.approx(COEFFICIENTS[:, index], abs=1e-5)
+        assert (explained.intercept, explained.score) == pytest.approx((0.5, 1), abs=1e-5)
+        assert explained.local_prediction == pytest.approx(0.5 + COEFFICIENTS[:, index].sum(), abs=1e-5)
+        assert explained.intervals is not None
+        assert float((explained.intervals[:, 1] - explained.intervals[:, 0]).max()) < 1e-4
 
 
-def test_a_tensor_is_hidden_as_a_photo_is() -> None:
-    """White pixels of a tensor are 1, and black ones are its smallest value without preprocessing."""
+def test_a_tensor_is_hidden_in_the_same_way_as_a_photo() -> None:
+    """Without preprocessing black is the smallest value of a tensor."""
     module = slow.linear(slow.stripes(5), COEFFICIENTS, 0.5)
     white = torch.ones(1, 3, 8, 16)
     results = [
@@ -222,55 +172,55 @@ def test_a_tensor_is_hidden_as_a_photo_is() -> None:
     torch.testing.assert_close(results[1].weights, results[0].weights, atol=1e-6, rtol=1e-5)
 
 
-def test_permuting_the_segments_permutes_the_weights_and_nothing_else() -> None:
+def test_permuting_the_segments_permutes_the_weights_only() -> None:
     random = np.random.default_rng(0)
     rows, order = random.integers(0, 2, (60, 6)).astype(bool), random.permutation(6)
-    answers = random.random((60, 2))
-    one, other = fitted("lime", rows, answers), fitted("lime", rows[:, order], answers)
-    assert_close(other.weights, one.weights[:, order], 1e-10)
-    assert_close(other.intervals(0.9), one.intervals(0.9)[:, order], 1e-10)
-    assert_close(other.intercepts, one.intercepts, 1e-10)
-    assert_close(other.scores, one.scores, 1e-10)
+    outputs = random.random((60, 2))
+    original, permuted = fitted("lime", rows, outputs), fitted("lime", rows[:, order], outputs)
+    assert_close(permuted.weights, original.weights[:, order], 1e-10)
+    assert_close(permuted.intervals(0.9), original.intervals(0.9)[:, order], 1e-10)
+    assert_close(permuted.intercepts, original.intercepts, 1e-10)
+    assert_close(permuted.scores, original.scores, 1e-10)
 
 
 def test_the_order_of_samples_does_not_matter() -> None:
     random = np.random.default_rng(1)
     rows, order = random.integers(0, 2, (50, 5)).astype(bool), random.permutation(50)
-    answers = random.random((50, 1))
-    one, other = fitted("lime", rows, answers), fitted("lime", rows[order], answers[order])
-    assert_close(other.weights, one.weights, 1e-10)
-    assert_close(other.intervals(0.95), one.intervals(0.95), 1e-10)
+    outputs = random.random((50, 1))
+    original, permuted = fitted("lime", rows, outputs), fitted("lime", rows[order], outputs[order])
+    assert_close(permuted.weights, original.weights, 1e-10)
+    assert_close(permuted.intervals(0.95), original.intervals(0.95), 1e-10)
 
 
 def test_an_even_effect_cancels_between_a_mask_and_its_complement() -> None:
-    """Without weights, what a mask and its complement have in common leaves every coefficient at zero."""
+    """Without weights, an output that a mask shares with its complement gives zero coefficients."""
     rows = PairedSampler(7, 3).draw(41)[1:]
     assert np.array_equal(rows[1::2], ~rows[::2])
-    kept = np.cos((rows.sum(1) - 3.5) ** 2)
-    surrogate = fit(rows, kept[:, None], np.ones(40), 0.1, np.arange(40) // 2)
+    outputs = np.cos((rows.sum(1) - 3.5) ** 2)
+    surrogate = fit(rows, outputs[:, None], np.ones(40), 0.1, np.arange(40) // 2)
     assert np.abs(surrogate.weights).max() < 1e-12
 
 
 @every_sampling
 def test_batch_size_changes_nothing(nano: vs.VisionModel, cat: np.ndarray, sampling: str) -> None:
     options: dict[str, Any] = {"num_samples": 50, "segments": blocks(40, 60, 20), "sampling": sampling}
-    one = vs.lime(nano, cat, batch_size=64, **options)
+    expected = vs.lime(nano, cat, batch_size=64, **options)
     for size in (1, 7):
-        other = vs.lime(nano, cat, batch_size=size, **options)
-        assert_close(other.weights, one.weights, 1e-5)
-        assert_close(other.intervals, one.intervals, 1e-5)
-        assert other.intercept == pytest.approx(one.intercept, abs=1e-6)
+        result = vs.lime(nano, cat, batch_size=size, **options)
+        assert_close(result.weights, expected.weights, 1e-5)
+        assert_close(result.intervals, expected.intervals, 1e-5)
+        assert result.intercept == pytest.approx(expected.intercept, abs=1e-6)
 
 
 @every_sampling
-def test_a_seed_gives_one_result_and_another_seed_another(nano: vs.VisionModel, cat: np.ndarray, sampling: str) -> None:
+def test_the_result_depends_on_the_seed_alone(nano: vs.VisionModel, cat: np.ndarray, sampling: str) -> None:
     options: dict[str, Any] = {"num_samples": 40, "segments": blocks(40, 60, 20), "sampling": sampling}
-    first, again, other = (vs.lime(nano, cat, seed=seed, **options) for seed in (3, 3, 4))
+    first, again, reseeded = (vs.lime(nano, cat, seed=seed, **options) for seed in (3, 3, 4))
     assert torch.equal(first.weights, again.weights)
-    assert not torch.allclose(first.weights, other.weights, rtol=1e-2)
+    assert not torch.allclose(first.weights, reseeded.weights, rtol=1e-2)
 
 
-def test_a_target_is_an_index_a_label_or_another_class_of_the_same_answers(
+def test_a_target_is_an_index_or_a_label_and_other_classes_come_from_the_same_outputs(
     nano: vs.VisionModel, cat: np.ndarray
 ) -> None:
     options: dict[str, Any] = {"num_samples": 40, "segments": blocks(40, 60, 20)}
@@ -280,12 +230,12 @@ def test_a_target_is_an_index_a_label_or_another_class_of_the_same_answers(
         assert torch.equal(vs.lime(nano, cat, target=target, **options).weights, dog.weights)
     default = vs.lime(nano, cat, **options)
     assert default.target == nano.predict(cat)[0][0].label == default.classes[0]
-    other = default.of("dog")
-    torch.testing.assert_close(other.weights, dog.weights)
-    torch.testing.assert_close(other.values, dog.values)
-    assert other.target == "dog"
-    assert sorted(other.classes) == sorted(default.classes)
-    assert torch.equal(other.of(default.target).weights, default.weights)
+    switched = default.of("dog")
+    torch.testing.assert_close(switched.weights, dog.weights)
+    torch.testing.assert_close(switched.values, dog.values)
+    assert switched.target == "dog"
+    assert sorted(switched.classes) == sorted(default.classes)
+    assert torch.equal(switched.of(default.target).weights, default.weights)
     index = default.class_indices[default.classes.index("dog")]
     torch.testing.assert_close(default.of(index).weights, dog.weights)
     few = vs.lime(nano, cat, top_labels=1, **options)
@@ -295,7 +245,7 @@ def test_a_target_is_an_index_a_label_or_another_class_of_the_same_answers(
         assert "\n" not in str(caught.value)
 
 
-def test_another_class_may_be_named_by_a_synonym_or_told_apart_by_its_index() -> None:
+def test_another_class_is_selected_by_a_synonym_or_by_its_index() -> None:
     twin = tiny_vit()
     twin.config.id2label = {0: "plane, airplane", 1: "thing", 2: "thing", 3: "d", 4: "e", 5: "f", 6: "g"}
     result = vs.lime(vs.load(twin), torch.randn(1, 3, 32, 32), num_samples=40, segments="patches", top_labels=7)
@@ -303,7 +253,7 @@ def test_another_class_may_be_named_by_a_synonym_or_told_apart_by_its_index() ->
     assert not torch.equal(result.of(1).weights, result.of(2).weights)
 
 
-def test_top_labels_says_how_many_classes_come_beside_the_target(nano: vs.VisionModel, cat: np.ndarray) -> None:
+def test_top_labels_is_the_number_of_classes_besides_the_target(nano: vs.VisionModel, cat: np.ndarray) -> None:
     options: dict[str, Any] = {"num_samples": 30, "segments": blocks(40, 60, 20)}
     ranked = [prediction.label for prediction in nano.predict(cat, top_k=10)[0]]
     assert vs.lime(nano, cat, top_labels=3, **options).classes == ranked[:3]
@@ -312,7 +262,7 @@ def test_top_labels_says_how_many_classes_come_beside_the_target(nano: vs.Vision
     assert vs.lime(nano, cat, top_labels=99, **options).classes == ranked
 
 
-def test_the_logit_is_explained_when_it_is_asked_for(nano: vs.VisionModel, cat: np.ndarray) -> None:
+def test_the_logit_can_be_explained(nano: vs.VisionModel, cat: np.ndarray) -> None:
     options: dict[str, Any] = {"num_samples": 40, "segments": blocks(40, 60, 20), "target": "cat"}
     probability, logit = vs.lime(nano, cat, **options), vs.lime(nano, cat, output="logit", **options)
     with torch.no_grad(), nano.running():
@@ -321,277 +271,6 @@ def test_the_logit_is_explained_when_it_is_asked_for(nano: vs.VisionModel, cat: 
     assert probability.answer == pytest.approx(float(logits.softmax(-1)[3]), rel=1e-6)
     assert not torch.allclose(probability.weights, logit.weights)
     assert logit.provenance["parameters"]["output"] == "logit"
-
-
-# Intervals
-
-
-@pytest.mark.parametrize("sampling", SAMPLINGS)
-def test_intervals_hold_the_weights_and_grow_with_confidence(
-    nano: vs.VisionModel, cat: np.ndarray, sampling: str
-) -> None:
-    options: dict[str, Any] = {"num_samples": 60, "segments": blocks(40, 60, 20), "sampling": sampling}
-    widths = []
-    for confidence in (0.5, 0.95, 0.99):
-        result = vs.lime(nano, cat, confidence=confidence, **options)
-        assert result.intervals is not None
-        assert result.intervals.shape == (6, 2)
-        assert bool((result.intervals[:, 0] <= result.weights).all())
-        assert bool((result.weights <= result.intervals[:, 1]).all())
-        widths.append((result.intervals[:, 1] - result.intervals[:, 0]).sum())
-    assert widths == sorted(widths)
-    assert widths[0] < widths[-1]
-
-
-@every_sampling
-def test_variances_equal_the_slow_twin(sampling: str) -> None:
-    rows = sampler_of(sampling, 6, 2).draw(60)
-    answers = np.random.default_rng(3).random((60, 2))
-    groups = (np.arange(60) + 1) // 2 if sampling == "paired" else np.arange(60)
-    weights = np.ones(60) if sampling == "glime" else kernel(rows.mean(1), 0.25)
-    for alpha in (0.0, 1.0, 30.0):
-        got = fit(rows, answers, weights, alpha, groups)
-        for label in (0, 1):
-            expected = slow.variances(rows, answers[:, label], weights, alpha, groups)
-            assert_close((got.influences[label] ** 2).sum(0), expected, 1e-9)
-
-
-def test_intervals_undo_the_penalty_to_first_order() -> None:
-    rows, random = UniformSampler(6, 0).draw(80), np.random.default_rng(0)
-    answers = rows @ random.normal(size=(6, 1)) + 0.1 * random.normal(size=(80, 1))
-    free, held = (fitted("lime", rows, answers, alpha) for alpha in (0.0, 0.5))
-    assert np.abs(free.shrinkage).max() == 0
-    missed = np.abs(held.weights - free.weights).max()
-    assert np.abs(held.weights + held.shrinkage - free.weights).max() < 0.15 * missed
-    centres = held.intervals(0.95).mean(-1)
-    reaching = np.abs(held.shrinkage) < quantile(0.95, held.freedom) * np.sqrt((held.influences**2).sum(1))
-    assert bool(reaching.any())
-    assert centres[reaching] == pytest.approx((held.weights + held.shrinkage)[reaching])
-
-
-N = 8
-
-
-@pytest.fixture(scope="module")
-def truth() -> tuple[np.ndarray, np.ndarray]:
-    """Answers of a model that is anything but linear to all masks, and the coefficients of infinitely many samples."""
-    random = np.random.default_rng(7)
-    rows, linear, pairs = slow.all_rows(N).astype(float), random.normal(size=N), random.normal(size=(N, N)) * 0.4
-    answers = 1 / (1 + np.exp(-(rows @ linear + np.einsum("ri,ij,rj->r", rows, pairs, rows)))) + 0.3 * rows.prod(1)
-    return answers, slow.population(answers, N)
-
-
-def place(rows: np.ndarray) -> np.ndarray:
-    """Where each row stands among all rows."""
-    return rows @ (2 ** np.arange(N - 1, -1, -1))
-
-
-@every_sampling
-@pytest.mark.parametrize("samples", [100, 400])
-def test_intervals_cover_the_truth_as_often_as_they_say(
-    truth: tuple[np.ndarray, np.ndarray], sampling: str, samples: int
-) -> None:
-    answers, true = truth
-    covered, widths = [], []
-    for seed in range(250):
-        rows = sampler_of(sampling, N, seed).draw(samples)
-        low, high = fitted(sampling, rows, answers[place(rows)][:, None]).intervals(0.95)[0].T
-        covered.append((low <= true) & (true <= high))
-        widths.append(high - low)
-    assert np.mean(covered) >= 0.92
-    assert np.mean(covered) <= 0.999
-    assert np.mean(covered, axis=0).min() >= 0.85
-    assert np.mean(widths) < 1.1 * np.abs(true).max()  # they say something
-
-
-@every_sampling
-def test_all_samplings_aim_at_the_same_coefficients(truth: tuple[np.ndarray, np.ndarray], sampling: str) -> None:
-    answers, true = truth
-    rows = sampler_of(sampling, N, 0).draw(60_001)
-    got = fitted(sampling, rows, answers[place(rows)][:, None], alpha=1e-9).weights[0]
-    assert got == pytest.approx(true, abs=0.02 * np.abs(true).max())
-
-
-def test_glimes_kernel_leaves_lime_s_population_as_it_is(truth: tuple[np.ndarray, np.ndarray]) -> None:
-    """Masks drawn from C(n, k)·kernel(k)/C(n, k) and not weighed are coin tosses weighed by the kernel."""
-    answers, true = truth
-    rows = slow.all_rows(N)
-    chances = np.array([math.comb(N, int(row.sum())) * slow.kernel(row) for row in rows])
-    chances /= np.array([math.comb(N, int(row.sum())) for row in rows])
-    assert slow.population(answers, N, chances / chances.sum()) == pytest.approx(true, rel=1e-9)
-
-
-def test_more_samples_make_narrower_intervals(truth: tuple[np.ndarray, np.ndarray]) -> None:
-    answers, _ = truth
-    widths = []
-    for samples in (100, 400, 1600):
-        rows = UniformSampler(N, 0).draw(samples)
-        low, high = fitted("lime", rows, answers[place(rows)][:, None]).intervals(0.95)[0].T
-        widths.append(float((high - low).mean()))
-    assert widths[0] / widths[1] == pytest.approx(2, rel=0.3)
-    assert widths[1] / widths[2] == pytest.approx(2, rel=0.3)
-
-
-@pytest.mark.parametrize(("confidence", "freedom", "expected"), [(0.95, 10, 2.228), (0.9, 30, 1.697), (0.99, 60, 2.66)])
-def test_the_quantile_is_students(confidence: float, freedom: int, expected: float) -> None:
-    """From the tables of any textbook."""
-    assert quantile(confidence, freedom) == pytest.approx(expected, abs=2e-3)
-
-
-# num_samples="auto"
-
-
-def test_auto_stops_early_when_the_order_is_clear() -> None:
-    model, labels = linear_model()
-    result = vs.lime(
-        model, slow.WHITE, target=0, num_samples="auto", segments=labels, hide="black", output="logit", top_segments=2
-    )
-    about = result.provenance
-    assert about["samples"] <= 200
-    assert about["parameters"]["num_samples"] == "auto"
-    assert (about["parameters"]["settled"], about["parameters"]["sampling"]) == (True, "paired")
-    assert result.top(2) == [0, 2]
-
-
-def test_auto_goes_on_until_the_true_top_segments_are_found() -> None:
-    """Two segments that differ by less than can be seen at first, and a product that hides their order."""
-    labels = slow.stripes(6)
-
-    def logits(shown: torch.Tensor) -> torch.Tensor:
-        first = shown @ torch.tensor([0.5, 2.0, 0.0, 1.6, 0.2, 0.0]) + shown[:, 4] * shown[:, 5] * shown[:, 0]
-        return torch.stack([first, -first], 1)
-
-    model = vs.load(slow.Known(labels, logits), image_size=(8, 16))
-    rows = slow.all_rows(6)
-    answers = logits(torch.from_numpy(rows).float())[:, 0].numpy().astype(float)
-    true = np.argsort(-slow.population(answers, 6))
-    taken = []
-    for seed in range(5):
-        result = vs.lime(
-            model,
-            slow.WHITE,
-            target=0,
-            num_samples="auto",
-            segments=labels,
-            hide="black",
-            output="logit",
-            top_segments=3,
-            seed=seed,
-        )
-        assert result.provenance["parameters"]["settled"] is True
-        taken.append(result.provenance["samples"])
-        weights = result.weights.numpy()
-        ties = 0.1 * np.abs(weights).max()
-        for at, segment in enumerate(result.top(3)):
-            assert segment == true[at] or abs(weights[segment] - weights[true[at]]) < ties
-    assert max(taken) < 10_000
-
-
-def test_auto_gives_up_with_a_warning(nano: vs.VisionModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vitscope.methods.lime.LOOKS", [128, 160])
-    labels = np.arange(64).reshape(8, 8).repeat(4, 0).repeat(4, 1)
-    photo = shrunk("chelsea", (32, 32))
-    with pytest.warns(vs.VitscopeWarning, match=r"after 160 samples the order of the top 5 segments is still not") as c:
-        result = vs.lime(nano, photo, num_samples="auto", segments=labels)
-    assert "\n" not in str(c[0].message)
-    assert result.provenance["samples"] == 160
-    assert result.provenance["parameters"]["settled"] is False
-
-
-def surrogate(weights: list[float], spreads: list[float]) -> Surrogate:
-    """Coefficients that do not know of one another, each with its standard error."""
-    return Surrogate(
-        weights=np.array([weights]),
-        intercepts=np.zeros(1),
-        scores=np.ones(1),
-        influences=np.diag(np.array(spreads, dtype=float))[None],
-        shrinkage=np.zeros((1, len(weights))),
-        freedom=1000,
-    )
-
-
-@pytest.mark.parametrize(
-    ("weights", "spreads", "top", "settled"),
-    [
-        ([3.0, 2.0, 1.0, 0.0], [0.1, 0.1, 0.1, 0.1], 2, True),
-        ([3.0, 2.0, 1.0, 0.0], [1.0, 1.0, 1.0, 1.0], 2, False),
-        # What is not among the top need not be told apart.
-        ([3.0, 2.0, 0.5, 0.45], [0.1, 0.1, 0.2, 0.2], 2, True),
-        # The last of the top and one far below in the order, but unsure.
-        ([3.0, 2.0, 0.5, 0.0], [0.1, 0.1, 0.1, 1.5], 2, False),
-        # Within a tenth of the largest, and known to be: as good as equal.
-        ([3.0, 2.95, 0.0], [0.01, 0.01, 0.01], 1, True),
-        ([3.0, 2.95, 0.0], [0.2, 0.2, 0.2], 1, False),
-        # More asked for than there are.
-        ([2.0, 1.0], [0.01, 0.01], 5, True),
-        ([2.0, 1.0], [2.0, 2.0], 5, False),
-        ([0.0, 0.0, 0.0], [0.0, 0.0, 0.0], 2, True),
-    ],
-)
-def test_the_order_is_settled_when_neighbours_are_told_apart(
-    weights: list[float], spreads: list[float], top: int, settled: bool
-) -> None:
-    assert is_settled(surrogate(weights, spreads), top, 0.05, 0.1) is settled
-
-
-def test_what_moves_two_weights_together_does_not_unsettle_their_order() -> None:
-    together = dataclasses.replace(surrogate([2.0, 1.0], [0.0, 0.0]), influences=np.full((1, 4, 2), 5.0))
-    assert is_settled(together, 1, 0.05, 0.0)
-
-
-def test_a_smaller_error_asks_for_more() -> None:
-    unsure = surrogate([1.0, 0.0], [0.3, 0.3])
-    assert is_settled(unsure, 1, 0.05, 0.0)
-    assert not is_settled(unsure, 1, 0.001, 0.0)
-
-
-def test_a_wider_tie_asks_for_less() -> None:
-    near = surrogate([1.0, 0.9], [0.05, 0.05])
-    assert not is_settled(near, 1, 0.05, 0.0)
-    assert not is_settled(near, 1, 0.05, 0.1)
-    assert is_settled(near, 1, 0.05, 0.3)
-
-
-def test_chances_of_error_add_up() -> None:
-    """Each of ten comparisons would be settled alone."""
-    assert is_settled(surrogate([3.0, 0.0], [1.0, 0.0]), 1, 0.01, 0.0)
-    assert not is_settled(surrogate([3.0, *[0.0] * 10], [1.0, *[0.0] * 10]), 1, 0.01, 0.0)
-
-
-@pytest.mark.parametrize("freedom", [1, 3, 10, 100, 5000])
-def test_the_tail_is_students(freedom: int) -> None:
-    from scipy.stats import t
-
-    values = np.array([-2.0, 0.0, 0.5, 1.0, 2.0, 3.5, 6.0])
-    expected = t.sf(values, freedom)
-    tolerance = {1: 0.25, 3: 0.12, 10: 0.06}.get(freedom, 0.02)
-    assert upper_tail(values, freedom) == pytest.approx(expected, rel=tolerance)
-
-
-def test_answers_that_never_change_settle_at_once() -> None:
-    model = vs.load(slow.Known(slow.stripes(4), lambda shown: torch.zeros(len(shown), 2)), image_size=(8, 16))
-    with pytest.warns(vs.VitscopeWarning) as caught:
-        result = vs.lime(model, slow.WHITE, num_samples="auto", segments=slow.stripes(4), hide="black")
-    assert ["did not change" in str(warning.message) for warning in caught] == [True]
-    assert result.provenance["samples"] == 128
-
-
-def test_pairs_that_were_answered_in_part_stay_pairs() -> None:
-    """Which of the drawn rows were answered says who belongs together."""
-    plan = Plan.checked(sampling="paired")
-    rows = plan.sampler(5).draw(41)
-    said = np.random.default_rng(0).random((41, 1))
-    kept = np.sort(np.random.default_rng(1).permutation(41)[:30])
-    part = plan.fitted(rows[kept], said[kept], kept)
-    expected = fit(
-        rows[kept],
-        said[kept],
-        kernel(rows[kept].mean(1), 0.25),
-        1.0,
-        np.unique((kept + 1) // 2, return_inverse=True)[1],
-    )
-    assert_close(part.intervals(0.9), expected.intervals(0.9), 1e-12)
-    assert part.influences.shape[1] == len({(at + 1) // 2 for at in kept.tolist()})
 
 
 # Results
@@ -611,12 +290,12 @@ def test_values_are_the_weights_of_the_segments_in_the_order_of_their_labels(
     assert result.values.dtype == torch.float32
     assert result.weights.dtype == torch.float64
     assert (result.grid.height, result.grid.width, result.grid.prefix) == (40, 60, 0)
-    for at, label in enumerate(np.unique(labels)):
+    for index, label in enumerate(np.unique(labels)):
         inside = result.values[0].numpy()[labels == label]
-        assert np.array_equal(inside, np.full(100, np.float32(result.weights[at])))
+        assert np.array_equal(inside, np.full(100, np.float32(result.weights[index])))
 
 
-def test_top_and_regions_show_the_weightiest(result: vs.SegmentAttribution) -> None:
+def test_top_and_regions_are_the_largest_weights(result: vs.SegmentAttribution) -> None:
     weights = result.weights.numpy()
     orders = {"positive": np.argsort(-weights), "negative": np.argsort(weights), "both": np.argsort(-np.abs(weights))}
     for sign, order in orders.items():
@@ -638,11 +317,11 @@ def test_a_saved_result_reads_back(result: vs.SegmentAttribution, tmp_path: Path
     for name in ("values", "segments", "index", "weights", "intervals"):
         assert torch.equal(getattr(back, name), getattr(result, name)), name
     for label in result.classes:
-        mine, saved = result.of(label), back.of(label)
-        assert torch.equal(saved.weights, mine.weights)
-        assert torch.equal(saved.intervals, mine.intervals)
-        assert (saved.intercept, saved.score, saved.target) == (mine.intercept, mine.score, mine.target)
-        assert saved.answer == mine.answer
+        explained, saved = result.of(label), back.of(label)
+        assert torch.equal(saved.weights, explained.weights)
+        assert torch.equal(saved.intervals, explained.intervals)
+        assert (saved.intercept, saved.score, saved.target) == (explained.intercept, explained.score, explained.target)
+        assert saved.answer == explained.answer
     assert back.provenance == result.provenance
     assert back.signed
     assert back.top(3) == result.top(3)
@@ -651,42 +330,44 @@ def test_a_saved_result_reads_back(result: vs.SegmentAttribution, tmp_path: Path
         back.overlay()
 
 
-def test_a_result_is_arrays_for_numpy_numbers_for_others_and_a_image_for_people(
-    result: vs.SegmentAttribution, tmp_path: Path
-) -> None:
+def test_a_result_is_saved_as_arrays_as_json_and_as_an_image(result: vs.SegmentAttribution, tmp_path: Path) -> None:
     with np.load(result.save(tmp_path / "cat.npz")) as arrays:
         assert np.array_equal(arrays["values"], result.values.numpy())
         assert np.array_equal(arrays["segments.0"], result.segments.numpy())
         assert np.array_equal(arrays["weights.0.0"], result.weights.numpy())
         assert np.array_equal(arrays["intervals.0.1"], result.of(result.classes[1]).intervals.numpy())
         assert json.loads(str(arrays["about"]))["target"] == result.target
-    about = json.loads(result.save(tmp_path / "cat.json").read_text())
-    (image,) = about["images"]
+    saved = json.loads(result.save(tmp_path / "cat.json").read_text())
+    (image,) = saved["images"]
     assert [entry["label"] for entry in image["classes"]] == result.classes
     for entry in image["classes"]:
-        mine = result.of(entry["label"])
-        assert (entry["weights"], entry["intervals"]) == (mine.weights.tolist(), mine.intervals.tolist())
-        assert (entry["intercept"], entry["score"], entry["answer"]) == (mine.intercept, mine.score, mine.answer)
+        explained = result.of(entry["label"])
+        assert (entry["weights"], entry["intervals"]) == (explained.weights.tolist(), explained.intervals.tolist())
+        assert (entry["intercept"], entry["score"], entry["answer"]) == (
+            explained.intercept,
+            explained.score,
+            explained.answer,
+        )
     assert [entry["label"] for entry in image["segments"]] == np.unique(blocks(40, 60, 10)).tolist()
     assert all(entry["pixels"] == 100 for entry in image["segments"])
     assert image["segments"][7]["centre"] == [14.5, 14.5]
-    assert about["provenance"]["method"] == "lime"
+    assert saved["provenance"]["method"] == "lime"
     with Image.open(result.save(tmp_path / "cat.png")) as image:
         assert (image.size, image.mode) == ((60, 40), "RGB")
 
 
-def test_provenance_says_how_the_result_came_about(nano: vs.VisionModel, cat: np.ndarray) -> None:
+def test_the_provenance_holds_all_parameters(nano: vs.VisionModel, cat: np.ndarray) -> None:
     options: dict[str, Any] = {"num_samples": 70, "sampling": "glime", "kernel_width": 0.5, "alpha": 2.0, "seed": 9}
-    about = vs.lime(nano, cat, segments="patches", hide=(1, 2, 3), confidence=0.9, **options).provenance
-    assert about["method"] == "lime"
+    provenance = vs.lime(nano, cat, segments="patches", hide=(1, 2, 3), confidence=0.9, **options).provenance
+    assert provenance["method"] == "lime"
     expected = options | {"segments": "patches", "hide": [1.0, 2.0, 3.0], "output": "probability", "confidence": 0.9}
-    assert about["parameters"] == expected | {"perturbed_at": [40, 60]}
-    assert (about["samples"], about["interrupted"]) == (70, False)
-    assert (about["model"], about["library"]) == ("vit-nano", "transformers")
-    assert json.loads(json.dumps(dict(about))) == about
+    assert provenance["parameters"] == expected | {"perturbed_at": [40, 60]}
+    assert (provenance["samples"], provenance["interrupted"]) == (70, False)
+    assert (provenance["model"], provenance["library"]) == ("vit-nano", "transformers")
+    assert json.loads(json.dumps(dict(provenance))) == provenance
 
 
-def test_several_images_are_explained_one_by_one(nano: vs.VisionModel, cat: np.ndarray, tmp_path: Path) -> None:
+def test_several_images_are_explained_separately(nano: vs.VisionModel, cat: np.ndarray, tmp_path: Path) -> None:
     astronaut = shrunk("astronaut", (60, 40))
     options: dict[str, Any] = {"num_samples": 80, "segments": "patches"}
     alone = [vs.lime(nano, photo, **options) for photo in (cat, astronaut)]
@@ -696,28 +377,28 @@ def test_several_images_are_explained_one_by_one(nano: vs.VisionModel, cat: np.n
     assert together.target is None
     assert alone[0].target != alone[1].target
     back = vs.SegmentAttribution.load(together.save(tmp_path / "both.safetensors"))
-    for at, one in enumerate(together):
-        for same in (one, together[at - 2], back[at]):
-            assert torch.equal(same.weights, alone[at].weights)
-            assert torch.equal(same.intervals, alone[at].intervals)
-            assert torch.equal(same.values, alone[at].values)
-            assert (same.target, same.classes) == (alone[at].target, alone[at].classes)
-        assert one.overlay() == alone[at].overlay()
-    for what in (lambda: together.weights, together.top, lambda: together.segments):
+    for index, result in enumerate(together):
+        for same in (result, together[index - 2], back[index]):
+            assert torch.equal(same.weights, alone[index].weights)
+            assert torch.equal(same.intervals, alone[index].intervals)
+            assert torch.equal(same.values, alone[index].values)
+            assert (same.target, same.classes) == (alone[index].target, alone[index].classes)
+        assert result.overlay() == alone[index].overlay()
+    for access in (lambda: together.weights, together.top, lambda: together.segments):
         with pytest.raises(vs.CallError, match=r"this result holds 2 images: take one, as in result\[0\]"):
-            what()
-    for at in (2, -3):
-        with pytest.raises(vs.CallError, match=f"image {at} does not exist: this result has images 0 to 1"):
-            together[at]
+            access()
+    for index in (2, -3):
+        with pytest.raises(vs.CallError, match=f"image {index} does not exist: this result has images 0 to 1"):
+            together[index]
 
 
 def test_one_class_of_several_images(nano: vs.VisionModel, cat: np.ndarray) -> None:
     options: dict[str, Any] = {"num_samples": 80, "segments": "patches", "top_labels": 10}
-    both = vs.lime(nano, [cat, shrunk("astronaut", (60, 40))], **options).of("dog")
-    assert both.target == "dog"
-    assert [one.target for one in both] == ["dog", "dog"]
-    assert torch.equal(both.values[0], both[0].values[0])
-    assert not torch.equal(both.values[0], both.values[1])
+    batch = vs.lime(nano, [cat, shrunk("astronaut", (60, 40))], **options).of("dog")
+    assert batch.target == "dog"
+    assert [result.target for result in batch] == ["dog", "dog"]
+    assert torch.equal(batch.values[0], batch[0].values[0])
+    assert not torch.equal(batch.values[0], batch.values[1])
 
 
 def test_a_tensor_of_several_images(nano: vs.VisionModel, cat: np.ndarray) -> None:
@@ -726,16 +407,16 @@ def test_a_tensor_of_several_images(nano: vs.VisionModel, cat: np.ndarray) -> No
     together = vs.lime(nano, pixels, **options)
     assert together.values.shape == (2, 32, 32)
     assert together.target == "cat"
-    for at in (0, 1):
-        assert torch.equal(vs.lime(nano, pixels[at : at + 1], **options).weights, together[at].weights)
+    for index in (0, 1):
+        assert torch.equal(vs.lime(nano, pixels[index : index + 1], **options).weights, together[index].weights)
 
 
-def test_images_of_different_size_are_refused_before_anything_is_asked(nano: vs.VisionModel, cat: np.ndarray) -> None:
-    asked: list[tuple[int, int]] = []
-    with pytest.raises(vs.CallError, match=r"the images are 40×60 and 40×32 pixels large") as caught:
-        vs.lime(nano, [cat, shrunk("astronaut", (32, 40))], progress=lambda *numbers: asked.append(numbers))
+def test_images_of_different_sizes_are_refused_before_any_evaluation(nano: vs.VisionModel, cat: np.ndarray) -> None:
+    steps: list[vs.Progress] = []
+    with pytest.raises(vs.CallError, match=r"results of different sizes \(40×60, 40×32 pixels\)") as caught:
+        vs.lime(nano, [cat, shrunk("astronaut", (32, 40))], progress=steps.append)
     assert "\n" not in str(caught.value)
-    assert not asked
+    assert not steps
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -748,7 +429,7 @@ def test_numpys_numbers_are_numbers(nano: vs.VisionModel, cat: np.ndarray) -> No
     assert torch.equal(same.weights, plain.weights)
 
 
-def test_a_live_module_is_asked_like_a_loaded_model(cat: np.ndarray) -> None:
+def test_a_live_module_equals_a_loaded_model(cat: np.ndarray) -> None:
     module = tiny.tiny_vit()
     options: dict[str, Any] = {"num_samples": 30, "segments": "patches"}
     live, loaded = vs.lime(module, cat, **options), vs.lime(vs.load(module), cat, **options)
@@ -756,7 +437,7 @@ def test_a_live_module_is_asked_like_a_loaded_model(cat: np.ndarray) -> None:
     assert live.target in tiny.LABELS
 
 
-def test_a_model_without_a_classifier_is_asked_how_alike_its_features_stay(cat: np.ndarray) -> None:
+def test_a_model_without_a_classifier_is_explained_by_the_similarity_of_its_features(cat: np.ndarray) -> None:
     family = next(family for family in families.ALL if family.name == "transformers-vit-bare")
     model, labels = family.model(), blocks(40, 60, 20)
     result = vs.lime(
@@ -774,11 +455,11 @@ def test_a_model_without_a_classifier_is_asked_how_alike_its_features_stay(cat: 
     assert result.intercept == pytest.approx(intercept, abs=1e-5)
 
 
-def test_progress_is_told(nano: vs.VisionModel, cat: np.ndarray, capsys: pytest.CaptureFixture[str]) -> None:
-    told: list[tuple[int, int]] = []
+def test_progress_is_reported(nano: vs.VisionModel, cat: np.ndarray, capsys: pytest.CaptureFixture[str]) -> None:
+    steps: list[vs.Progress] = []
     options: dict[str, Any] = {"num_samples": 30, "segments": blocks(40, 60, 20), "batch_size": 16}
-    vs.lime(nano, cat, progress=lambda *numbers: told.append(numbers), **options)
-    assert told == [(16, 30), (30, 30)]
+    vs.lime(nano, cat, progress=steps.append, **options)
+    assert steps == [vs.Progress("evaluating", 16, 30), vs.Progress("evaluating", 30, 30)]
     assert capsys.readouterr() == ("", "")
     vs.lime(nano, cat, progress=True, **options)
     assert capsys.readouterr().out == ""

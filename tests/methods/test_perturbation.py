@@ -1,266 +1,20 @@
-"""Occlusion, RISE, KernelSHAP, agreement: equal to slow twins, the same contract on every family, and refusals."""
+"""Perturbation methods: the same contract on every family, Ctrl-C, and refusals."""
 
-import json
-import warnings
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from torch import Tensor
 
 import vitscope as vs
-from tests.helpers import families, swin_families
+from tests.helpers import swin_families
 from tests.helpers.families import Family, every_family
+from tests.helpers.perturbed import family, noise
 from tests.helpers.swin_families import SwinFamily, every_swin
 from tests.helpers.tiny import LABELS, tiny_vit
 from tests.reference import lime as slow
-from tests.reference import occlusion as slow_occlusion
-from tests.reference import rise as slow_rise
-from tests.reference.shapley import shapley as slow_shapley
-from vitscope.methods.kernel_shap import coalitions, shapley
 from vitscope.methods.registry import METHODS
-from vitscope.methods.rise import _mask
 from vitscope.perturb import MaskedModel
-
-
-def family(name: str) -> Family:
-    return next(family for family in families.ALL if family.name == name)
-
-
-def answers(model: vs.VisionModel, pixels: Tensor, output: str = "probability") -> np.ndarray:
-    with torch.no_grad(), model.running():
-        logits = model.answer(pixels)
-    assert logits is not None
-    return (logits.softmax(-1) if output == "probability" else logits).double().numpy()
-
-
-def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-
-
-# Occlusion
-
-
-@pytest.mark.parametrize(("window", "stride"), [(1, 1), (2, 1), (2, 2), (3, 2), (4, 3)])
-def test_occlusion_equals_the_slow_twin(window: int, stride: int) -> None:
-    model, photo = vs.load(tiny_vit(), image_size=(32, 48)), noise(64, 96)
-
-    def answer(hidden: np.ndarray) -> float:
-        covered = hidden.repeat(16, 0).repeat(16, 1)[..., None]
-        return float(answers(model, model.prepare(np.where(covered, np.uint8(128), photo))[0])[0, 2])
-
-    result = vs.occlusion(model, photo, target=2, window=window, stride=stride)
-    expected = slow_occlusion.occlusion(answer, 4, 6, window, stride)
-    assert result.values.shape == (1, 4, 6)
-    assert result.values[0].numpy() == pytest.approx(expected, abs=1e-6)
-    assert (result.target, result.signed) == (LABELS[2], True)
-
-
-def test_occlusion_of_a_linear_model_gives_its_coefficients() -> None:
-    """One cell at a time, of a model whose answer is the sum over its cells."""
-    coefficients = np.random.default_rng(0).normal(size=(8, 2))
-    labels = slow.stripes(4) + 4 * (np.arange(8) // 4)[:, None]
-    module = slow.linear(labels, coefficients)
-    layout = vs.load(module, image_size=(8, 16), patch_size=4, readout="patches")
-    result = vs.occlusion(layout, slow.WHITE, target=1, hide="black", output="logit")
-    assert result.values[0].numpy().ravel() == pytest.approx(coefficients[:, 1], abs=1e-5)
-    pairs = vs.occlusion(layout, slow.WHITE, target=1, hide="black", output="logit", window=2)
-    twin = slow_occlusion.occlusion(lambda hidden: float((~hidden).ravel() @ coefficients[:, 1]), 2, 4, 2, 1)
-    assert pairs.values[0].numpy() == pytest.approx(twin, abs=1e-5)
-
-
-def test_a_window_over_everything_is_the_whole_fall() -> None:
-    model, pixels = family("torchvision-vit").model(), family("torchvision-vit").pixels(1)
-    result = vs.occlusion(model, pixels, target=0, window=4, hide="black", output="logit")
-    black = torch.zeros_like(pixels)
-    black[:] = (-torch.tensor(model.preprocessing.mean) / torch.tensor(model.preprocessing.std)).view(1, 3, 1, 1)
-    fall = answers(model, pixels, "logit")[0, 0] - answers(model, black, "logit")[0, 0]
-    assert result.values[0].numpy() == pytest.approx(np.full((4, 4), fall), abs=1e-5)
-    assert result.provenance["samples"] == 1
-
-
-# RISE
-
-
-@pytest.mark.parametrize("size", [(8, 16), (9, 14)], ids=str)
-@pytest.mark.parametrize("shown", [0.5, 0.2])
-def test_rise_equals_the_slow_twin(size: tuple[int, int], shown: float) -> None:
-    labels = slow.stripes(4, size)
-    model = vs.load(slow.Known(labels, lambda part: torch.stack([part[:, 1], part.prod(1)], 1)), image_size=size)
-    photo = np.full((*size, 3), 255, np.uint8)
-    random = np.random.default_rng(6)
-    tossed, shifts = random.random((25, 3, 3)) < shown, random.random((25, 2))
-    masks = slow_rise.masks(tossed, shifts, size)
-    said = []
-    for mask in masks:
-        part = np.array([mask[labels == label].mean() for label in range(4)])
-        said.append(part[1])
-    options: dict[str, Any] = {"num_samples": 25, "cells": 3, "shown": shown, "seed": 6, "output": "logit"}
-    result = vs.rise(model, photo, target=0, **options)
-    assert result.values[0].numpy() == pytest.approx(slow_rise.rise(said, masks, shown), abs=1e-5)
-    assert not result.signed
-    assert (result.grid.height, result.grid.width) == size
-
-
-@pytest.mark.parametrize("size", [(7, 7), (20, 31), (224, 300)], ids=str)
-def test_masks_of_rise_are_bilinear_and_moved_by_less_than_a_cell(size: tuple[int, int]) -> None:
-    random = np.random.default_rng(0)
-    tossed, shifts = random.random((3, 7, 7)) < 0.5, random.random((3, 2))
-    shifts[1], shifts[2] = 0.0, np.nextafter(1, 0)
-    for at in range(3):
-        made = _mask(tossed, shifts, at, size)
-        assert made.shape == size
-        assert made.min() >= 0
-        assert made.max() <= 1
-        if size[0] < 100:
-            (expected,) = slow_rise.masks(tossed[at : at + 1], shifts[at : at + 1], size)
-            assert made == pytest.approx(expected, abs=1e-5)
-
-
-def test_rise_lights_up_what_the_answer_depends_on() -> None:
-    labels = slow.stripes(4)
-    model = vs.load(slow.Known(labels, lambda part: torch.stack([part[:, 2], 1 - part[:, 2]], 1)), image_size=(8, 16))
-    values = vs.rise(model, slow.WHITE, target=0, num_samples=600, cells=4, output="logit").values[0].numpy()
-    means = [values[labels == label].mean() for label in range(4)]
-    assert np.argmax(means) == 2
-    assert means[2] > 1.1 * max(means[0], means[1])
-
-
-def test_a_constant_answer_makes_a_flat_rise() -> None:
-    """Without the pattern of the masks, which is no explanation; and a warning says so."""
-    model = vs.load(slow.Known(slow.stripes(4), lambda part: torch.full((len(part), 2), 0.7)), image_size=(8, 16))
-    with pytest.warns(vs.VitscopeWarning, match="stays 0.7 with all of 3000 masks, so the map shows nothing"):
-        values = vs.rise(model, slow.WHITE, target=0, num_samples=3000, output="logit", shown=0.3).values
-    assert values.numpy() == pytest.approx(np.full((1, 8, 16), 0.7), abs=1e-6)
-
-
-def test_answers_that_differ_by_rounding_alone_are_no_explanation() -> None:
-    """The last bit of a float32, as batches of other sizes give it."""
-    labels, bit = slow.stripes(4), 2**-23
-    model = vs.load(
-        slow.Known(labels, lambda part: (0.75 * (1 + bit * part[:, 2].round()))[:, None].expand(-1, 2)),
-        image_size=(8, 16),
-    )
-    with pytest.warns(vs.VitscopeWarning, match="so the map shows nothing"):
-        values = vs.kernel_shap(model, slow.WHITE, target=0, segments=labels, hide="black", output="logit").weights
-    assert values.tolist() == [0.0] * 4
-
-
-def test_rise_of_a_large_photo_is_at_most_512_a_side() -> None:
-    model = vs.load(tiny_vit())
-    result = vs.rise(model, noise(300, 700), target=0, num_samples=2)
-    assert result.values.shape == (1, 219, 512)
-    assert result.overlay().size == (700, 300)
-
-
-# KernelSHAP
-
-
-def game(players: int, seed: int = 0) -> Callable[[np.ndarray], float]:
-    """Players that help and hinder one another."""
-    random = np.random.default_rng(seed)
-    alone, pairs = random.normal(size=players), random.normal(size=(players, players))
-    return lambda row: float(np.tanh(row @ alone + row @ pairs @ row) + 0.2 * row.prod())
-
-
-def solved(value: Callable[[np.ndarray], float], players: int, count: int, seed: int = 0) -> np.ndarray:
-    rows, kernel = coalitions(players, count, seed)
-    ends = np.array([[value(np.zeros(players))], [value(np.ones(players))]])
-    said = np.array([[value(row)] for row in rows.astype(float)])
-    return shapley(rows, kernel, said, ends)[0][0]
-
-
-@pytest.mark.parametrize("players", [2, 3, 4, 5, 6, 7, 8])
-def test_with_all_coalitions_the_values_are_shapleys(players: int) -> None:
-    value = game(players)
-    expected = slow_shapley(lambda row: value(row.astype(float)), players)
-    for count in (2**players - 2, 10_000):
-        assert solved(value, players, count) == pytest.approx(expected, abs=1e-9)
-
-
-@pytest.mark.parametrize("players", [6, 7])
-def test_it_is_shaps_kernel_explainer(players: int) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        shap = pytest.importorskip("shap", reason="the reference is PyPI's shap")
-        value = game(players, seed=3)
-        explainer = shap.KernelExplainer(
-            lambda rows: np.array([value(row) for row in rows]), np.zeros((1, players)), silent=True
-        )
-        expected = explainer.shap_values(np.ones(players), nsamples=2**players, l1_reg=False, silent=True)
-    assert solved(value, players, 2**players) == pytest.approx(np.asarray(expected).ravel(), abs=1e-6)
-
-
-def test_kernel_shap_of_a_image_equals_the_slow_twin() -> None:
-    model, photo = vs.load(tiny_vit(), image_size=32), noise(40, 60)
-    labels = np.repeat(np.arange(6), 10)[None].repeat(40, 0)
-
-    def answer(row: np.ndarray) -> np.ndarray:
-        return answers(model, model.prepare(slow.hidden(photo, labels, row))[0])[0]
-
-    result = vs.kernel_shap(model, photo, target=3, num_samples=62, segments=labels)
-    assert result.intervals is None
-    for label in result.classes:
-        index, mine = LABELS.index(label), result.of(label)
-        expected = slow_shapley(lambda row, index=index: float(answer(row)[index]), 6)
-        assert mine.weights.numpy() == pytest.approx(expected, abs=1e-5)
-        assert mine.intercept == pytest.approx(answer(np.zeros(6, dtype=bool))[index], abs=1e-6)
-        assert mine.local_prediction == pytest.approx(mine.answer, abs=1e-6)
-    assert result.provenance["samples"] == 64
-
-
-@pytest.mark.parametrize("count", [2, 9, 20, 50, 200])
-@pytest.mark.parametrize("output", ["probability", "logit"])
-def test_the_values_always_add_up_to_the_answer(count: int, output: str) -> None:
-    model, photo = vs.load(tiny_vit(), image_size=(32, 48)), noise(32, 48)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", vs.VitscopeWarning)
-        result = vs.kernel_shap(model, photo, num_samples=count, segments="patches", output=output, seed=count)
-    for label in result.classes:
-        assert result.of(label).local_prediction == pytest.approx(result.of(label).answer, abs=1e-5)
-
-
-@pytest.mark.parametrize("players", [2, 3, 5, 6, 9, 30])
-@pytest.mark.parametrize("count", [2, 7, 40, 300])
-def test_coalitions_come_whole_sizes_first_then_in_pairs(players: int, count: int) -> None:
-    rows, kernel = coalitions(players, count, 1)
-    sizes = rows.sum(1)
-    assert len(rows) == len(kernel) <= count
-    assert len(rows) >= min(count - 1, 2**players - 2)
-    assert bool((sizes > 0).all())
-    assert bool((sizes < players).all())
-    assert bool((kernel > 0).all())
-    if len(rows):
-        assert kernel.sum() == pytest.approx(1) or count < 2 * players
-    everyone = {tuple(row) for row in rows.tolist()}
-    assert all(tuple(~np.array(row)) in everyone for row in everyone)
-    if count >= 2**players - 2:
-        assert len(everyone) == len(rows) == 2**players - 2
-
-
-def test_players_that_do_the_same_get_the_same_and_idle_ones_nothing() -> None:
-    def value(row: np.ndarray) -> float:
-        return float(np.sin(row[0] + row[2]) + row[4] * row[3])
-
-    values = solved(value, 6, 62)
-    assert values[0] == pytest.approx(values[2])
-    assert values[3] == pytest.approx(values[4])
-    assert values[[1, 5]] == pytest.approx([0, 0], abs=1e-12)
-
-
-def test_more_samples_come_nearer_to_the_truth() -> None:
-    value = game(10, seed=4)
-    true = solved(value, 10, 1022)
-    errors = [
-        np.mean([np.abs(solved(value, 10, count, seed) - true).mean() for seed in range(20)]) for count in (40, 400)
-    ]
-    assert errors[1] < errors[0] / 2
-
-
-# The same contract on every family
 
 
 def blocks() -> np.ndarray:
@@ -269,7 +23,7 @@ def blocks() -> np.ndarray:
 
 @every_family
 @pytest.mark.parametrize("hide", ["mean", "drop"])
-def test_every_family_answers_every_method(family: Family, hide: str) -> None:
+def test_every_method_works_on_every_family(family: Family, hide: str) -> None:
     model, pixels = family.model(), family.pixels(1)
     target = 0 if model.embed is None else "similarity"
     name = "class 0" if model.embed is None else "similarity"
@@ -303,7 +57,7 @@ def test_every_family_answers_every_method(family: Family, hide: str) -> None:
 
 @every_swin
 @pytest.mark.parametrize("hide", ["grey", "drop"])
-def test_every_window_family_answers_every_method(family: SwinFamily, hide: str) -> None:
+def test_every_method_works_on_every_window_family(family: SwinFamily, hide: str) -> None:
     kind = "fitting" if "fitting" in family.sizes else "small"
     size = family.sizes[kind]
     model, pixels = family.model(size), swin_families.pixels(size, 1)
@@ -325,7 +79,7 @@ def test_every_window_family_answers_every_method(family: SwinFamily, hide: str)
         assert torch.isfinite(result.values).all()
 
 
-def test_maxvit_is_asked_like_any_other() -> None:
+def test_methods_work_on_maxvit() -> None:
     model, pixels = swin_families.MAXVIT.model((64, 64)), swin_families.pixels((64, 64), 1)
     labels = np.arange(64)[:, None] // 32 * 2 + np.arange(64) // 32
     result = vs.lime(model, pixels, target=0, num_samples=12, segments=labels)
@@ -333,14 +87,14 @@ def test_maxvit_is_asked_like_any_other() -> None:
     assert torch.isfinite(vs.occlusion(model, pixels, target=0).values).all()
 
 
-def test_every_method_that_asks_is_in_the_table() -> None:
-    asking = {name for name, method in METHODS.items() if method.kind == "asking"}
-    assert asking == {"lime", "kernel_shap", "occlusion", "rise"}
+def test_every_perturbation_method_is_in_the_registry() -> None:
+    names = {name for name, method in METHODS.items() if method.kind == "perturbation"}
+    assert names == {"lime", "kernel_shap", "occlusion", "rise"}
     for name, method in METHODS.items():
         assert callable(method.compute)
         assert getattr(method.compute, "__name__", "") in (name, f"{name}_map")
         assert method.source
-        assert method.about
+        assert method.summary
 
 
 @pytest.mark.parametrize("name", ["lime", "kernel_shap", "occlusion", "rise"])
@@ -352,38 +106,38 @@ def test_several_images_are_one_batch(name: str) -> None:
     together = METHODS[name].compute(model, photos, target=1, **options)
     assert len(together) == 3
     assert together.target == LABELS[1]
-    for photo, one in zip(photos, together, strict=True):
+    for photo, result in zip(photos, together, strict=True):
         alone = METHODS[name].compute(model, photo, target=1, **options)
-        assert torch.equal(one.values, alone.values)
-        assert one.target == alone.target
-        assert one.provenance["method"] == name
+        assert torch.equal(result.values, alone.values)
+        assert result.target == alone.target
+        assert result.provenance["method"] == name
 
 
 @pytest.mark.parametrize("name", ["lime", "kernel_shap", "occlusion", "rise"])
-def test_each_image_of_a_batch_says_which_class_was_explained(name: str) -> None:
-    """By default the likeliest of each, which need not be the same."""
+def test_each_image_of_a_batch_has_its_own_target(name: str) -> None:
+    """By default it is the likeliest class of each image, which may differ."""
     labels = slow.stripes(2)
     model = vs.load(slow.linear(labels, np.eye(2)), image_size=(8, 16), patch_size=4, readout="patches")
-    left, right = slow.WHITE.copy(), slow.WHITE.copy()
-    left[:, 8:], right[:, :8] = 30, 30
+    left_half, right_half = slow.WHITE.copy(), slow.WHITE.copy()
+    left_half[:, 8:], right_half[:, :8] = 30, 30
     options: dict[str, Any] = {"hide": "black"} | ({} if name == "occlusion" else {"num_samples": 20})
     options |= {"segments": labels} if name in ("lime", "kernel_shap") else {}
-    together = METHODS[name].compute(model, [left, right], **options)
-    assert [one.target for one in together] == ["class 0", "class 1"]
+    together = METHODS[name].compute(model, [left_half, right_half], **options)
+    assert [result.target for result in together] == ["class 0", "class 1"]
 
 
-def test_ctrl_c_in_the_second_image_is_said() -> None:
+def test_ctrl_c_in_the_second_image_warns() -> None:
     model = vs.load(tiny_vit())
-    told: list[int] = []
+    steps: list[int] = []
 
-    def press(*_: int) -> None:
-        told.append(1)
-        if len(told) == 6:
+    def press(_: vs.Progress) -> None:
+        steps.append(1)
+        if len(steps) == 6:
             raise KeyboardInterrupt
 
     options: dict[str, Any] = {"target": 0, "num_samples": 40, "segments": "patches", "batch_size": 10}
     with (
-        pytest.warns(vs.VitscopeWarning, match="interrupted: the result stands on 20 of 40"),
+        pytest.warns(vs.VitscopeWarning, match="interrupted: the result is based on 20 of 40"),
         pytest.warns(vs.VitscopeWarning, match="interrupted: the result holds the first 2 of 3 images"),
     ):
         result = vs.lime(model, [noise(20, 30, seed) for seed in range(3)], progress=press, **options)
@@ -391,165 +145,15 @@ def test_ctrl_c_in_the_second_image_is_said() -> None:
     assert result.provenance["interrupted"] is True
 
 
-# Agreement
-
-
-def attribution(values: np.ndarray, photo: Image.Image, method: str = "made", model: str = "nobody") -> vs.Attribution:
-    height, width = values.shape
-    box = (0.0, 0.0, float(photo.width), float(photo.height))
-    about = {"method": method, "model": model}
-    given = torch.from_numpy(values.astype(np.float32))[None]
-    return vs.Attribution(given, vs.Grid(height, width), [vs.InputImage(photo, box)], about)
-
-
-@pytest.fixture(scope="module")
-def photo() -> Image.Image:
-    return Image.fromarray(noise(24, 36))
-
-
-def maps(count: int, size: tuple[int, int] = (24, 36)) -> list[np.ndarray]:
-    random = np.random.default_rng(2)
-    return [random.integers(0, 40, size).astype(float) for _ in range(count)]
-
-
-def test_agreement_is_spearmans_and_the_overlap_of_the_top(photo: Image.Image) -> None:
-    from scipy.stats import spearmanr
-
-    made = maps(3)
-    found = vs.agreement([attribution(one, photo) for one in made], top=0.3)
-    for i, first in enumerate(made):
-        for j, second in enumerate(made):
-            expected = spearmanr(first.ravel(), second.ravel()).statistic
-            assert found.rank_correlation[i, j] == pytest.approx(expected, abs=1e-9)
-            levels = [np.unique(one)[::-1] for one in (first, second)]
-            regions = []
-            for one, level in zip((first, second), levels, strict=True):
-                shares = [(one >= at).mean() for at in level]
-                regions.append(one >= level[int(np.argmin(np.abs(np.array(shares) - 0.3)))])
-            union = (regions[0] | regions[1]).sum()
-            assert found.overlap[i, j] == pytest.approx((regions[0] & regions[1]).sum() / union)
-    assert found.top == 0.3
-
-
-def test_a_map_agrees_with_itself_and_not_with_its_opposite(photo: Image.Image) -> None:
-    (one,) = maps(1)
-    found = vs.agreement([attribution(values, photo) for values in (one, one, -one, one**3)])
-    assert found.rank_correlation == pytest.approx(
-        np.array([[1, 1, -1, 1], [1, 1, -1, 1], [-1, -1, 1, -1], [1, 1, -1, 1]])
-    )
-    assert found.overlap[0, [1, 3]] == pytest.approx([1, 1])
-    assert found.overlap[0, 2] == 0
-    assert np.array_equal(found.overlap, found.overlap.T)
-
-
-def test_maps_that_have_nothing_to_do_with_each_other_overlap_by_chance(photo: Image.Image) -> None:
-    random = np.random.default_rng(0)
-    for top in (0.1, 0.2, 0.5):
-        found = vs.agreement([attribution(random.random((24, 36)), photo) for _ in range(30)], top=top)
-        others = ~np.eye(30, dtype=bool)
-        assert found.overlap[others].mean() == pytest.approx(found.chance[others].mean(), abs=0.01)
-        assert abs(found.rank_correlation[others].mean()) < 0.02
-        np.testing.assert_allclose(found.chance, top / (2 - top), atol=0.005)
-
-
-def test_chance_is_that_of_the_regions_as_they_are(photo: Image.Image) -> None:
-    """Halves are regions of a half, whatever share was asked for."""
-    left, upper = np.zeros((24, 36)), np.zeros((24, 36))
-    left[:, :18], upper[:12] = 1, 1
-    found = vs.agreement([attribution(left, photo), attribution(upper, photo)], top=0.4)
-    assert found.overlap[0, 1] == pytest.approx(1 / 3)
-    assert found.chance[0, 1] == pytest.approx(1 / 3)
-
-
-def test_a_constant_map_has_no_rank_correlation(photo: Image.Image) -> None:
-    found = vs.agreement([attribution(np.ones((24, 36)), photo), attribution(maps(1)[0], photo)])
-    assert np.isnan(found.rank_correlation[0, 1])
-    about = json.loads(json.dumps(found.as_json(), allow_nan=False))
-    assert about["rank_correlation"][0][1] is None
-    assert about["overlap"] == found.overlap.tolist()
-    assert (about["top"], about["chance"]) == (0.2, found.chance.tolist())
-
-
-def test_grids_of_any_kind_are_compared_on_the_photo(photo: Image.Image) -> None:
-    coarse = np.arange(6.0).reshape(2, 3)
-    fine = coarse.repeat(12, 0).repeat(12, 1)
-    found = vs.agreement([attribution(coarse, photo), attribution(fine, photo)])
-    assert found.rank_correlation[0, 1] > 0.9
-
-
-def test_only_what_all_maps_cover_is_compared(photo: Image.Image) -> None:
-    values = maps(1)[0]
-    left = vs.Attribution(
-        torch.from_numpy(values[:, :18].astype(np.float32))[None],
-        vs.Grid(24, 18),
-        [vs.InputImage(photo, (0.0, 0.0, 18.0, 24.0))],
-    )
-    spoilt = values.copy()
-    spoilt[:, 18:] = 0
-    found = vs.agreement([left, attribution(values, photo), attribution(spoilt, photo)])
-    assert found.rank_correlation[1, 2] == pytest.approx(1)
-
-
-def test_names_are_those_that_tell_the_results_apart(photo: Image.Image) -> None:
-    one = maps(1)[0]
-
-    def names(*pairs: tuple[str, str]) -> list[str]:
-        return list(vs.agreement([attribution(one, photo, method, model) for method, model in pairs]).names)
-
-    assert names(("lime", "a"), ("rise", "a")) == ["lime", "rise"]
-    assert names(("lime", "a"), ("lime", "b")) == ["a", "b"]
-    assert names(("lime", "a"), ("rise", "b")) == ["a, lime", "b, rise"]
-    given = vs.agreement([attribution(one, photo)] * 2, names=["first", "second"])
-    assert given.names == ["first", "second"]
-    assert given.as_json()["names"] == ["first", "second"]
-
-
-def test_methods_of_one_image_can_be_compared() -> None:
-    model, image = vs.load(tiny_vit()), noise(30, 40)
-    results = [
-        vs.lime(model, image, target=0, num_samples=40, segments="patches"),
-        vs.occlusion(model, image, target=0),
-        vs.rise(model, image, target=0, num_samples=20),
-        vs.rollout(model, image),
-    ]
-    found = vs.agreement(results)
-    assert list(found.names) == ["lime", "occlusion", "rise", "rollout"]
-    assert np.diag(found.rank_correlation) == pytest.approx(np.ones(4))
-    assert bool((np.abs(found.rank_correlation) <= 1 + 1e-12).all())
-
-
-def test_results_that_cannot_be_compared_are_refused(photo: Image.Image, tmp_path: Any) -> None:
-    one = attribution(maps(1)[0], photo)
-    other = attribution(maps(1)[0], Image.fromarray(noise(24, 36, seed=8)))
-    loaded = vs.Attribution.load(one.save(tmp_path / "map.safetensors"))
-    both = vs.Attribution(one.values.repeat(2, 1, 1), one.grid, [*one.images] * 2)
-    apart = vs.Attribution(one.values, one.grid, [vs.InputImage(photo, (0.0, 0.0, 10.0, 24.0))])
-    beside = vs.Attribution(one.values, one.grid, [vs.InputImage(photo, (20.0, 0.0, 36.0, 24.0))])
-    wrong: list[tuple[list[vs.Attribution], dict[str, Any], str]] = [
-        ([one], {}, "two results or more, 1 came"),
-        ([], {}, "two results or more, 0 came"),
-        ([one, other], {}, "results of one and the same photo"),
-        ([one, loaded], {}, "not loaded from files"),
-        ([one, both], {}, "results of one image each"),
-        ([apart, beside], {}, "no common part"),
-        ([one, one], {"top": 0.0}, "top is 0.0"),
-        ([one, one], {"top": 1.5}, "top is 1.5"),
-        ([one, one], {"names": ["a"]}, "1 names for 2 results"),
-    ]
-    for results, options, message in wrong:
-        with pytest.raises(vs.CallError, match=message) as caught:
-            vs.agreement(results, **options)
-        assert "\n" not in str(caught.value)
-
-
 # Refusals
 
 
 PHOTO = noise(20, 30)
 
+
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("lime", {"segments": np.zeros((20, 30), int)}, "one segment only"),
-    ("lime", {"segments": np.zeros((30, 20), int)}, "segment labels are 30×20 where the image is 20×30"),
+    ("lime", {"segments": np.zeros((30, 20), int)}, "segment labels are 30×20, but the image is 20×30"),
     ("lime", {"segments": "voronoi"}, "unknown segments 'voronoi': choose quickshift, slic, patches"),
     ("lime", {"hide": "gray"}, "hide is 'gray': choose mean, black, grey"),
     ("lime", {"hide": 256}, "hide is 256: a colour is"),
@@ -598,20 +202,20 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
 
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
-    ("name", "options", "message"), REFUSED, ids=lambda part: part[:40] if isinstance(part, str) else "-".join(part)
+    ("name", "options", "message"), REFUSED, ids=lambda value: value[:40] if isinstance(value, str) else "-".join(value)
 )
-def test_what_cannot_be_meant_is_refused_in_one_line(name: str, options: dict[str, Any], message: str) -> None:
+def test_invalid_options_are_refused_in_one_line(name: str, options: dict[str, Any], message: str) -> None:
     segments = {"segments": "patches"} if name in ("lime", "kernel_shap") else {}
     with pytest.raises(vs.CallError, match=message) as caught:
         METHODS[name].compute(vs.load(tiny_vit()), PHOTO, **(segments | options))
     assert "\n" not in str(caught.value)
 
 
-every_asking = pytest.mark.parametrize("name", ["lime", "kernel_shap", "occlusion", "rise"])
+every_method = pytest.mark.parametrize("name", ["lime", "kernel_shap", "occlusion", "rise"])
 
 
-@every_asking
-def test_a_model_without_a_classifier_says_what_can_be_asked(name: str) -> None:
+@every_method
+def test_a_model_without_a_classifier_is_refused_with_alternatives(name: str) -> None:
     bare = family("transformers-vit-bare")
     segments = {"segments": "patches"} if name in ("lime", "kernel_shap") else {}
     for target in (None, 0, "cat"):
@@ -620,9 +224,8 @@ def test_a_model_without_a_classifier_says_what_can_be_asked(name: str) -> None:
         assert "\n" not in str(caught.value)
 
 
-@every_asking
-def test_a_model_that_nobody_understands_is_refused(name: str) -> None:
-    """It gives neither classes nor features."""
+@every_method
+def test_a_model_without_classes_or_features_is_refused(name: str) -> None:
     module = torch.nn.Conv2d(3, 4, 8, stride=8)
     model = vs.load(module, image_size=16, patch_size=8, readout="patches")
     with pytest.raises(
@@ -634,85 +237,72 @@ def test_a_model_that_nobody_understands_is_refused(name: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-@every_asking
+@every_method
 def test_no_image_is_refused(name: str) -> None:
     with pytest.raises(vs.CallError, match="no image was given"):
         METHODS[name].compute(vs.load(tiny_vit()), [])
 
 
 @pytest.mark.usefixtures("unchecked")
-@every_asking
-def test_what_is_no_model_is_refused(name: str) -> None:
+@every_method
+def test_a_string_is_not_a_model(name: str) -> None:
     with pytest.raises(vs.CallError, match=r"a model is expected, from vitscope\.load or an nn\.Module, not str"):
         METHODS[name].compute("vit-nano", PHOTO)
 
 
-def test_patches_are_needed_where_patches_are_hidden() -> None:
+def test_segments_of_patches_need_known_patches() -> None:
     model = vs.load(slow.linear(slow.stripes(4), np.ones((4, 2))), image_size=(8, 16))
-    for ask in (
+    for explain in (
         lambda: vs.occlusion(model, slow.WHITE),
         lambda: vs.lime(model, slow.WHITE, segments="patches"),
         lambda: vs.kernel_shap(model, slow.WHITE, segments="patches"),
     ):
         with pytest.raises(vs.CallError, match="the patches of this model are unknown") as caught:
-            ask()
+            explain()
         assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("ask", "meaning"), [(vs.lime, "held up by the ridge penalty alone"), (vs.kernel_shap, "the smallest that fit")]
+    ("method", "meaning"), [(vs.lime, "depend on the ridge penalty"), (vs.kernel_shap, "the smallest that fit")]
 )
-def test_fewer_samples_than_segments_warn_and_say_what_it_means(ask: Any, meaning: str) -> None:
-    with pytest.warns(vs.VitscopeWarning, match=f"for 16 segments: fewer questions than unknowns.*{meaning}") as caught:
-        result = ask(vs.load(tiny_vit()), PHOTO, num_samples=10, segments="patches")
+def test_fewer_samples_than_segments_warn(method: Any, meaning: str) -> None:
+    with pytest.warns(vs.VitscopeWarning, match=f"for 16 segments: fewer samples than unknowns.*{meaning}") as caught:
+        result = method(vs.load(tiny_vit()), PHOTO, num_samples=10, segments="patches")
     assert "\n" not in str(caught[0].message)
     assert torch.isfinite(result.weights).all()
 
 
-def test_a_warning_points_at_the_line_that_asked() -> None:
+def test_a_warning_points_at_the_calling_line() -> None:
     with pytest.warns(vs.VitscopeWarning) as caught:
         vs.lime(vs.load(tiny_vit()), PHOTO, num_samples=10, segments="patches")
     assert caught[0].filename == __file__
 
 
-def test_ctrl_c_before_the_second_image_is_answered_keeps_the_first() -> None:
+def test_ctrl_c_before_the_second_image_keeps_the_first() -> None:
     model = vs.load(tiny_vit())
-    told: list[int] = []
+    steps: list[int] = []
     images = [noise(20, 30, seed) for seed in range(2)]
-    whole = vs.lime(model, images[0], target=0, num_samples=40, segments="patches")
+    expected = vs.lime(model, images[0], target=0, num_samples=40, segments="patches")
 
-    def asked_first(*_: Any) -> None:
-        told.append(1)
+    def record(_: vs.Progress) -> None:
+        steps.append(1)
 
-    options: dict[str, Any] = {"target": 0, "num_samples": 40, "segments": "patches", "progress": asked_first}
-    ask = MaskedModel.ask
+    options: dict[str, Any] = {"target": 0, "num_samples": 40, "segments": "patches", "progress": record}
+    evaluate = MaskedModel.evaluate
 
-    def broken(self: Any, *args: Any, **given: Any) -> Any:
-        if told:
+    def interrupted(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if steps:
             raise KeyboardInterrupt
-        return ask(self, *args, **given)
+        return evaluate(self, *args, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(MaskedModel, "ask", broken)
+        patch.setattr(MaskedModel, "evaluate", interrupted)
         with pytest.warns(vs.VitscopeWarning, match="the first 1 of 2 images"):
             result = vs.lime(model, images, **options)
-    torch.testing.assert_close(result.weights, whole.weights)
+    torch.testing.assert_close(result.weights, expected.weights)
 
 
-def test_shapley_values_move_with_their_segments_even_when_too_few_are_asked() -> None:
-    random = np.random.default_rng(0)
-    rows, kernel = coalitions(12, 6, 0)
-    answers, ends = random.random((len(rows), 1)), np.array([[0.0], [7.8]])
-    order = random.permutation(12)
-    values, _ = shapley(rows, kernel, answers, ends)
-    moved, _ = shapley(rows[:, order], kernel, answers, ends)
-    np.testing.assert_allclose(moved, values[:, order], atol=1e-10)
-    equal, _ = shapley(rows[:0], kernel[:0], answers[:0], ends)
-    np.testing.assert_allclose(equal, 7.8 / 12)
-    assert values.sum() == pytest.approx(7.8)
-
-
-def test_a_image_with_fewer_pixels_than_patches_is_refused() -> None:
+def test_an_image_with_fewer_pixels_than_patches_is_refused() -> None:
     model = vs.load("vit-nano")
     for method in (vs.occlusion, vs.lime):
         options = {"segments": "patches"} if method is vs.lime else {}

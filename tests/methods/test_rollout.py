@@ -1,4 +1,4 @@
-"""Laws of rollout, its refusals, and the two ways in which it is computed."""
+"""Properties of rollout, its refusals, and the two ways in which it is computed."""
 
 import dataclasses
 import json
@@ -38,7 +38,7 @@ def trace() -> Trace:
 @pytest.mark.parametrize("head_fusion", FUSIONS)
 @pytest.mark.parametrize("discard_ratio", RATIOS)
 def test_rows_sum_to_one(name: str, head_fusion: str, discard_ratio: float) -> None:
-    """Patches and prefix tokens together; without prefix tokens the patches alone."""
+    """Patches and prefix tokens sum to one; without prefix tokens the patches alone do."""
     model, pixels = family(name).model(), family(name).pixels()
     result = vs.rollout(model, pixels, head_fusion=head_fusion, discard_ratio=discard_ratio)
     assert result.provenance["rows_sum_to_one"] is True
@@ -51,8 +51,8 @@ def test_rows_sum_to_one(name: str, head_fusion: str, discard_ratio: float) -> N
         torch.testing.assert_close(shares, torch.ones(2))
 
 
-def test_rows_that_grow_are_said_to_grow(trace: Trace) -> None:
-    """Without discarding each row of A + I sums to two: three blocks make eight."""
+def test_rows_without_normalisation_grow(trace: Trace) -> None:
+    """Each row of A + I sums to two, so three blocks give eight."""
     result = vs.rollout(trace, normalize=False)
     assert result.provenance["rows_sum_to_one"] is False
     assert result.provenance["row_sums"] == pytest.approx([8, 8, 8], rel=1e-5)
@@ -76,14 +76,14 @@ def test_the_order_of_heads_does_not_matter(trace: Trace, head_fusion: str, disc
         return dataclasses.replace(scores, query=scores.query[:, :, order], key=scores.key[:, :, order])
 
     steps = [dataclasses.replace(step, scores=shuffled(step.scores)) for step in trace.steps]
-    other = dataclasses.replace(trace, steps=steps)
-    assert not torch.equal(other.attention(0), trace.attention(0))
+    permuted = dataclasses.replace(trace, steps=steps)
+    assert not torch.equal(permuted.attention(0), trace.attention(0))
     options = {"head_fusion": head_fusion, "discard_ratio": discard_ratio}
-    torch.testing.assert_close(vs.rollout(other, **options).values, vs.rollout(trace, **options).values)
+    torch.testing.assert_close(vs.rollout(permuted, **options).values, vs.rollout(trace, **options).values)
 
 
 @pytest.mark.parametrize("options", [{}, {"head_fusion": "max", "discard_ratio": 0.9}], ids=str)
-def test_images_do_not_touch_each_other(options: dict[str, Any]) -> None:
+def test_images_of_a_batch_are_independent(options: dict[str, Any]) -> None:
     model, pixels = family("timm-dinov2-registers").model(), family("timm-dinov2-registers").pixels(3)
     together = vs.rollout(model, pixels, **options)
     assert len(together) == len(together.provenance["row_sums"]) == 3
@@ -91,9 +91,9 @@ def test_images_do_not_touch_each_other(options: dict[str, Any]) -> None:
         alone = vs.rollout(model, pixels[image : image + 1], **options).values
         torch.testing.assert_close(together.values[image : image + 1], alone, atol=1e-6, rtol=1e-4)
     order = [2, 0, 1]
-    moved = vs.rollout(model, pixels[order], **options).values
-    torch.testing.assert_close(moved, together.values[order], atol=1e-6, rtol=1e-4)
-    assert not torch.allclose(moved, together.values, atol=1e-4)
+    permuted = vs.rollout(model, pixels[order], **options).values
+    torch.testing.assert_close(permuted, together.values[order], atol=1e-6, rtol=1e-4)
+    assert not torch.allclose(permuted, together.values, atol=1e-4)
 
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -115,10 +115,10 @@ def test_exactly_the_smallest_entries_are_discarded(fused: Tensor, ratio: float)
     numbers = fused[0].numel()
     discarded = math.floor(ratio * numbers)
     before = fused.clone()
-    got = discard_smallest(fused, ratio)
+    thinned = discard_smallest(fused, ratio)
     assert torch.equal(fused, before)
-    assert got.shape == fused.shape
-    for image, entries in zip(got.flatten(1), fused.flatten(1), strict=True):
+    assert thinned.shape == fused.shape
+    for image, entries in zip(thinned.flatten(1), fused.flatten(1), strict=True):
         order = entries.argsort(stable=True)
         assert not image[order[:discarded]].any()
         assert torch.equal(image[order[discarded:]], entries[order[discarded:]])
@@ -157,7 +157,7 @@ OPTIONS = [
 
 @every_prefix
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_evolution_is_the_rollout_after_each_block(name: str, options: dict[str, Any]) -> None:
+def test_evolution_equals_the_rollout_after_each_block(name: str, options: dict[str, Any]) -> None:
     model, pixels = family(name).model(), family(name).pixels()
     maps, readout = library_attention(model.module, pixels), vs.capture(model, pixels).readout
     entries = vs.rollout_evolution(model, pixels, **options)
@@ -176,7 +176,7 @@ def test_evolution_is_the_rollout_after_each_block(name: str, options: dict[str,
 @pytest.mark.parametrize(
     "options", [{}, {"head_fusion": "max"}, {"head_fusion": "min", "discard_ratio": 0.5, "start_layer": 1}], ids=str
 )
-def test_fusing_while_the_model_runs_changes_nothing(
+def test_fusing_during_the_forward_pass_gives_the_same_result(
     name: str, explicit: bool, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import vitscope.methods.rollout as method
@@ -184,11 +184,11 @@ def test_fusing_while_the_model_runs_changes_nothing(
     kinds: list[type] = []
     fold = method._fold
 
-    def note(trace: Trace, *args: Any, **kwargs: Any) -> list[Tensor]:
+    def record(trace: Trace, *args: Any, **kwargs: Any) -> list[Tensor]:
         kinds.extend({type(step.scores) for step in trace.steps})
         return fold(trace, *args, **kwargs)
 
-    monkeypatch.setattr(method, "_fold", note)
+    monkeypatch.setattr(method, "_fold", record)
     model, pixels = family(name).model(), family(name).pixels()
     if explicit:
         use_softmax(model)
@@ -203,7 +203,7 @@ def test_fusing_while_the_model_runs_changes_nothing(
 
 
 def use_softmax(model: vs.VisionModel) -> None:
-    """Attention as the library writes it without a fused kernel."""
+    """Make the library compute attention without a fused kernel."""
     if model.library == "transformers":
         model.module.set_attn_implementation("eager")
         return
@@ -211,17 +211,17 @@ def use_softmax(model: vs.VisionModel) -> None:
         block.attn.fused_attn = False
 
 
-def test_weighing_pays_when_tokens_are_few() -> None:
-    """One fused map a layer against queries and keys: 25 tokens against twice 32 channels, then 65 tokens."""
-    import vitscope.tracing.capture as running
+def test_attention_is_fused_during_the_forward_pass_if_tokens_are_few() -> None:
+    """One fused map per layer is smaller than queries and keys of 25 tokens, and larger than those of 65 tokens."""
+    from vitscope.tracing.capture import run_and_capture
 
     model = family("transformers-vit").model()
     for size, kind in (((32, 48), KnownWeights), ((64, 64), Factored)):
-        made = running.run(model, torch.zeros(1, 3, *size), fuse="mean")
-        assert {type(step.scores) for step in made.trace.steps} == {kind}
-        assert torch.isfinite(made.logits).all()
-        plain = running.run(model, torch.zeros(1, 3, *size))
-        torch.testing.assert_close(made.logits, plain.logits)
+        fused = run_and_capture(model, torch.zeros(1, 3, *size), fuse="mean")
+        assert {type(step.scores) for step in fused.trace.steps} == {kind}
+        assert torch.isfinite(fused.logits).all()
+        plain = run_and_capture(model, torch.zeros(1, 3, *size))
+        torch.testing.assert_close(fused.logits, plain.logits)
 
 
 @pytest.mark.parametrize("pays", [False, True], ids=["queries and keys", "fused"])
@@ -242,9 +242,9 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"discard_ratio": -0.1}, "discard_ratio is -0.1.*between 0 and 1"),
     ({"discard_ratio": 1.01}, "discard_ratio is 1.01.*between 0 and 1"),
     ({"discard_ratio": float("nan")}, "discard_ratio is nan"),
-    ({"start_layer": 3}, "start_layer 3 is not there.*0 to 2"),
-    ({"start_layer": 99}, "start_layer 99 is not there.*0 to 2"),
-    ({"start_layer": -4}, "start_layer -4 is not there.*0 to 2"),
+    ({"start_layer": 3}, "start_layer is 3: the model has layers 0 to 2"),
+    ({"start_layer": 99}, "start_layer is 99: the model has layers 0 to 2"),
+    ({"start_layer": -4}, "start_layer is -4: the model has layers 0 to 2"),
 ]
 
 
@@ -260,7 +260,7 @@ def test_options_out_of_range_are_refused(trace: Trace, method: Any, options: di
 
 
 @pytest.mark.parametrize("method", [vs.rollout, vs.rollout_evolution, vs.attention_map, vs.head_statistics])
-def test_a_trace_alone_or_a_model_with_images(trace: Trace, method: Any) -> None:
+def test_methods_take_a_trace_alone_or_a_model_with_images(trace: Trace, method: Any) -> None:
     model, pixels = family("timm-vit").model(), family("timm-vit").pixels()
     with pytest.raises(vs.CallError, match="a trace has its images already"):
         method(trace, pixels)
@@ -269,28 +269,28 @@ def test_a_trace_alone_or_a_model_with_images(trace: Trace, method: Any) -> None
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_what_is_no_model_is_refused() -> None:
+def test_a_string_is_not_a_model() -> None:
     with pytest.raises(vs.CallError, match=r"a model is expected, from vitscope\.load or an nn\.Module, not str"):
         vs.rollout("vit-nano", torch.zeros(1, 3, 32, 32))
 
 
 def test_a_trace_without_all_layers_is_refused() -> None:
-    part = vs.capture(family("timm-vit").model(), family("timm-vit").pixels(), layers=[0, 2])
+    partial = vs.capture(family("timm-vit").model(), family("timm-vit").pixels(), layers=[0, 2])
     with pytest.raises(vs.CallError, match=r"layer 1 was not captured: this trace holds layers \[0, 2\]"):
-        vs.rollout(part)
-    assert vs.rollout(part, start_layer=2).values.shape == (2, 4, 6)
+        vs.rollout(partial)
+    assert vs.rollout(partial, start_layer=2).values.shape == (2, 4, 6)
 
 
-def test_provenance_says_how_the_result_came_about() -> None:
+def test_the_provenance_holds_all_parameters() -> None:
     model, pixels = family("timm-vit").model(), family("timm-vit").pixels()
     options = {"head_fusion": "max", "discard_ratio": 0.25, "start_layer": -2, "normalize": False}
-    about = vs.rollout(model, pixels, **options).provenance
-    assert about["method"] == "rollout"
-    assert about["parameters"] == options | {"start_layer": 1, "end_layer": 2, "merge": "equal", "target": None}
-    assert about["model"] == model.name
-    assert about["library"] == "timm"
-    assert {"vitscope", "torch", "timm"} <= set(about["versions"])
-    assert about["readout"] == {"cls": 1.0}
-    assert about["rows_sum_to_one"] is False
-    assert len(about["row_sums"]) == 2
-    assert json.loads(json.dumps(dict(about))) == about
+    provenance = vs.rollout(model, pixels, **options).provenance
+    assert provenance["method"] == "rollout"
+    assert provenance["parameters"] == options | {"start_layer": 1, "end_layer": 2, "merge": "equal", "target": None}
+    assert provenance["model"] == model.name
+    assert provenance["library"] == "timm"
+    assert {"vitscope", "torch", "timm"} <= set(provenance["versions"])
+    assert provenance["readout"] == {"cls": 1.0}
+    assert provenance["rows_sum_to_one"] is False
+    assert len(provenance["row_sums"]) == 2
+    assert json.loads(json.dumps(dict(provenance))) == provenance

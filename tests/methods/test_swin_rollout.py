@@ -1,4 +1,4 @@
-"""Rollout through windows and merging: equal to the dense twin, and lawful."""
+"""Rollout through windows and merging: equal to the dense reference, and its properties."""
 
 from dataclasses import replace
 from functools import cache
@@ -26,17 +26,17 @@ from tests.reference.swin_rollout import Block, Merge, Story, story
 from vitscope.attention.scores import KnownWeights
 from vitscope.attention.trace import Trace
 
-SPEAKING = "a class that some tokens of each image speak for"
+SUPPORTED = "a class with positive evidence in each image"
 
 OPTIONS: list[dict[str, Any]] = [
     {},
     {"head_fusion": "max", "start_layer": 1},
     {"head_fusion": "min", "discard_ratio": 0.3, "merge": "norm"},
     {"normalize": False, "discard_ratio": 0.9, "start_layer": 1},
-    {"merge": "norm", "target": SPEAKING},
+    {"merge": "norm", "target": SUPPORTED},
     {"start_layer": 3, "merge": "norm"},
-    {"start_layer": -2, "discard_ratio": 0.5, "target": SPEAKING},
-    {"normalize": False, "head_fusion": "max", "merge": "norm", "target": SPEAKING},
+    {"start_layer": -2, "discard_ratio": 0.5, "target": SUPPORTED},
+    {"normalize": False, "head_fusion": "max", "merge": "norm", "target": SUPPORTED},
 ]
 NORMALISED = [options for options in OPTIONS if options.get("normalize", True)]
 
@@ -47,16 +47,16 @@ each_size = pytest.mark.parametrize(
 
 
 @cache
-def played(name: str, kind: str) -> tuple[vs.VisionModel, Tensor, Trace, Story]:
-    """A model, its images, their trace and what a plain run did."""
+def recorded_run(name: str, kind: str) -> tuple[vs.VisionModel, Tensor, Trace, Story]:
+    """Return a model, its images, their trace, and the record of a plain run."""
     chosen = family(name)
     size = chosen.sizes[kind]
     model, x, grid = chosen.model(size), pixels(size), chosen.grid(size)
     return model, x, vs.capture(model, x), story(model.module, x, (grid.height, grid.width))
 
 
-def meant(options: dict[str, Any], twin: Story) -> dict[str, Any]:
-    """The options, with the number of a class."""
+def with_class_index(options: dict[str, Any], twin: Story) -> dict[str, Any]:
+    """Replace the placeholder target by the index of a class."""
     if "target" not in options:
         return options
     best = (twin.features @ twin.classifier.weight.T).amax(1).amin(0)
@@ -65,7 +65,7 @@ def meant(options: dict[str, Any], twin: Story) -> dict[str, Any]:
 
 
 def assert_equal(result: vs.Attribution, expected: Tensor) -> None:
-    """A result and (batch, token + 1) of the twin, padding last."""
+    """Compare a result with (batch, token + 1) of the reference, padding last."""
     assert result.values.dtype == torch.float32
     values, padding = expected[:, :-1].float(), expected[:, -1].float()
     torch.testing.assert_close(result.values.flatten(1), values, atol=1e-5, rtol=1e-5)
@@ -73,22 +73,22 @@ def assert_equal(result: vs.Attribution, expected: Tensor) -> None:
 
 
 @each_size
-def test_rollout_equals_the_dense_twin(name: str, kind: str) -> None:
-    model, x, trace, twin = played(name, kind)
-    for options in [meant(options, twin) for options in OPTIONS]:
+def test_rollout_equals_the_dense_reference(name: str, kind: str) -> None:
+    model, x, trace, twin = recorded_run(name, kind)
+    for options in [with_class_index(options, twin) for options in OPTIONS]:
         expected = twin.rollout(**options)
         assert_equal(vs.rollout(trace, **options), expected)
         assert_equal(vs.rollout(model, x, **options), expected)
 
 
 @each_size
-def test_evolution_equals_the_dense_twin(name: str, kind: str) -> None:
-    model, x, trace, twin = played(name, kind)
-    for asked in (
-        {"merge": "norm", "target": SPEAKING},
+def test_evolution_equals_the_dense_reference(name: str, kind: str) -> None:
+    model, x, trace, twin = recorded_run(name, kind)
+    for choice in (
+        {"merge": "norm", "target": SUPPORTED},
         {"start_layer": 1, "head_fusion": "max", "discard_ratio": 0.2},
     ):
-        options = meant(asked, twin)
+        options = with_class_index(choice, twin)
         by_image = [twin.evolution(image, **options) for image in range(len(x))]
         for results in (vs.rollout_evolution(trace, **options), vs.rollout_evolution(model, x, **options)):
             for result, *rows in zip(results, *by_image, strict=True):
@@ -98,21 +98,21 @@ def test_evolution_equals_the_dense_twin(name: str, kind: str) -> None:
 
 @each_size
 def test_patches_and_padding_sum_to_one(name: str, kind: str) -> None:
-    _, _, trace, twin = played(name, kind)
-    for options in [meant(options, twin) for options in NORMALISED]:
+    _, _, trace, twin = recorded_run(name, kind)
+    for options in [with_class_index(options, twin) for options in NORMALISED]:
         result = vs.rollout(trace, **options)
         padding = torch.tensor(result.provenance["padding_mass"])
         assert result.values.min() >= 0
         torch.testing.assert_close(result.values.sum((1, 2)) + padding, torch.ones(2), atol=1e-5, rtol=0)
         assert result.provenance["rows_sum_to_one"] == bool((padding < 1e-4).all())
     lossless = all(len(step.places) == step.dense(0)[0].shape[1] for step in twin.steps if isinstance(step, Block))
-    odd = any(None in group for step in twin.steps if isinstance(step, Merge) for group in step.groups())
-    assert vs.rollout(trace).provenance["rows_sum_to_one"] == (lossless and not odd)
+    has_padding = any(None in group for step in twin.steps if isinstance(step, Merge) for group in step.groups())
+    assert vs.rollout(trace).provenance["rows_sum_to_one"] == (lossless and not has_padding)
 
 
 @each_size
-def test_a_patchs_map_is_its_row_and_zero_outside_its_window(name: str, kind: str) -> None:
-    _, _, trace, twin = played(name, kind)
+def test_the_map_of_a_patch_is_its_row_and_zero_outside_its_window(name: str, kind: str) -> None:
+    _, _, trace, twin = recorded_run(name, kind)
     blocks = [step for step in twin.steps if isinstance(step, Block)]
     for layer, block in enumerate(blocks):
         height, width = block.grid
@@ -129,8 +129,8 @@ def test_a_patchs_map_is_its_row_and_zero_outside_its_window(name: str, kind: st
 
 
 @each_size
-def test_the_readouts_map_is_the_readout_brought_back_through_merging(name: str, kind: str) -> None:
-    _, _, trace, twin = played(name, kind)
+def test_the_map_of_the_readout_is_the_readout_pulled_back_through_merging(name: str, kind: str) -> None:
+    _, _, trace, twin = recorded_run(name, kind)
     row, layer = twin.readout(0, None), trace.num_layers
     for step in reversed(twin.steps):
         if isinstance(step, Merge):
@@ -147,9 +147,9 @@ def test_the_readouts_map_is_the_readout_brought_back_through_merging(name: str,
 
 
 @each_size
-def test_merging_is_the_sum_of_its_parts(name: str, kind: str) -> None:
-    """Σ_q T_q x_q and a constant are what the library's merging gives; their lengths are the weights."""
-    model, x, trace, twin = played(name, kind)
+def test_a_merged_token_is_the_sum_of_its_parts(name: str, kind: str) -> None:
+    """The library's merging equals Σ_q T_q x_q plus a constant, and the lengths of the terms are the weights."""
+    model, x, trace, twin = recorded_run(name, kind)
     merges = [step for step in trace.steps if isinstance(step, vs.MergeStep)]
     layers = [model.module.get_submodule(step.module) for step in merges]
     outputs: list[Tensor] = []
@@ -157,9 +157,9 @@ def test_merging_is_the_sum_of_its_parts(name: str, kind: str) -> None:
     vs.capture(model, x)
     for handle in handles:
         handle.remove()
-    known = [step for step in twin.steps if isinstance(step, Merge)]
-    assert len(merges) == len(known) == 2
-    for step, layer, dense, y in zip(merges, layers, known, outputs, strict=True):
+    expected = [step for step in twin.steps if isinstance(step, Merge)]
+    assert len(merges) == len(expected) == 2
+    for step, layer, dense, y in zip(merges, layers, expected, outputs, strict=True):
         norm_first = layer.norm.normalized_shape[0] == layer.reduction.in_features
         constant = layer.reduction(layer.norm.bias) if norm_first else layer.norm.bias
         torch.testing.assert_close(dense.parts.sum(2).float() + constant, y, atol=1e-4, rtol=1e-4)
@@ -168,18 +168,18 @@ def test_merging_is_the_sum_of_its_parts(name: str, kind: str) -> None:
             shares = step.shares(merge)
             torch.testing.assert_close(shares.sum(-1), torch.ones_like(shares[..., 0]))
             for image in range(2):
-                given = shares.expand(2, -1, -1)[image]
-                torch.testing.assert_close(given, dense.shares(image, merge).float(), atol=1e-6, rtol=1e-5)
+                rows = shares.expand(2, -1, -1)[image]
+                torch.testing.assert_close(rows, dense.shares(image, merge).float(), atol=1e-6, rtol=1e-5)
         assert not step.shares("norm")[:, step.groups < 0].any()
 
 
 @each_size
-def test_what_tokens_add_to_a_class_sums_to_its_logit(name: str, kind: str) -> None:
-    _, _, trace, twin = played(name, kind)
+def test_the_contributions_of_tokens_sum_to_the_logit(name: str, kind: str) -> None:
+    _, _, trace, twin = recorded_run(name, kind)
     for target in range(CLASSES):
         added = trace.classifier.contributions(target).sum(-1) + twin.classifier.bias[target]
         torch.testing.assert_close(added, twin.logits[:, target], atol=1e-4, rtol=1e-4)
-    target = meant({"target": SPEAKING}, twin)["target"]
+    target = with_class_index({"target": SUPPORTED}, twin)["target"]
     expected = torch.stack([twin.readout(image, target)[:-1] for image in range(2)]).float()
     torch.testing.assert_close(trace.readout_row(target), expected, atol=1e-6, rtol=1e-5)
 
@@ -187,33 +187,33 @@ def test_what_tokens_add_to_a_class_sums_to_its_logit(name: str, kind: str) -> N
 @every_swin
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_the_order_of_heads_changes_nothing(family: SwinFamily, options: dict[str, Any]) -> None:
-    _, _, trace, twin = played(family.name, family.kinds[-1])
-    options = meant(options, twin)
+    _, _, trace, twin = recorded_run(family.name, family.kinds[-1])
+    options = with_class_index(options, twin)
     expected = vs.rollout(trace, **options).values
     for layer, step in enumerate(trace.blocks):
         order = torch.randperm(step.num_heads, generator=torch.Generator().manual_seed(layer))
-        turned = replace(step, scores=KnownWeights(step.weights()[:, :, order]))
-        other = replace(trace, steps=[turned if step is kept else kept for kept in trace.steps])
-        torch.testing.assert_close(vs.rollout(other, **options).values, expected, atol=1e-6, rtol=1e-5)
+        reordered = replace(step, scores=KnownWeights(step.weights()[:, :, order]))
+        permuted = replace(trace, steps=[reordered if step is each else each for each in trace.steps])
+        torch.testing.assert_close(vs.rollout(permuted, **options).values, expected, atol=1e-6, rtol=1e-5)
 
 
 @every_swin
-def test_a_image_rolled_by_a_window_rolls_the_first_blocks_maps(family: SwinFamily) -> None:
+def test_rolling_the_image_by_a_window_rolls_the_maps_of_the_first_block(family: SwinFamily) -> None:
     size = (WINDOW * PATCH * 4, WINDOW * PATCH * 5)
     model, x = family.model(size), pixels(size)
-    here = vs.capture(model, x)
-    there = vs.capture(model, x.roll((WINDOW * PATCH, 2 * WINDOW * PATCH), (2, 3)))
+    original = vs.capture(model, x)
+    rolled = vs.capture(model, x.roll((WINDOW * PATCH, 2 * WINDOW * PATCH), (2, 3)))
     for row, column in ((0, 0), (3, 6), (15, 19), (9, 11)):
         for head in (0, 1, "max"):
-            expected = here.map(0, head, (row, column)).roll((WINDOW, 2 * WINDOW), (1, 2))
-            got = there.map(0, head, ((row + WINDOW) % 16, (column + 2 * WINDOW) % 20))
-            torch.testing.assert_close(got, expected, atol=1e-6, rtol=1e-5)
+            expected = original.map(0, head, (row, column)).roll((WINDOW, 2 * WINDOW), (1, 2))
+            values = rolled.map(0, head, ((row + WINDOW) % 16, (column + 2 * WINDOW) % 20))
+            torch.testing.assert_close(values, expected, atol=1e-6, rtol=1e-5)
             assert expected.count_nonzero() == 2 * WINDOW**2
 
 
 @every_swin
 def test_layers_count_from_the_end_too(family: SwinFamily) -> None:
-    model, x, trace, _ = played(family.name, family.kinds[0])
+    model, x, trace, _ = recorded_run(family.name, family.kinds[0])
     for layer in range(6):
         expected = vs.rollout(trace, start_layer=layer).values
         assert torch.equal(vs.rollout(trace, start_layer=layer - 6).values, expected)
@@ -226,25 +226,25 @@ def test_layers_count_from_the_end_too(family: SwinFamily) -> None:
 
 
 @every_swin
-def test_with_nothing_left_of_attention_the_readout_stays_where_it_is(family: SwinFamily) -> None:
-    """All pairs discarded, no padding: each token keeps what merging gives it, a quarter of a quarter."""
+def test_without_attention_the_readout_is_uniform(family: SwinFamily) -> None:
+    """All pairs are discarded and there is no padding: merging alone gives each token a quarter of a quarter."""
     if "fitting" in family.kinds:
-        _, _, trace, _ = played(family.name, "fitting")
+        _, _, trace, _ = recorded_run(family.name, "fitting")
         result = vs.rollout(trace, discard_ratio=1.0)
         torch.testing.assert_close(result.values, torch.full((2, 16, 16), 1 / 256))
 
 
-def test_a_class_is_known_by_its_label_too() -> None:
-    model, x, trace, twin = played("transformers-swin", "fitting")
-    target = meant({"target": SPEAKING}, twin)["target"]
+def test_a_target_can_be_a_label() -> None:
+    model, x, trace, twin = recorded_run("transformers-swin", "fitting")
+    target = with_class_index({"target": SUPPORTED}, twin)["target"]
     by_label = vs.rollout(model, x, target=f"LABEL_{target}")
     torch.testing.assert_close(by_label.values, vs.rollout(trace, target=target).values, atol=1e-6, rtol=1e-5)
     assert by_label.provenance["parameters"]["target"] == by_label.target == f"LABEL_{target}"
 
 
-def test_strided_convolutions_between_stages_have_no_rollout() -> None:
+def test_rollout_refuses_strided_convolutions_between_stages() -> None:
     model, x = MAXVIT.model((64, 64)), pixels((64, 64))
-    with pytest.raises(vs.CallError, match="has no rollout"):
+    with pytest.raises(vs.UnsupportedModelError, match="rollout is not supported for this model"):
         vs.rollout(model, x)
     trace = vs.capture(model, x)
     assert trace.grid == vs.Grid(16, 16)
@@ -253,13 +253,13 @@ def test_strided_convolutions_between_stages_have_no_rollout() -> None:
 
 
 @every_swin
-def test_the_readout_is_what_the_answer_depends_on(family: SwinFamily) -> None:
-    """Nudge the last block's output at one token at a time: the answer moves, and each token's readout is the same."""
+def test_the_output_depends_on_every_token_of_the_readout(family: SwinFamily) -> None:
+    """Changing any token of the last block's output changes the logits, and the readout is uniform."""
     model, images = family.model(), pixels(SIZES["fitting"], 1)
     readout = vs.capture(model, images).readout[0]
     assert torch.equal(readout, torch.full((16,), 1 / 16))
     last = list(family.blocks(model.module).values())[-1]
-    answers = []
+    outputs = []
     for token in [None, *range(16)]:
 
         def nudge(_: Any, __: Any, output: Any, token: int | None = token) -> Any:
@@ -271,7 +271,7 @@ def test_the_readout_is_what_the_answer_depends_on(family: SwinFamily) -> None:
         handle = last.register_forward_hook(nudge)
         try:
             with torch.no_grad():
-                answers.append(model.forward(images))
+                outputs.append(model.forward(images))
         finally:
             handle.remove()
-    assert not any(torch.allclose(answers[0], answer, atol=1e-6) for answer in answers[1:])
+    assert not any(torch.allclose(outputs[0], output, atol=1e-6) for output in outputs[1:])

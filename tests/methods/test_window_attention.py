@@ -1,4 +1,4 @@
-"""What people see of windows: a known pattern comes out where it is, and figures hold what they say."""
+"""Window attention: a known pattern appears at its position, and figures show the values of their titles."""
 
 import json
 from typing import Any
@@ -19,7 +19,7 @@ every_first = pytest.mark.parametrize("swin", FIRST, ids=lambda swin: swin.name)
 
 
 def disc(side: int = 16, patch: int = 2) -> tuple[Tensor, Tensor]:
-    """An image of a bright disc off the middle, pixels ±1, and which patches are bright."""
+    """Return an image of a bright disc off the centre, pixels ±1, and a mask of the bright patches."""
     rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
     bright = (rows - 6) ** 2 + (columns - 9) ** 2 <= 20
     values = (bright.float() * 2 - 1).repeat_interleave(patch, 0).repeat_interleave(patch, 1)
@@ -27,8 +27,8 @@ def disc(side: int = 16, patch: int = 2) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def alike_attend_alike(model: vs.VisionModel) -> None:
-    """The first block adds nothing; in the second a patch attends to patches of its own brightness, all the same."""
+def attend_by_brightness(model: vs.VisionModel) -> None:
+    """Make the first block add nothing, and a patch of the second attend uniformly to patches of its own brightness."""
     for name, parameter in model.module.named_parameters():
         if "bias" in name:  # biases and the tables of relative positions
             parameter.zero_()
@@ -44,12 +44,12 @@ def alike_attend_alike(model: vs.VisionModel) -> None:
 
 
 @every_first
-def test_in_a_shifted_block_patches_see_their_like_in_their_own_window(swin: SwinFamily) -> None:
+def test_patches_of_a_shifted_block_attend_within_their_own_window(swin: SwinFamily) -> None:
     model = swin.model()
-    alike_attend_alike(model)
+    attend_by_brightness(model)
     image, bright = disc()
     trace = vs.capture(model, image)
-    # Windows of 4 moved by 2, cut where they wrap around: rows 0-1, 2-5, …, 14-15.
+    # Windows of 4 shifted by 2, divided where they wrap around: rows 0-1, 2-5, …, 14-15.
     window = (torch.arange(16) + 2) // 4
     for row in range(16):
         for column in range(16):
@@ -60,7 +60,7 @@ def test_in_a_shifted_block_patches_see_their_like_in_their_own_window(swin: Swi
 
 
 @every_first
-def test_one_query_in_each_window_fills_the_image(swin: SwinFamily) -> None:
+def test_one_query_per_window_covers_the_image(swin: SwinFamily) -> None:
     trace = vs.capture(swin.model(), pixels(SIZES["fitting"]))
     for layer, regions in ((0, 16), (1, 25), (2, 4), (3, 9), (4, 1)):
         result = vs.window_attention(trace, layer=layer, head=1)
@@ -71,19 +71,19 @@ def test_one_query_in_each_window_fills_the_image(swin: SwinFamily) -> None:
         torch.testing.assert_close(result.values.sum((1, 2)), torch.full((2,), float(regions)), atol=1e-3, rtol=0)
 
 
-def test_regions_are_the_windows_cut_where_they_wrap() -> None:
+def test_regions_are_windows_divided_where_they_wrap_around() -> None:
     trace = vs.capture(family("timm-swin").model(), pixels(SIZES["fitting"]))
-    for layer, moved in ((0, 0), (1, 2)):
-        window = (np.arange(16) + moved) // 4
+    for layer, shift in ((0, 0), (1, 2)):
+        window = (np.arange(16) + shift) // 4
         expected = window[:, None] * 10 + window[None, :]
         regions = window_regions(trace.step(layer))
         pairs = set(zip(regions.ravel().tolist(), expected.ravel().tolist(), strict=True))
         assert len(pairs) == len(np.unique(regions)) == len(np.unique(expected))
-        assert is_shifted(trace.step(layer)) == bool(moved)
+        assert is_shifted(trace.step(layer)) == bool(shift)
 
 
 @pytest.mark.parametrize(("place", "expected"), [((0.0, 0.0), (0, 0)), ((1.0, 1.0), (2, 3)), ((0.5, 0.5), (1, 1))])
-def test_a_querys_place_is_counted_within_its_region(place: Any, expected: tuple[int, int]) -> None:
+def test_the_place_of_a_query_is_relative_to_its_region(place: Any, expected: tuple[int, int]) -> None:
     assert region_queries(np.zeros((3, 4), dtype=int), place) == [expected]
 
 
@@ -94,16 +94,18 @@ def test_places_outside_a_window_are_refused() -> None:
 
 @pytest.mark.parametrize("kind", ["padded", "odd"])
 @every_first
-def test_a_shifted_block_is_known_on_grids_that_need_padding(swin: SwinFamily, kind: str) -> None:
+def test_shifted_blocks_are_recognised_on_grids_that_need_padding(swin: SwinFamily, kind: str) -> None:
     trace = vs.capture(swin.model(SIZES[kind]), pixels(SIZES[kind]))
     assert [is_shifted(step) for step in trace.blocks[:4]] == [False, True, False, True]
     assert windows.shift_effect(trace, 0, (2, 2)).row_names == ["0", "1"]
 
 
-def test_attention_spread_over_the_image_has_no_windows_to_show() -> None:
+def test_windows_that_are_spread_over_the_image_are_refused() -> None:
     trace = vs.capture(MAXVIT.model((64, 64)), pixels((64, 64)))
     spread = next(step for step in trace.blocks if ".attn_grid" in step.module)
-    with pytest.raises(vs.CallError, match="spread over the image: name one as query"):
+    with pytest.raises(
+        vs.UnsupportedModelError, match="spread over the image: use attention_map with a patch as query"
+    ):
         vs.window_attention(trace, layer=spread.layer)
     panels = windows.query_heads(trace, spread.layer, (3, 1)).rows[0].panels
     np.testing.assert_array_equal(panels[1].values, trace.map(spread.layer, "mean", (3, 1))[0].numpy())
@@ -112,7 +114,7 @@ def test_attention_spread_over_the_image_has_no_windows_to_show() -> None:
 
 def test_a_plain_transformer_has_no_windows(folder) -> None:
     trace = vs.capture(vs.load(folder), torch.zeros(1, 3, 32, 32))
-    with pytest.raises(vs.CallError, match="over all tokens at once"):
+    with pytest.raises(vs.UnsupportedModelError, match="over all tokens at once"):
         vs.window_attention(trace)
 
 
@@ -122,15 +124,15 @@ def trace_of_a_swin() -> vs.Trace:
 
 
 def test_the_windows_figure_has_the_mean_and_every_head(trace: vs.Trace) -> None:
-    made = windows.window_heads(trace, 1)
-    panels = [panel for row in made.rows for panel in row.panels]
+    scene = windows.window_heads(trace, 1)
+    panels = [panel for row in scene.rows for panel in row.panels]
     assert [panel.title for panel in panels[1:]] == ["mean of heads", "head 0", "head 1"]
     assert all(len(panel.marks) == panel.regions.max() + 1 == 25 for panel in panels)
     np.testing.assert_array_equal(panels[3].values, vs.window_attention(trace, layer=1, head=1).values[0])
-    assert "stage 0, shifted, 16 × 16 patches" in made.title
+    assert "stage 0, shifted, 16 × 16 patches" in scene.title
 
 
-def test_stages_are_counted_also_where_only_some_layers_were_kept() -> None:
+def test_stages_are_counted_even_if_only_some_layers_are_captured() -> None:
     trace = vs.capture(family("torchvision-swin").model(), pixels(SIZES["fitting"], 1), layers=[2, -1])
     assert [[step.layer for step in stage] for stage in trace.stages] == [[], [2], [5]]
     assert "layer 2 (stage 1, 8 × 8 patches)" in windows.window_heads(trace, 2).title
@@ -139,10 +141,10 @@ def test_stages_are_counted_also_where_only_some_layers_were_kept() -> None:
 
 @pytest.mark.parametrize("layer", [2, 3])
 def test_the_shifted_partner_is_the_other_block_of_the_pair(trace: vs.Trace, layer: int) -> None:
-    made = windows.shift_effect(trace, layer, (3, 4))
-    assert made.row_names == ["2", "3"]
-    np.testing.assert_array_equal(made.rows[1].panels[1].values, trace.map(3, "mean", (3, 4))[0])
-    assert [row.panels[0].regions.max() + 1 for row in made.rows] == [4, 9]
+    scene = windows.shift_effect(trace, layer, (3, 4))
+    assert scene.row_names == ["2", "3"]
+    np.testing.assert_array_equal(scene.rows[1].panels[1].values, trace.map(3, "mean", (3, 4))[0])
+    assert [row.panels[0].regions.max() + 1 for row in scene.rows] == [4, 9]
 
 
 def test_a_block_without_a_shifted_partner_is_refused(trace: vs.Trace) -> None:
@@ -150,13 +152,13 @@ def test_a_block_without_a_shifted_partner_is_refused(trace: vs.Trace) -> None:
         windows.shift_effect(trace, 5, (0, 0))
 
 
-def test_the_grid_of_blocks_has_a_row_a_stage(trace: vs.Trace) -> None:
-    made = windows.block_grid(trace)
-    assert [[panel.values.shape for panel in row.panels] for row in made.rows] == [[(n, n)] * 2 for n in (16, 8, 4)]
-    assert [panel.title for panel in made.rows[0].panels] == ["layer 0", "layer 1, shifted"]
+def test_the_grid_of_blocks_has_one_row_per_stage(trace: vs.Trace) -> None:
+    scene = windows.block_grid(trace)
+    assert [[panel.values.shape for panel in row.panels] for row in scene.rows] == [[(n, n)] * 2 for n in (16, 8, 4)]
+    assert [panel.title for panel in scene.rows[0].panels] == ["layer 0", "layer 1, shifted"]
 
 
-def test_stages_are_the_rollouts_at_their_ends(trace: vs.Trace) -> None:
+def test_stage_evolution_shows_the_rollout_after_each_stage(trace: vs.Trace) -> None:
     results = vs.rollout_evolution(trace)
     panels = windows.stage_evolution(trace, results).rows[0].panels
     assert [panel.title for panel in panels] == ["photo", "after stage 0", "after stage 1", "after stage 2"]
@@ -164,7 +166,7 @@ def test_stages_are_the_rollouts_at_their_ends(trace: vs.Trace) -> None:
         np.testing.assert_array_equal(panel.values, results[end].values[0])
 
 
-def test_the_cls_figure_sets_it_beside_mean_attention_and_rollout() -> None:
+def test_the_cls_figure_includes_mean_attention_and_rollout() -> None:
     model, images = family("torchvision-swin").model(), pixels(SIZES["fitting"], 1)
     result, rollout = vs.window_cls(model, images), vs.rollout(model, images)
     photo, cls, mean, rolled = windows.cls_comparison(result, rollout, 1).rows[0].panels
@@ -177,8 +179,8 @@ def test_the_cls_figure_sets_it_beside_mean_attention_and_rollout() -> None:
     assert (rows[0].panels[0].title, rows[0].panels[0].values) == ("photo", None)
 
 
-def test_outlines_lie_on_the_windows_borders() -> None:
-    """Four windows on a photo of 40 × 20 pixels: red on their borders and around the mark, and nowhere else."""
+def test_outlines_follow_the_borders_of_the_windows() -> None:
+    """The figure of four windows is red on their borders and around the mark only."""
     from PIL import Image
 
     from vitscope.views.scene import Panel, Row, Scene
@@ -246,7 +248,9 @@ def test_each_command_takes_a_swin(tmp_path, chelsea, capsys, monkeypatch, argum
     ],
     ids=str,
 )
-def test_mistakes_get_one_line(tmp_path, chelsea, capsys, monkeypatch, arguments: list[str], line: str) -> None:
+def test_a_mistake_is_reported_in_one_line(
+    tmp_path, chelsea, capsys, monkeypatch, arguments: list[str], line: str
+) -> None:
     from PIL import Image
 
     monkeypatch.chdir(tmp_path)
@@ -258,7 +262,7 @@ def test_mistakes_get_one_line(tmp_path, chelsea, capsys, monkeypatch, arguments
     assert err.count("\n") == 1
 
 
-def test_the_json_of_a_layer_is_what_its_figure_shows(tmp_path, chelsea, capsys, monkeypatch) -> None:
+def test_the_json_of_a_layer_holds_the_values_of_its_figure(tmp_path, chelsea, capsys, monkeypatch) -> None:
     from PIL import Image
 
     monkeypatch.chdir(tmp_path)
@@ -270,22 +274,22 @@ def test_the_json_of_a_layer_is_what_its_figure_shows(tmp_path, chelsea, capsys,
 
 
 def test_distances_are_in_finest_patches_after_merging() -> None:
-    """On odd grids too: 10 × 20 tokens become 5 × 10 and 3 × 5, a step of which is two and four patches."""
+    """This holds on odd grids too: 10 × 20 tokens become 5 × 10 and 3 × 5, with steps of two and four patches."""
     trace = vs.capture(family("torchvision-swin").model(), pixels((20, 40)))
     statistics = vs.head_statistics(trace)
     for step in trace.blocks:
         dense = step.attention().double()
         grid = step.grid
-        places = torch.cartesian_prod(torch.arange(grid.height), torch.arange(grid.width)).double()
-        far = torch.cdist(places, places) * 2 ** (step.layer // 2)
-        expected = ((dense * far).sum(-1) / dense.sum(-1)).mean(-1).float()
-        got = statistics.distance[:, step.layer]
-        torch.testing.assert_close(got[:, : step.num_heads], expected, atol=1e-4, rtol=1e-4)
-        assert got[:, step.num_heads :].isnan().all()
+        positions = torch.cartesian_prod(torch.arange(grid.height), torch.arange(grid.width)).double()
+        distances = torch.cdist(positions, positions) * 2 ** (step.layer // 2)
+        expected = ((dense * distances).sum(-1) / dense.sum(-1)).mean(-1).float()
+        values = statistics.distance[:, step.layer]
+        torch.testing.assert_close(values[:, : step.num_heads], expected, atol=1e-4, rtol=1e-4)
+        assert values[:, step.num_heads :].isnan().all()
 
 
 @every_first
-def test_half_precision_gives_nearly_the_same_maps(swin: SwinFamily) -> None:
+def test_half_precision_gives_similar_maps(swin: SwinFamily) -> None:
     model, images = swin.model(), pixels(SIZES["fitting"])
     full = vs.rollout(model, images), vs.window_cls(model, images).map(1)
     half = vs.load(model.module.to(torch.bfloat16))
@@ -295,7 +299,7 @@ def test_half_precision_gives_nearly_the_same_maps(swin: SwinFamily) -> None:
 
 
 def test_a_backbone_of_transformers_keeps_its_windows_on_a_small_grid() -> None:
-    """It does not shrink them as the classifier does: shifts stay, as its own padding and rolling show."""
+    """It does not shrink them as the classifier does, so the shifts remain."""
     import transformers
 
     torch.manual_seed(0)

@@ -56,7 +56,7 @@ def of_logits() -> vs.Composition:
 def interrupted(after: int, **options: Any) -> vs.Composition:
     left = [after]
 
-    def press(*_: int) -> None:
+    def press(_: vs.Progress) -> None:
         left[0] -= 1
         if not left[0]:
             raise KeyboardInterrupt

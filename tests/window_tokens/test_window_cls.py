@@ -1,4 +1,4 @@
-"""A CLS token in every window: by hand, harmless to the model, and learned by a small head."""
+"""A CLS token in every window: equal to a hand-written version, without effect on the model, and learned by a head."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ every_first = pytest.mark.parametrize("swin", FIRST, ids=lambda swin: swin.name)
 
 
 def by_hand(swin: SwinFamily, block: Any, tokens: Tensor, slots: Tensor) -> Tensor:
-    """(batch, window, head, 1 + slots), window by window and head by head from the library's own layers."""
+    """Compute (batch, window, head, 1 + slots) window by window and head by head, from the library's own layers."""
     if swin.library == "transformers":
         inner = block.attention
         norm, query, key = block.layernorm_before, inner.q_proj, inner.k_proj
@@ -42,7 +42,7 @@ def by_hand(swin: SwinFamily, block: Any, tokens: Tensor, slots: Tensor) -> Tens
 
 @every_first
 @pytest.mark.parametrize("kind", ["fitting", "padded"])
-def test_the_token_reads_its_window_as_written_by_hand(swin: SwinFamily, kind: str) -> None:
+def test_the_attention_equals_the_hand_written_version(swin: SwinFamily, kind: str) -> None:
     model, images = swin.model(SIZES[kind]), pixels(SIZES[kind])
     inputs: list[Tensor] = []
     blocks = swin.blocks(model.module)
@@ -59,16 +59,16 @@ def test_the_token_reads_its_window_as_written_by_hand(swin: SwinFamily, kind: s
 
 
 @every_first
-def test_its_attention_has_one_row_and_one_column_more(swin: SwinFamily) -> None:
+def test_the_attention_has_one_more_row_and_column(swin: SwinFamily) -> None:
     model, images = swin.model(), pixels(SIZES["fitting"])
     result = vs.window_cls(model, images)
     for step in result.trace.blocks:
-        whole = result.attention(step.layer)
+        extended = result.attention(step.layer)
         windows, slots = step.slots.shape
-        assert whole.shape == (2, windows, step.num_heads, slots + 1, slots + 1)
-        torch.testing.assert_close(whole.sum(-1), torch.ones(whole.shape[:-1]))
-        assert not whole[..., 1:, 0].any(), "nothing attends to it"
-        torch.testing.assert_close(whole[..., 1:, 1:], step.weights())
+        assert extended.shape == (2, windows, step.num_heads, slots + 1, slots + 1)
+        torch.testing.assert_close(extended.sum(-1), torch.ones(extended.shape[:-1]))
+        assert not extended[..., 1:, 0].any(), "no token attends to the CLS token"
+        torch.testing.assert_close(extended[..., 1:, 1:], step.weights())
 
 
 @every_first
@@ -80,7 +80,7 @@ def test_the_logits_are_the_models_own(swin: SwinFamily) -> None:
 
 
 @every_first
-def test_the_map_is_the_first_row_put_back_on_the_grid(swin: SwinFamily) -> None:
+def test_the_map_is_the_first_row_on_the_grid(swin: SwinFamily) -> None:
     model, images = swin.model(SIZES["padded"]), pixels(SIZES["padded"])
     result = vs.window_cls(model, images)
     for step in result.trace.blocks:
@@ -94,15 +94,15 @@ def test_the_map_is_the_first_row_put_back_on_the_grid(swin: SwinFamily) -> None
                         assert torch.equal(values[:, token], fused[:, window, slot])
 
 
-def test_what_falls_on_padding_is_said() -> None:
+def test_the_attention_on_padding_is_in_the_provenance() -> None:
     swin = family("torchvision-swin")
     result = vs.window_cls(swin.model(), pixels(SIZES["padded"]))
-    about = result.attribution(0).provenance
-    whole = result.attention(0)[:, :, :, 0].mean(2)
-    kept = whole[..., 0].mean(1)
+    provenance = result.attribution(0).provenance
+    rows = result.attention(0)[:, :, :, 0].mean(2)
+    to_itself = rows[..., 0].mean(1)
     on_patches = result.map(0).sum((1, 2)) / len(result.trace.step(0).slots)
-    total = kept + on_patches + torch.tensor(about["padding_mass"])
-    assert min(about["padding_mass"]) > 0.01
+    total = to_itself + on_patches + torch.tensor(provenance["padding_mass"])
+    assert min(provenance["padding_mass"]) > 0.01
     torch.testing.assert_close(total, torch.ones(2))
 
 
@@ -115,7 +115,7 @@ def test_a_model_without_such_windows_is_refused(name: str) -> None:
 
 
 def test_a_few_steps_lower_the_loss_on_real_images(chelsea) -> None:
-    """Two photos cut into quarters; which photo a quarter is from is learned through the tokens and the head."""
+    """Two photos are cut into quarters. The tokens and the head learn which photo a quarter comes from."""
     import skimage.data
 
     model = vs.load("swin-nano")
@@ -147,7 +147,7 @@ def test_a_few_steps_lower_the_loss_on_real_images(chelsea) -> None:
 
 
 @every_first
-def test_a_head_comes_back_as_it_was_saved(swin: SwinFamily, tmp_path) -> None:
+def test_a_saved_head_loads_unchanged(swin: SwinFamily, tmp_path) -> None:
     model, images = swin.model(), pixels(SIZES["fitting"])
     head = vs.WindowHead(model, num_classes=3)
     path = head.save(tmp_path / "head.safetensors")
@@ -158,18 +158,18 @@ def test_a_head_comes_back_as_it_was_saved(swin: SwinFamily, tmp_path) -> None:
     assert learned.map(0).shape == (2, 16, 16)
     assert not torch.allclose(learned.map(0), vs.window_cls(model, images).map(0))
     names = {name.split(".")[0] for name, _ in head.named_parameters()}
-    assert names == {"tokens", "norm", "head"}, "the backbone is not the head's to save or to train"
+    assert names == {"tokens", "norm", "head"}, "the head neither saves nor trains the backbone"
 
 
 def test_a_head_for_another_backbone_is_refused(tmp_path) -> None:
     path = vs.WindowHead(family("timm-swin").model(), num_classes=3).save(tmp_path / "head.safetensors")
     import timm
 
-    other = timm.create_model("swin_tiny_patch4_window7_224", img_size=32, embed_dim=24, depths=(2,), num_heads=(3,))
+    small = timm.create_model("swin_tiny_patch4_window7_224", img_size=32, embed_dim=24, depths=(2,), num_heads=(3,))
     with pytest.raises(vs.CallError, match=r"stages \[16, 32, 64\] channels wide.*has \[24\]"):
-        vs.WindowHead.load(path, other)
+        vs.WindowHead.load(path, small)
     with pytest.raises(vs.CallError, match="does not exist"):
-        vs.WindowHead.load(tmp_path / "none.safetensors", other)
+        vs.WindowHead.load(tmp_path / "none.safetensors", small)
     (tmp_path / "bad.safetensors").write_bytes(b"no tensors here")
-    with pytest.raises(vs.WorkError, match="no saved window head"):
-        vs.WindowHead.load(tmp_path / "bad.safetensors", other)
+    with pytest.raises(vs.WorkError, match="is not a saved window head"):
+        vs.WindowHead.load(tmp_path / "bad.safetensors", small)

@@ -17,10 +17,11 @@ from vitscope.cli.output import (
     save,
     target_path,
 )
-from vitscope.errors import CallError, VitscopeError
+from vitscope.errors import CallError, UnsupportedModelError, VitscopeError
 
 if TYPE_CHECKING:
     from vitscope.models import VisionModel
+    from vitscope.results.attribution import Attribution
 
 
 @model_command
@@ -102,15 +103,37 @@ def explain_photos(
 
 
 def check_methods(names: Sequence[str], target: str | None) -> None:
-    """Refuse what is no method, and a class that none of them explains."""
+    """Refuse an unknown method, and a target that none of the methods takes."""
     from vitscope.methods.registry import METHODS
 
     for name in names:
         if name not in METHODS:
             raise CallError(f"unknown method {name!r}: choose {', '.join(METHODS)}")
-    if target is not None and all(METHODS[name].kind == "reading" for name in names):
-        asking = ", ".join(name for name, method in METHODS.items() if method.kind == "asking")
-        raise CallError(f"--target is {target!r}, but {', '.join(names)} explain no class: add one of {asking}")
+    if target is not None and not any(METHODS[name].takes_target for name in names):
+        takers = ", ".join(name for name, method in METHODS.items() if method.takes_target)
+        raise CallError(f"--target is {target!r}, but {', '.join(names)} takes no target: add one of {takers}")
+
+
+def _result(
+    vision: "VisionModel", photo: Any, name: str, target: str | None, methods: Sequence[str], *, progress: bool
+) -> "Attribution":
+    """Compute one method, for the target if it takes one.
+
+    Whether rollout has a readout by class depends on the model. If it has none, it is computed without the target, as
+    long as another method explains it.
+    """
+    from vitscope.methods.registry import METHODS
+
+    method = METHODS[name]
+    options: dict[str, Any] = {"progress": progress} if method.kind == "perturbation" else {}
+    if target is None or not method.takes_target:
+        return method.compute(vision, photo, **options)
+    try:
+        return method.compute(vision, photo, target=target, **options)
+    except UnsupportedModelError:
+        if method.kind != "attention" or not any(METHODS[other].kind != "attention" for other in methods):
+            raise
+        return method.compute(vision, photo, **options)
 
 
 def why_no_classes(vision: "VisionModel", photo: Any) -> str:
@@ -138,7 +161,6 @@ def compared(
     top_k: int,
 ) -> tuple[dict[str, Any], bool]:
     """Methods side by side over one photo, and how far they agree; and whether Ctrl-C ended it early."""
-    from vitscope.methods.registry import METHODS
     from vitscope.metrics.agreement import agreement
     from vitscope.tracing.capture import run_and_capture
     from vitscope.views.segments import side_by_side
@@ -147,10 +169,8 @@ def compared(
     predictions = [] if logits is None else vision.predictions(logits, top_k)[0]
     results, interrupted = [], False
     for method in methods:
-        asks = METHODS[method].kind == "asking"
-        options = {"target": target, "progress": not json_} if asks else {}
         try:
-            results.append(METHODS[method].compute(vision, photo, **options))
+            results.append(_result(vision, photo, method, target, methods, progress=not json_))
         except KeyboardInterrupt:
             if not results:
                 raise

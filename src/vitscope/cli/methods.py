@@ -13,7 +13,7 @@ def methods(json_: Json = False) -> None:
     from vitscope.methods.registry import METHODS
 
     rows = [
-        {"method": name, "shows": row.about, "forwards": row.forwards, "source": row.source}
+        {"method": name, "shows": row.summary, "forwards": row.forwards, "source": row.source}
         for name, row in METHODS.items()
     ]
     if json_:

@@ -16,10 +16,11 @@ from vitscope.errors import CallError
 from vitscope.images.image import InputImage
 from vitscope.images.reading import photos, read_photo
 from vitscope.interventions.positions import Positions, positions
-from vitscope.methods._perturbation import progress_bar, warn_if_interrupted
+from vitscope.methods._perturbation import warn_if_interrupted
 from vitscope.models.vision_model import VisionModel
 from vitscope.perturb.baselines import described
 from vitscope.perturb.rendering import Subject, subjects
+from vitscope.progress import ProgressLike, progress_callback
 from vitscope.tracing.capture import as_vision_model, provenance
 from vitscope.validation import seed_number
 
@@ -42,7 +43,7 @@ def compose(
     output: Literal["probability", "logit"] = "probability",
     seed: int = 0,
     batch_size: int = 64,
-    progress: Any = False,
+    progress: ProgressLike = False,
 ) -> Composition:
     """Cut objects out of a photo, paste them back differently, and evaluate the model on every edited image.
 
@@ -78,7 +79,7 @@ def compose(
         output: a softmax ``"probability"`` or a ``"logit"``.
         seed: of the shuffled background and of noise.
         batch_size: maximum number of images per forward pass.
-        progress: True for a bar on stderr, or a function of (images evaluated, total).
+        progress: True for a bar on stderr, or a function of one :class:`vitscope.Progress`.
 
     Returns:
         The outputs, with tables, location maps, size curves and the edited images. Photos of more than 400,000 pixels
@@ -115,7 +116,7 @@ def compose(
     original, *test_images = planned(stage, _seen_box(subject.view), plan)
     images = [original, *custom_images, *test_images]
     _check_images(vision, images, stage, model_positions)
-    with progress_bar(progress, "evaluating edited images") as report:
+    with progress_callback(progress) as report:
         predictor = EditedImagePredictor(
             vision,
             subject,
@@ -130,7 +131,7 @@ def compose(
             if object_mask.label is not None:
                 predictor.target(object_mask.label)  # an unknown class is an error before the first prediction
         answers = predictor.predict(stage, images)
-    evaluated = int(answers.asked.sum())
+    evaluated = int(answers.evaluated.sum())
     warn_if_interrupted(answers.interrupted, evaluated, len(images))
     parameters = {
         "tests": list(plan.names),

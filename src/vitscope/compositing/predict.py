@@ -14,8 +14,10 @@ from vitscope.compositing.stage import EditedImage, Stage
 from vitscope.interventions.positions import Positions, neutral_positions
 from vitscope.methods.rollout import rollout
 from vitscope.models.vision_model import VisionModel
-from vitscope.perturb.batching import Answers, BatchedPredictor, Progress
+from vitscope.perturb.batching import BatchedPredictor, Evaluations
+from vitscope.perturb.options import Output, PerturbationOptions
 from vitscope.perturb.rendering import Subject
+from vitscope.progress import ProgressCallback
 from vitscope.tracing.capture import run_and_capture
 
 
@@ -37,15 +39,15 @@ class EditedImagePredictor(BatchedPredictor):
         model_positions: Positions,
         *,
         attention: bool = False,
-        output: str = "probability",
+        output: Output = "probability",
         batch_size: int = 64,
-        progress: Progress | None = None,
+        progress: ProgressCallback | None = None,
     ) -> None:
-        super().__init__(model, subject, output=output, batch_size=batch_size, progress=progress)
+        super().__init__(model, subject, PerturbationOptions(output=output, batch_size=batch_size), report=progress)
         self._positions, self._attention = model_positions, attention
         self.rollouts: dict[int, Float[np.ndarray, "height width"]] = {}
 
-    def predict(self, stage: Stage, edited_images: Sequence[EditedImage]) -> Answers:
+    def predict(self, stage: Stage, edited_images: Sequence[EditedImage]) -> Evaluations:
         """Return the outputs (edited image, class), and fill :attr:`rollouts`.
 
         Raises:
@@ -66,7 +68,7 @@ class EditedImagePredictor(BatchedPredictor):
             with neutral_positions(self._positions) if neutral else nullcontext():
                 return self._logits_and_rollouts(indices, pixels)
 
-        return self._ask(len(edited_images), batches, start, finish, range(len(self.original)))
+        return self._evaluate(len(edited_images), batches, start, finish, range(len(self.original)))
 
     def rollouts_of(self, count: int) -> Float[np.ndarray, "image height width"]:
         """Return the rollouts of the first ``count`` edited images, NaN if Ctrl-C came before an image."""

@@ -1,1 +1,1 @@
-"""Interventions: a model run with some of its tokens or positions taken away."""
+"""Interventions: run a model with some of its tokens removed, or without its positions."""

@@ -1,4 +1,4 @@
-"""A model asked without knowing where its patches are: every position made equal, for one run."""
+"""Run a model without position information: every position embedding and bias is replaced by its mean."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,12 +23,12 @@ from vitscope.models.vision_model import VisionModel
 
 @dataclass(frozen=True, eq=False)
 class Positions:
-    """How a model knows where its patches are.
+    """How a model represents the positions of its patches.
 
     Attributes:
-        neutral: for each tensor of the model that says so, one in which all places are the same.
-        kinds: what these are: ``"position embedding"``, ``"relative bias"``.
-        rotary: queries and keys are turned by their places too, which is left as it is.
+        neutral: for each tensor of the model that holds positions, one in which all positions are the same.
+        kinds: what these tensors are: ``"position embedding"``, ``"relative bias"``.
+        rotary: True if queries and keys are rotated by position too, which stays as it is.
     """
 
     neutral: Mapping[Tensor, Tensor]
@@ -37,19 +37,19 @@ class Positions:
 
     @property
     def can_be_neutral(self) -> bool:
-        """Something is known, and nothing that would still tell places apart is left."""
+        """True if position tensors are known, and nothing else distinguishes positions."""
         return bool(self.neutral) and not self.rotary
 
 
 def positions(model: VisionModel) -> Positions:
-    """What of a model's tensors says where patches are, and what would say it no more.
+    """Return the tensors that hold a model's positions, each with a neutral replacement.
 
     A position embedding of patches becomes its mean over all patches; that of CLS and register tokens stays. A table
-    of relative biases becomes its mean over all offsets, for each head: the softmax does not see a constant, so that
-    is no bias at all. Swin v2's bias is computed from offsets, which become zero, with the same effect.
+    of relative biases becomes its mean over all offsets, for each head. The softmax ignores a constant, so that
+    amounts to no bias at all. Swin v2 computes its bias from offsets; these become zero, with the same effect.
 
     Raises:
-        CallError: an embedding whose rows fit no grid of patches.
+        UnsupportedModelError: the rows of an embedding fit no grid of patches.
     """
     neutral: dict[Tensor, Tensor] = {}
     kinds: list[str] = []
@@ -71,8 +71,8 @@ def positions(model: VisionModel) -> Positions:
 
 
 def _mean_of_patches(model: VisionModel, path: str, tensor: Tensor) -> Tensor:
-    """(…, token, channel) with the patches' rows all their mean; prefix tokens come first."""
-    prefix = _prefix_rows(model, tensor.shape[-2])
+    """Return (…, token, channel) in which every patch has the patches' mean; prefix tokens come first."""
+    prefix = _prefix_rows_or_none(model, tensor.shape[-2])
     if tensor.ndim == 4:  # (1, height, width, channel)
         return tensor.mean((1, 2), keepdim=True).expand_as(tensor)
     if prefix is None:
@@ -83,8 +83,8 @@ def _mean_of_patches(model: VisionModel, path: str, tensor: Tensor) -> Tensor:
     return torch.cat([tensor[..., :prefix, :], patches.mean(-2, keepdim=True).expand_as(patches)], dim=-2)
 
 
-def _prefix_rows(model: VisionModel, rows: int) -> int | None:
-    """How many rows of an embedding are not patches': registers may have none."""
+def _prefix_rows_or_none(model: VisionModel, rows: int) -> int | None:
+    """Return the number of rows of an embedding that belong to prefix tokens: registers may have none."""
     if model.layout is None:
         return None
     choices = range(len(model.layout.prefix_names) + 1)
@@ -96,26 +96,25 @@ def _prefix_rows(model: VisionModel, rows: int) -> int | None:
     return next((prefix for prefix in choices if math.isqrt(rows - prefix) ** 2 == rows - prefix), None)
 
 
-class _Neutral(TorchFunctionMode):
-    """Whoever uses one of the tensors, on this thread, is given the other in its place: no weight is touched."""
+class _Replacement(TorchFunctionMode):
+    """Passes a neutral tensor to every operation that uses a position tensor on this thread. No weight is changed."""
 
     def __init__(self, neutral: Mapping[Tensor, Tensor]) -> None:
         super().__init__()
-        self._neutral = {id(tensor): other for tensor, other in neutral.items()}
+        self._neutral = {id(tensor): replacement for tensor, replacement in neutral.items()}
+
+    def _replaced(self, argument: Any) -> Any:
+        return self._neutral.get(id(argument), argument) if isinstance(argument, Tensor) else argument
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        given = [self._neutral.get(id(arg), arg) if isinstance(arg, Tensor) else arg for arg in args]
-        named = {
-            name: self._neutral.get(id(arg), arg) if isinstance(arg, Tensor) else arg
-            for name, arg in (kwargs or {}).items()
-        }
-        return func(*given, **named)
+        named = {name: self._replaced(argument) for name, argument in (kwargs or {}).items()}
+        return func(*(self._replaced(argument) for argument in args), **named)
 
 
 @contextmanager
-def neutral_positions(known: Positions) -> Iterator[None]:
-    """While held, the model answers on this thread as if all patches were in the same place."""
-    with _Neutral(known.neutral):
+def neutral_positions(positions: Positions) -> Iterator[None]:
+    """While held, run the model on this thread as if all patches had the same position."""
+    with _Replacement(positions.neutral):
         yield

@@ -1,4 +1,4 @@
-"""Patches that are not there: tokens left out of a plain transformer, keys masked in a window transformer."""
+"""Run a model without hidden patches: a plain transformer drops their tokens, a window transformer masks their keys."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -16,30 +16,31 @@ from torch import Tensor, nn
 from vitscope.attention.tap import AttentionCall, Tap
 from vitscope.attention.trace import AttentionStep
 from vitscope.attention.windows import PADDING, merge_groups, merged_grid
-from vitscope.errors import UnsupportedModelError
+from vitscope.errors import UnsupportedModelError, first_line
 from vitscope.grid import Grid
 from vitscope.models.hierarchy import Hierarchy
 from vitscope.models.vision_model import VisionModel
 from vitscope.tracing.capture import run_and_capture
 from vitscope.typing import Pixels
 
-# A mask may be filled up to this many times its patches to be asked for with others.
-MOST_FILLED = 1.1
+# A mask may be filled to this multiple of its patches to be evaluated together with others.
+MAX_FILL = 1.1
 
-Shown = Bool[Tensor, "mask patch"]
-Answer = Callable[[Pixels, Shown], Tensor]
+VisiblePatches = Bool[Tensor, "mask patch"]
+Evaluate = Callable[[Pixels, VisiblePatches], Tensor]
 
 
-def without_hidden(model: VisionModel, pixels: Pixels, answer: Callable[[Pixels], Tensor]) -> Answer:
-    """A function of (pixels of one image, shown patches (mask, patch)) that answers without the hidden ones.
+def without_hidden(model: VisionModel, pixels: Pixels, evaluate: Callable[[Pixels], Tensor]) -> Evaluate:
+    """Return a function of (pixels of one image, visible patches (mask, patch)) that evaluates without hidden patches.
 
-    A plain transformer runs on the tokens that are left, their positions having been added before (rotary ones go with
-    them, and so does a relative bias). In a window transformer no token looks at a hidden one; where merging mixes
-    them in they are the mean colour of what is shown, and the mean that the classifier reads leaves out what is wholly
-    hidden. Where a model that reads patches is shown none, it is given an empty image: zeros after normalisation.
+    A plain transformer runs on the visible tokens. Their positions are added before the others are dropped; rotary
+    positions and a relative bias are reduced to the visible tokens. In a window transformer no token attends to a
+    hidden one. Where patch merging mixes hidden pixels with visible ones, the hidden ones have the mean colour of the
+    visible ones, and the mean that the classifier reads leaves out tokens that are completely hidden. If no patch is
+    visible, a model that reads patches gets an empty image: zeros after normalisation.
 
     Raises:
-        CallError: the model's tokens are unknown, or it cannot run without some of them.
+        UnsupportedModelError: the model's tokens are unknown, or it cannot run without some of them.
     """
     layout = model.layout
     if layout is None:
@@ -52,58 +53,60 @@ def without_hidden(model: VisionModel, pixels: Pixels, answer: Callable[[Pixels]
             raise UnsupportedModelError(
                 f"hide='drop' is not supported for {model.name}: its classifier does not average the last tokens"
             )
-        return partial(_masked, model, answer, grid, layout.hierarchy)
-    left_out = partial(_left_out, model, answer, grid, _Entry(model, pixels, grid))
-    _try_one_missing(model, left_out, pixels, grid)
-    return left_out
+        return partial(_evaluate_masked, model, evaluate, grid, layout.hierarchy)
+    evaluate_dropped = partial(_evaluate_dropped, model, evaluate, grid, _Entry(model, pixels, grid))
+    _check_dropping(model, evaluate_dropped, pixels, grid)
+    return evaluate_dropped
 
 
-def _try_one_missing(model: VisionModel, left_out: Answer, pixels: Pixels, grid: Grid) -> None:
-    """Attention that is written out adds a bias between all tokens where nobody can cut it down."""
-    shown = torch.ones(1, grid.num_patches, dtype=torch.bool, device=pixels.device)
-    shown[0, -1] = grid.num_patches == 1
+def _check_dropping(model: VisionModel, evaluate: Evaluate, pixels: Pixels, grid: Grid) -> None:
+    """Refuse a model that fails without one token, such as one whose own attention code adds a bias of all tokens."""
+    visible = torch.ones(1, grid.num_patches, dtype=torch.bool, device=pixels.device)
+    visible[0, -1] = grid.num_patches == 1
     try:
-        left_out(pixels, shown)
+        evaluate(pixels, visible)
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
         raise UnsupportedModelError(
-            f"{model.name} does not run without some of its tokens ({str(error).splitlines()[0]}): let it use fused "
-            "attention (attn_implementation='sdpa', or fused_attn in timm), or choose another hide"
+            f"{model.name} does not run without some of its tokens ({first_line(error)}): let it use fused attention "
+            "(attn_implementation='sdpa', or fused_attn in timm), or choose another hide"
         ) from None
 
 
 class _Entry:
-    """Where the tokens of a plain transformer, their positions added, enter its stack of blocks."""
+    """The block of a plain transformer where its tokens, with their positions, enter the stack of blocks."""
 
     def __init__(self, model: VisionModel, pixels: Pixels, grid: Grid) -> None:
         trace = run_and_capture(model, pixels, layers=[0]).trace
         step = trace.step(0)
         self.biased = _has_bias(step)
         for path in _ancestors(step.module):
-            module, around = model.module.get_submodule(path), model.module.get_submodule(path.rpartition(".")[0])
-            stacked = isinstance(around, nn.ModuleList | nn.Sequential)
-            if stacked and self._is_given_tokens(model, module, pixels, grid):
-                self.first, self.blocks = module, list(around.children())
+            module, parent = model.module.get_submodule(path), model.module.get_submodule(path.rpartition(".")[0])
+            is_stack = isinstance(parent, nn.ModuleList | nn.Sequential)
+            if is_stack and self._receives_tokens(model, module, pixels, grid):
+                self.first, self.blocks = module, list(parent.children())
                 return
         raise UnsupportedModelError(
             f"hide='drop' is not supported for {model.name}: where its tokens enter the first block is unknown"
         )
 
     @staticmethod
-    def _is_given_tokens(model: VisionModel, module: nn.Module, pixels: Pixels, grid: Grid) -> bool:
-        given: list[tuple[int, ...]] = []
+    def _receives_tokens(model: VisionModel, module: nn.Module, pixels: Pixels, grid: Grid) -> bool:
+        """Run the model and return whether the module's first input is (1, token, channel)."""
+        shapes: list[tuple[int, ...]] = []
 
-        def look(_: nn.Module, args: Any, kwargs: Any) -> None:
-            given.extend(tuple(part.shape) for part in (*args[:1], kwargs.get("hidden_states")) if _is_tensor(part))
+        def record(_: nn.Module, args: Any, kwargs: Any) -> None:
+            inputs = (*args[:1], kwargs.get("hidden_states"))
+            shapes.extend(tuple(value.shape) for value in inputs if isinstance(value, Tensor))
 
-        handle = module.register_forward_pre_hook(look, with_kwargs=True)
+        handle = module.register_forward_pre_hook(record, with_kwargs=True)
         try:
             with torch.no_grad(), model.running():
                 model.answer(pixels)
         finally:
             handle.remove()
-        return any(len(shape) == 3 and shape[:2] == (1, grid.num_tokens) for shape in given)
+        return any(len(shape) == 3 and shape[:2] == (1, grid.num_tokens) for shape in shapes)
 
 
 def _has_bias(step: AttentionStep) -> bool:
@@ -111,46 +114,50 @@ def _has_bias(step: AttentionStep) -> bool:
 
 
 def _ancestors(path: str) -> list[str]:
-    """The modules around an attention module, outermost first, without the model itself."""
-    parts = path.split(".")
-    return [".".join(parts[: i + 1]) for i in range(len(parts) - 1)]
+    """Return the paths of the modules around an attention module, outermost first, without the model itself."""
+    names = path.split(".")
+    return [".".join(names[: i + 1]) for i in range(len(names) - 1)]
 
 
-def _is_tensor(value: Any) -> bool:
-    return isinstance(value, Tensor)
-
-
-def _left_out(
-    model: VisionModel, answer: Callable[[Pixels], Tensor], grid: Grid, entry: _Entry, pixels: Pixels, shown: Shown
+def _evaluate_dropped(
+    model: VisionModel,
+    evaluate: Callable[[Pixels], Tensor],
+    grid: Grid,
+    entry: _Entry,
+    pixels: Pixels,
+    visible: VisiblePatches,
 ) -> Tensor:
-    """Rows of ``shown`` with fewer patches than others are filled up with hidden ones that nobody looks at."""
-    counts = shown.sum(1)
-    left = int(counts.max())
+    """Evaluate a plain transformer on its visible tokens.
+
+    Rows of ``visible`` with fewer patches than others are filled with hidden tokens that no token attends to.
+    """
+    counts = visible.sum(1)
+    most = int(counts.max())
     assert model.layout is not None
-    if left == 0 and (grid.prefix == 0 or "patches" in model.layout.readout):
-        return answer(torch.zeros_like(pixels).expand(len(shown), -1, -1, -1))
-    patches = (~shown).to(torch.uint8).argsort(dim=1, stable=True)[:, :left]  # the shown ones first, in order
-    prefix = torch.arange(grid.prefix, device=shown.device).expand(len(shown), -1)
+    if most == 0 and (grid.prefix == 0 or "patches" in model.layout.readout):
+        return evaluate(torch.zeros_like(pixels).expand(len(visible), -1, -1, -1))
+    patches = (~visible).to(torch.uint8).argsort(dim=1, stable=True)[:, :most]  # visible patches first, in order
+    prefix = torch.arange(grid.prefix, device=visible.device).expand(len(visible), -1)
     tokens = torch.cat([prefix, patches + grid.prefix], dim=1)
-    filler = torch.arange(tokens.shape[1], device=shown.device) >= (grid.prefix + counts)[:, None]
-    pixels = pixels.expand(len(shown), -1, -1, -1)
+    filler = torch.arange(tokens.shape[1], device=visible.device) >= (grid.prefix + counts)[:, None]
+    pixels = pixels.expand(len(visible), -1, -1, -1)
     with _gathering(entry, grid, tokens, patches):
         if not entry.biased and not bool(filler.any()):
-            return answer(pixels)
-        with Tap(model.module, partial(_among_kept, tokens, filler, grid.num_tokens)):
-            return answer(pixels)
+            return evaluate(pixels)
+        with Tap(model.module, partial(_attend_among_remaining, tokens, filler, grid.num_tokens)):
+            return evaluate(pixels)
 
 
 @contextmanager
 def _gathering(
-    entry: _Entry, grid: Grid, tokens: Int[Tensor, "batch kept"], patches: Int[Tensor, "batch left"]
+    entry: _Entry, grid: Grid, tokens: Int[Tensor, "batch remaining"], patches: Int[Tensor, "batch visible"]
 ) -> Iterator[None]:
-    """While held, this thread's first block is given ``tokens`` alone, and every block the positions of ``patches``."""
+    """While held, pass only ``tokens`` to this thread's first block, and positions of ``patches`` to every block."""
     thread = threading.get_ident()
 
     def positions(value: Any) -> Any:
         if isinstance(value, tuple | list):
-            return type(value)(positions(part) for part in value)
+            return type(value)(positions(element) for element in value)
         if not isinstance(value, Tensor) or value.ndim < 2 or value.shape[-2] != grid.num_patches:
             return value
         # (patch, channel) or (head, patch, channel) → (batch, 1 or head, patch, channel)
@@ -173,22 +180,22 @@ def _gathering(
             handle.remove()
 
 
-def _among_kept(
-    tokens: Int[Tensor, "mask kept"], filler: Bool[Tensor, "mask kept"], num_tokens: int, call: AttentionCall
+def _attend_among_remaining(
+    tokens: Int[Tensor, "mask remaining"], filler: Bool[Tensor, "mask remaining"], num_tokens: int, call: AttentionCall
 ) -> Tensor:
-    """Attention among the tokens that are left: a bias between all tokens cut down to them, no filler looked at."""
-    heads, apart = divmod(call.leading_axes[0], len(tokens))  # more than one where they share an axis with the masks
-    if call.num_keys != tokens.shape[1] or apart:
+    """Attend among the remaining tokens: a bias of all tokens is reduced to them, and filler is masked."""
+    heads, remainder = divmod(call.leading_axes[0], len(tokens))  # more than one if heads share an axis with the masks
+    if call.num_keys != tokens.shape[1] or remainder:
         return call.run()
     if call.bias is not None and call.bias.shape[-1] == num_tokens:
-        # (1, head, token, token) → (mask, head, kept, kept)
+        # (1, head, token, token) → (mask, head, remaining, remaining)
         call = replace(call, bias=call.bias[0][:, tokens[:, :, None], tokens[:, None, :]].transpose(0, 1))
     hidden = filler.repeat_interleave(heads, dim=0)
     return _attend_without(call, hidden.view(call.leading_axes[0], *[1] * len(call.leading_axes), -1))
 
 
 def _attend_without(call: AttentionCall, hidden: Bool[Tensor, "..."]) -> Tensor:
-    """The call's output if nobody looks at the hidden keys."""
+    """Return the call's output with the hidden keys masked."""
     bias = torch.zeros(hidden.shape, device=hidden.device).masked_fill_(hidden, float("-inf"))
     if call.logits is not None:
         return (call.logits + bias.to(call.logits.dtype)).softmax(-1)
@@ -202,77 +209,85 @@ def _attend_without(call: AttentionCall, hidden: Bool[Tensor, "..."]) -> Tensor:
     )
 
 
-def _masked(
-    model: VisionModel, answer: Callable[[Pixels], Tensor], grid: Grid, windows: Hierarchy, pixels: Pixels, shown: Shown
+def _evaluate_masked(
+    model: VisionModel,
+    evaluate: Callable[[Pixels], Tensor],
+    grid: Grid,
+    hierarchy: Hierarchy,
+    pixels: Pixels,
+    visible: VisiblePatches,
 ) -> Tensor:
+    """Evaluate a window transformer in which no token attends to a hidden one."""
     assert model.layout is not None
-    high, wide = model.layout.patch_size
-    blocks = shown.unflatten(1, (grid.height, grid.width)).repeat_interleave(high, 1).repeat_interleave(wide, 2)
+    patch_height, patch_width = model.layout.patch_size
+    blocks = visible.unflatten(1, (grid.height, grid.width))
+    blocks = blocks.repeat_interleave(patch_height, 1).repeat_interleave(patch_width, 2)
     # The last patch may reach beyond the input, and the input beyond the last patch.
     beyond = (0, pixels.shape[-1] - blocks.shape[-1], 0, pixels.shape[-2] - blocks.shape[-2])
-    shown_pixels = F.pad(blocks, beyond, value=False)
-    weights = shown_pixels[:, None].float()
+    visible_pixels = F.pad(blocks, beyond, value=False)[:, None]
+    weights = visible_pixels.float()
     colour = (weights * pixels).sum((2, 3), keepdim=True) / weights.sum((2, 3), keepdim=True).clamp_min(1)
-    pixels = torch.where(shown_pixels[:, None], pixels, colour.to(pixels.dtype))
-    keys = _Keys(grid, windows, shown)
-    assert windows.before_pooling is not None
-    handle = windows.before_pooling.register_forward_hook(keys.pool)
+    pixels = torch.where(visible_pixels, pixels, colour.to(pixels.dtype))
+    keys = _KeyMask(grid, hierarchy, visible)
+    assert hierarchy.before_pooling is not None
+    handle = hierarchy.before_pooling.register_forward_hook(keys.pool)
     try:
         with Tap(model.module, keys) as tap, tap.follow(keys.watched()):
-            return answer(pixels)
+            return evaluate(pixels)
     finally:
         handle.remove()
 
 
-class _Keys:
-    """Which tokens of a window transformer are hidden, block after block."""
+class _KeyMask:
+    """The visible tokens of a window transformer, block after block, and attention to these alone."""
 
-    def __init__(self, grid: Grid, windows: Hierarchy, shown: Shown) -> None:
-        self.grid, self.windows, self.shown = grid, windows, shown
+    def __init__(self, grid: Grid, hierarchy: Hierarchy, visible: VisiblePatches) -> None:
+        self.grid, self.hierarchy, self.visible = grid, hierarchy, visible
         self.thread = threading.get_ident()
 
     def watched(self) -> dict[nn.Module, Callable[[Tensor, Any], None]]:
-        return {merging.module: self._merge for merging in self.windows.mergings.values()}
+        """Return a callback for each module that merges patches."""
+        return {merging.module: self._merge for merging in self.hierarchy.mergings.values()}
 
     def _merge(self, *_: Any) -> None:
-        """A merged token is hidden where all of its four are."""
-        groups = merge_groups(self.grid).to(self.shown.device)
-        self.shown = (self.shown[:, groups.clamp_min(0)] & (groups != PADDING)).any(-1)
+        """Merge the mask with the tokens: a merged token is hidden if all of its four are."""
+        groups = merge_groups(self.grid).to(self.visible.device)
+        self.visible = (self.visible[:, groups.clamp_min(0)] & (groups != PADDING)).any(-1)
         self.grid = merged_grid(self.grid)
 
     def __call__(self, call: AttentionCall) -> Tensor:
-        path = self.windows.block_of(call.module)
+        path = self.hierarchy.block_of(call.module)
         if path is None:
             return call.run()
-        slots = self.windows.blocks[path].windows(self.grid).slots(self.grid).to(self.shown.device)
-        shown = self.shown[:, slots.clamp_min(0)] & (slots != PADDING)  # (batch, window, slot)
-        hidden = ~self.shown[:, slots.clamp_min(0)] & (slots != PADDING)
-        hidden &= shown.any(-1, keepdim=True)  # whom nobody shown looks at may look where it likes
+        slots = self.hierarchy.blocks[path].windows(self.grid).slots(self.grid).to(self.visible.device)
+        visible = self.visible[:, slots.clamp_min(0)] & (slots != PADDING)  # (batch, window, slot)
+        hidden = ~self.visible[:, slots.clamp_min(0)] & (slots != PADDING)
+        hidden &= visible.any(-1, keepdim=True)  # a window without visible tokens stays as it is: nothing reads it
         return _attend_without(call, hidden.view(*call.leading_axes[:-1], 1, 1, -1))
 
     def pool(self, _: nn.Module, __: Any, features: Tensor) -> Tensor | None:
-        """The last tokens, scaled so that their mean is that of the shown ones."""
+        """Return the last tokens, scaled so that their mean is that of the visible ones."""
         if threading.get_ident() != self.thread:
             return None
-        weight = self.shown.float() / self.shown.float().mean(1, keepdim=True)
-        weight = torch.where(self.shown.any(1, keepdim=True), weight, torch.ones_like(weight))
+        weight = self.visible.float() / self.visible.float().mean(1, keepdim=True)
+        weight = torch.where(self.visible.any(1, keepdim=True), weight, torch.ones_like(weight))
         return features * weight.view(len(weight), *features.shape[1:-1], 1).to(features.dtype)
 
 
-def batches(model: VisionModel, shown: Bool[np.ndarray, "mask patch"], most: int) -> list[list[int]]:
-    """Which masks are asked for together: those that leave about as many tokens, so that little is computed in vain.
+def similar_batches(model: VisionModel, visible: Bool[np.ndarray, "mask patch"], size: int) -> list[list[int]]:
+    """Group masks that leave about the same number of tokens into batches, so that little computation is wasted.
 
-    A model that averages its patches must not meet a filler, so its batches leave exactly as many. The order of the
-    batches is mixed: of a run that is interrupted no kind of mask is missing altogether.
+    Masks of a model that averages its patches leave exactly the same number, because such a model must not see filler
+    tokens. The order of the batches is random, so that an interrupted run has seen masks of every kind.
     """
     layout = model.layout
     if layout is None or layout.hierarchy is not None:
-        return [list(range(at, min(at + most, len(shown)))) for at in range(0, len(shown), most)]
-    counts = shown.sum(1).tolist()
-    stretch = 1.0 if {"patches", "tokens"} & set(layout.readout) else MOST_FILLED
-    made: list[list[int]] = []
-    for at in np.argsort(counts, kind="stable").tolist():
-        if not made or len(made[-1]) == most or counts[at] > stretch * counts[made[-1][0]]:
-            made.append([])
-        made[-1].append(at)
-    return [made[at] for at in np.random.default_rng(0).permutation(len(made))]
+        return [list(range(start, min(start + size, len(visible)))) for start in range(0, len(visible), size)]
+    counts = visible.sum(1).tolist()
+    stretch = 1.0 if {"patches", "tokens"} & set(layout.readout) else MAX_FILL
+    groups: list[list[int]] = []
+    for index in np.argsort(counts, kind="stable").tolist():
+        if not groups or len(groups[-1]) == size or counts[index] > stretch * counts[groups[-1][0]]:
+            groups.append([])
+        groups[-1].append(index)
+    return [groups[index] for index in np.random.default_rng(0).permutation(len(groups))]

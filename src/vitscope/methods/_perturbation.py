@@ -1,9 +1,12 @@
-"""What the methods that question a model have in common: images in, a progress bar, a result with its provenance."""
+"""What LIME, KernelSHAP, RISE and occlusion share: their options, the loop over images, and the provenance."""
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from dataclasses import fields
+from functools import wraps
+from inspect import Parameter, signature
+from typing import Any, ParamSpec, TypeVar, Unpack, get_type_hints
 
 import numpy as np
 import torch
@@ -12,27 +15,64 @@ from torch import nn
 
 from vitscope.errors import CallError, warn
 from vitscope.grid import Grid
-from vitscope.images.image import InputImage
 from vitscope.models.vision_model import VisionModel
-from vitscope.perturb import MaskedModel
-from vitscope.perturb.batching import Progress
+from vitscope.perturb import MaskedModel, PerturbationArguments, PerturbationOptions
 from vitscope.perturb.rendering import subjects
+from vitscope.progress import progress_callback
 from vitscope.results.attribution import Attribution
 from vitscope.results.segment_attribution import LinearFit, SegmentAttribution, SegmentedImage
 from vitscope.tracing.capture import as_vision_model, provenance
 
+Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result", bound=Attribution)
 
 
-@dataclass(frozen=True)
-class PerturbationOptions:
-    """How a model is asked."""
+def perturbation_method(
+    **defaults: Unpack[PerturbationArguments],
+) -> Callable[[Callable[Arguments, Result]], Callable[Arguments, Result]]:
+    """Declare a method whose ``**options`` are those of :class:`PerturbationOptions`.
 
-    hide: Any
-    output: str
-    batch_size: int
-    seed: int
-    progress: Any
+    ``help`` lists them in the signature and in the docstring, as if the method declared each of them, and an unknown
+    keyword is a TypeError, as for any function.
+
+    Args:
+        defaults: defaults of this method that differ from those of :class:`PerturbationOptions`.
+    """
+
+    def decorate(method: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+        declared = [each for each in signature(method).parameters.values() if each.kind is not Parameter.VAR_KEYWORD]
+        hints = get_type_hints(PerturbationArguments)
+        shared = [
+            Parameter(
+                option.name,
+                Parameter.KEYWORD_ONLY,
+                default=defaults.get(option.name, option.default),
+                annotation=hints[option.name],
+            )
+            for option in fields(PerturbationOptions)
+        ]
+        full = signature(method).replace(parameters=[*declared, *shared])
+
+        @wraps(method)
+        def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+            for name in kwargs:
+                if name not in full.parameters:
+                    raise TypeError(f"{method.__name__}() got an unexpected keyword argument {name!r}")
+            return method(*args, **{**defaults, **kwargs})  # type: ignore[arg-type]
+
+        call.__signature__ = full  # type: ignore[attr-defined]
+        call.__doc__ = _with_described_options(method.__doc__)
+        return call
+
+    return decorate
+
+
+def _with_described_options(docstring: str | None) -> str | None:
+    """Replace the entry ``**options`` of a docstring by those of :class:`PerturbationOptions`."""
+    if docstring is None or PerturbationOptions.__doc__ is None:  # python -OO
+        return docstring
+    entries = PerturbationOptions.__doc__.partition("Attributes:\n")[2].partition("\n\n")[0]
+    return re.sub(r"^ *\*\*options: .*$", lambda _: entries, docstring, flags=re.MULTILINE)
 
 
 def explain_each(
@@ -44,73 +84,66 @@ def explain_each(
     *,
     on_pixels: bool = True,
 ) -> Result:
-    """The results of all images, one after another, as one.
+    """Explain all images, one after another, and return one result.
 
-    Maps ``on_pixels`` are as large as the photos, so photos of different size are refused before anything is asked.
+    Results ``on_pixels`` are as large as the photos, so photos of different sizes are refused before any evaluation.
+
+    Raises:
+        CallError: no images, or images of different sizes.
     """
     vision = as_vision_model(model)
-    given = subjects(vision, images)
-    if not given:
+    inputs = subjects(vision, images)
+    if not inputs:
         raise CallError("no image was given")
-    sizes = dict.fromkeys("×".join(map(str, subject.view.photo.size[::-1])) for subject in given)
+    sizes = dict.fromkeys("×".join(map(str, subject.view.photo.size[::-1])) for subject in inputs)
     if on_pixels and len(sizes) > 1:
         raise CallError(
-            f"the images are {' and '.join(sizes)} pixels large, so their maps make no batch: explain them one by one"
+            f"cannot combine results of different sizes ({', '.join(sizes)} pixels): explain these images separately"
         )
     results: list[Result] = []
-    for subject in given:
+    for subject in inputs:
         try:
-            with progress_bar(options.progress) as tell:
-                masked_model = MaskedModel(
-                    vision,
-                    subject,
-                    segments=segments,
-                    hide=options.hide,
-                    output=options.output,
-                    batch_size=options.batch_size,
-                    seed=options.seed,
-                    progress=tell,
-                )
-                results.append(explain(masked_model))
+            with progress_callback(options.progress) as report:
+                results.append(explain(MaskedModel(vision, subject, options, segments=segments, report=report)))
         except KeyboardInterrupt:
             if not results:
                 raise
             break
         if results[-1].provenance["interrupted"]:
             break
-    if len(results) < len(given):
-        warn(f"interrupted: the result holds the first {len(results)} of {len(given)} images")
-    return results[0] if len(given) == 1 else results[0].joined(results)
+    if len(results) < len(inputs):
+        warn(f"interrupted: the result holds the first {len(results)} of {len(inputs)} images")
+    return results[0] if len(inputs) == 1 else results[0].joined(results)
 
 
 @contextmanager
-def progress_bar(wanted: Any, what: str = "asking the model") -> Iterator[Progress | None]:
-    """Whom to tell about progress: a bar on stderr where one was asked for and someone can see it."""
-    if not isinstance(wanted, bool) or not wanted:
-        if wanted and not callable(wanted):
-            raise CallError(f"progress is {wanted!r}: pass True, or a function of (answered, in all)")
-        yield wanted or None
+def progress_bar(progress: Any, description: str = "evaluating") -> Iterator[Callable[[int, int], None] | None]:
+    """Yield a callback of (completed, total): use :func:`vitscope.progress.progress_callback` instead."""
+    if not isinstance(progress, bool) or not progress:
+        if progress and not callable(progress):
+            raise CallError(f"progress is {progress!r}: pass True, or a function of (answered, in all)")
+        yield progress or None
         return
     from rich.console import Console
     from rich.progress import Progress as Bar
 
     console = Console(stderr=True)
     with Bar(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda answered, total: bar.update(task, completed=answered, total=total)
+        task = bar.add_task(description, total=None)
+        yield lambda completed, total: bar.update(task, completed=completed, total=total)
 
 
-def warn_if_interrupted(interrupted: bool, answered: int, total: int | None) -> None:
-    """One line when Ctrl-C ended the asking."""
+def warn_if_interrupted(interrupted: bool, evaluated: int, total: int | None) -> None:
+    """Warn that Ctrl-C ended the evaluation early, and on how many samples the result is based."""
     if interrupted:
-        of = "" if total is None else f" of {total}"
-        warn(f"interrupted: the result stands on {answered}{of} samples")
+        of_total = "" if total is None else f" of {total}"
+        warn(f"interrupted: the result is based on {evaluated}{of_total} samples")
 
 
-def about(
+def perturbation_provenance(
     masked_model: MaskedModel, method: str, parameters: Mapping[str, Any], *, samples: int, interrupted: bool
 ) -> dict[str, Any]:
-    """The provenance of a result."""
+    """Return the provenance of a result: model, method, all parameters, and the number of samples."""
     return {
         **provenance(masked_model.model),
         "method": method,
@@ -118,11 +151,6 @@ def about(
         "samples": samples,
         "interrupted": interrupted,
     }
-
-
-def whole(image: InputImage) -> InputImage:
-    """The image with all of the photo in view: results on pixels cover what the model did not see too."""
-    return InputImage(image.photo, (0.0, 0.0, float(image.photo.width), float(image.photo.height)), image.name)
 
 
 def segment_result(
@@ -138,28 +166,28 @@ def segment_result(
     samples: int,
     interrupted: bool,
 ) -> SegmentAttribution:
-    """One weight a segment for each class of ``columns``, the first of which is the target."""
+    """Return one weight per segment for each class of ``columns``, the first of which is the target."""
     segments = masked_model.require_segments()
     fits = [
         LinearFit(
             masked_model.label(column),
             column,
             float(masked_model.original[column]),
-            torch.from_numpy(weights[at].copy()),
-            None if intervals is None else torch.from_numpy(intervals[at].copy()),
-            float(intercepts[at]),
-            float(scores[at]),
+            torch.from_numpy(weights[row].copy()),
+            None if intervals is None else torch.from_numpy(intervals[row].copy()),
+            float(intercepts[row]),
+            float(scores[row]),
         )
-        for at, column in enumerate(columns)
+        for row, column in enumerate(columns)
     ]
-    labels, index = (torch.from_numpy(np.array(part)) for part in (segments.labels, segments.index))
-    part = SegmentedImage(labels, index, fits)
+    labels, index = (torch.from_numpy(np.array(pixels)) for pixels in (segments.labels, segments.index))
+    image = SegmentedImage(labels, index, fits)
     return SegmentAttribution(
-        part.values(),
+        image.values(),
         Grid(*index.shape),
-        [whole(masked_model.subject.view)],
-        about(masked_model, method, parameters, samples=samples, interrupted=interrupted),
+        [masked_model.subject.view.uncropped()],
+        perturbation_provenance(masked_model, method, parameters, samples=samples, interrupted=interrupted),
         fits[0].label,
         True,
-        parts=[part],
+        parts=[image],
     )

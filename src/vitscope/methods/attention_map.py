@@ -1,4 +1,4 @@
-"""Raw attention: what one query looks at in one block."""
+"""Raw attention: what one query attends to in one block."""
 
 from collections.abc import Callable
 from typing import Any
@@ -22,27 +22,27 @@ def attention_map(
     head: Head = "mean",
     query: Query = "readout",
 ) -> Attribution:
-    """What one query looks at in one attention block.
+    """Return what one query attends to in one attention block.
 
-    ``A[layer, head, query]`` of softmax(q·kᵀ/√d), the row of the patch or prefix token asked for; for the readout of
-    a model that pools, the pooled rows.
+    This is ``A[layer, head, query]`` of softmax(q·kᵀ/√d): the row of a patch or a prefix token. The readout of a
+    model that pools is the mean of the pooled rows.
 
     Reference: Vaswani et al., 2017 (arXiv 1706.03762); for images Dosovitskiy et al., 2020 (arXiv 2010.11929).
 
     Args:
         model: a model and ``images``, or a :class:`~vitscope.Trace` alone.
-        layer: counts attention blocks from 0, negative from the end.
-        head: a head's number, or ``"mean"``, ``"max"``, ``"min"`` over heads.
+        layer: index of the attention block, from 0; negative from the end.
+        head: index of the head, or ``"mean"``, ``"max"``, ``"min"`` over heads.
         query: ``"readout"``, the name of a prefix token such as ``"cls"``, or a patch as (row, column) of the
             block's own grid.
 
     Returns:
-        values (batch, height, width) in [0, 1] on the block's grid, the patches' part of a row that sums to one (for
-        max and min fusion it does not), not rescaled. In a window transformer it is zero outside the query's window;
-        what fell on padding is ``provenance["padding_mass"]``.
+        values (batch, height, width) in [0, 1] on the block's grid: the patches' part of a row that sums to one (not
+        with max or min fusion), not rescaled. In a window transformer they are zero outside the query's window;
+        ``provenance["padding_mass"]`` is the attention on padding.
 
     Raises:
-        CallError: the layer, head or query is not there.
+        CallError: the model has no such layer, head or query.
 
     Examples:
         >>> import skimage.data, vitscope as vs
@@ -51,19 +51,30 @@ def attention_map(
     """
     trace = trace_of(model, images, lambda m, i: capture(m, i, layers=[layer]))
     step = trace.step(layer)
-    values, fallen = trace.map_and_padding(layer, head, query)
-    asked = query if isinstance(query, str) else [int(part) for part in query]
-    parameters = {"layer": step.layer, "head": step.require_head(head), "query": asked}
-    about = {**trace.provenance, "method": "attention_map", "parameters": parameters}
-    about["padding_mass"] = fallen.tolist()
-    about["rows_sum_to_one"] = parameters["head"] not in ("max", "min") and not bool((fallen > 1e-4).any())
-    return Attribution(values, step.require_grid(), trace.images, about)
+    values, padding = trace.map_and_padding(layer, head, query)
+    parameters = {
+        "layer": step.layer,
+        "head": step.require_head(head),
+        "query": query if isinstance(query, str) else [int(index) for index in query],
+    }
+    provenance = {
+        **trace.provenance,
+        "method": "attention_map",
+        "parameters": parameters,
+        "padding_mass": padding.tolist(),
+        "rows_sum_to_one": parameters["head"] not in ("max", "min") and not bool((padding > 1e-4).any()),
+    }
+    return Attribution(values, step.require_grid(), trace.images, provenance)
 
 
 def trace_of(
     model: VisionModel | nn.Module | Trace, images: Any, run: Callable[[VisionModel | nn.Module, Any], Trace]
 ) -> Trace:
-    """The trace that was passed, or the one of ``run(model, images)``."""
+    """Return the trace that was passed, or that of ``run(model, images)``.
+
+    Raises:
+        CallError: a trace with images, or a model without.
+    """
     if isinstance(model, Trace):
         if images is not None:
             raise CallError("a trace has its images already: pass a trace alone, or a model with images")
@@ -74,11 +85,15 @@ def trace_of(
 
 
 def grid_of(trace: Trace) -> Grid:
-    """The token grid that the results of a trace live on."""
+    """Return the token grid of a trace's results.
+
+    Raises:
+        CallError: the grid is unknown.
+    """
     grid = trace.grid
     if grid is None:
         raise CallError(
-            "this model has a token grid vitscope does not know; for a live module of your own, pass patch_size, "
-            "prefix and readout to vitscope.load"
+            "the token grid of this model is unknown: for a live module of your own, pass patch_size, prefix and "
+            "readout to vitscope.load"
         )
     return grid

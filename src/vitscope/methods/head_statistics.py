@@ -1,4 +1,4 @@
-"""Two numbers a head: how widely it attends, and how far."""
+"""Entropy and attention distance of every head: how widely it attends, and how far."""
 
 import math
 from dataclasses import dataclass
@@ -20,9 +20,13 @@ from vitscope.validation import only_finite
 
 @dataclass(frozen=True, eq=False)
 class HeadStatistics:
-    """(batch, layer, head) each; layers in the order of the trace's blocks, NaN where a layer has fewer heads.
+    """Entropy and distance of every head.
 
-    ``entropy`` is in nats, 0 (one token) to log(tokens) (all alike). ``distance`` is in patches of the finest grid.
+    Attributes:
+        entropy: (batch, layer, head) in nats, from 0 (all attention on one token) to log(tokens) (uniform attention).
+            NaN if a layer has fewer heads than others.
+        distance: (batch, layer, head) in patches of the finest grid; NaN as in ``entropy``.
+        layers: index of each layer, in the order of the trace's blocks.
     """
 
     entropy: Float[Tensor, "batch layer head"]
@@ -31,12 +35,12 @@ class HeadStatistics:
 
 
 def head_statistics(model: VisionModel | nn.Module | Trace, images: Any = None) -> HeadStatistics:
-    """Entropy and mean attention distance of every head.
+    """Compute the entropy and the mean attention distance of every head.
 
-    ``entropy``: −Σ_k A log A of each query's row over all it can look at, padding included, mean over all queries.
-    ``distance``: Σ_k A_qk · ‖position(q) − position(k)‖ over patches, the row rescaled to sum to one over patches,
-    mean over the patches as queries. Multiply by the patch size for pixels; after patch merging one step of the grid
-    is two, four or eight patches.
+    ``entropy`` is −Σ_k A log A over each query's row, including padding, averaged over all queries.
+    ``distance`` is Σ_k A_qk · ‖position(q) − position(k)‖ over patches, with the row rescaled to sum to one over
+    patches, averaged over the patches as queries. Multiply it by the patch size for pixels. After patch merging one
+    step of the grid is two, four or eight patches.
 
     Reference: distance: Dosovitskiy et al., 2020 (arXiv 2010.11929, appendix D.7), Raghu et al., 2021
     (arXiv 2108.08810).
@@ -49,17 +53,23 @@ def head_statistics(model: VisionModel | nn.Module | Trace, images: Any = None) 
 
     Raises:
         CallError: the token grid is unknown, or images are missing.
+
+    Example:
+        >>> import skimage.data, vitscope as vs
+        >>> statistics = vs.head_statistics(vs.load("vit-nano"), skimage.data.chelsea())
+        >>> statistics.entropy.shape == statistics.distance.shape
+        True
     """
     trace = trace_of(model, images, capture)
     finest = grid_of(trace)
     heads = max(step.num_heads for step in trace.blocks)
     entropies, distances = [], []
     for step in trace.blocks:
-        patches = 1  # of the finest grid to one step of this one
+        patches = 1  # patches of the finest grid per step of this grid
         grid = finest
         while grid != step.require_grid() and grid.num_patches > 1:
             patches, grid = 2 * patches, merged_grid(grid)
-        entropy, distance = (only_finite(part, "attention") for part in _statistics(step))
+        entropy, distance = (only_finite(statistic, "attention") for statistic in _statistics(step))
         missing = heads - step.num_heads
         entropies.append(F.pad(entropy, (0, missing), value=math.nan))
         distances.append(F.pad(distance * patches, (0, missing), value=math.nan))
@@ -68,27 +78,27 @@ def head_statistics(model: VisionModel | nn.Module | Trace, images: Any = None) 
 
 
 def _statistics(step: AttentionStep) -> tuple[Tensor, Tensor]:
-    """(batch, head) each: entropy, and distance in steps of the block's own grid."""
+    """Return (batch, head) each: the entropy, and the distance in steps of the block's own grid."""
     batch, _, heads, _, _ = step.scores.shape
     grid, slots = step.require_grid(), step.require_slots()
-    places = _places(grid).to(slots.device)[slots]  # (window, slot, 2), NaN without a place
+    positions = _positions(grid).to(slots.device)[slots]  # (window, slot, 2), NaN without a position
     queries, patches = slots >= 0, slots >= grid.prefix
     entropy = torch.zeros(batch, heads, dtype=torch.float32, device=slots.device)
     distance = torch.zeros_like(entropy)
     slices = step.row_slices()
-    for part, block in zip(slices, step.scores.blocks(slices), strict=True):
-        entropy += (torch.special.entr(block).sum(-1) * queries[:, None, part]).sum((1, 3))
-        far = torch.cdist(places[:, part], places).nan_to_num(0.0)
+    for rows, block in zip(slices, step.scores.blocks(slices), strict=True):
+        entropy += (torch.special.entr(block).sum(-1) * queries[:, None, rows]).sum((1, 3))
+        distances = torch.cdist(positions[:, rows], positions).nan_to_num(0.0)
         weights = block * patches[:, None, None]
-        mean_far = (weights * far[:, None]).sum(-1) / weights.sum(-1).clamp_min(1e-30)
-        distance += (mean_far * patches[:, None, part]).sum((1, 3))
+        mean_distance = (weights * distances[:, None]).sum(-1) / weights.sum(-1).clamp_min(1e-30)
+        distance += (mean_distance * patches[:, None, rows]).sum((1, 3))
     return entropy / queries.sum(), distance / patches.sum()
 
 
-def _places(grid: Grid) -> Float[Tensor, "token_and_padding 2"]:
-    """Row and column of each token, NaN for prefix tokens; the last line, index −1, is padding."""
+def _positions(grid: Grid) -> Float[Tensor, "token_and_padding 2"]:
+    """Return row and column of each token, NaN for prefix tokens; the last entry, index −1, is padding."""
     sides = (torch.arange(side, device="cpu") for side in (grid.height, grid.width))
     rows, columns = torch.meshgrid(*sides, indexing="ij")
-    places = torch.full((grid.num_tokens + 1, 2), math.nan, dtype=torch.float32, device="cpu")
-    places[grid.prefix : grid.num_tokens] = torch.stack([rows.flatten(), columns.flatten()], dim=1).float()
-    return places
+    positions = torch.full((grid.num_tokens + 1, 2), math.nan, dtype=torch.float32, device="cpu")
+    positions[grid.prefix : grid.num_tokens] = torch.stack([rows.flatten(), columns.flatten()], dim=1).float()
+    return positions

@@ -1,6 +1,6 @@
-"""Occlusion (Zeiler & Fergus, 2014): what is lost when a window of patches is hidden."""
+"""Occlusion (Zeiler & Fergus, 2014): the drop of the output if a window of patches is hidden."""
 
-from typing import Any, Literal
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -8,13 +8,20 @@ from torch import nn
 
 from vitscope.errors import CallError
 from vitscope.grid import Grid
-from vitscope.methods._perturbation import PerturbationOptions, about, explain_each, warn_if_interrupted
+from vitscope.methods._perturbation import (
+    explain_each,
+    perturbation_method,
+    perturbation_provenance,
+    warn_if_interrupted,
+)
 from vitscope.models.vision_model import VisionModel
-from vitscope.perturb.masked_model import MaskedModel, cells_of
+from vitscope.perturb import MaskedModel, PerturbationArguments, PerturbationOptions
+from vitscope.perturb.masked_model import cells_of
 from vitscope.results.attribution import Attribution
-from vitscope.validation import seed_number, whole_number
+from vitscope.validation import whole_number
 
 
+@perturbation_method(hide="grey")
 def occlusion(
     model: VisionModel | nn.Module,
     images: Any,
@@ -22,62 +29,73 @@ def occlusion(
     target: int | str | None = None,
     window: int = 1,
     stride: int = 1,
-    hide: Any = "grey",
-    seed: int = 0,
-    batch_size: int = 64,
-    output: Literal["probability", "logit"] = "probability",
-    progress: Any = False,
+    **options: Unpack[PerturbationArguments],
 ) -> Attribution:
-    """How much the answer falls when each patch is hidden.
+    """Explain a prediction by how much the output drops if each patch is hidden.
 
-    A window slides over the patches and hides what it covers; a patch's value is the mean fall over the windows that
-    cover it. Cost: one forward a window.
+    A window slides over the patches and hides those that it covers. A patch's value is the mean drop over the windows
+    that cover it. Cost: one forward pass per window.
 
     Reference: Zeiler & Fergus, 2014 (arXiv 1311.2901).
 
     Args:
-        window: its side, in patches of a plain transformer, or tokens of the last stage of a window transformer.
-        stride: by how many patches it moves on; no larger than the window, so that every patch is covered.
-        hide, target, seed, batch_size, output, progress: see :func:`vitscope.lime`.
+        model: from :func:`vitscope.load`, or a live module.
+        images: an image, a list of images, or a tensor (batch, 3, height, width) that is already preprocessed.
+        target: the class to explain, by index or label; by default the likeliest of each image. ``"similarity"`` for
+            a model without a classifier, see :func:`vitscope.lime`.
+        window: side of the window, in patches of a plain transformer, or in tokens of the last stage of a window
+            transformer.
+        stride: number of patches between two windows; at most ``window``, so that every patch is covered.
+        **options: see :class:`~vitscope.perturb.options.PerturbationOptions`.
 
     Returns:
-        values (batch, height, width) on the grid of patches, answer of the whole image minus answer without.
+        values (batch, height, width) on the grid of patches: the output for the original image minus the output
+        without the patch.
 
     Raises:
         CallError: the window does not fit, or as for :func:`vitscope.lime`.
+
+    Example:
+        >>> import skimage.data, vitscope as vs
+        >>> result = vs.occlusion(vs.load("vit-nano"), skimage.data.chelsea(), target="cat", window=2)
+        >>> result.target, result.values.shape
+        ('cat', torch.Size([1, 8, 8]))
     """
-    options = PerturbationOptions(hide, output, batch_size, seed_number(seed), progress)
+    settings = PerturbationOptions(**options)
     window, stride = whole_number(window, "window"), whole_number(stride, "stride")
     if not 1 <= stride <= window:
         raise CallError(f"stride is {stride} and window is {window}: 1 ≤ stride ≤ window is expected")
 
     def explain(masked_model: MaskedModel) -> Attribution:
         view, cells = cells_of(masked_model.model, masked_model.subject)
-        assert cells is not None, "segments of patches were made from them"
+        assert cells is not None, "the segments are patches, so their grid is known"
         column = masked_model.target(target)
         covers = _windows(cells, window, stride)
-        asked = masked_model.ask(masked_model.masks(~covers), [column])
-        warn_if_interrupted(asked.interrupted, int(asked.asked.sum()), len(covers))
-        masked_model.warn_if_constant(asked, column)
-        falls = np.where(asked.asked, masked_model.original[column] - asked.outputs[:, 0], 0.0)
-        covered = covers[asked.asked].sum(0)
-        values = torch.from_numpy(falls @ covers / np.maximum(covered, 1)).float()
+        evaluations = masked_model.evaluate(masked_model.masks(~covers), [column])
+        evaluated = evaluations.evaluated
+        samples = int(evaluated.sum())
+        warn_if_interrupted(evaluations.interrupted, samples, len(covers))
+        masked_model.warn_if_constant(evaluations, column)
+        drops = np.where(evaluated, masked_model.original[column] - evaluations.outputs[:, 0], 0.0)
+        covered = covers[evaluated].sum(0)
+        values = torch.from_numpy(drops @ covers / np.maximum(covered, 1)).float()
         parameters = {"window": window, "stride": stride}
-        answered = int(asked.asked.sum())
         return Attribution(
             values.view(1, cells.height, cells.width),
             cells,
             [view],
-            about(masked_model, "occlusion", parameters, samples=answered, interrupted=asked.interrupted),
+            perturbation_provenance(
+                masked_model, "occlusion", parameters, samples=samples, interrupted=evaluations.interrupted
+            ),
             masked_model.label(column),
             True,
         )
 
-    return explain_each(model, images, "patches", options, explain, on_pixels=False)
+    return explain_each(model, images, "patches", settings, explain, on_pixels=False)
 
 
 def _windows(cells: Grid, window: int, stride: int) -> np.ndarray:
-    """(window, patch), True where a window covers a patch; the last ones are moved in to end at the edge."""
+    """Return (window, patch), True where a window covers a patch; the last windows end at the edge."""
     if window > min(cells.height, cells.width):
         raise CallError(f"a window of {window} patches does not fit the grid of {cells.height}×{cells.width}")
     covers = []
@@ -90,5 +108,6 @@ def _windows(cells: Grid, window: int, stride: int) -> np.ndarray:
 
 
 def _starts(side: int, window: int, stride: int) -> list[int]:
+    """Return the first row or column of each window."""
     last = side - window
     return sorted({*range(0, last + 1, stride), last})

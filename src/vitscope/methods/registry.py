@@ -1,4 +1,4 @@
-"""Every method that maps an image to an :class:`Attribution`, by name: the command line reads this table."""
+"""The registry of attribution methods: the command line reads it, and new methods are added here."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,31 +11,76 @@ from vitscope.methods.occlusion import occlusion
 from vitscope.methods.rise import rise
 from vitscope.methods.rollout import rollout
 
+Kind = Literal["attention", "perturbation", "gradient"]
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, kw_only=True)
 class Method:
-    """One technique.
+    """An attribution method.
 
     Attributes:
-        compute: (model, images, **options) → result.
-        kind: ``"reading"`` looks at one run, ``"asking"`` runs the model many times.
-        source: who found it.
-        about: what it shows, in a few words.
-        forwards: how often the model runs with default options.
+        compute: (model, images, **options) → :class:`~vitscope.Attribution`.
+        kind: ``"attention"`` reads the attention of one forward pass, ``"perturbation"`` evaluates the model on many
+            perturbed images, ``"gradient"`` differentiates the output.
+        takes_target: whether ``compute`` takes ``target``, the class to explain.
+        summary: what the map shows, in a few words.
+        source: authors and year.
+        forwards: number of forward passes with default options.
     """
 
     compute: Callable[..., Any]
-    kind: Literal["reading", "asking"]
+    kind: Kind
+    takes_target: bool
+    summary: str
     source: str
-    about: str
     forwards: str = "1"
 
 
 METHODS: dict[str, Method] = {
-    "attention": Method(attention_map, "reading", "Dosovitskiy et al., 2020", "what the last block looks at"),
-    "rollout": Method(rollout, "reading", "Abnar & Zuidema, 2020", "what reaches the readout through all blocks"),
-    "lime": Method(lime, "asking", "Ribeiro et al., 2016", "what each segment adds to a class, linearly", "1,000"),
-    "kernel_shap": Method(kernel_shap, "asking", "Lundberg & Lee, 2017", "each segment's fair share", "2,050"),
-    "occlusion": Method(occlusion, "asking", "Zeiler & Fergus, 2014", "what is lost without each patch", "one a patch"),
-    "rise": Method(rise, "asking", "Petsiuk et al., 2018", "places that go with a high answer", "4,000"),
+    "attention": Method(
+        compute=attention_map,
+        kind="attention",
+        takes_target=False,
+        summary="what the last block attends to",
+        source="Dosovitskiy et al., 2020",
+    ),
+    "rollout": Method(
+        compute=rollout,
+        kind="attention",
+        takes_target=True,
+        summary="what reaches the readout through all blocks",
+        source="Abnar & Zuidema, 2020",
+    ),
+    "lime": Method(
+        compute=lime,
+        kind="perturbation",
+        takes_target=True,
+        summary="what each segment adds to a class, linearly",
+        source="Ribeiro et al., 2016",
+        forwards="1,000",
+    ),
+    "kernel_shap": Method(
+        compute=kernel_shap,
+        kind="perturbation",
+        takes_target=True,
+        summary="each segment's fair share of the output",
+        source="Lundberg & Lee, 2017",
+        forwards="2,050",
+    ),
+    "occlusion": Method(
+        compute=occlusion,
+        kind="perturbation",
+        takes_target=True,
+        summary="the drop of the output without each patch",
+        source="Zeiler & Fergus, 2014",
+        forwards="one per patch",
+    ),
+    "rise": Method(
+        compute=rise,
+        kind="perturbation",
+        takes_target=True,
+        summary="the expected output if a pixel is visible",
+        source="Petsiuk et al., 2018",
+        forwards="4,000",
+    ),
 }

@@ -1,7 +1,7 @@
-"""RISE (Petsiuk et al., 2018): the mean of random soft masks, weighed by what the model says to each."""
+"""RISE (Petsiuk et al., 2018): the mean of random soft masks, weighted by the output for each."""
 
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -11,17 +11,23 @@ from torch import nn
 
 from vitscope.errors import CallError
 from vitscope.grid import Grid
-from vitscope.methods._perturbation import PerturbationOptions, about, explain_each, warn_if_interrupted, whole
+from vitscope.methods._perturbation import (
+    explain_each,
+    perturbation_method,
+    perturbation_provenance,
+    warn_if_interrupted,
+)
 from vitscope.models.vision_model import VisionModel
-from vitscope.perturb import MaskedModel, PixelMasks
+from vitscope.perturb import MaskedModel, PerturbationArguments, PerturbationOptions, PixelMasks
 from vitscope.perturb.masks import check_count
 from vitscope.results.attribution import Attribution
-from vitscope.validation import at_least, ratio, seed_number
+from vitscope.validation import at_least, ratio
 
-# Maps are as smooth as the masks: more pixels than these a side would hold nothing new.
+# Maps are as smooth as the masks: more pixels per side than this would add no information.
 MAX_SIDE = 512
 
 
+@perturbation_method(hide="black")
 def rise(
     model: VisionModel | nn.Module,
     images: Any,
@@ -30,81 +36,91 @@ def rise(
     num_samples: int = 4000,
     cells: int = 7,
     shown: float = 0.5,
-    hide: Any = "black",
-    seed: int = 0,
-    batch_size: int = 64,
-    output: Literal["probability", "logit"] = "probability",
-    progress: Any = False,
+    **options: Unpack[PerturbationArguments],
 ) -> Attribution:
-    """Which places of an image, when they are seen, go with a high answer.
+    """Explain a prediction by the expected output if each pixel is visible.
 
-    A grid of ``cells`` × ``cells`` coin tosses is blown up bilinearly, moved by a random part of a cell, and laid over
-    the image; the map is Σ answer · mask / (samples · shown).
+    Each mask is a grid of ``cells`` × ``cells`` random bits, enlarged bilinearly, shifted by a random part of a cell,
+    and laid over the image. The map is Σ output · mask / (samples · shown).
 
     Reference: Petsiuk, Das & Saenko, 2018 (arXiv 1806.07421).
 
     Args:
-        num_samples: how many masks; the paper takes 4,000 to 8,000.
-        cells: of the coarse grid, a side.
-        shown: the chance of a cell to be seen.
-        hide, target, seed, batch_size, output, progress: see :func:`vitscope.lime`. With ``"drop"`` patches whose mask
-            is below a half are left out.
+        model: from :func:`vitscope.load`, or a live module.
+        images: an image, a list of images of one size, or a tensor (batch, 3, height, width) that is already
+            preprocessed.
+        target: the class to explain, by index or label; by default the likeliest of each image. ``"similarity"`` for
+            a model without a classifier, see :func:`vitscope.lime`.
+        num_samples: number of masks; the paper uses 4,000 to 8,000.
+        cells: rows and columns of the coarse grid, at least 2.
+        shown: probability that a cell is visible, between 0 and 1.
+        **options: see :class:`~vitscope.perturb.options.PerturbationOptions`.
 
     Returns:
-        values (batch, height, width) over the photo, at most 512 a side: an expected answer given that the place is
-        seen, not a difference.
+        values (batch, height, width) over the photo, at most 512 per side: the expected output given that the pixel
+        is visible, not a difference.
 
     Raises:
         CallError: an option is out of range, or as for :func:`vitscope.lime`.
+
+    Example:
+        >>> import skimage.data, vitscope as vs
+        >>> result = vs.rise(vs.load("vit-nano"), skimage.data.chelsea(), target="cat", num_samples=100)
+        >>> result.values.shape
+        torch.Size([1, 300, 451])
     """
-    options = PerturbationOptions(hide, output, batch_size, seed_number(seed), progress)
+    settings = PerturbationOptions(**options)
     count, cells = at_least(1, num_samples, "num_samples"), at_least(2, cells, "cells")
     check_count(count, cells * cells)
-    shown = ratio(shown, "shown")
-    if not 0 < shown < 1:
-        raise CallError(f"shown is {shown}: a chance between 0 and 1 is expected")
+    probability = ratio(shown, "shown")
+    if not 0 < probability < 1:
+        raise CallError(f"shown is {probability}: a probability between 0 and 1 is expected")
 
     def explain(masked_model: MaskedModel) -> Attribution:
         column = masked_model.target(target)
-        random = np.random.default_rng(options.seed)
-        tossed = random.random((count, cells, cells)) < shown
+        random = np.random.default_rng(settings.seed)
+        bits = random.random((count, cells, cells)) < probability
         shifts = random.random((count, 2))
-        make = partial(_mask, tossed, shifts)
-        asked = masked_model.ask(PixelMasks(count, lambda at: make(at, masked_model.subject.size)), [column])
-        answered = int(asked.asked.sum())
-        warn_if_interrupted(asked.interrupted, answered, count)
-        size = _within(masked_model.subject.size)
-        summed = np.zeros(size)
-        if masked_model.warn_if_constant(asked, column):
+        mask = partial(_mask, bits, shifts)
+        masks = PixelMasks(count, lambda index: mask(index, masked_model.subject.size))
+        evaluations = masked_model.evaluate(masks, [column])
+        samples = int(evaluations.evaluated.sum())
+        warn_if_interrupted(evaluations.interrupted, samples, count)
+        size = _limited(masked_model.subject.size)
+        total = np.zeros(size)
+        if masked_model.warn_if_constant(evaluations, column):
             # The mean of random masks has a pattern of its own, which would be all that the map shows.
-            summed += masked_model.original[column] * answered * shown
+            total += masked_model.original[column] * samples * probability
         else:
-            for at in np.flatnonzero(asked.asked).tolist():
-                summed += asked.outputs[at, 0] * make(at, size)
-        parameters = {"num_samples": count, "cells": cells, "shown": shown, "seed": options.seed}
+            for index in np.flatnonzero(evaluations.evaluated).tolist():
+                total += evaluations.outputs[index, 0] * mask(index, size)
+        parameters = {"num_samples": count, "cells": cells, "shown": probability, "seed": settings.seed}
         return Attribution(
-            torch.from_numpy(summed / (answered * shown)).float()[None],
+            torch.from_numpy(total / (samples * probability)).float()[None],
             Grid(*size),
-            [whole(masked_model.subject.view)],
-            about(masked_model, "rise", parameters, samples=answered, interrupted=asked.interrupted),
+            [masked_model.subject.view.uncropped()],
+            perturbation_provenance(
+                masked_model, "rise", parameters, samples=samples, interrupted=evaluations.interrupted
+            ),
             masked_model.label(column),
         )
 
-    return explain_each(model, images, None, options, explain)
+    return explain_each(model, images, None, settings, explain)
 
 
 def _mask(
-    tossed: np.ndarray, shifts: np.ndarray, at: int, size: tuple[int, int]
+    bits: np.ndarray, shifts: np.ndarray, index: int, size: tuple[int, int]
 ) -> Float[np.ndarray, "pixel_height pixel_width"]:
-    """One mask in [0, 1]: the coarse grid blown up to one cell more a side than the image holds, then cut."""
-    cells = tossed.shape[1]
+    """Return one mask in [0, 1]: the coarse grid, enlarged to one cell per side more than the image, then cropped."""
+    cells = bits.shape[1]
     cell = [-(-side // cells) for side in size]
-    coarse = Image.fromarray(tossed[at].astype(np.float32))
-    blown = coarse.resize(((cells + 1) * cell[1], (cells + 1) * cell[0]), Image.Resampling.BILINEAR)
-    top, left = (int(shift * side) for shift, side in zip(shifts[at], cell, strict=True))
-    return np.asarray(blown)[top : top + size[0], left : left + size[1]]
+    coarse = Image.fromarray(bits[index].astype(np.float32))
+    enlarged = coarse.resize(((cells + 1) * cell[1], (cells + 1) * cell[0]), Image.Resampling.BILINEAR)
+    top, left = (int(shift * side) for shift, side in zip(shifts[index], cell, strict=True))
+    return np.asarray(enlarged)[top : top + size[0], left : left + size[1]]
 
 
-def _within(size: tuple[int, int]) -> tuple[int, int]:
+def _limited(size: tuple[int, int]) -> tuple[int, int]:
+    """Return a size of the same shape, at most :data:`MAX_SIDE` per side."""
     shrink = min(MAX_SIDE / max(size), 1)
     return max(round(size[0] * shrink), 1), max(round(size[1] * shrink), 1)

@@ -1,4 +1,4 @@
-"""Attention rollout (Abnar & Zuidema, 2020) as a fold of the readout row over the blocks, last to first."""
+"""Attention rollout (Abnar & Zuidema, 2020), computed as one row vector from the last block to the first."""
 
 import math
 from collections.abc import Sequence
@@ -34,16 +34,16 @@ def rollout(
     merge: Merge = "equal",
     target: int | str | None = None,
 ) -> Attribution:
-    """How much of each patch reaches what the classifier reads, through all blocks.
+    """Compute how much of each patch reaches the readout through all blocks.
 
     With E the head fusion, Â = rownorm(E A + I) and r the readout row, the result is r·Â_L ⋯ Â_start. It is computed
-    as a row vector from the last block to the first, ``r ← r Â``: O(layers · tokens²) where the matrix product is
-    O(layers · tokens³), and equal to it. In a window transformer A holds each window where its tokens are, shifted or
-    not, and patch merging M stands between the stages, so the row arrives at the finest tokens:
-    O(layers · tokens · window) and no tokens² anywhere.
+    as a row vector from the last block to the first, ``r ← r Â``, in O(layers · tokens²); the matrix product would
+    take O(layers · tokens³) and gives the same result. In a window transformer A contains each window at the positions
+    of its tokens, shifted or not, and patch merging M lies between the stages, so the row ends at the finest tokens:
+    O(layers · tokens · window) time, and no matrix of tokens².
 
-    ``rollout(..., normalize=False, start_layer=1, discard_ratio=0.9)`` leaves the first block out, sets the lowest
-    90 % to zero and takes A + I as it is.
+    ``rollout(..., normalize=False, start_layer=1, discard_ratio=0.9)`` skips the first block, sets the lowest 90 % to
+    zero and does not normalise A + I.
 
     Reference: Abnar & Zuidema, 2020 (arXiv 2005.00928); discarding: Gildenblat, 2020 (vit-explain); windows and
     merging: Liu et al., 2021 (arXiv 2103.14030).
@@ -51,26 +51,26 @@ def rollout(
     Args:
         model: a model and ``images``, or a :class:`~vitscope.Trace` alone.
         head_fusion: ``"mean"``, ``"max"`` or ``"min"`` over heads.
-        discard_ratio: in [0, 1]; of the n entries of one image's fused matrix (all pairs of tokens, in a window
-            transformer those that share a window) the floor(ratio · n) smallest become zero before the identity is
-            added. No column is spared.
-        start_layer: the first block that takes part, from 0; negative from the end. Merging before it stays, so that
-            the result lies on the finest grid whatever it is.
-        normalize: divide each row of A + I by its sum, what falls on padding included. Without it rows grow with
-            every block.
-        merge: how much of a merged token each of its four parts is: ``"equal"`` a quarter, ``"norm"`` the share of
-            the length that it adds, ‖T_q x_q‖ / Σ, with the LayerNorm's deviation held. Nothing merges in a plain ViT.
+        discard_ratio: in [0, 1]. The floor(ratio · n) smallest of the n entries of one image's fused matrix become
+            zero before the identity is added; in a window transformer only pairs of tokens that share a window count.
+            No column is exempt.
+        start_layer: index of the first block to include, from 0; negative from the end. Merging before it is always
+            included, so the result lies on the finest grid.
+        normalize: divide each row of A + I by its sum, including padding. Otherwise rows grow with every block.
+        merge: the share of each of the four tokens in a merged token: ``"equal"``, a quarter, or ``"norm"``, its
+            share of the length, ‖T_q x_q‖ / Σ, with the LayerNorm's deviation fixed. A plain ViT merges no tokens.
         target: a class, by index or label: the row starts from the share of each last token in its logit,
-            ∝ (w_c · LN(x_i))⁺, instead of the readout. For models whose classifier is linear in the mean of the last
-            tokens (Swin and Swin v2 of all three libraries).
+            ∝ (w_c · LN(x_i))⁺, instead of the readout. Only for models whose classifier is linear in the mean of the
+            last tokens (Swin and Swin v2 of all three libraries).
 
     Returns:
-        values (batch, height, width) ≥ 0: the patches' part of the row, not rescaled. With ``normalize`` patches and
-        prefix tokens sum to one, less what fell on padding; the provenance says what the row sums to
-        (``row_sums``) and how much fell on padding (``padding_mass``).
+        values (batch, height, width) ≥ 0: the patches' part of the row, not rescaled. With ``normalize`` patches,
+        prefix tokens and padding sum to one. The provenance holds the sum of the row without padding (``row_sums``)
+        and the part on padding (``padding_mass``).
 
     Raises:
-        CallError: an option is out of range, the target is not there, or the model's blocks cannot be chained.
+        CallError: an option is out of range, or the model has no such class.
+        UnsupportedModelError: the model's blocks cannot be chained, or it has no readout by class.
 
     Examples:
         >>> import skimage.data, vitscope as vs
@@ -96,17 +96,22 @@ def rollout_evolution(
     merge: Merge = "equal",
     target: int | str | None = None,
 ) -> list[Attribution]:
-    """The rollout as it stands after each block, from ``start_layer`` on, in one pass.
+    """Compute the rollout after each block, from ``start_layer`` on, in one pass.
 
-    Entry i is r·Â_(start+i) ⋯ Â_start: what the readout token has gathered when that block is done. All rows are
-    folded side by side, so this costs hardly more than the last of them. Before the last stage of a window
-    transformer r is the readout brought back to that block's tokens through merging alone, as if the classifier read
-    them there.
+    Entry i is r·Â_(start+i) ⋯ Â_start: what the readout token has collected after that block. All rows are computed
+    together, so this takes little longer than the last of them alone. Before the last stage of a window transformer r
+    is the readout carried back to that block's tokens through merging alone, as if the classifier read them there.
 
     Args and Raises: as for :func:`rollout`.
 
     Returns:
-        one result a block, each normalised as :func:`rollout` says; the last equals :func:`rollout`.
+        one result per block, each normalised as in :func:`rollout`; the last equals :func:`rollout`.
+
+    Example:
+        >>> import skimage.data, vitscope as vs
+        >>> evolution = vs.rollout_evolution(vs.load("vit-nano"), skimage.data.chelsea())
+        >>> len(evolution), evolution[0].values.shape
+        (6, torch.Size([1, 8, 8]))
     """
     recipe = _Recipe(head_fusion, discard_ratio, start_layer, normalize, merge, target)
     trace, recipe = _prepared(model, images, recipe)
@@ -117,7 +122,7 @@ def rollout_evolution(
 
 @dataclass(frozen=True)
 class _Recipe:
-    """The options of a rollout; once prepared, ``start_layer`` counts from the first block."""
+    """The options of a rollout; in a prepared recipe ``start_layer`` is not negative."""
 
     head_fusion: HeadFusion
     discard_ratio: float
@@ -127,58 +132,59 @@ class _Recipe:
     target: int | str | None
 
 
-Folded = tuple[ReadoutRow, Float[Tensor, " batch"]]  # a row over the finest tokens, and what fell on padding
+Folded = tuple[ReadoutRow, Float[Tensor, " batch"]]  # a row over the finest tokens, and the part on padding
 
 
-def _prepared(model: VisionModel | nn.Module | Trace, images: Any, asked: _Recipe) -> tuple[Trace, _Recipe]:
-    check_head_fusion(asked.head_fusion)
-    check_merge(asked.merge)
-    discard_ratio = ratio(asked.discard_ratio, "discard_ratio")
-    start = whole_number(asked.start_layer, "start_layer")
-    options: dict[str, Any] = {"fuse": asked.head_fusion, "merge": asked.merge, "by_class": asked.target is not None}
+def _prepared(model: VisionModel | nn.Module | Trace, images: Any, recipe: _Recipe) -> tuple[Trace, _Recipe]:
+    """Check the options, and run the model if there is no trace yet."""
+    check_head_fusion(recipe.head_fusion)
+    check_merge(recipe.merge)
+    discard_ratio = ratio(recipe.discard_ratio, "discard_ratio")
+    start = whole_number(recipe.start_layer, "start_layer")
+    options: dict[str, Any] = {"fuse": recipe.head_fusion, "merge": recipe.merge, "by_class": recipe.target is not None}
     trace = trace_of(model, images, lambda m, i: run_and_capture(m, i, start_layer=max(start, 0), **options).trace)
     if not -trace.num_layers <= start < trace.num_layers:
-        raise CallError(f"start_layer {start} is not there: the model has layers 0 to {trace.num_layers - 1}")
+        raise CallError(f"start_layer is {start}: the model has layers 0 to {trace.num_layers - 1}")
     return trace, replace(
-        asked,
+        recipe,
         discard_ratio=discard_ratio,
         start_layer=start % trace.num_layers,
-        normalize=bool(asked.normalize),
+        normalize=bool(recipe.normalize),
     )
 
 
 def _fold(trace: Trace, recipe: _Recipe, ends: Sequence[int]) -> list[Folded]:
-    """The readout row pulled back from each block of ``ends`` to the finest tokens; rows travel side by side."""
+    """Pull the readout row back from each block of ``ends`` to the finest tokens, all rows together."""
     grid_of(trace)
     trace.require_chain()
     for layer in range(recipe.start_layer, max(ends) + 1):
         trace.step(layer)
     row = trace.readout_row(recipe.target)[:, None, :].float()
-    lost = row.new_zeros(row.shape[:2])
-    rows, fallen = row[:, :0], lost[:, :0]
+    row_padding = row.new_zeros(row.shape[:2])
+    rows, padding = row[:, :0], row_padding[:, :0]
     for step in reversed(trace.steps):
         if isinstance(step, MergeStep):
-            # The row that has met merging alone starts the next end, and goes along with the others.
-            both, more = step.pull(torch.cat([rows, row], dim=1), recipe.merge)
-            rows, row = both[:, :-1], both[:, -1:]
-            fallen, lost = fallen + more[:, :-1], lost + more[:, -1:]
+            # The row that has passed through merging alone starts the next end. It is pulled with the others.
+            pulled, fallen = step.pull(torch.cat([rows, row], dim=1), recipe.merge)
+            rows, row = pulled[:, :-1], pulled[:, -1:]
+            padding, row_padding = padding + fallen[:, :-1], row_padding + fallen[:, -1:]
         elif step.layer >= recipe.start_layer:
             if step.layer in ends:
-                rows, fallen = torch.cat([rows, row], dim=1), torch.cat([fallen, lost], dim=1)
+                rows, padding = torch.cat([rows, row], dim=1), torch.cat([padding, row_padding], dim=1)
             if rows.shape[-1] != step.require_grid().num_tokens:
                 raise UnsupportedModelError(
-                    f"how the tokens of layer {step.layer} become those of the next is unknown in this model, so it "
-                    "has no rollout: attention_map shows each block"
+                    f"rollout is not supported for this model: how its tokens change after layer {step.layer} is "
+                    "unknown; use attention_map for each block"
                 )
-            rows, more = _pull(step, rows, recipe)
-            fallen = fallen + more
-    return list(zip(rows.unbind(1), fallen.unbind(1), strict=True))[::-1]
+            rows, fallen = _pull(step, rows, recipe)
+            padding = padding + fallen
+    return list(zip(rows.unbind(1), padding.unbind(1), strict=True))[::-1]
 
 
 def _pull(step: AttentionStep, rows: Rows, recipe: _Recipe) -> tuple[Rows, Fallen]:
-    """rows · (discard(E A) + I), each row of the matrix divided by its sum when asked to; and what fell on padding."""
+    """Return rows · (discard(E A) + I), the matrix with normalised rows if requested, and the part on padding."""
     if recipe.discard_ratio == 0 and recipe.head_fusion == "mean":
-        # Rows of a mean of softmaxes sum to one, those of A + I to two; only rows that are asked for are computed.
+        # Rows of a mean of softmaxes sum to one, those of A + I to two, so no other rows need to be computed.
         scaled = rows / 2 if recipe.normalize else rows
         pulled, fallen = step.looked_at(scaled, "mean")
         return pulled + scaled, fallen
@@ -190,34 +196,34 @@ def _pull(step: AttentionStep, rows: Rows, recipe: _Recipe) -> tuple[Rows, Falle
 
 
 def discard_smallest(fused: Fused, share: float, pairs: Tensor | None = None) -> Fused:
-    """The floor(share · n) smallest of each image's n entries set to zero; among equals the first go first.
+    """Set the floor(share · n) smallest of each image's n entries to zero; of equal entries the first go first.
 
-    ``pairs`` (window, query, key) says which entries are pairs of tokens; the rest, padding, is neither counted nor
-    touched.
+    ``pairs`` (window, query, key) is True for entries that are pairs of tokens. Other entries, padding, are neither
+    counted nor changed.
     """
     if pairs is not None:
-        kept = fused.clone()
-        for image, entries in zip(kept, fused[:, pairs], strict=True):
+        thinned = fused.clone()
+        for image, entries in zip(thinned, fused[:, pairs], strict=True):
             image[pairs] = _discard(entries, math.floor(share * entries.numel()))
-        return kept
-    kept_images = [_discard(image, math.floor(share * image.numel())) for image in fused.flatten(1)]
-    return torch.stack(kept_images).view_as(fused) if len(fused) > 1 else kept_images[0].view_as(fused)
+        return thinned
+    images = [_discard(image, math.floor(share * image.numel())) for image in fused.flatten(1)]
+    return torch.stack(images).view_as(fused) if len(fused) > 1 else images[0].view_as(fused)
 
 
 def _discard(entries: Tensor, discarded: int) -> Tensor:
     if discarded == 0:
         return entries
     threshold = _kth_smallest(entries, discarded)
-    kept = F.threshold(entries, threshold, 0.0)
-    spared = entries.numel() - discarded - int(torch.count_nonzero(kept))
+    thinned = F.threshold(entries, threshold, 0.0)
+    spared = entries.numel() - discarded - int(torch.count_nonzero(thinned))
     if spared > 0 and threshold > 0:
         equal = (entries == threshold).nonzero().flatten()[-spared:]
-        kept[equal] = threshold
-    return kept
+        thinned[equal] = threshold
+    return thinned
 
 
 def _kth_smallest(entries: Tensor, k: int) -> float:
-    """The k-th smallest entry, k from 1, by partition: sorting would cost several times as much."""
+    """Return the k-th smallest entry, k from 1, by partition: sorting would take several times as long."""
     if entries.device.type == "cpu":
         return float(np.partition(entries.numpy(), k - 1)[k - 1])
     return float(entries.kthvalue(k).values)
@@ -225,15 +231,15 @@ def _kth_smallest(entries: Tensor, k: int) -> float:
 
 def _attribution(trace: Trace, folded: Folded, recipe: _Recipe, end: int) -> Attribution:
     grid = grid_of(trace)
-    row, fallen = folded
+    row, padding = folded
     sums = only_finite(row, "rollout").sum(-1)
     label = None if recipe.target is None else trace.label(trace.target_index(recipe.target))
-    about = {
+    provenance = {
         **trace.provenance,
         "method": "rollout",
         "parameters": {**asdict(recipe), "target": label, "end_layer": end},
         "rows_sum_to_one": bool(((sums - 1).abs() < 1e-4).all()),
         "row_sums": sums.tolist(),
-        "padding_mass": fallen.tolist(),
+        "padding_mass": padding.tolist(),
     }
-    return Attribution(grid.patches(row), grid, trace.images, about, label)
+    return Attribution(grid.patches(row), grid, trace.images, provenance, label)

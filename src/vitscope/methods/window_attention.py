@@ -1,4 +1,4 @@
-"""One query in each window, put together to a whole image: what windows look like from inside."""
+"""One query in each window, combined into one map: what every window attends to."""
 
 from typing import Any
 
@@ -29,27 +29,28 @@ def window_attention(
     head: Head = "mean",
     place: tuple[float, float] = (0.5, 0.5),
 ) -> Attribution:
-    """What one patch of every window looks at, all windows in one image.
+    """Return what one patch of every window attends to, all windows in one map.
 
-    A shifted block's windows are cut apart where they wrap around the image's edge, and each part has a query of its
-    own. The block's mask keeps parts from seeing each other, but for timm on grids that need padding: there some see
-    each other, and what their queries look at adds up.
+    A window of a shifted block that wraps around the image's edge consists of several regions, and each region has
+    its own query. The block's mask prevents attention between regions, except in timm on grids that need padding:
+    there some regions attend to each other, and the attention of their queries adds up.
 
     Reference: Liu et al., 2021 (arXiv 2103.14030).
 
     Args:
         model: a window transformer and ``images``, or a :class:`~vitscope.Trace` alone.
-        layer: counts attention blocks from 0, negative from the end.
-        head: a head's number, or ``"mean"``, ``"max"``, ``"min"`` over heads.
-        place: where in each window the query is, (down, across) from 0 to 1; the middle by default.
+        layer: index of the attention block, from 0; negative from the end.
+        head: index of the head, or ``"mean"``, ``"max"``, ``"min"`` over heads.
+        place: position of the query in each window, (down, across) from 0 to 1; the centre by default.
 
     Returns:
-        values (batch, height, width) on the block's grid, the sum of all queries' rows: where parts do not see each
-        other, each region sums to one, less what falls on padding. ``provenance["queries"]`` lists the patches that
-        look, as [row, column].
+        values (batch, height, width) on the block's grid, the sum of all queries' rows. Each region that attends to
+        itself alone sums to one, less the attention on padding. ``provenance["queries"]`` lists the query patches as
+        [row, column].
 
     Raises:
-        CallError: the layer or head is not there, or the block's windows are not areas of the image.
+        CallError: the model has no such layer or head.
+        UnsupportedModelError: the block's windows are not regions of the image.
 
     Examples:
         >>> import skimage.data, vitscope as vs
@@ -62,38 +63,40 @@ def window_attention(
     queries = region_queries(window_regions(step), place)
     row = torch.zeros(step.scores.shape[0], 1, grid.num_tokens, dtype=torch.float32, device=step.scores.device)
     row[:, 0, [grid.token(*query) for query in queries]] = 1
-    values, fallen = step.looked_at(row, head)
-    about = {
+    values, padding = step.looked_at(row, head)
+    provenance = {
         **trace.provenance,
         "method": "window_attention",
         "parameters": {"layer": step.layer, "head": step.require_head(head), "place": list(place)},
         "queries": [list(query) for query in queries],
         "rows_sum_to_one": False,
-        "padding_mass": (fallen[:, 0] / len(queries)).tolist(),
+        "padding_mass": (padding[:, 0] / len(queries)).tolist(),
     }
-    return Attribution(only_finite(grid.patches(values[:, 0]), "attention"), grid, trace.images, about)
+    return Attribution(only_finite(grid.patches(values[:, 0]), "attention"), grid, trace.images, provenance)
 
 
 def window_regions(step: AttentionStep) -> Regions:
-    """Which part of which window each patch belongs to, numbered from 0; parts that do not touch are apart."""
+    """Number the connected regions of all windows from 0, and return the region of each patch."""
     grid, slots = step.require_grid(), step.require_slots()
     if grid.prefix:
-        raise UnsupportedModelError(f"layer {step.layer} attends over all tokens at once: there are no windows to show")
+        raise UnsupportedModelError(f"layer {step.layer} attends over all tokens at once: it has no windows")
     owners = window_of_token(slots.cpu(), grid.num_tokens).view(grid.height, grid.width)
     regions: Regions = label(owners.numpy(), background=-1, connectivity=1) - 1
-    # Only wrapping cuts a window into parts; otherwise its patches lie apart.
+    # Wrapping divides a window into regions. In a block that is not shifted, its patches lie apart.
     if not is_shifted(step) and regions.max() + 1 > int((slots >= 0).any(1).sum()):
-        raise UnsupportedModelError(f"layer {step.layer} attends to patches spread over the image: name one as query")
+        raise UnsupportedModelError(
+            f"the windows of layer {step.layer} are spread over the image: use attention_map with a patch as query"
+        )
     return regions
 
 
 def is_shifted(step: AttentionStep) -> bool:
-    """Whether a block's windows are shifted: the first does not begin at the first patch."""
+    """Return whether a block's windows are shifted: the first does not begin at the first patch."""
     return step.slots is not None and int(step.slots[0, 0]) != 0
 
 
 def region_queries(regions: Regions, place: tuple[float, float] = (0.5, 0.5)) -> list[tuple[int, int]]:
-    """A patch of each region, at the same place in all of them."""
+    """Return one patch (row, column) of each region, at the same relative place in all of them."""
     down, across = ratio(place[0], "place"), ratio(place[1], "place")
     queries = []
     for number in range(regions.max() + 1):
@@ -103,5 +106,6 @@ def region_queries(regions: Regions, place: tuple[float, float] = (0.5, 0.5)) ->
 
 
 def _between(numbers: np.ndarray, share: float) -> int:
+    """Return the number at this share of the way from the smallest to the largest."""
     low, high = int(numbers.min()), int(numbers.max())
     return low + int((high - low) * share)

@@ -1,1 +1,1 @@
-"""Metrics: how well an attribution follows the model, and how far attributions agree."""
+"""Metrics: how faithful an attribution is to the model, and how well attributions agree."""

@@ -1,4 +1,4 @@
-"""Agreement between attributions of one image: rank correlation and overlap of the highest places."""
+"""Agreement between attributions of one image: rank correlation, and overlap of the top regions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,28 +7,28 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 from PIL import Image
+from scipy.stats import rankdata
 
 from vitscope.errors import CallError
 from vitscope.images.image import nearest_pixels
 from vitscope.results.attribution import Attribution
 from vitscope.validation import ratio
 
-# Attributions are compared on the photo, at no more than this many pixels a side.
+# Attributions are compared on the photo, at this many pixels per side at most.
 MAX_SIDE = 256
 
 
 @dataclass(frozen=True, eq=False)
 class Agreement:
-    """How alike some attributions are, two by two.
+    """How well attributions agree, pair by pair.
 
     Attributes:
-        names: of the attributions.
-        rank_correlation: (name, name) in [−1, 1], Spearman's over the pixels that all of them cover; 1 on the
-            diagonal, NaN where a map is constant.
-        overlap: (name, name) in [0, 1], the top regions' intersection over union.
-        chance: (name, name), the overlap to expect of two regions as large as these that have nothing to do with each
-            other.
-        top: the share of the image that a top region was to have.
+        names: names of the attributions.
+        rank_correlation: (name, name) in [−1, 1], Spearman's, over the pixels that all attributions cover; 1 on the
+            diagonal, NaN for a constant map.
+        overlap: (name, name) in [0, 1], the intersection over union of the top regions.
+        chance: (name, name), the expected overlap of two independent regions of these sizes.
+        top: requested share of the image for a top region.
     """
 
     names: Sequence[str]
@@ -38,89 +38,97 @@ class Agreement:
     top: float
 
     def as_json(self) -> dict[str, Any]:
-        """What JSON has; None for a correlation that does not exist."""
-        correlation = [[None if np.isnan(one) else one for one in row] for row in self.rank_correlation.tolist()]
-        about = {"top": self.top, "chance": self.chance.tolist()}
-        return {"names": list(self.names), "rank_correlation": correlation, "overlap": self.overlap.tolist(), **about}
+        """Return all fields as values that JSON can hold; None for a correlation that is not defined."""
+        correlation = [[None if np.isnan(value) else value for value in row] for row in self.rank_correlation.tolist()]
+        return {
+            "names": list(self.names),
+            "rank_correlation": correlation,
+            "overlap": self.overlap.tolist(),
+            "top": self.top,
+            "chance": self.chance.tolist(),
+        }
 
 
 def agreement(results: Sequence[Attribution], *, names: Sequence[str] | None = None, top: float = 0.2) -> Agreement:
-    """Whether models, or methods, look at the same places of one image.
+    """Measure whether models, or methods, highlight the same regions of one image.
 
     Args:
         results: two or more attributions of the same photo, on grids of any kind.
-        names: of each; by default its model and method.
-        top: the share of the image that counts as its top region, by value. Where values are equal (segments) the
-            region is as near to that share as whole groups of equal values come.
+        names: name of each result; by default its model or method, whichever differs.
+        top: share of the image, between 0 and 1, that counts as its top region, by value. Equal values (segments) stay
+            together, so the region is the closest to this share that whole groups of equal values allow.
 
     Raises:
-        CallError: fewer than two results, several images in one, or results of different photos.
+        CallError: fewer than two results, several images in one result, or results of different photos.
+
+    Example:
+        >>> import skimage.data, vitscope as vs
+        >>> model, photo = vs.load("vit-nano"), skimage.data.chelsea()
+        >>> agreement = vs.agreement([vs.rollout(model, photo), vs.occlusion(model, photo)])
+        >>> agreement.names, agreement.overlap.shape
+        (['rollout', 'occlusion'], (2, 2))
     """
     if not isinstance(results, Sequence) or not all(isinstance(result, Attribution) for result in results):
         raise CallError("agreement compares attributions, as vitscope.lime or vitscope.rollout return them")
     if len(results) < 2:
-        raise CallError(f"agreement needs two results or more, {len(results)} came")
+        raise CallError(f"agreement needs two or more results, got {len(results)}")
     if not 0 < ratio(top, "top") < 1:
         raise CallError(f"top is {top}: a share between 0 and 1 is expected")
     if any(len(result) != 1 or not result.images for result in results):
         raise CallError("agreement compares results of one image each, as they were computed (not loaded from files)")
     photos = [result.images[0].photo for result in results]
-    if any(not _same(photos[0], photo) for photo in photos[1:]):
-        raise CallError("agreement compares results of one and the same photo: these are of different ones")
+    if any(not _same_photo(photos[0], photo) for photo in photos[1:]):
+        raise CallError("agreement compares results of the same photo, but these are of different photos")
     if names is not None and len(names) != len(results):
-        raise CallError(f"{len(names)} names for {len(results)} results")
+        raise CallError(f"{len(names)} names for {len(results)} results: pass one name per result")
     shrink = min(MAX_SIDE / max(photos[0].size), 1)
     size = (max(round(photos[0].width * shrink), 1), max(round(photos[0].height * shrink), 1))
     maps = [_map(result, size) for result in results]
-    seen = np.isfinite(maps).all(0)
-    if not seen.any():
+    covered = np.isfinite(maps).all(0)
+    if not covered.any():
         raise CallError("the results cover no common part of the photo")
-    values = [one[seen] for one in maps]
-    ranks = [_ranks(one) for one in values]
-    regions = [_top(one, top) for one in values]
-    correlation = np.array([[_correlation(first, second) for second in ranks] for first in ranks])
+    values = [pixels[covered] for pixels in maps]
+    regions = [_top_region(pixels, top) for pixels in values]
     overlap = np.array([[(a & b).sum() / (a | b).sum() for b in regions] for a in regions])
     shares = np.array([region.mean() for region in regions])
-    both = np.outer(shares, shares)
-    chance = both / (shares[:, None] + shares - both)
-    return Agreement(names or _names(results), correlation, overlap, chance, float(top))
+    product = np.outer(shares, shares)
+    chance = product / (shares[:, None] + shares - product)
+    return Agreement(names or _distinctive_names(results), _rank_correlation(values), overlap, chance, float(top))
 
 
-def _same(photo: Image.Image, other: Image.Image) -> bool:
-    return photo is other or (photo.size == other.size and photo.tobytes() == other.tobytes())
+def _same_photo(first: Image.Image, second: Image.Image) -> bool:
+    return first is second or (first.size == second.size and first.tobytes() == second.tobytes())
 
 
 def _map(result: Attribution, size: tuple[int, int]) -> Float[np.ndarray, "height width"]:
-    """A result on the photo; one on pixels as it is, without smoothing over the borders of segments."""
+    """Return a result on the photo; one on pixels without smoothing, which would blur the borders of segments."""
     values = result.values[0].cpu().numpy()
     image = result.images[0]
-    fine = values.shape[0] >= size[1] and values.shape[1] >= size[0]
-    if not fine:
+    is_fine = values.shape[0] >= size[1] and values.shape[1] >= size[0]
+    if not is_fine:
         return image.paint(values, size)
     return nearest_pixels(image.paint(values, smooth=False), size[::-1])
 
 
-def _ranks(values: Float[np.ndarray, " pixel"]) -> Float[np.ndarray, " pixel"]:
-    """Ranks from 0, equal values sharing the mean of theirs."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts + 1) / 2)[inverse]
+def _rank_correlation(values: Sequence[Float[np.ndarray, " pixel"]]) -> Float[np.ndarray, "name name"]:
+    """Return Spearman's correlation; ties share their mean rank, and a constant map has none (NaN)."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.corrcoef([rankdata(pixels) for pixels in values])
 
 
-def _correlation(first: Float[np.ndarray, " pixel"], second: Float[np.ndarray, " pixel"]) -> float:
-    first, second = first - first.mean(), second - second.mean()
-    length = np.sqrt((first @ first) * (second @ second))
-    return float(first @ second / length) if length > 0 else float("nan")
-
-
-def _top(values: Float[np.ndarray, " pixel"], share: float) -> np.ndarray:
+def _top_region(values: Float[np.ndarray, " pixel"], share: float) -> np.ndarray:
+    """Return the highest values that make up about this share."""
     levels, counts = np.unique(-values, return_counts=True)
     reached = np.cumsum(counts)
     return -values <= levels[np.abs(reached - share * len(values)).argmin()]
 
 
-def _names(results: Sequence[Attribution]) -> list[str]:
+def _distinctive_names(results: Sequence[Attribution]) -> list[str]:
+    """Return the model or the method of each result, whichever differs, or both."""
     models = [str(result.provenance.get("model", "?")) for result in results]
     methods = [str(result.provenance.get("method", "?")) for result in results]
     if len(set(methods)) == 1 and len(set(models)) > 1:
         return models
-    return methods if len(set(models)) == 1 else [f"{m}, {how}" for m, how in zip(models, methods, strict=True)]
+    if len(set(models)) == 1:
+        return methods
+    return [f"{model}, {method}" for model, method in zip(models, methods, strict=True)]

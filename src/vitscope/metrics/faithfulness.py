@@ -1,4 +1,4 @@
-"""Deletion and insertion: does the answer follow what an attribution marks?"""
+"""Deletion and insertion: whether the prediction depends on the patches that an attribution marks."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,17 +6,19 @@ from typing import Any
 import numpy as np
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
+from scipy.integrate import trapezoid
 from torch import nn
 
 from vitscope.errors import CallError
 from vitscope.models.vision_model import VisionModel
-from vitscope.perturb.masked_model import MaskedModel, cells_of
+from vitscope.perturb import MaskedModel, PerturbationOptions
+from vitscope.perturb.masked_model import cells_of
 from vitscope.perturb.rendering import subjects
 from vitscope.results.attribution import Attribution
 from vitscope.tracing.capture import as_vision_model
-from vitscope.validation import at_least, seed_number
+from vitscope.validation import at_least
 
-DELETED, INSERTED = "grey", "blur"  # what stands for what was taken, and for what is not there yet
+DELETED, INSERTED = "grey", "blur"  # replaces deleted patches, and those that are not inserted yet
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,9 +26,9 @@ class Faithfulness:
     """Areas under the curves of the target's probability, (image,) in [0, 1] each.
 
     Attributes:
-        deletion: patches taken away, the highest first; the lower the better.
-        insertion: patches put in, the highest first; the higher the better.
-        random_deletion, random_insertion: the same in an order that nobody chose.
+        deletion: patches are removed, the highest first; lower is better.
+        insertion: patches are inserted, the highest first; higher is better.
+        random_deletion, random_insertion: the same in a random order, for comparison.
     """
 
     deletion: Float[np.ndarray, " image"]
@@ -45,54 +47,70 @@ def faithfulness(
     seed: int = 0,
     batch_size: int = 64,
 ) -> Faithfulness:
-    """How soon the answer falls when the patches that a map marks are hidden, and rises when they are shown.
+    """Measure how fast the prediction drops if marked patches are deleted, and rises if they are inserted.
 
-    Patches (of a window transformer: tokens of the last stage) are ranked by the map's mean in them. Deleted ones turn
-    grey, inserted ones come out of a blurred image. auc = (Σ − ½ ends) / steps of the curve over the share of
-    patches.
+    Patches (in a window transformer: tokens of the last stage) are ranked by the map's mean in them. Deleted patches
+    become grey; inserted patches appear in a blurred image. The area is the trapezoidal integral of the curve over
+    the share of patches.
 
     Reference: RISE, Petsiuk et al., 2018 (arXiv 1806.07421).
 
     Args:
-        result: an attribution of these images on patches, as :func:`vitscope.rollout` gives.
-        target: the class whose probability is followed; by default the likeliest of each whole image. Of a model
-            without a classifier ``"similarity"``: the cosine between its features and those of the whole image.
-        steps: how many times a share of the patches is taken; no more than there are patches.
-        seed: of the random order.
+        model: from :func:`vitscope.load`, or a live module.
+        images: the images that ``result`` explains.
+        result: an attribution of these images on patches, as :func:`vitscope.rollout` returns it.
+        target: the class whose probability is followed; by default the likeliest of each image. For a model without
+            a classifier ``"similarity"``: the cosine similarity between its features and those of the original image.
+        steps: number of steps in which the patches are deleted or inserted; at most the number of patches.
+        seed: seed of the random order.
+        batch_size: maximum number of images per forward pass.
+
+    Raises:
+        CallError: ``result`` is not an attribution of these images, or an option is out of range.
+
+    Example:
+        >>> import skimage.data, vitscope as vs
+        >>> model, photo = vs.load("vit-nano"), skimage.data.chelsea()
+        >>> areas = vs.faithfulness(model, photo, vs.occlusion(model, photo), target="cat")
+        >>> bool(areas.deletion[0] < areas.random_deletion[0])
+        True
     """
     if not isinstance(result, Attribution):
         raise CallError(f"result is {result!r}: an attribution is expected, as vitscope.rollout returns it")
     vision = as_vision_model(model)
-    given = subjects(vision, images)
-    if len(given) != len(result):
-        raise CallError(f"{len(given)} images and an attribution of {len(result)}: pass the images it was made of")
-    steps, generator = at_least(1, steps, "steps"), np.random.default_rng(seed_number(seed))
-    areas = []
-    for at, subject in enumerate(given):
-        options: dict[str, Any] = {"segments": "patches", "batch_size": batch_size}
-        deleting, inserting = (MaskedModel(vision, subject, hide=hide, **options) for hide in (DELETED, INSERTED))
-        _, cells = cells_of(vision, subject)
-        assert cells is not None, "segments of patches were made from them"
-        means = F.adaptive_avg_pool2d(result.values[at][None, None], (cells.height, cells.width))
-        ranked = np.argsort(-means.flatten().cpu().numpy(), kind="stable")
-        drawn = generator.permutation(len(ranked))
-        column = deleting.target(target)
-        areas.append(
-            [
-                _area(masked_model, order, column, steps, taken=taken)
-                for order in (ranked, drawn)
-                for masked_model, taken in ((deleting, True), (inserting, False))
-            ]
+    inputs = subjects(vision, images)
+    if len(inputs) != len(result):
+        raise CallError(
+            f"{len(inputs)} images and an attribution of {len(result)}: pass the images that the attribution explains"
         )
-    found = np.asarray(areas).reshape(-1, 4)
-    return Faithfulness(found[:, 0], found[:, 1], found[:, 2], found[:, 3])
+    steps = at_least(1, steps, "steps")
+    deletion = PerturbationOptions(hide=DELETED, seed=seed, batch_size=batch_size)
+    insertion = PerturbationOptions(hide=INSERTED, seed=seed, batch_size=batch_size)
+    generator = np.random.default_rng(deletion.seed)
+    areas = np.zeros((len(inputs), 4))
+    for row, subject in enumerate(inputs):
+        deleting, inserting = (
+            MaskedModel(vision, subject, options, segments="patches") for options in (deletion, insertion)
+        )
+        _, cells = cells_of(vision, subject)
+        assert cells is not None, "the segments are patches, so their grid is known"
+        means = F.adaptive_avg_pool2d(result.values[row][None, None], (cells.height, cells.width))
+        ranked = np.argsort(-means.flatten().cpu().numpy(), kind="stable")
+        shuffled = generator.permutation(len(ranked))
+        column = deleting.target(target)
+        areas[row] = [
+            _area(masked_model, order, column, steps, deleted=deleted)
+            for order in (ranked, shuffled)
+            for masked_model, deleted in ((deleting, True), (inserting, False))
+        ]
+    return Faithfulness(*areas.T)
 
 
-def _area(masked_model: MaskedModel, order: np.ndarray, column: int, steps: int, *, taken: bool) -> float:
-    """Under the curve of the answer, patches in this order taken away or put in."""
+def _area(masked_model: MaskedModel, order: np.ndarray, column: int, steps: int, *, deleted: bool) -> float:
+    """Return the area under the curve of the output while patches are deleted or inserted in this order."""
     counts = np.linspace(0, len(order), min(steps, len(order)) + 1).round().astype(int)
-    shown: Bool[np.ndarray, "step patch"] = np.full((len(counts), len(order)), taken)
-    for row, count in zip(shown, counts, strict=True):
-        row[order[:count]] = not taken
-    curve = masked_model.ask(masked_model.masks(shown), [column]).outputs[:, 0]
-    return float((curve.sum() - (curve[0] + curve[-1]) / 2) / (len(curve) - 1))
+    visible: Bool[np.ndarray, "step patch"] = np.full((len(counts), len(order)), deleted)
+    for row, count in zip(visible, counts, strict=True):
+        row[order[:count]] = not deleted
+    curve = masked_model.evaluate(masked_model.masks(visible), [column]).outputs[:, 0]
+    return float(trapezoid(curve) / (len(curve) - 1))

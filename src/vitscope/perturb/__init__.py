@@ -1,7 +1,9 @@
-"""Hide parts of an image and ask the model again: what LIME, occlusion and their kin stand on."""
+"""Evaluate models on images with hidden parts: the basis of LIME, KernelSHAP, occlusion and RISE."""
 
-from vitscope.perturb.batching import Answers as Answers
+from vitscope.perturb.batching import Evaluations as Evaluations
 from vitscope.perturb.masked_model import MaskedModel as MaskedModel
 from vitscope.perturb.masks import PixelMasks as PixelMasks
 from vitscope.perturb.masks import SegmentMasks as SegmentMasks
+from vitscope.perturb.options import PerturbationArguments as PerturbationArguments
+from vitscope.perturb.options import PerturbationOptions as PerturbationOptions
 from vitscope.perturb.segments import Segments as Segments

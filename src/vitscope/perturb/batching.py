@@ -1,9 +1,9 @@
-"""Asker: one image, one model, and its answers to variants of the image, batch by batch."""
+"""Evaluate a model on variants of one image, batch by batch."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,97 +12,92 @@ from torch import Tensor
 
 from vitscope.errors import CallError, WorkError, warn
 from vitscope.models.vision_model import VisionModel
+from vitscope.perturb.options import PerturbationOptions
 from vitscope.perturb.rendering import Subject, pool
-from vitscope.validation import at_least, class_index, only_finite
-
-Output = Literal["probability", "logit"]
-Progress = Callable[[int, int], None]  # questions answered, questions in all
+from vitscope.progress import Progress, ProgressCallback
+from vitscope.validation import class_index, only_finite
 
 SIMILARITY = "similarity"
 VALUE = "value"
-# Answers that differ by no more than this share of their size are one answer, rounded in batches of other sizes.
+# Outputs that differ by no more than this share of their size are equal: batches of other sizes round differently.
 ROUNDING_SHARE = 2e-6
 
 
 @dataclass(frozen=True, eq=False)
-class Answers:
-    """What the model said to a number of questions.
+class Evaluations:
+    """A model's outputs for the variants of an image.
 
     Attributes:
-        outputs: float64 (question, class), NaN where the question was not asked.
-        asked: which questions were.
-        interrupted: Ctrl-C came before all of them were.
+        outputs: float64 (variant, class), NaN for variants that were not evaluated.
+        evaluated: True for each variant that was evaluated.
+        interrupted: True if Ctrl-C ended the evaluation early.
     """
 
-    outputs: Float[np.ndarray, "question label"]
-    asked: Bool[np.ndarray, " question"]
+    outputs: Float[np.ndarray, "variant label"]
+    evaluated: Bool[np.ndarray, " variant"]
     interrupted: bool = False
 
 
 class BatchedPredictor:
-    """The answer to the whole image, what may be asked for, and the loop over batches of variants.
+    """One model and one image: the output for the original, the classes, and the loop over batches of variants.
 
-    Memory is bounded: two batches of images are there at a time, whatever the number of questions. A batch for which
-    there is no memory is halved, and so is every batch after it; a warning says so.
+    Memory is bounded: at most two batches of images are held at a time, whatever the number of variants. If there is
+    not enough memory for a batch, that batch and all later ones are halved, with a warning.
 
     Args:
         subject: the image, from :func:`~vitscope.perturb.rendering.subjects`.
-        output: what is asked for, a class's softmax ``"probability"`` or its ``"logit"``. A model without a classifier
-            answers with the cosine between its features and those of the whole image.
-        batch_size: images to a forward, at most.
-        progress: told of every batch.
+        options: the output to evaluate and the batch size. A model without a classifier gives the cosine similarity
+            between its features of a variant and those of the original.
+        report: called after each batch.
     """
 
     def __init__(
         self,
         model: VisionModel,
         subject: Subject,
+        options: PerturbationOptions,
         *,
-        output: str = "probability",
-        batch_size: int = 64,
-        progress: Progress | None = None,
+        report: ProgressCallback | None = None,
     ) -> None:
-        if output not in get_args(Output):
-            raise CallError(f"unknown output {output!r}: choose {' or '.join(get_args(Output))}")
-        self.batch_size = at_least(1, batch_size, "batch_size")
-        self.model, self.subject, self._output, self._progress = model, subject, output, progress
+        self.batch_size = options.batch_size
+        self.model, self.subject, self._output, self._report = model, subject, options.output, report
         self.features: Tensor | None = None
-        self.original = self._first()
+        self.original = self._evaluate_original()
 
     @property
     def output(self) -> str:
-        """What the answers are: probability, logit, value (of a regression) or similarity."""
+        """What the outputs are: probability, logit, value (of a regression) or similarity."""
         if self.features is not None:
             return SIMILARITY
         return VALUE if self.model.meaning == VALUE else self._output
 
-    def target(self, wanted: int | str | None) -> int:
-        """The column of :attr:`original` that is explained: a class, the likeliest by default, or the similarity."""
+    def target(self, target: int | str | None) -> int:
+        """Return the column of :attr:`original` to explain: a class, by default the likeliest, or the similarity."""
         if self.features is not None:
-            if wanted == SIMILARITY:
+            if target == SIMILARITY:
                 return 0
             raise CallError(
                 f"{self.model.name} has no classifier, so there is no class to explain: pass target='similarity' to "
-                "explain how alike its features stay, give it classes by examples (vitscope.few_shot_classifier), or "
-                "look at attention_map and rollout, which need no class"
+                "explain the similarity of its features, add a classifier from examples "
+                "(vitscope.few_shot_classifier), or use attention_map or rollout, which need no class"
             )
-        if wanted is None:
+        if target is None:
             return int(self.original.argmax())
-        return class_index(wanted, self._names, len(self.original))
+        return class_index(target, self._names, len(self.original))
 
     def label(self, column: int) -> str:
-        """The name of what a column explains."""
+        """Return the name of the output in a column: a class, or the similarity."""
         return SIMILARITY if self.features is not None else self._names[column]
 
     def likeliest(self, count: int) -> list[int]:
-        """The columns with the highest answers to the whole image, highest first."""
+        """Return the columns with the highest outputs for the original image, highest first."""
         return np.argsort(-self.original, kind="stable")[:count].tolist()
 
-    def columns(self, wanted: int | str | None, others: int) -> list[int]:
-        """The target's column, then those of so many of the likeliest classes."""
-        return list(dict.fromkeys([self.target(wanted), *self.likeliest(others)]))
+    def columns(self, target: int | str | None, num_likeliest: int) -> list[int]:
+        """Return the target's column, followed by those of the likeliest classes."""
+        return list(dict.fromkeys([self.target(target), *self.likeliest(num_likeliest)]))
 
-    def _ask(
+    def _evaluate(
         self,
         count: int,
         batches: Iterable[list[int]],
@@ -112,57 +107,59 @@ class BatchedPredictor:
         *,
         before: int = 0,
         total: int | None = None,
-    ) -> Answers:
-        """The answers to ``count`` questions.
+    ) -> Evaluations:
+        """Evaluate ``count`` variants.
 
         Args:
-            batches: the questions' numbers, together as they are asked.
-            start: begins with a batch in the threads of a pool, while the model is busy with the one before.
-            finish: what the model says, (batch, class) or features, of what ``start`` returned.
-            columns: the classes whose answers are kept.
-            before, total: for the progress bar, if these questions are some of many.
+            batches: indices of the variants, grouped into batches.
+            start: start preparing a batch in a thread pool while the model runs on the previous one.
+            finish: turn the result of ``start`` into the model's output, (batch, class) or features.
+            columns: the classes whose outputs are kept.
+            before, total: variants evaluated earlier and in all, for the progress, if these are some of many.
 
         Raises:
-            KeyboardInterrupt: Ctrl-C before two questions were answered; later ones end the asking quietly.
-            WorkError: NaN or infinity, or no memory for a single image.
+            KeyboardInterrupt: Ctrl-C before two variants were evaluated. Later ones end the evaluation quietly.
+            WorkError: NaN or infinity, or not enough memory for a single image.
         """
         outputs = np.full((count, len(columns)), np.nan)
-        asked = np.zeros(count, dtype=bool)
+        evaluated = np.zeros(count, dtype=bool)
         interrupted = False
         with pool() as threads:
             try:
-                waiting, begun = deque(batches), None
-                while waiting:
-                    at = waiting.popleft()
-                    ready = begun if begun is not None else start(threads, at)
-                    begun = start(threads, waiting[0]) if waiting else None
+                pending, started = deque(batches), None
+                while pending:
+                    batch = pending.popleft()
+                    ready = started if started is not None else start(threads, batch)
+                    started = start(threads, pending[0]) if pending else None
                     try:
-                        answers = self._outputs(finish(at, ready))
+                        batch_outputs = self._outputs(finish(batch, ready))
                     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                        waiting, begun = self._smaller([at, *waiting], error), None
+                        pending, started = self._halve_batches([batch, *pending], error), None
                         continue
-                    outputs[at], asked[at] = answers[:, list(columns)], True
-                    if self._progress is not None:
-                        self._progress(before + int(asked.sum()), total or count)
+                    outputs[batch], evaluated[batch] = batch_outputs[:, list(columns)], True
+                    if self._report is not None:
+                        self._report(Progress("evaluating", before + int(evaluated.sum()), total or count))
             except KeyboardInterrupt:
-                if before + asked.sum() < 2:
+                if before + evaluated.sum() < 2:
                     raise
                 interrupted = True
                 threads.shutdown(wait=False, cancel_futures=True)
-        self._without_noise(outputs, columns)
-        return Answers(outputs, asked, interrupted)
+        self._remove_rounding(outputs, columns)
+        return Evaluations(outputs, evaluated, interrupted)
 
-    def _in_order(self, count: int) -> Iterable[list[int]]:
-        """Batches of as many questions as may be asked at a time."""
+    def _batches_in_order(self, count: int) -> Iterable[list[int]]:
+        """Split the indices of ``count`` variants into batches."""
         return (list(range(start, min(start + self.batch_size, count))) for start in range(0, count, self.batch_size))
 
     def _logits(self, pixels: Tensor) -> Tensor:
-        """(batch, class), or features (batch, channel) where there is no classifier."""
+        """Return (batch, class), or features (batch, channel) if the model has no classifier."""
         with torch.no_grad(), self.model.running():
-            return self.model.features(pixels) if self.features is not None else self._known(self.model.answer(pixels))
+            if self.features is not None:
+                return self.model.features(pixels)
+            return self._require_logits(self.model.answer(pixels))
 
-    def _first(self) -> Float[np.ndarray, " label"]:
-        """The answer to the whole image; says on the way whether there are classes."""
+    def _evaluate_original(self) -> Float[np.ndarray, " label"]:
+        """Return the output for the original image, and find out whether the model has classes."""
         with torch.no_grad(), self.model.running():
             logits = self.model.answer(self.subject.pixels)
             if logits is None:
@@ -171,56 +168,58 @@ class BatchedPredictor:
         self._names = (SIMILARITY,) if self.features is not None else self.model.names(len(original))
         return original
 
-    def _without_noise(self, outputs: Float[np.ndarray, "question label"], columns: Sequence[int]) -> None:
-        """Put the answer to the whole image in place of answers that differ from it by rounding alone.
+    def _remove_rounding(self, outputs: Float[np.ndarray, "variant label"], columns: Sequence[int]) -> None:
+        """Replace a column by the output for the original image if it differs from that by rounding alone.
 
-        A saturated sigmoid or softmax answers the same whatever is hidden; its last bits are no explanation.
+        The output of a saturated sigmoid or softmax is the same whatever is hidden. Its last bits explain nothing.
         """
-        for place, column in enumerate(columns):
-            answers = outputs[np.isfinite(outputs[:, place]), place]
+        for position, column in enumerate(columns):
+            values = outputs[np.isfinite(outputs[:, position]), position]
             original = self.original[column]
-            if len(answers) and np.abs(answers - original).max() <= ROUNDING_SHARE * abs(original):
-                outputs[np.isfinite(outputs[:, place]), place] = original
+            if len(values) and np.abs(values - original).max() <= ROUNDING_SHARE * abs(original):
+                outputs[np.isfinite(outputs[:, position]), position] = original
 
-    def warn_if_constant(self, answers: Answers, column: int) -> bool:
-        """Say that the answers for a class never changed, so that there is nothing to explain; True if so."""
-        outputs = answers.outputs[answers.asked, 0]
+    def warn_if_constant(self, evaluations: Evaluations, column: int) -> bool:
+        """Warn if the output for a class never changed, so that there is nothing to explain; return True if so."""
+        outputs = evaluations.outputs[evaluations.evaluated, 0]
         constant = len(outputs) > 1 and bool((outputs == self.original[column]).all())
         if constant:
             advice = ": explain output='logit'" if self.output == "probability" else ""
             warn(
-                f"the {self.output} of {self.label(column)!r} stays {self.original[column]:.6g} with all of "
+                f"the {self.output} of {self.label(column)!r} stays {self.original[column]:.6g} for all "
                 f"{len(outputs)} masks, so the map shows nothing{advice}"
             )
         return constant
 
-    def _known(self, logits: Tensor | None) -> Tensor:
+    def _require_logits(self, logits: Tensor | None) -> Tensor:
         if logits is None:
-            raise WorkError(f"{self.model.name} answered with classes before and does not any more")
+            raise WorkError(f"{self.model.name} returned classes for the original image, but none for a perturbed one")
         return logits
 
-    def _outputs(self, logits: Tensor) -> Float[np.ndarray, "question label"]:
-        logits = only_finite(logits.float(), f"the answer of {self.model.name}")
+    def _outputs(self, logits: Tensor) -> Float[np.ndarray, "variant label"]:
+        """Turn logits or features into the outputs to explain."""
+        logits = only_finite(logits.float(), f"the output of {self.model.name}")
         if self.features is not None:
             outputs = torch.cosine_similarity(logits, self.features.float(), dim=-1)[:, None]
         else:
-            chances = self.model.probabilities(logits) if self.output == "probability" else logits
-            assert chances is not None, "a regression is asked for its value"
+            chosen = self.model.probabilities(logits) if self.output == "probability" else logits
+            assert chosen is not None, "a regression is explained by its value"
             if self.output == "logit" and self.model.meaning == "probabilities":
                 raise CallError(f"{self.model.name} gives probabilities, not logits: pass output='probability'")
-            outputs = chances
+            outputs = chosen
         return outputs.cpu().numpy().astype(np.float64)
 
-    def _smaller(self, waiting: list[list[int]], error: BaseException) -> "deque[list[int]]":
-        """All batches, none larger than half the first, if it was memory that was missing."""
-        at = waiting[0]
+    def _halve_batches(self, pending: list[list[int]], error: BaseException) -> "deque[list[int]]":
+        """Split all batches to half the size of the first, or raise ``error`` if it is not about memory."""
+        size = len(pending[0])
         if not (isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)):
             raise error
-        if len(at) == 1:
-            raise WorkError(f"there is no memory for one image of {self.model.name}: take a smaller model or input")
+        if size == 1:
+            raise WorkError(
+                f"not enough memory to run {self.model.name} on a single image: use a smaller model or image size"
+            )
         if self.subject.pixels.is_cuda:
             torch.cuda.empty_cache()
-        self.batch_size = len(at) // 2
-        warn(f"no memory for a batch of {len(at)}: going on with {self.batch_size}")
-        most = self.batch_size
-        return deque(batch[i : i + most] for batch in waiting for i in range(0, len(batch), most))
+        self.batch_size = half = size // 2
+        warn(f"not enough memory for a batch of {size}: continuing with {half}")
+        return deque(batch[i : i + half] for batch in pending for i in range(0, len(batch), half))

@@ -1,4 +1,4 @@
-"""Inquiry: one image, one model, and what it answers when parts of the image are hidden."""
+"""Evaluate a model on one image with parts of the image hidden."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -12,76 +12,81 @@ from vitscope.attention.windows import merged_grid
 from vitscope.errors import CallError
 from vitscope.grid import Grid
 from vitscope.images.image import InputImage
-from vitscope.interventions.token_dropping import batches, without_hidden
+from vitscope.interventions.token_dropping import similar_batches, without_hidden
 from vitscope.models.vision_model import VisionModel
 from vitscope.perturb.baselines import described
-from vitscope.perturb.batching import Answers, BatchedPredictor, Progress
+from vitscope.perturb.batching import BatchedPredictor, Evaluations
 from vitscope.perturb.masks import Masks, SegmentMasks
+from vitscope.perturb.options import PerturbationOptions
 from vitscope.perturb.rendering import Renderer, Subject
 from vitscope.perturb.segments import Segments, patch_points, segment
+from vitscope.progress import ProgressCallback
 
 
 class MaskedModel(BatchedPredictor):
-    """Asks a model about one image, again and again, with parts of it hidden.
+    """A model as a function of masks over one image.
 
     Args:
-        subject, output, batch_size, progress: see :class:`~vitscope.perturb.batching.BatchedPredictor`.
-        segments: see :func:`~vitscope.perturb.segments.segment`; None where masks are made of pixels.
-        hide: what stands in the place of hidden parts, see :func:`~vitscope.perturb.baselines.fill`; ``"drop"`` takes
-            patches away, see :func:`~vitscope.interventions.token_dropping.without_hidden`: those less than half shown.
+        subject, report: see :class:`~vitscope.perturb.batching.BatchedPredictor`.
+        options: ``hide`` says what replaces hidden pixels, see :func:`~vitscope.perturb.baselines.fill`. ``"drop"``
+            removes the patches that are less than half visible, see
+            :func:`~vitscope.interventions.token_dropping.without_hidden`.
+        segments: see :func:`~vitscope.perturb.segments.segment`; None if masks are made of pixels.
     """
 
     def __init__(
         self,
         model: VisionModel,
         subject: Subject,
+        options: PerturbationOptions,
         *,
         segments: Any = None,
-        hide: Any = "mean",
-        output: str = "probability",
-        batch_size: int = 64,
-        seed: int = 0,
-        progress: Progress | None = None,
+        report: ProgressCallback | None = None,
     ) -> None:
-        super().__init__(model, subject, output=output, batch_size=batch_size, progress=progress)
+        super().__init__(model, subject, options, report=report)
         photo = np.asarray(subject.view.photo) if subject.scaling is None else subject.values
         self.segments: Segments | None = None
         if segments is not None:
             self.segments = segment(photo, segments, *cells_of(model, subject))
         self.parameters = {
             "segments": None if self.segments is None else self.segments.name,
-            "hide": described(hide),
+            "hide": described(options.hide),
             "perturbed_at": list(subject.size),
             "output": self.output,
         }
         self._points = None
-        if isinstance(hide, str) and hide == "drop":
-            self._answer_without = without_hidden(model, subject.pixels, self._logits)
-            grid = self._require_grid()
-            self._points = patch_points(subject.size, subject.view, grid)
+        if isinstance(options.hide, str) and options.hide == "drop":
+            self._logits_without = without_hidden(model, subject.pixels, self._logits)
+            self._points = patch_points(subject.size, subject.view, self._require_grid())
         else:
-            used = None if self.segments is None else self.segments.at(subject.size)
-            self._renderer = Renderer(model, subject, hide, used, seed)
+            scaled = None if self.segments is None else self.segments.resized(subject.size)
+            self._renderer = Renderer(model, subject, options.hide, scaled, options.seed)
 
     def masks(self, rows: Bool[np.ndarray, "mask segment"]) -> SegmentMasks:
-        """Rows of zeros and ones over the segments, as masks of the image that is perturbed."""
-        return SegmentMasks(rows, self.require_segments().at(self.subject.size))
+        """Return rows over the segments (True is visible) as masks of the perturbed image."""
+        return SegmentMasks(rows, self.require_segments().resized(self.subject.size))
 
     def require_segments(self) -> Segments:
-        """The segments, or a CallError where the image was cut into none."""
+        """Return the segments.
+
+        Raises:
+            CallError: the image was not divided into segments.
+        """
         if self.segments is None:
             raise CallError("segments is None: pass quickshift, slic, patches, or labels as large as the image")
         return self.segments
 
-    def ask(self, masks: Masks, columns: Sequence[int], *, before: int = 0, total: int | None = None) -> Answers:
-        """The model's answers to masks over the pixels of the subject, or from :meth:`masks`.
+    def evaluate(
+        self, masks: Masks, columns: Sequence[int], *, before: int = 0, total: int | None = None
+    ) -> Evaluations:
+        """Evaluate the model on masks over the pixels of the subject, or on masks from :meth:`masks`.
 
-        Args and Raises: as for :meth:`~vitscope.perturb.batching.BatchedPredictor._ask`.
+        Args and Raises: as for :meth:`~vitscope.perturb.batching.BatchedPredictor._evaluate`.
         """
-        return self._ask(
+        return self._evaluate(
             len(masks),
             self._batches(masks),
-            lambda threads, at: None if self._points is not None else self._renderer.start(threads, masks, at),
+            lambda threads, batch: None if self._points is not None else self._renderer.start(threads, masks, batch),
             self._run,
             columns,
             before=before,
@@ -90,24 +95,24 @@ class MaskedModel(BatchedPredictor):
 
     def _batches(self, masks: Masks) -> Iterable[list[int]]:
         if self._points is None:
-            return self._in_order(len(masks))
-        shown = masks.patch_shares(range(len(masks)), self._points) >= 0.5 - 1e-9
-        self._shown = torch.from_numpy(shown)
-        return batches(self.model, shown, self.batch_size)
+            return self._batches_in_order(len(masks))
+        visible = masks.patch_shares(range(len(masks)), self._points) >= 0.5 - 1e-9
+        self._visible_patches = torch.from_numpy(visible)
+        return similar_batches(self.model, visible, self.batch_size)
 
-    def _run(self, at: list[int], ready: Any) -> Tensor:
+    def _run(self, batch: list[int], ready: Any) -> Tensor:
         pixels = self.subject.pixels
         if self._points is not None:
-            return self._answer_without(pixels, self._shown[at].to(pixels.device))
+            return self._logits_without(pixels, self._visible_patches[batch].to(pixels.device))
         return self._logits(self._renderer.finish(ready))
 
     def _require_grid(self) -> Grid:
-        assert self.model.layout is not None, "asked for after dropping was found to be possible"
+        assert self.model.layout is not None, "without_hidden refuses a model without a layout"
         return self.model.layout.grid(*self.subject.pixels.shape[-2:])
 
 
 def cells_of(model: VisionModel, subject: Subject) -> tuple[InputImage, Grid | None]:
-    """The patches of a plain transformer, or the last stage's tokens of a window transformer; and where they lie."""
+    """Return the grid of patches (in a window transformer, of the last stage's tokens) and the image it lies on."""
     view = subject.view
     if model.layout is None:
         return view, None
@@ -116,6 +121,6 @@ def cells_of(model: VisionModel, subject: Subject) -> tuple[InputImage, Grid | N
     merged = 0 if hierarchy is None else len(hierarchy.mergings) + len(hierarchy.downsampling)
     for _ in range(merged):
         cells = merged_grid(cells)
-    # Where a side is odd the last tokens reach beyond the image.
+    # If a side is odd, the last tokens reach beyond the image.
     reach = (cells.height * 2**merged / finest.height, cells.width * 2**merged / finest.width)
     return view.top_left(*reach), cells

@@ -1,4 +1,4 @@
-"""Masks: which parts of an image one question shows."""
+"""Masks: which parts of an image are visible."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -11,10 +11,10 @@ from jaxtyping import Bool, Float, Int, Shaped
 from vitscope.errors import CallError
 from vitscope.perturb.segments import Segments
 
-MOST_MASKS = 1_000_000  # of one image: more take days, whatever the model
-MOST_TOSSES = 250_000_000  # masks × segments: two gigabytes of random numbers
+MOST_MASKS = 1_000_000  # for one image: more would take days, whatever the model
+MOST_DRAWS = 250_000_000  # masks × segments: two gigabytes of random numbers
 
-Visible = Shaped[np.ndarray, "pixel_height pixel_width"]  # bool, or from 0 (hidden) to 1 (shown)
+Visible = Shaped[np.ndarray, "pixel_height pixel_width"]  # bool, or from 0 (hidden) to 1 (visible)
 
 
 @runtime_checkable
@@ -23,34 +23,34 @@ class Masks(Protocol):
 
     def __len__(self) -> int: ...
 
-    def visible(self, at: int) -> Visible:
-        """One mask at every pixel."""
+    def visible(self, index: int) -> Visible:
+        """Return the visibility of every pixel under one mask."""
 
     def patch_shares(
-        self, at: Sequence[int], points: Int[np.ndarray, "patch point"]
+        self, indices: Sequence[int], points: Int[np.ndarray, "patch point"]
     ) -> Float[np.ndarray, "mask patch"]:
-        """How much of each patch is shown, for some of the masks."""
+        """Return the visible share of each patch under some of the masks."""
 
 
 def check_count(count: int, segments: int = 1) -> None:
-    """Refuse a number of masks that could never be evaluated, before room is made for them.
+    """Refuse a number of masks that could never be evaluated, before memory is allocated for them.
 
     Raises:
-        CallError: more than :data:`MOST_MASKS` masks, or than :data:`MOST_TOSSES` parts in all.
+        CallError: more than :data:`MOST_MASKS` masks, or more than :data:`MOST_DRAWS` masks × segments.
     """
-    shown = f"{count:,}" if count < 10**30 else "over 10^30"
+    number = f"{count:,}" if count < 10**30 else "over 10^30"
     if count > MOST_MASKS:
-        raise CallError(f"{shown} masks are too many: at most {MOST_MASKS:,} are evaluated on one image")
-    if count * segments > MOST_TOSSES:
+        raise CallError(f"{number} masks are too many: at most {MOST_MASKS:,} are evaluated on one image")
+    if count * segments > MOST_DRAWS:
         raise CallError(
-            f"{shown} masks of {segments:,} segments are too many: at most {MOST_TOSSES // segments:,} masks are drawn "
-            "of so many segments"
+            f"{number} masks of {segments:,} segments are too many: at most {MOST_DRAWS // segments:,} masks can be "
+            "drawn for this number of segments"
         )
 
 
 @dataclass(frozen=True, eq=False)
 class SegmentMasks:
-    """Rows of zeros and ones over segments, at most :data:`MOST_MASKS`."""
+    """Masks as rows over segments, True where a segment is visible; at most :data:`MOST_MASKS`."""
 
     rows: Bool[np.ndarray, "mask segment"]
     segments: Segments
@@ -61,19 +61,19 @@ class SegmentMasks:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def visible(self, at: int) -> Visible:
-        return np.append(self.rows[at], True)[self.segments.index]
+    def visible(self, index: int) -> Visible:
+        return np.append(self.rows[index], True)[self.segments.index]
 
     def patch_shares(
-        self, at: Sequence[int], points: Int[np.ndarray, "patch point"]
+        self, indices: Sequence[int], points: Int[np.ndarray, "patch point"]
     ) -> Float[np.ndarray, "mask patch"]:
-        hidden = ~self.rows[list(at)]
+        hidden = ~self.rows[list(indices)]
         return 1 - hidden @ self.segments.coverage(points).T
 
 
 @dataclass(frozen=True, eq=False)
 class PixelMasks:
-    """Masks that are made one by one when they are asked for, at most :data:`MOST_MASKS`."""
+    """Masks over pixels, computed one by one when they are needed; at most :data:`MOST_MASKS`."""
 
     count: int
     make: Callable[[int], Visible]
@@ -84,24 +84,24 @@ class PixelMasks:
     def __len__(self) -> int:
         return self.count
 
-    def visible(self, at: int) -> Visible:
-        return self.make(at)
+    def visible(self, index: int) -> Visible:
+        return self.make(index)
 
     def patch_shares(
-        self, at: Sequence[int], points: Int[np.ndarray, "patch point"]
+        self, indices: Sequence[int], points: Int[np.ndarray, "patch point"]
     ) -> Float[np.ndarray, "mask patch"]:
-        return np.stack([self.make(i).ravel()[points].mean(-1, dtype=float) for i in at])
+        return np.stack([self.make(index).ravel()[points].mean(-1, dtype=float) for index in indices])
 
 
 @runtime_checkable
 class Sampler(Protocol):
-    """Rows of zeros and ones over segments, drawn in parts of any size; the first row shows everything."""
+    """Draws rows over segments, in chunks of any size; the first row of all shows every segment."""
 
     def draw(self, count: int) -> Bool[np.ndarray, "mask segment"]: ...
 
 
 class UniformSampler:
-    """Each segment shown or hidden by the toss of a coin, in the order in which PyPI's lime tosses it."""
+    """Hides each segment with probability ½, with the random numbers of PyPI's lime in the same order."""
 
     def __init__(self, segments: int, seed: int) -> None:
         self._random = np.random.RandomState(seed)
@@ -118,12 +118,12 @@ class UniformSampler:
 
 
 class PairedSampler:
-    """Coin tosses, each row followed by its complement: effects of even order cancel."""
+    """Draws uniform rows, each followed by its complement, so that effects of even order cancel."""
 
     def __init__(self, segments: int, seed: int) -> None:
         self._random = np.random.default_rng(seed)
         self._segments = segments
-        self._waiting = np.ones((1, segments), dtype=bool)  # the image itself has no partner
+        self._waiting = np.ones((1, segments), dtype=bool)  # the original image has no complement
 
     def draw(self, count: int) -> Bool[np.ndarray, "mask segment"]:
         check_count(count, self._segments)
@@ -135,10 +135,11 @@ class PairedSampler:
 
 
 class KernelSampler:
-    """Rows drawn as often as a kernel weighs them, so that no weight is left to apply.
+    """Draws rows in proportion to a kernel, so that the regression needs no weights.
 
-    ``weight(k)`` is the kernel's weight of a row with k of its segments shown. GLIME: Tan et al., 2023
-    (arXiv 2311.15722).
+    ``weight(k)`` is the kernel's weight of a row with k visible segments.
+
+    Reference: GLIME, Tan et al., 2023 (arXiv 2311.15722).
     """
 
     def __init__(self, segments: int, seed: int, weight: Callable[[np.ndarray], np.ndarray]) -> None:
@@ -147,14 +148,14 @@ class KernelSampler:
         logs = np.array(
             [math.lgamma(segments + 1) - math.lgamma(k + 1) - math.lgamma(segments - k + 1) for k in counts]
         )
-        chances = np.exp(logs - logs.max()) * weight(counts)
-        self._chances, self._counts, self._first = chances / chances.sum(), counts, True
+        probabilities = np.exp(logs - logs.max()) * weight(counts)
+        self._probabilities, self._counts, self._first = probabilities / probabilities.sum(), counts, True
 
     def draw(self, count: int) -> Bool[np.ndarray, "mask segment"]:
         check_count(count, len(self._counts) - 1)
-        shown = self._random.choice(self._counts, size=count, p=self._chances)
+        visible = self._random.choice(self._counts, size=count, p=self._probabilities)
         ranks = self._random.random((count, len(self._counts) - 1)).argsort(1).argsort(1)
-        rows = ranks < shown[:, None]
+        rows = ranks < visible[:, None]
         if self._first:
             rows[:1] = True
             self._first = False

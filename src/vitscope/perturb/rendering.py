@@ -1,4 +1,4 @@
-"""Images with hidden parts as a model's input: through the whole preprocessing, or at once where it only scales."""
+"""Turn an image with hidden parts into a model's input."""
 
 import os
 from collections.abc import Sequence
@@ -25,12 +25,14 @@ MAX_PERTURBED_PIXELS = 400_000
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """The image that is perturbed, and the model's input of it unperturbed.
+    """An image to perturb, and the model's input for the original.
 
-    ``values`` is (pixel height, pixel width, channel) in 0 … 255: the photo's bytes, RGB (RGBA for a model that takes
-    transparency) whatever the channels of the input, or for a tensor its own channels in floating point.
-    ``view`` is the photo with the part that the model sees. ``scaling`` says how values become the tensor they came
-    from, ``values · factor + offset`` for each channel; None for a photo.
+    Attributes:
+        values: (pixel height, pixel width, channel) in 0 … 255. For a photo its bytes: RGB (RGBA for a model that
+            takes transparency), whatever the channels of the input. For a tensor its own channels, in floating point.
+        view: the photo, with the part that the model sees.
+        pixels: the model's input for the original, (1, channel, height, width).
+        scaling: (factor, offset) of each channel: ``values · factor + offset`` is the tensor. None for a photo.
     """
 
     values: np.ndarray
@@ -40,18 +42,19 @@ class Subject:
 
     @property
     def size(self) -> tuple[int, int]:
+        """(height, width) of :attr:`values`."""
         return self.values.shape[0], self.values.shape[1]
 
 
 def subjects(model: VisionModel, images: Any) -> list[Subject]:
-    """Each image of what :meth:`VisionModel.prepare` takes."""
+    """Return a subject for each image, of everything that :meth:`VisionModel.prepare` takes."""
     if isinstance(images, Tensor):
         pixels, views = model.prepare(images.detach())
-        return [_of_tensor(model, one, view) for one, view in zip(pixels, views, strict=True)]
-    return [_of_photo(model, source) for source in photos(images)]
+        return [_subject_of_tensor(model, image, view) for image, view in zip(pixels, views, strict=True)]
+    return [_subject_of_photo(model, source) for source in photos(images)]
 
 
-def _of_photo(model: VisionModel, source: Any) -> Subject:
+def _subject_of_photo(model: VisionModel, source: Any) -> Subject:
     photo, name = read_photo(source, alpha=model.preprocessing is not None and model.preprocessing.takes_transparency)
     sides = (0, 0) if model.preprocessing is None else model.preprocessing.size
     most = max(MAX_PERTURBED_PIXELS, 2 * sides[0] * sides[1])
@@ -65,80 +68,83 @@ def _of_photo(model: VisionModel, source: Any) -> Subject:
     return Subject(np.asarray(copy), view, pixels)
 
 
-def _of_tensor(model: VisionModel, pixels: Tensor, image: InputImage) -> Subject:
-    """Floating point all the way: what is not hidden stays bit for bit."""
+def _subject_of_tensor(model: VisionModel, pixels: Tensor, image: InputImage) -> Subject:
+    """Keep floating point throughout, so that visible pixels are unchanged to the bit."""
     if model.preprocessing is not None:
         factor, offset = model.preprocessing.affine
     else:
         low, high = pixels.float().amin().cpu(), pixels.float().amax().cpu()
         factor, offset = ((high - low) / 255).expand(len(pixels)), low.expand(len(pixels))
-    shown = (pixels.float().cpu().permute(1, 2, 0) - offset) / factor.clamp_min(1e-12)
-    return Subject(shown.numpy(), image, pixels[None], (factor, offset))
+    values = (pixels.float().cpu().permute(1, 2, 0) - offset) / factor.clamp_min(1e-12)
+    return Subject(values.numpy(), image, pixels[None], (factor, offset))
 
 
 class Renderer:
-    """Makes the model's input for any mask.
+    """Renders the model's input for any mask.
 
-    A photo that is resized on its way is perturbed before, in bytes, so that the model gets what it would have got
-    from the perturbed file. One that keeps its size is perturbed after, on the model's device, which is the same.
+    A photo that preprocessing resizes is perturbed before preprocessing, in bytes, so that the model gets the same
+    input as for a file with these pixels. A photo that keeps its size is perturbed afterwards, on the model's device,
+    with the same result.
     """
 
     def __init__(self, model: VisionModel, subject: Subject, hide: Any, segments: Segments | None, seed: int) -> None:
         self._model, self._subject = model, subject
         self._filling = fill(subject.values, hide, segments, seed)
-        self._after = self._cut()
-        if self._after is not None:
+        self._input_region = self._input_region_or_none()
+        if self._input_region is not None:
             self._filled = self._input_of(self._filling)
 
-    def start(self, pool: Executor, masks: Masks, at: Sequence[int]) -> "list[Future[Any]]":
-        """Begin with a batch, in the pool's threads."""
-        return [pool.submit(self._one, masks, i) for i in at]
+    def start(self, pool: Executor, masks: Masks, indices: Sequence[int]) -> "list[Future[Any]]":
+        """Start rendering some of the masks in the threads of ``pool``."""
+        return [pool.submit(self._render, masks, index) for index in indices]
 
-    def finish(self, begun: "list[Future[Any]]") -> Tensor:
-        """The batch (batch, channel, height, width), in the model's dtype and on its device."""
-        parts, pixels = torch.stack([part.result() for part in begun]), self._subject.pixels
-        if self._after is None:
-            return self._recipe().normalized(parts.to(pixels.device).permute(0, 3, 1, 2)).to(pixels.dtype)
-        visible = parts.to(pixels.device)[:, None]
+    def finish(self, started: "list[Future[Any]]") -> Tensor:
+        """Return the batch (batch, channel, height, width), in the model's dtype and on its device."""
+        rendered, pixels = torch.stack([future.result() for future in started]), self._subject.pixels
+        if self._input_region is None:
+            return self._preprocessing().normalized(rendered.to(pixels.device).permute(0, 3, 1, 2)).to(pixels.dtype)
+        visible = rendered.to(pixels.device)[:, None]
         if visible.dtype == torch.bool:
             return torch.where(visible, pixels, self._filled)
         return (self._filled + visible * (pixels.float() - self._filled.float())).to(pixels.dtype)
 
-    def _one(self, masks: Masks, at: int) -> Tensor:
-        visible = masks.visible(at)
-        if self._after is not None:
-            return torch.from_numpy(np.ascontiguousarray(visible[self._after]))
+    def _render(self, masks: Masks, index: int) -> Tensor:
+        """Return the visibility of the input's pixels, or the perturbed photo cut to the input's size."""
+        visible = masks.visible(index)
+        if self._input_region is not None:
+            return torch.from_numpy(np.ascontiguousarray(visible[self._input_region]))
         photo, filling = self._subject.values, self._filling
         if visible.dtype == bool:
             mixed = np.where(visible[..., None], photo, filling)
         else:
             share = visible[..., None].astype(np.float32)
             mixed = (share * photo + (1 - share) * filling).round().astype(np.uint8)
-        # Bytes: a thread that computes with torch would bring threads of its own, which the model needs.
-        return torch.from_numpy(self._recipe().cut(Image.fromarray(mixed))[0])
+        # Bytes, because a thread that computes with torch would start threads of its own, which the model needs.
+        return torch.from_numpy(self._preprocessing().cut(Image.fromarray(mixed))[0])
 
-    def _recipe(self) -> Preprocessing:
+    def _preprocessing(self) -> Preprocessing:
         assert self._model.preprocessing is not None, "a photo was preprocessed"
         return self._model.preprocessing
 
-    def _cut(self) -> tuple[slice, slice] | None:
-        """The part of the image that is the model's input pixel for pixel, if one is."""
+    def _input_region_or_none(self) -> tuple[slice, slice] | None:
+        """Return the region of the image that becomes the input pixel for pixel, if there is one."""
         (height, width), pixels = self._subject.size, self._subject.pixels.shape[-2:]
         if self._subject.scaling is not None:
             return slice(None), slice(None)
-        box = self._recipe().corner_of_uncut(width, height)
-        if box is None or min(box) < 0 or box[0] + pixels[0] > height or box[1] + pixels[1] > width:
+        corner = self._preprocessing().corner_of_uncut(width, height)
+        if corner is None or min(corner) < 0 or corner[0] + pixels[0] > height or corner[1] + pixels[1] > width:
             return None
-        return slice(box[0], box[0] + pixels[0]), slice(box[1], box[1] + pixels[1])
+        return slice(corner[0], corner[0] + pixels[0]), slice(corner[1], corner[1] + pixels[1])
 
     def _input_of(self, values: np.ndarray) -> Tensor:
-        like = self._subject.pixels
+        """Return the model's input for an image of the subject's size."""
+        pixels = self._subject.pixels
         if self._subject.scaling is None:
-            return self._model.prepare(values)[0].to(like)
+            return self._model.prepare(values)[0].to(pixels)
         factor, offset = self._subject.scaling
-        return (torch.from_numpy(values) * factor + offset).permute(2, 0, 1)[None].to(like)
+        return (torch.from_numpy(values) * factor + offset).permute(2, 0, 1)[None].to(pixels)
 
 
 def pool() -> ThreadPoolExecutor:
-    """Threads that render the next batch while the model runs on this one."""
+    """Return threads that render the next batch while the model runs on the current one."""
     return ThreadPoolExecutor(min(os.cpu_count() or 1, 8), thread_name_prefix="vitscope-render")

@@ -1,4 +1,4 @@
-"""Segments: the parts of an image that are hidden or shown as one."""
+"""Segments: regions of an image that are hidden or visible as a unit."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,26 +15,26 @@ from vitscope.images.image import InputImage, nearest_pixels, three_channels
 
 SegmentsName = Literal["quickshift", "slic", "patches"]
 
-# Beyond this many pixels a photo is cut on a smaller copy: quickshift takes seconds for a megapixel, and cuts it into
-# more segments than anyone asks about.
+# Beyond this number of pixels a photo is segmented on a smaller copy: quickshift takes seconds for a megapixel, and
+# returns more segments than anyone can interpret.
 MAX_SEGMENTED_PIXELS = 400_000
 
 # The regression inverts a matrix of segments × segments.
 MOST_SEGMENTS = 4_000
 
-# A patch is sampled at this many points a side to see which segments it lies in.
+# A patch is sampled at this number of points per side to find the segments that it lies in.
 POINTS = 8
 
 
 @dataclass(frozen=True, eq=False)
 class Segments:
-    """Labels of an image's pixels, whatever numbers they are, and the same counted from 0.
+    """Labels of an image's pixels, as given and as indices from 0.
 
     Attributes:
-        labels: (pixel height, pixel width), as they came.
-        index: the place of each pixel's label among the sorted labels; −1 for pixels that are never hidden.
-        count: how many segments there are.
-        name: how they were made.
+        labels: (pixel height, pixel width), any integers.
+        index: the position of each pixel's label among the sorted labels; −1 for pixels that are never hidden.
+        count: number of segments.
+        name: the method that made them.
     """
 
     labels: Int[np.ndarray, "pixel_height pixel_width"]
@@ -42,55 +42,60 @@ class Segments:
     count: int
     name: str
 
-    def at(self, size: tuple[int, int]) -> "Segments":
-        """The same segments for a copy of the image with ``size`` = (height, width) pixels."""
+    def resized(self, size: tuple[int, int]) -> "Segments":
+        """Return the segments for a copy of the image with ``size`` = (height, width) pixels."""
         if self.index.shape == size:
             return self
-        labels, index = (nearest_pixels(part, size) for part in (self.labels, self.index))
+        labels, index = (nearest_pixels(pixels, size) for pixels in (self.labels, self.index))
         return Segments(labels, index, self.count, self.name)
 
     @property
     def sizes(self) -> Int[np.ndarray, " segment"]:
-        """Pixels of each segment."""
+        """Number of pixels of each segment."""
         return np.bincount(self.index[self.index >= 0], minlength=self.count)
 
     def coverage(self, points: Int[np.ndarray, "patch point"]) -> Float[np.ndarray, "patch segment"]:
-        """The share of each patch, sampled at ``points``, that lies in each segment."""
-        found = self.index.ravel()[points]
-        return np.stack([np.bincount(row[row >= 0], minlength=self.count) for row in found]) / points.shape[1]
+        """Return the share of each patch, sampled at ``points``, that lies in each segment."""
+        sampled = self.index.ravel()[points]
+        return np.stack([np.bincount(row[row >= 0], minlength=self.count) for row in sampled]) / points.shape[1]
 
 
-def segment(photo: np.ndarray, how: Any, view: InputImage, cells: Grid | None) -> Segments:
-    """The segments of a photo (pixel height, pixel width, 3) in 0 … 255.
+def segment(photo: np.ndarray, segmentation: Any, view: InputImage, cells: Grid | None) -> Segments:
+    """Divide a photo (pixel height, pixel width, 3) in 0 … 255 into segments.
 
     Args:
-        how: ``"quickshift"`` (Vedaldi & Soatto, 2008; kernel 4, distance 200, ratio 0.2), ``"slic"`` (Achanta et al.,
-            2012; about 100), ``"patches"`` (the model's own, see :func:`cell_labels`), an array of whole numbers as
-            large as the photo, or a function of the photo that returns one.
-        view: what of the photo the model sees.
-        cells: the grid of patches; None where it is unknown.
+        segmentation: ``"quickshift"`` (Vedaldi & Soatto, 2008; kernel 4, distance 200, ratio 0.2), ``"slic"``
+            (Achanta et al., 2012; about 100 segments), ``"patches"`` (the model's own, see :func:`cell_labels`), an
+            array of whole numbers as large as the photo, or a function of the photo that returns such an array.
+        view: the part of the photo that the model sees.
+        cells: the grid of patches; None if it is unknown.
 
     Raises:
-        CallError: no such way, or the array is not as large as the photo.
+        CallError: unknown segmentation, or an array that is not as large as the photo.
     """
-    if isinstance(how, str):
-        if how not in get_args(SegmentsName):
+    size = photo.shape[:2]
+    if isinstance(segmentation, str):
+        if segmentation not in get_args(SegmentsName):
             raise CallError(
-                f"unknown segments {how!r}: choose {', '.join(get_args(SegmentsName))}, or pass an array of labels "
-                "as large as the image"
+                f"unknown segments {segmentation!r}: choose {', '.join(get_args(SegmentsName))}, or pass an array of "
+                "labels as large as the image"
             )
-        if how == "patches":
+        if segmentation == "patches":
             if cells is None:
                 raise CallError("the patches of this model are unknown: pass patch_size to vitscope.load")
-            index = cell_labels(photo.shape[:2], view, cells)
-            _check_cells(photo.shape[:2], view, cells)
-            return Segments(index, index, cells.num_patches, how)
-        return _counted(_grown(photo, how), how).at(photo.shape[:2])
-    labels, name = (how(photo), getattr(how, "__name__", "function")) if callable(how) else (how, "labels")
-    return _counted(_checked(labels, photo.shape[:2]), name)
+            index = cell_labels(size, view, cells)
+            _check_patch_size(size, view, cells)
+            return Segments(index, index, cells.num_patches, segmentation)
+        return _indexed(_computed_labels(photo, segmentation), segmentation).resized(size)
+    if callable(segmentation):
+        labels, name = segmentation(photo), getattr(segmentation, "__name__", "function")
+    else:
+        labels, name = segmentation, "labels"
+    return _indexed(_require_labels(labels, size), name)
 
 
-def _counted(labels: np.ndarray, name: str) -> Segments:
+def _indexed(labels: np.ndarray, name: str) -> Segments:
+    """Count the segments and index them from 0."""
     unique, index = np.unique(labels, return_inverse=True)
     if len(unique) < 2:
         raise CallError(
@@ -99,42 +104,43 @@ def _counted(labels: np.ndarray, name: str) -> Segments:
         )
     if len(unique) > MOST_SEGMENTS:
         raise CallError(
-            f"the image has {len(unique):,} segments ({name}), more than the {MOST_SEGMENTS:,} that can be told "
-            "apart: pass labels of larger ones"
+            f"the image has {len(unique):,} segments ({name}), at most {MOST_SEGMENTS:,} are supported: pass labels "
+            "of larger segments"
         )
     return Segments(labels, index.reshape(labels.shape), len(unique), name)
 
 
-def _check_cells(size: tuple[int, int], view: InputImage, cells: Grid) -> None:
-    """A patch of a pixel or less cannot be hidden in its own mean."""
+def _check_patch_size(size: tuple[int, int], view: InputImage, cells: Grid) -> None:
+    """Refuse patches of a pixel or less, because hiding one in its own mean changes nothing."""
     left, top, right, bottom = view.box
-    high = (bottom - top) / cells.height * size[0] / view.photo.height
-    wide = (right - left) / cells.width * size[1] / view.photo.width
-    if min(high, wide) < 2:
+    patch_height = (bottom - top) / cells.height * size[0] / view.photo.height
+    patch_width = (right - left) / cells.width * size[1] / view.photo.width
+    if min(patch_height, patch_width) < 2:
         raise CallError(
-            f"the image has {size[0]}×{size[1]} pixels (height×width), fewer than two a side for each of the model's "
-            f"{cells.height}×{cells.width} patches: enlarge it first"
+            f"the image has {size[0]}×{size[1]} pixels (height×width), fewer than two per side for each of the "
+            f"model's {cells.height}×{cells.width} patches: enlarge it first"
         )
 
 
-def _checked(labels: Any, size: tuple[int, int]) -> np.ndarray:
+def _require_labels(labels: Any, size: tuple[int, int]) -> np.ndarray:
+    """Return labels as an integer array of the image's size."""
     try:
         array = np.asarray(labels)
     except ValueError:
-        raise CallError("the segment labels are rows of different length: pass one label a pixel") from None
+        raise CallError("the segment labels are rows of different lengths: pass one label per pixel") from None
     if array.shape != size:
         raise CallError(
-            f"the segment labels are {'×'.join(map(str, array.shape)) or 'one number'} where the image is "
-            f"{size[0]}×{size[1]} (height×width): pass one label a pixel"
+            f"the segment labels are {'×'.join(map(str, array.shape)) or 'one number'}, but the image is "
+            f"{size[0]}×{size[1]} (height×width): pass one label per pixel"
         )
-    whole = np.issubdtype(array.dtype, np.integer)
-    if not whole and not (np.issubdtype(array.dtype, np.floating) and np.array_equal(array, np.rint(array))):
+    is_integer = np.issubdtype(array.dtype, np.integer)
+    if not is_integer and not (np.issubdtype(array.dtype, np.floating) and np.array_equal(array, np.rint(array))):
         raise CallError(f"the segment labels are {array.dtype}, whole numbers are expected")
     return array.astype(np.int64)
 
 
-def _grown(photo: np.ndarray, how: str) -> np.ndarray:
-    """Segments that follow the image; of a large one those of a smaller copy."""
+def _computed_labels(photo: np.ndarray, algorithm: str) -> np.ndarray:
+    """Return the labels of quickshift or slic; for a large photo those of a smaller copy."""
     height, width = photo.shape[:2]
     photo = photo if photo.shape[-1] == 3 else three_channels(photo, -1)
     eight_bits = photo if photo.dtype == np.uint8 else photo.round().clip(0, 255).astype(np.uint8)
@@ -142,13 +148,13 @@ def _grown(photo: np.ndarray, how: str) -> np.ndarray:
     if shrink < 1:
         small = (max(round(width * shrink), 1), max(round(height * shrink), 1))
         eight_bits = np.asarray(Image.fromarray(eight_bits).resize(small, Image.Resampling.BOX))
-    grow: Callable[..., np.ndarray] = quickshift if how == "quickshift" else slic
-    options = {"kernel_size": 4, "max_dist": 200, "ratio": 0.2} if how == "quickshift" else {"start_label": 0}
-    return grow(eight_bits, **options)
+    compute: Callable[..., np.ndarray] = quickshift if algorithm == "quickshift" else slic
+    options = {"kernel_size": 4, "max_dist": 200, "ratio": 0.2} if algorithm == "quickshift" else {"start_label": 0}
+    return compute(eight_bits, **options)
 
 
 def cell_labels(size: tuple[int, int], view: InputImage, cells: Grid) -> Int[np.ndarray, "pixel_height pixel_width"]:
-    """The cell of ``cells`` that each pixel of the photo lies in, row by row; −1 where the model does not look.
+    """Return the cell of ``cells`` that each pixel of the photo lies in, row by row; −1 outside the model's view.
 
     ``view.photo`` may have another size than ``size``: the box counts in its pixels.
     """
@@ -160,13 +166,14 @@ def cell_labels(size: tuple[int, int], view: InputImage, cells: Grid) -> Int[np.
 
 
 def _cell_of(pixels: int, photo: int, span: tuple[float, float], cells: int) -> np.ndarray:
+    """Return the cell of each of ``pixels`` along one side; −1 outside ``span``."""
     centres = (np.arange(pixels) + 0.5) * photo / pixels
     cell = np.floor((centres - span[0]) / (span[1] - span[0]) * cells).astype(np.int64)
     return np.where((cell >= 0) & (cell < cells), cell, -1)
 
 
 def patch_points(size: tuple[int, int], view: InputImage, grid: Grid) -> Int[np.ndarray, "patch point"]:
-    """Pixels of the photo, counted row by row, spread evenly over each patch of the model's grid."""
+    """Return pixels of the photo, counted row by row, spread evenly over each patch of the model's grid."""
     left, top, right, bottom = view.box
     rows = _points(size[0] / view.photo.height, (top, bottom), grid.height, size[0])
     columns = _points(size[1] / view.photo.width, (left, right), grid.width, size[1])
@@ -176,5 +183,6 @@ def patch_points(size: tuple[int, int], view: InputImage, grid: Grid) -> Int[np.
 
 
 def _points(scale: float, span: tuple[float, float], cells: int, pixels: int) -> np.ndarray:
-    places = span[0] + (np.arange(cells * POINTS) + 0.5) / (cells * POINTS) * (span[1] - span[0])
-    return np.floor(places * scale).astype(np.int64).clip(0, pixels - 1).reshape(cells, POINTS)
+    """Return the sampled pixels of each cell along one side."""
+    positions = span[0] + (np.arange(cells * POINTS) + 0.5) / (cells * POINTS) * (span[1] - span[0])
+    return np.floor(positions * scale).astype(np.int64).clip(0, pixels - 1).reshape(cells, POINTS)

@@ -1,1 +1,1 @@
-"""CLS tokens in the windows of a Swin: what they look at, and a classifier that reads them."""
+"""CLS tokens in the windows of a Swin: what they attend to, and a classifier that reads them."""

@@ -1,4 +1,4 @@
-"""A CLS token in every window: what a token that reads its window, and that nothing reads, looks at."""
+"""A CLS token in every window: what a token attends to that reads its window, and that no other token reads."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,10 +24,13 @@ WindowAttention = Float[Tensor, "batch window head query key"]
 
 @dataclass(frozen=True, eq=False)
 class WindowCls:
-    """A run with a CLS token in every window of every block.
+    """The attention of a CLS token in every window of every block.
 
-    ``rows[layer]`` is what the tokens look at, (batch, window, head, 1 + slots): themselves first, then the slots of
-    their window. ``logits`` are the model's own, which the tokens do not touch.
+    Attributes:
+        trace: the forward pass that the tokens read.
+        rows: for each layer, what the tokens attend to, (batch, window, head, 1 + slots): themselves first, then the
+            slots of their window.
+        logits: the model's own, which the tokens do not change; None if it has no classifier.
     """
 
     trace: Trace
@@ -35,69 +38,74 @@ class WindowCls:
     logits: Tensor | None
 
     def attention(self, layer: int) -> WindowAttention:
-        """Attention with the token in it.
+        """Return the attention of a layer, including the CLS token.
 
         Returns:
-            float32 (batch, window, head, 1 + slots, 1 + slots), rows sum to one. Row 0 is the token; column 0 is zero
-            below it, for nothing attends to it. ``trace.step(layer).slots`` says which token each slot is.
+            float32 (batch, window, head, 1 + slots, 1 + slots), rows sum to one. Row 0 is the CLS token; column 0 is
+            zero below it, because no token attends to it. ``trace.step(layer).slots`` is the token in each slot.
         """
         step = self.trace.step(layer)
         weights = step.weights()
-        whole = weights.new_zeros(*weights.shape[:3], weights.shape[3] + 1, weights.shape[4] + 1)
-        whole[..., 0, :] = self.rows[step.layer]
-        whole[..., 1:, 1:] = weights
-        return whole
+        extended = weights.new_zeros(*weights.shape[:3], weights.shape[3] + 1, weights.shape[4] + 1)
+        extended[..., 0, :] = self.rows[step.layer]
+        extended[..., 1:, 1:] = weights
+        return extended
 
     def map(self, layer: int = -1, head: Head = "mean") -> Maps:
-        """The first row without its first column, put back on the block's grid: each window's own summary.
+        """Return what the CLS tokens attend to, on the block's grid: a summary of each window.
+
+        Args:
+            layer: index of the attention block, from 0; negative from the end.
+            head: index of the head, or ``"mean"``, ``"max"``, ``"min"`` over heads.
 
         Returns:
-            (batch, height, width). Each window sums to one less what its token keeps for itself and what falls on
-            padding; nothing is rescaled, so windows can be compared.
+            (batch, height, width). Each window sums to one, less its token's attention to itself and to padding. The
+            values are not rescaled, so windows can be compared.
         """
         return self._map_and_padding(layer, head)[0]
 
     def attribution(self, layer: int = -1, head: Head = "mean") -> Attribution:
-        """:meth:`map` as a result: to lay over the photo, to save, with its provenance."""
+        """Return :meth:`map` as an attribution, with its provenance, to overlay on the photo or to save."""
         step = self.trace.step(layer)
-        values, fallen = self._map_and_padding(layer, head)
-        about = {
+        values, padding = self._map_and_padding(layer, head)
+        provenance = {
             **self.trace.provenance,
             "method": "window_cls",
             "parameters": {"layer": step.layer, "head": step.require_head(head)},
             "rows_sum_to_one": False,
-            "padding_mass": fallen.tolist(),
+            "padding_mass": padding.tolist(),
         }
-        return Attribution(values, step.require_grid(), self.trace.images, about)
+        return Attribution(values, step.require_grid(), self.trace.images, provenance)
 
     def _map_and_padding(self, layer: int, head: Head) -> tuple[Maps, Float[Tensor, " batch"]]:
-        """The map, and the share of the tokens' attention, all windows together, that fell on padding."""
+        """Return the map, and the share of the CLS tokens' attention, over all windows, that falls on padding."""
         step = self.trace.step(layer)
         slots, grid = step.require_slots(), step.require_grid()
         fused = fuse_heads(self.rows[step.layer][..., None, 1:], step.require_head(head)).squeeze(-2)
-        real = slots >= 0
+        is_token = slots >= 0
         tokens = fused.new_zeros(len(fused), grid.num_tokens)
-        tokens[:, slots[real]] = fused[:, real]
-        return only_finite(grid.patches(tokens), "attention"), (fused * ~real).sum((1, 2)) / len(slots)
+        tokens[:, slots[is_token]] = fused[:, is_token]
+        return only_finite(grid.patches(tokens), "attention"), (fused * ~is_token).sum((1, 2)) / len(slots)
 
 
 def window_cls(model: VisionModel | nn.Module, images: Any, *, tokens: Sequence[Tensor] | None = None) -> WindowCls:
-    """What a CLS token in every window looks at, in every block; nothing is trained and the model is not changed.
+    """Compute what a CLS token in every window attends to, in every block, without training or changing the model.
 
-    The token enters each block as the mean of its window's tokens and goes through the block's own LayerNorm, query,
-    key and softmax: softmax(q_cls · [k_cls, k_1, …, k_M]ᵀ / √d). It has no place in the window, so no position bias and
-    no mask between regions of a shifted window apply to it. No token attends to it.
+    The token enters each block as the mean of its window's tokens and passes through the block's own LayerNorm, query,
+    key and softmax: softmax(q_cls · [k_cls, k_1, …, k_M]ᵀ / √d). It has no position in the window, so neither the
+    position bias nor the mask between regions of a shifted window applies to it. No token attends to it.
 
     Reference: the window attention is Liu et al., 2021 (arXiv 2103.14030).
 
     Args:
         model: Swin (version 1) of transformers, timm or torchvision.
         images: as for :func:`vitscope.capture`.
-        tokens: for each stage a vector, as wide as the stage, that enters instead of the windows' means;
-            :class:`WindowHead` learns such. Of a model tuned with ``window-cls`` its own by default.
+        tokens: for each stage a vector, as wide as the stage, that replaces the windows' means;
+            :class:`WindowHead` learns such vectors. A model fine-tuned with ``window-cls`` uses its own by default.
 
     Raises:
-        CallError: the model is not of a kind whose blocks can be read this way.
+        CallError: ``tokens`` do not fit the model's stages.
+        UnsupportedModelError: the model has no windows that a CLS token can be put into.
 
     Examples:
         >>> import skimage.data, vitscope as vs
@@ -111,9 +119,9 @@ def window_cls(model: VisionModel | nn.Module, images: Any, *, tokens: Sequence[
     if tokens is None and isinstance(model.module, WindowClassified):
         tokens = [token.detach() for token in model.module.reader.tokens]
     if tokens is not None:
-        given, widths = [token.numel() for token in tokens], stage_widths(projections)
-        if given != widths:
-            raise CallError(f"tokens are {given} wide, but the stages of {model.name} are {widths}")
+        token_widths, widths = [token.numel() for token in tokens], stage_widths(projections)
+        if token_widths != widths:
+            raise CallError(f"tokens are {token_widths} wide, but the stages of {model.name} are {widths}")
     inputs, trace, logits = block_inputs(model, images)
     rows = {}
     with torch.no_grad():
@@ -127,18 +135,18 @@ def window_cls(model: VisionModel | nn.Module, images: Any, *, tokens: Sequence[
 def block_inputs(
     model: VisionModel, images: Any
 ) -> tuple[dict[str, Float[Tensor, "batch token channel"]], Trace, Tensor | None]:
-    """The tokens that enter each block, the run's trace, and its logits."""
+    """Run the model, and return the tokens that enter each block, the trace, and the logits."""
     assert model.layout is not None
     assert model.layout.hierarchy is not None
     inputs: dict[str, Tensor] = {}
 
-    def keep(path: str) -> Any:
-        def note(tokens: Tensor, _: Any) -> None:
+    def recorder(path: str) -> Any:
+        def record(tokens: Tensor, _: Any) -> None:
             # (batch, token, channel) or (batch, row, column, channel)
             inputs[path] = tokens.detach().flatten(1, -2)
 
-        return note
+        return record
 
-    watch = {block.module: keep(path) for path, block in model.layout.hierarchy.blocks.items()}
-    done = run_and_capture(model, images, by_class=False, merge="equal", watch=watch)
-    return inputs, done.trace, done.logits
+    watch = {block.module: recorder(path) for path, block in model.layout.hierarchy.blocks.items()}
+    captured = run_and_capture(model, images, by_class=False, merge="equal", watch=watch)
+    return inputs, captured.trace, captured.logits

@@ -1,4 +1,4 @@
-"""A classifier that reads a Swin through learned CLS tokens, one for each stage, put into every window."""
+"""A classifier that reads a Swin through learned CLS tokens, one per stage, in every window."""
 
 import json
 from pathlib import Path
@@ -22,15 +22,15 @@ class WindowHead(WindowReader):
     """Learnable CLS tokens in the windows of a frozen Swin, and a small head that reads nothing else.
 
     In each block the stage's token enters every window, attends to itself and the window through the block's own
-    weights, and takes up what that adds. The mean over windows and blocks of a stage is the stage's summary; a
-    LayerNorm and one linear layer make logits of the summaries of all stages. Tokens of the image do not attend to
-    it, so the backbone computes what it always did, and its weights get no gradient.
+    weights, and adds the output to itself. The mean over windows and blocks of a stage is the stage's summary; a
+    LayerNorm and one linear layer turn the summaries of all stages into logits. Tokens of the image do not attend to
+    the CLS token, so the backbone's output is unchanged, and its weights get no gradient.
 
     ``parameters()`` and ``state_dict()`` are those of the tokens and the head alone.
 
     Args:
         model: Swin (version 1) of transformers, timm or torchvision; from :func:`vitscope.load`, or a live module.
-        num_classes: how many logits.
+        num_classes: number of logits.
 
     Examples:
         >>> import torch, vitscope as vs
@@ -46,63 +46,64 @@ class WindowHead(WindowReader):
 
     @property
     def backbone(self) -> VisionModel:
+        """The frozen Swin that the head reads."""
         return self._backbone[0]
 
     def forward(self, pixels: Pixels) -> Float[Tensor, "batch label"]:
-        """Logits of preprocessed images; gradients flow to the tokens and the head."""
-        here, there = self.head.weight, self.backbone
-        if (here.device, here.dtype) != (there.device, there.dtype):
+        """Return the logits of preprocessed images; gradients flow to the tokens and the head."""
+        weight, backbone = self.head.weight, self.backbone
+        if (weight.device, weight.dtype) != (backbone.device, backbone.dtype):
             raise CallError(
-                f"the head is {here.dtype} on {here.device}, its backbone {there.dtype} on {there.device}: move "
-                "head.backbone.module as well"
+                f"the head is {weight.dtype} on {weight.device}, its backbone {backbone.dtype} on {backbone.device}: "
+                "move head.backbone.module as well"
             )
         return self.read(self.backbone, pixels)
 
     def explain(self, images: Any) -> WindowCls:
-        """What the learned tokens look at, in every block."""
+        """Return what the learned tokens attend to, in every block."""
         return window_cls(self.backbone, images, tokens=[token.detach() for token in self.tokens])
 
     def save(self, path: str | Path) -> Path:
-        """Write tokens and head as safetensors, beside first and then renamed.
+        """Save tokens and head as safetensors, atomically.
 
         Raises:
-            SaveError: it cannot be written; what stood at ``path`` is still there.
+            SaveError: the file cannot be written; an existing file at ``path`` is unchanged.
         """
         path = Path(path)
-        about = {"kind": "vitscope window head", "model": self.backbone.name}
+        metadata = {"kind": "vitscope window head", "model": self.backbone.name}
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        with atomic_write(path) as beside:
+        with atomic_write(path) as temporary:
             try:
-                save_file(tensors, beside, {"about": json.dumps(about)})
+                save_file(tensors, temporary, {"about": json.dumps(metadata)})
             except SafetensorError as error:
                 raise OSError(str(error)) from error
         return path
 
     @classmethod
     def load(cls, path: str | Path, model: VisionModel | nn.Module) -> "WindowHead":
-        """Read what :meth:`save` wrote, for a backbone of the same shape.
+        """Load a head that :meth:`save` wrote, for a backbone of the same shape.
 
         Raises:
-            CallError: there is no such file, or it was made for a backbone of another shape.
-            WorkError: the file is no saved head.
+            CallError: the file does not exist, or belongs to a backbone of another shape.
+            WorkError: the file is not a saved head.
         """
         try:
             with safe_open(str(path), framework="pt") as file:
-                about = json.loads((file.metadata() or {})["about"])
+                metadata = json.loads((file.metadata() or {})["about"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             num_classes = len(tensors["head.weight"])
         except FileNotFoundError:
             raise CallError(f"{path} does not exist") from None
         except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
-            raise WorkError(f"{path} is no saved window head: {error}") from None
-        made = cls(model, num_classes)
-        here = {name: tuple(tensor.shape) for name, tensor in made.state_dict().items()}
-        there = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        if here != there:
+            raise WorkError(f"{path} is not a saved window head: {error}") from None
+        head = cls(model, num_classes)
+        expected_shapes = {name: tuple(tensor.shape) for name, tensor in head.state_dict().items()}
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        if shapes != expected_shapes:
             widths = [len(tensor) for name, tensor in tensors.items() if name.startswith("tokens.")]
             raise CallError(
-                f"{path} was made for {about['model']} with stages {widths} channels wide; {made.backbone.name} has "
-                f"{[len(token) for token in made.tokens]}"
+                f"{path} was saved for {metadata['model']} with stages {widths} channels wide; {head.backbone.name} "
+                f"has {[len(token) for token in head.tokens]}"
             )
-        made.load_state_dict(tensors)
-        return made
+        head.load_state_dict(tensors)
+        return head

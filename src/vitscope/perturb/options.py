@@ -1,0 +1,50 @@
+"""The options that every method shares that evaluates a model on perturbed images."""
+
+from dataclasses import dataclass
+from typing import Any, Literal, TypedDict, get_args
+
+from vitscope.errors import CallError
+from vitscope.progress import ProgressLike
+from vitscope.validation import at_least, seed_number
+
+Output = Literal["probability", "logit"]
+
+
+class PerturbationArguments(TypedDict, total=False):
+    """The keyword arguments that :class:`PerturbationOptions` describes, for ``**options: Unpack[...]``."""
+
+    hide: Any
+    output: Output
+    seed: int
+    batch_size: int
+    progress: ProgressLike
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerturbationOptions:
+    """Checked options of a method that evaluates a model on perturbed images.
+
+    Attributes:
+        hide: what replaces hidden pixels: ``"mean"`` (of each segment), ``"black"``, ``"grey"``, ``"blur"``,
+            ``"noise"``, a colour (one number or three, 0 to 255), an image, or ``"drop"``: no pixels at all. Patches
+            that are more than half hidden are then left out of the computation, which makes it faster.
+        output: the output to explain: ``"probability"`` (softmax) or ``"logit"``.
+        seed: seed of all random numbers, 0 to 2³² − 1.
+        batch_size: maximum number of images per forward pass. It bounds the memory and changes nothing else.
+        progress: True for a bar on stderr, or a function of one :class:`vitscope.Progress`.
+
+    Raises:
+        CallError: an option is out of range.
+    """
+
+    hide: Any = "mean"
+    output: Output = "probability"
+    seed: int = 0
+    batch_size: int = 64
+    progress: ProgressLike = False
+
+    def __post_init__(self) -> None:
+        if self.output not in get_args(Output):
+            raise CallError(f"unknown output {self.output!r}: choose {' or '.join(get_args(Output))}")
+        object.__setattr__(self, "seed", seed_number(self.seed))
+        object.__setattr__(self, "batch_size", at_least(1, self.batch_size, "batch_size"))

@@ -1,0 +1,47 @@
+"""vitscope explain --target: the class goes to every method that takes one."""
+
+import json
+
+import pytest
+
+import vitscope as vs
+from tests.cli.test_app import needs_bundled, photo_in_an_empty_folder, run
+
+pytestmark = needs_bundled
+photo = photo_in_an_empty_folder
+
+
+def test_rollout_of_a_window_transformer_takes_the_target(photo, capsys, monkeypatch):
+    options = ("--model", "swin-nano", "--method", "rollout", "--target", "dog", "--json")
+    code, out, err = run(capsys, monkeypatch, "explain", photo, *options)
+    assert (code, err) == (0, "")
+    result = json.loads(out)[0]["results"]["rollout"]
+    expected = vs.rollout(vs.load("swin-nano"), photo, target="dog")
+    assert result["target"] == expected.target == "dog"
+    assert result["values"] == expected.as_json()["values"]
+
+
+def test_rollout_that_has_no_readout_by_class_is_refused(photo, capsys, monkeypatch):
+    code, out, err = run(capsys, monkeypatch, "explain", photo, "--method", "rollout", "--target", "dog")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "no readout by class" in err
+
+
+def test_rollout_that_has_no_readout_by_class_stands_beside_a_method_that_has_a_target(photo, capsys, monkeypatch):
+    options = ("--method", "rollout", "--method", "occlusion", "--target", "dog", "--json")
+    code, out, err = run(capsys, monkeypatch, "explain", photo, *options)
+    assert (code, err) == (0, "")
+    results = json.loads(out)[0]["results"]
+    assert (results["rollout"]["target"], results["occlusion"]["target"]) == (None, "dog")
+
+
+def test_a_method_that_takes_no_target_refuses_one(photo, capsys, monkeypatch):
+    code, out, err = run(capsys, monkeypatch, "explain", photo, "--method", "attention", "--target", "dog")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "attention takes no target: add one of rollout, lime, kernel_shap, occlusion, rise" in err
+
+
+@pytest.mark.parametrize("method", ["attention", "rollout"])
+def test_without_a_target_every_method_explains(photo, capsys, monkeypatch, method):
+    code, _, err = run(capsys, monkeypatch, "explain", photo, "--method", method)
+    assert (code, err) == (0, "")

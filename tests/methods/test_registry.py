@@ -1,0 +1,41 @@
+"""The registry says what each method is and takes, and the methods themselves agree."""
+
+import inspect
+import re
+
+import pytest
+
+from vitscope.methods.registry import METHODS, Method
+
+every_method = pytest.mark.parametrize(("name", "method"), METHODS.items(), ids=METHODS)
+
+
+def test_every_kind_is_named() -> None:
+    kinds = {name: method.kind for name, method in METHODS.items()}
+    assert kinds == {
+        "attention": "attention",
+        "rollout": "attention",
+        "lime": "perturbation",
+        "kernel_shap": "perturbation",
+        "occlusion": "perturbation",
+        "rise": "perturbation",
+    }
+
+
+@every_method
+def test_takes_target_is_what_the_signature_says(name: str, method: Method) -> None:
+    assert method.takes_target == ("target" in inspect.signature(method.compute).parameters)
+    assert method.takes_target == (name != "attention")
+
+
+@every_method
+def test_a_perturbation_method_reports_progress(name: str, method: Method) -> None:
+    assert ("progress" in inspect.signature(method.compute).parameters) == (method.kind == "perturbation"), name
+
+
+@every_method
+def test_every_method_is_described(name: str, method: Method) -> None:
+    assert method.compute.__name__ in (name, f"{name}_map")
+    assert re.fullmatch(r".*, (19|20)\d\d", method.source)
+    assert method.summary
+    assert method.forwards
