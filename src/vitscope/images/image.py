@@ -46,10 +46,6 @@ class InputImage:
         box = (left, top, left + (right - left) * width_fraction, top + (bottom - top) * height_fraction)
         return InputImage(self.photo, box, self.name)
 
-    def uncropped(self) -> "InputImage":
-        """Return the photo with all of it in view, for results that also cover what the model crops away."""
-        return InputImage(self.photo, (0.0, 0.0, float(self.photo.width), float(self.photo.height)), self.name)
-
     def paint(self, values: Any, size: tuple[int, int] | None = None, *, smooth: bool = True) -> np.ndarray:
         """Return a map on the token grid at its place on the photo.
 
