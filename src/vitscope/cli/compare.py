@@ -6,8 +6,10 @@ from typing import Annotated
 
 import typer
 
-from vitscope.cli.app import Device, Json, app
-from vitscope.cli.output import WIDE, load_model, print_table, split_list
+from vitscope.cli.app import app
+from vitscope.cli.inputs import load_model, split_list
+from vitscope.cli.options import Device, Json
+from vitscope.cli.tables import WIDE, print_table
 from vitscope.cli.training import (
     HELD_OUT,
     READING,
@@ -58,7 +60,7 @@ def compare(
     device: Device = None,
     json_: Json = False,
 ) -> None:
-    """Models by ways to tune by seeds: accuracies, who gains more, and what tuning did to attention."""
+    """Fine-tune several models by several methods; compare them."""
     from rich.console import Console
 
     from vitscope.tune.methods import require_tuning

@@ -4,24 +4,28 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vitscope.cli.app import Compared, Device, Examples, Json, ModelName, Overwrite, TopK
+from vitscope.cli.inputs import checked_name, fill_of, load_model, numbers
 from vitscope.cli.model_options import Description, model_command
-from vitscope.cli.output import (
-    checked_name,
-    fill_of,
-    fresh,
-    load_model,
-    numbers,
-    print_composites,
-    print_effects,
-    reporting,
-    save,
-    shortened,
+from vitscope.cli.options import (
+    BatchSize,
+    Compared,
+    Device,
+    Examples,
+    Fill,
+    ImageSize,
+    Json,
+    ModelName,
+    OutputKind,
+    Overwrite,
+    Seed,
+    TopK,
 )
+from vitscope.cli.output import fresh, reporting, save, shortened
+from vitscope.cli.tables import print_composites, print_effects
 from vitscope.cli.terminal import say
 from vitscope.errors import CallError, OutputExistsError
 
@@ -48,7 +52,7 @@ class Marked:
 @model_command
 def compose(
     photos: Annotated[
-        list[Path] | None, typer.Argument(help="A photo; with --recipe several, or none.", metavar="[PHOTO]...")
+        list[Path] | None, typer.Argument(help="A photo; with --recipe several, or none.", metavar="PHOTO")
     ] = None,
     objects: Annotated[
         list[str] | None,
@@ -85,21 +89,19 @@ def compose(
     ] = None,
     places: Annotated[str, typer.Option(help="Rows and columns of the location test.")] = "7,7",
     location_scale: Annotated[float, typer.Option(help="The object's size in the location test.")] = 1.0,
-    fill: Annotated[str, typer.Option(help="In holes: inpaint, mean, blur, a colour or an image.")] = "inpaint",
+    fill: Fill = "inpaint",
     background: Annotated[
         Path | None, typer.Option(help="The other background, an image.", show_default="a texture of grass")
     ] = None,
     feather: Annotated[float | None, typer.Option(help="Pixels over which edges fade.", show_default="1 %")] = None,
     attention: Annotated[bool, typer.Option(help="Also show where the model looked: rollouts.")] = True,
-    output: Annotated[Literal["probability", "logit"], typer.Option(help="What is asked for.")] = "probability",
-    seed: Annotated[int, typer.Option(help="Of the shuffled background.")] = 0,
-    batch_size: Annotated[int, typer.Option(help="Images to a forward.")] = 64,
+    output: OutputKind = "probability",
+    seed: Seed = 0,
+    batch_size: BatchSize = 64,
     top_k: TopK = 3,
     compare: Compared = None,
     examples: Examples = None,
-    image_size: Annotated[
-        int | None, typer.Option(help="Pixels a side of the models' input.", show_default="what they were trained with")
-    ] = None,
+    image_size: ImageSize = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="The folder to write to.", show_default="a new one")
     ] = None,
@@ -109,7 +111,7 @@ def compose(
     *,
     description: Description,
 ) -> None:
-    """What a model says when an object is smaller, elsewhere, apart, or over another background."""
+    """Move, resize and swap objects, and compare the predictions."""
     from vitscope.compositing.effects import effects
     from vitscope.views.compositing import controls
 

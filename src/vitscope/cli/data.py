@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vitscope.cli.app import Json, Overwrite, app
-from vitscope.cli.output import fresh, print_table, save
+from vitscope.cli.app import app
+from vitscope.cli.options import Json, Overwrite
+from vitscope.cli.output import fresh, save
+from vitscope.cli.tables import print_table
 from vitscope.cli.training import READING, DataName, PerClass, SplitSeed, TestShare, data_name
 from vitscope.errors import CallError, OutputExistsError
 
@@ -28,7 +30,7 @@ def data(
     overwrite: Overwrite = False,
     json_: Json = False,
 ) -> None:
-    """Classes and counts of a data set, images that leak from train to test, the mean image of each class."""
+    """Check a data set: counts, leaks, unreadable images."""
     from vitscope.methods._perturbation import progress_bar
     from vitscope.tune.data import load_data
     from vitscope.tune.leakage import inspect

@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vitscope.cli.app import Device, Json, Overwrite, app
-from vitscope.cli.output import load_model, print_table, save
+from vitscope.cli.app import app
+from vitscope.cli.inputs import load_model
+from vitscope.cli.options import Device, Json, Overwrite
+from vitscope.cli.output import save
+from vitscope.cli.tables import print_table
 
 if TYPE_CHECKING:
     from vitscope.tune.run_folder import Tuned
@@ -73,7 +76,7 @@ def finetune(
     device: Device = None,
     json_: Json = False,
 ) -> None:
-    """Train a model on images of your own; the same call goes on where it was broken off."""
+    """Fine-tune a model on your images; resumes if interrupted."""
     from vitscope.tune.methods import require_tuning
 
     require_tuning(tuning)  # before the engine is imported, which takes seconds
