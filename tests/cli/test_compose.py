@@ -296,18 +296,18 @@ MISTAKES = [
     (["cat.png", "cat.png", *BOX], "photos: 2, objects: 1"),
     (["nowhere.png", *BOX], "nowhere.png does not exist"),
     (["cat.png", "--object", "1,2,3"], "has 3 numbers: left, top, width, height"),
-    (["cat.png", "--object", "cat"], "numbers with commas between them are expected"),
+    (["cat.png", "--object", "cat"], "pass numbers separated by commas"),
     (["cat.png", "--object", "dog=400,2,90,90"], "reaches outside the image of 451×300"),
     (["cat.png", "--object", "dog=10.5,-5,20,20"], "reaches outside the image of 451×300"),
     (["cat.png", "--object", "0,0,451,300"], "is the whole image"),
     (["cat.png", "--object", "5,5,0,9"], "it is empty"),
     (["cat.png", "--object", "mask.png"], "mask.png does not exist"),
-    (["cat.png", "--object", "segments:a"], "'a': numbers with commas"),
+    (["cat.png", "--object", "segments:a"], "'a': pass numbers"),
     (["cat.png", "--object", "segments:9999"], "segment 9999 is not there"),
     (["cat.png", "--object", "5,5,50,50", "--object", "20,20,50,50"], "object 1 and object 2 overlap in 1,225 pixels"),
     (["cat.png", "--object", "a=5,5,50,50", "--object", "a=90,90,50,50"], "are called a, a: give each a name"),
     (["cat.png", *BOX, "--test", "sizes"], "unknown test 'sizes': choose size, location, split, controls"),
-    (["cat.png", *BOX, "--scales", "0.5,big"], "--scales is '0.5,big': numbers"),
+    (["cat.png", *BOX, "--scales", "0.5,big"], "--scales is '0.5,big': pass numbers"),
     (["cat.png", *BOX, "--scales", "0"], "numbers above 0"),
     (["cat.png", *BOX, "--scales", "9"], "does not fit"),
     (["cat.png", *BOX, "--places", "1"], "places is 1, at least 2"),
@@ -390,7 +390,7 @@ def test_ctrl_c_keeps_what_was_answered(photo, tmp_path, capsys, monkeypatch):
     code, out, err = run(capsys, monkeypatch, "compose", photo, *BOX, *chosen)
     assert code == 1
     assert "10 of 26 samples" in err
-    assert "interrupted; what was finished before is kept" in err
+    assert "interrupted; finished results are kept" in err
     assert files(tmp_path / "cat-compose") == ["plate.png", "result.json", "table.csv"]
     assert "wrote cat-compose/table.csv" in out
     rows = Path("cat-compose/table.csv").read_text(encoding="utf-8").splitlines()

@@ -1,4 +1,4 @@
-"""The command line in this process, and in one of its own."""
+"""Calls of the command line, in this process and in a process of its own."""
 
 import os
 import subprocess
@@ -6,14 +6,27 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import vitscope
 from vitscope import cli
+from vitscope.models import bundled_path
+
+needs_bundled = pytest.mark.skipif(not (bundled_path("vit-nano") / "config.json").exists(), reason="no bundled model")
+
+
+@pytest.fixture(name="photo")
+def photo_in_an_empty_folder(tmp_path: Path, chelsea: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Change to an empty folder that holds a photo, and return its name."""
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(chelsea).save("cat.png")
+    return "cat.png"
 
 
 def call(capsys: Any, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of a call in this process."""
+    """Return exit code, stdout and stderr of a call in this process."""
     monkeypatch.setattr(sys, "argv", ["vitscope", *arguments])
     with pytest.raises(SystemExit) as stop:
         cli.main()
@@ -23,7 +36,7 @@ def call(capsys: Any, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple
 
 
 def process(*arguments: str, environment: dict[str, str] | None = None, **options: Any) -> subprocess.CompletedProcess:
-    """A call in a process of its own; output is bytes."""
+    """Return the result of a call in a process of its own; its output is bytes."""
     source = str(Path(vitscope.__file__).parents[1])
     settings = {**os.environ, "PYTHONPATH": source, **(environment or {})}
     command = [sys.executable, "-m", "vitscope.cli", *arguments]
