@@ -35,7 +35,7 @@ def explain(
         list[str] | None,
         typer.Option(
             "--method",
-            help="Method, such as lime (see vitscope methods); repeatable, results are compared.",
+            help="Method, such as lime; see vitscope methods. May be repeated, to compare results.",
             show_default="rollout and heads",
         ),
     ] = None,

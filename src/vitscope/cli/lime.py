@@ -73,7 +73,7 @@ def lime(
     *,
     description: Description,
 ) -> None:
-    """Weigh the segments of a photo for a class, with LIME."""
+    """Explain a class by the segments of a photo, with LIME."""
     from vitscope.metrics.agreement import agreement
     from vitscope.views.segments import seen_as
 

@@ -15,7 +15,9 @@ ModelName = Annotated[
         help="Model: vit-nano, swin-nano, a hub id, a folder, timm:<name> or torchvision:<name>.",
     ),
 ]
-Compared = Annotated[list[str] | None, typer.Option("--compare", help="Another model to compare with; repeatable.")]
+Compared = Annotated[
+    list[str] | None, typer.Option("--compare", help="Another model to compare with. May be repeated.")
+]
 Examples = Annotated[
     Path | None,
     typer.Option(help="Folder of examples, one subfolder per class, for a model without a classifier."),
@@ -33,7 +35,7 @@ Target = Annotated[
 ]
 TopK = Annotated[int, typer.Option("--top-k", min=1, help="Number of classes to list.")]
 OutputKind = Annotated[Literal["probability", "logit"], typer.Option("--output", help="Output to evaluate.")]
-Seed = Annotated[int, typer.Option(help="Seed of the random numbers.")]
+Seed = Annotated[int, typer.Option(help="Random seed.")]
 BatchSize = Annotated[int, typer.Option(help="Images per forward pass.")]
 Hide = Annotated[
     str,
