@@ -1,4 +1,4 @@
-"""Any encoding can be printed, a stream that ends is one line, and so is Ctrl-C at any moment."""
+"""Streams of any encoding, streams that fail, Ctrl-C during the imports, and file names that are not possible."""
 
 import builtins
 import io
@@ -12,36 +12,35 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.helpers.command_line import call, process
+from tests.helpers.command_line import call, needs_bundled, process
 from vitscope import cli
 from vitscope.cli import terminal
-from vitscope.models import bundled_path
 
-pytestmark = pytest.mark.skipif(not (bundled_path("vit-nano") / "config.json").exists(), reason="no bundled model")
+pytestmark = needs_bundled
 ENCODINGS = ("ascii", "cp1252", "cp437")
 
 
 @pytest.fixture(name="photo")
-def photo_in_an_empty_folder(tmp_path: Path, chelsea: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> str:
+def photo_with_a_foreign_name(tmp_path: Path, chelsea: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.chdir(tmp_path)
     Image.fromarray(chelsea).resize((64, 48)).save("Kätzchen 猫.png")
     return "Kätzchen 猫.png"
 
 
-def stream(encoding: str) -> io.TextIOWrapper:
+def text_stream(encoding: str) -> io.TextIOWrapper:
     return io.TextIOWrapper(io.BytesIO(), encoding=encoding, write_through=True, newline="\n")
 
 
-def printed(monkeypatch: pytest.MonkeyPatch, encoding: str, *arguments: str) -> tuple[int, str, str]:
-    """Exit code and decoded streams of a call whose stdout and stderr have an encoding."""
-    out, err = stream(encoding), stream(encoding)
+def print_in(monkeypatch: pytest.MonkeyPatch, encoding: str, *arguments: str) -> tuple[int, str, str]:
+    """Return exit code, stdout and stderr of a call whose streams have this encoding."""
+    out, err = text_stream(encoding), text_stream(encoding)
     monkeypatch.setattr(sys, "stdout", out)
     monkeypatch.setattr(sys, "stderr", err)
     monkeypatch.setattr(sys, "argv", ["vitscope", *arguments])
     with pytest.raises(SystemExit) as stop:
         cli.main()
-    assert (sys.stdout, sys.stderr) == (out, err), "the streams are as before"
-    texts = (part.buffer.getvalue().decode(encoding) for part in (out, err))  # type: ignore[attr-defined]
+    assert (sys.stdout, sys.stderr) == (out, err), "the streams are restored"
+    texts = (stream.buffer.getvalue().decode(encoding) for stream in (out, err))  # type: ignore[attr-defined]
     return stop.value.code, *texts  # type: ignore[return-value]
 
 
@@ -61,10 +60,10 @@ def printed(monkeypatch: pytest.MonkeyPatch, encoding: str, *arguments: str) -> 
 def test_every_command_prints_in_every_encoding(
     photo: str, monkeypatch: pytest.MonkeyPatch, arguments: list[str], encoding: str
 ) -> None:
-    code, out, err = printed(monkeypatch, encoding, *(argument.replace("{}", photo) for argument in arguments))
+    code, out, err = print_in(monkeypatch, encoding, *(argument.replace("{}", photo) for argument in arguments))
     assert code == 0, err
     assert "wrote K" in out
-    assert "?" not in out, "a letter is never lost"
+    assert "?" not in out, "no letter is lost"
     assert r"\u732b" in out
 
 
@@ -73,7 +72,7 @@ def test_every_command_prints_in_every_encoding(
 )
 @pytest.mark.parametrize("encoding", ["ascii", "cp437"])
 def test_the_help_is_printed_in_its_encoding(monkeypatch: pytest.MonkeyPatch, command: str, encoding: str) -> None:
-    code, out, err = printed(monkeypatch, encoding, *([command] if command == "--help" else [command, "--help"]))
+    code, out, err = print_in(monkeypatch, encoding, *([command] if command == "--help" else [command, "--help"]))
     assert (code, err) == (0, "")
     assert "Usage: " in out
 
@@ -82,7 +81,7 @@ def test_the_help_is_printed_in_its_encoding(monkeypatch: pytest.MonkeyPatch, co
     ("encoding", "bar"), [("ascii", "#"), ("latin-1", "#"), ("cp1252", "#"), ("cp437", "█"), ("utf-8", "█")]
 )
 def test_bars_fall_back_to_ascii(photo: str, monkeypatch: pytest.MonkeyPatch, encoding: str, bar: str) -> None:
-    _, out, _ = printed(monkeypatch, encoding, "explain", photo, "--top-k", "1")
+    _, out, _ = print_in(monkeypatch, encoding, "explain", photo, "--top-k", "1")
     assert out.splitlines()[2].split()[2] == bar * 22
 
 
@@ -96,7 +95,7 @@ def test_signs_fall_back_to_ascii() -> None:
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
 def test_errors_are_printed_in_every_encoding(monkeypatch: pytest.MonkeyPatch, encoding: str, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    code, out, err = printed(monkeypatch, encoding, "explain", "猫.png")
+    code, out, err = print_in(monkeypatch, encoding, "explain", "猫.png")
     assert (code, out, err) == (2, "", "vitscope: \\u732b.png does not exist\n")
 
 
@@ -105,48 +104,48 @@ def test_errors_are_printed_in_every_encoding(monkeypatch: pytest.MonkeyPatch, e
     [{"PYTHONIOENCODING": "cp1252"}, {"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0"}],
     ids=str,
 )
-def test_a_process_of_its_own_does_it_too(tmp_path: Path, environment: dict[str, str]) -> None:
-    done = process("demo", environment=environment, cwd=tmp_path)
-    assert (done.returncode, done.stderr) == (0, b"")
-    assert b" 73.5%    ######" in done.stdout
-    assert done.stdout.splitlines()[-1] == b"wrote vitscope-demo.png"
+def test_the_environment_sets_the_encoding(tmp_path: Path, environment: dict[str, str]) -> None:
+    result = process("demo", environment=environment, cwd=tmp_path)
+    assert (result.returncode, result.stderr) == (0, b"")
+    assert b" 73.5%    ######" in result.stdout
+    assert result.stdout.splitlines()[-1] == b"wrote vitscope-demo.png"
 
 
 FULL = Path("/dev/full")
-needs_full = pytest.mark.skipif(not FULL.exists(), reason="no device that is always full")
+needs_full = pytest.mark.skipif(not FULL.exists(), reason="there is no device that is always full")
 
 
 @needs_full
 @pytest.mark.parametrize("arguments", [["models"], ["--help"], ["explain", "--help"], ["methods", "--json"]], ids=str)
 def test_a_full_disk_is_one_line(arguments: list[str]) -> None:
     with FULL.open("w") as full:
-        done = process(*arguments, stdout=full)
-    assert (done.returncode, done.stderr) == (1, b"vitscope: cannot print to stdout: No space left on device\n")
+        result = process(*arguments, stdout=full)
+    assert (result.returncode, result.stderr) == (1, b"vitscope: cannot print to stdout: No space left on device\n")
 
 
 @needs_full
-def test_a_figure_is_written_though_nothing_can_be_printed(tmp_path: Path) -> None:
+def test_a_figure_is_written_even_if_nothing_can_be_printed(tmp_path: Path) -> None:
     with FULL.open("w") as full:
-        done = process("demo", stdout=full, cwd=tmp_path)
-    assert (done.returncode, done.stderr.count(b"\n")) == (1, 1)
+        result = process("demo", stdout=full, cwd=tmp_path)
+    assert (result.returncode, result.stderr.count(b"\n")) == (1, 1)
     assert (tmp_path / "vitscope-demo.png").exists()
 
 
 @needs_full
-def test_where_no_error_can_be_printed_the_exit_code_says_it() -> None:
+def test_the_exit_code_is_right_even_if_no_error_can_be_printed() -> None:
     with FULL.open("w") as full:
         assert process("explain", "nowhere.png", stderr=full).returncode == 2
         assert process("models", stderr=full).returncode == 0
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="a shell of POSIX")
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX shell")
 def test_closed_streams_are_one_line() -> None:
     command = f'"{sys.executable}" -m vitscope.cli'
     environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[2])}
 
     def shell(line: str) -> tuple[int, bytes]:
-        done = subprocess.run(["sh", "-c", line], env=environment, capture_output=True, check=False)
-        return done.returncode, done.stderr
+        result = subprocess.run(["sh", "-c", line], env=environment, capture_output=True, check=False)
+        return result.returncode, result.stderr
 
     code, err = shell(f"{command} models >&-")
     assert (code, err.count(b"\n")) == (1, 1)
@@ -156,9 +155,9 @@ def test_closed_streams_are_one_line() -> None:
     assert err == b"vitscope: cannot print to stdout: Broken pipe\n1\n"
 
 
-def test_a_stream_that_fails_fails_again() -> None:
-    """A library that swallows the first error does not hide it."""
-    broken = stream("utf-8")
+def test_a_broken_stream_raises_every_time() -> None:
+    """A library that ignores the first error does not hide it."""
+    broken = text_stream("utf-8")
     safe = terminal.SafeStream(broken, terminal._STYLES, needed=True)
     broken.close()
     for attempt in (lambda: safe.write("a"), lambda: safe.write(""), safe.flush):
@@ -168,25 +167,25 @@ def test_a_stream_that_fails_fails_again() -> None:
     assert quiet.write("a") == 1
 
 
-def test_ctrl_c_while_the_command_line_is_imported_is_one_line(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_during_the_imports_is_one_line(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     load = builtins.__import__
 
-    def interrupted(name: str, *rest: Any) -> Any:
+    def interrupt(name: str, *arguments: Any) -> Any:
         if name == "vitscope.cli.commands":
             raise KeyboardInterrupt
-        return load(name, *rest)
+        return load(name, *arguments)
 
-    monkeypatch.setattr(builtins, "__import__", interrupted)
+    monkeypatch.setattr(builtins, "__import__", interrupt)
     code, out, err = call(capsys, monkeypatch, "models")
     assert (code, out, err) == (1, "", "vitscope: interrupted; finished results are kept\n")
 
 
-def test_nothing_of_the_command_line_is_imported_before_main() -> None:
-    """What is imported earlier, Ctrl-C could interrupt with a traceback."""
+def test_nothing_is_imported_before_main() -> None:
+    """Ctrl-C during an import outside main would print a traceback."""
     code = "import sys, vitscope.cli; print([name for name in sys.modules if name.startswith(('typer', 'vitscope.'))])"
     environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[2])}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
-    assert done.stdout == "['vitscope.cli']\n"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert result.stdout == "['vitscope.cli']\n"
 
 
 LONG = "a" * 300
@@ -212,7 +211,7 @@ LONG = "a" * 300
     ],
     ids=lambda arguments: " ".join(arguments).replace(LONG, "long").replace("\0", "NUL"),
 )
-def test_a_name_that_no_file_can_have_is_one_line(
+def test_an_impossible_file_name_is_one_line(
     photo: str, capsys: Any, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
 ) -> None:
     code, out, err = call(capsys, monkeypatch, *(argument.replace("{}", photo) for argument in arguments))
@@ -223,7 +222,7 @@ def test_a_name_that_no_file_can_have_is_one_line(
     assert [path.name for path in Path().iterdir()] == [photo]
 
 
-def test_the_longest_name_of_a_photo_still_gives_a_figure(
+def test_a_photo_with_the_longest_possible_name_is_explained(
     photo: str, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Path(photo).rename(f"{'ä' * 125}.png")
@@ -234,9 +233,7 @@ def test_the_longest_name_of_a_photo_still_gives_a_figure(
 
 
 @pytest.mark.parametrize("device", ["meta", "meta:0"])
-def test_the_device_without_numbers_is_one_line(
-    photo: str, capsys: Any, monkeypatch: pytest.MonkeyPatch, device: str
-) -> None:
+def test_the_meta_device_is_one_line(photo: str, capsys: Any, monkeypatch: pytest.MonkeyPatch, device: str) -> None:
     code, out, err = call(capsys, monkeypatch, "explain", photo, "--device", device)
     assert (code, out) == (1, "")
     assert err == "vitscope: --device is 'meta', which holds no numbers: pass cpu, cuda or mps\n"

@@ -1,4 +1,4 @@
-"""Options that describe a model reach vitscope.load, from every command that takes one --model, and only if passed."""
+"""Options that describe a model: every command that takes one model passes them to vitscope.load, if they are set."""
 
 import dataclasses
 import json
@@ -11,11 +11,9 @@ from PIL import Image
 
 import vitscope as vs
 import vitscope.models
-from tests.helpers.command_line import call
-from vitscope.errors import UnsupportedModelError
-from vitscope.models import bundled_path
+from tests.helpers.command_line import call, needs_bundled
 
-pytestmark = pytest.mark.skipif(not (bundled_path("vit-nano") / "config.json").exists(), reason="no bundled model")
+pytestmark = needs_bundled
 
 COMMANDS = {
     "explain": ["explain", "cat.png"],
@@ -38,19 +36,19 @@ OPTIONS: dict[str, tuple[list[str], dict[str, Any]]] = {
 
 
 @pytest.fixture(name="photo", autouse=True)
-def photo_in_an_empty_folder(tmp_path: Path, chelsea: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+def small_photo_in_an_empty_folder(tmp_path: Path, chelsea: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Image.fromarray(chelsea).resize((64, 48)).save("cat.png")
 
 
 @pytest.fixture
 def loaded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
-    """What load was called with, other than device and image_size."""
+    """Return a list of the arguments of every call of load, without device and image_size."""
     calls: list[tuple[str, dict[str, Any]]] = []
     model = vs.load("vit-nano")
 
-    def load(name: str, **described: Any) -> vs.VisionModel:
-        calls.append((name, {key: value for key, value in described.items() if key not in ("device", "image_size")}))
+    def load(name: str, **arguments: Any) -> vs.VisionModel:
+        calls.append((name, {key: value for key, value in arguments.items() if key not in ("device", "image_size")}))
         return dataclasses.replace(model, name=f"{name} {len(calls)}")
 
     monkeypatch.setattr(vitscope.models, "load", load)
@@ -81,7 +79,7 @@ def test_output_is_the_models_unless_the_command_has_one(
 
 
 @pytest.mark.parametrize("command", ["lime", "compose"])
-def test_models_to_compare_with_are_not_described(
+def test_only_the_first_of_several_models_is_described(
     loaded: list[Any], capsys: Any, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
     options = ["--output", "logit", "--model-output", "softmax", "--compare", "swin-nano"]
@@ -91,22 +89,22 @@ def test_models_to_compare_with_are_not_described(
 
 
 @pytest.mark.parametrize("text", ["grey", "0.5;0.5", "", "0.5,,0.5"])
-def test_channels_that_are_no_numbers_are_one_line(capsys: Any, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+def test_channels_that_are_not_numbers_are_one_line(capsys: Any, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     code, out, err = call(capsys, monkeypatch, "explain", "cat.png", "--mean", text)
     assert (code, out) == (2, "")
-    assert err == f"vitscope: --mean is {text!r}: numbers with commas between them are expected\n"
+    assert err == f"vitscope: --mean is {text!r}: pass numbers separated by commas\n"
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_the_help_has_a_group_for_them(capsys: Any, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+def test_the_help_lists_them_in_their_own_section(capsys: Any, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
     code, out, _ = call(capsys, monkeypatch, command, "--help")
-    own, group = out.split("Describe the model:\n")
+    general, section = out.split("Describe the model:\n")
     assert code == 0
     for name in ("weights", "adapter", "backbone", "labels", "select", "mean", "std", "processor"):
-        assert f"--{name} " in group
-        assert f"--{name} " not in own
-    assert "--model-output" in group
-    assert "--device" in own
+        assert f"--{name} " in section
+        assert f"--{name} " not in general
+    assert "--model-output" in section
+    assert "--device" in general
 
 
 def test_a_model_that_predicts_values_has_no_bars(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,14 +125,18 @@ def test_a_model_that_predicts_values_has_no_bars(capsys: Any, monkeypatch: pyte
 def test_a_model_whose_classes_are_unclear_is_still_explained(
     capsys: Any, monkeypatch: pytest.MonkeyPatch, methods: list[str]
 ) -> None:
-    from vitscope.tracing import capture as run
+    from vitscope.models.outputs import UnclearOutputError
+    from vitscope.tracing import capture
 
-    def unclear(*_: Any, **__: Any) -> Any:
-        raise UnsupportedModelError("M returns several outputs: pass select= to vitscope.load")
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise UnclearOutputError("M returns several outputs: pass select= to vitscope.load")
 
-    original = run.run
-    monkeypatch.setattr(run, "run", lambda *a, **k: dataclasses.replace(original(*a, **k), logits=None))
-    monkeypatch.setattr(vs.VisionModel, "predict", unclear)
+    def run_without_logits(*arguments: Any, **options: Any) -> Any:
+        return dataclasses.replace(run_and_capture(*arguments, **options), logits=None)
+
+    run_and_capture = capture.run_and_capture
+    monkeypatch.setattr(capture, "run_and_capture", run_without_logits)
+    monkeypatch.setattr(vs.VisionModel, "predict", refuse)
     code, out, err = call(capsys, monkeypatch, "explain", "cat.png", *methods)
     assert (code, err) == (0, "")
     assert out.splitlines()[1] == "  M returns several outputs: pass select= to vitscope.load"

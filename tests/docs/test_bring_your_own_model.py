@@ -1,4 +1,4 @@
-"""docs/bring-your-own-model.md: its code runs, its commands run, and its table quotes messages that exist."""
+"""docs/bring-your-own-model.md: its code and its commands run, and its table quotes real messages."""
 
 import argparse
 import json
@@ -27,18 +27,18 @@ SMALL = TINY | {"image_size": 32, "patch_size": 8}
 
 pytestmark = [
     pytest.mark.usefixtures("coarse_figures"),
-    # The page names the warnings that its examples give.
+    # The page describes the warnings of its examples.
     pytest.mark.filterwarnings("ignore::vitscope.errors.VitscopeWarning"),
-    # peft asks transformers for an attribute of an older name.
+    # peft reads an attribute that transformers has renamed.
     pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]
 
 
 def sections(text: str) -> dict[str, str]:
-    """The text below each heading, by heading."""
-    parts = re.split(r"^## (.+)$", text, flags=re.MULTILINE)
-    return dict(zip(parts[1::2], parts[2::2], strict=True))
+    """Return the text below each heading, by heading."""
+    pieces = re.split(r"^## (.+)$", text, flags=re.MULTILINE)
+    return dict(zip(pieces[1::2], pieces[2::2], strict=True))
 
 
 def blocks(text: str, language: str) -> list[str]:
@@ -53,7 +53,7 @@ def network(**options: Any) -> Any:
     return timm.create_model("test_vit", **({"num_classes": 3} | options)).eval()
 
 
-# What the reader of a section brings: files in the working directory, and names.
+# The files in the working directory, and the names, that a section presupposes.
 
 
 def lightning_checkpoint() -> dict[str, Any]:
@@ -137,7 +137,7 @@ def hyperparameters() -> dict[str, Any]:
     return {}
 
 
-BRINGS: dict[str, Callable[[], dict[str, Any]]] = {
+PREPARATIONS: dict[str, Callable[[], dict[str, Any]]] = {
     "A Lightning checkpoint": lightning_checkpoint,
     "A PEFT adapter": adapter,
     "A one-channel model": grey,
@@ -158,7 +158,7 @@ def working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chelsea: 
 
 @pytest.mark.parametrize("title", [title for title, text in SECTIONS.items() if blocks(text, "python")])
 def test_the_code_of_a_section_runs(title: str, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    namespace: dict[str, Any] = {"__name__": "__main__", **BRINGS.get(title, dict)()}
+    namespace: dict[str, Any] = {"__name__": "__main__", **PREPARATIONS.get(title, dict)()}
     for code in blocks(SECTIONS[title], "python"):
         exec(compile(code, f"{PAGE.name}: {title}", "exec"), namespace)
     printed = capsys.readouterr().out
@@ -170,7 +170,7 @@ def test_the_code_of_a_section_runs(title: str, capsys: Any, monkeypatch: pytest
             assert (code, "Error" in err) == (0, False), err
 
 
-def test_the_page_is_about_all_that_the_table_of_contents_names() -> None:
+def test_every_link_leads_to_a_section() -> None:
     titles = {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in SECTIONS}
     links = re.findall(r"\]\(#([\w-]+)\)", PAGE.read_text(encoding="utf-8"))
     assert links
@@ -184,16 +184,16 @@ class Heads(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.backbone = network(num_classes=0)
-        self.one, self.two = nn.Linear(64, 3), nn.Linear(64, 2)
+        self.species, self.age = nn.Linear(64, 3), nn.Linear(64, 2)
 
     def forward(self, pixels: Any) -> Any:
         features = self.backbone(pixels)
-        return {"one": self.one(features), "two": self.two(features)}
+        return {"species": self.species(features), "age": self.age(features)}
 
 
 class MeanOfPatches(Heads):
     def forward(self, pixels: Any) -> Any:
-        return self.one(self.backbone.forward_features(pixels)[:, 1:].mean(1))
+        return self.species(self.backbone.forward_features(pixels)[:, 1:].mean(1))
 
 
 class Tokens(Heads):
@@ -201,7 +201,7 @@ class Tokens(Heads):
         return self.backbone.forward_features(pixels)
 
 
-def own() -> nn.Module:
+def bare_transformer() -> nn.Module:
     layers = nn.Sequential(nn.Conv2d(3, 32, 8, 8), nn.Flatten(2), Swap(), nn.TransformerEncoderLayer(32, 2, 64))
     layers[3].self_attn.batch_first = True
     return layers
@@ -266,9 +266,11 @@ REFUSALS: dict[str, Callable[[], Any]] = {
     "returns several outputs": lambda: vs.load(Heads()).predict(PIXELS),
     "returns neither classes nor features that vitscope recognises": lambda: vs.load(Tokens()).predict(PIXELS),
     "has no classifier": lambda: vs.load(network(num_classes=0)).predict(PIXELS),
-    "the token grid of this model is unknown": lambda: vs.rollout(own(), PIXELS),
+    "the token grid of this model is unknown": lambda: vs.rollout(bare_transformer(), PIXELS),
     "the readout of this model is unknown": lambda: vs.rollout(vs.load(MeanOfPatches(), output="logits"), PIXELS),
-    "but its layout says": lambda: vs.check(vs.load(own(), patch_size=4, readout="patches", image_size=32)),
+    "but its layout says": lambda: vs.check(
+        vs.load(bare_transformer(), patch_size=4, readout="patches", image_size=32)
+    ),
     "weights are not for a live module": lambda: vs.load(network(), weights="weights.pth"),
     "device and dtype are not for a live module": lambda: vs.load(network(), device="cpu"),
     "which does not take images": text_model,
@@ -276,7 +278,7 @@ REFUSALS: dict[str, Callable[[], Any]] = {
 
 
 def rows() -> list[list[str]]:
-    """What each row of the table quotes of a message."""
+    """Return the quotes in each row of the table."""
     lines = SECTIONS["When something is refused"].splitlines()
     return [re.findall(r"`([^`]+)`", line.split("|")[1]) for line in lines if line.startswith("| `")]
 
@@ -290,5 +292,5 @@ def test_the_table_quotes_the_message(quotes: list[str]) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_no_row_of_the_table_is_forgotten() -> None:
+def test_every_row_of_the_table_is_tested() -> None:
     assert {quotes[0] for quotes in rows()} == REFUSALS.keys()

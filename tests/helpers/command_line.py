@@ -6,10 +6,23 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import vitscope
 from vitscope import cli
+from vitscope.models import bundled_path
+
+needs_bundled = pytest.mark.skipif(not (bundled_path("vit-nano") / "config.json").exists(), reason="no bundled model")
+
+
+@pytest.fixture(name="photo")
+def photo_in_an_empty_folder(tmp_path: Path, chelsea: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Change to an empty folder that holds a photo, and return its name."""
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(chelsea).save("cat.png")
+    return "cat.png"
 
 
 def call(capsys: Any, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple[int, str, str]:

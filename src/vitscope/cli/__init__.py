@@ -1,10 +1,10 @@
-"""The command line: parse, call, print. Heavy libraries are loaded by the commands, not by ``--help``."""
+"""The command line. Heavy libraries are imported by the commands, so that ``--help`` is fast."""
 
 from typing import NoReturn
 
 
 def main() -> NoReturn:
-    """Run the command line. Ctrl-C ends in one line, also during the imports."""
+    """Run the command line and exit. Ctrl-C prints one line, also during the imports."""
     try:
         from vitscope.cli.commands import run
     except KeyboardInterrupt:

@@ -1,3 +1,5 @@
+"""``python -m vitscope.cli`` is the same as ``vitscope``."""
+
 from vitscope.cli import main
 
 if __name__ == "__main__":

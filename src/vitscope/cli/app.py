@@ -1,43 +1,42 @@
-"""The command line's frame: options that commands share, and errors as one line with an exit code."""
+"""The frame of the command line: its groups of commands, and every error as one line with an exit code."""
 
 import os
 import sys
 import warnings
-from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
 
 from vitscope.cli.terminal import safe_stderr, safe_stdout, say
-from vitscope.errors import VitscopeError, VitscopeWarning
+from vitscope.errors import VitscopeError, VitscopeWarning, quoted_error
 
 DEBUG_VARIABLE = "VITSCOPE_DEBUG"
-WHOLE = 1000  # characters of a summary: none is cut off
-INTERRUPTED = 130  # what the command line parser makes of Ctrl-C
+LONGEST_SUMMARY = 1000  # characters; no summary is cut off
+INTERRUPTED = 130  # the exit code that the parser returns after Ctrl-C
 
 # In the order in which a newcomer needs them.
 COMMANDS = {
     "Start here": ("demo", "explain"),
     "Attention": ("attention", "rollout"),
-    "Hiding and moving": ("lime", "compose"),
+    "Change the image": ("lime", "compose"),
     "Training": ("data", "finetune", "compare"),
     "Lists": ("models", "methods"),
 }
 
 
 class CommandGroup(TyperGroup):
-    """The commands, in groups."""
+    """All commands, listed in groups."""
 
-    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002, as click calls it
+    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002, click's signature
         """Return the names of the commands, in the order of the groups."""
         return [name for names in COMMANDS.values() for name in names]
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002
-        """Write one section per group, each command with its whole summary."""
+        """Write one section per group, with the full summary of each command."""
         for title, names in COMMANDS.items():
             with formatter.section(title):
-                formatter.write_dl([(name, self.commands[name].get_short_help_str(WHOLE)) for name in names])
+                formatter.write_dl([(name, self.commands[name].get_short_help_str(LONGEST_SUMMARY)) for name in names])
 
 
 app = typer.Typer(
@@ -48,43 +47,17 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Photos = Annotated[list[Path], typer.Argument(help="One or more photos.", metavar="PHOTO...", show_default=False)]
-ModelName = Annotated[
-    str,
-    typer.Option(
-        "--model", "-m", help="vit-nano, swin-nano, a hub id, a folder or tuned run, timm:<name>, torchvision:<name>."
-    ),
-]
-Out = Annotated[
-    Path | None,
-    typer.Option("--out", "-o", help="The PNG to write; for several photos a folder.", show_default="a new name"),
-]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Allow --out to replace a file.")]
-Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, …", show_default="cuda if there is one")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-TopK = Annotated[int, typer.Option("--top-k", min=1, help="How many classes to list.")]
-QueryText = Annotated[str, typer.Option("--query", help="readout, cls, register_1, …, or a patch as row,column.")]
-
-Examples = Annotated[
-    Path | None,
-    typer.Option(help="Classes by example, for a model without a classifier: a folder with a folder for each class."),
-]
-Compared = Annotated[
-    list[str] | None, typer.Option("--compare", help="Another model to set beside the first; may be repeated.")
-]
-Target = Annotated[
-    str | None,
-    typer.Option("--target", "-t", help="The class, by label or index.", show_default="the likeliest"),
-]
-
 
 def run() -> NoReturn:
-    """Run a command; every error is one line on stderr, with exit code 1 (work) or 2 (call)."""
+    """Run the command in ``sys.argv`` and exit.
+
+    An error is one line on stderr. The exit code is 2 if the call was wrong and 1 if the work failed.
+    """
     with safe_stderr():
         try:
             with safe_stdout(), warnings.catch_warnings():
                 warnings.simplefilter("always", VitscopeWarning)
-                warnings.showwarning = _one_line
+                warnings.showwarning = _show_warning
                 code = app(standalone_mode=False)
             if code == INTERRUPTED:
                 raise KeyboardInterrupt
@@ -96,18 +69,17 @@ def run() -> NoReturn:
         except Exception as error:
             if os.environ.get(DEBUG_VARIABLE):
                 raise
-            _fail(*_unforeseen(error))
+            _fail(*_message_and_code(error))
 
 
-def _unforeseen(error: Exception) -> tuple[str, int]:
-    """The line and the exit code of an error that is not vitscope's own."""
+def _message_and_code(error: Exception) -> tuple[str, int]:
+    """Return the line and the exit code for an error that vitscope did not raise itself."""
     if type(error).__name__ == "NoArgsIsHelpError":
         typer.echo(str(error), err=True)
         sys.exit(2)
-    if hasattr(error, "format_message"):  # what the parser of the command line raises
+    if hasattr(error, "format_message"):  # raised by the command line parser
         return error.format_message().replace("\n\t", " "), 2
-    first = str(error).strip().splitlines()[0] if str(error).strip() else ""
-    return f"{type(error).__name__}: {first} (set {DEBUG_VARIABLE}=1 for the whole story)", 1
+    return f"{quoted_error(error)} (set {DEBUG_VARIABLE}=1 to see the traceback)", 1
 
 
 def _fail(message: str, code: int) -> NoReturn:
@@ -115,12 +87,12 @@ def _fail(message: str, code: int) -> NoReturn:
     sys.exit(code)
 
 
-_shown_by_python = warnings.showwarning
+_show_as_python_does = warnings.showwarning
 
 
-def _one_line(message: Any, category: Any, *where: Any, **options: Any) -> None:
-    """vitscope's own warnings as one line; others as Python shows them."""
+def _show_warning(message: Any, category: Any, *location: Any, **options: Any) -> None:
+    """Print vitscope's own warnings as one line, and others as Python does."""
     if issubclass(category, VitscopeWarning):
         say(f"vitscope: {message}", err=True)
     else:
-        _shown_by_python(message, category, *where, **options)
+        _show_as_python_does(message, category, *location, **options)

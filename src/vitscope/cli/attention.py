@@ -1,16 +1,23 @@
-"""vitscope attention"""
+"""The command ``vitscope attention``."""
 
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vitscope.cli.app import Device, Json, ModelName, Out, Overwrite, Photos, QueryText
+from vitscope.cli.inputs import load_model
 from vitscope.cli.model_options import Description, model_command
-from vitscope.cli.output import each, load_model, reporting, save, target_path
+from vitscope.cli.options import Device, Json, ModelName, Out, Overwrite, Photos
+from vitscope.cli.output import each_photo, figure_paths, reporting, save
 from vitscope.errors import CallError
 
 if TYPE_CHECKING:
-    from vitscope.attention.trace import Query
+    from torch import Tensor
+
+    from vitscope.attention.trace import Query, Trace
+    from vitscope.models import VisionModel
+    from vitscope.views.scene import Scene
 
 
 @model_command
@@ -18,14 +25,16 @@ def attention(
     photos: Photos,
     model: ModelName = "vit-nano",
     layer: Annotated[
-        int | None, typer.Option("--layer", "-l", help="One layer's heads over the photo.", show_default="all layers")
+        int | None, typer.Option("--layer", "-l", help="Layer whose heads are shown.", show_default="all layers")
     ] = None,
-    query: QueryText = "readout",
+    query: Annotated[
+        str, typer.Option(help="Token that looks: readout, cls, register_1, …, or a patch as row,column.")
+    ] = "readout",
     shifted: Annotated[
-        bool, typer.Option("--shifted", help="Swin: the query in --layer and in its shifted partner.")
+        bool, typer.Option("--shifted", help="Swin: compare --query in --layer and in its shifted partner.")
     ] = False,
     window_cls: Annotated[
-        bool, typer.Option("--window-cls", help="Swin: a CLS token in every window, beside rollout with --layer.")
+        bool, typer.Option("--window-cls", help="Swin: use a CLS token in every window as the query.")
     ] = False,
     out: Out = None,
     overwrite: Overwrite = False,
@@ -34,47 +43,63 @@ def attention(
     *,
     description: Description,
 ) -> None:
-    """Raw attention maps: all layers × heads, or one layer's heads; for Swin all blocks, or one block's windows."""
-    from vitscope.methods.rollout import rollout as roll
-    from vitscope.tracing.capture import capture
-    from vitscope.views import windows as scenes
-    from vitscope.window_tokens.window_cls import window_cls as read_windows
-
-    wanted = _query(query)
-    if shifted and (layer is None or isinstance(wanted, str)):
-        raise CallError("--shifted compares one query in two layers: name both, as in --layer 2 --query 5,6")
+    """Show raw attention maps of all layers, or of one layer."""
+    token = _parse_query(query)
+    if shifted and (layer is None or isinstance(token, str)):
+        raise CallError("--shifted compares one query in two layers: pass both, as in --layer 2 --query 5,6")
     if shifted and window_cls:
-        raise CallError("--shifted and --window-cls are two figures: ask for one at a time")
-    if window_cls and wanted != "readout":
-        raise CallError("--window-cls asks the CLS tokens and takes no --query")
+        raise CallError("--shifted and --window-cls are two figures: pass one of them")
+    if window_cls and token != "readout":
+        raise CallError("--window-cls uses CLS tokens as queries: leave out --query")
     vision = load_model(model, device, photos, description=description)
     with reporting(json_) as report:
-        for photo, path in each(
-            photos, [target_path(photo, "attention", out, len(photos)) for photo in photos], overwrite
-        ):
+        for photo, path in each_photo(photos, figure_paths(photos, "attention", out), overwrite):
             if window_cls:
-                result = read_windows(vision, photo)
-                trace = result.trace
-                whole = None if trace.readout is None or layer is None else roll(trace)
-                compared = None if layer is None else scenes.cls_comparison(result, whole, layer)
-                scene = compared or scenes.cls_grid(result)
-                chosen = trace.blocks if layer is None else [trace.step(layer)]
-                shown = {step.layer: result.map(step.layer)[0] for step in chosen}
+                trace, scene, maps = _window_cls(vision, photo, layer)
+                entries: dict[str, Any] = {"window_cls_mean_of_heads": _as_lists(maps)}
             else:
-                trace = capture(vision, photo)
-                shown = scenes.shown_values(trace, layer, wanted)
-                if shifted and layer is not None and not isinstance(wanted, str):
-                    scene = scenes.shift_effect(trace, layer, wanted)
-                else:
-                    scene = scenes.attention_scene(trace, layer, wanted)
-            asked = {} if window_cls else {"query": query}
-            what = "window_cls_mean_of_heads" if window_cls else "values_mean_of_heads"
-            about = {**asked, what: {str(at): values.tolist() for at, values in shown.items()}}
+                trace, scene, maps = _attention(vision, photo, layer, token, shifted=shifted)
+                entries = {"query": query, "values_mean_of_heads": _as_lists(maps)}
             save(scene, path, overwrite)
-            report.append({"image": str(photo), "figure": str(path), "provenance": dict(trace.provenance), **about})
+            report.append({"image": str(photo), "figure": str(path), "provenance": dict(trace.provenance), **entries})
 
 
-def _query(text: str) -> "Query":
+def _attention(
+    model: "VisionModel", photo: Path, layer: int | None, query: "Query", *, shifted: bool
+) -> tuple["Trace", "Scene", Mapping[int, "Tensor"]]:
+    """Return the trace, the figure, and the mean of heads by layer."""
+    from vitscope.tracing.capture import capture
+    from vitscope.views.windows import attention_scene, shift_effect, shown_values
+
+    trace = capture(model, photo)
+    values = shown_values(trace, layer, query)
+    if shifted and layer is not None and not isinstance(query, str):
+        return trace, shift_effect(trace, layer, query), values
+    return trace, attention_scene(trace, layer, query), values
+
+
+def _window_cls(
+    model: "VisionModel", photo: Path, layer: int | None
+) -> tuple["Trace", "Scene", Mapping[int, "Tensor"]]:
+    """Return the same for a CLS token in every window."""
+    from vitscope.methods.rollout import rollout
+    from vitscope.views.windows import cls_comparison, cls_grid
+    from vitscope.window_tokens.window_cls import window_cls
+
+    result = window_cls(model, photo)
+    trace = result.trace
+    if layer is None:
+        return trace, cls_grid(result), {step.layer: result.map(step.layer)[0] for step in trace.blocks}
+    whole_run = None if trace.readout is None else rollout(trace)
+    index = trace.step(layer).layer
+    return trace, cls_comparison(result, whole_run, layer), {index: result.map(index)[0]}
+
+
+def _as_lists(maps: Mapping[int, "Tensor"]) -> dict[str, Any]:
+    return {str(layer): values.tolist() for layer, values in maps.items()}
+
+
+def _parse_query(text: str) -> "Query":
     row, comma, column = text.partition(",")
     if not comma:
         return text

@@ -1,4 +1,4 @@
-"""Every command. Importing this module registers them."""
+"""All commands: importing this module registers them."""
 
 from vitscope.cli import (  # noqa: F401
     attention,

@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 
-from vitscope.cli.app import Device, Json
-from vitscope.cli.output import WIDE, load_model, print_table, split_list
+from vitscope.cli.inputs import load_model, split_list
+from vitscope.cli.options import Device, Json
+from vitscope.cli.tables import WIDE, print_table
 from vitscope.cli.training import (
     DataName,
     DataSettings,
@@ -45,7 +46,7 @@ def compare(
     device: Device = None,
     json_: Json = False,
 ) -> None:
-    """Fine-tune every model with every method and seed, and compare accuracy, gains and attention."""
+    """Fine-tune several models by several methods; compare them."""
     from rich.console import Console
 
     from vitscope.tune.methods import require_tuning

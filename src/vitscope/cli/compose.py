@@ -4,24 +4,28 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vitscope.cli.app import Compared, Device, Examples, Json, ModelName, Overwrite, TopK
+from vitscope.cli.inputs import checked_name, fill_of, load_model, numbers
 from vitscope.cli.model_options import Description, model_command
-from vitscope.cli.output import (
-    checked_name,
-    fill_of,
-    fresh,
-    load_model,
-    numbers,
-    print_composites,
-    print_effects,
-    reporting,
-    save,
-    shortened,
+from vitscope.cli.options import (
+    BatchSize,
+    Compared,
+    Device,
+    Examples,
+    Fill,
+    ImageSize,
+    Json,
+    ModelName,
+    OutputKind,
+    Overwrite,
+    Seed,
+    TopK,
 )
+from vitscope.cli.output import fresh, reporting, save, shortened
+from vitscope.cli.tables import print_composites, print_effects
 from vitscope.cli.terminal import say
 from vitscope.errors import CallError, OutputExistsError
 
@@ -49,7 +53,7 @@ class MarkedPhoto:
 def compose(
     photos: Annotated[
         list[Path] | None,
-        typer.Argument(help="A photo; with --recipe any number, or none.", metavar="[PHOTO]..."),
+        typer.Argument(help="A photo; with --recipe any number, or none.", metavar="PHOTO"),
     ] = None,
     objects: Annotated[
         list[str] | None,
@@ -91,7 +95,7 @@ def compose(
     ] = None,
     places: Annotated[str, typer.Option(help="Rows and columns of the location test.")] = "7,7",
     location_scale: Annotated[float, typer.Option(help="Scale of the object in the location test.")] = 1.0,
-    fill: Annotated[str, typer.Option(help="Filling of holes: inpaint, mean, blur, a colour or an image.")] = "inpaint",
+    fill: Fill = "inpaint",
     background: Annotated[
         Path | None, typer.Option(help="Image for the background 'other'.", show_default="a texture of grass")
     ] = None,
@@ -100,16 +104,13 @@ def compose(
         typer.Option(help="Width in pixels over which edges fade.", show_default="1 % of the shorter side"),
     ] = None,
     attention: Annotated[bool, typer.Option(help="Also show the rollout of every edited image.")] = True,
-    output: Annotated[Literal["probability", "logit"], typer.Option(help="Output to compare.")] = "probability",
-    seed: Annotated[int, typer.Option(help="Random seed of the shuffled background.")] = 0,
-    batch_size: Annotated[int, typer.Option(help="Images per forward pass.")] = 64,
+    output: OutputKind = "probability",
+    seed: Seed = 0,
+    batch_size: BatchSize = 64,
     top_k: TopK = 3,
     compare: Compared = None,
     examples: Examples = None,
-    image_size: Annotated[
-        int | None,
-        typer.Option(help="Side of the model's input, in pixels.", show_default="the size of its training"),
-    ] = None,
+    image_size: ImageSize = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder to write to.", show_default="a new folder")
     ] = None,
@@ -119,7 +120,7 @@ def compose(
     *,
     description: Description,
 ) -> None:
-    """How a model's output changes if an object is smaller, elsewhere, mirrored, or over another background."""
+    """Move, resize and swap objects, and compare the predictions."""
     for path, option in ((out, "--out"), (recipe, "--recipe"), (background, "--background")):
         if path is not None:
             checked_name(path, option)

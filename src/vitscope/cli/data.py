@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vitscope.cli.app import Json, Overwrite
-from vitscope.cli.output import fresh, print_table, save
+from vitscope.cli.options import Json, Overwrite
+from vitscope.cli.output import fresh, save
+from vitscope.cli.tables import print_table
 from vitscope.cli.training import DataName, SplitSettings, data_name, training_command
 from vitscope.errors import CallError, OutputExistsError
 
@@ -28,7 +29,7 @@ def data(
     overwrite: Overwrite = False,
     json_: Json = False,
 ) -> None:
-    """Show the classes of a data set, images that leak from train to test, and the mean image of each class."""
+    """Check a data set: counts, leaks, unreadable images."""
     from vitscope.tune.data import load_data
     from vitscope.tune.leakage import check_data
     from vitscope.views.tuning import data_scene

@@ -1,15 +1,14 @@
-"""vitscope demo"""
+"""The command ``vitscope demo``."""
 
-from vitscope.cli.app import Device, Json, Out, Overwrite, app
+from vitscope.cli.app import app
 from vitscope.cli.explain import explain_photos
-from vitscope.cli.output import (
-    fresh,
-)
+from vitscope.cli.options import Device, Json, Out, Overwrite
+from vitscope.cli.output import fresh
 
 
 @app.command()
 def demo(out: Out = None, overwrite: Overwrite = False, device: Device = None, json_: Json = False) -> None:
-    """Explain a photo of a cat with the bundled model: no network, no file needed."""
+    """Explain a photo with the bundled model; needs no network."""
     from PIL import Image
     from skimage.data import chelsea
 

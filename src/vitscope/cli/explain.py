@@ -1,27 +1,26 @@
-"""vitscope explain: the classes of a photo, and what any of the methods says about it."""
+"""The command ``vitscope explain``."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vitscope.cli.app import Device, Json, ModelName, Out, Overwrite, Photos, Target, TopK
+from vitscope.cli.inputs import load_model
 from vitscope.cli.model_options import Description, model_command
-from vitscope.cli.output import (
-    each,
-    load_model,
-    print_agreement,
-    print_classes,
-    reporting,
-    save,
-    target_path,
-)
+from vitscope.cli.options import Device, Json, ModelName, Out, Overwrite, Photos, Target, TopK
+from vitscope.cli.output import each_photo, figure_paths, reporting, save
+from vitscope.cli.tables import print_agreement, print_classes
 from vitscope.errors import CallError, UnsupportedModelError, VitscopeError
 
 if TYPE_CHECKING:
-    from vitscope.models import VisionModel
+    from torch import Tensor
+
+    from vitscope.metrics.agreement import Agreement
+    from vitscope.models import Prediction, VisionModel
     from vitscope.results.attribution import Attribution
+    from vitscope.views.scene import Scene
 
 
 @model_command
@@ -36,18 +35,20 @@ def explain(
     method: Annotated[
         list[str] | None,
         typer.Option(
-            "--method", help="Another method, as lime; several are set side by side.", show_default="rollout and heads"
+            "--method",
+            help="Method, such as lime; see vitscope methods. May be repeated, to compare results.",
+            show_default="rollout and heads",
         ),
     ] = None,
     target: Target = None,
     *,
     description: Description,
 ) -> None:
-    """The top classes of a photo, its rollout and the heads of the last layer, or what other methods say."""
-    named = [(str(photo), photo) for photo in photos]
+    """Explain photos: top classes, rollout, heads, other methods."""
     if method is None and target is not None:
-        raise CallError("--target needs a --method that explains a class, as --method lime")
-    explain_photos(named, model, out, overwrite, device, json_, top_k, method, target, description)
+        raise CallError("--target needs a --method that explains a class, such as --method lime")
+    named_photos = [(str(photo), photo) for photo in photos]
+    explain_photos(named_photos, model, out, overwrite, device, json_, top_k, method, target, description)
 
 
 def explain_photos(
@@ -62,48 +63,44 @@ def explain_photos(
     target: str | None = None,
     description: Description | None = None,
 ) -> None:
-    from vitscope.methods.rollout import rollout as roll
-    from vitscope.models.heads import WindowClassified
-    from vitscope.tracing.capture import run_and_capture
-    from vitscope.views.scene import explanation
-    from vitscope.views.windows import cls_grid
-    from vitscope.window_tokens.window_cls import window_cls
+    """Explain each photo, save its figure, and print its classes.
 
+    Args:
+        photos: names and photos; a photo is a path or an image.
+        methods: names of methods to compare; None for rollout and the heads of the last layer.
+    """
     methods = None if methods is None else list(dict.fromkeys(methods))
     check_methods(methods or (), target)
     files = [photo for _, photo in photos if isinstance(photo, Path)]
     vision = load_model(model, device, files, description=description)
+    paths = figure_paths([Path(name) for name, _ in photos], "explain", out)
     with reporting(json_) as report:
-        targets = [target_path(Path(name), "explain", out, len(photos)) for name, _ in photos]
-        for (name, photo), path in each(photos, targets, overwrite, bar=methods is None):
-            if methods is not None:
-                made, interrupted = compared(vision, name, photo, path, methods, target, overwrite, json_, top_k)
-                report.append(made)
-                if interrupted:
-                    raise KeyboardInterrupt
-                continue
-            done = run_and_capture(vision, photo)
-            reads_windows = isinstance(vision.module, WindowClassified)
-            rollouts = [] if reads_windows else [roll(done.trace, head_fusion=fusion) for fusion in ("mean", "max")]
-            predictions = [] if done.logits is None else vision.predictions(done.logits, top_k)[0]
-            scene = cls_grid(window_cls(vision, photo)) if reads_windows else explanation(done.trace, rollouts)
-            save(scene, path, overwrite)
-            reason = "" if predictions else why_no_classes(vision, photo)
+        for (name, photo), path in each_photo(photos, paths, overwrite, bar=methods is None):
+            if methods is None:
+                explanation = _explain_by_attention(vision, photo, top_k)
+            else:
+                explanation = _explain_by_methods(vision, photo, top_k, methods, target, progress=not json_)
+            save(explanation.scene, path, overwrite)
+            reason = "" if explanation.predictions else why_no_classes(vision, photo)
             if not json_:
-                print_classes(name, vision, predictions, reason)
+                print_classes(name, vision, explanation.predictions, reason)
+                if explanation.agreement is not None:
+                    print_agreement(explanation.agreement)
             report.append(
                 {
                     "image": name,
-                    "predictions": [vars(prediction) for prediction in predictions],
+                    "predictions": [vars(prediction) for prediction in explanation.predictions],
                     **({"no_classes": reason} if reason else {}),
                     "figure": str(path),
-                    "rollouts": [{"provenance": dict(r.provenance), "values": r.values[0].tolist()} for r in rollouts],
+                    **explanation.entries,
                 }
             )
+            if explanation.interrupted:
+                raise KeyboardInterrupt
 
 
 def check_methods(names: Sequence[str], target: str | None) -> None:
-    """Refuse an unknown method, and a target that none of the methods takes."""
+    """Check that every method exists, and that one of them takes the target if there is one."""
     from vitscope.methods.registry import METHODS
 
     for name in names:
@@ -112,6 +109,88 @@ def check_methods(names: Sequence[str], target: str | None) -> None:
     if target is not None and not any(METHODS[name].takes_target for name in names):
         takers = ", ".join(name for name, method in METHODS.items() if method.takes_target)
         raise CallError(f"--target is {target!r}, but {', '.join(names)} takes no target: add one of {takers}")
+
+
+def why_no_classes(vision: "VisionModel", photo: Any) -> str:
+    """Return why the model predicts no class for a photo; empty if it has no classifier."""
+    from vitscope.models.outputs import UnclearOutputError
+
+    try:
+        vision.predict(photo)
+    except UnclearOutputError as error:  # it is uncertain which outputs are the classes
+        return str(error)
+    except VitscopeError:
+        return ""
+    return ""
+
+
+@dataclass(frozen=True)
+class _Explanation:
+    """The figure of a photo, and what is printed or reported.
+
+    Attributes:
+        entries: values for the JSON report.
+        interrupted: whether Ctrl-C ended it early.
+    """
+
+    scene: "Scene"
+    predictions: Sequence["Prediction"]
+    entries: dict[str, Any]
+    agreement: "Agreement | None" = None
+    interrupted: bool = False
+
+
+def _explain_by_attention(vision: "VisionModel", photo: Any, top_k: int) -> _Explanation:
+    """Explain a photo by rollout and the heads of the last layer, or by the CLS tokens that the classifier reads."""
+    from vitscope.methods.rollout import rollout
+    from vitscope.models.heads import WindowClassified
+    from vitscope.tracing.capture import run_and_capture
+    from vitscope.views.scene import explanation
+    from vitscope.views.windows import cls_grid
+    from vitscope.window_tokens.window_cls import window_cls
+
+    result = run_and_capture(vision, photo)
+    if isinstance(vision.module, WindowClassified):
+        rollouts, scene = [], cls_grid(window_cls(vision, photo))
+    else:
+        rollouts = [rollout(result.trace, head_fusion=fusion) for fusion in ("mean", "max")]
+        scene = explanation(result.trace, rollouts)
+    values = [{"provenance": dict(r.provenance), "values": r.values[0].tolist()} for r in rollouts]
+    return _Explanation(scene, _predictions(vision, result.logits, top_k), {"rollouts": values})
+
+
+def _explain_by_methods(
+    vision: "VisionModel", photo: Any, top_k: int, methods: Sequence[str], target: str | None, *, progress: bool
+) -> _Explanation:
+    """Explain a photo by several methods, one after another, until all are done or Ctrl-C comes."""
+    from vitscope.metrics.agreement import agreement
+    from vitscope.tracing.capture import run_and_capture
+    from vitscope.views.segments import side_by_side
+
+    predictions = _predictions(vision, run_and_capture(vision, photo).logits, top_k)
+    results, interrupted = [], False
+    for method in methods:
+        try:
+            results.append(_result(vision, photo, method, target, methods, progress=progress))
+        except KeyboardInterrupt:
+            if not results:
+                raise
+            interrupted = True
+        if interrupted or results[-1].provenance.get("interrupted"):
+            interrupted = True
+            break
+    names = methods[: len(results)]
+    explained = next((result.target for result in results if result.target), None)
+    title = f"What {vision.name} looks at"
+    if explained is not None:
+        title = f"What supports {explained}, as {vision.name} sees it"
+    forwards = [f"{name} {r.provenance.get('samples', 1):,}" for name, r in zip(names, results, strict=True)]
+    scene = side_by_side(results, names, title=title, note=f"forward passes: {', '.join(forwards)}")
+    entries: dict[str, Any] = {"results": {name: r.as_json() for name, r in zip(names, results, strict=True)}}
+    alike = agreement(results, names=names) if len(results) > 1 else None
+    if alike is not None:
+        entries["agreement"] = alike.as_json()
+    return _Explanation(scene, predictions, entries, alike, interrupted)
 
 
 def _result(
@@ -136,66 +215,6 @@ def _result(
         return method.compute(vision, photo, **options)
 
 
-def why_no_classes(vision: "VisionModel", photo: Any) -> str:
-    """Return why a run of the model names no class; empty if the model has no classifier."""
-    from vitscope.models.outputs import UnclearOutputError
-
-    try:
-        vision.predict(photo)
-    except UnclearOutputError as error:  # which part of the output are the classes is not certain
-        return str(error)
-    except VitscopeError:
-        return ""
-    return ""
-
-
-def compared(
-    vision: "VisionModel",
-    name: str,
-    photo: Any,
-    path: Path,
-    methods: Sequence[str],
-    target: str | None,
-    overwrite: bool,
-    json_: bool,
-    top_k: int,
-) -> tuple[dict[str, Any], bool]:
-    """Methods side by side over one photo, and how far they agree; and whether Ctrl-C ended it early."""
-    from vitscope.metrics.agreement import agreement
-    from vitscope.tracing.capture import run_and_capture
-    from vitscope.views.segments import side_by_side
-
-    logits = run_and_capture(vision, photo).logits
-    predictions = [] if logits is None else vision.predictions(logits, top_k)[0]
-    results, interrupted = [], False
-    for method in methods:
-        try:
-            results.append(_result(vision, photo, method, target, methods, progress=not json_))
-        except KeyboardInterrupt:
-            if not results:
-                raise
-            interrupted = True
-        if interrupted or results[-1].provenance.get("interrupted"):
-            interrupted = True
-            break
-    shown = methods[: len(results)]
-    explained = next((result.target for result in results if result.target), None)
-    title = f"What {vision.name} looks at" if explained is None else f"Why {vision.name} says {explained}"
-    asked = [f"{method} {r.provenance.get('samples', 1):,}" for method, r in zip(shown, results, strict=True)]
-    save(side_by_side(results, shown, title=title, note=f"forwards: {', '.join(asked)}"), path, overwrite)
-    alike = agreement(results, names=shown) if len(results) > 1 else None
-    reason = "" if predictions else why_no_classes(vision, photo)
-    if not json_:
-        print_classes(name, vision, predictions, reason)
-        if alike is not None:
-            print_agreement(alike)
-    report: dict[str, Any] = {
-        "image": name,
-        "predictions": [vars(prediction) for prediction in predictions],
-        **({"no_classes": reason} if reason else {}),
-        "figure": str(path),
-        "results": {method: r.as_json() for method, r in zip(shown, results, strict=True)},
-    }
-    if alike is not None:
-        report["agreement"] = alike.as_json()
-    return report, interrupted
+def _predictions(vision: "VisionModel", logits: "Tensor | None", top_k: int) -> Sequence["Prediction"]:
+    """Return the most likely classes of the one photo of a run; none if the model has no classifier."""
+    return [] if logits is None else vision.predictions(logits, top_k)[0]

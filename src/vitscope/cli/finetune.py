@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vitscope.cli.app import Device, Json, Overwrite
-from vitscope.cli.output import load_model, print_table, save
+from vitscope.cli.inputs import load_model
+from vitscope.cli.options import Device, Json, Overwrite
+from vitscope.cli.output import save
+from vitscope.cli.tables import print_table
 from vitscope.cli.training import (
     DataName,
     DataSettings,
@@ -57,7 +59,7 @@ def finetune(
     device: Device = None,
     json_: Json = False,
 ) -> None:
-    """Train a model on your own images; the same call resumes an interrupted run."""
+    """Fine-tune a model on your images; resumes if interrupted."""
     from vitscope.tune.methods import require_tuning
 
     require_tuning(tuning)  # before the engine is imported, which takes seconds

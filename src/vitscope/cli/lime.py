@@ -1,30 +1,42 @@
-"""Commands that ask a model again and again."""
+"""The command ``vitscope lime``."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from vitscope.cli.app import Compared, Device, Examples, Json, ModelName, Out, Overwrite, Photos, Target
+from vitscope.cli.inputs import checked_name, fill_of, load_model
 from vitscope.cli.model_options import Description, model_command
-from vitscope.cli.output import (
-    checked_name,
-    each,
-    fill_of,
-    load_model,
-    print_agreement,
-    print_segments,
-    reporting,
-    save,
-    target_path,
+from vitscope.cli.options import (
+    BatchSize,
+    Compared,
+    Device,
+    Examples,
+    Hide,
+    Json,
+    ModelName,
+    Out,
+    OutputKind,
+    Overwrite,
+    Photos,
+    Seed,
+    Target,
 )
+from vitscope.cli.output import each_photo, figure_paths, reporting, save
+from vitscope.cli.tables import print_agreement, print_segments
 from vitscope.cli.terminal import say
-from vitscope.errors import CallError
+from vitscope.errors import CallError, OutputExistsError, first_line
 
 if TYPE_CHECKING:
     import numpy as np
 
-COUNT = 5  # segments a side in tables, as in the figure
+    from vitscope.metrics.agreement import Agreement
+    from vitscope.models import VisionModel
+    from vitscope.results.segment_attribution import SegmentAttribution
+    from vitscope.views.scene import Scene
+
+COUNT = 5  # segments of each sign in tables, as in the figure
 
 
 @model_command
@@ -33,25 +45,26 @@ def lime(
     model: ModelName = "vit-nano",
     target: Target = None,
     num_samples: Annotated[
-        str, typer.Option("--num-samples", "-n", help="How many masks, or auto: until the order is settled.")
+        str,
+        typer.Option(
+            "--num-samples", "-n", help="Number of masks, or auto: sample until the top five segments are settled."
+        ),
     ] = "1000",
     segments: Annotated[
-        str, typer.Option(help="quickshift, slic, patches, or a file of labels (.npy, or an image).")
+        str, typer.Option(help="Segments: quickshift, slic, patches, or a file of labels (.npy or an image).")
     ] = "quickshift",
-    hide: Annotated[
-        str, typer.Option(help="mean, black, grey, blur, noise, drop, a colour (0 to 255, or r,g,b) or an image.")
-    ] = "mean",
+    hide: Hide = "mean",
     sampling: Annotated[
         Literal["lime", "paired", "glime"] | None,
-        typer.Option(help="How masks are drawn.", show_default="lime; paired with auto"),
+        typer.Option(help="Distribution of the masks.", show_default="lime; paired with auto"),
     ] = None,
-    output: Annotated[Literal["probability", "logit"], typer.Option(help="What is explained.")] = "probability",
-    seed: Annotated[int, typer.Option(help="Of the masks.")] = 0,
-    batch_size: Annotated[int, typer.Option(help="Images to a forward.")] = 64,
+    output: OutputKind = "probability",
+    seed: Seed = 0,
+    batch_size: BatchSize = 64,
     compare: Compared = None,
     examples: Examples = None,
     arrays: Annotated[
-        Path | None, typer.Option(help="Also write the numbers: .safetensors, .npz or .json; for one photo.")
+        Path | None, typer.Option(help="File for the numbers, .safetensors, .npz or .json; for one photo.")
     ] = None,
     out: Out = None,
     overwrite: Overwrite = False,
@@ -60,14 +73,12 @@ def lime(
     *,
     description: Description,
 ) -> None:
-    """What each segment of a photo adds to a class: LIME, with intervals."""
-    from vitscope.methods.lime import lime as explain
+    """Explain a class by the segments of a photo, with LIME."""
     from vitscope.metrics.agreement import agreement
-    from vitscope.views.segments import seen_as, side_by_side, supporting_regions
+    from vitscope.views.segments import seen_as
 
     options: dict[str, Any] = {
-        "target": target,
-        "num_samples": _count(num_samples),
+        "num_samples": _parse_num_samples(num_samples),
         "segments": _segments(segments),
         "hide": fill_of(hide),
         "sampling": sampling,
@@ -81,24 +92,10 @@ def lime(
     models = [load_model(model, device, photos, examples, description=description)]
     models += [load_model(name, device, photos, examples) for name in compare or ()]
     with reporting(json_) as report:
-        targets = [target_path(photo, "lime", out, len(photos)) for photo in photos]
-        for photo, path in each(photos, targets, overwrite, bar=False):
-            results = [explain(models[0], photo, **options)]
-            for other in models[1:]:
-                if results[-1].provenance["interrupted"]:
-                    break
-                # The same question to all: the first model's class, where the others know it.
-                known = target is None and results[0].target in (other.labels or ())
-                results.append(explain(other, photo, **options | ({"target": results[0].target} if known else {})))
-            alike = agreement(results, names=[one.name for one in models]) if len(results) > 1 else None
-            if alike is None:
-                scene = supporting_regions(results[0])
-            else:
-                names = [seen_as(result) for result in results]
-                samples = ", ".join(f"{result.provenance['samples']:,}" for result in results)
-                title, note = "What speaks for the class", f"lime, samples: {samples}"
-                scene = side_by_side(results, names, title=title, note=note)
-            save(scene, path, overwrite)
+        for photo, path in each_photo(photos, figure_paths(photos, "lime", out), overwrite, bar=False):
+            results = _explain(models, photo, target, options)
+            alike = agreement(results, names=[model.name for model in models]) if len(results) > 1 else None
+            save(_scene(results), path, overwrite)
             if arrays is not None:
                 results[0].save(arrays)
             if not json_:
@@ -107,13 +104,47 @@ def lime(
                     print_segments(result, COUNT)
                 if alike is not None:
                     print_agreement(alike)
-            made = {"image": str(photo), "figure": str(path), "results": [result.as_json() for result in results]}
-            report.append(made if alike is None else made | {"agreement": alike.as_json()})
+            report.append(_entry(photo, path, results, alike))
             if any(result.provenance["interrupted"] for result in results):
                 raise KeyboardInterrupt
 
 
-def _count(text: str) -> int | str:
+def _explain(
+    models: Sequence["VisionModel"], photo: Path, target: str | None, options: Mapping[str, Any]
+) -> list["SegmentAttribution"]:
+    """Return the result of each model, up to the first that was interrupted.
+
+    Without a target, all models explain the most likely class of the first one, if they have it.
+    """
+    from vitscope.methods.lime import lime as compute
+
+    results = [compute(models[0], photo, target=target, **options)]
+    for model in models[1:]:
+        if results[-1].provenance["interrupted"]:
+            break
+        shared = target is None and results[0].target in (model.labels or ())
+        results.append(compute(model, photo, target=results[0].target if shared else target, **options))
+    return results
+
+
+def _scene(results: Sequence["SegmentAttribution"]) -> "Scene":
+    from vitscope.views.segments import seen_as, side_by_side, supporting_regions
+
+    if len(results) == 1:
+        return supporting_regions(results[0])
+    samples = ", ".join(f"{result.provenance['samples']:,}" for result in results)
+    names = [seen_as(result) for result in results]
+    return side_by_side(results, names, title="What supports the class", note=f"lime, samples: {samples}")
+
+
+def _entry(
+    photo: Path, path: Path, results: Sequence["SegmentAttribution"], agreement: "Agreement | None"
+) -> dict[str, Any]:
+    entry = {"image": str(photo), "figure": str(path), "results": [result.as_json() for result in results]}
+    return entry if agreement is None else entry | {"agreement": agreement.as_json()}
+
+
+def _parse_num_samples(text: str) -> int | str:
     if text == "auto":
         return text
     try:
@@ -123,7 +154,7 @@ def _count(text: str) -> int | str:
 
 
 def _segments(text: str) -> "str | np.ndarray":
-    """The name of a way to cut the photo, or the labels in a file."""
+    """Return the name of a segmentation, or the labels that a file holds."""
     path = Path(text)
     if not path.suffix:
         return text
@@ -137,8 +168,7 @@ def _segments(text: str) -> "str | np.ndarray":
     try:
         return np.load(path, allow_pickle=False) if path.suffix == ".npy" else np.asarray(Image.open(path))
     except (OSError, ValueError, EOFError) as error:
-        reason = str(error).splitlines()[0] if str(error) else "it ends early"
-        raise CallError(f"{path} holds no segment labels: {reason}") from None
+        raise CallError(f"{path} holds no segment labels: {first_line(error)}") from None
 
 
 def _check_arrays(path: Path, results: int, overwrite: bool) -> None:
@@ -148,4 +178,4 @@ def _check_arrays(path: Path, results: int, overwrite: bool) -> None:
     if path.suffix not in (".safetensors", ".npz", ".json"):
         raise CallError(f"--arrays is {path}: end the name in .safetensors, .npz or .json")
     if path.exists() and not overwrite:
-        raise CallError(f"{path} exists already: pass --overwrite or another --arrays")
+        raise OutputExistsError(f"{path} exists already: pass --overwrite or another --arrays")

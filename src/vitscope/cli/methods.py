@@ -1,20 +1,18 @@
-"""vitscope methods"""
+"""The command ``vitscope methods``."""
 
-from vitscope.cli.app import Json, app
-from vitscope.cli.output import (
-    print_json,
-    print_table,
-)
+from vitscope.cli.app import app
+from vitscope.cli.options import Json
+from vitscope.cli.tables import print_json, print_table
 
 
 @app.command()
 def methods(json_: Json = False) -> None:
-    """Which methods explain takes."""
+    """List the methods that explain --method takes."""
     from vitscope.methods.registry import METHODS
 
     rows = [
-        {"method": name, "shows": row.summary, "forwards": row.forwards, "source": row.source}
-        for name, row in METHODS.items()
+        {"method": name, "shows": method.summary, "forwards": method.forwards, "source": method.source}
+        for name, method in METHODS.items()
     ]
     if json_:
         print_json(rows)

@@ -1,34 +1,44 @@
-"""vitscope models"""
+"""The command ``vitscope models``."""
 
-from vitscope.cli.app import Json, app
-from vitscope.cli.output import (
-    print_json,
-)
+from importlib.metadata import PackageNotFoundError, version
+
+from vitscope.cli.app import app
+from vitscope.cli.options import Json
+from vitscope.cli.tables import print_json
 from vitscope.cli.terminal import say
 
 
 @app.command()
 def models(json_: Json = False) -> None:
-    """Which models can be loaded here."""
-    from importlib.metadata import PackageNotFoundError, version
-
+    """List the models that can be loaded on this machine."""
     from vitscope.models.catalogue import CATALOGUE
 
-    rows = []
-    for entry in CATALOGUE:
-        try:
-            installed = version(entry.library)
-        except PackageNotFoundError:
-            installed = None
-        rows.append(
-            {"library": entry.library, "installed": installed, "families": entry.families, "example": entry.example}
-        )
+    rows = [
+        {
+            "library": entry.library,
+            "installed": _version_or_none(entry.library),
+            "families": entry.families,
+            "example": entry.example,
+        }
+        for entry in CATALOGUE
+    ]
     if json_:
         print_json(rows)
         return
     for row in rows:
-        state = row["installed"] or f"not installed: pip install 'vitscope[{row['library']}]'"
-        say(f"{row['library']} {state}")
+        say(f"{row['library']} {row['installed'] or _how_to_install(row['library'])}")
         say(f"  {row['families']}")
         say(f"  --model {row['example']}")
         say("")
+
+
+def _version_or_none(library: str) -> str | None:
+    """Return the version of an installed library."""
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return None
+
+
+def _how_to_install(library: str | None) -> str:
+    return f"not installed: pip install 'vitscope[{library}]'"

@@ -1,14 +1,22 @@
-"""vitscope rollout"""
+"""The command ``vitscope rollout``."""
 
-from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from vitscope.cli.app import Device, Json, ModelName, Out, Overwrite, Photos
+from vitscope.cli.inputs import load_model
 from vitscope.cli.model_options import Description, model_command
-from vitscope.cli.output import each, load_model, reporting, save, target_path
+from vitscope.cli.options import Device, Json, ModelName, Out, Overwrite, Photos
+from vitscope.cli.output import each_photo, figure_paths, reporting, save
 from vitscope.errors import CallError
+
+if TYPE_CHECKING:
+    from vitscope.attention.trace import Trace
+    from vitscope.results.attribution import Attribution
+    from vitscope.views.scene import Scene
+
+HeadFusion = Literal["mean", "max", "min"]
 
 
 @model_command
@@ -16,20 +24,21 @@ def rollout(
     photos: Photos,
     model: ModelName = "vit-nano",
     head_fusion: Annotated[
-        Literal["mean", "max", "min"] | None,
-        typer.Option("--head-fusion", help="How heads are fused.", show_default="mean and max, side by side"),
+        HeadFusion | None, typer.Option(help="Fusion of the heads.", show_default="mean and max, side by side")
     ] = None,
-    discard_ratio: Annotated[float, typer.Option(help="Share of the lowest attention set to zero, 0 to 1.")] = 0.0,
-    start_layer: Annotated[int, typer.Option(help="The first block that takes part.")] = 0,
+    discard_ratio: Annotated[
+        float, typer.Option(help="Fraction of the lowest attention that is set to zero, 0 to 1.")
+    ] = 0.0,
+    start_layer: Annotated[int, typer.Option(help="First layer of the rollout.")] = 0,
     normalize: Annotated[bool, typer.Option(help="Divide each row of A + I by its sum.")] = True,
     merge: Annotated[
-        Literal["equal", "norm"], typer.Option(help="Swin: how much of a merged patch each of its four parts is.")
+        Literal["equal", "norm"], typer.Option(help="Swin: weights of the four patches that patch merging joins.")
     ] = "equal",
     target: Annotated[
-        str | None, typer.Option(help="Swin: start from a class's own tokens.", show_default="what the model reads")
+        str | None, typer.Option(help="Swin: class to start from, by label or index.", show_default="the readout")
     ] = None,
-    evolution: Annotated[bool, typer.Option("--evolution", help="The rollout after each block.")] = False,
-    stages: Annotated[bool, typer.Option("--stages", help="Swin: the rollout after each stage.")] = False,
+    evolution: Annotated[bool, typer.Option("--evolution", help="Show the rollout after each layer.")] = False,
+    stages: Annotated[bool, typer.Option("--stages", help="Swin: show the rollout after each stage.")] = False,
     out: Out = None,
     overwrite: Overwrite = False,
     device: Device = None,
@@ -37,15 +46,11 @@ def rollout(
     *,
     description: Description,
 ) -> None:
-    """Attention rollout through all blocks."""
-    from vitscope.methods.rollout import rollout as roll
-    from vitscope.methods.rollout import rollout_evolution
+    """Compute attention rollout through all layers."""
     from vitscope.tracing.capture import capture
-    from vitscope.views import scene as scenes
-    from vitscope.views.windows import stage_evolution
 
     if evolution and stages:
-        raise CallError("--evolution and --stages are two figures: ask for one at a time")
+        raise CallError("--evolution and --stages are two figures: pass one of them")
     options: dict[str, Any] = {
         "discard_ratio": discard_ratio,
         "start_layer": start_layer,
@@ -55,17 +60,35 @@ def rollout(
     }
     vision = load_model(model, device, photos, description=description)
     with reporting(json_) as report:
-        for photo, path in each(
-            photos, [target_path(photo, "rollout", out, len(photos)) for photo in photos], overwrite
-        ):
+        for photo, path in each_photo(photos, figure_paths(photos, "rollout", out), overwrite):
             trace = capture(vision, photo)
             if evolution or stages:
-                results = rollout_evolution(trace, head_fusion=head_fusion or "mean", **options)
-                scene = stage_evolution(trace, results) if stages else scenes.evolution(results)
+                results, scene = _evolution(trace, head_fusion or "mean", options, stages=stages)
             else:
-                fusions: Sequence[Literal["mean", "max", "min"]] = [head_fusion] if head_fusion else ["mean", "max"]
-                results = [roll(trace, head_fusion=fusion, **options) for fusion in fusions]
-                scene = scenes.rollout_panels(results)
+                results, scene = _rollouts(trace, [head_fusion] if head_fusion else ["mean", "max"], options)
             save(scene, path, overwrite)
-            values = [{"provenance": dict(r.provenance), "values": r.values[0].tolist()} for r in results]
-            report.append({"image": str(photo), "figure": str(path), "rollouts": values})
+            rollouts = [{"provenance": dict(r.provenance), "values": r.values[0].tolist()} for r in results]
+            report.append({"image": str(photo), "figure": str(path), "rollouts": rollouts})
+
+
+def _rollouts(
+    trace: "Trace", fusions: "list[HeadFusion]", options: Mapping[str, Any]
+) -> tuple[list["Attribution"], "Scene"]:
+    """Return one rollout per head fusion, and their figure."""
+    from vitscope.methods.rollout import rollout as compute
+    from vitscope.views.scene import rollout_panels
+
+    results = [compute(trace, head_fusion=fusion, **options) for fusion in fusions]
+    return results, rollout_panels(results)
+
+
+def _evolution(
+    trace: "Trace", head_fusion: HeadFusion, options: Mapping[str, Any], *, stages: bool
+) -> tuple[list["Attribution"], "Scene"]:
+    """Return the rollout after each layer, and a figure of all layers or of the last one of each stage."""
+    from vitscope.methods.rollout import rollout_evolution
+    from vitscope.views.scene import evolution
+    from vitscope.views.windows import stage_evolution
+
+    results = rollout_evolution(trace, head_fusion=head_fusion, **options)
+    return results, stage_evolution(trace, results) if stages else evolution(results)

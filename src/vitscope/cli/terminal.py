@@ -1,4 +1,4 @@
-"""What stands between the command line and its two streams: encodings, control characters, streams that end."""
+"""Safe output streams: any encoding, no control characters, and one line if a stream fails."""
 
 import os
 import re
@@ -10,23 +10,23 @@ from typing import Any
 from vitscope.errors import WorkError
 from vitscope.views.plain_text import escape, is_control, visible
 
-# What is written in place of a character that the encoding of a stream lacks.
+# Replacements for characters that the encoding of a stream lacks.
 ASCII = {
     **{"█": "#", "━": "-", "─": "-", "╸": "-", "╺": "-", "│": "|", "•": "*", "▲": "^", "▼": "v", "·": "*"},
     **{"×": "x", "−": "-", "–": "-", "—": "-", "…": "...", "→": "->", "←": "<-", "≤": "<=", "≥": ">=", "±": "+-"},
     **{"²": "2", "\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"', "\u00a0": " ", "\u202f": " "},
 }
-# The sequences that rich and typer write to a terminal for colours and progress bars; no others pass.
+# Escape sequences that rich and typer write for colours and progress bars. All others are escaped.
 _STYLES = re.compile(r"\x1b\[[0-9;]*m")
 _BARS = re.compile(r"\x1b\[[0-9;]*[mKA]|\x1b\[\?25[lh]|\r")
 FORCED = ("FORCE_COLOR", "TTY_COMPATIBLE", "CLICOLOR_FORCE", "PY_COLORS")
 
 
 def say(text: str, *, err: bool = False) -> None:
-    """Print one line; its control characters are escaped.
+    """Print one line, with its control characters escaped.
 
     Raises:
-        WorkError: the stream is closed or its disk is full.
+        WorkError: stdout is closed or its disk is full.
     """
     stream = sys.stderr if err else sys.stdout
     if stream is not None:
@@ -36,40 +36,41 @@ def say(text: str, *, err: bool = False) -> None:
 
 @contextmanager
 def safe_stderr() -> Iterator[None]:
-    """While held, stderr takes any text, and what nobody can read there is no error."""
-    before = sys.stderr
-    if before is not None:
-        sys.stderr = SafeStream(before, _BARS)
+    """Let stderr accept any text, and ignore it if stderr cannot be written."""
+    original = sys.stderr
+    if original is not None:
+        sys.stderr = SafeStream(original, _BARS)
     try:
         yield
     finally:
-        sys.stderr = before
+        sys.stderr = original
 
 
 @contextmanager
 def safe_stdout() -> Iterator[None]:
-    """While held, stdout takes any text; it is flushed in the end.
+    """Let stdout accept any text, and flush it in the end.
 
     Raises:
-        WorkError: it is closed, nobody reads it any more, or its disk is full.
+        WorkError: stdout is closed, its reader has gone, or its disk is full.
     """
-    before = sys.stdout
-    if before is None:
+    original = sys.stdout
+    if original is None:
         raise WorkError("cannot print: stdout is closed; redirect it to a file or to /dev/null")
-    sys.stdout = SafeStream(before, _STYLES, needed=True)
+    sys.stdout = SafeStream(original, _STYLES, needed=True)
     try:
         yield
         sys.stdout.flush()
     finally:
-        sys.stdout = before
+        sys.stdout = original
 
 
 class SafeStream:
-    """A text stream in any encoding, whose errors are one line, or none if it is not ``needed``.
+    """A text stream that accepts any text.
 
-    A character that the encoding lacks is replaced by ASCII. Of the control characters only newlines pass, and on a
-    terminal the sequences that set colours and redraw progress bars. There is no ``buffer``, which the parser of the
-    command line would otherwise wrap in UTF-8 if the encoding is ASCII.
+    Characters that the encoding lacks are replaced by ASCII. Control characters are escaped, except newlines and, on a
+    terminal, the ``sequences`` that set colours and redraw progress bars. An error of the stream raises WorkError if
+    the stream is ``needed`` and is ignored otherwise. The attribute ``buffer`` is hidden, because the command line
+    parser would wrap it in UTF-8 if the encoding is ASCII.
     """
 
     def __init__(self, stream: Any, sequences: re.Pattern[str], *, needed: bool = False) -> None:
@@ -82,14 +83,14 @@ class SafeStream:
 
     def write(self, text: str) -> int:
         if not isinstance(text, str):
-            raise TypeError(f"text is expected, not {type(text).__name__}")
-        with self._one_line():
+            raise TypeError(f"cannot write {type(text).__name__}: pass text")
+        with self._errors_in_one_line():
             if text:
-                self._stream.write(fitting(_tamed(text, self._sequences), self.encoding))
+                self._stream.write(fitting(_escaped(text, self._sequences), self.encoding))
         return len(text)
 
     def flush(self) -> None:
-        with self._one_line():
+        with self._errors_in_one_line():
             self._stream.flush()
 
     def isatty(self) -> bool:
@@ -103,26 +104,26 @@ class SafeStream:
         return getattr(self._stream, name)
 
     @contextmanager
-    def _one_line(self) -> Iterator[None]:
+    def _errors_in_one_line(self) -> Iterator[None]:
         try:
             yield
         except (OSError, ValueError) as error:
             give_up(self._stream)
             self._failure = getattr(error, "strerror", None) or "it is closed"
-        if self._failure and self._needed:  # again and again, for some libraries ignore it
+        if self._failure and self._needed:  # at every call, because some libraries ignore the first error
             raise WorkError(f"cannot print to stdout: {self._failure}") from None
 
 
 def give_up(stream: Any) -> None:
-    """Lead a stream nowhere, so that what is left in its buffer is no error when Python ends."""
+    """Redirect a stream to the null device, so that flushing its buffer at exit does not fail."""
     with suppress(OSError, ValueError, AttributeError):
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, stream.fileno())
-        os.close(nowhere)
+        null_device = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null_device, stream.fileno())
+        os.close(null_device)
 
 
 def fitting(text: str, encoding: str) -> str:
-    """Return the text with what an encoding lacks replaced by ASCII."""
+    """Return the text, with ASCII in place of characters that the encoding lacks."""
     if _encodes(text, encoding):
         return text
     return "".join(letter if _encodes(letter, encoding) else ASCII.get(letter, escape(letter)) for letter in text)
@@ -138,13 +139,14 @@ def _encodes(text: str, encoding: str) -> bool:
     return True
 
 
-def _tamed(text: str, sequences: re.Pattern[str] | None) -> str:
-    """The text with control characters escaped, except newlines and ``sequences``."""
+def _escaped(text: str, sequences: re.Pattern[str] | None) -> str:
+    """Return the text with control characters escaped, except newlines and ``sequences``."""
     if text.isprintable():
         return text
-    parts = [text] if sequences is None else re.split(f"({sequences.pattern})", text)
-    return "".join(part if at % 2 else "".join(map(_line_or_escape, part)) for at, part in enumerate(parts))
+    pieces = [text] if sequences is None else re.split(f"({sequences.pattern})", text)
+    # Every second piece is one of the sequences.
+    return "".join(piece if i % 2 else "".join(map(_escaped_character, piece)) for i, piece in enumerate(pieces))
 
 
-def _line_or_escape(letter: str) -> str:
+def _escaped_character(letter: str) -> str:
     return escape(letter) if letter != "\n" and is_control(letter) else letter

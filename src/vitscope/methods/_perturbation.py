@@ -1,8 +1,7 @@
 """What LIME, KernelSHAP, RISE and occlusion share: their options, the loop over images, and the provenance."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from functools import wraps
 from inspect import Parameter, signature
@@ -114,23 +113,6 @@ def explain_each(
     if len(results) < len(inputs):
         warn(f"interrupted: the result holds the first {len(results)} of {len(inputs)} images")
     return results[0] if len(inputs) == 1 else results[0].joined(results)
-
-
-@contextmanager
-def progress_bar(progress: Any, description: str = "evaluating") -> Iterator[Callable[[int, int], None] | None]:
-    """Yield a callback of (completed, total): use :func:`vitscope.progress.progress_callback` instead."""
-    if not isinstance(progress, bool) or not progress:
-        if progress and not callable(progress):
-            raise CallError(f"progress is {progress!r}: pass True, or a function of (answered, in all)")
-        yield progress or None
-        return
-    from rich.console import Console
-    from rich.progress import Progress as Bar
-
-    console = Console(stderr=True)
-    with Bar(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(description, total=None)
-        yield lambda completed, total: bar.update(task, completed=completed, total=total)
 
 
 def warn_if_interrupted(interrupted: bool, evaluated: int, total: int | None) -> None:

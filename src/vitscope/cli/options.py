@@ -1,0 +1,96 @@
+"""Arguments and options that more than one command takes, and the options that describe a model."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+Photos = Annotated[list[Path], typer.Argument(help="Photos to explain.", metavar="PHOTO", show_default=False)]
+
+ModelName = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        "-m",
+        help="Model: vit-nano, swin-nano, a hub id, a folder, timm:<name> or torchvision:<name>.",
+    ),
+]
+Compared = Annotated[
+    list[str] | None, typer.Option("--compare", help="Another model to compare with. May be repeated.")
+]
+Examples = Annotated[
+    Path | None,
+    typer.Option(help="Folder of examples, one subfolder per class, for a model without a classifier."),
+]
+ImageSize = Annotated[
+    int | None, typer.Option(help="Side of the model's input in pixels.", show_default="the model's own")
+]
+Device = Annotated[
+    str | None, typer.Option("--device", help="Device, such as cpu or cuda:1.", show_default="cuda if available")
+]
+
+Target = Annotated[
+    str | None,
+    typer.Option("--target", "-t", help="Class to explain, by label or index.", show_default="the most likely"),
+]
+TopK = Annotated[int, typer.Option("--top-k", min=1, help="Number of classes to list.")]
+OutputKind = Annotated[Literal["probability", "logit"], typer.Option("--output", help="Output to evaluate.")]
+Seed = Annotated[int, typer.Option(help="Random seed.")]
+BatchSize = Annotated[int, typer.Option(help="Images per forward pass.")]
+Hide = Annotated[
+    str,
+    typer.Option(
+        help="Fill of hidden segments: mean, black, grey, blur, noise, drop, a colour (128 or r,g,b) or an image file."
+    ),
+]
+Fill = Annotated[
+    str, typer.Option(help="Fill of holes: inpaint, mean, blur, a colour (128 or r,g,b) or an image file.")
+]
+
+Out = Annotated[
+    Path | None,
+    typer.Option("--out", "-o", help="PNG file to write; a folder for several photos.", show_default="a new name"),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+
+# The options that describe a model. In the help they have a section of their own.
+MODEL_PANEL = "Describe the model"
+MODEL_OUTPUT = "Model's output: logits, softmax, sigmoid, probabilities, value or features."
+
+Weights = Annotated[
+    Path | None,
+    typer.Option(help="File of weights for the architecture that --model names.", rich_help_panel=MODEL_PANEL),
+]
+Adapter = Annotated[Path | None, typer.Option(help="PEFT adapter folder for --model.", rich_help_panel=MODEL_PANEL)]
+Backbone = Annotated[
+    str | None,
+    typer.Option(
+        help="Path of the vision transformer inside the model, such as model.encoder.", rich_help_panel=MODEL_PANEL
+    ),
+]
+Output = Annotated[
+    str | None, typer.Option("--output", "--model-output", help=MODEL_OUTPUT, rich_help_panel=MODEL_PANEL)
+]
+ModelOutput = Annotated[str | None, typer.Option("--model-output", help=MODEL_OUTPUT, rich_help_panel=MODEL_PANEL)]
+Labels = Annotated[
+    Path | None,
+    typer.Option(
+        help="File of class names: one per line, or JSON (a list, or a mapping from index to name).",
+        rich_help_panel=MODEL_PANEL,
+    ),
+]
+Select = Annotated[
+    str | None, typer.Option(help="Key or position of the output to explain.", rich_help_panel=MODEL_PANEL)
+]
+Mean = Annotated[
+    str | None,
+    typer.Option(help="Mean of each channel, for pixels from 0 to 1: 0.5,0.5,0.5.", rich_help_panel=MODEL_PANEL),
+]
+Std = Annotated[
+    str | None,
+    typer.Option(help="Standard deviation of each channel, as for --mean.", rich_help_panel=MODEL_PANEL),
+]
+Processor = Annotated[
+    Path | None, typer.Option(help="Folder that holds a preprocessor_config.json.", rich_help_panel=MODEL_PANEL)
+]

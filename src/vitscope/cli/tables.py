@@ -1,0 +1,164 @@
+"""What commands print: classes, segments, agreement, effects, and JSON."""
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from vitscope.cli.terminal import say
+from vitscope.views.plain_text import visible
+
+if TYPE_CHECKING:
+    from vitscope.compositing.effects import Effect
+    from vitscope.compositing.result import Composition
+    from vitscope.metrics.agreement import Agreement
+    from vitscope.models import Prediction, VisionModel
+    from vitscope.results.segment_attribution import SegmentAttribution
+
+WIDE = 120  # columns of a terminal that has room for explanations
+
+
+def print_json(value: Any) -> None:
+    """Print strict JSON, without NaN or infinity; its encoder escapes control characters."""
+    typer.echo(json.dumps(value, indent=2, allow_nan=False))
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]], *, right: Sequence[int]) -> None:
+    """Print rows of cells under their header.
+
+    Args:
+        header: one name per column.
+        rows: one cell per column, as text or as rich's Text.
+        right: indices of the columns that are aligned to the right.
+    """
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 2))
+    for column, name in enumerate(header):
+        table.add_column(Text(visible(name)), justify="right" if column in right else "left")
+    for row in rows:
+        table.add_row(*(cell if isinstance(cell, Text) else Text(visible(cell)) for cell in row))
+    Console().print(table)
+
+
+def print_classes(name: str, model: "VisionModel", predictions: Sequence["Prediction"], reason: str = "") -> None:
+    """Print the classes of a photo with their probabilities, or with values if the model predicts values.
+
+    Args:
+        name: the name of the photo.
+        predictions: the most likely classes; empty if there are none.
+        reason: why there are no classes.
+    """
+    say(f"{name}, as {model.name} sees it:")
+    if not predictions:
+        say(f"  {reason or 'this model has no classifier, so it names no class'}")
+        return
+    if predictions[0].probability is None:
+        rows = [(prediction.label, f"{prediction.value:.4g}") for prediction in predictions]
+        print_table(("output", "value"), rows, right=(1,))
+    else:
+        bars = [(prediction.label, f"{prediction.probability:.1%}", _bar(prediction)) for prediction in predictions]
+        print_table(("class", "probability", ""), bars, right=(1,))
+
+
+def _bar(prediction: "Prediction") -> Any:
+    from rich.text import Text
+
+    return Text("█" * round((prediction.probability or 0) * 30), "cyan")
+
+
+def print_segments(result: "SegmentAttribution", count: int) -> None:
+    """Print the segments with the largest weights for and against the target, numbered as in the figure.
+
+    Args:
+        count: number of segments of each sign.
+    """
+    from vitscope.views.segments import named_places
+
+    places = named_places(result, count)
+    segments = result.as_json()["images"][0]["segments"]
+    rows = []
+    for name, place in places.items():
+        row, column = segments[place]["centre"]
+        interval = "" if result.intervals is None else "{:+.3f} to {:+.3f}".format(*result.intervals[place].tolist())
+        centre = f"row {row:.0f}, column {column:.0f}"
+        rows.append((name, str(segments[place]["label"]), f"{result.weights[place]:+.4f}", interval, centre))
+    print_table(("", "segment", "weight", "interval", "centre in pixels"), rows, right=(1, 2))
+
+
+def print_agreement(agreement: "Agreement") -> None:
+    """Print the rank correlation of each pair, and the overlap of its top regions compared with chance."""
+    rows = [
+        (
+            f"{first} and {second}",
+            f"{agreement.rank_correlation[i, j]:+.2f}",
+            f"{agreement.overlap[i, j]:.0%}",
+            f"{agreement.chance[i, j]:.0%}",
+        )
+        for i, first in enumerate(agreement.names)
+        for j, second in enumerate(agreement.names)
+        if i < j
+    ]
+    overlap = f"top {agreement.top:.0%} overlap"
+    print_table(("agreement", "rank correlation", overlap, "by chance"), rows, right=(1, 2, 3))
+
+
+def print_composites(result: "Composition", top_k: int) -> None:
+    """Print the classes of every edited image of the plate and the controls, with changes from the original."""
+    from vitscope.views.compositing import answer, change, on_controls, on_plate
+
+    rows: list[list[str]] = []
+    printed, test = set(), "original"
+    neutral = [index for index in result.select("controls", neutral=True, placed=False) if index in result.evaluated]
+    controls = [index for name in result.objects for index in on_controls(result, name)]
+    for index in [*on_plate(result), *controls, *neutral]:
+        image = result.edited_images[index]
+        content = (image.show, image.background, image.neutral)
+        if content in printed:
+            continue  # "no dog" is "dog left out"
+        printed.add(content)
+        if image.test != test:
+            rows.append([])
+            test = image.test
+        rows.append([image.name])
+        for ranked in result.ranking(index, top_k).classes:
+            label = "" if result.output == "similarity" else f"{ranked.label.split(',')[0]} "
+            cell = f"{label}{answer(ranked.value, result.output, unit=False)}"
+            rows[-1].append(f"{cell} {change(ranked, result.output)}" if index else cell)
+    count = max(map(len, rows))
+    ranks = ["1st", "2nd", "3rd", *(f"{rank}th" for rank in range(4, count))][: count - 1]
+    ranks = ["similarity"] if result.output == "similarity" else ranks
+    unit = ", %" if result.output == "probability" else ""
+    print_table(["image", *(f"{rank}{unit}" for rank in ranks)], rows, right=())
+    for name in result.tested("location"):
+        if set(result.select("location", name)) <= set(result.evaluated):
+            places = result.location_map(name)
+            low, high = (answer(float(end), result.output) for end in (places.values.min(), places.values.max()))
+            say(f"  {places.target} by the place of {name}: {low} to {high}")
+
+
+def print_effects(effects: Sequence["Effect"], model: str, output: str) -> None:
+    """Print each effect with its interval, in percentage points or in the unit of the outputs."""
+    from rich.console import Console
+
+    unit = 100 if output == "probability" else 1
+    rows = [
+        [
+            effect.name,
+            f"{unit * effect.mean:+.2f}",
+            "" if effect.interval is None else "{:+.2f} to {:+.2f}".format(*(unit * end for end in effect.interval)),
+            "" if effect.standardized is None else f"{effect.standardized:+.2f}",
+            effect.about,
+        ]
+        for effect in effects
+    ]
+    header = ["effect", "mean", "95 % interval", "d", "difference"]
+    if Console().width < WIDE:  # the descriptions would be broken into many lines
+        header, rows = header[:-1], [row[:-1] for row in rows]
+    count = len(effects[0].values)
+    scale = "percentage points" if output == "probability" else output
+    say(f"effects on {model}, {count} image{'s' if count > 1 else ''}, in {scale}:")
+    print_table(header, rows, right=(1, 2, 3))

@@ -1,0 +1,115 @@
+"""Where figures go: new names, folders, and files that are replaced only if allowed."""
+
+import errno
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.helpers.command_line import call, needs_bundled, photo_in_an_empty_folder
+from vitscope.cli.output import fresh, shortened
+
+pytestmark = needs_bundled
+photo = photo_in_an_empty_folder
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (["explain"], "cat-explain.png"),
+        (["attention"], "cat-attention.png"),
+        (["attention", "--layer", "-1", "--query", "2,3"], "cat-attention.png"),
+        (["rollout"], "cat-rollout.png"),
+        (
+            ["rollout", "--evolution", "--discard-ratio", "0.9", "--no-normalize", "--start-layer", "1"],
+            "cat-rollout.png",
+        ),
+        (["rollout", "--head-fusion", "min"], "cat-rollout.png"),
+    ],
+)
+def test_each_command_writes_its_figure(photo, tmp_path, capsys, monkeypatch, arguments, name):
+    code, out, err = call(capsys, monkeypatch, arguments[0], photo, *arguments[1:])
+    assert (code, err) == (0, "")
+    assert out.endswith(f"wrote {name}\n")
+    assert [path.name for path in tmp_path.iterdir() if path.name != "cat.png"] == [name]
+
+
+def test_several_photos_go_to_a_folder(photo, tmp_path, capsys, monkeypatch):
+    Image.open(photo).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save("tac.png")
+    code, _, _ = call(capsys, monkeypatch, "explain", photo, "tac.png", "--out", "figures")
+    assert code == 0
+    assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == ["cat-explain.png", "tac-explain.png"]
+    code, _, err = call(capsys, monkeypatch, "explain", photo, "tac.png", "--out", "figures")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "exists already" in err
+
+
+def test_a_folder_may_have_a_dot_in_its_name(photo, tmp_path, capsys, monkeypatch):
+    (tmp_path / "run.1").mkdir()
+    code, _, _ = call(capsys, monkeypatch, "explain", photo, "--out", "run.1")
+    assert code == 0
+    assert (tmp_path / "run.1" / "cat-explain.png").exists()
+
+
+def test_the_photo_itself_is_never_replaced(photo, tmp_path, capsys, monkeypatch):
+    before = (tmp_path / photo).read_bytes()
+    (tmp_path / "link.png").symlink_to(photo)
+    for out in (photo, "./link.png"):
+        for command in ("explain", "rollout", "attention", "lime"):
+            code, _, err = call(capsys, monkeypatch, command, photo, "--out", out, "--overwrite")
+            assert (code, err.count("\n")) == (2, 1)
+            assert "the photo itself" in err
+    assert (tmp_path / photo).read_bytes() == before
+
+
+def test_a_file_is_replaced_only_if_allowed(photo, tmp_path, capsys, monkeypatch):
+    existing = tmp_path / "mine.png"
+    existing.write_bytes(b"precious")
+    code, _, err = call(capsys, monkeypatch, "rollout", photo, "--out", "mine.png")
+    assert (code, existing.read_bytes()) == (2, b"precious")
+    assert "mine.png exists already" in err
+    code, _, _ = call(capsys, monkeypatch, "rollout", photo, "--out", "mine.png", "--overwrite")
+    assert code == 0
+    assert existing.read_bytes() != b"precious"
+
+
+def test_a_full_disk_leaves_the_existing_file_as_it_was(photo, tmp_path, capsys, monkeypatch):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    def fill_the_disk(_, path):
+        Path(path).write_bytes(b"half a fig")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    (tmp_path / "mine.png").write_bytes(b"precious")
+    monkeypatch.setattr(FigureCanvasAgg, "print_png", fill_the_disk)
+    code, _, err = call(capsys, monkeypatch, "rollout", photo, "--out", "mine.png", "--overwrite")
+    assert code == 1
+    assert err == "vitscope: cannot write mine.png: No space left on device\n"
+    assert (tmp_path / "mine.png").read_bytes() == b"precious"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cat.png", "mine.png"]
+
+
+def test_photos_before_an_unreadable_one_are_reported(photo, tmp_path, capsys, monkeypatch):
+    (tmp_path / "bad.png").write_text("no image")
+    code, out, err = call(capsys, monkeypatch, "explain", photo, "bad.png", "--json", "--out", "figures")
+    assert (code, err.count("\n")) == (1, 1)
+    assert [entry["image"] for entry in json.loads(out)] == [photo]
+    assert (tmp_path / "figures" / "cat-explain.png").exists()
+    code, out, err = call(capsys, monkeypatch, "explain", photo, "nowhere.png", "--out", "other")
+    assert (code, out) == (2, ""), "all photos must exist before the first is explained"
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_fresh_name_is_numbered(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert fresh("figure") == Path("figure.png")
+    Path("figure.png").touch()
+    Path("figure-2.png").touch()
+    assert fresh("figure") == Path("figure-3.png")
+    assert fresh("figure", "") == Path("figure")
+
+
+def test_a_stem_is_shortened_by_whole_characters():
+    assert shortened("cat") == "cat"
+    assert shortened("ä" * 125) == "ä" * 100
