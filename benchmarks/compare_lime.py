@@ -41,7 +41,7 @@ def loaded(name: str, device: str) -> vs.VisionModel:
 def run_forward_passes(model: vs.VisionModel, pixels: Tensor, samples: int) -> None:
     with torch.no_grad(), model.running():
         for start in range(0, samples, BATCH):
-            model.answer(pixels[: min(BATCH, samples - start)])
+            model.logits(pixels[: min(BATCH, samples - start)])
 
 
 def with_lime(model: vs.VisionModel, photo: np.ndarray, samples: int) -> Any:
@@ -51,7 +51,7 @@ def with_lime(model: vs.VisionModel, photo: np.ndarray, samples: int) -> Any:
     def classify(images: np.ndarray) -> np.ndarray:
         pixels, _ = model.prepare(list(images))
         with torch.no_grad(), model.running():
-            logits = model.answer(pixels)
+            logits = model.logits(pixels)
         return logits.softmax(-1).cpu().numpy()
 
     explainer = LimeImageExplainer(random_state=0)

@@ -39,7 +39,7 @@ def loaded(name: str, device: str) -> vs.VisionModel:
 def run_forward_passes(model: vs.VisionModel, pixels: Tensor, count: int) -> None:
     with torch.no_grad(), model.running():
         for start in range(0, count, BATCH):
-            model.answer(pixels[: min(BATCH, count - start)])
+            model.logits(pixels[: min(BATCH, count - start)])
 
 
 def with_vitscope(model: vs.VisionModel, side: int, attention: bool = False) -> np.ndarray:
@@ -83,7 +83,7 @@ def by_hand(model: vs.VisionModel, side: int, batch: int) -> np.ndarray:
     with torch.no_grad(), model.running():
         for start in range(0, len(images), batch):
             pixels, _ = model.prepare(images[start : start + batch])
-            predictions.append(model.answer(pixels).softmax(-1).cpu().numpy())
+            predictions.append(model.logits(pixels).softmax(-1).cpu().numpy())
     return np.concatenate(predictions)
 
 

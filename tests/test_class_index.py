@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from vitscope.errors import CallError
-from vitscope.validation import class_index
+from vitscope.validation import require_class_index
 
 NUMBERS = ("1", "10", "2")  # in the order in which folders of classes are sorted
 WORDS = ("tabby, tabby cat", "Crane", "crane", "tabby", " padded ", "7, seven")
@@ -39,7 +39,7 @@ WORDS = ("tabby, tabby cat", "Crane", "crane", "tabby", " padded ", "7, seven")
     ids=str,
 )
 def test_an_exact_label_takes_precedence_over_an_index(target: Any, labels: Any, index: int) -> None:
-    assert class_index(target, labels, 6 if labels is None else len(labels)) == index
+    assert require_class_index(target, labels, 6 if labels is None else len(labels)) == index
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_an_exact_label_takes_precedence_over_an_index(target: Any, labels: Any,
 )
 def test_a_target_that_is_not_a_class_is_refused_in_one_line(target: Any, message: str) -> None:
     with pytest.raises(CallError) as caught:
-        class_index(target, NUMBERS, 3)
+        require_class_index(target, NUMBERS, 3)
     text = str(caught.value)
     assert message in text
     assert "\n" not in text

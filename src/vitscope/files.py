@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from vitscope.errors import CallError, OutputExistsError, SaveError
-from vitscope.validation import LONGEST_NAME, short_repr
+from vitscope.validation import MAX_NAME_BYTES, short_repr
 
 # A temporary name contains the machine and the process that write it, so that the remains of a killed process can be
 # distinguished from running work. It does not contain the result's name, which may be as long as the disk allows.
@@ -81,7 +81,7 @@ def atomic_write(path: str | Path, *, overwrite: bool = True) -> Iterator[Path]:
     temporary = path.with_name(_temporary_name(path.suffix))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        sweep_temporary(path.parent)
+        delete_abandoned(path.parent)
         yield temporary
         _make_readable(temporary, path.parent)
         if overwrite:
@@ -112,12 +112,12 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     temporary = path.with_name(_temporary_name())
     try:
         temporary.mkdir(parents=True)
-        sweep_temporary(path.parent)
+        delete_abandoned(path.parent)
         yield temporary
         for entry in temporary.rglob("*"):
             if entry.is_file():
                 _make_readable(entry, temporary)
-        take_place(temporary, path)
+        replace_folder(temporary, path)
     except OSError as error:
         if isinstance(error, SaveError):
             raise
@@ -127,7 +127,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         _writing.discard(temporary.name)
 
 
-def take_place(new: Path, path: Path) -> None:
+def replace_folder(new: Path, path: Path) -> None:
     """Move a folder to ``path`` and delete the older folder there.
 
     If the system can exchange two names, ``path`` exists at every moment. Otherwise a process that is killed between
@@ -141,12 +141,12 @@ def take_place(new: Path, path: Path) -> None:
         if not path.exists():
             new.rename(path)
         elif _exchange(new, path):
-            discard(new)
+            delete_folder(new)
         else:
-            discard(old)
+            delete_folder(old)
             path.rename(old)
             new.rename(path)
-            discard(old)
+            delete_folder(old)
     except OSError as error:
         if not path.exists() and old.exists():
             old.rename(path)
@@ -154,17 +154,17 @@ def take_place(new: Path, path: Path) -> None:
 
 
 def recover(path: Path) -> None:
-    """Complete an interrupted :func:`take_place`: restore the older folder if there is nothing at ``path``."""
+    """Complete an interrupted :func:`replace_folder`: restore the older folder if there is nothing at ``path``."""
     old = old_name(path)
     if not old.is_dir():
         return
     if path.exists():
-        discard(old)
+        delete_folder(old)
     else:
         old.rename(path)
 
 
-def discard(folder: Path) -> None:
+def delete_folder(folder: Path) -> None:
     """Delete a folder. It is renamed first, so that a half-deleted folder is never taken for a complete one."""
     if not folder.is_dir():
         return
@@ -178,7 +178,7 @@ def discard(folder: Path) -> None:
         _writing.discard(temporary.name)
 
 
-def sweep_temporary(folder: Path) -> None:
+def delete_abandoned(folder: Path) -> None:
     """Delete the temporary files and folders that killed processes left in a folder."""
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in [entry for entry in entries if is_temporary(entry.name) and _is_abandoned(entry)]:
@@ -198,13 +198,13 @@ def hidden_name(path: Path, ending: str) -> Path:
     """Return a hidden path in the folder of ``path``, always the same for the same arguments."""
     path = path.resolve() if path.name in ("", "..") else path
     name = f".{path.name}.{ending}"
-    if len(os.fsencode(name)) > LONGEST_NAME:
+    if len(os.fsencode(name)) > MAX_NAME_BYTES:
         name = f".{hashlib.blake2b(os.fsencode(path.name), digest_size=16).hexdigest()}.{ending}"
     return path.with_name(name)
 
 
 def old_name(path: Path) -> Path:
-    """Return the path at which :func:`take_place` keeps the older folder for a moment."""
+    """Return the path at which :func:`replace_folder` keeps the older folder for a moment."""
     return hidden_name(path, "old")
 
 
@@ -228,10 +228,10 @@ def _is_abandoned(entry: os.DirEntry[str]) -> bool:
         return entry.name not in _writing
     if os.name != "posix":  # on Windows, signal 0 ends a process
         return time.time() - entry.stat(follow_symlinks=False).st_mtime > ABANDONED_SECONDS
-    return not process_lives(process)
+    return not process_is_running(process)
 
 
-def process_lives(process: int) -> bool:
+def process_is_running(process: int) -> bool:
     """Return whether a process with this id runs on this machine (POSIX)."""
     try:
         os.kill(process, 0)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from vitscope.errors import CallError
-from vitscope.validation import at_least
+from vitscope.validation import require_at_least
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Grid:
 
     def __post_init__(self) -> None:
         for name, minimum in (("height", 1), ("width", 1), ("prefix", 0)):
-            number = at_least(minimum, getattr(self, name), f"{name} of a grid")
+            number = require_at_least(minimum, getattr(self, name), f"{name} of a grid")
             object.__setattr__(self, name, number)
 
     @property

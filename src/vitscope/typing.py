@@ -46,7 +46,7 @@ Groups = Int[Tensor, "merged 4"]
 Shares = Float[Tensor, "batch merged 4"]
 """One value for each of these four tokens."""
 
-Fallen = Float[Tensor, "batch row"]
+PaddingMass = Float[Tensor, "batch row"]
 """The sum of each row's values on padding."""
 
 Target = int | str

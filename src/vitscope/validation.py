@@ -11,13 +11,13 @@ from vitscope.errors import CallError, WorkError
 if TYPE_CHECKING:
     import torch
 
-LONGEST_NAME = 255  # bytes of a file name, on the file systems of Linux, macOS and Windows
+MAX_NAME_BYTES = 255  # bytes of a file name, on the file systems of Linux, macOS and Windows
 MAX_TEXT = 100  # characters of a value in a message or a repr
 MAX_DIGITS = 20  # of an index in a message; Python refuses to parse or print some thousands of digits
 MAX_SEED = 2**32 - 1  # numpy's generators take no larger seed
 
 
-def whole_number(value: Any, name: str) -> int:
+def require_integer(value: Any, name: str) -> int:
     """Return the value as an int.
 
     Args:
@@ -35,31 +35,31 @@ def whole_number(value: Any, name: str) -> int:
         raise CallError(f"{name} is {short_repr(value)}, a whole number is expected") from None
 
 
-def at_least(least: int, value: Any, name: str) -> int:
+def require_at_least(least: int, value: Any, name: str) -> int:
     """Return the value as an int that is not below ``least``.
 
     Raises:
         CallError: it is not a whole number, or too small.
     """
-    integer = whole_number(value, name)
+    integer = require_integer(value, name)
     if integer < least:
         raise CallError(f"{name} is {integer}, at least {least} is expected")
     return integer
 
 
-def seed_number(value: Any) -> int:
+def require_seed(value: Any) -> int:
     """Return the value as a seed for random numbers.
 
     Raises:
         CallError: it is not a whole number from 0 to 2³² − 1.
     """
-    seed = whole_number(value, "seed")
+    seed = require_integer(value, "seed")
     if not 0 <= seed <= MAX_SEED:
         raise CallError(f"seed is {seed}, a whole number from 0 to {MAX_SEED} is expected")
     return seed
 
 
-def number(value: Any, name: str) -> float:
+def require_number(value: Any, name: str) -> float:
     """Return the value as a finite float.
 
     Raises:
@@ -74,14 +74,14 @@ def number(value: Any, name: str) -> float:
     return result
 
 
-def ratio(value: Any, name: str) -> float:
+def require_ratio(value: Any, name: str) -> float:
     """Return the value as a float from 0 to 1.
 
     Raises:
         CallError: it is not a number, or outside this range.
     """
     try:
-        result = number(value, name)
+        result = require_number(value, name)
     except CallError:
         result = -1.0
     if not 0 <= result <= 1:
@@ -102,7 +102,7 @@ def short_repr(value: Any, limit: int = 60) -> str:
     return text if len(text) <= limit else f"{text[:limit]}…"
 
 
-def class_index(target: Any, labels: Sequence[str] | None, num_classes: int) -> int:
+def require_class_index(target: Any, labels: Sequence[str] | None, num_classes: int) -> int:
     """Return the index of a class.
 
     Args:
@@ -121,7 +121,7 @@ def class_index(target: Any, labels: Sequence[str] | None, num_classes: int) -> 
             "different class per image, explain the images one by one"
         )
     if not isinstance(target, str):
-        return _require_index(whole_number(target, "target"), num_classes)
+        return _require_index(require_integer(target, "target"), num_classes)
     text = target.strip()
     exact = [label.strip() for label in labels or ()]
     for query, candidates in ((text, exact), (text.casefold(), [label.casefold() for label in exact])):
@@ -191,7 +191,7 @@ def require_tensor(
     return tensor
 
 
-def only_finite(values: "torch.Tensor", name: str) -> "torch.Tensor":
+def require_finite_tensor(values: "torch.Tensor", name: str) -> "torch.Tensor":
     """Return the values.
 
     Raises:

@@ -382,7 +382,7 @@ def test_failures_have_exit_code_one(photo, tmp_path, capsys, monkeypatch):
 def test_ctrl_c_keeps_the_outputs_so_far(photo, tmp_path, capsys, monkeypatch):
     from vitscope.models import VisionModel
 
-    answer, batches = VisionModel.answer, []
+    answer, batches = VisionModel.logits, []
 
     def interrupted(self, pixels):
         batches.append(len(pixels))
@@ -390,7 +390,7 @@ def test_ctrl_c_keeps_the_outputs_so_far(photo, tmp_path, capsys, monkeypatch):
             raise KeyboardInterrupt
         return answer(self, pixels)
 
-    monkeypatch.setattr(VisionModel, "answer", interrupted)
+    monkeypatch.setattr(VisionModel, "logits", interrupted)
     chosen = ("--batch-size", "5", "--test", "location", "--no-attention", "--places", "5")
     code, out, err = run(capsys, monkeypatch, "compose", photo, *BOX, *chosen)
     assert code == 1

@@ -82,7 +82,7 @@ def test_ctrl_c_keeps_finished_batches(photo, tmp_path, capsys, monkeypatch):
     """The third batch is interrupted: the figure of the first two is written, and says so."""
     from vitscope.models import VisionModel
 
-    answer, batch_sizes = VisionModel.answer, []
+    answer, batch_sizes = VisionModel.logits, []
 
     def interrupt(self, pixels):
         batch_sizes.append(len(pixels))
@@ -90,7 +90,7 @@ def test_ctrl_c_keeps_finished_batches(photo, tmp_path, capsys, monkeypatch):
             raise KeyboardInterrupt
         return answer(self, pixels)
 
-    monkeypatch.setattr(VisionModel, "answer", interrupt)
+    monkeypatch.setattr(VisionModel, "logits", interrupt)
     options = ("--segments", "patches", "-n", "500", "--batch-size", "40")
     code, out, err = call(capsys, monkeypatch, "lime", photo, *options)
     assert code == 1

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from tests.helpers.command_line import call, needs_bundled, photo_in_an_empty_folder
-from vitscope.cli.output import fresh, shortened
+from vitscope.cli.output import shorten_stem, unused_path
 
 pytestmark = needs_bundled
 photo = photo_in_an_empty_folder
@@ -103,13 +103,13 @@ def test_photos_before_an_unreadable_one_are_reported(photo, tmp_path, capsys, m
 
 def test_a_fresh_name_is_numbered(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert fresh("figure") == Path("figure.png")
+    assert unused_path("figure") == Path("figure.png")
     Path("figure.png").touch()
     Path("figure-2.png").touch()
-    assert fresh("figure") == Path("figure-3.png")
-    assert fresh("figure", "") == Path("figure")
+    assert unused_path("figure") == Path("figure-3.png")
+    assert unused_path("figure", "") == Path("figure")
 
 
 def test_a_stem_is_shortened_by_whole_characters():
-    assert shortened("cat") == "cat"
-    assert shortened("ä" * 125) == "ä" * 100
+    assert shorten_stem("cat") == "cat"
+    assert shorten_stem("ä" * 125) == "ä" * 100

@@ -25,7 +25,7 @@ def family(name: str) -> Family:
 
 def outputs_of(model: vs.VisionModel, pixels: Tensor, *, logit: bool = False) -> np.ndarray:
     with torch.no_grad(), model.running():
-        logits = model.answer(pixels)
+        logits = model.logits(pixels)
     assert logits is not None
     return (logits if logit else logits.softmax(-1)).double().numpy()
 

@@ -149,7 +149,7 @@ def check_each_image_alone(
             torch.no_grad(),
             model.running(),
         ):
-            answer = model.answer(pixels) if features is None else features(pixels)
+            answer = model.logits(pixels) if features is None else features(pixels)
             if attention:
                 rolled = vs.rollout(run_and_capture(model, pixels).trace).values[0].numpy()
                 np.testing.assert_allclose(result.rollouts[index], rolled, atol=1e-5, err_msg=image.name)

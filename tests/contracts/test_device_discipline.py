@@ -67,7 +67,7 @@ def library_needs_a_default_device(model: vs.VisionModel, pixels: torch.Tensor) 
     """Return whether the library's own forward pass creates tensors without a device (RoPE of timm's DINOv3 does)."""
     try:
         with torch.no_grad(), model.running():
-            model.answer_or_none(pixels)
+            model.logits_or_none(pixels)
     except WorkError as error:
         if isinstance(error.__cause__, NotImplementedError):
             return True
@@ -80,7 +80,7 @@ def test_every_tensor_is_created_on_an_explicit_device(family: Any, name: str, r
     model, size = family.model(), getattr(family, "size", SIZES["fitting"])
     pixels = torch.randn(1, 3, *size, generator=torch.Generator("cpu").manual_seed(1), device="cpu")
     with torch.no_grad(), model.running():
-        target = FEATURES if model.answer_or_none(pixels) is None else CLASS
+        target = FEATURES if model.logits_or_none(pixels) is None else CLASS
     try:
         expected = METHODS[name](model, pixels, target)
     except UnsupportedModelError:

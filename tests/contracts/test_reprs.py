@@ -36,7 +36,7 @@ def test_the_repr_of_many_images_is_no_longer(count: int) -> None:
     record = {"method": "rollout", "model": "m", "images": [{"target": "cat"}] * count}
     plain_result = vs.Attribution(torch.zeros(count, 14, 14, device="cpu"), vs.Grid(14, 14), [image] * count, record)
     single = segmented()
-    joined = single.joined([single] * count)
+    joined = single.join([single] * count)
     for result in (plain_result, joined):
         lines = repr(result).splitlines()
         assert len(lines) <= 5

@@ -64,7 +64,7 @@ def full_state(module: nn.Module) -> dict[str, Any]:
     return {**state(module), "settings": settings(module)}
 
 
-def answer(module: nn.Module, x: Tensor) -> Tensor:
+def logits(module: nn.Module, x: Tensor) -> Tensor:
     """Return the logits of a copy of the module in a plain run."""
     with torch.no_grad():
         output = deepcopy(module).eval()(x)

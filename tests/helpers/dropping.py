@@ -13,7 +13,7 @@ def evaluator(model: vs.VisionModel) -> Callable[[Tensor], Tensor]:
 
     def evaluate(pixels: Tensor) -> Tensor:
         with torch.no_grad(), model.running():
-            logits = model.answer(pixels)
+            logits = model.logits(pixels)
             return model.features(pixels) if logits is None else logits
 
     return evaluate

@@ -55,7 +55,7 @@ def case(name: str) -> Case:
 def logits(model: vs.VisionModel, pixels: Tensor) -> Tensor:
     """Return the logits of a model with a classifier."""
     with torch.no_grad(), model.running():
-        rows = model.answer(pixels)
+        rows = model.logits(pixels)
     assert rows is not None
     return rows
 

@@ -75,7 +75,7 @@ class Answering(nn.Module):
         return self.head(self.backbone(pixels))
 
     def forward(self, pixels: Tensor) -> Any:
-        return self.answer(self.logits(pixels))
+        return self.logits(self.logits(pixels))
 
 
 def images(batch: int = 2, channels: int = 3) -> Tensor:

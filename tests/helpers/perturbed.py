@@ -46,6 +46,6 @@ CROPS = {
 
 def outputs_of(model: vs.VisionModel, pixels: Tensor, output: str = "probability") -> np.ndarray:
     with torch.no_grad(), model.running():
-        logits = model.answer(pixels)
+        logits = model.logits(pixels)
     assert logits is not None
     return (logits.softmax(-1) if output == "probability" else logits).double().numpy()

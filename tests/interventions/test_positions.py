@@ -20,7 +20,7 @@ ROTARY = ("transformers-dinov3", "timm-dinov3")
 
 def evaluated(model: vs.VisionModel, pixels: Tensor) -> Tensor:
     with torch.no_grad(), model.running():
-        answer = model.answer(pixels)
+        answer = model.logits(pixels)
         return model.features(pixels) if answer is None else answer
 
 

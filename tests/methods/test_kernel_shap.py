@@ -63,7 +63,7 @@ def test_kernel_shap_of_an_image_equals_the_slow_reference() -> None:
         expected = slow_shapley(lambda row, index=index: float(outputs(row)[index]), 6)
         assert explained.weights.numpy() == pytest.approx(expected, abs=1e-5)
         assert explained.intercept == pytest.approx(outputs(np.zeros(6, dtype=bool))[index], abs=1e-6)
-        assert explained.local_prediction == pytest.approx(explained.answer, abs=1e-6)
+        assert explained.local_prediction == pytest.approx(explained.output, abs=1e-6)
     assert result.provenance["samples"] == 64
 
 
@@ -75,7 +75,7 @@ def test_the_values_always_add_up_to_the_output(count: int, output: str) -> None
         warnings.simplefilter("ignore", vs.VitscopeWarning)
         result = vs.kernel_shap(model, photo, num_samples=count, segments="patches", output=output, seed=count)
     for label in result.classes:
-        assert result.of(label).local_prediction == pytest.approx(result.of(label).answer, abs=1e-5)
+        assert result.of(label).local_prediction == pytest.approx(result.of(label).output, abs=1e-5)
 
 
 @pytest.mark.parametrize("players", [2, 3, 5, 6, 9, 30])

@@ -30,7 +30,7 @@ from vitscope.perturb.masks import PairedSampler, UniformSampler
 
 def probabilities(model: vs.VisionModel, photos: Any) -> np.ndarray:
     with torch.no_grad(), model.running():
-        logits = model.answer(model.prepare(list(photos))[0])
+        logits = model.logits(model.prepare(list(photos))[0])
     assert logits is not None
     return logits.softmax(-1).numpy()
 
@@ -121,7 +121,7 @@ def test_it_equals_the_slow_reference(nano: vs.VisionModel, cat: np.ndarray, sam
         assert explained.intercept == pytest.approx(intercept, rel=1e-6)
         assert explained.score == pytest.approx(score, rel=1e-6)
         assert explained.local_prediction == pytest.approx(intercept + coefficients.sum(), rel=1e-6)
-        assert explained.answer == pytest.approx(outputs[0, index], rel=1e-6)
+        assert explained.output == pytest.approx(outputs[0, index], rel=1e-6)
 
 
 @pytest.mark.parametrize("width", [0.1, 0.25, 1.0])
@@ -266,9 +266,9 @@ def test_the_logit_can_be_explained(nano: vs.VisionModel, cat: np.ndarray) -> No
     options: dict[str, Any] = {"num_samples": 40, "segments": blocks(40, 60, 20), "target": "cat"}
     probability, logit = vs.lime(nano, cat, **options), vs.lime(nano, cat, output="logit", **options)
     with torch.no_grad(), nano.running():
-        logits = nano.answer(nano.prepare(cat)[0])[0]
-    assert logit.answer == pytest.approx(float(logits[3]), rel=1e-6)
-    assert probability.answer == pytest.approx(float(logits.softmax(-1)[3]), rel=1e-6)
+        logits = nano.logits(nano.prepare(cat)[0])[0]
+    assert logit.output == pytest.approx(float(logits[3]), rel=1e-6)
+    assert probability.output == pytest.approx(float(logits.softmax(-1)[3]), rel=1e-6)
     assert not torch.allclose(probability.weights, logit.weights)
     assert logit.provenance["parameters"]["output"] == "logit"
 
@@ -321,7 +321,7 @@ def test_a_saved_result_reads_back(result: vs.SegmentAttribution, tmp_path: Path
         assert torch.equal(saved.weights, explained.weights)
         assert torch.equal(saved.intervals, explained.intervals)
         assert (saved.intercept, saved.score, saved.target) == (explained.intercept, explained.score, explained.target)
-        assert saved.answer == explained.answer
+        assert saved.output == explained.output
     assert back.provenance == result.provenance
     assert back.signed
     assert back.top(3) == result.top(3)
@@ -343,10 +343,10 @@ def test_a_result_is_saved_as_arrays_as_json_and_as_an_image(result: vs.SegmentA
     for entry in image["classes"]:
         explained = result.of(entry["label"])
         assert (entry["weights"], entry["intervals"]) == (explained.weights.tolist(), explained.intervals.tolist())
-        assert (entry["intercept"], entry["score"], entry["answer"]) == (
+        assert (entry["intercept"], entry["score"], entry["output"]) == (
             explained.intercept,
             explained.score,
-            explained.answer,
+            explained.output,
         )
     assert [entry["label"] for entry in image["segments"]] == np.unique(blocks(40, 60, 10)).tolist()
     assert all(entry["pixels"] == 100 for entry in image["segments"])
@@ -445,7 +445,7 @@ def test_a_model_without_a_classifier_is_explained_by_the_similarity_of_its_feat
     )
     assert (result.target, result.classes) == ("similarity", ["similarity"])
     assert result.provenance["parameters"]["output"] == "similarity"
-    assert result.answer == pytest.approx(1, abs=1e-6)
+    assert result.output == pytest.approx(1, abs=1e-6)
     rows = PairedSampler(6, 1).draw(40)
     with torch.no_grad(), model.running():
         features = model.features(model.prepare([slow.hidden(cat, labels, row) for row in rows])[0]).double()

@@ -20,7 +20,7 @@ from tests.helpers.lime import (
     shrunk,
 )
 from tests.reference import lime as slow
-from vitscope.methods.lime import Plan, is_settled, kernel
+from vitscope.methods.lime import Plan, is_stable, kernel
 from vitscope.methods.surrogate import Surrogate, fit, quantile, upper_tail
 from vitscope.perturb.masks import UniformSampler
 
@@ -234,31 +234,31 @@ def surrogate(weights: list[float], spreads: list[float]) -> Surrogate:
 def test_the_ranking_is_settled_if_adjacent_weights_differ(
     weights: list[float], spreads: list[float], top: int, settled: bool
 ) -> None:
-    assert is_settled(surrogate(weights, spreads), top, 0.05, 0.1) is settled
+    assert is_stable(surrogate(weights, spreads), top, 0.05, 0.1) is settled
 
 
 def test_a_common_influence_does_not_unsettle_the_ranking() -> None:
     correlated = dataclasses.replace(surrogate([2.0, 1.0], [0.0, 0.0]), influences=np.full((1, 4, 2), 5.0))
-    assert is_settled(correlated, 1, 0.05, 0.0)
+    assert is_stable(correlated, 1, 0.05, 0.0)
 
 
 def test_a_smaller_error_needs_more_certainty() -> None:
     unsure = surrogate([1.0, 0.0], [0.3, 0.3])
-    assert is_settled(unsure, 1, 0.05, 0.0)
-    assert not is_settled(unsure, 1, 0.001, 0.0)
+    assert is_stable(unsure, 1, 0.05, 0.0)
+    assert not is_stable(unsure, 1, 0.001, 0.0)
 
 
 def test_a_wider_tie_needs_less_certainty() -> None:
     near = surrogate([1.0, 0.9], [0.05, 0.05])
-    assert not is_settled(near, 1, 0.05, 0.0)
-    assert not is_settled(near, 1, 0.05, 0.1)
-    assert is_settled(near, 1, 0.05, 0.3)
+    assert not is_stable(near, 1, 0.05, 0.0)
+    assert not is_stable(near, 1, 0.05, 0.1)
+    assert is_stable(near, 1, 0.05, 0.3)
 
 
 def test_error_probabilities_add_up() -> None:
     """Each of the ten comparisons alone would be settled."""
-    assert is_settled(surrogate([3.0, 0.0], [1.0, 0.0]), 1, 0.01, 0.0)
-    assert not is_settled(surrogate([3.0, *[0.0] * 10], [1.0, *[0.0] * 10]), 1, 0.01, 0.0)
+    assert is_stable(surrogate([3.0, 0.0], [1.0, 0.0]), 1, 0.01, 0.0)
+    assert not is_stable(surrogate([3.0, *[0.0] * 10], [1.0, *[0.0] * 10]), 1, 0.01, 0.0)
 
 
 @pytest.mark.parametrize("freedom", [1, 3, 10, 100, 5000])

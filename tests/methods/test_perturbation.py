@@ -30,7 +30,7 @@ def test_every_method_works_on_every_family(family: Family, hide: str) -> None:
     size, cells = family.size, (family.grid.height, family.grid.width)
     labels = blocks()[:, : size[1]]
     with torch.no_grad(), model.running():
-        logits = model.answer(pixels)
+        logits = model.logits(pixels)
     segments = len(np.unique(labels))
     for method in (vs.lime, vs.kernel_shap):
         result = method(
@@ -42,7 +42,7 @@ def test_every_method_works_on_every_family(family: Family, hide: str) -> None:
         assert bool(result.weights.any())
         assert result.target in (name, model.label(0))
         expected = 1.0 if logits is None else float(logits.softmax(-1)[0, 0])
-        assert result.answer == pytest.approx(expected, abs=1e-5)
+        assert result.output == pytest.approx(expected, abs=1e-5)
     for method, options, shape in (
         (vs.occlusion, {"hide": hide}, cells),
         (vs.rise, {"num_samples": 6, "hide": hide, "shown": 0.9}, size),

@@ -13,7 +13,7 @@ import vitscope as vs
 from tests.helpers.families import ALL, Family
 from tests.reference.attention import attention as library_attention
 from tests.reference.rollout import rollout as slow_rollout
-from vitscope.attention.scores import Factored, KnownWeights, Logits
+from vitscope.attention.scores import Factored, Logits, StoredWeights
 from vitscope.attention.trace import Trace
 from vitscope.methods.rollout import discard_smallest
 
@@ -196,7 +196,7 @@ def test_fusing_during_the_forward_pass_gives_the_same_result(
     for pays in (False, True):
         monkeypatch.setattr("vitscope.tracing.capture._Recorder._weighing_pays", lambda *_, pays=pays: pays)
         results.append(vs.rollout(model, pixels, **options))
-    assert kinds == [Logits if explicit else Factored, KnownWeights]
+    assert kinds == [Logits if explicit else Factored, StoredWeights]
     torch.testing.assert_close(results[0].values, results[1].values, atol=1e-6, rtol=1e-5)
     assert results[0].provenance["parameters"] == results[1].provenance["parameters"]
     assert torch.allclose(torch.tensor(results[0].provenance["row_sums"]), torch.ones(2), atol=1e-5)
@@ -216,7 +216,7 @@ def test_attention_is_fused_during_the_forward_pass_if_tokens_are_few() -> None:
     from vitscope.tracing.capture import run_and_capture
 
     model = family("transformers-vit").model()
-    for size, kind in (((32, 48), KnownWeights), ((64, 64), Factored)):
+    for size, kind in (((32, 48), StoredWeights), ((64, 64), Factored)):
         fused = run_and_capture(model, torch.zeros(1, 3, *size), fuse="mean")
         assert {type(step.scores) for step in fused.trace.steps} == {kind}
         assert torch.isfinite(fused.logits).all()

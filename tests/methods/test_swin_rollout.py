@@ -23,7 +23,7 @@ from tests.helpers.swin_families import (
     pixels,
 )
 from tests.reference.swin_rollout import Block, Merge, Story, story
-from vitscope.attention.scores import KnownWeights
+from vitscope.attention.scores import StoredWeights
 from vitscope.attention.trace import Trace
 
 SUPPORTED = "a class with positive evidence in each image"
@@ -192,7 +192,7 @@ def test_the_order_of_heads_changes_nothing(family: SwinFamily, options: dict[st
     expected = vs.rollout(trace, **options).values
     for layer, step in enumerate(trace.blocks):
         order = torch.randperm(step.num_heads, generator=torch.Generator().manual_seed(layer))
-        reordered = replace(step, scores=KnownWeights(step.weights()[:, :, order]))
+        reordered = replace(step, scores=StoredWeights(step.weights()[:, :, order]))
         permuted = replace(trace, steps=[reordered if step is each else each for each in trace.steps])
         torch.testing.assert_close(vs.rollout(permuted, **options).values, expected, atol=1e-6, rtol=1e-5)
 

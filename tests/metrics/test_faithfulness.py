@@ -64,7 +64,7 @@ def patch_reader(patch: int, strength: float = 2.0) -> vs.VisionModel:
 def evaluator(model: vs.VisionModel) -> slow.Answer:
     def probabilities(image: np.ndarray) -> np.ndarray:
         with torch.no_grad(), model.running():
-            logits = model.answer(model.prepare(image)[0])
+            logits = model.logits(model.prepare(image)[0])
         assert logits is not None
         return logits[0].double().softmax(-1).numpy()
 
@@ -156,7 +156,7 @@ def test_the_random_order_depends_on_the_seed_and_not_on_the_map() -> None:
 
 
 def test_each_image_is_shuffled_separately() -> None:
-    areas = vs.faithfulness(amplified(small_vit()), photos(1) * 2, vs.Attribution.joined([maps(1)] * 2))
+    areas = vs.faithfulness(amplified(small_vit()), photos(1) * 2, vs.Attribution.join([maps(1)] * 2))
     assert areas.deletion[0] == areas.deletion[1]
     assert areas.random_deletion[0] != areas.random_deletion[1]
 

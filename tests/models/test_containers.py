@@ -67,9 +67,9 @@ def probabilities(model: vs.VisionModel, inputs: Any) -> dict[int, float | None]
 def expect_same(outer: vs.VisionModel, inner: vs.VisionModel) -> None:
     """Assert that logits, probabilities and rollout are those of the model inside."""
     with torch.no_grad(), outer.running():
-        rows = outer.answer(images())
+        rows = outer.logits(images())
     with torch.no_grad(), inner.running():
-        expected = inner.answer(images())
+        expected = inner.logits(images())
     assert rows is not None
     assert expected is not None
     assert torch.allclose(rows, expected, atol=1e-5)
@@ -221,8 +221,8 @@ def test_live_modules_with_adapters(kind: str) -> None:
         expected = adapted(images())
     expected = expected if isinstance(expected, Tensor) else expected.logits
     with torch.no_grad(), outer.running():
-        rows = outer.answer(images())
-        before = inner.answer(images())
+        rows = outer.logits(images())
+        before = inner.logits(images())
     assert rows is not None
     assert torch.allclose(rows, expected, atol=1e-5)
     assert before is not None

@@ -28,7 +28,7 @@ every_copier = pytest.mark.parametrize("copier", COPIERS)
 def output(model: vs.VisionModel, pixels: Tensor) -> Tensor:
     """Return logits, or the features of a model without classes."""
     with torch.no_grad(), model.running():
-        rows = model.answer_or_none(pixels)
+        rows = model.logits_or_none(pixels)
         if rows is None:
             rows = model.features(pixels) if model.embed is not None else vs.attention_map(model, pixels).values
     return rows.clone()

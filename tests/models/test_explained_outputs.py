@@ -48,7 +48,7 @@ def test_all_methods_explain_the_same_numbers(case: str) -> None:
         assert result.provenance["parameters"]["output"] == kind
         assert result.provenance["output"] == model.meaning
     for method in ("lime", "kernel_shap"):
-        assert results[method].answer == pytest.approx(float(expected[column]), abs=1e-5)
+        assert results[method].output == pytest.approx(float(expected[column]), abs=1e-5)
     assert composed.output == kind
     assert composed.outputs[0] == pytest.approx(expected.numpy(), abs=1e-5)
     grey = outputs_without_patch(module, formula, pixels, results["occlusion"])

@@ -147,7 +147,7 @@ def test_an_embedding_is_explained_by_its_similarity(kind: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", vs.VitscopeWarning)
         explained = vs.lime(model, pixels, target="similarity", segments="patches", num_samples=24)
-    assert explained.answer == pytest.approx(1.0, abs=1e-5)
+    assert explained.output == pytest.approx(1.0, abs=1e-5)
     assert not any("class" in label for label in explained.classes)
 
 

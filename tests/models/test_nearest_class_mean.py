@@ -49,7 +49,7 @@ def test_logits_match_the_formula(name: str, temperature: float) -> None:
     assert classifier.labels == ("a", "b", "c")
     photo = noise(33, 44, 99)
     with torch.no_grad(), classifier.running():
-        logits = classifier.answer(classifier.prepare([photo, EXAMPLES["b"][0]])[0])
+        logits = classifier.logits(classifier.prepare([photo, EXAMPLES["b"][0]])[0])
     assert logits is not None
     assert logits[0].numpy() == pytest.approx(expected(model, EXAMPLES, photo, temperature), abs=2e-4 / temperature)
     of_example = expected(model, EXAMPLES, EXAMPLES["b"][0], temperature)
@@ -129,7 +129,7 @@ def test_it_works_in_all_methods_for_classifiers() -> None:
     assert result.location_map().target == "b"
     np.testing.assert_allclose(result.outputs.sum(1), 1, atol=1e-5)
     with torch.no_grad(), classifier.running():
-        logits = classifier.answer(classifier.prepare(result.image("thing × 0.5"))[0])
+        logits = classifier.logits(classifier.prepare(result.image("thing × 0.5"))[0])
     assert logits is not None
     np.testing.assert_allclose(result.outputs[result.index_of("thing × 0.5")], logits.softmax(-1)[0], atol=1e-5)
     assert result.rollouts is not None
@@ -153,7 +153,7 @@ def test_the_module_does_not_change() -> None:
 
 def test_gradients_pass_through_the_classes() -> None:
     classifier = vs.few_shot_classifier(bare(), EXAMPLES)
-    logits = classifier.answer(classifier.prepare(noise(30, 30))[0].requires_grad_())
+    logits = classifier.logits(classifier.prepare(noise(30, 30))[0].requires_grad_())
     assert logits is not None
     assert logits.requires_grad
 

@@ -31,7 +31,7 @@ def unpickle(model: vs.VisionModel) -> vs.VisionModel:
 def rows(model: vs.VisionModel, pixels: Tensor) -> Tensor | None:
     """Return logits, or features, or None if the model computes neither."""
     with torch.no_grad(), model.running():
-        logits = model.answer_or_none(pixels)
+        logits = model.logits_or_none(pixels)
         if logits is None and model.embed is not None:
             return model.features(pixels)
     return logits

@@ -39,7 +39,7 @@ def test_timm_contacts_an_unreachable_hub_only_once(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(timm, "create_model", create)
     monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", False)
     for reach in (False, True):
-        monkeypatch.setattr("vitscope.models.backends.timm.backend.hub_in_reach", lambda reach=reach: reach)
+        monkeypatch.setattr("vitscope.models.backends.timm.backend.is_hub_reachable", lambda reach=reach: reach)
         message = refusal(ModelUnavailableError, "timm:test_vit")
         assert "vit-nano" in message
         assert "local folder" in message
@@ -105,16 +105,16 @@ def test_a_hub_with_any_response_is_reachable(endpoint: Any, monkeypatch: pytest
     with http.server.HTTPServer(("127.0.0.1", 0), _NotFound) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         endpoint(server.server_port)
-        assert hub.hub_in_reach()
+        assert hub.is_hub_reachable()
         monkeypatch.setenv("TRANSFORMERS_OFFLINE", "1")
-        assert not hub.hub_in_reach()
+        assert not hub.is_hub_reachable()
         server.shutdown()
 
 
 def test_a_silent_or_missing_hub_is_not_reachable(endpoint: Any) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         endpoint(silent.getsockname()[1])
-        assert not hub.hub_in_reach()
+        assert not hub.is_hub_reachable()
         port = silent.getsockname()[1]
     endpoint(port)
-    assert not hub.hub_in_reach()
+    assert not hub.is_hub_reachable()

@@ -337,7 +337,7 @@ def test_a_masked_model_equals_the_model_on_masked_photos() -> None:
     visible = [np.append(row, True)[masked_model.segments.index][..., None] for row in rows]
     photos = [np.where(mask, photo, np.uint8(128)) for mask in visible]
     with torch.no_grad(), model.running():
-        expected = model.answer(model.prepare(photos)[0])
+        expected = model.logits(model.prepare(photos)[0])
     assert expected is not None
     assert evaluations.outputs == pytest.approx(expected[:, [5, 0]].double().numpy(), abs=1e-5)
 

@@ -52,9 +52,9 @@ def test_the_input_equals_that_of_the_perturbed_photo(recipe: Preprocessing, siz
 def test_a_photo_that_keeps_its_size_is_perturbed_after_preprocessing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is preprocessed for each mask then."""
     calls = []
-    cut_photo = Preprocessing.cut
+    cut_photo = Preprocessing.resize_and_crop
     monkeypatch.setattr(
-        Preprocessing, "cut", lambda self, photo, name="": calls.append(1) or cut_photo(self, photo, name)
+        Preprocessing, "resize_and_crop", lambda self, photo, name="": calls.append(1) or cut_photo(self, photo, name)
     )
     for size, expected in (((32, 48), 0), ((33, 48), 3)):
         model, photo = with_recipe(CROPS["squash"]), noise(*size)

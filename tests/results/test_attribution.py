@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 import vitscope as vs
 from vitscope.results import attribution
 from vitscope.results.attribution import blend, stretch, stretch_signed
-from vitscope.validation import only_finite
+from vitscope.validation import require_finite_tensor
 
 GRID = vs.Grid(2, 3, prefix=1)
 PROVENANCE = {
@@ -229,10 +229,10 @@ def test_a_constant_map_is_drawn_without_a_warning(result: vs.Attribution) -> No
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_nan_and_infinity_are_refused(value: float) -> None:
     values = torch.zeros(2, 3)
-    assert only_finite(values, "rollout") is values
+    assert require_finite_tensor(values, "rollout") is values
     values[1, 2] = value
     with pytest.raises(vs.WorkError, match="rollout came out as NaN or infinity"):
-        only_finite(values, "rollout")
+        require_finite_tensor(values, "rollout")
 
 
 def test_json_has_the_values_and_the_provenance(result: vs.Attribution, tmp_path: Path) -> None:
@@ -246,7 +246,7 @@ def test_a_batch_can_be_split_into_images_and_joined_again(result: vs.Attributio
     assert torch.equal(second.values, result.values[1:])
     assert second.images == [result.images[1]]
     assert torch.equal(result[-1].values, second.values)
-    joined = vs.Attribution.joined([first, second])
+    joined = vs.Attribution.join([first, second])
     assert torch.equal(joined.values, result.values)
     assert list(joined.images) == list(result.images)
     with pytest.raises(vs.CallError, match="has images 0 to 1"):
@@ -258,7 +258,7 @@ def test_results_of_different_sizes_cannot_be_joined(result: vs.Attribution) -> 
     with pytest.raises(
         vs.CallError, match=r"^cannot combine results of different sizes \(2×3, 3×3\): explain these images separately$"
     ):
-        vs.Attribution.joined([result[0], square])
+        vs.Attribution.join([result[0], square])
 
 
 def test_a_signed_map_is_blue_below_zero_white_at_zero_and_red_above() -> None:

@@ -111,8 +111,8 @@ SEGMENTS: dict[str, Change] = {
     "a class is text": lambda _, metadata: put(metadata, "parts", 0, 0, "cat"),
     "a class without a label": lambda _, metadata: metadata["parts"][0][0].pop("label"),
     "a label is a number": lambda _, metadata: put(metadata, "parts", 0, 0, "label", 5),
-    "an answer is text": lambda _, metadata: put(metadata, "parts", 0, 0, "answer", "much"),
-    "an answer is NaN": lambda _, metadata: put(metadata, "parts", 0, 0, "answer", NAN),
+    "an answer is text": lambda _, metadata: put(metadata, "parts", 0, 0, "output", "much"),
+    "an answer is NaN": lambda _, metadata: put(metadata, "parts", 0, 0, "output", NAN),
     "an index is negative": lambda _, metadata: put(metadata, "parts", 0, 1, "index", -1),
     "no segments": lambda tensors, _: tensors.pop("segments.0"),
     "no index": lambda tensors, _: tensors.pop("index.0"),
@@ -208,7 +208,7 @@ def test_numpy_numbers_are_accepted() -> None:
 
 @pytest.mark.parametrize("results", [[], (), None, 5, "ab", [1], [None], {}], ids=repr)
 def test_joined_refuses_other_values(results: Any) -> None:
-    assert one_line(lambda: vs.Attribution.joined(results), vs.CallError).startswith("joined takes a list")
+    assert one_line(lambda: vs.Attribution.join(results), vs.CallError).startswith("joined takes a list")
 
 
 @pytest.mark.parametrize(
@@ -249,7 +249,7 @@ def test_results_do_not_depend_on_the_defaults_of_torch(
         assert loaded.values.device == CPU
         assert torch.equal(loaded.values, result.values)
         assert repr(loaded)
-    joined = result.joined([result[0], result[-1]])
+    joined = result.join([result[0], result[-1]])
     assert joined.values.dtype == torch.float32
     if isinstance(result, SegmentAttribution):
         dog = result.of("dog")

@@ -60,7 +60,7 @@ class Homemade(nn.Module):
         tokens = torch.cat([self.cls.expand(len(tokens), -1, -1), tokens], dim=1)
         for layer in self.stages:
             tokens = tokens + layer(tokens)
-        return self.answer(self.head(tokens[:, 0]))
+        return self.logits(self.head(tokens[:, 0]))
 
 
 def expected_attention(pixels: Tensor) -> list[Tensor]:

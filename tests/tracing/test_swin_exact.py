@@ -61,7 +61,7 @@ def output(step: AttentionStep, projections: Parts, x: Tensor) -> Tensor:
     values = F.linear(tokens, projections.weight, projections.bias)
     values = values.unflatten(-1, (projections.heads, -1)).transpose(1, 2)
     padding = projections.bias.view(projections.heads, 1, -1)  # padding is zero, so its value is the bias
-    mixed = step.attention() @ values + step.on_padding()[..., None] * padding
+    mixed = step.attention() @ values + step.padding_share()[..., None] * padding
     return projections.out(mixed.transpose(1, 2).flatten(2))
 
 
@@ -106,7 +106,7 @@ def test_attention_on_the_grid_reproduces_the_output_of_each_block(family: SwinF
 def test_attention_to_tokens_and_padding_sums_to_one(family: SwinFamily, kind: str) -> None:
     size = family.sizes[kind]
     for step in vs.capture(family.model(size), pixels(size)).blocks:
-        attention, padding = step.attention(), step.on_padding()
+        attention, padding = step.attention(), step.padding_share()
         assert attention.min() >= 0
         assert padding.min() >= 0
         torch.testing.assert_close(attention.sum(-1) + padding, torch.ones_like(padding), atol=1e-5, rtol=0)

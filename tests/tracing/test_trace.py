@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import vitscope as vs
 from tests.helpers.families import ALL, Family, every_family
-from vitscope.attention.scores import Factored, KnownWeights, Logits
+from vitscope.attention.scores import Factored, Logits, StoredWeights
 from vitscope.attention.step import AttentionStep
 from vitscope.attention.trace import Trace
 from vitscope.errors import NoAttentionError, UnsupportedModelError
@@ -119,7 +119,7 @@ def windowed(kind: str) -> AttentionStep:
         bias = random(1, 1, 3, 6, 6, seed=3)
         scores = Factored(random(2, 2, 3, 6, 4, seed=1), random(2, 2, 3, 6, 4, seed=2), 0.5, bias)
     else:
-        scores = KnownWeights(random(2, 2, 1, 6, 6).softmax(-1))
+        scores = StoredWeights(random(2, 2, 1, 6, 6).softmax(-1))
     return AttentionStep(0, "windows", scores, SLOTS, GRID)
 
 
@@ -150,7 +150,7 @@ def fused_padding(step: AttentionStep, head: Any) -> Tensor:
 
 def scores_by_hand(step: AttentionStep) -> Tensor:
     scores = step.scores
-    if isinstance(scores, KnownWeights):
+    if isinstance(scores, StoredWeights):
         return scores.weights
     if isinstance(scores, Logits):
         return scores.logits.softmax(-1)
@@ -176,13 +176,13 @@ def test_products_with_windows_equal_products_with_the_dense_matrix(kind: str, h
     matrix = dense[head] if head in dense else heads[:, head]
     rows = random(2, 5, GRID.num_tokens, seed=7)
     fused = step.fused(head)
-    on_padding = rows @ fused_padding(step, head)
+    padding_share = rows @ fused_padding(step, head)
     torch.testing.assert_close(
         step.row_sums(fused)[..., None], matrix.sum(-1, keepdim=True) + fused_padding(step, head)
     )
-    for pulled, fallen in (step.pull(rows, fused), step.looked_at(rows, head)):
+    for pulled, fallen in (step.pull(rows, fused), step.pull_head(rows, head)):
         torch.testing.assert_close(pulled, rows @ matrix)
-        torch.testing.assert_close(fallen[..., None], on_padding)
+        torch.testing.assert_close(fallen[..., None], padding_share)
 
 
 def test_a_single_window_with_permuted_tokens_is_not_plain() -> None:
@@ -195,7 +195,7 @@ def test_a_single_window_with_permuted_tokens_is_not_plain() -> None:
             expected[:, :, query, key] = weights[:, :, i, j]
     torch.testing.assert_close(step.attention(), expected)
     rows = random(1, 3, 4, seed=1)
-    torch.testing.assert_close(step.looked_at(rows, 0)[0], rows @ expected[:, 0])
+    torch.testing.assert_close(step.pull_head(rows, 0)[0], rows @ expected[:, 0])
 
 
 def test_windows_at_unknown_positions_are_refused() -> None:

@@ -199,7 +199,7 @@ def test_the_old_run_survives_until_the_new_one_is_finished(
 
     with monkeypatch.context() as patch:
         if moment != "training":
-            patch.setattr(finetune_module, "take_place", interrupt)
+            patch.setattr(finetune_module, "replace_folder", interrupt)
         with pytest.raises(KeyboardInterrupt):
             vs.finetune(**changed, progress=interrupt if moment == "training" else None)
     assert dict(read_run(tmp_path / "run").record) == dict(first.record)

@@ -19,7 +19,6 @@ from vitscope.compositing.ranking import Ranked
 from vitscope.results.attribution import stretch
 from vitscope.views import figure
 from vitscope.views.compositing import (
-    answer,
     change,
     controls,
     extremes,

@@ -67,7 +67,7 @@ def test_bars_are_coloured_by_sign():
 
 def test_bars_have_the_weights_and_intervals_of_the_named_segments(result):
     bars = segments.supporting_regions(result, count=3).rows[1].panels[2]
-    places = segments.named_places(result, 3)
+    places = segments.segment_names(result, 3)
     assert list(bars.names) == list(places) == ["1", "2", "3", "a", "b", "c"]
     assert bars.values == result.weights[list(places.values())].tolist()
     assert [list(pair) for pair in bars.intervals] == result.intervals[list(places.values())].tolist()
@@ -76,7 +76,7 @@ def test_bars_have_the_weights_and_intervals_of_the_named_segments(result):
 def test_each_number_is_inside_its_segment(result):
     for panel in segments.supporting_regions(result).rows[1].panels[:2]:
         for row, column, name in panel.numbers:
-            place = segments.named_places(result)[name]
+            place = segments.segment_names(result)[name]
             assert result.index[round(row), round(column)] == place
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from vitscope.attention.scores import Compact, in_float32
 from vitscope.errors import CallError
 from vitscope.grid import Grid
-from vitscope.typing import Fallen, Groups, Rows, Shares
+from vitscope.typing import Groups, PaddingMass, Rows, Shares
 
 Merge = Literal["equal", "norm"]
 
@@ -125,7 +125,7 @@ class MergeStep(Compact):
         totals = norms.sum(-1, keepdim=True)
         return torch.where(totals > 0, norms / totals.clamp_min(torch.finfo(totals.dtype).tiny), 0.25)
 
-    def pull(self, rows: Float[Tensor, "batch row merged"], merge: Merge) -> tuple[Rows, Fallen]:
+    def pull(self, rows: Float[Tensor, "batch row merged"], merge: Merge) -> tuple[Rows, PaddingMass]:
         """Return row vectors over merged tokens as row vectors over the tokens before merging.
 
         Args:

@@ -128,7 +128,7 @@ class Logits(Compact):
 
 
 @dataclass(frozen=True, eq=False)
-class KnownWeights(Compact):
+class StoredWeights(Compact):
     """Attention weights that were stored while the model ran.
 
     Attributes:
@@ -159,4 +159,4 @@ class KnownWeights(Compact):
             yield self.weights[:, :, :, selection]
 
 
-Scores = Factored | Logits | KnownWeights
+Scores = Factored | Logits | StoredWeights

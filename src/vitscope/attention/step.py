@@ -10,8 +10,8 @@ from torch import Tensor
 from vitscope.attention.scores import Head, Scores, check_head_fusion, fuse_heads, in_float32
 from vitscope.errors import CallError, UnsupportedModelError
 from vitscope.grid import Grid
-from vitscope.typing import DenseAttention, Fallen, Fused, ReadoutRow, Rows, Slots, Weights
-from vitscope.validation import whole_number
+from vitscope.typing import DenseAttention, Fused, PaddingMass, ReadoutRow, Rows, Slots, Weights
+from vitscope.validation import require_integer
 
 # A block of attention weights holds about this many numbers, so that it fits a processor's cache.
 BLOCK_NUMBERS = 1 << 21
@@ -23,7 +23,7 @@ def require_index(index: Any, length: int, noun: str, owner: str) -> int:
     Raises:
         CallError: the index is not a whole number or out of range.
     """
-    index = whole_number(index, noun)
+    index = require_integer(index, noun)
     if not -length <= index < length:
         raise CallError(f"{noun} {index} is out of range: {owner} has {noun}s 0 to {length - 1}")
     return index
@@ -138,7 +138,7 @@ class AttentionStep:
 
         Returns:
             float32 (batch, head, token, token). Rows sum to one, less the attention to padding
-            (:meth:`on_padding`). The memory is proportional to heads × tokens², so this suits small grids.
+            (:meth:`padding_share`). The memory is proportional to heads × tokens², so this suits small grids.
 
         Raises:
             UnsupportedModelError: the positions of the windows or the token grid are unknown.
@@ -159,7 +159,7 @@ class AttentionStep:
         dense[:, :, tokens[:, :, None], tokens[:, None, :]] = weights.transpose(1, 2)
         return dense[:, :, :-1, :-1]
 
-    def on_padding(self) -> Float[Tensor, "batch head token"]:
+    def padding_share(self) -> Float[Tensor, "batch head token"]:
         """Return the share of each token's attention that falls on padding.
 
         Returns:
@@ -171,7 +171,7 @@ class AttentionStep:
         Examples:
             >>> import skimage.data, vitscope as vs
             >>> trace = vs.capture(vs.load("swin-nano"), skimage.data.chelsea())
-            >>> float(trace.step(0).on_padding().max())
+            >>> float(trace.step(0).padding_share().max())
             0.0
         """
         weights, slots, grid = self.weights(), self.require_slots(), self.require_grid()
@@ -201,7 +201,7 @@ class AttentionStep:
         sums[:, slots[is_token]] = fused.sum(-1)[:, is_token]
         return sums
 
-    def pull(self, rows: Rows, fused: Fused) -> tuple[Rows, Fallen]:
+    def pull(self, rows: Rows, fused: Fused) -> tuple[Rows, PaddingMass]:
         """Return the product of row vectors and fused attention on the token grid.
 
         Args:
@@ -233,7 +233,7 @@ class AttentionStep:
         pulled[:, :, slots[is_token]] = attended[:, :, is_token]
         return pulled, (attended * ~is_token).sum((2, 3))
 
-    def looked_at(self, rows: Rows, head: Head) -> tuple[Rows, Fallen]:
+    def pull_head(self, rows: Rows, head: Head) -> tuple[Rows, PaddingMass]:
         """Return the product of row vectors and the attention of one head or of fused heads.
 
         This equals :meth:`pull` with ``fused(head)``, but computes only the rows of the attention matrix that the row
@@ -253,7 +253,7 @@ class AttentionStep:
         Examples:
             >>> import skimage.data, vitscope as vs
             >>> trace = vs.capture(vs.load("vit-nano"), skimage.data.chelsea())
-            >>> rows, _ = trace.step(-1).looked_at(trace.readout[:, None], head=0)
+            >>> rows, _ = trace.step(-1).pull_head(trace.readout[:, None], head=0)
             >>> rows.shape
             torch.Size([1, 1, 65])
         """

@@ -19,7 +19,7 @@ from vitscope.errors import CallError, UnsupportedModelError
 from vitscope.grid import Grid
 from vitscope.images.image import InputImage
 from vitscope.typing import DenseAttention, Maps, ReadoutRow
-from vitscope.validation import class_index, only_finite, whole_number
+from vitscope.validation import require_class_index, require_finite_tensor, require_integer
 
 Query = str | tuple[int, int]
 Step = AttentionStep | MergeStep
@@ -146,7 +146,7 @@ class Trace:
 
         Returns:
             float32 (batch, head, token, token), prefix tokens included, zero between tokens of different windows. Rows
-            sum to one, less the attention to padding (:meth:`AttentionStep.on_padding`).
+            sum to one, less the attention to padding (:meth:`AttentionStep.padding_share`).
 
         Raises:
             CallError: the layer is out of range or was not captured.
@@ -204,8 +204,8 @@ class Trace:
         """
         step = self.step(layer)
         grid = step.require_grid()
-        rows, fallen = step.looked_at(self.query_row(step, query)[:, None], head)
-        return only_finite(grid.patches(rows[:, 0]), "attention"), fallen[:, 0]
+        rows, fallen = step.pull_head(self.query_row(step, query)[:, None], head)
+        return require_finite_tensor(grid.patches(rows[:, 0]), "attention"), fallen[:, 0]
 
     def query_row(self, step: AttentionStep, query: Query) -> ReadoutRow:
         """Return the row vector of a query over the tokens of a block: one-hot for a token, or the readout.
@@ -330,7 +330,7 @@ class Trace:
             CallError: the class does not exist.
         """
         classifier = self.classifier
-        return class_index(target, self.labels, 0 if classifier is None else len(classifier.weight))
+        return require_class_index(target, self.labels, 0 if classifier is None else len(classifier.weight))
 
     def label(self, index: int) -> str:
         """Return the label of a class, or "class 7" if the model has no labels."""
@@ -345,4 +345,4 @@ def _row_and_column(query: Any) -> tuple[int, int]:
         raise CallError(
             f"unknown query {query!r}: pass 'readout', the name of a prefix token or (row, column)"
         ) from None
-    return whole_number(row, "the query's row"), whole_number(column, "the query's column")
+    return require_integer(row, "the query's row"), require_integer(column, "the query's column")

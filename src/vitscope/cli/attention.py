@@ -69,10 +69,10 @@ def _attention(
 ) -> tuple["Trace", "Scene", Mapping[int, "Tensor"]]:
     """Return the trace, the figure, and the mean of heads by layer."""
     from vitscope.tracing.capture import capture
-    from vitscope.views.windows import attention_scene, shift_effect, shown_values
+    from vitscope.views.windows import attention_scene, mean_attention, shift_effect
 
     trace = capture(model, photo)
-    values = shown_values(trace, layer, query)
+    values = mean_attention(trace, layer, query)
     if shifted and layer is not None and not isinstance(query, str):
         return trace, shift_effect(trace, layer, query), values
     return trace, attention_scene(trace, layer, query), values

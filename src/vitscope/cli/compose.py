@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vitscope.cli.inputs import checked_name, fill_of, load_model, numbers
+from vitscope.cli.inputs import check_file_name, load_model, parse_fill, parse_numbers
 from vitscope.cli.model_options import Description, model_command
 from vitscope.cli.options import (
     BatchSize,
-    Compared,
+    ComparedModels,
     Device,
     Examples,
     Fill,
@@ -24,8 +24,8 @@ from vitscope.cli.options import (
     Seed,
     TopK,
 )
-from vitscope.cli.output import fresh, reporting, save, shortened
-from vitscope.cli.tables import print_composites, print_effects
+from vitscope.cli.output import reporting, save, shorten_stem, unused_path
+from vitscope.cli.tables import print_edited_images, print_effects
 from vitscope.cli.terminal import say
 from vitscope.errors import CallError, OutputExistsError
 
@@ -108,7 +108,7 @@ def compose(
     seed: Seed = 0,
     batch_size: BatchSize = 64,
     top_k: TopK = 3,
-    compare: Compared = None,
+    compare: ComparedModels = None,
     examples: Examples = None,
     image_size: ImageSize = None,
     out: Annotated[
@@ -123,21 +123,21 @@ def compose(
     """Move, resize and swap objects, and compare the predictions."""
     for path, option in ((out, "--out"), (recipe, "--recipe"), (background, "--background")):
         if path is not None:
-            checked_name(path, option)
+            check_file_name(path, option)
     photo_paths = list(photos or ())
     models = [load_model(model, device, photo_paths, examples, image_size, description)]
     models += [load_model(name, device, photo_paths, examples, image_size) for name in compare or ()]
     marked_photos = _marked_photos(photo_paths, objects or [], recipe, refine=refine, cut=segments)
     test_names = [name for name in tests or TESTS if name != "none"]
-    grid = numbers(places, "--places")
+    grid = parse_numbers(places, "--places")
     target = targets[0] if targets else None
     options: dict[str, Any] = {
         "tests": test_names,
         "target": target,
-        "scales": None if scales is None else numbers(scales, "--scales"),
+        "scales": None if scales is None else parse_numbers(scales, "--scales"),
         "places": grid * 2 if len(grid) == 1 else grid,
         "location_scale": location_scale,
-        "fill": fill_of(fill),
+        "fill": parse_fill(fill),
         "background": background,
         "feather": feather,
         "attention": attention,
@@ -159,7 +159,7 @@ def compose(
             _say_what_is_cropped(results)
             for result in () if json_ else results:
                 say(f"{marked_photo.path}, as {result.provenance['model']} sees it:")
-                print_composites(result, top_k)
+                print_edited_images(result, top_k)
             entries = [result.as_json() for result in results]
             report.append(
                 {"image": str(marked_photo.path), "files": [str(path) for path in written], "results": entries}
@@ -255,12 +255,12 @@ def _object_mask(photo: Path, text: str, default_name: str, refine: bool, cut: s
         name, value = default_name, text
     option: Mapping[str, Any]
     if value.startswith("segments:"):
-        option = {"segments": numbers(value.removeprefix("segments:"), "--object segments")}
+        option = {"segments": parse_numbers(value.removeprefix("segments:"), "--object segments")}
     elif Path(value).suffix and not re.fullmatch(r"[-+\d.,\s]+", value):
-        checked_name(value, "--object")
+        check_file_name(value, "--object")
         option = {"mask": value}
     else:
-        coordinates = numbers(value, "--object")
+        coordinates = parse_numbers(value, "--object")
         is_polygon = len(coordinates) > 4 and len(coordinates) % 2 == 0
         corners = list(zip(coordinates[::2], coordinates[1::2], strict=False))
         option = {"polygon": corners} if is_polygon else {"box": coordinates}
@@ -273,8 +273,8 @@ def _folders(marked_photos: Sequence[MarkedPhoto], out: Path | None) -> list[Pat
         raise CallError(f"--out is {out}, but compose writes several files: pass a folder")
     stems = [marked_photo.path.stem for marked_photo in marked_photos]
     if len(stems) == 1:
-        return [out or fresh(f"{shortened(stems[0])}-compose", "")]
-    parent = out or fresh("compose", "")
+        return [out or unused_path(f"{shorten_stem(stems[0])}-compose", "")]
+    parent = out or unused_path("compose", "")
     if len(set(stems)) < len(stems):
         raise CallError("two photos of the recipe have the same name, and so would their folders: rename one of them")
     return [parent / stem for stem in stems]

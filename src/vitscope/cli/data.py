@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vitscope.cli.options import Json, Overwrite
-from vitscope.cli.output import fresh, save
+from vitscope.cli.output import save, unused_path
 from vitscope.cli.tables import print_table
 from vitscope.cli.training import DataName, SplitSettings, data_name, training_command
 from vitscope.errors import CallError, OutputExistsError
@@ -34,7 +34,7 @@ def data(
     from vitscope.tune.leakage import check_data
     from vitscope.views.tuning import data_scene
 
-    path = out or fresh(f"{data_name(data)}-data")
+    path = out or unused_path(f"{data_name(data)}-data")
     if path.exists() and not overwrite:
         raise OutputExistsError(f"{path} exists already: pass --overwrite or another --out")
     if path.suffix.lower() != ".png":

@@ -3,7 +3,7 @@
 from vitscope.cli.app import app
 from vitscope.cli.explain import explain_photos
 from vitscope.cli.options import Device, Json, Out, Overwrite
-from vitscope.cli.output import fresh
+from vitscope.cli.output import unused_path
 
 
 @app.command()
@@ -13,4 +13,6 @@ def demo(out: Out = None, overwrite: Overwrite = False, device: Device = None, j
     from skimage.data import chelsea
 
     photo = Image.fromarray(chelsea())
-    explain_photos([("chelsea", photo)], "vit-nano", out or fresh("vitscope-demo"), overwrite, device, json_, top_k=5)
+    explain_photos(
+        [("chelsea", photo)], "vit-nano", out or unused_path("vitscope-demo"), overwrite, device, json_, top_k=5
+    )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitscope.errors import CallError, ModelUnavailableError
-from vitscope.validation import LONGEST_NAME
+from vitscope.validation import MAX_NAME_BYTES
 
 if TYPE_CHECKING:
     from vitscope.models import VisionModel
@@ -31,11 +31,11 @@ def load_model(
         image_size: side of the model's input in pixels.
         description: more keyword arguments of :func:`vitscope.load`.
     """
-    checked_name(name, "--model")
+    check_file_name(name, "--model")
     for photo in photos:
-        checked_name(photo, "a photo")
+        check_file_name(photo, "a photo")
     if examples is not None:
-        checked_name(examples, "--examples")
+        check_file_name(examples, "--examples")
     import torch
 
     from vitscope.images.reading import check_file
@@ -54,7 +54,7 @@ def load_model(
     return few_shot_classifier(model, examples)
 
 
-def checked_name(path: Path | str, option: str) -> None:
+def check_file_name(path: Path | str, option: str) -> None:
     """Check that a file could have this name.
 
     Raises:
@@ -68,7 +68,7 @@ def checked_name(path: Path | str, option: str) -> None:
         if error.errno == errno.ENAMETOOLONG:
             longest = max(len(os.fsencode(name)) for name in Path(path).parts)
             raise CallError(
-                f"{option} is {_quoted(path)}, a name of {longest} bytes: at most {LONGEST_NAME} are possible here"
+                f"{option} is {_quoted(path)}, a name of {longest} bytes: at most {MAX_NAME_BYTES} are possible here"
             ) from None
 
 
@@ -78,16 +78,16 @@ def _quoted(path: Path | str) -> str:
     return repr(text if len(text) <= 60 else f"{text[:40]}…{text[-12:]}")
 
 
-def fill_of(text: str) -> str | list[float]:
+def parse_fill(text: str) -> str | list[float]:
     """Return a colour such as ``128`` or ``0,64,255`` as three numbers, and any other fill as it is."""
     try:
-        channels = [float(number) for number in numbers(text, "a colour")]
+        channels = [float(number) for number in parse_numbers(text, "a colour")]
     except CallError:
         return text
     return channels * 3 if len(channels) == 1 else channels
 
 
-def numbers(text: str, option: str) -> list[int | float]:
+def parse_numbers(text: str, option: str) -> list[int | float]:
     """Return numbers separated by commas; whole numbers become ``int``.
 
     Raises:

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from vitscope.cli.inputs import checked_name, fill_of, load_model
+from vitscope.cli.inputs import check_file_name, load_model, parse_fill
 from vitscope.cli.model_options import Description, model_command
 from vitscope.cli.options import (
     BatchSize,
-    Compared,
+    ComparedModels,
     Device,
     Examples,
     Hide,
@@ -61,7 +61,7 @@ def lime(
     output: OutputKind = "probability",
     seed: Seed = 0,
     batch_size: BatchSize = 64,
-    compare: Compared = None,
+    compare: ComparedModels = None,
     examples: Examples = None,
     arrays: Annotated[
         Path | None, typer.Option(help="File for the numbers, .safetensors, .npz or .json; for one photo.")
@@ -75,12 +75,12 @@ def lime(
 ) -> None:
     """Explain a class by the segments of a photo, with LIME."""
     from vitscope.metrics.agreement import agreement
-    from vitscope.views.segments import seen_as
+    from vitscope.views.segments import describe_prediction
 
     options: dict[str, Any] = {
         "num_samples": _parse_num_samples(num_samples),
         "segments": _segments(segments),
-        "hide": fill_of(hide),
+        "hide": parse_fill(hide),
         "sampling": sampling,
         "output": output,
         "seed": seed,
@@ -100,7 +100,7 @@ def lime(
                 results[0].save(arrays)
             if not json_:
                 for result in results:
-                    say(f"{photo}, as {seen_as(result)}")
+                    say(f"{photo}, as {describe_prediction(result)}")
                     print_segments(result, COUNT)
                 if alike is not None:
                     print_agreement(alike)
@@ -128,12 +128,12 @@ def _explain(
 
 
 def _scene(results: Sequence["SegmentAttribution"]) -> "Scene":
-    from vitscope.views.segments import seen_as, side_by_side, supporting_regions
+    from vitscope.views.segments import describe_prediction, side_by_side, supporting_regions
 
     if len(results) == 1:
         return supporting_regions(results[0])
     samples = ", ".join(f"{result.provenance['samples']:,}" for result in results)
-    names = [seen_as(result) for result in results]
+    names = [describe_prediction(result) for result in results]
     return side_by_side(results, names, title="What supports the class", note=f"lime, samples: {samples}")
 
 
@@ -158,7 +158,7 @@ def _segments(text: str) -> "str | np.ndarray":
     path = Path(text)
     if not path.suffix:
         return text
-    checked_name(path, "--segments")
+    check_file_name(path, "--segments")
     import numpy as np
     from PIL import Image
 
@@ -174,7 +174,7 @@ def _segments(text: str) -> "str | np.ndarray":
 def _check_arrays(path: Path, results: int, overwrite: bool) -> None:
     if results > 1:
         raise CallError(f"--arrays is {path}, one file for {results} results: explain one photo with one model")
-    checked_name(path, "--arrays")
+    check_file_name(path, "--arrays")
     if path.suffix not in (".safetensors", ".npz", ".json"):
         raise CallError(f"--arrays is {path}: end the name in .safetensors, .npz or .json")
     if path.exists() and not overwrite:

@@ -10,7 +10,7 @@ from typer.core import TyperCommand
 
 from vitscope.cli import options
 from vitscope.cli.app import app
-from vitscope.cli.inputs import checked_name, numbers
+from vitscope.cli.inputs import check_file_name, parse_numbers
 
 Description = Mapping[str, Any]  # keyword arguments of vitscope.load
 
@@ -86,6 +86,6 @@ def description_of(values: Mapping[str, Any]) -> Description:
         if value is None:
             continue
         if isinstance(value, Path):
-            checked_name(value, f"--{name}")
-        description[name] = tuple(map(float, numbers(value, f"--{name}"))) if name in ("mean", "std") else value
+            check_file_name(value, f"--{name}")
+        description[name] = tuple(map(float, parse_numbers(value, f"--{name}"))) if name in ("mean", "std") else value
     return description

@@ -15,7 +15,7 @@ ModelName = Annotated[
         help="Model: vit-nano, swin-nano, a hub id, a folder, timm:<name> or torchvision:<name>.",
     ),
 ]
-Compared = Annotated[
+ComparedModels = Annotated[
     list[str] | None, typer.Option("--compare", help="Another model to compare with. May be repeated.")
 ]
 Examples = Annotated[

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitscope.cli.inputs import checked_name
+from vitscope.cli.inputs import check_file_name
 from vitscope.cli.tables import print_json
 from vitscope.cli.terminal import say
 from vitscope.errors import CallError, OutputExistsError
@@ -27,10 +27,10 @@ def figure_paths(photos: Sequence[Path], command: str, out: Path | None) -> list
 
 
 def _figure_path(photo: Path, command: str, out: Path | None, count: int) -> Path:
-    name = f"{shortened(photo.stem)}-{command}"
+    name = f"{shorten_stem(photo.stem)}-{command}"
     if out is None:
-        return fresh(name)
-    checked_name(out, "--out")
+        return unused_path(name)
+    check_file_name(out, "--out")
     if out.is_dir():
         return out / f"{name}.png"
     if count > 1:
@@ -44,14 +44,14 @@ def _figure_path(photo: Path, command: str, out: Path | None, count: int) -> Pat
     return out
 
 
-def shortened(stem: str) -> str:
+def shorten_stem(stem: str) -> str:
     """Return a stem that is short enough for a suffix to follow."""
     while len(os.fsencode(stem)) > LONGEST_STEM:
         stem = stem[:-1]
     return stem
 
 
-def fresh(name: str, suffix: str = ".png") -> Path:
+def unused_path(name: str, suffix: str = ".png") -> Path:
     """Return a path in this folder that does not exist yet: the name, or the name with a number."""
     path, number = Path(f"{name}{suffix}"), 1
     while path.exists():

@@ -76,9 +76,9 @@ def print_segments(result: "SegmentAttribution", count: int) -> None:
     Args:
         count: number of segments of each sign.
     """
-    from vitscope.views.segments import named_places
+    from vitscope.views.segments import segment_names
 
-    places = named_places(result, count)
+    places = segment_names(result, count)
     segments = result.as_json()["images"][0]["segments"]
     rows = []
     for name, place in places.items():
@@ -106,9 +106,9 @@ def print_agreement(agreement: "Agreement") -> None:
     print_table(("agreement", "rank correlation", overlap, "by chance"), rows, right=(1, 2, 3))
 
 
-def print_composites(result: "Composition", top_k: int) -> None:
+def print_edited_images(result: "Composition", top_k: int) -> None:
     """Print the classes of every edited image of the plate and the controls, with changes from the original."""
-    from vitscope.views.compositing import answer, change, on_controls, on_plate
+    from vitscope.views.compositing import change, format_output, on_controls, on_plate
 
     rows: list[list[str]] = []
     printed, test = set(), "original"
@@ -126,7 +126,7 @@ def print_composites(result: "Composition", top_k: int) -> None:
         rows.append([image.name])
         for ranked in result.ranking(index, top_k).classes:
             label = "" if result.output == "similarity" else f"{ranked.label.split(',')[0]} "
-            cell = f"{label}{answer(ranked.value, result.output, unit=False)}"
+            cell = f"{label}{format_output(ranked.value, result.output, unit=False)}"
             rows[-1].append(f"{cell} {change(ranked, result.output)}" if index else cell)
     count = max(map(len, rows))
     ranks = ["1st", "2nd", "3rd", *(f"{rank}th" for rank in range(4, count))][: count - 1]
@@ -136,7 +136,7 @@ def print_composites(result: "Composition", top_k: int) -> None:
     for name in result.tested("location"):
         if set(result.select("location", name)) <= set(result.evaluated):
             places = result.location_map(name)
-            low, high = (answer(float(end), result.output) for end in (places.values.min(), places.values.max()))
+            low, high = (format_output(float(end), result.output) for end in (places.values.min(), places.values.max()))
             say(f"  {places.target} by the place of {name}: {low} to {high}")
 
 

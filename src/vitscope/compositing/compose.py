@@ -7,7 +7,14 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from vitscope.compositing.experiments import PLACES, Box, ExperimentPlan, check_names, planned, planned_experiments
+from vitscope.compositing.experiments import (
+    PLACES,
+    Box,
+    ExperimentPlan,
+    check_names,
+    plan_edited_images,
+    plan_experiments,
+)
 from vitscope.compositing.object_masks import object_masks
 from vitscope.compositing.predict import EditedImagePredictor
 from vitscope.compositing.result import Composition
@@ -18,11 +25,11 @@ from vitscope.images.reading import photos, read_photo
 from vitscope.interventions.positions import Positions, positions
 from vitscope.methods._perturbation import warn_if_interrupted
 from vitscope.models.vision_model import VisionModel
-from vitscope.perturb.baselines import described
+from vitscope.perturb.baselines import describe_hide
 from vitscope.perturb.rendering import Subject, subjects
 from vitscope.progress import ProgressLike, progress_callback
 from vitscope.tracing.capture import as_vision_model, provenance
-from vitscope.validation import seed_number
+from vitscope.validation import require_seed
 
 
 def compose(
@@ -95,13 +102,13 @@ def compose(
         >>> result.location_map("cat").values.shape
         torch.Size([1, 3, 3])
     """
-    vision, seed = as_vision_model(model), seed_number(seed)
+    vision, seed = as_vision_model(model), require_seed(seed)
     custom_images = [edited_images] if isinstance(edited_images, EditedImage) else list(edited_images)
     if background is not None:
         read_photo(background)  # an invalid background is an error even if no test uses it
     subject = _require_single_image(vision, image)
     photo = subject.view.photo
-    plan = planned_experiments(tests, scales, places, location_scale)
+    plan = plan_experiments(tests, scales, places, location_scale)
     stage = Stage(
         subject.values,
         object_masks(photo, objects),
@@ -113,7 +120,7 @@ def compose(
     )
     model_positions = _positions_if_needed(vision, plan, custom_images)
     plan = replace(plan, can_be_neutral=model_positions.can_be_neutral)
-    original, *test_images = planned(stage, _seen_box(subject.view), plan)
+    original, *test_images = plan_edited_images(stage, _seen_box(subject.view), plan)
     images = [original, *custom_images, *test_images]
     _check_images(vision, images, stage, model_positions)
     with progress_callback(progress) as report:
@@ -138,7 +145,7 @@ def compose(
         "scales": None if plan.scales is None else list(plan.scales),
         "places": list(plan.places),
         "location_scale": plan.location_scale,
-        "fill": fill if isinstance(fill, str) else described(fill),
+        "fill": fill if isinstance(fill, str) else describe_hide(fill),
         "background": "grass" if background is None else "an image",
         "feather": stage.feather,
         "composed_at": list(subject.size),

@@ -11,7 +11,7 @@ from scipy.stats import t as student
 from vitscope.compositing.result import Composition
 from vitscope.errors import CallError
 from vitscope.results.attribution import Attribution
-from vitscope.validation import ratio
+from vitscope.validation import require_ratio
 
 BACKGROUNDS = {"blank": "a blank", "blurred": "a blurred", "shuffled": "a shuffled", "other": "another"}
 
@@ -108,7 +108,7 @@ def effects(
         ['object', 'context: blank', 'context: blurred']
     """
     compositions = _require_compositions(results)
-    if not 0 < ratio(confidence, "confidence") < 1:
+    if not 0 < require_ratio(confidence, "confidence") < 1:
         raise CallError(f"confidence is {confidence}: pass a number above 0 and below 1")
     by_image = [_effects_of_image(result, target) for result in compositions]
     return [

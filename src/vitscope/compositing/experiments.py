@@ -7,16 +7,16 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from vitscope.compositing.stage import MOST_SCALE, EditedImage, Placement, Stage
+from vitscope.compositing.stage import MAX_SCALE, EditedImage, Placement, Stage
 from vitscope.errors import CallError
-from vitscope.validation import at_least, number
+from vitscope.validation import require_at_least, require_number
 
 TestName = Literal["size", "location", "split", "controls"]
 
 SCALES = (0.25, 0.35, 0.5, 0.71, 1.0, 1.41, 2.0)  # each area is twice the one before
 PLACES = (7, 7)
-MOST_PLACES = 100  # per side of the location grid
-MOST_SCALES = 1000
+MAX_PLACES = 100  # per side of the location grid
+MAX_SCALES = 1000
 LEAST_SIZE = 4  # pixels per side of a scaled object, among the default scales
 APART = 0.95  # of the available length, filled by two objects that are set apart
 BACKGROUNDS = {"blank": "blank", "blurred": "blurred", "shuffled": "shuffled", "other": "another"}
@@ -36,7 +36,7 @@ class ExperimentPlan:
     can_be_neutral: bool = False
 
 
-def planned_experiments(names: Any, scales: Any, places: Any, location_scale: Any) -> ExperimentPlan:
+def plan_experiments(names: Any, scales: Any, places: Any, location_scale: Any) -> ExperimentPlan:
     """Return the test options of :func:`vitscope.compose`, checked.
 
     Raises:
@@ -47,23 +47,23 @@ def planned_experiments(names: Any, scales: Any, places: Any, location_scale: An
         if name not in get_args(TestName):
             raise CallError(f"unknown test {name!r}: choose {', '.join(get_args(TestName))}")
     if scales is not None:
-        scales = tuple(number(scale, "a scale") for scale in np.atleast_1d(np.asarray(scales, dtype=object)))
-        if len(scales) > MOST_SCALES:
-            raise CallError(f"scales has {len(scales):,} numbers: pass at most {MOST_SCALES:,}")
+        scales = tuple(require_number(scale, "a scale") for scale in np.atleast_1d(np.asarray(scales, dtype=object)))
+        if len(scales) > MAX_SCALES:
+            raise CallError(f"scales has {len(scales):,} numbers: pass at most {MAX_SCALES:,}")
         if not scales or min(scales) <= 0:
             raise CallError(f"scales is {list(scales)}: pass numbers above 0")
-        if max(scales) > MOST_SCALE:
-            raise CallError(f"a scale is {max(scales):g}: pass at most {MOST_SCALE:,}")
+        if max(scales) > MAX_SCALE:
+            raise CallError(f"a scale is {max(scales):g}: pass at most {MAX_SCALE:,}")
     try:
         rows, columns = (places, places) if np.ndim(places) == 0 else places
     except (TypeError, ValueError):
         raise CallError(f"places is {places!r}: pass rows and columns, as (7, 7)") from None
-    grid = at_least(2, rows, "places"), at_least(2, columns, "places")
-    if max(grid) > MOST_PLACES:
-        raise CallError(f"places is {_short_repr(places)}: pass at most {MOST_PLACES} rows and columns")
-    scale = number(location_scale, "location_scale")
-    if scale > MOST_SCALE:
-        raise CallError(f"location_scale is {scale:g}: pass at most {MOST_SCALE:,}")
+    grid = require_at_least(2, rows, "places"), require_at_least(2, columns, "places")
+    if max(grid) > MAX_PLACES:
+        raise CallError(f"places is {_short_repr(places)}: pass at most {MAX_PLACES} rows and columns")
+    scale = require_number(location_scale, "location_scale")
+    if scale > MAX_SCALE:
+        raise CallError(f"location_scale is {scale:g}: pass at most {MAX_SCALE:,}")
     if scale <= 0:
         raise CallError(f"location_scale is {location_scale!r}: pass a number above 0")
     return ExperimentPlan(names, scales, grid, scale)
@@ -78,7 +78,7 @@ def _short_repr(value: Any) -> str:
     return text if len(text) <= 40 else f"{text[:40]}…"
 
 
-def planned(stage: Stage, seen_box: Box, tests: ExperimentPlan) -> list[EditedImage]:
+def plan_edited_images(stage: Stage, seen_box: Box, tests: ExperimentPlan) -> list[EditedImage]:
     """Return the original and every edited image of the tests, in the order of tables and figures."""
     images = [EditedImage("original", _unmoved(stage), test="original")]
     for name in stage.objects:

@@ -17,7 +17,7 @@ from vitscope.errors import CallError, first_line
 from vitscope.images.image import InputImage
 from vitscope.images.reading import check_file, read_photo
 from vitscope.perturb.segments import segment
-from vitscope.validation import number, whole_number
+from vitscope.validation import require_integer, require_number
 
 LEAST_SIDE = 2  # pixels: a smaller object has no shape
 
@@ -204,7 +204,7 @@ def _mask_of_box(box: Any, photo: Image.Image, name: str) -> Mask:
         raise CallError(f"the box of {name} is {box!r}: pass left, top, width, height")
     if len(box) != 4:
         raise CallError(f"the box of {name} has {len(box)} numbers: pass left, top, width, height")
-    left, top, width, height = (number(side, f"the box of {name}") for side in box)
+    left, top, width, height = (require_number(side, f"the box of {name}") for side in box)
     description = f"the box of {name} is {left:g},{top:g},{width:g},{height:g} (left, top, width, height)"
     if width < LEAST_SIDE or height < LEAST_SIDE:
         raise CallError(f"{description}, which is empty: make it at least {LEAST_SIDE}×{LEAST_SIDE} pixels")
@@ -263,7 +263,7 @@ def _read_mask(path: Path) -> Any:
 def _mask_of_segments(labels: Any, cut: Any, photo: Image.Image, name: str) -> Mask:
     image = InputImage(photo, (0.0, 0.0, float(photo.width), float(photo.height)))
     segments = segment(np.asarray(photo), cut, image, None)
-    chosen = [whole_number(label, f"a segment of {name}") for label in np.atleast_1d(labels).tolist()]
+    chosen = [require_integer(label, f"a segment of {name}") for label in np.atleast_1d(labels).tolist()]
     available = set(np.unique(segments.labels).tolist())
     missing = [label for label in chosen if label not in available]
     if missing:

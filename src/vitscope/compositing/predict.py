@@ -81,7 +81,7 @@ class EditedImagePredictor(BatchedPredictor):
         if self.subject.scaling is not None:
             return torch.from_numpy(values)
         assert self.model.preprocessing is not None, "a photo was preprocessed"
-        return torch.from_numpy(self.model.preprocessing.cut(Image.fromarray(values))[0])
+        return torch.from_numpy(self.model.preprocessing.resize_and_crop(Image.fromarray(values))[0])
 
     def _pixels(self, rendered: Sequence[Tensor]) -> Tensor:
         """Return rendered images as a batch for the model, in its dtype and on its device."""

@@ -22,7 +22,7 @@ from vitscope.grid import Grid
 from vitscope.images.image import InputImage, three_channels
 from vitscope.perturb.segments import cell_labels
 from vitscope.results.attribution import Attribution
-from vitscope.validation import at_least, class_index, whole_number
+from vitscope.validation import require_at_least, require_class_index, require_integer
 
 TOP_K = 3  # classes per edited image
 
@@ -133,15 +133,15 @@ class Composition:
                 "'similarity', the similarity of its features to those of the original"
             )
         if target is not None:
-            return class_index(target, self.model_labels, self.outputs.shape[1])
+            return require_class_index(target, self.model_labels, self.outputs.shape[1])
         if self.target is not None:
             return self.target
         object_mask = self.objects[name] if name is not None else None
         if object_mask is not None and object_mask.label is not None:
-            return class_index(object_mask.label, self.model_labels, self.outputs.shape[1])
+            return require_class_index(object_mask.label, self.model_labels, self.outputs.shape[1])
         if object_mask is not None and self.model_labels is not None and not object_mask.name.isdecimal():
             try:
-                return class_index(object_mask.name, self.model_labels, self.outputs.shape[1])
+                return require_class_index(object_mask.name, self.model_labels, self.outputs.shape[1])
             except CallError:
                 pass  # the name of an object need not be a class of the model
         return int(np.argmax(self.outputs[0]))
@@ -154,7 +154,7 @@ class Composition:
         """Return the ``top_k`` likeliest classes of an edited image, with their changes against the original."""
         index = self._index(image)
         description, output = self.edited_images[index], self.outputs[index]
-        order = np.argsort(-output, kind="stable")[: at_least(1, top_k, "top_k")].tolist()
+        order = np.argsort(-output, kind="stable")[: require_at_least(1, top_k, "top_k")].tolist()
         ranked = (Ranked(self.labels[i], i, float(output[i]), float(output[i] - self.outputs[0, i])) for i in order)
         return Ranking(description.name, description.test, tuple(ranked))
 
@@ -235,7 +235,7 @@ class Composition:
             **self.provenance,
             "method": "location map",
             "object": name,
-            "class_index": column,
+            "require_class_index": column,
             "background": background,
             "positions": "neutral" if neutral else "as they are",
         }
@@ -360,7 +360,7 @@ class Composition:
         return cell_labels(self.stage.photo.shape[:2], self.original, self.grid)
 
     def _index(self, image: int | str) -> int:
-        index = self.index_of(image) if isinstance(image, str) else whole_number(image, "the edited image")
+        index = self.index_of(image) if isinstance(image, str) else require_integer(image, "the edited image")
         if not -len(self) <= index < len(self):
             raise CallError(f"there is no edited image {index}: there are {len(self)}")
         return index % len(self)

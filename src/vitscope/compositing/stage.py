@@ -20,11 +20,11 @@ from vitscope.compositing.backgrounds import (
 )
 from vitscope.compositing.object_masks import LEAST_SIDE, ObjectMask
 from vitscope.errors import CallError
-from vitscope.validation import number
+from vitscope.validation import require_number
 
 MARGIN = 0.015  # of the shorter side: the fringe around an object that is removed with it
 FEATHER = 0.01  # of the shorter side
-MOST_SCALE = 1000  # of an object's sides: a single pixel would become as large as an image
+MAX_SCALE = 1000  # of an object's sides: a single pixel would become as large as an image
 LEAST_BACKGROUND = 0.05  # of the photo: with less, there is nothing to fill a hole from
 
 Pixels = Float[np.ndarray, "height width channel"]  # of one object, 0 … 255
@@ -132,7 +132,7 @@ class Stage:
         self.objects = {item.name: item for item in objects}
         self._background_image, self._seed = background_image, seed
         shorter = min(photo.shape[:2])
-        self.feather = max(FEATHER * shorter, 1.0) if feather is None else number(feather, "feather")
+        self.feather = max(FEATHER * shorter, 1.0) if feather is None else require_number(feather, "feather")
         if not 0 <= self.feather <= shorter / 4:
             raise CallError(f"feather is {feather}: pass 0 to {shorter / 4:g} pixels (a quarter of the shorter side)")
         masks = [resize_mask(item.mask, photo.shape[:2]) for item in objects]
@@ -201,10 +201,10 @@ class Stage:
 
     def _check_fits(self, name: str, placement: Placement) -> None:
         object_mask = self.require_object(placement.name)
-        if not 0 < placement.scale <= MOST_SCALE:
+        if not 0 < placement.scale <= MAX_SCALE:
             raise CallError(
                 f"{name}: the scale of {placement.name} is {placement.scale}, but must be above 0 and at most "
-                f"{MOST_SCALE:,}"
+                f"{MAX_SCALE:,}"
             )
         width, height = self.size_of(placement.name, placement.scale)
         description = f"{name}: {placement.name} at scale {placement.scale:g} is {width:.0f}×{height:.0f} pixels"

@@ -116,10 +116,10 @@ class Preprocessing:
         Raises:
             CallError, ImageError: see :meth:`cut`.
         """
-        cut, image = self.cut(photo, name)
+        cut, image = self.resize_and_crop(photo, name)
         return self.normalized(torch.from_numpy(cut).permute(2, 0, 1)), image
 
-    def cut(self, photo: Image.Image, name: str = "") -> tuple[np.ndarray, InputImage]:
+    def resize_and_crop(self, photo: Image.Image, name: str = "") -> tuple[np.ndarray, InputImage]:
         """Resize and crop a photo, without normalization.
 
         Returns:
@@ -156,7 +156,7 @@ class Preprocessing:
         unit = pixels.detach().float().cpu() * self._per_channel(self.std) + self._per_channel(self.mean)
         return image_of_unit(unit, name)
 
-    def corner_of_uncut(self, width: int, height: int) -> tuple[int, int] | None:
+    def crop_corner_or_none(self, width: int, height: int) -> tuple[int, int] | None:
         """Return (top, left) of the crop in a photo of this size if it is not resized, otherwise None."""
         full_height, full_width = self._size_before_crop(width, height)
         if (full_height, full_width) != (height, width):

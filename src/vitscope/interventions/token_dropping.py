@@ -103,7 +103,7 @@ class _Entry:
         handle = module.register_forward_pre_hook(record, with_kwargs=True)
         try:
             with torch.no_grad(), model.running():
-                model.answer(pixels)
+                model.logits(pixels)
         finally:
             handle.remove()
         return any(len(shape) == 3 and shape[:2] == (1, grid.num_tokens) for shape in shapes)

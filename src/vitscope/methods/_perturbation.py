@@ -112,7 +112,7 @@ def explain_each(
             break
     if len(results) < len(inputs):
         warn(f"interrupted: the result holds the first {len(results)} of {len(inputs)} images")
-    return results[0] if len(inputs) == 1 else results[0].joined(results)
+    return results[0] if len(inputs) == 1 else results[0].join(results)
 
 
 def warn_if_interrupted(interrupted: bool, evaluated: int, total: int | None) -> None:

@@ -15,7 +15,7 @@ from vitscope.grid import Grid
 from vitscope.methods.attention_map import grid_of, trace_of
 from vitscope.models.vision_model import VisionModel
 from vitscope.tracing.capture import capture
-from vitscope.validation import only_finite
+from vitscope.validation import require_finite_tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +69,7 @@ def head_statistics(model: VisionModel | nn.Module | Trace, images: Any = None) 
         grid = finest
         while grid != step.require_grid() and grid.num_patches > 1:
             patches, grid = 2 * patches, merged_grid(grid)
-        entropy, distance = (only_finite(statistic, "attention") for statistic in _statistics(step))
+        entropy, distance = (require_finite_tensor(statistic, "attention") for statistic in _statistics(step))
         missing = heads - step.num_heads
         entropies.append(F.pad(entropy, (0, missing), value=math.nan))
         distances.append(F.pad(distance * patches, (0, missing), value=math.nan))

@@ -19,7 +19,7 @@ from vitscope.methods.surrogate import r_squared
 from vitscope.models.vision_model import VisionModel
 from vitscope.perturb import MaskedModel, PerturbationArguments, PerturbationOptions
 from vitscope.results.segment_attribution import SegmentAttribution
-from vitscope.validation import at_least
+from vitscope.validation import require_at_least
 
 
 @perturbation_method()
@@ -62,11 +62,11 @@ def kernel_shap(
     Example:
         >>> import skimage.data, vitscope as vs
         >>> result = vs.kernel_shap(vs.load("vit-nano"), skimage.data.chelsea(), segments="slic", num_samples=300)
-        >>> result.target, abs(result.local_prediction - result.answer) < 1e-6
+        >>> result.target, abs(result.local_prediction - result.output) < 1e-6
         ('cat', True)
     """
     settings = PerturbationOptions(**options)
-    count, top_labels = at_least(2, num_samples, "num_samples"), at_least(0, top_labels, "top_labels")
+    count, top_labels = require_at_least(2, num_samples, "num_samples"), require_at_least(0, top_labels, "top_labels")
 
     def explain(masked_model: MaskedModel) -> SegmentAttribution:
         columns = masked_model.columns(target, top_labels)

@@ -15,13 +15,13 @@ from vitscope.models.vision_model import VisionModel
 from vitscope.perturb import MaskedModel, PerturbationArguments, PerturbationOptions
 from vitscope.perturb.masks import KernelSampler, PairedSampler, Sampler, UniformSampler
 from vitscope.results.segment_attribution import SegmentAttribution
-from vitscope.validation import at_least, number, ratio, seed_number, whole_number
+from vitscope.validation import require_at_least, require_integer, require_number, require_ratio, require_seed
 
 Sampling = Literal["lime", "paired", "glime"]
 
 # num_samples="auto": the numbers of samples at which it checks whether the ranking is stable.
-MOST_SAMPLES = 10_000
-LOOKS = [*(round(128 * 1.25**look) for look in range(20)), MOST_SAMPLES]
+MAX_SAMPLES = 10_000
+LOOKS = [*(round(128 * 1.25**look) for look in range(20)), MAX_SAMPLES]
 
 MIN_KERNEL_WIDTH = 1e-3  # a narrower kernel gives weight to the original image alone
 
@@ -103,7 +103,7 @@ def lime(
         tie=tie,
         seed=settings.seed,
     )
-    top_labels = at_least(0, top_labels, "top_labels")
+    top_labels = require_at_least(0, top_labels, "top_labels")
 
     def explain(masked_model: MaskedModel) -> SegmentAttribution:
         return _explain(masked_model, plan, target, top_labels)
@@ -144,18 +144,18 @@ class Plan:
         """
         if isinstance(num_samples, str) and num_samples != "auto":
             raise CallError(f"num_samples is {num_samples!r}: pass a whole number, or 'auto'")
-        count = None if num_samples == "auto" else whole_number(num_samples, "num_samples")
+        count = None if num_samples == "auto" else require_integer(num_samples, "num_samples")
         if count is not None and count < 2:
             raise CallError(f"num_samples is {count}, at least 2 are expected: the first is the original image")
         sampling = sampling or ("paired" if count is None else "lime")
         if sampling not in get_args(Sampling):
             raise CallError(f"unknown sampling {sampling!r}: choose {', '.join(get_args(Sampling))}")
-        width, penalty = number(kernel_width, "kernel_width"), number(alpha, "alpha")
+        width, penalty = require_number(kernel_width, "kernel_width"), require_number(alpha, "alpha")
         if width < MIN_KERNEL_WIDTH or penalty < 0:
             raise CallError(
                 f"kernel_width is {width} and alpha is {penalty}: at least {MIN_KERNEL_WIDTH} and 0 are expected"
             )
-        if not 0 < ratio(confidence, "confidence") < 1:
+        if not 0 < require_ratio(confidence, "confidence") < 1:
             raise CallError(f"confidence is {confidence}: a value between 0 and 1 is expected, such as 0.95")
         return cls(
             count,
@@ -163,9 +163,9 @@ class Plan:
             width,
             penalty,
             float(confidence),
-            at_least(1, top_segments, "top_segments"),
-            ratio(tie, "tie"),
-            seed_number(seed),
+            require_at_least(1, top_segments, "top_segments"),
+            require_ratio(tie, "tie"),
+            require_seed(seed),
         )
 
     def sampler(self, segments: int) -> Sampler:
@@ -218,7 +218,7 @@ def _explain(masked_model: MaskedModel, plan: Plan, target: int | str | None, to
         try:
             masks = sampler.draw(total - len(rows))
             evaluations = masked_model.evaluate(
-                masked_model.masks(masks), columns, before=len(rows), total=plan.num_samples or MOST_SAMPLES
+                masked_model.masks(masks), columns, before=len(rows), total=plan.num_samples or MAX_SAMPLES
             )
             evaluated = evaluations.evaluated
             drawn = np.concatenate([drawn, len(rows) + np.flatnonzero(evaluated)])
@@ -228,7 +228,7 @@ def _explain(masked_model: MaskedModel, plan: Plan, target: int | str | None, to
             surrogate = plan.fitted(rows, outputs, drawn)
             if plan.num_samples is None:
                 # Each look may be wrong; all of them together are wrong no more often than 1 − confidence.
-                settled = is_settled(surrogate, plan.top_segments, (1 - plan.confidence) / len(LOOKS), plan.tie)
+                settled = is_stable(surrogate, plan.top_segments, (1 - plan.confidence) / len(LOOKS), plan.tie)
         except KeyboardInterrupt:
             # Ctrl-C came between two batches.
             if len(rows) < 2 or len(rows) != len(outputs):
@@ -273,7 +273,7 @@ def _explain(masked_model: MaskedModel, plan: Plan, target: int | str | None, to
     )
 
 
-def is_settled(surrogate: Surrogate, top: int, error: float, tie: float) -> bool:
+def is_stable(surrogate: Surrogate, top: int, error: float, tie: float) -> bool:
     """Return whether the ranking of the ``top`` largest weights of the first class is stable.
 
     Adjacent weights in the ranking, and the last of the top and each that follows, are taken to differ or, if that is

@@ -18,7 +18,7 @@ from vitscope.models.vision_model import VisionModel
 from vitscope.perturb import MaskedModel, PerturbationArguments, PerturbationOptions
 from vitscope.perturb.masked_model import cells_of
 from vitscope.results.attribution import Attribution
-from vitscope.validation import whole_number
+from vitscope.validation import require_integer
 
 
 @perturbation_method(hide="grey")
@@ -62,7 +62,7 @@ def occlusion(
         ('cat', torch.Size([1, 8, 8]))
     """
     settings = PerturbationOptions(**options)
-    window, stride = whole_number(window, "window"), whole_number(stride, "stride")
+    window, stride = require_integer(window, "window"), require_integer(stride, "stride")
     if not 1 <= stride <= window:
         raise CallError(f"stride is {stride} and window is {window}: 1 ≤ stride ≤ window is expected")
 

@@ -21,7 +21,7 @@ from vitscope.models.vision_model import VisionModel
 from vitscope.perturb import MaskedModel, PerturbationArguments, PerturbationOptions, PixelMasks
 from vitscope.perturb.masks import check_count
 from vitscope.results.attribution import Attribution
-from vitscope.validation import at_least, ratio
+from vitscope.validation import require_at_least, require_ratio
 
 # Maps are as smooth as the masks: more pixels per side than this would add no information.
 MAX_SIDE = 512
@@ -70,9 +70,9 @@ def rise(
         torch.Size([1, 300, 451])
     """
     settings = PerturbationOptions(**options)
-    count, cells = at_least(1, num_samples, "num_samples"), at_least(2, cells, "cells")
+    count, cells = require_at_least(1, num_samples, "num_samples"), require_at_least(2, cells, "cells")
     check_count(count, cells * cells)
-    probability = ratio(shown, "shown")
+    probability = require_ratio(shown, "shown")
     if not 0 < probability < 1:
         raise CallError(f"shown is {probability}: a probability between 0 and 1 is expected")
 

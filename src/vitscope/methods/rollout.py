@@ -19,8 +19,8 @@ from vitscope.methods.attention_map import grid_of, trace_of
 from vitscope.models.vision_model import VisionModel
 from vitscope.results.attribution import Attribution
 from vitscope.tracing.capture import run_and_capture
-from vitscope.typing import Fallen, Fused, ReadoutRow, Rows
-from vitscope.validation import only_finite, ratio, whole_number
+from vitscope.typing import Fused, PaddingMass, ReadoutRow, Rows
+from vitscope.validation import require_finite_tensor, require_integer, require_ratio
 
 
 def rollout(
@@ -139,8 +139,8 @@ def _prepared(model: VisionModel | nn.Module | Trace, images: Any, recipe: _Reci
     """Check the options, and run the model if there is no trace yet."""
     check_head_fusion(recipe.head_fusion)
     check_merge(recipe.merge)
-    discard_ratio = ratio(recipe.discard_ratio, "discard_ratio")
-    start = whole_number(recipe.start_layer, "start_layer")
+    discard_ratio = require_ratio(recipe.discard_ratio, "discard_ratio")
+    start = require_integer(recipe.start_layer, "start_layer")
     options: dict[str, Any] = {"fuse": recipe.head_fusion, "merge": recipe.merge, "by_class": recipe.target is not None}
     trace = trace_of(model, images, lambda m, i: run_and_capture(m, i, start_layer=max(start, 0), **options).trace)
     if not -trace.num_layers <= start < trace.num_layers:
@@ -181,12 +181,12 @@ def _fold(trace: Trace, recipe: _Recipe, ends: Sequence[int]) -> list[Folded]:
     return list(zip(rows.unbind(1), padding.unbind(1), strict=True))[::-1]
 
 
-def _pull(step: AttentionStep, rows: Rows, recipe: _Recipe) -> tuple[Rows, Fallen]:
+def _pull(step: AttentionStep, rows: Rows, recipe: _Recipe) -> tuple[Rows, PaddingMass]:
     """Return rows · (discard(E A) + I), the matrix with normalised rows if requested, and the part on padding."""
     if recipe.discard_ratio == 0 and recipe.head_fusion == "mean":
         # Rows of a mean of softmaxes sum to one, those of A + I to two, so no other rows need to be computed.
         scaled = rows / 2 if recipe.normalize else rows
-        pulled, fallen = step.looked_at(scaled, "mean")
+        pulled, fallen = step.pull_head(scaled, "mean")
         return pulled + scaled, fallen
     fused = discard_smallest(step.fused(recipe.head_fusion), recipe.discard_ratio, step.pairs)
     if recipe.normalize:
@@ -232,7 +232,7 @@ def _kth_smallest(entries: Tensor, k: int) -> float:
 def _attribution(trace: Trace, folded: Folded, recipe: _Recipe, end: int) -> Attribution:
     grid = grid_of(trace)
     row, padding = folded
-    sums = only_finite(row, "rollout").sum(-1)
+    sums = require_finite_tensor(row, "rollout").sum(-1)
     label = None if recipe.target is None else trace.label(trace.target_index(recipe.target))
     provenance = {
         **trace.provenance,

@@ -16,7 +16,7 @@ from vitscope.methods.attention_map import trace_of
 from vitscope.models.vision_model import VisionModel
 from vitscope.results.attribution import Attribution
 from vitscope.tracing.capture import capture
-from vitscope.validation import only_finite, ratio
+from vitscope.validation import require_finite_tensor, require_ratio
 
 Regions = Int[np.ndarray, "height width"]
 
@@ -63,7 +63,7 @@ def window_attention(
     queries = region_queries(window_regions(step), place)
     row = torch.zeros(step.scores.shape[0], 1, grid.num_tokens, dtype=torch.float32, device=step.scores.device)
     row[:, 0, [grid.token(*query) for query in queries]] = 1
-    values, padding = step.looked_at(row, head)
+    values, padding = step.pull_head(row, head)
     provenance = {
         **trace.provenance,
         "method": "window_attention",
@@ -72,7 +72,7 @@ def window_attention(
         "rows_sum_to_one": False,
         "padding_mass": (padding[:, 0] / len(queries)).tolist(),
     }
-    return Attribution(only_finite(grid.patches(values[:, 0]), "attention"), grid, trace.images, provenance)
+    return Attribution(require_finite_tensor(grid.patches(values[:, 0]), "attention"), grid, trace.images, provenance)
 
 
 def window_regions(step: AttentionStep) -> Regions:
@@ -97,7 +97,7 @@ def is_shifted(step: AttentionStep) -> bool:
 
 def region_queries(regions: Regions, place: tuple[float, float] = (0.5, 0.5)) -> list[tuple[int, int]]:
     """Return one patch (row, column) of each region, at the same relative place in all of them."""
-    down, across = ratio(place[0], "place"), ratio(place[1], "place")
+    down, across = require_ratio(place[0], "place"), require_ratio(place[1], "place")
     queries = []
     for number in range(regions.max() + 1):
         rows, columns = np.nonzero(regions == number)

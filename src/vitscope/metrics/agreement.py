@@ -12,7 +12,7 @@ from scipy.stats import rankdata
 from vitscope.errors import CallError
 from vitscope.images.image import nearest_pixels
 from vitscope.results.attribution import Attribution
-from vitscope.validation import ratio
+from vitscope.validation import require_ratio
 
 # Attributions are compared on the photo, at this many pixels per side at most.
 MAX_SIDE = 256
@@ -72,7 +72,7 @@ def agreement(results: Sequence[Attribution], *, names: Sequence[str] | None = N
         raise CallError("agreement compares attributions, as vitscope.lime or vitscope.rollout return them")
     if len(results) < 2:
         raise CallError(f"agreement needs two or more results, got {len(results)}")
-    if not 0 < ratio(top, "top") < 1:
+    if not 0 < require_ratio(top, "top") < 1:
         raise CallError(f"top is {top}: a share between 0 and 1 is expected")
     if any(len(result) != 1 or not result.images for result in results):
         raise CallError("agreement compares results of one image each, as they were computed (not loaded from files)")

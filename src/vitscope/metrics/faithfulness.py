@@ -16,7 +16,7 @@ from vitscope.perturb.masked_model import cells_of
 from vitscope.perturb.rendering import subjects
 from vitscope.results.attribution import Attribution
 from vitscope.tracing.capture import as_vision_model
-from vitscope.validation import at_least
+from vitscope.validation import require_at_least
 
 DELETED, INSERTED = "grey", "blur"  # replaces deleted patches, and those that are not inserted yet
 
@@ -83,7 +83,7 @@ def faithfulness(
         raise CallError(
             f"{len(inputs)} images and an attribution of {len(result)}: pass the images that the attribution explains"
         )
-    steps = at_least(1, steps, "steps")
+    steps = require_at_least(1, steps, "steps")
     deletion = PerturbationOptions(hide=DELETED, seed=seed, batch_size=batch_size)
     insertion = PerturbationOptions(hide=INSERTED, seed=seed, batch_size=batch_size)
     generator = np.random.default_rng(deletion.seed)

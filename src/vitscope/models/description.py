@@ -16,7 +16,7 @@ from vitscope.models.checkpoints.paths import PROCESSOR_FILE
 from vitscope.models.forward import Embedding, NoClasses, Observed
 from vitscope.models.outputs import Output, Select, require_output
 from vitscope.models.vision_model import Layout, VisionModel
-from vitscope.validation import number
+from vitscope.validation import require_number
 
 Size = tuple[int, int]
 Channels = tuple[float, ...] | float  # a single number applies to every channel
@@ -78,7 +78,7 @@ class Description:
             if model.layout is None:
                 raise CallError("readout needs patch_size: pass it too, because the token layout is unknown")
             readout = require_readout(self.readout, model.layout.prefix_names)
-            changes["layout"] = replace(model.layout, readout=readout, states_readout=True)
+            changes["layout"] = replace(model.layout, readout=readout, readout_from_caller=True)
         return replace(model, **changes)
 
     def _preprocessing_of(self, model: VisionModel) -> Preprocessing | None:
@@ -171,7 +171,7 @@ def _require_channels(values: Any, name: str) -> Channels | None:
     single = isinstance(values, int | float) and not isinstance(values, bool)
     if not single and (isinstance(values, str | bool) or not hasattr(values, "__iter__")):
         raise CallError(f"{name} is {values!r}: pass one number for each channel")
-    channels = tuple(number(value, name) for value in ([values] if single else values))
+    channels = tuple(require_number(value, name) for value in ([values] if single else values))
     if not channels or (name == "std" and 0 in channels):
         raise CallError(f"{name} is {values!r}: pass one number for each channel{', none zero' * (name == 'std')}")
     return channels[0] if single else channels

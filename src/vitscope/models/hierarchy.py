@@ -129,7 +129,7 @@ _locks: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
 
 
 @contextmanager
-def restoring(owners: Sequence[nn.Module], names: Sequence[str]) -> Iterator[None]:
+def restore_attributes(owners: Sequence[nn.Module], names: Sequence[str]) -> Iterator[None]:
     """Restore attributes that a library changes while it runs; threads that share a model take turns."""
     with _locks.setdefault(owners[0], threading.RLock()):
         current = [(owner, name, getattr(owner, name)) for owner in owners for name in names]

@@ -24,7 +24,7 @@ from vitscope.models.forward import Embedding, Observed
 from vitscope.models.outputs import Output
 from vitscope.models.vision_model import Layout, VisionModel
 from vitscope.models.wrappers import backbone_path, library_of, unwrap, with_path_prefix
-from vitscope.validation import whole_number
+from vitscope.validation import require_integer
 
 BUNDLED = ("vit-nano", "swin-nano")
 
@@ -294,7 +294,7 @@ def _pair(size: Size | None, name: str) -> tuple[int, int] | None:
     if size is None:
         return None
     sides = tuple(size) if hasattr(size, "__iter__") else (size, size)
-    pair = tuple(whole_number(side, name) for side in sides)
+    pair = tuple(require_integer(side, name) for side in sides)
     if len(pair) != 2 or min(pair) <= 0:
         raise CallError(f"{name} is {size!r}: pass a positive number of pixels or (height, width)")
     if max(pair) > MAX_SIDE:

@@ -16,7 +16,7 @@ from vitscope.images.reading import check_file
 from vitscope.models.loader import load
 from vitscope.models.outputs import UnclearOutputError
 from vitscope.models.vision_model import VisionModel
-from vitscope.validation import number, only_finite
+from vitscope.validation import require_finite_tensor, require_number
 
 TEMPERATURE = 0.07  # as in DINO's nearest-neighbour classifier
 WORDNET_NUMBER = re.compile(r"^n\d{8}_")  # at the start of the names of ImageNet's images
@@ -63,7 +63,7 @@ def few_shot_classifier(
     if model.embed is None or (model.library == "module" and model.labels is not None):
         problem = "has classes already" if model.labels is not None else "returns no features that vitscope recognises"
         raise CallError(f"{model.name} {problem}: pass a model that returns features, without a classifier")
-    if number(temperature, "temperature") <= 0:
+    if require_number(temperature, "temperature") <= 0:
         raise CallError(f"temperature is {temperature!r}: pass a number above 0")
     if not isinstance(examples, Mapping):
         examples = _examples_in(Path(examples))
@@ -104,7 +104,7 @@ def _mean_features(model: VisionModel, images: Any) -> Tensor:
             raise CallError(f"{model.name} returns no features that vitscope recognises: {error}") from None
     if not features:
         raise CallError("a class has no examples: pass at least one image for each class")
-    return only_finite(torch.cat(features).mean(0), f"the features of {model.name}")
+    return require_finite_tensor(torch.cat(features).mean(0), f"the features of {model.name}")
 
 
 def _examples_in(folder: Path) -> dict[str, list[Path]]:

@@ -22,7 +22,7 @@ from vitscope.models.outputs import Output, UnclearOutputError, probabilities
 from vitscope.models.pickling import check_picklable
 from vitscope.models.prediction import Prediction
 from vitscope.typing import Pixels
-from vitscope.validation import at_least
+from vitscope.validation import require_at_least
 
 # The errors that a module raises for an input it does not accept.
 _FOREIGN_ERRORS = (AttributeError, TypeError, ValueError, RuntimeError, LookupError, AssertionError, ImportError)
@@ -40,8 +40,8 @@ class Layout:
             runs). Empty if the classifier reads something that no token leads to.
         hierarchy: The windows and merging layers, if attention is not computed on one grid of all tokens.
         partial_patches: Whether a last patch that the input fills only partly is padded; otherwise it is cut off.
-        states_readout: Whether the caller of :func:`vitscope.load` named the readout. If it turns out wrong, that is
-            an error.
+        readout_from_caller: Whether the caller of :func:`vitscope.load` named the readout. If it turns out wrong, that
+            is an error.
 
     Example:
         >>> import vitscope as vs
@@ -57,7 +57,7 @@ class Layout:
     readout: Mapping[str, float]
     hierarchy: Hierarchy | None = None
     partial_patches: bool = False
-    states_readout: bool = False
+    readout_from_caller: bool = False
 
     def grid(self, height: int, width: int) -> Grid:
         """Return the (finest) token grid of an input.
@@ -202,10 +202,10 @@ class VisionModel:
             >>> first.label, second.label
             ('dog', 'cat')
         """
-        top_k = at_least(1, top_k, "top_k")
+        top_k = require_at_least(1, top_k, "top_k")
         pixels, _ = self.prepare(images)
         with torch.no_grad(), self.running():
-            logits = self.answer(pixels)
+            logits = self.logits(pixels)
         return self.predictions(logits, top_k)
 
     @contextmanager
@@ -219,7 +219,7 @@ class VisionModel:
         ):
             yield
 
-    def answer(self, pixels: Pixels) -> Tensor | None:
+    def logits(self, pixels: Pixels) -> Tensor | None:
         """Return logits (batch, class), or None without a classifier.
 
         Args:
@@ -233,10 +233,10 @@ class VisionModel:
         with self._quote_errors(pixels):
             return self.forward(pixels)
 
-    def answer_or_none(self, pixels: Pixels) -> Tensor | None:
+    def logits_or_none(self, pixels: Pixels) -> Tensor | None:
         """Return what :meth:`answer` returns; None also if it is uncertain which entry holds the classes."""
         try:
-            return self.answer(pixels)
+            return self.logits(pixels)
         except UnclearOutputError:
             return None
 

@@ -65,7 +65,7 @@ def block_inputs(model: VisionModel, pixels: Pixels) -> BlockInputs:
     inputs: dict[str, tuple[Tensor, Slots]] = {}
     grid = model.layout.grid(*pixels.shape[-2:])
     with _record_inputs(model.layout.hierarchy, grid, inputs), torch.no_grad(), model.running():
-        model.answer_or_none(pixels)
+        model.logits_or_none(pixels)
     return inputs
 
 

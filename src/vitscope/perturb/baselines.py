@@ -128,7 +128,7 @@ def _colour_or_none(hide: Any, option: str = "hide") -> Float[np.ndarray, " comp
     return colour
 
 
-def described(hide: Any) -> str | list[float]:
+def describe_hide(hide: Any) -> str | list[float]:
     """Return ``hide`` as the provenance records it: a name, a colour, or "an image"."""
     if isinstance(hide, str) and hide in get_args(HideName):
         return hide

@@ -15,7 +15,7 @@ from vitscope.models.vision_model import VisionModel
 from vitscope.perturb.options import PerturbationOptions
 from vitscope.perturb.rendering import Subject, pool
 from vitscope.progress import Progress, ProgressCallback
-from vitscope.validation import class_index, only_finite
+from vitscope.validation import require_class_index, require_finite_tensor
 
 SIMILARITY = "similarity"
 VALUE = "value"
@@ -83,7 +83,7 @@ class BatchedPredictor:
             )
         if target is None:
             return int(self.original.argmax())
-        return class_index(target, self._names, len(self.original))
+        return require_class_index(target, self._names, len(self.original))
 
     def label(self, column: int) -> str:
         """Return the name of the output in a column: a class, or the similarity."""
@@ -156,12 +156,12 @@ class BatchedPredictor:
         with torch.no_grad(), self.model.running():
             if self.features is not None:
                 return self.model.features(pixels)
-            return self._require_logits(self.model.answer(pixels))
+            return self._require_logits(self.model.logits(pixels))
 
     def _evaluate_original(self) -> Float[np.ndarray, " label"]:
         """Return the output for the original image, and find out whether the model has classes."""
         with torch.no_grad(), self.model.running():
-            logits = self.model.answer(self.subject.pixels)
+            logits = self.model.logits(self.subject.pixels)
             if logits is None:
                 logits = self.features = self.model.features(self.subject.pixels)
         original = self._outputs(logits)[0]
@@ -198,7 +198,7 @@ class BatchedPredictor:
 
     def _outputs(self, logits: Tensor) -> Float[np.ndarray, "variant label"]:
         """Turn logits or features into the outputs to explain."""
-        logits = only_finite(logits.float(), f"the output of {self.model.name}")
+        logits = require_finite_tensor(logits.float(), f"the output of {self.model.name}")
         if self.features is not None:
             outputs = torch.cosine_similarity(logits, self.features.float(), dim=-1)[:, None]
         else:

@@ -14,7 +14,7 @@ from vitscope.grid import Grid
 from vitscope.images.image import InputImage
 from vitscope.interventions.token_dropping import similar_batches, without_hidden
 from vitscope.models.vision_model import VisionModel
-from vitscope.perturb.baselines import described
+from vitscope.perturb.baselines import describe_hide
 from vitscope.perturb.batching import BatchedPredictor, Evaluations
 from vitscope.perturb.masks import Masks, SegmentMasks
 from vitscope.perturb.options import PerturbationOptions
@@ -50,7 +50,7 @@ class MaskedModel(BatchedPredictor):
             self.segments = segment(photo, segments, *cells_of(model, subject))
         self.parameters = {
             "segments": None if self.segments is None else self.segments.name,
-            "hide": described(options.hide),
+            "hide": describe_hide(options.hide),
             "perturbed_at": list(subject.size),
             "output": self.output,
         }

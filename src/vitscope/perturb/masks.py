@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from vitscope.errors import CallError
 from vitscope.perturb.segments import Segments
 
-MOST_MASKS = 1_000_000  # for one image: more would take days, whatever the model
+MAX_MASKS = 1_000_000  # for one image: more would take days, whatever the model
 MOST_DRAWS = 250_000_000  # masks × segments: two gigabytes of random numbers
 
 Visible = Shaped[np.ndarray, "pixel_height pixel_width"]  # bool, or from 0 (hidden) to 1 (visible)
@@ -36,11 +36,11 @@ def check_count(count: int, segments: int = 1) -> None:
     """Refuse a number of masks that could never be evaluated, before memory is allocated for them.
 
     Raises:
-        CallError: more than :data:`MOST_MASKS` masks, or more than :data:`MOST_DRAWS` masks × segments.
+        CallError: more than :data:`MAX_MASKS` masks, or more than :data:`MOST_DRAWS` masks × segments.
     """
     number = f"{count:,}" if count < 10**30 else "over 10^30"
-    if count > MOST_MASKS:
-        raise CallError(f"{number} masks are too many: at most {MOST_MASKS:,} are evaluated on one image")
+    if count > MAX_MASKS:
+        raise CallError(f"{number} masks are too many: at most {MAX_MASKS:,} are evaluated on one image")
     if count * segments > MOST_DRAWS:
         raise CallError(
             f"{number} masks of {segments:,} segments are too many: at most {MOST_DRAWS // segments:,} masks can be "
@@ -50,7 +50,7 @@ def check_count(count: int, segments: int = 1) -> None:
 
 @dataclass(frozen=True, eq=False)
 class SegmentMasks:
-    """Masks as rows over segments, True where a segment is visible; at most :data:`MOST_MASKS`."""
+    """Masks as rows over segments, True where a segment is visible; at most :data:`MAX_MASKS`."""
 
     rows: Bool[np.ndarray, "mask segment"]
     segments: Segments
@@ -73,7 +73,7 @@ class SegmentMasks:
 
 @dataclass(frozen=True, eq=False)
 class PixelMasks:
-    """Masks over pixels, computed one by one when they are needed; at most :data:`MOST_MASKS`."""
+    """Masks over pixels, computed one by one when they are needed; at most :data:`MAX_MASKS`."""
 
     count: int
     make: Callable[[int], Visible]

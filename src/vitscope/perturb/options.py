@@ -5,7 +5,7 @@ from typing import Any, Literal, TypedDict, get_args
 
 from vitscope.errors import CallError
 from vitscope.progress import ProgressLike
-from vitscope.validation import at_least, seed_number
+from vitscope.validation import require_at_least, require_seed
 
 Output = Literal["probability", "logit"]
 
@@ -46,5 +46,5 @@ class PerturbationOptions:
     def __post_init__(self) -> None:
         if self.output not in get_args(Output):
             raise CallError(f"unknown output {self.output!r}: choose {' or '.join(get_args(Output))}")
-        object.__setattr__(self, "seed", seed_number(self.seed))
-        object.__setattr__(self, "batch_size", at_least(1, self.batch_size, "batch_size"))
+        object.__setattr__(self, "seed", require_seed(self.seed))
+        object.__setattr__(self, "batch_size", require_at_least(1, self.batch_size, "batch_size"))

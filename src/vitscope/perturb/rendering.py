@@ -120,7 +120,7 @@ class Renderer:
             share = visible[..., None].astype(np.float32)
             mixed = (share * photo + (1 - share) * filling).round().astype(np.uint8)
         # Bytes, because a thread that computes with torch would start threads of its own, which the model needs.
-        return torch.from_numpy(self._preprocessing().cut(Image.fromarray(mixed))[0])
+        return torch.from_numpy(self._preprocessing().resize_and_crop(Image.fromarray(mixed))[0])
 
     def _preprocessing(self) -> Preprocessing:
         assert self._model.preprocessing is not None, "a photo was preprocessed"
@@ -131,7 +131,7 @@ class Renderer:
         (height, width), pixels = self._subject.size, self._subject.pixels.shape[-2:]
         if self._subject.scaling is not None:
             return slice(None), slice(None)
-        corner = self._preprocessing().corner_of_uncut(width, height)
+        corner = self._preprocessing().crop_corner_or_none(width, height)
         if corner is None or min(corner) < 0 or corner[0] + pixels[0] > height or corner[1] + pixels[1] > width:
             return None
         return slice(corner[0], corner[0] + pixels[0]), slice(corner[1], corner[1] + pixels[1])

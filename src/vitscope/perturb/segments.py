@@ -20,7 +20,7 @@ SegmentsName = Literal["quickshift", "slic", "patches"]
 MAX_SEGMENTED_PIXELS = 400_000
 
 # The regression inverts a matrix of segments × segments.
-MOST_SEGMENTS = 4_000
+MAX_SEGMENTS = 4_000
 
 # A patch is sampled at this number of points per side to find the segments that it lies in.
 POINTS = 8
@@ -102,9 +102,9 @@ def _indexed(labels: np.ndarray, name: str) -> Segments:
             f"the image has one segment only ({name}), so there is nothing to compare: pass segments='patches', "
             "or labels of your own"
         )
-    if len(unique) > MOST_SEGMENTS:
+    if len(unique) > MAX_SEGMENTS:
         raise CallError(
-            f"the image has {len(unique):,} segments ({name}), at most {MOST_SEGMENTS:,} are supported: pass labels "
+            f"the image has {len(unique):,} segments ({name}), at most {MAX_SEGMENTS:,} are supported: pass labels "
             "of larger segments"
         )
     return Segments(labels, index.reshape(labels.shape), len(unique), name)

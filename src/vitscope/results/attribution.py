@@ -21,12 +21,12 @@ from vitscope.grid import Grid
 from vitscope.images.image import InputImage
 from vitscope.typing import Maps
 from vitscope.validation import (
-    LONGEST_NAME,
-    ratio,
+    MAX_NAME_BYTES,
+    require_integer,
     require_mapping,
+    require_ratio,
     require_tensor,
     short_text,
-    whole_number,
 )
 
 # Not typing.Self, which the shape checks of the tests cannot resolve in single methods.
@@ -153,7 +153,7 @@ class Attribution:
         return (self[index] for index in range(len(self)))
 
     @classmethod
-    def joined(cls: type[Result], results: Sequence[Result]) -> Result:
+    def join(cls: type[Result], results: Sequence[Result]) -> Result:
         """Combine the results of single images into the result of a batch.
 
         Args:
@@ -191,7 +191,7 @@ class Attribution:
         Raises:
             CallError: ``alpha`` or ``index`` is out of range, or the result holds no photos.
         """
-        opacity = ratio(alpha, "alpha")
+        opacity = require_ratio(alpha, "alpha")
         index = self._require_index(index)
         if not self.images:
             raise CallError(
@@ -315,7 +315,7 @@ class Attribution:
 
     def _require_index(self, index: Any) -> int:
         """Return the index of an image, counted from the start."""
-        index = whole_number(index, "image")
+        index = require_integer(index, "image")
         if not -len(self) <= index < len(self):
             raise CallError(f"image {index} does not exist: this result has images 0 to {len(self) - 1}")
         return index % len(self)
@@ -354,8 +354,8 @@ def _require_path(value: Any) -> Path:
     """
     path = require_path(value, "path")
     longest = max((len(os.fsencode(name)) for name in path.parts), default=0)
-    if longest > LONGEST_NAME:
+    if longest > MAX_NAME_BYTES:
         raise CallError(
-            f"path is {short_text(str(path), '')}, with a name of {longest} bytes: at most {LONGEST_NAME} are possible"
+            f"path is {short_text(str(path), '')}, with a name of {longest} bytes: at most {MAX_NAME_BYTES} are allowed"
         )
     return path

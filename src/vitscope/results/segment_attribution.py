@@ -13,13 +13,13 @@ from vitscope.grid import Grid
 from vitscope.results.attribution import Attribution
 from vitscope.typing import Target
 from vitscope.validation import (
-    at_least,
-    class_index,
-    number,
+    require_at_least,
+    require_class_index,
+    require_integer,
     require_mapping,
+    require_number,
     require_tensor,
     short_text,
-    whole_number,
 )
 
 Result = TypeVar("Result", bound="SegmentAttribution")
@@ -32,7 +32,7 @@ class LinearFit:
     Attributes:
         label: the class.
         index: index of the class in the model's output.
-        answer: the model's output for the unchanged image.
+        output: the model's output for the unchanged image.
         weights: float64 (segment,), in the order of the sorted labels.
         intervals: float64 (segment, 2), lower and upper end of each weight's interval; None if the method has none.
         intercept: output of the linear model if all segments are hidden.
@@ -41,7 +41,7 @@ class LinearFit:
 
     label: str
     index: int
-    answer: float
+    output: float
     weights: Float[Tensor, " segment"]
     intervals: Float[Tensor, "segment 2"] | None
     intercept: float
@@ -83,10 +83,10 @@ class SegmentedImage:
         """
         labels = [fit.label for fit in self.fits]
         if isinstance(target, str) and not target.isdecimal():
-            position = class_index(target, labels, len(labels))
+            position = require_class_index(target, labels, len(labels))
         else:
             indices = [fit.index for fit in self.fits]
-            index = whole_number(int(target) if isinstance(target, str) else target, "target")
+            index = require_integer(int(target) if isinstance(target, str) else target, "target")
             if index not in indices:
                 raise CallError(
                     f"class {index} was not explained: this result has the classes {indices} ({'; '.join(labels)})"
@@ -178,9 +178,9 @@ class SegmentAttribution(Attribution):
         return self._fit.intervals
 
     @property
-    def answer(self) -> float:
+    def output(self) -> float:
         """The model's output for the unchanged image."""
-        return self._fit.answer
+        return self._fit.output
 
     @property
     def intercept(self) -> float:
@@ -225,7 +225,7 @@ class SegmentAttribution(Attribution):
         if sign not in signs:
             raise CallError(f"sign is {sign!r}: choose {', '.join(signs)}")
         strength = signs[sign]
-        order = strength.argsort(descending=True, stable=True)[: at_least(0, count, "count")]
+        order = strength.argsort(descending=True, stable=True)[: require_at_least(0, count, "count")]
         return [position for position in order.tolist() if strength[position] > 0]
 
     def regions(self, count: int = 5, *, sign: str = "positive") -> Bool[Tensor, "pixel_height pixel_width"]:
@@ -267,7 +267,7 @@ class SegmentAttribution(Attribution):
         return tensors
 
     def _metadata(self) -> dict[str, Any]:
-        names = ("label", "index", "answer", "intercept", "score")
+        names = ("label", "index", "output", "intercept", "score")
         images = [[{name: getattr(fit, name) for name in names} for fit in image.fits] for image in self.parts]
         return {**super()._metadata(), "parts": images}
 
@@ -315,7 +315,7 @@ def _parse_fit(tensors: Mapping[str, Tensor], suffix: str, entry: Mapping[str, A
         intervals = require_tensor(tensors, f"intervals.{suffix}", torch.float64, (len(weights), 2))
     if not isinstance(entry["label"], str):
         raise ValueError("the label of a class is not text")
-    scalars = {name: float(number(entry[name], name)) for name in ("answer", "intercept", "score")}
+    scalars = {name: float(require_number(entry[name], name)) for name in ("output", "intercept", "score")}
     return LinearFit(
-        entry["label"], at_least(0, entry["index"], "index"), weights=weights, intervals=intervals, **scalars
+        entry["label"], require_at_least(0, entry["index"], "index"), weights=weights, intervals=intervals, **scalars
     )

@@ -25,9 +25,9 @@ from vitscope.models.vision_model import Layout, VisionModel
 from vitscope.tracing.experiment import experiment, preserved_random_state
 from vitscope.tracing.layer_selection import LayerSelection
 from vitscope.tracing.recorder import CaptureTarget
-from vitscope.tracing.recorder import Recorder as _Recorder
+from vitscope.tracing.recorder import Recorder as Recorder
 from vitscope.tracing.verdicts import check_module_runs, check_softmax_uses, no_blocks_error, why_unchained
-from vitscope.tracing.verification import ReadoutError, verified_readout
+from vitscope.tracing.verification import ReadoutError, verify_readout
 from vitscope.typing import ReadoutRow
 
 
@@ -135,7 +135,7 @@ def run_and_capture(
     evidence = experiment(model, (pixels.shape[-2], pixels.shape[-1]), pixels.shape[1])
     grid = None if model.layout is None else model.layout.grid(*pixels.shape[-2:])
     target = CaptureTarget.from_model(model, evidence)
-    recorder = _Recorder(target, len(pixels), grid, LayerSelection(layers), fuse, start_layer)
+    recorder = Recorder(target, len(pixels), grid, LayerSelection(layers), fuse, start_layer)
     watched = {**recorder.watched_modules(norms=merge != "equal", pooled=by_class), **(watch or {})}
     flow, softmax_tracker = Flow(constants_of(model.module)), SoftmaxTracker()
     pixels = pixels.view_as(pixels)  # a tensor that no caller holds, to give it a mask
@@ -152,7 +152,7 @@ def run_and_capture(
 def _logits_and_output(model: VisionModel, pixels: Tensor) -> tuple[Tensor | None, Tensor | None]:
     """Return the logits, and the tensor that the model returned, which may not be logits."""
     try:
-        logits = model.answer(pixels)
+        logits = model.logits(pixels)
     except UnclearOutputError as error:
         return None, error.returned
     return logits, logits
@@ -189,9 +189,9 @@ def _layout_or_error(model: VisionModel, layout: Layout, pixels: Tensor) -> Layo
         warnings.simplefilter("ignore", VitscopeWarning)  # the capture itself will warn
         captured = run_and_capture(model, pixels)
         try:
-            verified_readout(model, pixels, captured.trace, captured.calls, has_classes=captured.logits is not None)
+            verify_readout(model, pixels, captured.trace, captured.calls, has_classes=captured.logits is not None)
         except ReadoutError as error:
-            return replace(layout, readout={}) if model.backbone and not layout.states_readout else error
+            return replace(layout, readout={}) if model.backbone and not layout.readout_from_caller else error
         except UnsupportedModelError as error:
             return error
     return layout
@@ -199,7 +199,7 @@ def _layout_or_error(model: VisionModel, layout: Layout, pixels: Tensor) -> Layo
 
 def _trace(
     model: VisionModel,
-    recorder: _Recorder,
+    recorder: Recorder,
     images: Sequence[InputImage],
     pixels: Tensor,
     softmax_tracker: SoftmaxTracker,
@@ -263,7 +263,7 @@ def provenance(model: VisionModel) -> dict[str, Any]:
     return record
 
 
-def _readout(model: VisionModel, recorder: _Recorder, pixels: Tensor) -> ReadoutRow | None:
+def _readout(model: VisionModel, recorder: Recorder, pixels: Tensor) -> ReadoutRow | None:
     """Return the share of each token of the last grid in what the classifier reads; None if unknown."""
     layout, grid = model.layout, recorder.grid
     if layout is None or grid is None or not layout.readout:

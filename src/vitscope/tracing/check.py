@@ -12,7 +12,7 @@ from vitscope.grid import Grid
 from vitscope.models.vision_model import VisionModel
 from vitscope.tracing.capture import as_vision_model, run_and_capture
 from vitscope.tracing.experiment import noise, preserved_random_state
-from vitscope.tracing.verification import verified_readout
+from vitscope.tracing.verification import verify_readout
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def check(model: VisionModel | nn.Module, images: Any = None) -> CheckReport:
     with preserved_random_state(model.device):
         captured = run_and_capture(model, pixels)
         trace, calls = captured.trace, captured.calls
-        readout = verified_readout(model, pixels, trace, calls, has_classes=captured.logits is not None)
+        readout = verify_readout(model, pixels, trace, calls, has_classes=captured.logits is not None)
     return CheckReport(model.name, trace.num_layers, trace.grid, readout, trace.why_unchained)
 
 

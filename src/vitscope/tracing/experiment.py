@@ -157,7 +157,7 @@ def _findings(model: VisionModel, size: tuple[int, int], channels: int) -> _Find
     flow.set_mask(pixels, IMAGE)
     tap = Tap(model.module, observer.on_attention, flow, SoftmaxTracker(observer.on_values))
     with torch.no_grad(), model.running(), tap, tap.follow():
-        model.answer_or_none(pixels)
+        model.logits_or_none(pixels)
     return observer.findings
 
 

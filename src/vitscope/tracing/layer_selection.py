@@ -7,7 +7,7 @@ from vitscope.attention.patch_merging import MergeStep
 from vitscope.attention.step import AttentionStep, require_index
 from vitscope.attention.trace import Step
 from vitscope.errors import CallError
-from vitscope.validation import whole_number
+from vitscope.validation import require_integer
 
 
 class LayerSelection:
@@ -46,7 +46,7 @@ def _require_layers(layers: Any) -> list[int]:
     """Return the layers as a list of integers."""
     if isinstance(layers, str) or not hasattr(layers, "__iter__"):
         raise CallError(f"layers is {layers!r}, a list of whole numbers is expected")
-    indices = [whole_number(layer, "a layer") for layer in layers]
+    indices = [require_integer(layer, "a layer") for layer in layers]
     if not indices:
         raise CallError("layers is empty: pass at least one attention block, or omit layers for all blocks")
     return indices

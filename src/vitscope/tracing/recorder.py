@@ -12,7 +12,7 @@ from vitscope.attention.flow import IMAGE, call_bit
 from vitscope.attention.omitted import OmittedCall, Reason
 from vitscope.attention.patch_merging import MergeStep
 from vitscope.attention.readout import PooledClassifier
-from vitscope.attention.scores import Factored, HeadFusion, KnownWeights, Logits, Scores, fuse_heads
+from vitscope.attention.scores import Factored, HeadFusion, Logits, Scores, StoredWeights, fuse_heads
 from vitscope.attention.step import AttentionStep
 from vitscope.attention.tap import AttentionCall, OnModule
 from vitscope.attention.windows import Windows, merge_groups, merged_grid
@@ -260,14 +260,14 @@ class Recorder:
             )
         return slots
 
-    def _output_and_weights(self, call: AttentionCall, step: AttentionStep) -> tuple[Tensor, KnownWeights]:
+    def _output_and_weights(self, call: AttentionCall, step: AttentionStep) -> tuple[Tensor, StoredWeights]:
         """Return the output of a call and its weights, all or fused, from a single softmax."""
         if call.value is None or call.query is None:
             output = call.run()
             if output.dtype == torch.float32:
                 # The model's own softmax has just computed the weights.
-                return output, KnownWeights(self._fuse(output.view(step.scores.shape)))
-            return output, KnownWeights(step.weights() if self.fuse is None else step.fused(self.fuse)[:, :, None])
+                return output, StoredWeights(self._fuse(output.view(step.scores.shape)))
+            return output, StoredWeights(step.weights() if self.fuse is None else step.fused(self.fuse)[:, :, None])
         batch, windows, heads, tokens, _ = step.scores.shape
         heads = heads if self.fuse is None else 1
         weights = self.slab.empty((batch, windows, heads, tokens, tokens), torch.float32, step.scores.device)
@@ -279,7 +279,7 @@ class Recorder:
         for rows, block in zip(slices, step.scores.blocks(slices), strict=True):
             weights[:, :, :, rows] = self._fuse(block)
             output[..., rows, :] = block.reshape(*leading, *block.shape[-2:]).to(value.dtype) @ value
-        return output, KnownWeights(weights)
+        return output, StoredWeights(weights)
 
     def _fuse(self, weights: Weights) -> Tensor:
         """Return the weights of all heads, or the fused weights as those of a single head."""

@@ -26,7 +26,7 @@ class ReadoutError(UnsupportedModelError):
     """The classifier reads other tokens than the layout says."""
 
 
-def verified_readout(
+def verify_readout(
     model: VisionModel, pixels: Tensor, trace: Trace, calls: tuple[int, ...], *, has_classes: bool
 ) -> Mapping[str, float] | None:
     """Verify the token grid and the readout of a captured run.
@@ -48,7 +48,7 @@ def verified_readout(
     if trace.grid is None or model.layout is None:
         return None
     _check_grid(model, pixels, trace.blocks[0], calls[0])
-    predict = model.answer if has_classes else model.embed
+    predict = model.logits if has_classes else model.embed
     if predict is None or trace.readout is None:
         return None
     return _verified_sources(model, pixels, trace, calls[-1], predict)
@@ -92,7 +92,7 @@ def _check_grid(model: VisionModel, pixels: Tensor, step: AttentionStep, index: 
         if call == index:
             compare(waiting[0], values)
 
-    _run_tapped(model, model.answer_or_none, images, on_attention, on_values)
+    _run_tapped(model, model.logits_or_none, images, on_attention, on_values)
     if not changes:
         return
     for position, change in zip(positions, changes[0], strict=True):

@@ -137,7 +137,7 @@ def _rollouts(before: VisionModel, after: VisionModel, images: list[Any]) -> tup
 def _mean_areas(model: VisionModel, images: list[Any], result: Attribution) -> dict[str, float]:
     """Return the areas under the deletion and insertion curves, averaged over the images."""
     with torch.no_grad(), model.running():
-        has_classes = model.answer(model.prepare(images[:1])[0]) is not None
+        has_classes = model.logits(model.prepare(images[:1])[0]) is not None
     areas = faithfulness(model, images, result, target=None if has_classes else SIMILARITY, steps=STEPS)
     return {name: float(getattr(areas, name).mean()) for name in AREAS}
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vitscope.errors import WorkError, first_line
-from vitscope.files import discard
+from vitscope.files import delete_folder
 from vitscope.tune.json_files import DamagedError, read_object
 
 WEIGHTS, OPTIMIZER, RANDOM, STATE = "trained.safetensors", "optimizer.safetensors", "random.safetensors", "state.json"
@@ -147,7 +147,7 @@ def sweep(folder: Path, keep: set[Path]) -> None:
     for entry in folder.iterdir() if folder.is_dir() else ():
         if entry.is_dir() and entry not in keep and (NAME.fullmatch(entry.name) or entry.name.startswith(".")):
             if NAME.fullmatch(entry.name):
-                discard(entry)
+                delete_folder(entry)
             else:
                 shutil.rmtree(entry, ignore_errors=True)
 

@@ -10,8 +10,8 @@ from typing import Any, Unpack
 import numpy as np
 
 from vitscope.errors import CallError, OutputExistsError
-from vitscope.files import atomic_write, discard, require_path, sweep_temporary
-from vitscope.models.checkpoints.serialization import WITHIN
+from vitscope.files import atomic_write, delete_abandoned, delete_folder, require_path
+from vitscope.models.checkpoints.serialization import MODEL_FOLDER
 from vitscope.models.loader import load
 from vitscope.models.vision_model import VisionModel
 from vitscope.models.window_reader import block_projections
@@ -27,7 +27,7 @@ from vitscope.tune.methods import READS_WINDOWS, require_tuning
 from vitscope.tune.processes import training_processes
 from vitscope.tune.recipe import Recipe, RecipeChanges, read_recipe
 from vitscope.tune.run_folder import Tuned, describe_difference, has_content, read_result, settings_of
-from vitscope.validation import at_least, seed_number
+from vitscope.validation import require_at_least, require_seed
 
 CELL, CELLS, NUM_EXAMPLES = "cell.json", "cells", 8
 
@@ -156,9 +156,9 @@ class _CellJob:
         model_kept = record.pop("model_kept", True)
         if training_processes().is_main_process:
             if not model_kept:  # decided when the cell was run, perhaps by a process that was killed
-                discard(self.folder / WITHIN)
+                delete_folder(self.folder / MODEL_FOLDER)
             for folder in (self.folder, self.folder.parent):
-                sweep_temporary(folder)
+                delete_abandoned(folder)
         settings = settings_of(self.model, self.data, self.tuning, self.rank, self.recipe)
         if any(record.get(name) != settings[name] for name in settings):
             raise OutputExistsError(
@@ -198,8 +198,8 @@ def _read_cell(path: Path) -> dict[str, Any]:
 def _seeds(seeds: Any) -> list[int]:
     """Return the list of seeds."""
     if isinstance(seeds, Sequence | np.ndarray) and not isinstance(seeds, str | bytes):
-        return [seed_number(seed) for seed in seeds]
-    return list(range(at_least(1, seeds, "seeds")))
+        return [require_seed(seed) for seed in seeds]
+    return list(range(require_at_least(1, seeds, "seeds")))
 
 
 def _check_is_list(value: Any, name: str, items: str) -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 from vitscope.errors import CallError, ImageError, ImageNotFoundError, WorkError, first_line
 from vitscope.files import require_path
 from vitscope.images.reading import read_photo
-from vitscope.models.checkpoints.hub import hub_in_reach
+from vitscope.models.checkpoints.hub import is_hub_reachable
 from vitscope.tune.data_options import DEFAULT_OPTIONS, DataOptions
 from vitscope.tune.dataset_registry import NAMED, PACKAGED, HubSet
 from vitscope.tune.image_folders import check_regular, class_folders, class_name, image_files, printable
@@ -301,7 +301,7 @@ class _HubImages(Sequence[Any]):
 def _load_from_hub(name: str, options: DataOptions) -> Data:
     """Return a data set of the Hugging Face hub."""
     hub_set = NAMED.get(name) or HubSet(name)
-    if not hub_in_reach():
+    if not is_hub_reachable():
         raise WorkError(
             f"{name} is not a folder, and the Hugging Face hub, where it would be a data set, cannot be reached: check "
             "the name and the network"

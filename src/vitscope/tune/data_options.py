@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from vitscope.errors import CallError
-from vitscope.validation import at_least, ratio, seed_number
+from vitscope.validation import require_at_least, require_ratio, require_seed
 
 Unreadable = Literal["refuse", "skip"]
 
@@ -38,10 +38,10 @@ class DataOptions:
     drop_duplicates: bool = False
 
     def __post_init__(self) -> None:
-        ratio(self.test_share, "test_share")
-        seed_number(self.split_seed)
+        require_ratio(self.test_share, "test_share")
+        require_seed(self.split_seed)
         if self.per_class is not None:
-            at_least(1, self.per_class, "per_class")
+            require_at_least(1, self.per_class, "per_class")
         if self.unreadable not in get_args(Unreadable):
             raise CallError(f"unreadable is {self.unreadable!r}: choose {' or '.join(get_args(Unreadable))}")
         if not isinstance(self.drop_duplicates, bool):

@@ -62,7 +62,7 @@ class ImageDataset(Dataset[Any]):
         """Return an image in the model's input size, from the cache if possible."""
         if self._cache is not None and index in self._cache:
             return self._cache[index]
-        crop, _ = self.preprocessing.cut(self.images.read(index))
+        crop, _ = self.preprocessing.resize_and_crop(self.images.read(index))
         if self._cache is not None:
             self._cache[index] = crop
         return crop

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from transformers import TrainerState
 
 from vitscope.errors import CallError, VitscopeError, first_line
-from vitscope.files import atomic_write, discard, require_path, take_place
+from vitscope.files import atomic_write, delete_folder, replace_folder, require_path
 from vitscope.images.preprocessing import Preprocessing
 from vitscope.models.backends.transformers.heads import quiet
-from vitscope.models.checkpoints.serialization import WITHIN, check_folder, save_folder
+from vitscope.models.checkpoints.serialization import MODEL_FOLDER, check_folder, save_folder
 from vitscope.models.heads import get_classifiers, reset_classifier
 from vitscope.models.loader import load
 from vitscope.models.vision_model import VisionModel
@@ -46,7 +46,7 @@ from vitscope.tune.run_folder import (
     working_folder,
 )
 from vitscope.tune.trainer import STATE, RunReporter, Trainer, has_stopped, tensorboard_callback, training_arguments
-from vitscope.validation import at_least
+from vitscope.validation import require_at_least
 
 LOG = "log.jsonl"
 
@@ -114,7 +114,7 @@ def finetune(
     recipe = read_recipe(recipe, **changes)
     require_tuning(tuning)
     if save_steps is not None:
-        at_least(1, save_steps, "save_steps")
+        require_at_least(1, save_steps, "save_steps")
     out, torch_device = require_path(out, "out"), require_device(device)
     with progress_callback(progress) as report:
         base = model if isinstance(model, VisionModel) else load(model)
@@ -134,7 +134,7 @@ def finetune(
                 tuned = run.train(save_steps, tensorboard, report)
                 if folder != out:
                     if processes.is_main_process:
-                        take_place(folder, out)
+                        replace_folder(folder, out)
                     processes.wait_for_everyone()
                 return replace(tuned, folder=out)
 
@@ -273,7 +273,7 @@ class _Run:
         logits = []
         with torch.no_grad(), self.model.running():
             for pixels in self._batches(self.data.test):
-                output = self.model.answer(pixels.to(self.device, self.model.dtype))
+                output = self.model.logits(pixels.to(self.device, self.model.dtype))
                 assert output is not None
                 logits.append(output.float().cpu())
         return torch.cat(logits).argmax(-1).numpy()
@@ -302,13 +302,13 @@ class _Run:
         name = f"{Path(base).name if Path(base).is_dir() else base} ({self.tuning})"
         save_folder(
             replace(self.model, name=name),
-            self.out / WITHIN,
+            self.out / MODEL_FOLDER,
             adapters=self.prepared.adapters,
             about=self.settings,
         )
         with atomic_write(self.out / RESULT) as temporary:
             temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        discard(self.out / CHECKPOINTS)
+        delete_folder(self.out / CHECKPOINTS)
 
 
 def require_device(device: str | torch.device | None) -> torch.device:

@@ -17,7 +17,7 @@ from vitscope.errors import CallError, ImageError, WorkError, warn
 from vitscope.progress import Progress, ProgressCallback, ProgressLike, progress_callback
 from vitscope.tune.data import Data, LabeledImages, load_data, without
 from vitscope.tune.data_options import DEFAULT_OPTIONS, DataOptions
-from vitscope.validation import ratio
+from vitscope.validation import require_ratio
 
 THUMBNAIL, MEAN_SIDE = 32, 64  # pixels per side
 NEAR = 0.99  # correlation of grey thumbnails
@@ -167,7 +167,7 @@ def check_data(data: Data, *, threshold: float | int = NEAR, progress: ProgressL
     """
     if not isinstance(data, Data):
         raise CallError(f"data is {data!r}: pass what vitscope.load_data returns")
-    threshold = ratio(threshold, "threshold")
+    threshold = require_ratio(threshold, "threshold")
     with progress_callback(progress) as report:
         return _check(data, threshold, report)
 

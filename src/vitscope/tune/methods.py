@@ -13,7 +13,7 @@ from vitscope.models.blocks import blocks
 from vitscope.models.heads import WindowClassified, get_classifiers
 from vitscope.models.vision_model import VisionModel
 from vitscope.tune.low_rank import add_low_rank
-from vitscope.validation import at_least
+from vitscope.validation import require_at_least
 
 READS_WINDOWS = "window-cls"
 ADAPTER_RANK, LORA_RANK, LORA_ALPHA = 64, 8, 16.0
@@ -131,7 +131,7 @@ def prepare(model: VisionModel, tuning: str, *, rank: int | None = None) -> Prep
 def _require_rank(rank: int, module: nn.Module) -> int:
     """Return the rank if it is at most four times the width, as an MLP has: a wider bottleneck only costs memory."""
     most = 4 * max(block.width for block in blocks(module))
-    if at_least(1, rank, "rank") > most:
+    if require_at_least(1, rank, "rank") > most:
         raise CallError(f"rank is {rank}: choose at most {most}, four times the width of this model")
     return rank
 

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypedDict, Unpack, get_args
 
 from vitscope.errors import CallError, first_line
 from vitscope.files import require_path
-from vitscope.validation import at_least, number, ratio, seed_number
+from vitscope.validation import require_at_least, require_number, require_ratio, require_seed
 
 Optimizer = Literal["adamw", "muon"]
 Schedule = Literal["constant", "cosine", "trapezoid"]
@@ -78,14 +78,14 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate"):
-            at_least(1, getattr(self, name), name)
+            require_at_least(1, getattr(self, name), name)
         for name in ("warmup", "decay", "label_smoothing", "validation"):
-            ratio(getattr(self, name), name)
+            require_ratio(getattr(self, name), name)
         for name in ("weight_decay", "clip", "muon_learning_rate", "learning_rate"):
-            if getattr(self, name) is not None and not 0 <= number(getattr(self, name), name) <= LARGEST:
+            if getattr(self, name) is not None and not 0 <= require_number(getattr(self, name), name) <= LARGEST:
                 raise CallError(f"{name} is {getattr(self, name)}: choose 0 to {LARGEST:g}")
         pair = isinstance(self.betas, tuple) and len(self.betas) == 2
-        if not pair or not all(0 <= number(beta, "a beta of betas") < 1 for beta in self.betas):
+        if not pair or not all(0 <= require_number(beta, "a beta of betas") < 1 for beta in self.betas):
             raise CallError(f"betas is {self.betas!r}: pass two numbers from 0 to below 1")
         for name, names in (("schedule", Schedule), ("optimizer", Optimizer), ("precision", Precision)):
             if not isinstance(getattr(self, name), str) or getattr(self, name) not in get_args(names):
@@ -97,10 +97,10 @@ class Recipe:
         if unknown:
             raise CallError(f"unknown augmentation {unknown[0]!r}: choose {choices}")
         if self.early_stop is not None:
-            at_least(1, self.early_stop, "early_stop")
+            require_at_least(1, self.early_stop, "early_stop")
             if not self.validation:
                 raise CallError("early_stop needs validation, a share of the training images to hold out")
-        seed_number(self.seed)
+        require_seed(self.seed)
 
     def rate(self, tuning: str) -> float:
         """Return the learning rate for a tuning method."""

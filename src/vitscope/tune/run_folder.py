@@ -14,16 +14,16 @@ from torch import Tensor
 from vitscope.errors import CallError, OutputExistsError
 from vitscope.files import (
     atomic_write,
-    discard,
+    delete_abandoned,
+    delete_folder,
     hidden_name,
     is_temporary,
     old_name,
     recover,
+    replace_folder,
     require_path,
-    sweep_temporary,
-    take_place,
 )
-from vitscope.models.checkpoints.serialization import WITHIN, load_folder
+from vitscope.models.checkpoints.serialization import MODEL_FOLDER, load_folder
 from vitscope.models.vision_model import VisionModel
 from vitscope.tune.data import Data, LabeledImages
 from vitscope.tune.json_files import DamagedError, mistyped_key, read_object
@@ -110,7 +110,7 @@ def read_run(folder: str | Path) -> Tuned:
         record = read_result(folder / RESULT)
     except FileNotFoundError:
         raise CallError(f"{folder} holds no finished run: run the training, or pass another folder") from None
-    model = load_folder(folder / WITHIN, image_size=None, dtype=None)
+    model = load_folder(folder / MODEL_FOLDER, image_size=None, dtype=None)
     return Tuned(model, folder, record, np.asarray(record["predictions"]))
 
 
@@ -226,8 +226,8 @@ def working_folder(out: Path, settings: Mapping[str, Any], overwrite: bool) -> P
             if folder is None:
                 _sweep(out, overwrite)
             return folder
-        discard(out / CHECKPOINTS)
-        discard(out / WITHIN)
+        delete_folder(out / CHECKPOINTS)
+        delete_folder(out / MODEL_FOLDER)
     _write_settings(out, settings, before)
     return out
 
@@ -284,18 +284,18 @@ def _write_settings(out: Path, settings: Mapping[str, Any], before: Any) -> None
         with atomic_write(out / RUN) as temporary:
             temporary.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
     for folder in (out, out / CHECKPOINTS):
-        sweep_temporary(folder)
+        delete_abandoned(folder)
 
 
 def _sweep(out: Path, overwrite: bool) -> None:
     """Delete what is left of a run that was killed after it wrote its result."""
     for folder in (out.parent, out):
-        sweep_temporary(folder)
-    for folder in (out / CHECKPOINTS, old_name(out / WITHIN)):
-        discard(folder)
+        delete_abandoned(folder)
+    for folder in (out / CHECKPOINTS, old_name(out / MODEL_FOLDER)):
+        delete_folder(folder)
     replacement = hidden_name(out, "new")
     if overwrite and (replacement / RESULT).is_file():  # the replaced run, or one that was never moved into place
-        discard(replacement)
+        delete_folder(replacement)
 
 
 def _replacement_folder(out: Path, settings: Mapping[str, Any]) -> Path | None:
@@ -303,11 +303,11 @@ def _replacement_folder(out: Path, settings: Mapping[str, Any]) -> Path | None:
     folder = hidden_name(out, "new")
     before = read_settings(folder)
     if before != settings:
-        discard(folder)
+        delete_folder(folder)
         before = None
     if before is not None and (folder / RESULT).is_file():
-        discard(folder / CHECKPOINTS)
-        take_place(folder, out)
+        delete_folder(folder / CHECKPOINTS)
+        replace_folder(folder, out)
         return None
     _write_settings(folder, settings, before)
     return folder

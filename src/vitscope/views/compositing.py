@@ -9,7 +9,7 @@ from vitscope.compositing.effects import Effect
 from vitscope.compositing.ranking import Ranked
 from vitscope.compositing.result import Composition
 from vitscope.results.attribution import Attribution
-from vitscope.views.scene import Bars, Curves, Panel, Row, Scene, Shown, short_label, wrapped
+from vitscope.views.scene import AnyPanel, Bars, Curves, Panel, Row, Scene, rows_of, short_label
 
 COLUMNS = 6
 WIDTH = 1.95  # inches of an image on the plate: wide enough for the classes under it
@@ -61,14 +61,14 @@ def places_and_sizes(results: Sequence[Composition], targets: Sequence[int | str
     rows = []
     for result, row in zip(results, maps, strict=True):
         prefix = _model_prefix(result, len(results))
-        panels: list[Shown] = []
+        panels: list[AnyPanel] = []
         for location_map in row:
             title = f"{prefix}{short_label(location_map.target)} by the place of {location_map.provenance['object']}"
             panels.append(_map_panel(location_map, limits, title, result))
         rows.append([*panels, *_curves(result, targets, prefix)])
     columns = min(max(*map(len, rows), 2), MAP_COLUMNS)
     return Scene(
-        rows=[line for row in rows for line in wrapped(row, columns)],
+        rows=[line for row in rows for line in rows_of(row, columns)],
         title=f"{_noun(results[0])} by place and by size",
         note="maps: each cell is a centre of the object; grey: it does not fit there; ×: its original centre",
         caption=_limits_caption(limits, results[0]) if limits else "",
@@ -128,7 +128,7 @@ def change(ranked: Ranked, output: str) -> str:
     return f"{'▲+' if difference > 0 else '▼−'}{abs(difference):.{digits}f}"
 
 
-def answer(value: float, output: str, *, unit: bool = True) -> str:
+def format_output(value: float, output: str, *, unit: bool = True) -> str:
     """Return an output as text, with its unit or without."""
     return f"{100 * value:.1f}{' %' if unit else ''}" if output == "probability" else f"{value:.2f}"
 
@@ -167,7 +167,7 @@ def _image_rows(result: Composition, indices: Sequence[int]) -> list[Row]:
 def _image_panel(result: Composition, index: int) -> Panel:
     lines = []
     for ranked in result.ranking(index).classes:
-        line = f"{short_label(ranked.label)} {answer(ranked.value, result.output)}"
+        line = f"{short_label(ranked.label)} {format_output(ranked.value, result.output)}"
         lines.append(f"{line}  {change(ranked, result.output)}" if index else line)
     return Panel(result.view_of(index).uncropped(), title=_clipped(result.edited_images[index].name), lines=lines)
 
@@ -186,10 +186,10 @@ def _rollout_panel(result: Composition, index: int) -> Panel:
 def _map_panel(location_map: Attribution, limits: Limits | None, title: str, result: Composition) -> Panel:
     """Return a location map over the photo, with a × at the original centre of the object."""
     low, high = float(location_map.values.min()), float(location_map.values.max())
-    original = result.outputs[0, location_map.provenance["class_index"]]
+    original = result.outputs[0, location_map.provenance["require_class_index"]]
     lines = [
-        f"{answer(low, result.output)} to {answer(high, result.output)}",
-        f"original: {answer(float(original), result.output)}",
+        f"{format_output(low, result.output)} to {format_output(high, result.output)}",
+        f"original: {format_output(float(original), result.output)}",
     ]
     image, values = location_map.images[0], location_map.values[0].cpu().numpy()
     height, width = values.shape
@@ -259,7 +259,7 @@ def _unit(result: Composition) -> str:
 
 
 def _limits_caption(limits: Limits, result: Composition) -> str:
-    low, high = (answer(limit, result.output) for limit in limits)
+    low, high = (format_output(limit, result.output) for limit in limits)
     return f"colours: {_noun(result).lower()} from {low} to {high}, the same in all maps"
 
 

@@ -18,7 +18,7 @@ from vitscope.results.attribution import COLORMAP, SIGNED_COLORMAP, coloured
 from vitscope.views.charts import LETTER, draw_bars, draw_curves, draw_dots, draw_matrix
 from vitscope.views.palette import FAINT, INK, OUTLINES, WHITE
 from vitscope.views.plain_text import visible
-from vitscope.views.scene import SIGNED_CAPTION, Bars, Curves, Dots, Matrix, Panel, Row, Scene, Shown
+from vitscope.views.scene import SIGNED_CAPTION, AnyPanel, Bars, Curves, Dots, Matrix, Panel, Row, Scene
 
 PAGE_WIDTH, PAGE_HEIGHT = 12.0, 14.0  # inches
 SMALLEST_PAGE_WIDTH = 6.4  # inches
@@ -182,7 +182,7 @@ def _panel_width(columns: int, rows: int, left: float, ratio: float) -> float:
     return min(max(width, SMALLEST_PANEL), LARGEST_PANEL, LARGEST_PANEL / ratio)
 
 
-def _draw_panel(page: _Page, box: _Box, panel: Shown) -> None:
+def _draw_panel(page: _Page, box: _Box, panel: AnyPanel) -> None:
     """Draw a panel with its title."""
     x, y, width, height = box.x, box.y, box.width, box.height
     if isinstance(panel, Panel):

@@ -116,14 +116,14 @@ class Curves:
     series: Sequence[int] | None = None
 
 
-Shown = Panel | Bars | Dots | Matrix | Curves
+AnyPanel = Panel | Bars | Dots | Matrix | Curves
 
 
 @dataclass(frozen=True, eq=False)
 class Row:
     """Panels from left to right, each ``width`` inches wide, by default one of ``columns`` equal shares of the page."""
 
-    panels: Sequence[Shown]
+    panels: Sequence[AnyPanel]
     columns: int
     width: float | None = None
 
@@ -154,7 +154,7 @@ def explanation(trace: Trace, rollouts: Sequence[Attribution], *, index: int = 0
     top = [Panel(trace.images[index], title="photo"), *_rollout_panels(rollouts, index)]
     heads = _head_panels(trace, -1, "readout", index, OVERLAY)
     return Scene(
-        rows=[Row(top, len(top)), *wrapped(heads, min(len(heads), 2 * len(top)))],
+        rows=[Row(top, len(top)), *rows_of(heads, min(len(heads), 2 * len(top)))],
         title=f"Attention of {trace.provenance['model']}",
         note=f"top: attention rollout; below: heads of the last layer ({trace.num_layers - 1}), query: readout",
     )
@@ -187,7 +187,7 @@ def head_overlays(trace: Trace, layer: int = -1, query: Query = "readout", *, in
         frame = np.zeros(mean.shape, dtype=int)
         panels = [replace(panel, regions=frame, marks=marks) for panel in panels]
     return Scene(
-        rows=wrapped(panels, columns_for(len(panels))),
+        rows=rows_of(panels, columns_for(len(panels))),
         title=f"Heads of layer {step.layer} of {trace.provenance['model']}",
         note=f"query: {name_of(query)}",
     )
@@ -211,7 +211,7 @@ def evolution(rollouts: Sequence[Attribution], *, index: int = 0) -> Scene:
         panels.append(Panel(rollout.images[index], rollout.values[index].cpu().numpy(), f"after block {end}"))
     head_fusion = rollouts[0].provenance["parameters"]["head_fusion"]
     return Scene(
-        rows=wrapped(panels, columns_for(len(panels))),
+        rows=rows_of(panels, columns_for(len(panels))),
         title=f"Attention rollout of {rollouts[0].provenance['model']}, block by block",
         note=f"{head_fusion} of heads, {_rollout_options(rollouts[0])}",
     )
@@ -271,6 +271,6 @@ def columns_for(panels: int) -> int:
     return next(columns for columns in choices if columns * columns >= panels * PANEL_RATIO or columns == panels)
 
 
-def wrapped(panels: Sequence[Shown], columns: int) -> list[Row]:
+def rows_of(panels: Sequence[AnyPanel], columns: int) -> list[Row]:
     """Return the panels in rows of ``columns``."""
     return [Row(panels[start : start + columns], columns) for start in range(0, len(panels), columns)]

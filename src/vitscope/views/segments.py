@@ -17,8 +17,8 @@ from vitscope.views.scene import (
     Row,
     Scene,
     columns_for,
+    rows_of,
     short_label,
-    wrapped,
 )
 
 COUNT = 5  # numbered segments, as many as a reader can keep in mind
@@ -67,7 +67,7 @@ def side_by_side(results: Sequence[Attribution], names: Sequence[str], *, title:
     ]
     caption = SIGNED_CAPTION if all(result.signed for result in results) else UNSIGNED_CAPTION
     columns = len(panels) if len(panels) <= SINGLE_ROW else columns_for(len(panels))
-    return Scene(wrapped(panels, columns), title, note, caption=caption)
+    return Scene(rows_of(panels, columns), title, note, caption=caption)
 
 
 def _weights_panel(result: SegmentAttribution) -> Panel:
@@ -75,7 +75,7 @@ def _weights_panel(result: SegmentAttribution) -> Panel:
     return Panel(result.images[0], values, f"all weights, {_prediction(result)}", alpha=alpha, flat=True, signed=True)
 
 
-def named_places(result: SegmentAttribution, count: int = COUNT) -> dict[str, int]:
+def segment_names(result: SegmentAttribution, count: int = COUNT) -> dict[str, int]:
     """Return the indices of the largest weights by their names in figures: 1, 2, … support, a, b, … oppose."""
     supporting = {str(rank): index for rank, index in enumerate(result.top(count), 1)}
     return supporting | {chr(ord("a") + rank): index for rank, index in enumerate(result.top(count, sign="negative"))}
@@ -83,7 +83,7 @@ def named_places(result: SegmentAttribution, count: int = COUNT) -> dict[str, in
 
 def _class_panels(result: SegmentAttribution, count: int) -> list[Panel | Bars]:
     """Return the supporting and the opposing segments on the photo, and their weights as bars."""
-    segments, label = named_places(result, count), short_label(result.target)
+    segments, label = segment_names(result, count), short_label(result.target)
     supporting = {name: index for name, index in segments.items() if name.isdigit()}
     opposing = {name: index for name, index in segments.items() if name not in supporting}
     panels: list[Panel | Bars] = [
@@ -132,12 +132,12 @@ def _central_pixel(segment: np.ndarray) -> tuple[float, float]:
 
 def _prediction(result: SegmentAttribution) -> str:
     """Return the explained class with the model's output, "cat (93.1%)"."""
-    value, output = result.answer, result.provenance["parameters"]["output"]
+    value, output = result.output, result.provenance["parameters"]["output"]
     text = f"{value:.1%}" if output == "probability" else f"{value:.4g}" if output == "value" else f"{value:.2f}"
     return f"{short_label(result.target)} ({text})"
 
 
-def seen_as(result: SegmentAttribution) -> str:
+def describe_prediction(result: SegmentAttribution) -> str:
     """Return the model and its output for the explained class, in one line."""
     return f"{result.provenance['model']} sees it: {_prediction(result)}"
 

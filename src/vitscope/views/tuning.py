@@ -12,9 +12,9 @@ from vitscope.images.image import InputImage
 from vitscope.tune.comparison_result import BASE, Comparison
 from vitscope.tune.leakage import DataCheck, counted
 from vitscope.tune.run_folder import Tuned
-from vitscope.views.scene import Curves, Dots, Matrix, Panel, Row, Scene, Shown, wrapped
+from vitscope.views.scene import AnyPanel, Curves, Dots, Matrix, Panel, Row, Scene, rows_of
 
-MOST_CLASSES = 40  # mean images in a figure
+MAX_CLASSES = 40  # mean images in a figure
 MOST_PAIRS = 6  # pairs of duplicates in a figure
 WIDE, HALF = 8.6, 4.2  # inches
 ACCURACY_TITLES = ("test accuracy", "validation accuracy")  # without and with held-out images
@@ -30,13 +30,13 @@ def data_scene(check: DataCheck) -> Scene:
             title=_short_label(label),
             lines=(f"{counts[label][0]:,} to train", f"{counts[label][1]:,} to test"),
         )
-        for label, mean in list(zip(data.labels, check.means, strict=True))[:MOST_CLASSES]
+        for label, mean in list(zip(data.labels, check.means, strict=True))[:MAX_CLASSES]
         if np.isfinite(mean).all()
     ]
-    rows = [Row(row.panels, row.columns, 1.5) for row in wrapped(means, min(len(means), 7))]
+    rows = [Row(row.panels, row.columns, 1.5) for row in rows_of(means, min(len(means), 7))]
     duplicates = _duplicate_panels(check)
     if duplicates:
-        rows += [Row(row.panels, row.columns, 1.2) for row in wrapped(duplicates, min(len(duplicates), 8))]
+        rows += [Row(row.panels, row.columns, 1.2) for row in rows_of(duplicates, min(len(duplicates), 8))]
         leaks = f"{len(check.leaking):,} of the training images are also in the test set, see below"
     else:
         leaks = "none are in both"
@@ -109,8 +109,8 @@ def accuracy_scene(comparison: Comparison) -> Scene:
 
 def curves_scene(comparison: Comparison) -> Scene:
     """Return for each model the accuracy over the epochs, and how much tuning changed the attention of each layer."""
-    accuracies: list[Shown] = []
-    distances: list[Shown] = []
+    accuracies: list[AnyPanel] = []
+    distances: list[AnyPanel] = []
     largest = max((max(summary.distances) for summary in comparison.summaries() if summary.distances), default=0.0)
     accuracy_title = ACCURACY_TITLES[bool(comparison.recipe.get("validation"))]
     for model in comparison.models:
@@ -138,7 +138,7 @@ def curves_scene(comparison: Comparison) -> Scene:
                 )
             )
     groups = [[*accuracies, *distances]] if len(accuracies) == 1 else [accuracies, distances]
-    rows = [Row(row.panels, row.columns, HALF) for group in groups for row in wrapped(group, 2)]
+    rows = [Row(row.panels, row.columns, HALF) for group in groups for row in rows_of(group, 2)]
     return Scene(
         rows=rows,
         title=f"Tuning on {comparison.data}, over time and by layer",
@@ -152,12 +152,12 @@ def curves_scene(comparison: Comparison) -> Scene:
 
 def confusion_scene(comparison: Comparison) -> Scene:
     """Return a confusion matrix per model and tuning method, summed over seeds."""
-    matrices: list[Shown] = [
+    matrices: list[AnyPanel] = [
         _confusion_matrix(summary.confusion, comparison.labels, f"{short_name(summary.model)}, {summary.tuning}")
         for summary in comparison.summaries()
     ]
     return Scene(
-        rows=[Row(row.panels, row.columns, 3.9) for row in wrapped(matrices, min(len(matrices), 3))],
+        rows=[Row(row.panels, row.columns, 3.9) for row in rows_of(matrices, min(len(matrices), 3))],
         title=f"Confusion matrices: {comparison.data}",
         note=f"test images, {_describe_seeds(comparison, 'sum')}; shades: share of each row",
         caption="",
@@ -189,9 +189,9 @@ def short_name(model: str) -> str:
     return Path(model).name if model.startswith(("/", ".", "~")) else model
 
 
-def _duplicate_panels(check: DataCheck) -> list[Shown]:
+def _duplicate_panels(check: DataCheck) -> list[AnyPanel]:
     """Return some pairs of duplicates, the training image before the test image."""
-    data, panels = check.data, list[Shown]()
+    data, panels = check.data, list[AnyPanel]()
     pairs = [*check.exact[: MOST_PAIRS // 2], *check.near[: MOST_PAIRS - min(len(check.exact), MOST_PAIRS // 2)]]
     for train, test in pairs:
         similarity = "identical" if (train, test) in check.exact else "nearly identical"

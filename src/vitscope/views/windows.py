@@ -20,7 +20,7 @@ from vitscope.views.scene import (
     head_overlays,
     marks_of,
     name_of,
-    wrapped,
+    rows_of,
 )
 from vitscope.window_tokens.window_cls import WindowCls
 
@@ -45,7 +45,7 @@ def attention_scene(trace: Trace, layer: int | None, query: Query, *, index: int
     return query_heads(trace, layer, query, index=index)
 
 
-def shown_values(trace: Trace, layer: int | None, query: Query, *, index: int = 0) -> dict[int, torch.Tensor]:
+def mean_attention(trace: Trace, layer: int | None, query: Query, *, index: int = 0) -> dict[int, torch.Tensor]:
     """Return the mean of heads that :func:`attention_scene` shows, by layer."""
     if layer is None:
         return {step.layer: trace.map(step.layer, "mean", query_in(trace, step, query))[index] for step in trace.blocks}
@@ -66,7 +66,7 @@ def window_heads(trace: Trace, layer: int, *, index: int = 0) -> Scene:
     panels = [Panel(trace.images[index], title="photo, windows and queries", regions=_regions(step), marks=marks)]
     panels += _mean_and_heads(trace, step, values, marks, index)
     return Scene(
-        rows=wrapped(panels, columns_for(len(panels))),
+        rows=rows_of(panels, columns_for(len(panels))),
         title=f"Windows of {_block(trace, step)} of {trace.provenance['model']}",
         note="red: the windows on the image, and the query in each; colours: the attention of the query",
     )
@@ -78,7 +78,7 @@ def query_heads(trace: Trace, layer: int, query: Query, *, index: int = 0) -> Sc
     panels = [Panel(trace.images[index], title="photo", regions=_regions(step), marks=marks_of(query))]
     panels += _query_panels(trace, step, query, index)
     return Scene(
-        rows=wrapped(panels, columns_for(len(panels))),
+        rows=rows_of(panels, columns_for(len(panels))),
         title=f"Heads of {_block(trace, step)} of {trace.provenance['model']}",
         note=f"query: {name_of(query)}",
     )
@@ -158,7 +158,7 @@ def stage_evolution(trace: Trace, rollouts: Sequence[Attribution], *, index: int
         if end in ends:
             panels.append(Panel(rollout.images[index], _numpy(rollout.values[index]), f"after stage {ends[end]}"))
     return Scene(
-        rows=wrapped(panels, len(panels)),
+        rows=rows_of(panels, len(panels)),
         title=f"Attention rollout of {trace.provenance['model']}, stage by stage",
         note="attention that has reached the tokens of each stage, on the finest grid",
     )
@@ -181,7 +181,7 @@ def cls_comparison(result: WindowCls, rollout: Attribution | None, layer: int, *
         for head in range(step.num_heads)
     ]
     return Scene(
-        rows=[Row(top, len(top)), *wrapped(heads, min(max(len(heads), len(top)), 8))],
+        rows=[Row(top, len(top)), *rows_of(heads, min(max(len(heads), len(top)), 8))],
         title=f"A CLS token in every window of {_block(trace, step)} of {trace.provenance['model']}",
         note="each CLS token starts as the mean of its window and attends to it with the block's own weights",
     )
@@ -227,7 +227,7 @@ def _by_stage(trace: Trace, panel: Callable[[AttentionStep], Panel], first: Sequ
     stages = [[panel(step) for step in stage] for stage in trace.stages]
     stages[0][:0] = first
     columns = min(max(map(len, stages)), 6)
-    return [row for stage in stages for row in wrapped(stage, columns)]
+    return [row for stage in stages for row in rows_of(stage, columns)]
 
 
 def _regions(step: AttentionStep) -> np.ndarray:

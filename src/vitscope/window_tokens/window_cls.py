@@ -17,7 +17,7 @@ from vitscope.models.window_reader import WindowRows, block_projections, read_wi
 from vitscope.results.attribution import Attribution
 from vitscope.tracing.capture import as_vision_model, run_and_capture
 from vitscope.typing import Maps
-from vitscope.validation import only_finite
+from vitscope.validation import require_finite_tensor
 
 WindowAttention = Float[Tensor, "batch window head query key"]
 
@@ -85,7 +85,7 @@ class WindowCls:
         is_token = slots >= 0
         tokens = fused.new_zeros(len(fused), grid.num_tokens)
         tokens[:, slots[is_token]] = fused[:, is_token]
-        return only_finite(grid.patches(tokens), "attention"), (fused * ~is_token).sum((1, 2)) / len(slots)
+        return require_finite_tensor(grid.patches(tokens), "attention"), (fused * ~is_token).sum((1, 2)) / len(slots)
 
 
 def window_cls(model: VisionModel | nn.Module, images: Any, *, tokens: Sequence[Tensor] | None = None) -> WindowCls:

@@ -83,7 +83,7 @@ def adapted(base: nn.Module, kind: str, targets: list[str], saved: list[str] | N
     return model.eval()
 
 
-def answer(module: Any, pixels: Tensor) -> Tensor:
+def logits(module: Any, pixels: Tensor) -> Tensor:
     with torch.no_grad():
         output = module(pixels)
     return getattr(output, "logits", output)

@@ -315,7 +315,7 @@ def load(library: str, name: str, file: Path, **options: Any) -> vs.VisionModel:
     )
 
 
-def answer(module: Any, pixels: Tensor) -> Tensor:
+def logits(module: Any, pixels: Tensor) -> Tensor:
     with torch.no_grad():
         output = module(pixels)
     return getattr(output, "logits", output)

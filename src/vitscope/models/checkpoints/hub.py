@@ -19,14 +19,14 @@ _offline_blocks = 0
 _offline_before = False
 
 
-def hub_in_reach() -> bool:
+def is_hub_reachable() -> bool:
     """Return True if the hub's host responds and no environment variable requests offline mode."""
     if constants.HF_HUB_OFFLINE or os.environ.get("TRANSFORMERS_OFFLINE", "").lower() in ("1", "true", "yes"):
         return False
-    return answers(constants.ENDPOINT)
+    return host_responds(constants.ENDPOINT)
 
 
-def answers(url: str) -> bool:
+def host_responds(url: str) -> bool:
     """Return True if the host responds with any status; proxies of the environment are used."""
     try:
         with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=TIMEOUT_SECONDS):
@@ -46,7 +46,7 @@ def repository_folder(name: str, config: str, weights: Sequence[str]) -> Path | 
         weights: names of weights files in order of preference.
     """
     repository, _, revision = name.partition("@")
-    fetch = partial(hf_hub_download, repository, revision=revision or None, local_files_only=not hub_in_reach())
+    fetch = partial(hf_hub_download, repository, revision=revision or None, local_files_only=not is_hub_reachable())
     try:
         folder = Path(fetch(config)).parent
         for file in weights:

@@ -22,12 +22,12 @@ from vitscope.models.vision_model import VisionModel
 
 MANIFEST = "vitscope.json"
 PLAIN, ADAPTED = "model.safetensors", "adapted.safetensors"
-WITHIN = "model"  # the subfolder of a training run that holds its model
+MODEL_FOLDER = "model"  # the subfolder of a training run that holds its model
 
 
 def manifest_folder(path: Path) -> Path | None:
     """Return the folder with the manifest: this one, or the model of this training run; None if there is none."""
-    return next((folder for folder in (path, path / WITHIN) if (folder / MANIFEST).is_file()), None)
+    return next((folder for folder in (path, path / MODEL_FOLDER) if (folder / MANIFEST).is_file()), None)
 
 
 def save_folder(
@@ -156,6 +156,6 @@ def check_folder(model: VisionModel) -> None:
         raise CallError(f"{model.name} came without preprocessing: pass image_size to vitscope.load")
     blank = torch.zeros(1, 3, *model.preprocessing.size, device=model.device, dtype=model.dtype)
     with torch.no_grad(), model.running(), rebuilt.running():
-        expected, actual = model.answer(blank), rebuilt.answer(blank)
+        expected, actual = model.logits(blank), rebuilt.logits(blank)
     if expected is None or actual is None or not torch.allclose(expected, actual, atol=1e-5):
         raise CallError(refusal)

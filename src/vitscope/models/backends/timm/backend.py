@@ -23,7 +23,7 @@ from vitscope.models.backends.timm.heads import reset_classifier as reset_classi
 from vitscope.models.backends.timm.preprocessing import module_preprocessing
 from vitscope.models.backends.timm.preprocessing import read_data_config as read_data_config
 from vitscope.models.backends.timm.weights import create_filled
-from vitscope.models.checkpoints.hub import hub_in_reach, offline, repository_folder
+from vitscope.models.checkpoints.hub import is_hub_reachable, offline, repository_folder
 from vitscope.models.checkpoints.paths import model_path
 from vitscope.models.checkpoints.timm_folder import WEIGHTS_FILES, WRAPPER_PREFIX, TimmFolder, read_folder
 from vitscope.models.checkpoints.weights_file import read_weights
@@ -84,7 +84,7 @@ def _check_name(name: str) -> None:
 
 def _create(name: str, pretrained: bool, options: Mapping[str, Any]) -> nn.Module:
     try:
-        with nullcontext() if not pretrained or hub_in_reach() else offline():
+        with nullcontext() if not pretrained or is_hub_reachable() else offline():
             return timm.create_model(name, pretrained=pretrained, **options)
     except TypeError as error:
         raise CallError(f"timm's {name} does not support image_size: {error}") from None

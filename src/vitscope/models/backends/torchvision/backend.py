@@ -29,11 +29,11 @@ from vitscope.attention.windows import Windows
 from vitscope.errors import CallError, ModelUnavailableError, UnknownModelError
 from vitscope.grid import Grid
 from vitscope.images.preprocessing import Preprocessing
-from vitscope.models.checkpoints.hub import answers
+from vitscope.models.checkpoints.hub import host_responds
 from vitscope.models.checkpoints.weights import fit_weights, head_rows
 from vitscope.models.checkpoints.weights_file import read_weights
 from vitscope.models.forward import Classes, MeanOfTokens, NoClasses, Observed
-from vitscope.models.hierarchy import Hierarchy, Merging, Projection, WindowBlock, restoring
+from vitscope.models.hierarchy import Hierarchy, Merging, Projection, WindowBlock, restore_attributes
 from vitscope.models.vision_model import Layout, VisionModel
 
 _RESAMPLE = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
@@ -120,7 +120,7 @@ def _pretrained_state(name: str, weights: Any) -> Any:
     """Return pretrained weights from the cache or the network."""
     cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
     reason = "no answer from the network"
-    if cached.exists() or answers(weights.url):
+    if cached.exists() or host_responds(weights.url):
         try:
             return weights.get_state_dict(progress=False, check_hash=True)
         except Exception as error:
@@ -209,7 +209,7 @@ def _swin(module: Any) -> Hierarchy:
         before_pooling=module.norm,
         classifier=module.head if isinstance(module.head, nn.Linear) else None,
         # Some versions of torchvision write the shift of a small grid into the list.
-        preserved_state=partial(restoring, attentions, ("shift_size",)),
+        preserved_state=partial(restore_attributes, attentions, ("shift_size",)),
     )
 
 

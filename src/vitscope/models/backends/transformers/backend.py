@@ -28,7 +28,7 @@ from vitscope.models.backends.transformers.processor import default_processor, p
 from vitscope.models.backends.transformers.processor import read_processor as read_processor
 from vitscope.models.backends.transformers.processor import saved_processor as saved_processor
 from vitscope.models.backends.transformers.towers import names_pixel_values, require_submodel, vision_tower
-from vitscope.models.checkpoints.hub import hub_in_reach
+from vitscope.models.checkpoints.hub import is_hub_reachable
 from vitscope.models.checkpoints.paths import PROCESSOR_FILE, model_path
 from vitscope.models.checkpoints.weights import head_rows
 from vitscope.models.checkpoints.weights_file import read_weights
@@ -76,7 +76,7 @@ def load(
         if (not pretrained or weights is not None) and name in transformers.CONFIG_MAPPING:
             config, source, local_only = transformers.CONFIG_MAPPING[name](), "", True
         else:
-            source, local_only = name, model_path(name).exists() or not hub_in_reach()
+            source, local_only = name, model_path(name).exists() or not is_hub_reachable()
             config = read_config(source, local_only)
         if config.model_type == "timm_wrapper":
             return _load_by_timm(name, display_name, pretrained, image_size, dtype, weights)

@@ -7,7 +7,7 @@ from torch import nn
 
 from vitscope.attention.windows import Windows, merged_grid
 from vitscope.grid import Grid
-from vitscope.models.hierarchy import Hierarchy, Merging, Projection, WindowBlock, restoring
+from vitscope.models.hierarchy import Hierarchy, Merging, Projection, WindowBlock, restore_attributes
 
 _BLOCKS = ("SwinLayer", "Swinv2Layer")
 _MERGINGS = ("SwinPatchMerging", "Swinv2PatchMerging")
@@ -35,7 +35,7 @@ def hierarchy(module: Any) -> Hierarchy:
         before_pooling=getattr(backbone, "layernorm", None),
         classifier=classifier if isinstance(classifier, nn.Linear) else None,
         why_unsupported=partial(_refusal, backbone, clamps),
-        preserved_state=partial(restoring, list(layers.values()), ("window_size", "shift_size")),
+        preserved_state=partial(restore_attributes, list(layers.values()), ("window_size", "shift_size")),
     )
 
 
