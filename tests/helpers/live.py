@@ -60,22 +60,22 @@ def hf_vit(classes: int = 5, **options: Any) -> nn.Module:
     return seeded(lambda: transformers.ViTForImageClassification(config))
 
 
-class Answering(nn.Module):
-    """A backbone of timm and a head; ``answer`` turns the logits into the output."""
+class WithOutput(nn.Module):
+    """A backbone of timm and a head; ``output`` turns the logits into the output."""
 
-    def __init__(self, answer: Callable[[Tensor], Any] = lambda logits: logits, classes: int = 5) -> None:
+    def __init__(self, output: Callable[[Tensor], Any] = lambda logits: logits, classes: int = 5) -> None:
         super().__init__()
         self.backbone = timm_vit(0)
         torch.manual_seed(1)
         self.head = nn.Linear(32, classes)
-        self.answer = answer
+        self.output = output
         self.eval()
 
     def logits(self, pixels: Tensor) -> Tensor:
         return self.head(self.backbone(pixels))
 
     def forward(self, pixels: Tensor) -> Any:
-        return self.logits(self.logits(pixels))
+        return self.output(self.logits(pixels))
 
 
 def images(batch: int = 2, channels: int = 3) -> Tensor:

@@ -13,7 +13,7 @@ from tests.helpers.live import (
     PHOTO,
     SHAPE,
     SIZE,
-    Answering,
+    WithOutput,
     hf_vit,
     images,
     seeded,
@@ -369,7 +369,7 @@ def test_a_subclass_with_another_readout_is_refused() -> None:
     assert trace.readout[0].tolist() == pytest.approx([0.0, *[1 / 16] * 16])
 
 
-class Mean(Answering):
+class Mean(WithOutput):
     def logits(self, pixels: Tensor) -> Tensor:
         return self.head(self.backbone.forward_features(pixels)[:, 1:].mean(1))  # type: ignore[operator]
 

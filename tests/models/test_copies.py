@@ -15,7 +15,7 @@ from torch import Tensor
 
 import vitscope as vs
 from tests.helpers import families, swin_families
-from tests.helpers.live import Answering, hf_vit, images, timm_vit
+from tests.helpers.live import WithOutput, hf_vit, images, timm_vit
 from tests.helpers.swin_families import SIZES
 
 COPIERS: dict[str, Callable[[vs.VisionModel], vs.VisionModel]] = {
@@ -90,8 +90,8 @@ def test_rollout_through_windows(copier: str) -> None:
 
 
 MODULES: dict[str, Callable[[], vs.VisionModel]] = {
-    "container": lambda: vs.load(Answering(torch.sigmoid)),
-    "stated": lambda: vs.load(Answering(torch.tanh), output="softmax", labels=list("abcde")),
+    "container": lambda: vs.load(WithOutput(torch.sigmoid)),
+    "stated": lambda: vs.load(WithOutput(torch.tanh), output="softmax", labels=list("abcde")),
     "features": lambda: vs.load(timm_vit(5), output="features"),
     "wrapped": lambda: vs.load(torch.nn.DataParallel(hf_vit(5))),
 }

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import vitscope as vs
-from tests.helpers.live import PHOTO, Answering, hf_vit, images, timm_vit
+from tests.helpers.live import PHOTO, WithOutput, hf_vit, images, timm_vit
 from tests.models.test_outputs import heads, identity, module_rows, sigmoid, softmax, with_head
 from vitscope.errors import CallError
 
@@ -18,9 +18,9 @@ EVERY_MEANING: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], Callable
     "sigmoid": (lambda: hf_vit(5, problem_type="multi_label_classification"), {}, sigmoid, "probability"),
     "single output": (lambda: timm_vit(1), {}, sigmoid, "probability"),
     "softmax at the end": (lambda: with_head(nn.Softmax(-1)), {}, identity, "probability"),
-    "sigmoid at the end": (lambda: Answering(torch.sigmoid), {}, torch.sigmoid, "probability"),
-    "stated": (Answering, {"output": "sigmoid"}, sigmoid, "probability"),
-    "selected": (lambda: Answering(heads), {"select": "species", "output": "logits"}, softmax, "probability"),
+    "sigmoid at the end": (lambda: WithOutput(torch.sigmoid), {}, torch.sigmoid, "probability"),
+    "stated": (WithOutput, {"output": "sigmoid"}, sigmoid, "probability"),
+    "selected": (lambda: WithOutput(heads), {"select": "species", "output": "logits"}, softmax, "probability"),
     "regression": (lambda: hf_vit(3, problem_type="regression"), {}, identity, "value"),
 }
 
@@ -107,12 +107,12 @@ def test_a_constant_prediction_gives_no_explanation_and_a_warning(method: str) -
 
 
 def test_a_photo_and_its_pixels_give_the_same_predictions() -> None:
-    model = vs.load(Answering(torch.sigmoid))
+    model = vs.load(WithOutput(torch.sigmoid))
     pixels, _ = model.prepare(PHOTO)
     assert model.predict(PHOTO) == model.predict(pixels)
 
 
 def test_a_model_with_probabilities_has_no_logits() -> None:
-    model = vs.load(Answering(torch.sigmoid))
-    with pytest.raises(CallError, match=r"^Answering gives probabilities, not logits: pass output='probability'$"):
+    model = vs.load(WithOutput(torch.sigmoid))
+    with pytest.raises(CallError, match=r"^WithOutput gives probabilities, not logits: pass output='probability'$"):
         vs.occlusion(model, images(1), target=0, output="logit")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import vitscope as vs
-from tests.helpers.live import SHAPE, Answering, hf_vit, images, seeded, timm_swin, timm_vit, torchvision_vit
+from tests.helpers.live import SHAPE, WithOutput, hf_vit, images, seeded, timm_swin, timm_vit, torchvision_vit
 from vitscope.errors import CallError, VitscopeError
 
 NUMBERED = {f"class {index}" for index in range(7)}
@@ -102,7 +102,7 @@ MODULES: dict[str, Callable[[], nn.Module]] = {
     "timm": lambda: timm_vit(5),
     "torchvision": lambda: torchvision_vit(5),
     "transformers": lambda: hf_vit(5),
-    "container": Answering,
+    "container": WithOutput,
     "swin": lambda: timm_swin(5),
 }
 

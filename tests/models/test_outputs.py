@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import vitscope as vs
-from tests.helpers.live import Answering, hf_vit, images, seeded, timm_vit, torchvision_vit
+from tests.helpers.live import WithOutput, hf_vit, images, seeded, timm_vit, torchvision_vit
 from vitscope.errors import CallError, UnsupportedModelError
 from vitscope.models.outputs import UnclearOutputError
 
@@ -39,7 +39,7 @@ def identity(rows: Tensor) -> Tensor:
 def module_rows(module: Any, pixels: Tensor) -> Tensor:
     """Return what the module itself computes, called directly."""
     with torch.no_grad():
-        returned = module.logits(pixels) if isinstance(module, Answering) else module(pixels)
+        returned = module.logits(pixels) if isinstance(module, WithOutput) else module(pixels)
     return returned if isinstance(returned, Tensor) else returned.logits
 
 
@@ -112,15 +112,15 @@ FUNCTIONS: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_a_probability_function_at_the_end_of_a_forward_method(function: str) -> None:
     apply, meaning = FUNCTIONS[function]
-    module, pixels = Answering(apply), images()
+    module, pixels = WithOutput(apply), images()
     model = vs.load(module)
     expect(model, pixels, apply(module_rows(module, pixels)))
     assert model.meaning == meaning
 
 
 def test_a_softmax_that_is_not_last_proves_nothing() -> None:
-    module = Answering(lambda rows: rows.softmax(-1) * 7 - rows)
-    with pytest.raises(UnclearOutputError, match=r"^Answering returns 5 numbers per image.*pass output='logits'"):
+    module = WithOutput(lambda rows: rows.softmax(-1) * 7 - rows)
+    with pytest.raises(UnclearOutputError, match=r"^WithOutput returns 5 numbers per image.*pass output='logits'"):
         vs.load(module).predict(images())
 
 
@@ -135,7 +135,7 @@ BUILT: dict[str, Callable[[], nn.Module]] = {
     "torchvision": lambda: torchvision_vit(5),
     "transformers": lambda: hf_vit(5),
     "multi-label": lambda: hf_vit(5, problem_type="multi_label_classification"),
-    "container": Answering,
+    "container": WithOutput,
 }
 
 
@@ -194,12 +194,12 @@ SHAPES: dict[str, Callable[[Tensor], Any]] = {
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_output_structures(shape: str) -> None:
-    module, pixels = Answering(SHAPES[shape]), images()
+    module, pixels = WithOutput(SHAPES[shape]), images()
     expect(vs.load(module), pixels, module_rows(module, pixels).softmax(-1))
 
 
 def test_a_single_number_per_image_is_a_sigmoid() -> None:
-    module, pixels = Answering(lambda rows: rows[:, 0], classes=1), images()
+    module, pixels = WithOutput(lambda rows: rows[:, 0], classes=1), images()
     expect(vs.load(module), pixels, module_rows(module, pixels).sigmoid())
     expect(vs.load(module, output="value"), pixels, module_rows(module, pixels))
     assert vs.load(module, output="value").predict(pixels)[0][0].label == "value"
@@ -225,7 +225,7 @@ SELECTED: dict[str, tuple[Callable[[Tensor], Any], Any, Callable[[Tensor], Tenso
 @pytest.mark.parametrize("case", SELECTED)
 def test_select_chooses_among_several_heads(case: str) -> None:
     output, select, formula = SELECTED[case]
-    module, pixels = Answering(output), images()
+    module, pixels = WithOutput(output), images()
     model = vs.load(module, select=select, output="logits")
     expect(model, pixels, formula(module_rows(module, pixels)))
 
@@ -241,14 +241,14 @@ def test_select_chooses_among_several_heads(case: str) -> None:
     ids=["mapping", "tuple", "namedtuple", "dataclass"],
 )
 def test_several_heads_are_listed_not_guessed(output: Any, listing: str) -> None:
-    with pytest.raises(UnclearOutputError, match=f"Answering returns several outputs \\({listing}\\): pass select="):
-        vs.load(Answering(output)).predict(images())
+    with pytest.raises(UnclearOutputError, match=f"WithOutput returns several outputs \\({listing}\\): pass select="):
+        vs.load(WithOutput(output)).predict(images())
 
 
 @pytest.mark.parametrize("select", ["colours", "colour.hues", "species.0", 3, -4])
 def test_a_wrong_selection_lists_the_entries(select: Any) -> None:
-    with pytest.raises(CallError, match=r"^select=.* is not in the output of Answering: it returns a \w+") as caught:
-        vs.load(Answering(heads), select=select).predict(images())
+    with pytest.raises(CallError, match=r"^select=.* is not in the output of WithOutput: it returns a \w+") as caught:
+        vs.load(WithOutput(heads), select=select).predict(images())
     assert "\n" not in str(caught.value)
     if select in ("colours", 3, -4):
         assert "'species' (2, 5), 'colour' dict, 'age' (2, 1)" in str(caught.value)
@@ -258,7 +258,7 @@ def test_a_wrong_selection_lists_the_entries(select: Any) -> None:
 @pytest.mark.usefixtures("unchecked")
 def test_a_selection_of_another_type_is_refused(select: Any) -> None:
     with pytest.raises(CallError, match="pass a key, a position, or keys joined by dots"):
-        vs.load(Answering(heads), select=select)
+        vs.load(WithOutput(heads), select=select)
 
 
 class Detector(nn.Module):
@@ -296,7 +296,7 @@ def test_a_function_that_returns_no_row_per_image_is_refused(name: str) -> None:
 def test_logits_and_embed_must_be_functions(name: str) -> None:
     options: dict[str, Any] = {name: "queries"}
     with pytest.raises(CallError, match=f"^{name} is 'queries': a function of the module's output is expected$"):
-        vs.load(Answering(), **options)
+        vs.load(WithOutput(), **options)
 
 
 def yolos() -> nn.Module:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import vitscope as vs
 from tests.helpers.every_model import LABELS, Case, case, every_case
-from tests.helpers.live import Answering, hf_vit, images, timm_swin, timm_vit, torchvision_vit
+from tests.helpers.live import WithOutput, hf_vit, images, timm_swin, timm_vit, torchvision_vit
 from vitscope.attention.trace import AttentionStep
 from vitscope.errors import UnsupportedModelError
 from vitscope.models.adapters import add_adapters
@@ -107,10 +107,10 @@ def as_entry(returned: Tensor) -> dict[str, Tensor]:
 
 LOADED: dict[str, Callable[[], vs.VisionModel]] = {
     "timm by name": lambda: vs.load("timm:test_vit", pretrained=False, image_size=32),
-    "container": lambda: vs.load(Answering(torch.sigmoid)),
-    "selected entry": lambda: vs.load(Answering(as_entry), select="rows", output="logits"),
-    "logits=": lambda: vs.load(Answering(as_entry), logits=partial(take_entry, key="rows")),
-    "embed=": lambda: vs.load(Answering(as_entry), embed=partial(take_entry, key="rows")),
+    "container": lambda: vs.load(WithOutput(torch.sigmoid)),
+    "selected entry": lambda: vs.load(WithOutput(as_entry), select="rows", output="logits"),
+    "logits=": lambda: vs.load(WithOutput(as_entry), logits=partial(take_entry, key="rows")),
+    "embed=": lambda: vs.load(WithOutput(as_entry), embed=partial(take_entry, key="rows")),
     "features": lambda: vs.load(timm_vit(5), output="features"),
     "labels": lambda: vs.load(torchvision_vit(5), labels=list("abcde")),
     "DataParallel": lambda: vs.load(nn.DataParallel(hf_vit(5))),
@@ -184,7 +184,7 @@ def with_generator() -> vs.VisionModel:
 
 IMPOSSIBLE: dict[str, Callable[[], vs.VisionModel]] = {
     "local class": local_class,
-    "lambda in a module": lambda: vs.load(Answering(lambda logits: logits), output="logits"),
+    "lambda in a module": lambda: vs.load(WithOutput(lambda logits: logits), output="logits"),
     "lambda as logits": lambda: vs.load(timm_vit(5), logits=lambda returned: returned),
     "hook": with_hook,
     "generator": with_generator,

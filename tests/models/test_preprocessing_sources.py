@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import vitscope as vs
-from tests.helpers.live import PHOTO, SIZE, Answering, hf_vit, images, timm_vit, torchvision_vit
+from tests.helpers.live import PHOTO, SIZE, WithOutput, hf_vit, images, timm_vit, torchvision_vit
 from vitscope.errors import CallError
 from vitscope.images.preprocessing import Preprocessing
 
@@ -52,7 +52,7 @@ SOURCES: dict[str, tuple[Callable[[], vs.VisionModel], str]] = {
         lambda: vs.load("timm:test_vit", pretrained=False),
         "timm's pretrained_cfg",
     ),
-    "container": (lambda: vs.load(Answering()), "timm's pretrained_cfg of backbone"),
+    "container": (lambda: vs.load(WithOutput()), "timm's pretrained_cfg of backbone"),
     "mean": (lambda: vs.load(timm_vit(5), mean=MEAN), "timm's pretrained_cfg; mean passed to load"),
     "mean and std": (
         lambda: vs.load(timm_vit(5), mean=MEAN, std=STD),
@@ -148,7 +148,7 @@ FORMS: dict[str, Callable[[Path], Any]] = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("build", [timm_vit, torchvision_vit, hf_vit, Answering])
+@pytest.mark.parametrize("build", [timm_vit, torchvision_vit, hf_vit, WithOutput])
 def test_a_processor_gives_the_same_pixels_as_the_library(
     build: Callable[[], nn.Module], form: str, tmp_path: Path
 ) -> None:
@@ -163,7 +163,7 @@ def test_timms_configuration_gives_the_same_pixels_as_timm() -> None:
     config: dict[str, Any] = {"input_size": (3, SIZE, SIZE), "mean": tuple(MEAN), "std": tuple(STD), "crop_pct": 0.9}
     config |= {"interpolation": "bicubic", "crop_mode": "center"}
     expected = timm.data.create_transform(**config)(PHOTO)[None]
-    model = vs.load(Answering(), processor=config)
+    model = vs.load(WithOutput(), processor=config)
     assert torch.allclose(model.prepare(PHOTO)[0], expected, atol=1e-5)
 
 

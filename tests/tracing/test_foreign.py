@@ -38,7 +38,7 @@ class TorchAttention(nn.MultiheadAttention):
 class Homemade(nn.Module):
     """A custom vision transformer: a CLS token, patches of 8 pixels, two layers."""
 
-    def __init__(self, kind: str, answer: Any = None) -> None:
+    def __init__(self, kind: str, output: Any = None) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.embed = nn.Conv2d(3, 16, 8, 8)
@@ -46,7 +46,7 @@ class Homemade(nn.Module):
         self.head = nn.Linear(16, 5)
         by_hand = [ByHand(kind == "fused") for _ in range(2)]
         self.stages = nn.ModuleList(TorchAttention() if kind == "torch" else layer for layer in by_hand)
-        self.answer = answer or (lambda logits: logits)
+        self.output = output or (lambda logits: logits)
         with torch.no_grad():
             for layer, source in zip(self.stages, by_hand, strict=True):
                 source.qkv.weight.mul_(4)
@@ -60,7 +60,7 @@ class Homemade(nn.Module):
         tokens = torch.cat([self.cls.expand(len(tokens), -1, -1), tokens], dim=1)
         for layer in self.stages:
             tokens = tokens + layer(tokens)
-        return self.logits(self.head(tokens[:, 0]))
+        return self.output(self.head(tokens[:, 0]))
 
 
 def expected_attention(pixels: Tensor) -> list[Tensor]:
@@ -157,10 +157,10 @@ def test_an_incomplete_layout_is_refused(layout: dict[str, Any]) -> None:
 def test_the_output_of_a_custom_module_is_classes_only_if_its_form_fits() -> None:
     pixels = torch.randn(2, 3, 32, 32)
     plain = vs.load(Homemade("fused")).predict(pixels)
-    for answer in (lambda logits: {"logits": logits}, lambda logits: logits[:, None], lambda logits: (logits,)):
-        assert vs.load(Homemade("fused", answer)).predict(pixels) == plain
-    for answer in (lambda _: None, lambda _: {"loss": 1}):
-        model = vs.load(Homemade("fused", answer))
+    for output in (lambda logits: {"logits": logits}, lambda logits: logits[:, None], lambda logits: (logits,)):
+        assert vs.load(Homemade("fused", output)).predict(pixels) == plain
+    for output in (lambda _: None, lambda _: {"loss": 1}):
+        model = vs.load(Homemade("fused", output))
         assert vs.capture(model, pixels).num_layers == 2
         with pytest.raises(UnsupportedModelError, match="Homemade has no classifier"):
             model.predict(pixels)

@@ -22,6 +22,7 @@ from vitscope.views.compositing import (
     change,
     controls,
     extremes,
+    format_output,
     on_controls,
     on_plate,
     places_and_sizes,
@@ -109,9 +110,9 @@ def test_a_change_has_a_sign_and_an_arrow(by: float, output: str, words: str) ->
 
 
 def test_outputs_have_their_unit() -> None:
-    assert answer(0.7956, "probability") == "79.6 %"
-    assert answer(0.7956, "probability", unit=False) == "79.6"
-    assert answer(-1.234, "logit") == answer(-1.234, "logit", unit=False) == "-1.23"
+    assert format_output(0.7956, "probability") == "79.6 %"
+    assert format_output(0.7956, "probability", unit=False) == "79.6"
+    assert format_output(-1.234, "logit") == format_output(-1.234, "logit", unit=False) == "-1.23"
 
 
 # The plate

@@ -7,7 +7,7 @@ import pytest
 from torch import Tensor, nn
 
 import vitscope as vs
-from tests.helpers.live import Answering, images, timm_vit
+from tests.helpers.live import WithOutput, images, timm_vit
 from vitscope.errors import CallError, WorkError
 
 
@@ -108,14 +108,14 @@ def test_a_missing_argument_is_quoted() -> None:
 
 def test_the_error_for_another_size_is_quoted() -> None:
     pixels = images(1)[:, :, :24, :24]
-    with pytest.raises(CallError, match=r"^Answering does not accept an input of 24×24 pixels: .*24.*") as caught:
-        vs.load(Answering()).predict(pixels)
+    with pytest.raises(CallError, match=r"^WithOutput does not accept an input of 24×24 pixels: .*24.*") as caught:
+        vs.load(WithOutput()).predict(pixels)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["logits", "embed"])
 def test_errors_of_the_callers_function_are_quoted(name: str) -> None:
     options: dict[str, Any] = {name: lambda returned: returned["nothing"]}
-    model = vs.load(Answering(lambda rows: {"rows": rows, "more": rows}), **options)
-    with pytest.raises(WorkError, match=r"^Answering failed on an input of 1×3×32×32 .*KeyError: 'nothing'$"):
+    model = vs.load(WithOutput(lambda rows: {"rows": rows, "more": rows}), **options)
+    with pytest.raises(WorkError, match=r"^WithOutput failed on an input of 1×3×32×32 .*KeyError: 'nothing'$"):
         vs.occlusion(model, images(1), target="similarity" if name == "embed" else 0)
