@@ -89,11 +89,11 @@ def automatic(model: vs.VisionModel, paths: list[Path]) -> None:
             warnings.simplefilter("ignore", vs.VitscopeWarning)
             results = [vs.lime(model, shrunk(path), num_samples="auto", seed=seed, batch_size=128) for seed in SEEDS]
         samples = [result.provenance["samples"] for result in results]
-        settled = sum(result.provenance["parameters"]["settled"] for result in results)
+        stable = sum(result.provenance["parameters"]["stable"] for result in results)
         alike = overlap([top(result.weights.numpy()) for result in results])
         print(
             f"| {path.stem} | {statistics.median(samples):,.0f} | {min(samples):,} | {max(samples):,} | "
-            f"{settled} of {len(results)} | {alike:.2f} |",
+            f"{stable} of {len(results)} | {alike:.2f} |",
             flush=True,
         )
 

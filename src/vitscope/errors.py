@@ -20,6 +20,7 @@ A message is one line: what was given, what is allowed, what to do.
 
 import inspect
 import warnings
+from typing import Any
 
 MAX_QUOTE = 300  # characters of another library's error in a message
 
@@ -86,6 +87,22 @@ class UnsupportedModelError(VitscopeError):
     """
 
     exit_code = 2
+
+
+class UnclearOutputError(UnsupportedModelError):
+    """The model ran, but it is uncertain which entry of its output holds the classes.
+
+    Attributes:
+        returned: the ambiguous tensor, for callers that only need to know what it depends on; None if there is none.
+    """
+
+    def __init__(self, message: str, returned: Any = None) -> None:
+        super().__init__(message)
+        self.returned = returned
+
+
+class ReadoutError(UnsupportedModelError):
+    """The classifier reads other tokens than the layout says."""
 
 
 class NoAttentionError(UnsupportedModelError):

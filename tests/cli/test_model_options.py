@@ -125,7 +125,7 @@ def test_a_model_that_predicts_values_has_no_bars(capsys: Any, monkeypatch: pyte
 def test_a_model_whose_classes_are_unclear_is_still_explained(
     capsys: Any, monkeypatch: pytest.MonkeyPatch, methods: list[str]
 ) -> None:
-    from vitscope.models.outputs import UnclearOutputError
+    from vitscope.errors import UnclearOutputError
     from vitscope.tracing import capture
 
     def refuse(*_: Any, **__: Any) -> Any:

@@ -179,7 +179,7 @@ def test_intervals_equal_those_of_students_t_test(several: list[vs.Composition],
         assert effect.interval == pytest.approx((expected.low, expected.high))
         assert effect.mean == pytest.approx(effect.values.mean())
         assert effect.standardized == pytest.approx(effect.values.mean() / effect.values.std(ddof=1))
-        assert effect.about == DESCRIPTIONS[effect.name]
+        assert effect.description == DESCRIPTIONS[effect.name]
 
 
 def test_intervals_equal_an_integral_of_students_density(several: list[vs.Composition]) -> None:
@@ -205,7 +205,11 @@ def test_json_holds_the_effects(several: list[vs.Composition]) -> None:
     assert [entry["name"] for entry in entries] == list(DESCRIPTIONS)
     for effect, entry in zip(all_effects, entries, strict=True):
         assert entry["values"] == effect.values.tolist()
-        assert (entry["mean"], tuple(entry["interval"]), entry["about"]) == (effect.mean, effect.interval, effect.about)
+        assert (entry["mean"], tuple(entry["interval"]), entry["description"]) == (
+            effect.mean,
+            effect.interval,
+            effect.description,
+        )
         assert entry["standardized"] == effect.standardized
     assert vs.effects(several[0])[0].as_json()["interval"] is None
 

@@ -25,7 +25,7 @@ def test_the_lines_describe_the_result() -> None:
 
 
 def test_reprs_of_the_parts_of_a_result_are_short() -> None:
-    segments = segmented().parts[0]
+    segments = segmented().segmented_images[0]
     assert repr(segments) == "<SegmentedImage of 2×4 pixels: 3 segments, 2 classes>"
     assert repr(segments.fits[0]) == "<LinearFit of cat (3): 3 segments>"
 

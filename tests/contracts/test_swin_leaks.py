@@ -64,7 +64,7 @@ def full_state(module: nn.Module) -> dict[str, Any]:
     return {**state(module), "settings": settings(module)}
 
 
-def logits(module: nn.Module, x: Tensor) -> Tensor:
+def logits_of(module: nn.Module, x: Tensor) -> Tensor:
     """Return the logits of a copy of the module in a plain run."""
     with torch.no_grad():
         output = deepcopy(module).eval()(x)
@@ -126,16 +126,16 @@ def test_a_run_that_fails_leaves_no_trace(family: SwinFamily, moment: str) -> No
 def test_a_size_that_transformers_refuses_is_refused_before_it_runs(size: Size) -> None:
     chosen = family("transformers-swin")
     model, x = chosen.model(), pixels(SIZES["padded"])
-    logits, before = logits(model.module, x), full_state(model.module)
+    logits, before = logits_of(model.module, x), full_state(model.module)
     for see in LOOKS.values():
         with pytest.raises(vs.CallError, match="need at least 25 pixels per side") as caught:
             see(model, pixels(size))
         assert f"{size[0]}×{size[1]}" in str(caught.value)
         assert "\n" not in str(caught.value)
     assert_same(full_state(model.module), before)
-    assert torch.equal(logits(model.module, x), logits)
+    assert torch.equal(logits_of(model.module, x), logits)
     vs.capture(model, pixels((25, 25)))
-    assert torch.equal(logits(model.module, x), logits)
+    assert torch.equal(logits_of(model.module, x), logits)
 
 
 def test_a_size_that_timm_refuses_leaves_no_trace() -> None:
@@ -170,12 +170,12 @@ def test_a_position_embedding_fits_one_size_only() -> None:
 def test_a_small_image_before_a_large_one_changes_nothing(family: SwinFamily) -> None:
     expected = attentions(family.model(), pixels(LARGER))
     model = family.model()
-    logits = logits(model.module, pixels(LARGER))
+    logits = logits_of(model.module, pixels(LARGER))
     for see in LOOKS.values():
         see(model, pixels(family.least))
     for actual, reference in zip(attentions(model, pixels(LARGER)), expected, strict=True):
         assert torch.equal(actual, reference)
-    assert torch.equal(logits(model.module, pixels(LARGER)), logits)
+    assert torch.equal(logits_of(model.module, pixels(LARGER)), logits)
 
 
 def test_transformers_alone_keeps_the_windows_of_a_small_image() -> None:
@@ -203,10 +203,10 @@ def test_a_module_altered_outside_is_refused() -> None:
 def test_capture_does_not_change_the_logits(family: SwinFamily) -> None:
     for size in (family.sizes[family.kinds[0]], family.least):
         model, x = family.model(size), pixels(size)
-        logits = logits(model.module, x)
+        logits = logits_of(model.module, x)
         for fuse in (None, "mean"):
             torch.testing.assert_close(run_and_capture(model, x, fuse=fuse).logits, logits, atol=1e-5, rtol=1e-5)
-        assert torch.equal(logits(model.module, x), logits)
+        assert torch.equal(logits_of(model.module, x), logits)
 
 
 @every_swin

@@ -150,7 +150,7 @@ def test_auto_stops_early_if_the_ranking_is_clear() -> None:
     provenance = result.provenance
     assert provenance["samples"] <= 200
     assert provenance["parameters"]["num_samples"] == "auto"
-    assert (provenance["parameters"]["settled"], provenance["parameters"]["sampling"]) == (True, "paired")
+    assert (provenance["parameters"]["stable"], provenance["parameters"]["sampling"]) == (True, "paired")
     assert result.top(2) == [0, 2]
 
 
@@ -179,7 +179,7 @@ def test_auto_continues_until_the_true_top_segments_are_found() -> None:
             top_segments=3,
             seed=seed,
         )
-        assert result.provenance["parameters"]["settled"] is True
+        assert result.provenance["parameters"]["stable"] is True
         samples.append(result.provenance["samples"])
         weights = result.weights.numpy()
         ties = 0.1 * np.abs(weights).max()
@@ -198,7 +198,7 @@ def test_auto_gives_up_with_a_warning(nano: vs.VisionModel, monkeypatch: pytest.
         result = vs.lime(nano, photo, num_samples="auto", segments=labels)
     assert "\n" not in str(c[0].message)
     assert result.provenance["samples"] == 160
-    assert result.provenance["parameters"]["settled"] is False
+    assert result.provenance["parameters"]["stable"] is False
 
 
 def surrogate(weights: list[float], spreads: list[float]) -> Surrogate:
@@ -214,7 +214,7 @@ def surrogate(weights: list[float], spreads: list[float]) -> Surrogate:
 
 
 @pytest.mark.parametrize(
-    ("weights", "spreads", "top", "settled"),
+    ("weights", "spreads", "top", "stable"),
     [
         ([3.0, 2.0, 1.0, 0.0], [0.1, 0.1, 0.1, 0.1], 2, True),
         ([3.0, 2.0, 1.0, 0.0], [1.0, 1.0, 1.0, 1.0], 2, False),
@@ -232,9 +232,9 @@ def surrogate(weights: list[float], spreads: list[float]) -> Surrogate:
     ],
 )
 def test_the_ranking_is_settled_if_adjacent_weights_differ(
-    weights: list[float], spreads: list[float], top: int, settled: bool
+    weights: list[float], spreads: list[float], top: int, stable: bool
 ) -> None:
-    assert is_stable(surrogate(weights, spreads), top, 0.05, 0.1) is settled
+    assert is_stable(surrogate(weights, spreads), top, 0.05, 0.1) is stable
 
 
 def test_a_common_influence_does_not_unsettle_the_ranking() -> None:
@@ -256,7 +256,7 @@ def test_a_wider_tie_needs_less_certainty() -> None:
 
 
 def test_error_probabilities_add_up() -> None:
-    """Each of the ten comparisons alone would be settled."""
+    """Each of the ten comparisons alone would be stable."""
     assert is_stable(surrogate([3.0, 0.0], [1.0, 0.0]), 1, 0.01, 0.0)
     assert not is_stable(surrogate([3.0, *[0.0] * 10], [1.0, *[0.0] * 10]), 1, 0.01, 0.0)
 

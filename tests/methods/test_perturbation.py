@@ -45,7 +45,7 @@ def test_every_method_works_on_every_family(family: Family, hide: str) -> None:
         assert result.output == pytest.approx(expected, abs=1e-5)
     for method, options, shape in (
         (vs.occlusion, {"hide": hide}, cells),
-        (vs.rise, {"num_samples": 6, "hide": hide, "shown": 0.9}, size),
+        (vs.rise, {"num_samples": 6, "hide": hide, "keep_probability": 0.9}, size),
     ):
         result = method(model, pixels, target=target, **options)
         assert result.values.shape == (1, *shape)
@@ -193,8 +193,8 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("occlusion", {"hide": "gray"}, "hide is 'gray'"),
     ("rise", {"num_samples": 0}, "num_samples is 0"),
     ("rise", {"cells": 1}, "cells is 1"),
-    ("rise", {"shown": 0.0}, "shown is 0.0"),
-    ("rise", {"shown": 1.2}, "shown is 1.2"),
+    ("rise", {"keep_probability": 0.0}, "keep_probability is 0.0"),
+    ("rise", {"keep_probability": 1.2}, "keep_probability is 1.2"),
     ("rise", {"target": "thing 33"}, "did you mean"),
     ("rise", {"seed": -1}, "seed"),
 ]

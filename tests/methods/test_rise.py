@@ -27,7 +27,13 @@ def test_rise_equals_the_slow_reference(size: tuple[int, int], probability: floa
     for mask in masks:
         shares = np.array([mask[labels == label].mean() for label in range(4)])
         outputs.append(shares[1])
-    options: dict[str, Any] = {"num_samples": 25, "cells": 3, "shown": probability, "seed": 6, "output": "logit"}
+    options: dict[str, Any] = {
+        "num_samples": 25,
+        "cells": 3,
+        "keep_probability": probability,
+        "seed": 6,
+        "output": "logit",
+    }
     result = vs.rise(model, photo, target=0, **options)
     assert result.values[0].numpy() == pytest.approx(slow_rise.rise(outputs, masks, probability), abs=1e-5)
     assert not result.signed
@@ -64,7 +70,7 @@ def test_a_constant_output_gives_a_flat_map() -> None:
     """The pattern of the masks, which explains nothing, is removed, with a warning."""
     model = vs.load(slow.Known(slow.stripes(4), lambda shares: torch.full((len(shares), 2), 0.7)), image_size=(8, 16))
     with pytest.warns(vs.VitscopeWarning, match="stays 0.7 for all 3000 masks, so the map shows nothing"):
-        values = vs.rise(model, slow.WHITE, target=0, num_samples=3000, output="logit", shown=0.3).values
+        values = vs.rise(model, slow.WHITE, target=0, num_samples=3000, output="logit", keep_probability=0.3).values
     assert values.numpy() == pytest.approx(np.full((1, 8, 16), 0.7), abs=1e-6)
 
 

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 import vitscope as vs
 from tests.helpers.live import SHAPE, hf_vit, images, seeded, timm_swin, timm_vit, torchvision_vit
-from vitscope.errors import CallError, UnsupportedModelError
-from vitscope.models.outputs import UnclearOutputError
+from vitscope.errors import CallError, UnclearOutputError, UnsupportedModelError
 
 
 class Tower(nn.Module):

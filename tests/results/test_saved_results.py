@@ -44,7 +44,9 @@ def segmented() -> SegmentAttribution:
     ]
     image = SegmentedImage(index + 10, index, fits)
     provenance = {"method": "lime", "model": "m"}
-    return SegmentAttribution(image.values(), vs.Grid(2, 4), [photo((4, 2))], provenance, "cat", True, parts=[image])
+    return SegmentAttribution(
+        image.values(), vs.Grid(2, 4), [photo((4, 2))], provenance, "cat", True, segmented_images=[image]
+    )
 
 
 def rewrite(path: Path, change: Callable[[dict[str, Any], dict[str, Any]], Any]) -> None:
@@ -104,16 +106,16 @@ BOTH: dict[str, Change] = {
 SEGMENTS: dict[str, Change] = {
     "other values": lambda tensors, _: put(tensors["values"], (0, 0, 0), 9.0),
     "more images": lambda tensors, _: put(tensors, "values", tensors["values"].repeat(2, 1, 1)),
-    "parts a number": lambda _, metadata: put(metadata, "parts", 5),
-    "parts missing": lambda _, metadata: metadata.pop("parts"),
-    "parts empty": lambda _, metadata: put(metadata, "parts", []),
-    "no classes": lambda _, metadata: put(metadata, "parts", 0, []),
-    "a class is text": lambda _, metadata: put(metadata, "parts", 0, 0, "cat"),
-    "a class without a label": lambda _, metadata: metadata["parts"][0][0].pop("label"),
-    "a label is a number": lambda _, metadata: put(metadata, "parts", 0, 0, "label", 5),
-    "an answer is text": lambda _, metadata: put(metadata, "parts", 0, 0, "output", "much"),
-    "an answer is NaN": lambda _, metadata: put(metadata, "parts", 0, 0, "output", NAN),
-    "an index is negative": lambda _, metadata: put(metadata, "parts", 0, 1, "index", -1),
+    "segmented images a number": lambda _, metadata: put(metadata, "segmented_images", 5),
+    "segmented images missing": lambda _, metadata: metadata.pop("segmented_images"),
+    "segmented images empty": lambda _, metadata: put(metadata, "segmented_images", []),
+    "no classes": lambda _, metadata: put(metadata, "segmented_images", 0, []),
+    "a class is text": lambda _, metadata: put(metadata, "segmented_images", 0, 0, "cat"),
+    "a class without a label": lambda _, metadata: metadata["segmented_images"][0][0].pop("label"),
+    "a label is a number": lambda _, metadata: put(metadata, "segmented_images", 0, 0, "label", 5),
+    "an output is text": lambda _, metadata: put(metadata, "segmented_images", 0, 0, "output", "much"),
+    "an output is NaN": lambda _, metadata: put(metadata, "segmented_images", 0, 0, "output", NAN),
+    "an index is negative": lambda _, metadata: put(metadata, "segmented_images", 0, 1, "index", -1),
     "no segments": lambda tensors, _: tensors.pop("segments.0"),
     "no index": lambda tensors, _: tensors.pop("index.0"),
     "no weights": lambda tensors, _: tensors.pop("weights.0.1"),
@@ -159,7 +161,7 @@ def test_saved_segments_that_contradict_themselves_are_refused_in_one_line(tmp_p
 
 def test_a_result_without_segments_is_refused_in_one_line(tmp_path: Path) -> None:
     path = plain().save(tmp_path / "map.safetensors")
-    assert "'parts' is missing" in one_line(lambda: SegmentAttribution.load(path), vs.WorkError)
+    assert "'segmented_images' is missing" in one_line(lambda: SegmentAttribution.load(path), vs.WorkError)
 
 
 def test_deeply_nested_json_is_refused_in_one_line(tmp_path: Path) -> None:

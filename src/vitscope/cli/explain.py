@@ -113,7 +113,7 @@ def check_methods(names: Sequence[str], target: str | None) -> None:
 
 def why_no_classes(vision: "VisionModel", photo: Any) -> str:
     """Return why the model predicts no class for a photo; empty if it has no classifier."""
-    from vitscope.models.outputs import UnclearOutputError
+    from vitscope.errors import UnclearOutputError
 
     try:
         vision.predict(photo)

@@ -38,11 +38,11 @@ def load_model(
         check_file_name(examples, "--examples")
     import torch
 
-    from vitscope.images.reading import check_file
+    from vitscope.images.sources import require_regular_file
     from vitscope.models import load
 
     for photo in photos:
-        check_file(photo)
+        require_regular_file(photo)
     if device is not None and device.partition(":")[0].strip() == "meta":
         raise ModelUnavailableError("--device is 'meta', which holds no numbers: pass cpu, cuda or mps")
     device = device or ("cuda" if torch.cuda.is_available() else None)

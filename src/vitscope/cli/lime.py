@@ -162,9 +162,9 @@ def _segments(text: str) -> "str | np.ndarray":
     import numpy as np
     from PIL import Image
 
-    from vitscope.images.reading import check_file
+    from vitscope.images.sources import require_regular_file
 
-    check_file(path)
+    require_regular_file(path)
     try:
         return np.load(path, allow_pickle=False) if path.suffix == ".npy" else np.asarray(Image.open(path))
     except (OSError, ValueError, EOFError) as error:

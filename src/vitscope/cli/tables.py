@@ -151,7 +151,7 @@ def print_effects(effects: Sequence["Effect"], model: str, output: str) -> None:
             f"{unit * effect.mean:+.2f}",
             "" if effect.interval is None else "{:+.2f} to {:+.2f}".format(*(unit * end for end in effect.interval)),
             "" if effect.standardized is None else f"{effect.standardized:+.2f}",
-            effect.about,
+            effect.description,
         ]
         for effect in effects
     ]

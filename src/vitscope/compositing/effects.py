@@ -60,7 +60,7 @@ class Effect:
     confidence: float = 0.95
 
     @property
-    def about(self) -> str:
+    def description(self) -> str:
         """The two sides of the difference, in words."""
         return DESCRIPTIONS[self.name]
 
@@ -68,7 +68,7 @@ class Effect:
         """Return the effect in types that JSON supports."""
         return {
             "name": self.name,
-            "about": self.about,
+            "description": self.description,
             "mean": self.mean,
             "interval": None if self.interval is None else list(self.interval),
             "confidence": self.confidence,

@@ -15,7 +15,8 @@ from skimage.draw import polygon2mask
 from vitscope.compositing.grabcut import refine_mask
 from vitscope.errors import CallError, first_line
 from vitscope.images.image import InputImage
-from vitscope.images.reading import check_file, read_photo
+from vitscope.images.reading import read_photo
+from vitscope.images.sources import require_regular_file
 from vitscope.perturb.segments import segment
 from vitscope.validation import require_integer, require_number
 
@@ -252,7 +253,7 @@ def _read_mask(path: Path) -> Any:
     """Return the image or the array in a file."""
     if path.suffix != ".npy":
         return read_photo(path)[0]
-    check_file(path)
+    require_regular_file(path)
     try:
         return np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:

@@ -12,8 +12,8 @@ from PIL import Image
 from vitscope.compositing.object_masks import ObjectMask, object_mask
 from vitscope.compositing.stage import EditedImage, Placement
 from vitscope.errors import CallError, first_line
-from vitscope.images.reading import check_file, read_photo
-from vitscope.images.sources import check_no_url
+from vitscope.images.reading import read_photo
+from vitscope.images.sources import check_no_url, require_regular_file
 
 IMAGE_KEYS = {"photo", "object", "edited_image"}
 OBJECT_KEYS = {"name", "class", "outline", "box", "mask", "segments", "cut", "refine"}
@@ -59,7 +59,7 @@ def read_recipe(path: str | Path, photos: Sequence[Path] = ()) -> list[ImageReci
         CallError: the file is not TOML, a value is missing or of the wrong type, or a key is unknown.
     """
     path = Path(path)
-    check_file(path)
+    require_regular_file(path)
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -81,7 +81,7 @@ def _image_recipe(path: Path, table: Table, paths_by_name: Mapping[str, Path]) -
     _check_keys(table, IMAGE_KEYS, f"{path}: an image")
     name = _text(table, "photo", f"{path}: an image")
     photo_path = paths_by_name.get(Path(name).name, _relative_path(path, name))
-    check_file(photo_path)
+    require_regular_file(photo_path)
     photo, _ = read_photo(photo_path)
     place = f"{path}: {name}"
     objects = tuple(_object(path, entry, photo, place) for entry in _tables(table, "object", place))

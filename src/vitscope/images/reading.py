@@ -97,15 +97,6 @@ def read_photo(source: Any, *, max_pixels: int | None = None, alpha: bool = Fals
     raise CallError(f"cannot read an image from {type(source).__name__}: {_EXPECTED}{hint}")
 
 
-def check_file(path: str | Path) -> None:
-    """Refuse a path that leads to no regular file.
-
-    Raises:
-        ImageNotFoundError: there is nothing, or a folder, pipe, socket or device.
-    """
-    require_regular_file(path)
-
-
 def _read_file(path: str | Path, max_pixels: int | None, alpha: bool) -> Image.Image:
     name = quoted_path(path)
     with _errors_in_one_line(name), require_regular_file(path).open("rb") as file:

@@ -171,5 +171,5 @@ def segment_result(
         perturbation_provenance(masked_model, method, parameters, samples=samples, interrupted=interrupted),
         fits[0].label,
         True,
-        parts=[image],
+        segmented_images=[image],
     )

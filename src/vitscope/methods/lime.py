@@ -212,7 +212,7 @@ def _explain(masked_model: MaskedModel, plan: Plan, target: int | str | None, to
     sampler = plan.sampler(segments)
     rows, outputs = np.zeros((0, segments), dtype=bool), np.zeros((0, len(columns)))
     drawn = np.zeros(0, dtype=np.int64)
-    settled, interrupted = None, False
+    stable, interrupted = None, False
     surrogate = None
     for total in plan.looks:
         try:
@@ -228,17 +228,17 @@ def _explain(masked_model: MaskedModel, plan: Plan, target: int | str | None, to
             surrogate = plan.fitted(rows, outputs, drawn)
             if plan.num_samples is None:
                 # Each look may be wrong; all of them together are wrong no more often than 1 − confidence.
-                settled = is_stable(surrogate, plan.top_segments, (1 - plan.confidence) / len(LOOKS), plan.tie)
+                stable = is_stable(surrogate, plan.top_segments, (1 - plan.confidence) / len(LOOKS), plan.tie)
         except KeyboardInterrupt:
             # Ctrl-C came between two batches.
             if len(rows) < 2 or len(rows) != len(outputs):
                 raise
             interrupted = True
-        if settled or interrupted:
+        if stable or interrupted:
             break
     if surrogate is None or interrupted:
         surrogate = plan.fitted(rows, outputs, drawn[: len(rows)])
-    if plan.num_samples is None and not settled and not interrupted:
+    if plan.num_samples is None and not stable and not interrupted:
         warn(
             f"after {len(rows)} samples the ranking of the top {plan.top_segments} segments is still not stable at "
             f"{plan.confidence:.0%}: see the intervals"
@@ -258,7 +258,7 @@ def _explain(masked_model: MaskedModel, plan: Plan, target: int | str | None, to
         "seed": plan.seed,
     }
     if plan.num_samples is None:
-        parameters |= {"top_segments": plan.top_segments, "tie": plan.tie, "settled": bool(settled)}
+        parameters |= {"top_segments": plan.top_segments, "tie": plan.tie, "stable": bool(stable)}
     return segment_result(
         masked_model,
         "lime",

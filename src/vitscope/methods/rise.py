@@ -35,13 +35,13 @@ def rise(
     target: int | str | None = None,
     num_samples: int = 4000,
     cells: int = 7,
-    shown: float = 0.5,
+    keep_probability: float = 0.5,
     **options: Unpack[PerturbationArguments],
 ) -> Attribution:
     """Explain a prediction by the expected output if each pixel is visible.
 
     Each mask is a grid of ``cells`` × ``cells`` random bits, enlarged bilinearly, shifted by a random part of a cell,
-    and laid over the image. The map is Σ output · mask / (samples · shown).
+    and laid over the image. The map is Σ output · mask / (samples · keep_probability).
 
     Reference: Petsiuk, Das & Saenko, 2018 (arXiv 1806.07421).
 
@@ -53,7 +53,7 @@ def rise(
             a model without a classifier, see :func:`vitscope.lime`.
         num_samples: number of masks; the paper uses 4,000 to 8,000.
         cells: rows and columns of the coarse grid, at least 2.
-        shown: probability that a cell is visible, between 0 and 1.
+        keep_probability: probability that a cell is visible, between 0 and 1.
         **options: see :class:`~vitscope.perturb.options.PerturbationOptions`.
 
     Returns:
@@ -72,9 +72,9 @@ def rise(
     settings = PerturbationOptions(**options)
     count, cells = require_at_least(1, num_samples, "num_samples"), require_at_least(2, cells, "cells")
     check_count(count, cells * cells)
-    probability = require_ratio(shown, "shown")
+    probability = require_ratio(keep_probability, "keep_probability")
     if not 0 < probability < 1:
-        raise CallError(f"shown is {probability}: a probability between 0 and 1 is expected")
+        raise CallError(f"keep_probability is {probability}: a probability between 0 and 1 is expected")
 
     def explain(masked_model: MaskedModel) -> Attribution:
         column = masked_model.target(target)
@@ -94,7 +94,7 @@ def rise(
         else:
             for index in np.flatnonzero(evaluations.evaluated).tolist():
                 total += evaluations.outputs[index, 0] * mask(index, size)
-        parameters = {"num_samples": count, "cells": cells, "shown": probability, "seed": settings.seed}
+        parameters = {"num_samples": count, "cells": cells, "keep_probability": probability, "seed": settings.seed}
         return Attribution(
             torch.from_numpy(total / (samples * probability)).float()[None],
             Grid(*size),

@@ -6,13 +6,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vitscope.errors import CallError
+from vitscope.errors import CallError, UnclearOutputError
 from vitscope.models.endings import Ending, watch_ending
 from vitscope.models.outputs import (
     CLASSIFIER_KEYS,
     Output,
     Select,
-    UnclearOutputError,
     class_rows,
     describe_output,
     entries_or_none,

@@ -11,10 +11,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vitscope.errors import CallError
-from vitscope.images.reading import check_file
+from vitscope.errors import CallError, UnclearOutputError
+from vitscope.images.sources import require_regular_file
 from vitscope.models.loader import load
-from vitscope.models.outputs import UnclearOutputError
 from vitscope.models.vision_model import VisionModel
 from vitscope.validation import require_finite_tensor, require_number
 
@@ -125,7 +124,7 @@ def _examples_in(folder: Path) -> dict[str, list[Path]]:
         if not images:
             raise CallError(f"{entry} contains no images of {name}: add some, or remove the folder")
         for image in images:
-            check_file(image)
+            require_regular_file(image)
             examples.setdefault(name, []).append(image)
     if not examples:
         raise CallError(f"{folder} contains no images: pass a folder of images for each class")

@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor
 
-from vitscope.errors import CallError, UnsupportedModelError
+from vitscope.errors import CallError, UnclearOutputError
 
 Output = Literal["logits", "softmax", "sigmoid", "probabilities", "value", "features"]
 Select = str | int
@@ -34,18 +34,6 @@ CLASSIFIER_KEYS = (
     "predictions",
     "scores",
 )
-
-
-class UnclearOutputError(UnsupportedModelError):
-    """The module ran, but it is uncertain which entry of its output holds the classes.
-
-    Attributes:
-        returned: The ambiguous tensor, for callers that only need to know what it depends on; None if there is none.
-    """
-
-    def __init__(self, message: str, returned: Tensor | None = None) -> None:
-        super().__init__(message)
-        self.returned = returned
 
 
 def require_output(output: Any) -> Output | None:

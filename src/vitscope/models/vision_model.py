@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vitscope.errors import CallError, UnsupportedModelError, WorkError, quoted_error, warn
+from vitscope.errors import CallError, UnclearOutputError, UnsupportedModelError, WorkError, quoted_error, warn
 from vitscope.grid import Grid
 from vitscope.images.image import InputImage, image_of_unit
 from vitscope.images.preprocessing import Preprocessing
@@ -18,7 +18,7 @@ from vitscope.images.reading import photos
 from vitscope.models.evaluation import eager, evaluating
 from vitscope.models.forward import Classes, NoClasses, Observed
 from vitscope.models.hierarchy import Hierarchy
-from vitscope.models.outputs import Output, UnclearOutputError, probabilities
+from vitscope.models.outputs import Output, probabilities
 from vitscope.models.pickling import check_picklable
 from vitscope.models.prediction import Prediction
 from vitscope.typing import Pixels

@@ -128,7 +128,7 @@ class SegmentAttribution(Attribution):
     again. All other attributes and methods of this class need the result of a single image: use ``result[i]`` first.
 
     Attributes:
-        parts: the segments and linear models of each image.
+        segmented_images: the segments and linear models of each image.
 
     Examples:
         >>> import skimage.data, vitscope as vs
@@ -140,11 +140,11 @@ class SegmentAttribution(Attribution):
         True
     """
 
-    parts: Sequence[SegmentedImage] = field(kw_only=True)
+    segmented_images: Sequence[SegmentedImage] = field(kw_only=True)
 
     def _extra_repr(self) -> list[str]:
-        if len(self.parts) != 1:
-            return [f"  segments: of {len(self.parts)} images; take one, as in result[0]"]
+        if len(self.segmented_images) != 1:
+            return [f"  segments: of {len(self.segmented_images)} images; take one, as in result[0]"]
         return [f"  segments: {len(self.weights)}, weights for {len(self.classes)} classes"]
 
     @property
@@ -206,9 +206,9 @@ class SegmentAttribution(Attribution):
         Raises:
             CallError: the class was not explained.
         """
-        images = [image.of(target) for image in self.parts]
+        images = [image.of(target) for image in self.segmented_images]
         values, label = torch.cat([image.values() for image in images]), images[0].fits[0].label
-        return replace(self, values=values, target=label, parts=images)
+        return replace(self, values=values, target=label, segmented_images=images)
 
     def top(self, count: int = 5, *, sign: str = "positive") -> list[int]:
         """Return the positions of the segments with the largest weights, in the order of their weights.
@@ -236,29 +236,32 @@ class SegmentAttribution(Attribution):
 
     def as_json(self) -> dict[str, Any]:
         """Return the segments and linear models of each image as JSON values, without the values of every pixel."""
-        return {**self._metadata(), "images": [image.as_json() for image in self.parts]}
+        return {**self._metadata(), "images": [image.as_json() for image in self.segmented_images]}
 
     @property
     def _image(self) -> SegmentedImage:
-        if len(self.parts) != 1:
-            raise CallError(f"this result holds {len(self.parts)} images: take one, as in result[0]")
-        return self.parts[0]
+        if len(self.segmented_images) != 1:
+            raise CallError(f"this result holds {len(self.segmented_images)} images: take one, as in result[0]")
+        return self.segmented_images[0]
 
     @property
     def _fit(self) -> LinearFit:
         return self._image.fits[0]
 
     def _fields_of(self, index: int) -> dict[str, Any]:
-        image = self.parts[index]
-        return {**super()._fields_of(index), "parts": [image], "target": image.fits[0].label}
+        image = self.segmented_images[index]
+        return {**super()._fields_of(index), "segmented_images": [image], "target": image.fits[0].label}
 
     @classmethod
     def _joined_fields(cls: type[Result], results: Sequence[Result]) -> dict[str, Any]:
-        return {**super()._joined_fields(results), "parts": [image for result in results for image in result.parts]}
+        return {
+            **super()._joined_fields(results),
+            "segmented_images": [image for result in results for image in result.segmented_images],
+        }
 
     def _tensors(self) -> dict[str, Tensor]:
         tensors = super()._tensors()
-        for index, image in enumerate(self.parts):
+        for index, image in enumerate(self.segmented_images):
             tensors |= {f"segments.{index}": image.segments, f"index.{index}": image.index}
             for rank, fit in enumerate(image.fits):
                 tensors[f"weights.{index}.{rank}"] = fit.weights
@@ -268,20 +271,22 @@ class SegmentAttribution(Attribution):
 
     def _metadata(self) -> dict[str, Any]:
         names = ("label", "index", "output", "intercept", "score")
-        images = [[{name: getattr(fit, name) for name in names} for fit in image.fits] for image in self.parts]
-        return {**super()._metadata(), "parts": images}
+        images = [
+            [{name: getattr(fit, name) for name in names} for fit in image.fits] for image in self.segmented_images
+        ]
+        return {**super()._metadata(), "segmented_images": images}
 
     @classmethod
     def _parse(cls, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> dict[str, Any]:
         fields = super()._parse(tensors, metadata)
-        values, entries = fields["values"], metadata["parts"]
+        values, entries = fields["values"], metadata["segmented_images"]
         if not isinstance(entries, list) or len(entries) != len(values):
             raise ValueError(f"it does not hold the segments of {len(values)} images")
         images = [_parse_image(tensors, index, classes, fields["grid"]) for index, classes in enumerate(entries)]
         for image, saved in zip(images, values, strict=True):
             if not torch.allclose(image.values()[0], saved, rtol=1e-5, atol=1e-12):
                 raise ValueError("its values are not the weights of its segments")
-        return {**fields, "parts": images}
+        return {**fields, "segmented_images": images}
 
 
 def _parse_image(tensors: Mapping[str, Tensor], image: int, classes: Any, grid: Grid) -> SegmentedImage:

@@ -17,17 +17,16 @@ from vitscope.attention.scores import HeadFusion
 from vitscope.attention.softmax_use import SoftmaxTracker
 from vitscope.attention.tap import OnModule, Tap
 from vitscope.attention.trace import Trace
-from vitscope.errors import CallError, UnsupportedModelError, VitscopeWarning, warn
+from vitscope.errors import CallError, ReadoutError, UnclearOutputError, UnsupportedModelError, VitscopeWarning, warn
 from vitscope.images.image import InputImage
 from vitscope.models.loader import load
-from vitscope.models.outputs import UnclearOutputError
 from vitscope.models.vision_model import Layout, VisionModel
 from vitscope.tracing.experiment import experiment, preserved_random_state
 from vitscope.tracing.layer_selection import LayerSelection
 from vitscope.tracing.recorder import CaptureTarget
 from vitscope.tracing.recorder import Recorder as Recorder
 from vitscope.tracing.verdicts import check_module_runs, check_softmax_uses, no_blocks_error, why_unchained
-from vitscope.tracing.verification import ReadoutError, verify_readout
+from vitscope.tracing.verification import verify_readout
 from vitscope.typing import ReadoutRow
 
 

@@ -12,18 +12,13 @@ from vitscope.attention.softmax_use import SoftmaxTracker
 from vitscope.attention.step import AttentionStep
 from vitscope.attention.tap import AttentionCall, Tap
 from vitscope.attention.trace import Trace
-from vitscope.errors import UnsupportedModelError
+from vitscope.errors import ReadoutError, UnclearOutputError, UnsupportedModelError
 from vitscope.grid import Grid
-from vitscope.models.outputs import UnclearOutputError
 from vitscope.models.vision_model import VisionModel
 from vitscope.tracing.experiment import experiment, noise
 
 # Positions of the changed patches as shares of the grid: off the centre, and not mirror images of each other.
 _POSITIONS = ((0.3, 0.6), (0.8, 0.1))
-
-
-class ReadoutError(UnsupportedModelError):
-    """The classifier reads other tokens than the layout says."""
 
 
 def verify_readout(

@@ -170,11 +170,11 @@ def read_recipe(recipe: str | Path | Recipe, **changes: Unpack[RecipeChanges]) -
 
 def _recipe_of_file(path: Path) -> Recipe:
     """Return the recipe in a TOML file."""
-    from vitscope.images.reading import check_file
+    from vitscope.images.sources import require_regular_file
 
     if path.suffix.lower() != ".toml":
         raise CallError(f"unknown recipe {str(path)!r}: choose {', '.join(PRESETS)}, or pass a TOML file")
-    check_file(path)
+    require_regular_file(path)
     try:
         settings = tomllib.loads(path.read_text(encoding="utf-8"))
     except RecursionError:

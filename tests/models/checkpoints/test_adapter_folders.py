@@ -83,7 +83,7 @@ def adapted(base: nn.Module, kind: str, targets: list[str], saved: list[str] | N
     return model.eval()
 
 
-def logits(module: Any, pixels: Tensor) -> Tensor:
+def logits_of(module: Any, pixels: Tensor) -> Tensor:
     with torch.no_grad():
         output = module(pixels)
     return getattr(output, "logits", output)
@@ -99,21 +99,21 @@ def test_an_adapter_gives_the_outputs_of_the_live_model_that_saved_it(name: str,
     _, targets, saved, pixels = BASES[name]
     live = adapted(base_of(name), kind, targets, saved)
     live.save_pretrained(tmp_path)
-    expected = logits(live, pixels)
+    expected = logits_of(live, pixels)
 
     base = base_of(name)
-    before, plain, random_state = state(base), logits(base, pixels), torch.get_rng_state()
+    before, plain, random_state = state(base), logits_of(base, pixels), torch.get_rng_state()
     assert is_adapter_folder(tmp_path)
     loaded = load_adapter(base, tmp_path)
     assert torch.equal(torch.get_rng_state(), random_state)
-    assert torch.equal(logits(loaded, pixels), expected)
+    assert torch.equal(logits_of(loaded, pixels), expected)
     assert not torch.allclose(plain, expected, atol=1e-3)
     assert type(loaded) is type(base)
     assert not any(child.training for child in loaded.modules())
     # The caller's module is unchanged.
     assert state(base).keys() == before.keys()
     assert all(torch.equal(tensor, before[key]) for key, tensor in state(base).items())
-    assert torch.equal(logits(base, pixels), plain)
+    assert torch.equal(logits_of(base, pixels), plain)
 
 
 @pytest.mark.parametrize("damage", ["a weight less", "a weight more", "another shape", "another layer", "cut off"])
@@ -180,7 +180,7 @@ def test_load_uses_the_base_model_that_the_adapter_names(folder: Path, tmp_path:
     live.save_pretrained(tmp_path / "adapter")
     model, plain = vs.load(tmp_path / "adapter"), vs.load(folder)
     with torch.no_grad():
-        assert torch.equal(model.forward(SQUARE), logits(live, SQUARE))
+        assert torch.equal(model.forward(SQUARE), logits_of(live, SQUARE))
     assert model.labels == plain.labels
     assert model.preprocessing == plain.preprocessing
     assert model.layout is not None
@@ -201,7 +201,7 @@ def test_the_classifier_of_the_adapter_replaces_the_one_of_the_base(bare: bool, 
     live.save_pretrained(tmp_path / "adapter")
     model = vs.load(tmp_path / "adapter")
     with torch.no_grad():
-        assert torch.equal(model.forward(SQUARE), logits(live, SQUARE))
+        assert torch.equal(model.forward(SQUARE), logits_of(live, SQUARE))
     assert len(model.predict(SQUARE, top_k=9)[0]) == 3
 
 
@@ -216,7 +216,7 @@ def test_the_base_model_may_be_a_timm_folder(tmp_path: Path) -> None:
         file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": name}))
         model = vs.load(tmp_path / "adapter")
         with torch.no_grad():
-            assert torch.equal(model.forward(SQUARE), logits(live, SQUARE))
+            assert torch.equal(model.forward(SQUARE), logits_of(live, SQUARE))
 
 
 @pytest.mark.parametrize("base", [None, "", "/no/such/base", "org/not-here", "itself", 5])
@@ -243,7 +243,7 @@ def test_the_caller_can_pass_the_base_model(tmp_path: Path) -> None:
     base = vs.load(tiny_vit(), image_size=32)
     model = with_adapter(base, tmp_path, image_size=None, name="tuned")
     with torch.no_grad():
-        assert torch.equal(model.forward(SQUARE), logits(live, SQUARE))
+        assert torch.equal(model.forward(SQUARE), logits_of(live, SQUARE))
         assert not torch.equal(base.forward(SQUARE), model.forward(SQUARE))
     assert (model.name, model.labels, model.preprocessing) == ("tuned", base.labels, base.preprocessing)
 
@@ -252,7 +252,7 @@ def test_a_pickled_adapter_is_not_unpickled(tmp_path: Path) -> None:
     live = adapted(tiny_vit(), "lora", ["q_proj"], None)
     live.save_pretrained(tmp_path / "a", safe_serialization=False)
     loaded = load_adapter(tiny_vit(), tmp_path / "a")
-    assert torch.equal(logits(loaded, SQUARE), logits(live, SQUARE))
+    assert torch.equal(logits_of(loaded, SQUARE), logits_of(live, SQUARE))
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     torch.save({"weights": Bomb(tmp_path / "ran")}, tmp_path / "b" / "adapter_model.bin")
     with pytest.raises(ModelUnavailableError, match="never runs code from a file"):

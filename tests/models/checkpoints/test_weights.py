@@ -315,7 +315,7 @@ def load(library: str, name: str, file: Path, **options: Any) -> vs.VisionModel:
     )
 
 
-def logits(module: Any, pixels: Tensor) -> Tensor:
+def logits_of(module: Any, pixels: Tensor) -> Tensor:
     with torch.no_grad():
         output = module(pixels)
     return getattr(output, "logits", output)
@@ -338,7 +338,7 @@ def test_timm_adopts_the_number_of_classes_of_a_file(name: str, classes: int, pr
             model = load("timm", name, file)
     else:
         model = load("timm", name, file)
-    assert torch.equal(model.forward(PIXELS), logits(module, PIXELS))
+    assert torch.equal(model.forward(PIXELS), logits_of(module, PIXELS))
     assert "state_dict" not in model.module.pretrained_cfg
 
 
@@ -411,7 +411,7 @@ def test_torchvision_adopts_the_number_of_classes_of_a_file(name: str, classes: 
     with pytest.warns(VitscopeWarning, match="the prefix 'module.' was removed"):
         model = load("torchvision", name, file)
     pixels = PIXELS.new_zeros(1, 3, 224, 224).normal_(generator=torch.Generator().manual_seed(2))
-    assert torch.equal(model.forward(pixels), logits(module, pixels))
+    assert torch.equal(model.forward(pixels), logits_of(module, pixels))
 
 
 @pytest.mark.parametrize("classes", [7, 3])
@@ -435,7 +435,7 @@ def test_transformers_adopts_the_number_of_classes_of_a_file(
         name = str(tmp_path / "config")
     model = load("transformers", name, file)
     pixels = PIXELS[..., :32, :32].contiguous()
-    assert torch.equal(model.forward(pixels), logits(module.eval(), pixels))
+    assert torch.equal(model.forward(pixels), logits_of(module.eval(), pixels))
     assert len(model.predict(pixels, top_k=9)[0]) == classes
 
 
