@@ -25,8 +25,8 @@ class Merging:
     norm: nn.LayerNorm
     reduction: nn.Linear
 
-    def given(self, tokens: Float[Tensor, "batch token channel"]) -> Reduction:
-        """Return what this layer computes from the tokens; its weights are copied, because training may change them."""
+    def reduction_of(self, tokens: Float[Tensor, "batch token channel"]) -> Reduction:
+        """Return the tokens with a copy of this layer's weights, because training may change the weights later."""
         gamma = self.norm.weight.detach().clone() if self.norm.elementwise_affine else None
         weight = self.reduction.weight.detach().clone()
         norm_first = self.norm.normalized_shape[0] == self.reduction.in_features
@@ -38,10 +38,10 @@ class Projection:
     """A block's layers before and after attention; no gradient reaches their weights.
 
     Attributes:
-        norm: The LayerNorm before attention.
-        inputs: One layer each for queries, keys and values, or one layer for all three in this order.
-        out: The layer after attention: linear, or what an adapter replaced it with.
-        num_heads: The number of attention heads.
+        norm: LayerNorm before attention.
+        inputs: one layer each for queries, keys and values, or one layer for all three in this order.
+        out: layer after attention: linear, or what an adapter replaced it with.
+        num_heads: number of attention heads.
     """
 
     norm: nn.LayerNorm
@@ -78,10 +78,10 @@ class WindowBlock:
     """One block of a window transformer.
 
     Attributes:
-        module: The module whose input are the tokens.
-        windows: Returns how the block divides a grid. It reads the module at each call, because a module can be set to
+        module: module whose input are the tokens.
+        windows: returns how the block divides a grid. It reads the module at each call, because a module can be set to
             another size.
-        projection: The block's layers around attention; None if attention is not softmax(q·kᵀ) of a LayerNorm's output
+        projection: block's layers around attention; None if attention is not softmax(q·kᵀ) of a LayerNorm's output
             (Swin v2, MaxViT).
     """
 
@@ -99,14 +99,14 @@ class Hierarchy:
     """The modules of a window transformer that attend, merge and classify. All callables can be pickled.
 
     Attributes:
-        blocks: The blocks by the path of their attention module, in the order in which they run.
-        mergings: The patch merging layers by their path.
-        downsampling: Other modules that halve the grid (strided convolutions); attention cannot be followed through
+        blocks: blocks by the path of their attention module, in the order in which they run.
+        mergings: patch merging layers by their path.
+        downsampling: other modules that halve the grid (strided convolutions); attention cannot be followed through
             them.
-        before_pooling: The module whose output tokens the classifier averages.
-        classifier: The linear layer that reads the average; None if there is something else in between.
-        why_unsupported: Returns why the library cannot run a token grid; None if it can.
-        preserved_state: Returns a context in which the library may change its own settings; they are restored at the
+        before_pooling: module whose output tokens the classifier averages.
+        classifier: linear layer that reads the average; None if there is something else in between.
+        why_unsupported: returns why the library cannot run a token grid; None if it can.
+        preserved_state: returns a context in which the library may change its own settings; they are restored at the
             end.
     """
 

@@ -20,7 +20,7 @@ def check_softmax_uses(blocks: Sequence[RecordedCall], uses: Mapping[int, Softma
     """Check that every softmax of a block multiplies the values unchanged.
 
     Raises:
-        UnsupportedModelError: a module changes the result of its softmax first.
+        UnsupportedModelError: a module changes the result of its softmax before it multiplies the values.
     """
     for block in blocks:
         use = uses[block.index] if block.is_softmax else None
@@ -32,10 +32,10 @@ def check_softmax_uses(blocks: Sequence[RecordedCall], uses: Mapping[int, Softma
 
 
 def check_module_runs(blocks: Sequence[RecordedCall], module: nn.Module) -> None:
-    """Check that no module runs several attention calls in parallel, or one for each head.
+    """Check that no module runs several attention calls in parallel, or a separate call for each head.
 
     Raises:
-        UnsupportedModelError: a module does so.
+        UnsupportedModelError: a module does either.
     """
     runs: dict[int, list[RecordedCall]] = defaultdict(list)
     for block in blocks:
