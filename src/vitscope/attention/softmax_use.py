@@ -55,7 +55,7 @@ class SoftmaxUse:
 
 
 class SoftmaxTracker:
-    """Follows the result of every softmax of one run until it multiplies the values.
+    """A tracker that follows the result of every softmax of one run until it multiplies the values.
 
     Args:
         on_values: function that is called with the index of an attention call and its values when the weights multiply

@@ -35,13 +35,13 @@ class Ending:
         path: path of the layer inside the module.
         layer: last layer that computed the rows; None if a function did.
         function: ``"softmax"`` or ``"sigmoid"`` if that function computed the rows last; empty otherwise.
-        of_layers: whether any layer ran at all; if not, the rows are a function of the pixels alone.
+        any_layer_ran: whether any layer ran at all; if not, the rows are a function of the pixels alone.
     """
 
     path: str = ""
     layer: nn.Module | None = None
     function: str = ""
-    of_layers: bool = True
+    any_layer_ran: bool = True
 
     @property
     def meaning(self) -> Output | None:
@@ -75,7 +75,7 @@ _PROBABILITY_FUNCTIONS = {
 
 
 class _ProbabilityRecorder(TorchFunctionMode):
-    """Records the results of softmax and sigmoid without keeping them alive."""
+    """A recorder of the results of softmax and sigmoid that does not keep them alive."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -119,7 +119,7 @@ def watch_ending(module: nn.Module) -> Iterator[Callable[[Tensor], Ending]]:
                 Ending(path, layer) for path, layer, source in reversed(outputs) if _shares_storage(source(), rows)
             ]
         computed = (candidate for candidate in endings if not isinstance(candidate.layer, _PASS_THROUGH))
-        return next(computed, endings[0] if endings else Ending(of_layers=bool(outputs)))
+        return next(computed, endings[0] if endings else Ending(any_layer_ran=bool(outputs)))
 
     try:
         with probabilities:

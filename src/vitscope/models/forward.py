@@ -99,7 +99,7 @@ class Observed:
             return "logits"
         if proven is not None:
             return proven
-        if not ending.of_layers:
+        if not ending.any_layer_ran:
             return "logits"  # a function of the pixels alone is not an image encoder
         if sums_to_one(rows.float()):
             return "probabilities"

@@ -113,7 +113,7 @@ def load(
             configuration, or ``weights.transforms()`` of torchvision. By default that of the checkpoint.
         mean: mean of each channel, or one number for all channels, for pixels in [0, 1]. It replaces the mean of
             the preprocessing. ``mean``, ``std`` and ``image_size`` together define a preprocessing that resizes the
-            photo to the input; for a module that neither is nor contains a known model, ``image_size`` alone means
+            image to the input size. For a module that neither is nor contains a known model, ``image_size`` alone means
             pixels from -1 to 1.
         std: standard deviation of each channel, in the same form as ``mean``.
 
@@ -198,12 +198,14 @@ def _load_named(
     options: dict[str, Any] = {"pretrained": pretrained, "image_size": size, "dtype": dtype}
     names_library = bool(colon) and library in LIBRARIES
     path_like = Path(rest) if names_library else model_path(name)
-    of_vitscope = not names_library and (name in BUNDLED or manifest_folder(path_like) or is_adapter_folder(path_like))
-    if backbone is not None and (names_library or of_vitscope or is_timm_folder(path_like)):
+    has_own_weights = not names_library and (
+        name in BUNDLED or manifest_folder(path_like) or is_adapter_folder(path_like)
+    )
+    if backbone is not None and (names_library or has_own_weights or is_timm_folder(path_like)):
         raise CallError(f"backbone is only for a live module or a model of transformers: omit it for {name}")
     if names_library:
         return backend(library).load(rest, **options, weights=weights)
-    if weights is not None and of_vitscope:
+    if weights is not None and has_own_weights:
         raise CallError(f"{name} contains its own weights: weights= is for an architecture, such as timm:<name>")
     if name in BUNDLED:
         path = str(bundled_path(name))

@@ -34,7 +34,7 @@ def check_picklable(name: str, state: Any, protocol: int) -> None:
 
 
 class _StructurePickler(pickle.Pickler):
-    """Pickles everything except the numbers of tensors."""
+    """A pickler of everything except the numbers of tensors."""
 
     def persistent_id(self, obj: Any) -> str | None:
         """Return an identifier in place of a plain tensor."""
@@ -43,7 +43,7 @@ class _StructurePickler(pickle.Pickler):
 
 
 class _Discard:
-    """A file that keeps nothing."""
+    """A file that discards what is written to it."""
 
     def write(self, data: Any) -> int:
         """Return the number of bytes that a file would have written."""

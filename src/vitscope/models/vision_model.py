@@ -94,7 +94,7 @@ class VisionModel:
 
     Attributes:
         name: name or folder that was loaded, or the class of the module.
-        library: ``"transformers"``, ``"timm"``, ``"torchvision"``, or ``"module"`` for a module from elsewhere.
+        library: ``"transformers"``, ``"timm"``, ``"torchvision"``, or ``"module"`` for any other module.
         module: the network itself.
         forward: function that runs the module on its input and returns logits (batch, class), or None without a
             classifier.
@@ -297,8 +297,8 @@ class VisionModel:
             yield
         except _FOREIGN_ERRORS as error:
             # Errors of the caller's classes go to the caller; the batch loop handles errors about missing memory.
-            of_caller = type(error).__module__.partition(".")[0] not in ("builtins", "torch", "einops")
-            if of_caller or isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+            is_callers = type(error).__module__.partition(".")[0] not in ("builtins", "torch", "einops")
+            if is_callers or isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
                 raise
             height, width = pixels.shape[-2:]
             if isinstance(error, AssertionError) and str(error):
@@ -357,8 +357,8 @@ class VisionModel:
 
         Examples:
             >>> import torch, vitscope as vs
-            >>> vs.load("vit-nano").probabilities(torch.zeros(1, 10))[0, 0].item()
-            0.10000000149011612
+            >>> round(float(vs.load("vit-nano").probabilities(torch.zeros(1, 10))[0, 0]), 3)
+            0.1
         """
         return probabilities(logits, self.meaning)
 
@@ -452,7 +452,7 @@ class VisionModel:
         """The number of channels of the input; None if it is unknown."""
         if self.preprocessing is not None:
             return len(self.preprocessing.mean)
-        # In a module from elsewhere the first convolution is not necessarily the one that receives the image.
+        # In any other module, the first convolution is not necessarily the one that receives the image.
         return None if self.library == "module" else input_channels(self.module)
 
     def _require_batch(self, images: Tensor) -> Tensor:

@@ -50,7 +50,7 @@ def _has_no_forward(cls: type[nn.Module]) -> bool:
 
 
 def library_of(module: Any) -> str | None:
-    """Return the library to which a complete model belongs; None for layers and modules from elsewhere."""
+    """Return the library to which a complete model belongs; None for layers and all other modules."""
     for cls in type(module).__mro__:
         library = cls.__module__.partition(".")[0]
         if library in LIBRARIES and _is_model(module, library):

@@ -162,7 +162,7 @@ def _findings(model: VisionModel, size: tuple[int, int], channels: int) -> _Find
 
 
 class _Observer:
-    """Examines the arguments of every attention call."""
+    """An observer that examines the arguments of every attention call."""
 
     def __init__(self, model: VisionModel) -> None:
         self.model, self.findings = model, _Findings()

@@ -78,7 +78,7 @@ class CaptureTarget:
 
 
 class Recorder:
-    """Turns attention calls and merging layers into steps while the model runs.
+    """A recorder that turns attention calls and merging layers into steps while the model runs.
 
     Args:
         target: facts of the model.

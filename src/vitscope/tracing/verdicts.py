@@ -63,7 +63,7 @@ def why_unchained(blocks: Sequence[RecordedCall], output: int | None) -> str | N
                 relation = f"{later.name} runs twice in parallel"
             else:
                 relation = f"{earlier.name} and {later.name} run in parallel"
-            return f"{relation}, so their attention matrices have no order to be multiplied in: {BLOCK_BY_BLOCK}"
+            return f"{relation}, so there is no order in which to multiply their attention matrices: {BLOCK_BY_BLOCK}"
     if blocks and output is not None and not output & call_bit(blocks[-1].index):
         return f"the output of the model does not depend on its last block, {blocks[-1].name}: {BLOCK_BY_BLOCK}"
     return None

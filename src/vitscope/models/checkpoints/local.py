@@ -39,7 +39,7 @@ def load_local(
         path: the path that the caller passed as a model.
         pretrained: whether to load pretrained weights; False gives random weights.
         image_size: height and width in pixels; None for the model's own size.
-        dtype: precision of the weights; None keeps that of the files.
+        dtype: precision of the weights; None for that of the files.
         weights: a weights file that is used instead of the folder's.
 
     Raises:

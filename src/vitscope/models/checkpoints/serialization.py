@@ -1,4 +1,4 @@
-"""A tuned model as a folder: a manifest that describes how to build it, and its weights. Nothing is unpickled."""
+"""A fine-tuned model as a folder: a manifest that describes how to build it, and its weights. Nothing is unpickled."""
 
 import json
 from collections.abc import Mapping
@@ -114,7 +114,7 @@ def load_folder(folder: Path, *, image_size: tuple[int, int] | None, dtype: torc
     except VitscopeError:
         raise
     except Exception as error:  # each library raises its own errors for a damaged description
-        raise ModelUnavailableError(f"{folder} is not a complete tuned model: {first_line(error)}") from None
+        raise ModelUnavailableError(f"{folder} is not a complete fine-tuned model: {first_line(error)}") from None
     return model
 
 
