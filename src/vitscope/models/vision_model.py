@@ -211,7 +211,7 @@ class VisionModel:
         Raises:
             CallError: the images are not valid, or ``top_k`` is below 1.
             ImageError: an image file cannot be read.
-            UnsupportedModelError: the model has no classifier.
+            UnsupportedModelError: the model has no classifier, or it is uncertain which output holds the classes.
             WorkError: the model fails on the input, or its logits are NaN or infinite.
 
         Examples:

@@ -24,9 +24,9 @@ class WindowReader(nn.Module):
     """One learned token for each stage of a Swin, and a small head that reads what the tokens collect.
 
     In each block, the stage's token enters every window, attends to itself and to the window's tokens through the
-    block's own weights, and adds the result to itself. The mean over the windows and blocks of a stage is the stage's summary. A
-    LayerNorm and one linear layer compute logits from the summaries of all stages. The image's tokens do not attend to
-    the learned ones, so the output of the backbone does not change, and its weights receive no gradient.
+    block's own weights, and adds the result to itself. The mean over the windows and blocks of a stage is the stage's
+    summary. A LayerNorm and one linear layer compute logits from the summaries of all stages. The image's tokens do not
+    attend to the learned ones, so the output of the backbone does not change, and its weights receive no gradient.
     """
 
     def __init__(self, model: VisionModel, num_classes: int) -> None:
