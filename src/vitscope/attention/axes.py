@@ -100,7 +100,7 @@ def axes_of(
 
 
 def _images_first_axes(leading: tuple[int, ...], batch: int, heads: int | None) -> Axes | None:
-    """Return the only order that fits, with the images outermost or inside the heads; None if there is none."""
+    """Return the only order that fits with the images outermost or directly after the heads; None if there is none."""
     outer, last = leading[0], leading[-1]
     if len(leading) == 1:
         if outer % batch:

@@ -89,7 +89,7 @@ class AttentionStep:
         return is_token[:, :, None] & is_token[:, None, :]
 
     def row_slices(self) -> list[slice]:
-        """Return slices of the queries, each so short that the weights of all heads fit a processor's cache.
+        """Return slices of the queries, each short enough for the weights of all heads to fit a processor's cache.
 
         Examples:
             >>> import skimage.data, vitscope as vs

@@ -60,8 +60,7 @@ class Backend(Protocol):
     def reset_classifier(self, module: Any, labels: Sequence[str], /) -> nn.Module | None:
         """Return the module with an untrained classifier for these labels.
 
-        The module may be changed, so the caller passes a copy. The result is None if the library has no classifier for
-        this backbone.
+        The module may be changed, so pass a copy. The result is None if the library has no classifier for the model.
 
         Raises:
             WorkError: a weight of ``module`` has no counterpart in the class with a classifier.

@@ -188,7 +188,10 @@ class _Filling:
 
 
 def _remove_unsaved_pooler(module: Any, mismatch: Mismatch) -> Mismatch:
-    """Remove a pooling layer that was not saved, so that the features are those of the last tokens; return the rest."""
+    """Remove a pooling layer that was not saved, and return the other differences.
+
+    The features are then those of the last tokens.
+    """
     pooler = getattr(module, "pooler", None)
     if not isinstance(pooler, nn.Module):
         return mismatch

@@ -1,4 +1,4 @@
-"""transformers' Swin and Swin v2: their windows, and the settings that version 1 changes for good during a run."""
+"""transformers' Swin and Swin v2: their windows, and the settings that version 1 changes permanently during a run."""
 
 from functools import partial
 from typing import Any
