@@ -64,7 +64,7 @@ def test_omitted_calls_raise_a_single_warning(case: Any) -> None:
     assert trace.num_layers == num_blocks
     assert len(trace.omitted) == count
     assert trace.omitted[0] == first
-    with pytest.raises(UnsupportedModelError, match=r"has no rollout: .* not among the blocks"):
+    with pytest.raises(UnsupportedModelError, match=r"^rollout is not available for .* not among the blocks"):
         trace.require_chain()
 
 

@@ -354,6 +354,8 @@ def test_calls_of_every_shape_become_blocks(
     trace = vs.capture(model, pixels)
     torch.testing.assert_close(trace.attention(0), expected)
     rows = ((expected.mean(1) + torch.eye(8)) / 2).mean(1)
-    for pays in (False, True):
-        monkeypatch.setattr("vitscope.tracing.capture._Recorder._weighing_pays", lambda *_, pays=pays: pays)
+    for smaller in (False, True):
+        monkeypatch.setattr(
+            "vitscope.tracing.recorder.Recorder._weights_are_smaller", lambda *_, smaller=smaller: smaller
+        )
         torch.testing.assert_close(vs.rollout(model, pixels).values.flatten(1), rows)

@@ -193,8 +193,10 @@ def test_fusing_during_the_forward_pass_gives_the_same_result(
     if explicit:
         use_softmax(model)
     results = []
-    for pays in (False, True):
-        monkeypatch.setattr("vitscope.tracing.capture._Recorder._weighing_pays", lambda *_, pays=pays: pays)
+    for smaller in (False, True):
+        monkeypatch.setattr(
+            "vitscope.tracing.recorder.Recorder._weights_are_smaller", lambda *_, smaller=smaller: smaller
+        )
         results.append(vs.rollout(model, pixels, **options))
     assert kinds == [Logits if explicit else Factored, StoredWeights]
     torch.testing.assert_close(results[0].values, results[1].values, atol=1e-6, rtol=1e-5)
@@ -224,10 +226,12 @@ def test_attention_is_fused_during_the_forward_pass_if_tokens_are_few() -> None:
         torch.testing.assert_close(fused.logits, plain.logits)
 
 
-@pytest.mark.parametrize("pays", [False, True], ids=["queries and keys", "fused"])
+@pytest.mark.parametrize("smaller", [False, True], ids=["queries and keys", "fused"])
 @pytest.mark.parametrize("options", [{}, {"head_fusion": "max"}, {"discard_ratio": 0.5}, {"normalize": False}], ids=str)
-def test_nan_in_the_attention_is_refused(pays: bool, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vitscope.tracing.capture._Recorder._weighing_pays", lambda *_: pays)
+def test_nan_in_the_attention_is_refused(
+    smaller: bool, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vitscope.tracing.recorder.Recorder._weights_are_smaller", lambda *_: smaller)
     model, pixels = family("timm-vit").model(), family("timm-vit").pixels()
     with torch.no_grad():
         model.module.blocks[1].attn.qkv.weight[3] = float("nan")

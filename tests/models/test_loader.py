@@ -291,7 +291,7 @@ def small_torchvision(monkeypatch: pytest.MonkeyPatch) -> Any:
         )
 
     monkeypatch.setattr(torchvision.models.vision_transformer, "_vision_transformer", build)
-    monkeypatch.setattr("vitscope.models.backends.torchvision.backend.answers", lambda _: True)
+    monkeypatch.setattr("vitscope.models.backends.torchvision.backend.host_responds", lambda _: True)
     return torchvision
 
 

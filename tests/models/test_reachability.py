@@ -22,7 +22,7 @@ def test_an_unreachable_hub_is_reported_quickly(monkeypatch: pytest.MonkeyPatch,
     start = time.monotonic()
     message = refusal(ModelUnavailableError, name)
     assert time.monotonic() - start < 5
-    assert message.startswith(f"{name} is not on this machine")
+    assert message.startswith(f"{name} is not in the local cache")
     assert "vit-nano" in message
     assert "local folder" in message
 
@@ -47,7 +47,7 @@ def test_timm_contacts_an_unreachable_hub_only_once(monkeypatch: pytest.MonkeyPa
     assert hub.constants.HF_HUB_OFFLINE is False
 
 
-@pytest.mark.parametrize("reach", [True, False], ids=["interrupted", "no answer"])
+@pytest.mark.parametrize("reach", [True, False], ids=["interrupted", "no response"])
 def test_torchvision_without_a_network_suggests_alternatives(monkeypatch: pytest.MonkeyPatch, reach: bool) -> None:
     torchvision = pytest.importorskip("torchvision")
 
@@ -55,7 +55,7 @@ def test_torchvision_without_a_network_suggests_alternatives(monkeypatch: pytest
         raise OSError("no route\nto host")
 
     monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", fetch)
-    monkeypatch.setattr("vitscope.models.backends.torchvision.backend.answers", lambda _: reach)
+    monkeypatch.setattr("vitscope.models.backends.torchvision.backend.host_responds", lambda _: reach)
     message = refusal(ModelUnavailableError, "torchvision:resnet18")
     assert "vit-nano" in message
     assert "local folder" in message

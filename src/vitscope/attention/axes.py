@@ -27,7 +27,7 @@ class Axes:
 
     @property
     def in_order(self) -> bool:
-        """Whether the axes already lie in the order batch, windows, heads."""
+        """Whether the axes are already in the order batch, windows, heads."""
         return self.order == tuple(range(len(self.shape)))
 
     def split(self, tensor: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ class Axes:
 
 
 def head_count(module: nn.Module, path: str) -> int | None:
-    """Return the number of heads stored in the module at ``path`` or in one of the two modules around it."""
+    """Return the number of heads that the module at ``path`` or one of the two modules around it declares, or None."""
     for _ in range(_SEARCHED_LEVELS):
         owner = module.get_submodule(path)
         for name in _HEAD_ATTRIBUTES:
@@ -73,8 +73,8 @@ def axes_of(
         heads: number of heads that the module declares; None if unknown.
         path: path of the module, for the error message.
         heads_first: True if an experiment has shown that the heads are outermost.
-        heads_before_windows: True or False if an experiment has shown which of two equal axes after the images holds
-            the heads; None without such an experiment.
+        heads_before_windows: True or False if an experiment has shown which of two axes of equal size after the images
+            holds the heads; None without such an experiment.
 
     Raises:
         UnsupportedModelError: the sizes contradict the module or fit two orders.
@@ -100,7 +100,7 @@ def axes_of(
 
 
 def _images_first_axes(leading: tuple[int, ...], batch: int, heads: int | None) -> Axes | None:
-    """Return the only order that fits if images are outermost or heads come next to them, or None."""
+    """Return the only order that fits with the images outermost or directly after the heads; None if there is none."""
     outer, last = leading[0], leading[-1]
     if len(leading) == 1:
         if outer % batch:

@@ -67,7 +67,7 @@ class Flow:
 
     Args:
         constants: tensors that exist before the run: the weights and buffers of the model. A tensor that is neither a
-            constant nor the result of a torch function comes from code that no mode sees (a compiled or scripted
+            constant nor the result of a torch function comes from code that no mode observes (a compiled or scripted
             function). It gets the mask of everything that entered the running module.
     """
 
@@ -140,7 +140,7 @@ class Flow:
                 self._assign(tensor, mask, shared)
 
     def enter_module(self, args: Any) -> None:
-        """Note the masks of a module's positional arguments.
+        """Store the masks of a module's positional arguments.
 
         Keyword arguments are not visible here. Without a masked positional argument, the mask covers the image and all
         calls so far.

@@ -76,10 +76,10 @@ class MergeStep(Compact):
 
     Attributes:
         module: path of the merging layer.
-        groups: (merged, 4), the tokens of ``grid`` in each merged token; −1 where a grid with an odd side was padded.
+        groups: (merged, 4), the tokens of ``grid`` in each merged token; −1 for the padding of a grid with an odd side.
         grid: token grid before merging.
         merged_grid: token grid after merging.
-        reduction: input and weights of the layer; None if the run was started with ``merge="equal"``.
+        reduction: input and weights of the layer; None if the run did not record them (``merge="equal"``).
 
     Examples:
         >>> import skimage.data, vitscope as vs
@@ -130,13 +130,21 @@ class MergeStep(Compact):
 
         Args:
             rows: float32 (batch, row, merged).
-            merge: weights of the four tokens, see :meth:`shares`.
+            merge: ``"equal"`` or ``"norm"``, see :meth:`shares`.
 
         Returns:
-            float32 (batch, row, token), and (batch, row) the sum that falls on padding.
+            The row vectors, float32 (batch, row, token), and the sums that fall on padding, float32 (batch, row).
 
         Raises:
             CallError: ``merge`` is ``"norm"`` and the trace does not hold the input of the layer.
+
+        Examples:
+            >>> import skimage.data, torch, vitscope as vs
+            >>> trace = vs.capture(vs.load("swin-nano"), skimage.data.chelsea())
+            >>> step = next(step for step in trace.steps if isinstance(step, vs.MergeStep))
+            >>> rows, padding = step.pull(torch.ones(1, 1, step.merged_grid.num_patches), "equal")
+            >>> rows.shape[-1] == step.grid.num_patches, padding.tolist()
+            (True, [[0.0]])
         """
         with in_float32(rows):
             quarters = rows[..., None] * self.shares(merge)[:, None]  # (batch, row, merged, 4)

@@ -1,4 +1,4 @@
-"""What the classifier reads: a text for the readout, and the contributions of tokens to a logit."""
+"""What the classifier reads: the readout as text, and the contributions of tokens to a logit."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,12 +23,12 @@ def readout_text(readout: Mapping[str, float]) -> str:
 
 @dataclass(frozen=True, eq=False)
 class PooledClassifier(Compact):
-    """A linear classifier on the mean of tokens, so each logit is exactly a sum over tokens.
+    """A linear classifier on the mean of the tokens, so each logit is exactly a sum over tokens.
 
     ``logit_c = bias_c + mean_i weight_c · features_i``
 
     Attributes:
-        features: the averaged tokens: the output of the last LayerNorm.
+        features: tokens that are averaged: the output of the last LayerNorm.
         weight: weight of the linear layer.
     """
 

@@ -1,4 +1,4 @@
-"""Attention scores as a run stores them, and the attention weights computed from them for some queries at a time."""
+"""Attention scores in the form in which a run stores them, and the attention weights computed from them in blocks."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ QuerySelection = slice | Int[Tensor, " _"]  # a range of queries, or their indic
 def check_head_fusion(head: str) -> None:
     """Raise a CallError if ``head`` is not the name of a head fusion."""
     if head not in get_args(HeadFusion):
-        raise CallError(f"unknown head fusion {head!r}: choose mean, max or min, or the number of a head")
+        raise CallError(f"unknown head fusion {head!r}: choose mean, max or min, or the index of a head")
 
 
 def fuse_heads(weights: Weights, head: Head) -> Fused:
@@ -32,12 +32,12 @@ def fuse_heads(weights: Weights, head: Head) -> Fused:
 
 
 def in_float32(tensor: Tensor) -> torch.autocast:
-    """Return a context that shields our arithmetic from the caller's autocast."""
+    """Return a context that shields vitscope's arithmetic from the caller's autocast."""
     return torch.autocast(tensor.device.type, enabled=False)
 
 
 class Compact:
-    """A base class that pickles only the values of its tensors, because they may lie on much larger slabs."""
+    """A base class that pickles only the values of its tensors, which may be small parts of much larger slabs."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value.clone() if isinstance(value, Tensor) else value for name, value in vars(self).items()}
@@ -51,7 +51,7 @@ class Factored(Compact):
         query: queries of all windows and heads.
         key: keys of all windows and heads.
         scale: factor of the products.
-        bias: added to the scores; broadcasts to (batch, window, head, query, key). None for no bias.
+        bias: tensor added to the scores; broadcasts to (batch, window, head, query, key). None for no bias.
     """
 
     query: Float[Tensor, "batch window head query channel"]
@@ -87,7 +87,7 @@ class Factored(Compact):
                 scores = scores.view(*self.shape[:3], *scores.shape[1:])
                 if self.bias is not None:
                     scores += self.bias if self.bias.shape[-2] == 1 else self.bias[..., selection, :]
-                # In place, a block is half as large and stays in cache. Only the CPU kernel is known to allow it.
+                # In place, a block needs half the memory and stays in cache. Only the CPU kernel is known to allow it.
                 in_place = scores.device.type == "cpu" and not scores.requires_grad
                 weights = torch.softmax(scores, -1, out=scores if in_place else None)
             yield weights

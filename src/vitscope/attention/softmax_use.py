@@ -1,4 +1,4 @@
-"""The use of a softmax result: whether it multiplies values unchanged, is changed first or multiplies nothing.
+"""The use of a softmax result: whether it multiplies values unchanged, is changed first, or multiplies nothing.
 
 Only a softmax that multiplies values is attention. Every torch function that takes the result of a softmax is examined.
 Functions that change only the shape or the dtype pass it on. A product that sums over the keys ends the search. Any
@@ -55,15 +55,16 @@ class SoftmaxUse:
 
 
 class SoftmaxTracker:
-    """Follows the result of every softmax of one run to the values.
+    """A tracker that follows the result of every softmax of one run until it multiplies the values.
 
     Args:
-        on_values: called with the index of an attention call and its values when its weights multiply them.
+        on_values: function that is called with the index of an attention call and its values when the weights multiply
+            them.
     """
 
     def __init__(self, on_values: OnValues | None = None) -> None:
         self.uses: dict[int, SoftmaxUse] = {}
-        # By id: the tensor, its call, and the negative index of the key axis, None if merged with other axes.
+        # By id: the tensor, its call, and the negative index of the key axis (None if merged with other axes).
         self._weights: dict[int, tuple[weakref.ref[Tensor], int, int | None]] = {}
         self._on_values = on_values
 

@@ -33,8 +33,9 @@ def require_index(index: Any, length: int, noun: str, owner: str) -> int:
 class AttentionStep:
     """The attention of one block.
 
-    A window transformer attends inside windows, a plain ViT inside a single window that holds all tokens. Padding is
-    not part of the token grid. Attention to padding is reported separately and never distributed over other tokens.
+    A window transformer computes attention inside windows; a plain ViT is a single window that holds all tokens.
+    Padding is not part of the token grid. Attention to padding is reported separately and never distributed over other
+    tokens.
 
     Attributes:
         layer: index of the block in the model, from 0.
@@ -88,7 +89,14 @@ class AttentionStep:
         return is_token[:, :, None] & is_token[:, None, :]
 
     def row_slices(self) -> list[slice]:
-        """Return slices of the queries that keep the weights of all heads in a processor's cache."""
+        """Return slices of the queries, each short enough for the weights of all heads to fit a processor's cache.
+
+        Examples:
+            >>> import skimage.data, vitscope as vs
+            >>> trace = vs.capture(vs.load("vit-nano"), skimage.data.chelsea())
+            >>> trace.blocks[0].row_slices()
+            [slice(0, 65, None)]
+        """
         batch, window, head, query, key = self.scores.shape
         rows = max(16, BLOCK_NUMBERS // (batch * window * head * key))
         return [slice(start, min(start + rows, query)) for start in range(0, query, rows)]
@@ -154,7 +162,7 @@ class AttentionStep:
             return weights[:, 0]
         slots, num_tokens = self.require_slots(), self.require_grid().num_tokens
         batch, _, heads = weights.shape[:3]
-        tokens = torch.where(slots < 0, num_tokens, slots)  # padding goes to one more row and column
+        tokens = torch.where(slots < 0, num_tokens, slots)  # padding goes to an extra row and column
         dense = weights.new_zeros(batch, heads, num_tokens + 1, num_tokens + 1)
         dense[:, :, tokens[:, :, None], tokens[:, None, :]] = weights.transpose(1, 2)
         return dense[:, :, :-1, :-1]
@@ -185,13 +193,20 @@ class AttentionStep:
         """Return the row sums of fused attention, attention to padding included.
 
         Args:
-            fused: (batch, window, query, key), see :meth:`fused`.
+            fused: float32 (batch, window, query, key), see :meth:`fused`.
 
         Returns:
-            (batch, token).
+            float32 (batch, token).
 
         Raises:
             UnsupportedModelError: the positions of the windows or the token grid are unknown.
+
+        Examples:
+            >>> import skimage.data, vitscope as vs
+            >>> trace = vs.capture(vs.load("vit-nano"), skimage.data.chelsea())
+            >>> step = trace.step(-1)
+            >>> step.row_sums(step.fused("mean")).shape
+            torch.Size([1, 65])
         """
         if self.is_plain:
             return fused[:, 0].sum(-1)
@@ -209,7 +224,7 @@ class AttentionStep:
             fused: float32 (batch, window, query, key), see :meth:`fused`.
 
         Returns:
-            float32 (batch, row, token), and (batch, row) the sum that falls on padding.
+            The products, float32 (batch, row, token), and the sums that fall on padding, float32 (batch, row).
 
         Raises:
             UnsupportedModelError: the positions of the windows are unknown.
@@ -244,7 +259,7 @@ class AttentionStep:
             head: index of a head, or ``"mean"``, ``"max"`` or ``"min"`` over heads.
 
         Returns:
-            float32 (batch, row, token), and (batch, row) the sum that falls on padding.
+            The products, float32 (batch, row, token), and the sums that fall on padding, float32 (batch, row).
 
         Raises:
             CallError: the head is out of range or the fusion unknown.
@@ -271,8 +286,17 @@ class AttentionStep:
     def require_head(self, head: Head) -> Head:
         """Return a valid head: an int, or the name of a fusion.
 
+        Args:
+            head: index of a head, or ``"mean"``, ``"max"`` or ``"min"`` over heads.
+
         Raises:
             CallError: the head is out of range or the fusion unknown.
+
+        Examples:
+            >>> import skimage.data, vitscope as vs
+            >>> trace = vs.capture(vs.load("vit-nano"), skimage.data.chelsea())
+            >>> trace.blocks[0].require_head(3), trace.blocks[0].require_head("mean")
+            (3, 'mean')
         """
         if isinstance(head, str):
             check_head_fusion(head)
@@ -284,10 +308,16 @@ class AttentionStep:
 
         Raises:
             UnsupportedModelError: the token grid is unknown.
+
+        Examples:
+            >>> import skimage.data, vitscope as vs
+            >>> trace = vs.capture(vs.load("vit-nano"), skimage.data.chelsea())
+            >>> trace.blocks[0].require_grid()
+            Grid(height=8, width=8, prefix=1)
         """
         if self.grid is None:
             raise UnsupportedModelError(
-                f"{self.module} attends on an unknown token grid, so its attention cannot be placed on the image: pass "
+                f"the token grid of {self.module} is unknown, so its attention cannot be placed on the image: pass "
                 "patch_size, prefix and readout to vitscope.load"
             )
         return self.grid
@@ -297,6 +327,12 @@ class AttentionStep:
 
         Raises:
             UnsupportedModelError: the positions of the windows are unknown.
+
+        Examples:
+            >>> import skimage.data, vitscope as vs
+            >>> trace = vs.capture(vs.load("swin-nano"), skimage.data.chelsea())
+            >>> trace.blocks[0].require_slots().shape
+            torch.Size([16, 16])
         """
         if self.slots is None:
             raise UnsupportedModelError(

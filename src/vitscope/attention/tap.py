@@ -34,17 +34,17 @@ class AttentionCall:
 
     Attributes:
         module: path of the running module.
-        run: computes the output with the library's own kernel.
+        run: function that computes the output with the library's own kernel.
         query: queries (…, query, channel), or None for a softmax.
         key: keys (…, key, channel), or None for a softmax. Grouped keys are repeated for every query head.
         value: values (…, key, channel), or None for a softmax.
         scale: factor of the products of queries and keys.
-        bias: float32, added to the scores; None for no bias.
+        bias: float32 tensor added to the scores; None for no bias.
         logits: scores (…, query, key) before the softmax, or None for a fused kernel.
         index: number of attention calls before this one.
         input_mask: mask of all arguments, see :mod:`vitscope.attention.flow`.
         query_mask: mask of the queries.
-        invocation: number of the module run that makes the call; two calls of one run have the same number.
+        invocation: number of the module's forward pass that makes the call; calls in one pass share it.
     """
 
     module: str
@@ -97,9 +97,9 @@ class Tap(TorchFunctionMode):
 
     Args:
         module: the model; the paths of its submodules name the calls.
-        on_attention: takes an attention call and returns its output.
-        flow: records which attention calls each tensor depends on.
-        softmax_tracker: follows the result of every softmax to the values; needs ``flow``.
+        on_attention: function that takes an attention call and returns its output.
+        flow: record of the attention calls that each tensor depends on; None to record none.
+        softmax_tracker: tracker of the result of every softmax; needs ``flow``. None to track none.
     """
 
     def __init__(
@@ -171,8 +171,8 @@ class Tap(TorchFunctionMode):
         """Keep track of the running module of the current thread; modules in other threads are ignored.
 
         Args:
-            watched: functions that take the first argument and the output of a module. Calls inside these functions
-                are not observed.
+            watched: functions by module, each called with the first argument and the output of its module. Attention
+                calls inside these functions are not observed.
         """
         thread, callbacks = threading.get_ident(), watched or {}
 
@@ -232,7 +232,7 @@ class Tap(TorchFunctionMode):
 
 
 def _bias(mask: Tensor | None, is_causal: bool, query: Tensor, key: Tensor) -> Tensor | None:
-    """Return a mask in any form that the kernel takes as a float32 bias of the scores."""
+    """Return a mask, in any form that the kernel accepts, as a float32 bias of the scores."""
     if is_causal:
         mask = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()
     if mask is None:
@@ -243,10 +243,10 @@ def _bias(mask: Tensor | None, is_causal: bool, query: Tensor, key: Tensor) -> T
 
 
 def _without_guard(function: Any) -> Callable[..., Any]:
-    """Return a copy of a torch function that does not ask the active mode to handle the call.
+    """Return a copy of a torch function that does not pass the call to the active mode.
 
-    Inside a mode, the original would call the mode again without end. The copy shares the code, so it computes what the
-    library computes, and every call inside it is observed.
+    Inside a mode, the original would call the mode again and never return. The copy shares the code, so it computes
+    what the library computes, and every call inside it is observed.
     """
     scope = dict(function.__globals__) | {"has_torch_function": lambda _: False}
     copy = types.FunctionType(function.__code__, scope, function.__name__, function.__defaults__, function.__closure__)

@@ -41,7 +41,7 @@ class Trace:
         labels: labels of the classes; None if there are none.
         classifier: the classifier, if it is linear in the mean of its tokens; None otherwise.
         omitted: attention calls of the run that are not blocks of the trace.
-        unchained: why some block does not depend on the block before it; None if the blocks form a chain.
+        unchained: reason why a block does not depend on the block before it; None if the blocks form a chain.
 
     Examples:
         >>> import skimage.data, vitscope as vs
@@ -86,12 +86,12 @@ class Trace:
 
     @property
     def grid(self) -> Grid | None:
-        """The finest token grid, on which results through all blocks lie; None if unknown."""
+        """The finest token grid, which is the grid of results over all blocks; None if unknown."""
         return self.steps[0].grid
 
     @property
     def blocks(self) -> list[AttentionStep]:
-        """The attention blocks without patch merging."""
+        """The attention blocks, without the patch merging layers."""
         return [step for step in self.steps if isinstance(step, AttentionStep)]
 
     @property
@@ -121,6 +121,9 @@ class Trace:
 
         Args:
             layer: index of the block, from 0; negative indices count from the end.
+
+        Returns:
+            The block.
 
         Raises:
             CallError: the layer is out of range or was not captured.
@@ -171,7 +174,7 @@ class Trace:
 
         Returns:
             float32 (batch, height, width), attention weights on the block's grid. Attention to prefix tokens and
-            padding is left out, and nothing is rescaled, so the sum is at most one.
+            padding is omitted and nothing is rescaled, so the sum is at most one.
 
         Raises:
             CallError: the layer, head or query does not exist, or the layer was not captured.
@@ -195,12 +198,19 @@ class Trace:
             query: as for :meth:`map`.
 
         Returns:
-            float32 (batch, height, width), and float32 (batch,).
+            The map, float32 (batch, height, width), and the share of padding, float32 (batch,).
 
         Raises:
             CallError: the layer, head or query does not exist, or the layer was not captured.
             UnsupportedModelError: the token grid, the positions of the windows or the readout is unknown.
             WorkError: the weights are NaN or infinite.
+
+        Examples:
+            >>> import skimage.data, vitscope as vs
+            >>> trace = vs.capture(vs.load("vit-nano"), skimage.data.chelsea())
+            >>> attention, padding = trace.map_and_padding(-1, "mean", "cls")
+            >>> attention.shape, padding.tolist()
+            (torch.Size([1, 8, 8]), [0.0])
         """
         step = self.step(layer)
         grid = step.require_grid()
@@ -220,6 +230,12 @@ class Trace:
         Raises:
             CallError: the query does not exist.
             UnsupportedModelError: the token grid or the readout is unknown.
+
+        Examples:
+            >>> import skimage.data, vitscope as vs
+            >>> trace = vs.capture(vs.load("vit-nano"), skimage.data.chelsea())
+            >>> int(trace.query_row(trace.step(-1), (0, 2)).argmax())
+            3
         """
         grid = step.require_grid()
         if isinstance(query, str) and query == "readout":
@@ -253,13 +269,18 @@ class Trace:
 
         Raises:
             UnsupportedModelError: blocks run in parallel, or attention calls between them are not in the trace.
+
+        Examples:
+            >>> import skimage.data, vitscope as vs
+            >>> trace = vs.capture(vs.load("vit-nano"), skimage.data.chelsea())
+            >>> trace.require_chain()
         """
         reason = self.why_unchained
         if reason is not None:
-            raise UnsupportedModelError(f"{self._model} has no rollout: {reason}")
+            raise UnsupportedModelError(f"rollout is not available for {self._model}: {reason}")
 
     def readout_at(self, step: AttentionStep) -> ReadoutRow:
-        """Return the readout over the tokens of a block, pulled back through patch merging alone with equal shares.
+        """Return the readout over the tokens of a block, pulled back through patch merging only, with equal shares.
 
         Args:
             step: a block of this trace.
@@ -269,6 +290,12 @@ class Trace:
 
         Raises:
             UnsupportedModelError: the readout or its path to the block is unknown.
+
+        Examples:
+            >>> import skimage.data, vitscope as vs
+            >>> trace = vs.capture(vs.load("vit-nano"), skimage.data.chelsea())
+            >>> int(trace.readout_at(trace.step(-1)).argmax())
+            0
         """
         rows = self.readout_row(None)[:, None]
         for later in reversed(self.steps):
@@ -328,17 +355,33 @@ class Trace:
 
         Raises:
             CallError: the class does not exist.
+
+        Examples:
+            >>> import skimage.data, vitscope as vs
+            >>> trace = vs.capture(vs.load("vit-nano"), skimage.data.chelsea())
+            >>> trace.target_index("cat")
+            3
         """
         classifier = self.classifier
         return require_class_index(target, self.labels, 0 if classifier is None else len(classifier.weight))
 
     def label(self, index: int) -> str:
-        """Return the label of a class, or "class 7" if the model has no labels."""
+        """Return the label of a class, such as "cat", or "class 3" if the model has no labels.
+
+        Args:
+            index: index of the class, from 0.
+
+        Examples:
+            >>> import skimage.data, vitscope as vs
+            >>> trace = vs.capture(vs.load("vit-nano"), skimage.data.chelsea())
+            >>> trace.label(3)
+            'cat'
+        """
         return self.labels[index] if self.labels and index < len(self.labels) else f"class {index}"
 
 
 def _row_and_column(query: Any) -> tuple[int, int]:
-    """Return a query as the row and column of a patch."""
+    """Return the row and column of a query that is a patch."""
     try:
         row, column = query
     except (TypeError, ValueError):

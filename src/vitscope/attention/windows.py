@@ -23,8 +23,8 @@ class Windows:
             (Liu et al., 2021, arXiv 2103.14030).
         roll_first: True if the grid is rolled and then padded to a multiple of the window size (timm), False if it is
             padded and then rolled (transformers, torchvision). The two differ if there is padding.
-        dilated: True if a window takes tokens at equal distances over the entire grid instead of neighbours (the grid
-            attention of MaxViT, Tu et al., 2022, arXiv 2204.01697).
+        dilated: True if a window contains tokens at equal distances across the entire grid instead of neighbouring
+            tokens (the grid attention of MaxViT, Tu et al., 2022, arXiv 2204.01697).
 
     Examples:
         >>> Windows((2, 2), shift=(1, 1)).slots(Grid(2, 4)).tolist()

@@ -14,7 +14,7 @@ PARALLEL_SCALE = 0.1
 
 
 class Adapter(nn.Module):
-    """A serial adapter: h + W_u GELU(W_d h), applied to a branch's output h before it joins the residual stream.
+    """A serial adapter: h + W_u GELU(W_d h), applied to a branch's output h before it is added to the residual stream.
 
     W_u starts at zero, so an untrained adapter changes nothing.
 
@@ -30,7 +30,7 @@ class Adapter(nn.Module):
         return branch + self.up(nn.functional.gelu(self.down(branch)))
 
     def adapt_output(self, _module: nn.Module, _inputs: Any, output: Any) -> Any:
-        """Return the adapted output: the forward hook for the last module of the branch."""
+        """Return the adapted output, as the forward hook of the last module of the branch."""
         if isinstance(output, tuple):
             return (self(output[0]), *output[1:])
         return self(output)
@@ -54,11 +54,11 @@ class ParallelAdapter(nn.Module):
         return PARALLEL_SCALE * self.up(torch.relu(self.down(stream)))
 
     def store_stream(self, _module: nn.Module, inputs: Any) -> None:
-        """Store the residual stream: the pre-hook of the module that the stream enters."""
+        """Store the residual stream, as the forward pre-hook of the module that the stream enters."""
         self._streams.latest = inputs[0]
 
     def add_to_output(self, _module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
-        """Return the adapted output: the forward hook for the last module of the branch."""
+        """Return the adapted output, as the forward hook of the last module of the branch."""
         stream, self._streams.latest = self._streams.latest, None
         return output + self(stream)
 
@@ -76,7 +76,7 @@ class _ThreadStream(threading.local):
 
 
 def _bottleneck(width: int, rank: int) -> tuple[nn.Linear, nn.Linear]:
-    """Return the down and up projections, with the up projection zero."""
+    """Return the down projection and the up projection, which is zero."""
     down, up = nn.Linear(width, rank), nn.Linear(rank, width)
     nn.init.kaiming_uniform_(down.weight, a=5**0.5)
     nn.init.zeros_(down.bias)
@@ -89,15 +89,16 @@ def add_adapters(module: nn.Module, places: Sequence[str], rank: int) -> list[nn
     """Add adapters to every block of a transformer; its output does not change until they are trained.
 
     Args:
-        module: The transformer, changed in place.
-        places: One or more of ``"attention"`` and ``"mlp"`` (after these), and ``"parallel"`` (parallel to the MLP).
-        rank: Channels of each adapter's bottleneck.
+        module: the transformer, which is changed in place.
+        places: one or more of ``"attention"`` (after attention), ``"mlp"`` (after the MLP) and ``"parallel"`` (parallel
+            to the MLP).
+        rank: number of channels of each adapter's bottleneck.
 
     Returns:
         The parameters of the adapters.
 
     Raises:
-        UnknownModelError: The module contains no transformer blocks.
+        UnknownModelError: the module contains no transformer blocks.
     """
     parameters: list[nn.Parameter] = []
     for block in blocks(module):

@@ -20,17 +20,17 @@ from vitscope.models.backends.names import (
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """One block: x + attention(x), then x + MLP(x), with norms and scales wherever the family has them.
+    """One block: x + attention(x), then x + MLP(x), with the norms and scales of the model's family.
 
     Attributes:
-        path: The path of the block inside the model.
-        module: The block itself.
-        attention: The attention module.
-        attention_end: The module whose output the attention branch adds to the residual stream. In transformers' BEiT
+        path: path of the block inside the model.
+        module: the block itself.
+        attention: the attention module.
+        attention_end: module whose output the attention branch adds to the residual stream. In transformers' BEiT
             this output is first multiplied by a parameter.
-        mlp_end: The same for the MLP branch.
-        stream: The module whose input is the residual stream at the start of the MLP branch.
-        width: Channels of the residual stream.
+        mlp_end: module whose output the MLP branch adds to the residual stream.
+        stream: module whose input is the residual stream at the start of the MLP branch.
+        width: number of channels of the residual stream.
     """
 
     path: str
@@ -43,10 +43,10 @@ class Block:
 
 
 def blocks(module: nn.Module) -> list[Block]:
-    """Return the blocks of a vision transformer of transformers, timm or torchvision, in order.
+    """Return the blocks of a vision transformer from transformers, timm or torchvision, in order.
 
     Raises:
-        UnknownModelError: The module contains no such blocks.
+        UnknownModelError: the module contains no such blocks.
     """
     candidates = (_block_or_none(path, child) for path, child in module.named_modules())
     result = [block for block in candidates if block is not None]

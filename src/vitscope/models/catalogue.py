@@ -1,4 +1,4 @@
-"""The list of supported model families that the command line prints; needs none of the libraries."""
+"""The list of supported model families that the command line prints; it imports none of the libraries."""
 
 from dataclasses import dataclass
 

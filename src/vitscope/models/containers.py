@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from vitscope.images.preprocessing import Preprocessing
 from vitscope.models.vision_model import VisionModel
 
-# Inputs that differ by less count as equal: they were computed in a different order.
+# Inputs that differ by less are treated as equal: the order of the operations may differ.
 _TOLERANCE = 1e-5
 
 

@@ -46,7 +46,7 @@ class Description:
 
     @property
     def reads_features(self) -> bool:
-        """Whether the caller declares that the model is explained by its features."""
+        """Whether the caller's arguments mean that the model is explained by its features."""
         declares_classes = self.logits is not None or self.output not in (None, "features")
         return self.output == "features" or (self.embed is not None and not declares_classes)
 
@@ -59,7 +59,7 @@ class Description:
         """Return the model with the description applied.
 
         Raises:
-            CallError: The description does not fit the model.
+            CallError: the description does not fit the model.
         """
         changes: dict[str, Any] = {"preprocessing": self._preprocessing_of(model)}
         observing = isinstance(model.forward, Observed) and not (self.output is None and self.labels is None)
@@ -82,7 +82,7 @@ class Description:
         return replace(model, **changes)
 
     def _preprocessing_of(self, model: VisionModel) -> Preprocessing | None:
-        """Return the preprocessing of the described model."""
+        """Return the preprocessing of a model with the described changes."""
         base = self.preprocessing or model.preprocessing
         statistics = [name for name in ("mean", "std") if getattr(self, name) is not None]
         if base is None:
@@ -136,7 +136,7 @@ def require_description(
     """Return the checked arguments of :func:`vitscope.load` that describe a model.
 
     Raises:
-        CallError: An argument has an invalid value.
+        CallError: an argument has an invalid value.
     """
     for name, function in (("logits", logits), ("embed", embed)):
         if function is not None and not callable(function):
@@ -190,7 +190,7 @@ def read_labels(labels: Any) -> tuple[str, ...]:
     """Return class names from a sequence, a mapping from index to name, or a file of either (JSON or lines).
 
     Raises:
-        CallError: They are not the names of the classes 0, 1, 2, …
+        CallError: the labels are not names of the classes 0, 1, 2, …
     """
     if isinstance(labels, str | Path):
         try:
@@ -225,12 +225,12 @@ def read_processor(processor: Any, size: Size | None) -> Preprocessing:
     """Return the preprocessing that an image processor, a data configuration or a folder describes.
 
     Args:
-        processor: An image processor of transformers, its settings, or a folder with preprocessor_config.json; timm's
+        processor: an image processor of transformers, its settings, or a folder with preprocessor_config.json; timm's
             data configuration; torchvision's ``weights.transforms()``; or a Preprocessing.
-        size: (height, width) of the input in pixels; None for the size that the processor names.
+        size: height and width of the input in pixels; None for the size in the processor's settings.
 
     Raises:
-        CallError: It is none of these, or has no fixed input size.
+        CallError: the processor is none of these, or has no fixed input size.
     """
     if isinstance(processor, Preprocessing):
         return processor
@@ -273,7 +273,7 @@ def require_readout(readout: Mapping[str, float], prefix: Sequence[str]) -> Mapp
     """Return the readout if it names existing tokens and its weights sum to one.
 
     Raises:
-        CallError: It does not.
+        CallError: a name is unknown, a weight is negative, or the weights do not sum to one.
     """
     sources = {*prefix, "patches", "tokens", "pooling"}
     weights = list(readout.values())

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from vitscope.models.outputs import Output
 from vitscope.models.unwatched import unwatched
 
-# Names of layers whose output is one row of classes, and of layers whose output is an embedding.
+# Names of layers whose output is a row of classes, and names of layers whose output is an embedding.
 _CERTAIN_CLASSIFIER = re.compile(r"classif|logit|pred")
 _CLASSIFIER = re.compile(r"head|^fc|^cls|linear|^out$|output|last_layer|final")
 _EMBEDDING = re.compile(r"proj|embed|neck|feature|visual|norm|bottleneck")
@@ -32,16 +32,16 @@ class Ending:
     """The origin of the rows that a module returned.
 
     Attributes:
-        path: The path of the layer inside the module.
-        layer: The last layer that computed them; None if a function did.
-        function: ``"softmax"`` or ``"sigmoid"`` if that function computed them last, else empty.
-        of_layers: Whether any layer ran at all; if not, the rows are a function of the pixels alone.
+        path: path of the layer inside the module.
+        layer: last layer that computed the rows; None if a function did.
+        function: ``"softmax"`` or ``"sigmoid"`` if that function computed the rows last; empty otherwise.
+        any_layer_ran: whether any layer ran at all; if not, the rows are a function of the pixels alone.
     """
 
     path: str = ""
     layer: nn.Module | None = None
     function: str = ""
-    of_layers: bool = True
+    any_layer_ran: bool = True
 
     @property
     def meaning(self) -> Output | None:
@@ -56,7 +56,7 @@ class Ending:
 
 
 def _meaning_of_names(path: Sequence[str]) -> Output | None:
-    """Return the meaning that the names on the path of a last linear layer imply; None if none or ambiguous."""
+    """Return the meaning implied by the names on the path of a last linear layer; None if there is none or several."""
     if any(_CERTAIN_CLASSIFIER.search(name) for name in path):
         return "logits"
     names = [name for name in path if not _CONTAINER.search(name)]
@@ -75,7 +75,7 @@ _PROBABILITY_FUNCTIONS = {
 
 
 class _ProbabilityRecorder(TorchFunctionMode):
-    """Records the results of softmax and sigmoid without keeping them alive."""
+    """A recorder of the results of softmax and sigmoid that does not keep them alive."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -119,7 +119,7 @@ def watch_ending(module: nn.Module) -> Iterator[Callable[[Tensor], Ending]]:
                 Ending(path, layer) for path, layer, source in reversed(outputs) if _shares_storage(source(), rows)
             ]
         computed = (candidate for candidate in endings if not isinstance(candidate.layer, _PASS_THROUGH))
-        return next(computed, endings[0] if endings else Ending(of_layers=bool(outputs)))
+        return next(computed, endings[0] if endings else Ending(any_layer_ran=bool(outputs)))
 
     try:
         with probabilities:

@@ -35,7 +35,7 @@ def eager(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Set evaluation mode and restore each submodule's training flag, also if runs overlap in several threads."""
+    """Set evaluation mode and restore each submodule's training flag afterwards, even if runs overlap in threads."""
     children, held = list(module.modules()), []
     try:
         with uninterrupted(), _runs_lock:

@@ -26,14 +26,14 @@ class Observed:
     Called with the module's input, it returns logits (batch, class), or None if the output holds features.
 
     Attributes:
-        module: The module whose layers are watched.
-        name: The name of the model in error messages.
-        run: Calls the module, if it needs more than the pixels; by default the module itself.
-        output: The meaning that the caller declared.
-        select: The entry of the output that the caller selected.
-        logits: The caller's function from the output to logits.
-        has_labels: Whether the caller passed labels, which implies classes.
-        meaning: The observed meaning of the output; None before the first forward pass.
+        module: module whose layers are watched.
+        name: name of the model in error messages.
+        run: function that calls the module with everything it needs besides the pixels; None for the module itself.
+        output: meaning that the caller declared.
+        select: entry of the output that the caller selected.
+        logits: function of the caller that returns logits from the output.
+        has_labels: whether the caller passed labels, which implies classes.
+        meaning: meaning of the output as observed; None before the first forward pass.
     """
 
     module: nn.Module
@@ -67,7 +67,7 @@ class Observed:
         """Return the embedding that the module computes, (batch, channel).
 
         Raises:
-            UnclearOutputError: The module returns no embedding.
+            UnclearOutputError: the module returns no embedding.
         """
         rows = self.rows(pixels)
         if rows is None:
@@ -99,7 +99,7 @@ class Observed:
             return "logits"
         if proven is not None:
             return proven
-        if not ending.of_layers:
+        if not ending.any_layer_ran:
             return "logits"  # a function of the pixels alone is not an image encoder
         if sums_to_one(rows.float()):
             return "probabilities"
@@ -114,7 +114,7 @@ class Observed:
 
 @dataclass(frozen=True, eq=False)
 class Classes:
-    """The forward pass of a model that is known to return classes, or none."""
+    """The forward pass of a model whose class is known: it returns classes, or None for a bare backbone."""
 
     run: Callable[[Tensor], Any]
     name: str
@@ -130,7 +130,7 @@ class Classes:
 
 @dataclass(frozen=True, eq=False)
 class NoClasses:
-    """The forward pass of a backbone: it runs, and returns no classes."""
+    """The forward pass of a backbone, which returns no classes."""
 
     run: Callable[[Tensor], Any]
 

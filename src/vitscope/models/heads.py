@@ -1,4 +1,4 @@
-"""Models with new classes: an untrained classifier on any backbone, and how to build such a model again."""
+"""Models with new classes: an untrained classifier on any backbone, and the description that rebuilds the model."""
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +20,7 @@ HEAD_STD = 0.02  # standard deviation of an untrained classifier's weights, the 
 
 
 class Classified(nn.Module):
-    """A backbone without a classifier in its library, and a linear layer that reads its features."""
+    """A backbone for which its library has no classifier, and a linear layer that reads its features."""
 
     def __init__(self, backbone: nn.Module, features: int, classes: int) -> None:
         super().__init__()
@@ -44,15 +44,16 @@ def reset_classifier(model: VisionModel, labels: Sequence[str], *, by_windows: b
     """Return a copy of the model with an untrained classifier for these classes.
 
     The classifier is the library's own, if it has one for this model. Its weights are drawn from a normal
-    distribution with a standard deviation of 0.02 (by torch's global generator: seed it), and its bias is zero.
+    distribution with a standard deviation of 0.02 (by torch's global generator; seed it for reproducible weights), and
+    its bias is zero.
 
     Args:
-        model: The model to copy; it is not changed.
-        labels: The names of the new classes.
-        by_windows: Whether the classifier reads CLS tokens in the windows of a Swin, see :class:`vitscope.WindowHead`.
+        model: the model to copy; it is not changed.
+        labels: names of the new classes.
+        by_windows: whether the classifier reads CLS tokens in the windows of a Swin, see :class:`vitscope.WindowHead`.
 
     Raises:
-        UnsupportedModelError: The model is from none of the three libraries, has adapters, or returns no features.
+        UnsupportedModelError: the model is from none of the three libraries, has adapters, or returns no features.
     """
     if model.library not in LIBRARIES:
         raise UnsupportedModelError(
@@ -117,11 +118,11 @@ def describe(
     """Return a module with a classifier as a :class:`VisionModel`.
 
     Args:
-        library: The library of the module or of its backbone.
-        module: A model of the library, a :class:`Classified` or a :class:`WindowClassified`.
-        labels: The names of the classes.
-        preprocessing: The preprocessing; None for the library's own.
-        name: The name of the model.
+        library: library of the module or of its backbone.
+        module: a model of the library, a :class:`Classified` or a :class:`WindowClassified`.
+        labels: names of the classes.
+        preprocessing: preprocessing of images; None for the library's own.
+        name: name of the model.
     """
     facts: dict[str, Any] = {"labels": tuple(labels), "name": name, "embed": None, "output": "logits"}
     if isinstance(module, WindowClassified):
@@ -165,7 +166,7 @@ def _wrap(library: str, module: nn.Module, preprocessing: Preprocessing | None) 
 
 
 def _describe_window_reader(backbone: VisionModel, module: WindowClassified, facts: Mapping[str, Any]) -> VisionModel:
-    """Return the model of a window reader: its attention is the backbone's; no row of it leads to the CLS tokens."""
+    """Return the model of a window reader, with the backbone's attention, which does not lead to the CLS tokens."""
     layout = backbone.layout
     assert layout is not None
     assert layout.hierarchy is not None
@@ -204,7 +205,7 @@ def _with_linear_classifier(model: VisionModel, classes: int) -> Classified:
 
 
 def _trainable_copy(module: nn.Module) -> nn.Module:
-    """Return a copy whose weights take gradients, also if they were frozen or created in inference mode."""
+    """Return a copy whose weights take gradients, even if they were frozen or created in inference mode."""
     copied = copy.deepcopy(module)
     for parameter in copied.parameters():
         parameter.grad = None

@@ -25,8 +25,8 @@ class Merging:
     norm: nn.LayerNorm
     reduction: nn.Linear
 
-    def given(self, tokens: Float[Tensor, "batch token channel"]) -> Reduction:
-        """Return what this layer computes from the tokens; its weights are copied, because training may change them."""
+    def reduction_of(self, tokens: Float[Tensor, "batch token channel"]) -> Reduction:
+        """Return the tokens with a copy of this layer's weights, because training may change the weights later."""
         gamma = self.norm.weight.detach().clone() if self.norm.elementwise_affine else None
         weight = self.reduction.weight.detach().clone()
         norm_first = self.norm.normalized_shape[0] == self.reduction.in_features
@@ -38,10 +38,10 @@ class Projection:
     """A block's layers before and after attention; no gradient reaches their weights.
 
     Attributes:
-        norm: The LayerNorm before attention.
-        inputs: One layer each for queries, keys and values, or one layer for all three in this order.
-        out: The layer after attention: linear, or what an adapter replaced it with.
-        num_heads: The number of attention heads.
+        norm: the LayerNorm before attention.
+        inputs: one layer each for queries, keys and values, or one layer for all three in this order.
+        out: layer after attention: linear, or the layer with which an adapter replaced it.
+        num_heads: number of attention heads.
     """
 
     norm: nn.LayerNorm
@@ -62,7 +62,7 @@ class Projection:
         return [_apply_detached(layer, tokens) for layer in self.inputs]
 
     def project_out(self, attended: Tensor) -> Tensor:
-        """Return what the block adds to its tokens, from the output of attention (…, channel)."""
+        """Return what the block adds to its tokens, computed from the output of attention (…, channel)."""
         return _apply_detached(self.out, attended)
 
 
@@ -78,10 +78,10 @@ class WindowBlock:
     """One block of a window transformer.
 
     Attributes:
-        module: The module whose input are the tokens.
-        windows: Returns how the block divides a grid. It reads the module at each call, because a module can be set to
-            another size.
-        projection: The block's layers around attention; None if attention is not softmax(q·kᵀ) of a LayerNorm's output
+        module: module whose input is the tokens.
+        windows: function that returns the windows of a grid. It reads the module at each call, because a module can be
+            set to another size.
+        projection: layers of the block around attention; None if attention is not softmax(q·kᵀ) of a LayerNorm's output
             (Swin v2, MaxViT).
     """
 
@@ -99,15 +99,15 @@ class Hierarchy:
     """The modules of a window transformer that attend, merge and classify. All callables can be pickled.
 
     Attributes:
-        blocks: The blocks by the path of their attention module, in the order in which they run.
-        mergings: The patch merging layers by their path.
-        downsampling: Other modules that halve the grid (strided convolutions); attention cannot be followed through
+        blocks: the blocks by the path of their attention module, in the order in which they run.
+        mergings: the patch merging layers by their path.
+        downsampling: other modules that halve the grid (strided convolutions); attention cannot be followed through
             them.
-        before_pooling: The module whose output tokens the classifier averages.
-        classifier: The linear layer that reads the average; None if there is something else in between.
-        why_unsupported: Returns why the library cannot run a token grid; None if it can.
-        preserved_state: Returns a context in which the library may change its own settings; they are restored at the
-            end.
+        before_pooling: module whose output tokens the classifier averages.
+        classifier: linear layer that reads the average; None if another computation comes between them.
+        why_unsupported: function that returns the reason why the library cannot run a token grid, or None if it can.
+        preserved_state: function that returns a context in which the library may change its own settings; they are
+            restored at the end.
     """
 
     blocks: Mapping[str, WindowBlock]
@@ -119,7 +119,7 @@ class Hierarchy:
     preserved_state: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def block_of(self, module: str) -> str | None:
-        """Return the path of the attention module that the module at this path is, or is inside; None if neither."""
+        """Return the path of the attention module at this path or around it; None if there is none."""
         while module and module not in self.blocks:
             module = module.rpartition(".")[0]
         return module or None

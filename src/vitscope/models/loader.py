@@ -1,4 +1,4 @@
-"""load(): a :class:`VisionModel` from a name, a folder or a live module."""
+"""load(): return a :class:`VisionModel` from a name, a folder or a live module."""
 
 import difflib
 import re
@@ -37,7 +37,7 @@ def bundled_path(name: str) -> Path:
     Args:
         name: ``"vit-nano"`` or ``"swin-nano"``.
 
-    Example:
+    Examples:
         >>> from vitscope.models import bundled_path
         >>> (bundled_path("vit-nano") / "config.json").exists()
         True
@@ -67,13 +67,13 @@ def load(
     mean: Sequence[float] | float | None = None,
     std: Sequence[float] | float | None = None,
 ) -> VisionModel:
-    """Return a vision model, loaded by name or from a folder, or made of a live module.
+    """Return a vision model, loaded by name or from a folder, or built around a live module.
 
-    Nothing is guessed that could be wrong. Weights either fill the model or are an error, the preprocessing is the one
-    that the checkpoint was saved with, and if an output could be classes or an embedding, the caller has to say which.
+    Nothing is guessed. Weights that do not fill the model are an error, the preprocessing is the one that the
+    checkpoint was saved with, and if an output could be either classes or an embedding, the caller must say which.
 
     Args:
-        model: One of
+        model: one of
 
             * ``"vit-nano"`` or ``"swin-nano"``, the bundled models,
             * a local folder or hub id of transformers, a PEFT adapter folder, a folder in timm's hub layout, or a run
@@ -82,49 +82,50 @@ def load(
               ``"torchvision:<name>"``,
             * an ``nn.Module``: a model of these three libraries, a module that contains one, or any other transformer,
               also wrapped by ``torch.compile``, ``DataParallel``, ``DistributedDataParallel``, PEFT or Lightning.
-        pretrained: Whether to load pretrained weights. False gives random weights from torch's global generator (seed
-            it); then a model type of transformers such as ``"vit"`` or ``"dinov2"`` is also a name and means its
-            default configuration.
-        weights: A file of weights (``.safetensors``, ``.pth``, ``.ckpt``, …) for the architecture that ``model`` names.
+        pretrained: whether to load pretrained weights. False gives random weights from torch's global generator (seed
+            it for reproducible weights). ``model`` may then also be a model type of transformers, such as ``"vit"`` or
+            ``"dinov2"``, which is built with its default configuration.
+        weights: a file of weights (``.safetensors``, ``.pth``, ``.ckpt``, …) for the architecture that ``model`` names.
             Only tensors are read from it, never other pickled objects.
-        adapter: A PEFT adapter folder, applied to a copy of ``model``.
-        device: The device of the weights; by default the one that the library loads them to. A live module stays where
+        adapter: a PEFT adapter folder, applied to a copy of ``model``.
+        device: device of the weights; by default the one that the library loads them to. A live module stays where
             it is.
-        dtype: The precision of the weights; by default the one that the library loads them in. A live module keeps its
+        dtype: precision of the weights; by default the one that the library loads them in. A live module keeps its
             own.
         image_size: (height, width) of the input in pixels, or one number for a square; by default the model's own.
-        patch_size: (height, width) of a patch in pixels, or one number for a square, of a live module from none of the
+        patch_size: (height, width) of a patch in pixels, or one number for a square, for a live module from none of the
             three libraries. ``prefix`` and ``readout`` then complete the token layout.
-        prefix: The names of the tokens before the patches.
-        readout: The tokens that the classifier reads: the name of a prefix token, ``"patches"`` for their mean,
+        prefix: names of the tokens before the patches.
+        readout: tokens that the classifier reads: the name of a prefix token, ``"patches"`` for their mean,
             ``"pooling"``, or a mapping from these to weights that sum to one. ``readout`` alone replaces the readout of
             a known live model whose classifier was changed.
-        backbone: The path of the vision transformer inside a live module or a model of transformers; by default the
+        backbone: path of the vision transformer inside a live module or a model of transformers; by default the
             only known model inside it.
-        output: The meaning of the module's output: ``"logits"`` (softmax, or sigmoid for a single output),
+        output: meaning of the module's output: ``"logits"`` (softmax, or sigmoid for a single output),
             ``"softmax"``, ``"sigmoid"`` (independent classes), ``"probabilities"``, ``"value"`` (regression) or
             ``"features"`` (an embedding, explained by similarity). By default it is derived from the library or from
             the layers that compute the output.
-        labels: The names of the classes: a list, a mapping from index to name, or a file of names.
-        select: The entry of the output that holds the classes: a key, a position, or keys joined by dots.
-        logits: A function from the module's output to logits (batch, class).
-        embed: A function from the module's output to features (batch, channel).
-        processor: The preprocessing: an image processor of transformers, its folder or settings, timm's data
-            configuration, or ``weights.transforms()`` of torchvision.
-        mean: The mean of each channel, or one number for all channels, for pixels in [0, 1]. It replaces the mean of
+        labels: names of the classes: a list, a mapping from index to name, or a file of names.
+        select: entry of the output that holds the classes: a key, a position, or keys joined by dots.
+        logits: a function from the module's output to logits (batch, class).
+        embed: a function from the module's output to features (batch, channel).
+        processor: the preprocessing: an image processor of transformers, its folder or settings, timm's data
+            configuration, or ``weights.transforms()`` of torchvision. By default that of the checkpoint.
+        mean: mean of each channel, or one number for all channels, for pixels in [0, 1]. It replaces the mean of
             the preprocessing. ``mean``, ``std`` and ``image_size`` together define a preprocessing that resizes the
-            photo to the input; for a module that neither is nor contains a known model, ``image_size`` alone means
+            image to the input size. For a module that neither is nor contains a known model, ``image_size`` alone means
             pixels from -1 to 1.
-        std: The standard deviation of each channel, in the same form.
+        std: standard deviation of each channel, in the same form as ``mean``.
 
     Returns:
         The model in evaluation mode; a live module keeps its mode.
 
     Raises:
-        CallError: An argument is invalid or does not apply to this model.
-        UnknownModelError: There is no such model.
-        UnsupportedModelError: What the model computes cannot be shown correctly.
-        ModelUnavailableError: The weights or the library are not available, or the weights do not fill the model.
+        CallError: an argument is invalid or does not apply to this model.
+        UnknownModelError: there is no such model.
+        UnsupportedModelError: the model takes more than an image, or vitscope cannot explain it correctly.
+        ModelUnavailableError: the weights, the library or the device are not available, or the weights do not fill the
+            model.
 
     Examples:
         >>> import vitscope as vs
@@ -197,12 +198,14 @@ def _load_named(
     options: dict[str, Any] = {"pretrained": pretrained, "image_size": size, "dtype": dtype}
     names_library = bool(colon) and library in LIBRARIES
     path_like = Path(rest) if names_library else model_path(name)
-    of_vitscope = not names_library and (name in BUNDLED or manifest_folder(path_like) or is_adapter_folder(path_like))
-    if backbone is not None and (names_library or of_vitscope or is_timm_folder(path_like)):
+    has_own_weights = not names_library and (
+        name in BUNDLED or manifest_folder(path_like) or is_adapter_folder(path_like)
+    )
+    if backbone is not None and (names_library or has_own_weights or is_timm_folder(path_like)):
         raise CallError(f"backbone is only for a live module or a model of transformers: omit it for {name}")
     if names_library:
         return backend(library).load(rest, **options, weights=weights)
-    if weights is not None and of_vitscope:
+    if weights is not None and has_own_weights:
         raise CallError(f"{name} contains its own weights: weights= is for an architecture, such as timm:<name>")
     if name in BUNDLED:
         path = str(bundled_path(name))
@@ -229,7 +232,7 @@ def _load_named(
 
 
 def describe_module(module: nn.Module, description: Description) -> VisionModel:
-    """Return a live module as a VisionModel: a known model, a module that contains one, or a module from elsewhere."""
+    """Return a live module as a VisionModel: a known model, a module that contains one, or any other module."""
     inner = unwrap(module)
     library = library_of(inner)
     if library is not None and description.layout is None and description.backbone is None:
@@ -245,7 +248,7 @@ def describe_module(module: nn.Module, description: Description) -> VisionModel:
             backbone = backend(library).wrap(submodule, image_size=description.image_size)
     layout = description.layout
     if backbone is not None:
-        # The image encoder may be deeper still: the tower of a CLIP.
+        # The image encoder may be even deeper, such as the vision tower of CLIP.
         path = _path_of(backbone.module, inner)
         layout = backbone.layout
         if layout is not None and layout.hierarchy is not None:
@@ -303,7 +306,7 @@ def _pair(size: Size | None, name: str) -> tuple[int, int] | None:
 
 
 def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
-    """Return a floating-point dtype by its name."""
+    """Return a dtype or the name of one as a floating-point dtype."""
     if dtype is None:
         return None
     result = dtype if isinstance(dtype, torch.dtype) else getattr(torch, str(dtype), None)

@@ -1,4 +1,4 @@
-"""Few-shot classification: a nearest-class-mean classifier for a model without one, from a few images of each class."""
+"""Few-shot classification: a nearest-class-mean classifier from a few images of each class, for a model without one."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -27,7 +27,7 @@ def few_shot_classifier(
     *,
     temperature: float | int = TEMPERATURE,
 ) -> VisionModel:
-    """Return the model with a classifier that compares an image's features with the mean features of each class.
+    """Return a classifier that compares the features of an image with the mean features of each class.
 
     With f the features of an image, m_c their mean over the examples of class c and μ the mean of all m_c, the logit
     of c is cos(f − μ, m_c − μ) / temperature. Without subtracting μ, which all images share, all classes look alike.
@@ -36,20 +36,22 @@ def few_shot_classifier(
     (arXiv 1911.04623); the temperature, Caron et al., 2021 (arXiv 2104.14294).
 
     Args:
-        model: A model that returns features, such as DINOv2 without a head, from :func:`vitscope.load`; or a live
+        model: a model that returns features, such as DINOv2 without a head, from :func:`vitscope.load`; or a live
             module.
-        examples: The example images of each class, by the name of the class: one image or a list, as
-            :meth:`VisionModel.prepare` takes them. Or a folder that contains either a folder of images for each class,
-            or one image for each class, whose file name is the class.
-        temperature: Divides the cosines; above 0. Smaller values give more confident predictions.
+        examples: example images of each class, by the name of the class: one image or a list of images, as
+            :meth:`VisionModel.prepare` takes them. Alternatively, a folder that contains either a folder of images for
+            each class, or one image for each class, whose file name is the class.
+        temperature: divisor of the cosines, above 0. Smaller values give more confident predictions. The default is
+            0.07.
 
     Returns:
         A copy of the model that shares its weights and predicts the classes of the examples, in their order.
 
     Raises:
-        CallError: There are fewer than two classes, a class without images, or the model already has classes.
+        CallError: there are fewer than two classes, a class has no images, the temperature is not above 0, or the model
+            already has classes or returns no features.
 
-    Example:
+    Examples:
         >>> import skimage, torch, vitscope as vs
         >>> backbone = vs.load(vs.load("vit-nano").module.vit, image_size=32)
         >>> cats, rockets = skimage.data.chelsea(), skimage.data.rocket()

@@ -37,10 +37,10 @@ CLASSIFIER_KEYS = (
 
 
 def require_output(output: Any) -> Output | None:
-    """Return ``output`` if it is a meaning of an output, or None.
+    """Return ``output`` if it is a valid meaning of an output, or None.
 
     Raises:
-        CallError: It is not.
+        CallError: the meaning is unknown.
     """
     if output is not None and output not in get_args(Output):
         raise CallError(f"output is {output!r}: choose {', '.join(get_args(Output))}")
@@ -64,7 +64,7 @@ def select_entry(returned: Any, select: Select, name: str) -> Any:
     """Return the entry of an output that ``select`` names.
 
     Raises:
-        CallError: There is no such entry; the message lists the existing ones.
+        CallError: there is no such entry; the message lists the existing ones.
     """
     for step in select.split(".") if isinstance(select, str) else [select]:
         entries = entries_or_none(returned) or {}
@@ -84,7 +84,7 @@ def class_rows(returned: Any, batch: int, name: str, select: Select | None = Non
     """Return the (batch, class) tensor of an output; None if it holds no classes (the tokens of a bare backbone).
 
     Raises:
-        UnclearOutputError: Several tensors are possible, or the tensor does not have one row per image.
+        UnclearOutputError: several tensors are possible, or the tensor does not have one row per image.
     """
     if select is not None:
         returned = select_entry(returned, select, name)
@@ -165,9 +165,9 @@ def probabilities(logits: Tensor, meaning: Output) -> Tensor | None:
     """Return the probability of each class, float32 (batch, class); None if the model predicts values.
 
     Args:
-        logits: The model's output, (batch, class).
-        meaning: The meaning of the output. ``"logits"`` is ``"softmax"``, or ``"sigmoid"`` for a single output. Rows
-            that are probabilities already are returned unchanged.
+        logits: the model's output, (batch, class).
+        meaning: meaning of the output. ``"logits"`` means ``"softmax"``, or ``"sigmoid"`` for a single output. Rows
+            that are already probabilities are returned unchanged.
     """
     logits = logits.float()
     if meaning == "value":
@@ -180,7 +180,7 @@ def probabilities(logits: Tensor, meaning: Output) -> Tensor | None:
 
 
 def sums_to_one(rows: Tensor) -> bool:
-    """Return whether the rows come from a softmax: logits are never non-negative with sum one by chance."""
+    """Return whether the rows come from a softmax: logits do not sum to one without negative values by chance."""
     if rows.shape[-1] < 2:
         return False
     return bool((rows >= 0).all() and ((rows.sum(-1) - 1).abs() < 1e-4).all())

@@ -1,4 +1,4 @@
-"""Pickling of models: one clear line if a module or function cannot be pickled."""
+"""Pickling of models, with a one-line error if a module or function cannot be pickled."""
 
 import pickle
 from typing import Any
@@ -15,16 +15,16 @@ def check_picklable(name: str, state: Any, protocol: int) -> None:
     check, without the numbers of their tensors, which are large and can always be pickled.
 
     Args:
-        name: The name of the model in the error message.
-        state: The objects.
-        protocol: The protocol of the pickle.
+        name: name of the model in the error message.
+        state: the objects.
+        protocol: version of the pickle protocol.
 
     Raises:
-        UnsupportedModelError: A class or function among them is local, or an object cannot be pickled.
+        UnsupportedModelError: a class or function among them is local, or an object cannot be pickled.
     """
     try:
         _StructurePickler(_Discard(), protocol).dump(state)
-    except VitscopeError:  # of a model inside the model
+    except VitscopeError:  # raised by a model inside the model
         raise
     except Exception as error:
         raise UnsupportedModelError(
@@ -34,7 +34,7 @@ def check_picklable(name: str, state: Any, protocol: int) -> None:
 
 
 class _StructurePickler(pickle.Pickler):
-    """Pickles everything except the numbers of tensors."""
+    """A pickler of everything except the numbers of tensors."""
 
     def persistent_id(self, obj: Any) -> str | None:
         """Return an identifier in place of a plain tensor."""
@@ -43,7 +43,7 @@ class _StructurePickler(pickle.Pickler):
 
 
 class _Discard:
-    """A file that keeps nothing."""
+    """A file that discards what is written to it."""
 
     def write(self, data: Any) -> int:
         """Return the number of bytes that a file would have written."""

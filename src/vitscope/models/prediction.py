@@ -8,12 +8,12 @@ class Prediction:
     """The prediction of one class for an image.
 
     Attributes:
-        label: The name of the class.
-        index: The index of the class in the model's output.
-        probability: The probability in [0, 1], by the model's own softmax or sigmoid; None if it predicts values.
-        value: The predicted value if the model predicts values (regression), else None.
+        label: name of the class.
+        index: index of the class in the model's output.
+        probability: probability in [0, 1], from the model's own softmax or sigmoid; None if it predicts values.
+        value: predicted value if the model predicts values (regression); None otherwise.
 
-    Example:
+    Examples:
         >>> import skimage, vitscope as vs
         >>> prediction = vs.load("vit-nano").predict(skimage.data.chelsea(), top_k=1)[0][0]
         >>> prediction.label, prediction.index, round(prediction.probability, 2)

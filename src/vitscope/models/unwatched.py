@@ -1,4 +1,4 @@
-"""Computations that vitscope adds to a model's forward pass, hidden from the attention taps."""
+"""Computations that vitscope adds to a model's forward pass, which the attention taps must not observe."""
 
 from contextlib import AbstractContextManager
 
@@ -6,5 +6,5 @@ import torch
 
 
 def unwatched() -> AbstractContextManager[None]:
-    """Return a context in which no tap sees what is computed, so that none mistakes it for the model's attention."""
+    """Return a context in which no tap observes computations, so that none mistakes them for the model's attention."""
     return torch._C.DisableTorchFunction()

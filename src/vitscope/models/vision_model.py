@@ -1,4 +1,4 @@
-"""VisionModel: a network of any library, with the facts about it that the rest of the package needs."""
+"""VisionModel: a network from any library, with the facts about it that the rest of the package needs."""
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
@@ -24,7 +24,7 @@ from vitscope.models.prediction import Prediction
 from vitscope.typing import Pixels
 from vitscope.validation import require_at_least
 
-# The errors that a module raises for an input it does not accept.
+# The errors that a module may raise for an input that it does not accept.
 _FOREIGN_ERRORS = (AttributeError, TypeError, ValueError, RuntimeError, LookupError, AssertionError, ImportError)
 
 
@@ -34,16 +34,16 @@ class Layout:
 
     Attributes:
         patch_size: (height, width) of a patch in pixels of the input.
-        prefix_names: The names of the tokens before the patches, in order.
-        readout: Weights over token sources that sum to one. A source is the name of a prefix token, ``"patches"`` or
+        prefix_names: names of the tokens before the patches, in order.
+        readout: weights over token sources that sum to one. A source is the name of a prefix token, ``"patches"`` or
             ``"tokens"`` (their mean), or ``"pooling"`` (the attention of a pooling layer, captured while the model
-            runs). Empty if the classifier reads something that no token leads to.
-        hierarchy: The windows and merging layers, if attention is not computed on one grid of all tokens.
-        partial_patches: Whether a last patch that the input fills only partly is padded; otherwise it is cut off.
-        readout_from_caller: Whether the caller of :func:`vitscope.load` named the readout. If it turns out wrong, that
-            is an error.
+            runs). Empty if what the classifier reads is not derived from tokens of the grid.
+        hierarchy: windows and merging layers; None if every block computes attention among all tokens.
+        partial_patches: whether a last patch that the input fills only partly is padded; otherwise it is cut off.
+        readout_from_caller: whether the caller of :func:`vitscope.load` passed the readout. A wrong readout is then an
+            error.
 
-    Example:
+    Examples:
         >>> import vitscope as vs
         >>> layout = vs.load("vit-nano").layout
         >>> layout.patch_size, layout.prefix_names, layout.readout
@@ -63,11 +63,19 @@ class Layout:
         """Return the (finest) token grid of an input.
 
         Args:
-            height: The height of the input in pixels.
-            width: The width of the input in pixels.
+            height: height of the input in pixels.
+            width: width of the input in pixels.
+
+        Returns:
+            The grid of patches, with the prefix tokens before them.
 
         Raises:
-            CallError: The input is smaller than one patch.
+            CallError: the input is smaller than one patch.
+
+        Examples:
+            >>> import vitscope as vs
+            >>> vs.load("vit-nano").layout.grid(32, 48)
+            Grid(height=8, width=12, prefix=1)
         """
         rows, columns = height // self.patch_size[0], width // self.patch_size[1]
         if self.partial_patches:
@@ -85,25 +93,26 @@ class VisionModel:
     Models can be copied and pickled. A pickle contains the weights and needs only the library that defines the module.
 
     Attributes:
-        name: The name or folder that was loaded, or the class of the module.
-        library: ``"transformers"``, ``"timm"``, ``"torchvision"``, or ``"module"`` for a module from elsewhere.
-        module: The network itself.
-        forward: Runs the module on its input. It returns logits (batch, class), or None without a classifier.
-        layout: The tokens of the transformer; None if they are unknown. Attention can be captured even then.
-        preprocessing: The preprocessing of photos; None if the module takes only tensors.
-        labels: The names of the classes; None without a classifier, or if they are unknown.
-        versions: The versions of the libraries, by name.
-        embed: Returns the features (batch, channel) that a classifier would read; None if there are none, or if they
-            are unknown.
-        backbone: The path of the vision transformer inside ``module``, which ``layout`` describes; empty if ``module``
+        name: name or folder that was loaded, or the class of the module.
+        library: ``"transformers"``, ``"timm"``, ``"torchvision"``, or ``"module"`` for any other module.
+        module: the network itself.
+        forward: function that runs the module on its input and returns logits (batch, class), or None without a
+            classifier.
+        layout: tokens of the transformer; None if they are unknown. Attention can be captured even then.
+        preprocessing: preprocessing of images; None if it is unknown, so that only preprocessed tensors are accepted.
+        labels: names of the classes; None without a classifier, or if they are unknown.
+        versions: versions of the libraries, by name.
+        embed: function that returns the features (batch, channel) that a classifier would read; None if there are none,
+            or if they are unknown.
+        backbone: path of the vision transformer inside ``module``, which ``layout`` describes; empty if ``module``
             is the transformer itself.
-        output: The meaning of the logits, see :data:`~vitscope.models.outputs.Output`; None if the output itself
-            decides.
-        verified: Whether the layout is certain. If it was derived from a class that the module contains or inherits
+        output: meaning of the logits, see :data:`~vitscope.models.outputs.Output`; None if it is derived from
+            the output.
+        verified: whether the layout is certain. If it was derived from a class that the module contains or inherits
             from, the first capture verifies it by an experiment.
-        no_preprocessing: The reason why ``preprocessing`` is None.
+        no_preprocessing: reason why ``preprocessing`` is None.
 
-    Example:
+    Examples:
         >>> import skimage, vitscope as vs
         >>> model = vs.load("vit-nano")
         >>> model
@@ -157,13 +166,17 @@ class VisionModel:
         """Return images as the model's input, on its device and in its dtype, and the mapping back to each photo.
 
         Args:
-            images: A path, PIL image or uint8 array (H, W, 3), a list of these, or a tensor (batch, 3, height, width)
-                that is already preprocessed.
+            images: a path, a PIL image, a uint8 array (height, width, 3), a list of these, or a preprocessed tensor
+                (batch, channel, height, width).
+
+        Returns:
+            The input, (batch, channel, height, width), and one :class:`InputImage` per image.
 
         Raises:
-            CallError: The images cannot be read, or the model does not accept their size.
+            CallError: the images are not valid, the model does not accept their size, or its preprocessing is unknown.
+            ImageError: an image file cannot be read.
 
-        Example:
+        Examples:
             >>> import skimage, vitscope as vs
             >>> pixels, images = vs.load("vit-nano").prepare(skimage.data.chelsea())
             >>> pixels.shape, images[0].photo.size
@@ -186,17 +199,22 @@ class VisionModel:
         return pixels.to(self.device, self.dtype), views
 
     def predict(self, images: Any, top_k: int = 5) -> list[list[Prediction]]:
-        """Return the most likely classes of each image, the most likely first.
+        """Return the most probable classes of each image, the most probable first.
 
         Args:
-            images: The images, as for :meth:`prepare`.
-            top_k: Maximum number of classes per image.
+            images: as for :meth:`prepare`.
+            top_k: maximum number of classes per image. The default is 5.
+
+        Returns:
+            One list of predictions per image.
 
         Raises:
-            CallError: The images cannot be read.
-            UnsupportedModelError: The model has no classifier.
+            CallError: the images are not valid, or ``top_k`` is below 1.
+            ImageError: an image file cannot be read.
+            UnsupportedModelError: the model has no classifier, or it is uncertain which output holds the classes.
+            WorkError: the model fails on the input, or its logits are NaN or infinite.
 
-        Example:
+        Examples:
             >>> import skimage, vitscope as vs
             >>> [[first, second]] = vs.load("swin-nano").predict(skimage.data.chelsea(), top_k=2)
             >>> first.label, second.label
@@ -210,7 +228,15 @@ class VisionModel:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Run the module in evaluation mode; restore all flags and settings that the library changes afterwards."""
+        """Run the module in evaluation mode inside a context; afterwards restore all flags and settings that changed.
+
+        Examples:
+            >>> import vitscope as vs
+            >>> model = vs.load("vit-nano")
+            >>> with model.running():
+            ...     model.module.training
+            False
+        """
         hierarchy = None if self.layout is None else self.layout.hierarchy
         with (
             evaluating(self.module),
@@ -223,18 +249,42 @@ class VisionModel:
         """Return logits (batch, class), or None without a classifier.
 
         Args:
-            pixels: The preprocessed images.
+            pixels: preprocessed images, (batch, channel, height, width).
 
         Raises:
-            UnclearOutputError: It is uncertain which entry of the output holds the classes.
-            CallError: The module does not accept this input.
-            WorkError: The module failed; its own error is quoted.
+            UnclearOutputError: it is uncertain which entry of the output holds the classes.
+            CallError: the module does not accept this input.
+            WorkError: the module failed; its own error is quoted.
+
+        Examples:
+            >>> import skimage.data, torch, vitscope as vs
+            >>> model = vs.load("vit-nano")
+            >>> pixels, _ = model.prepare(skimage.data.chelsea())
+            >>> with torch.no_grad(), model.running():
+            ...     model.logits(pixels).shape
+            torch.Size([1, 10])
         """
         with self._quote_errors(pixels):
             return self.forward(pixels)
 
     def logits_or_none(self, pixels: Pixels) -> Tensor | None:
-        """Return what :meth:`answer` returns; None also if it is uncertain which entry holds the classes."""
+        """Return the result of :meth:`logits`, or None if it is uncertain which entry of the output holds the classes.
+
+        Args:
+            pixels: preprocessed images, (batch, channel, height, width).
+
+        Raises:
+            CallError: the module does not accept this input.
+            WorkError: the module failed; its own error is quoted.
+
+        Examples:
+            >>> import skimage.data, torch, vitscope as vs
+            >>> model = vs.load("vit-nano")
+            >>> pixels, _ = model.prepare(skimage.data.chelsea())
+            >>> with torch.no_grad(), model.running():
+            ...     model.logits_or_none(pixels).shape
+            torch.Size([1, 10])
+        """
         try:
             return self.logits(pixels)
         except UnclearOutputError:
@@ -242,13 +292,13 @@ class VisionModel:
 
     @contextmanager
     def _quote_errors(self, pixels: Tensor) -> Iterator[None]:
-        """Turn errors of the module into one line that names the shape of its input."""
+        """Turn an error of the module into a one-line error that names the shape of its input."""
         try:
             yield
         except _FOREIGN_ERRORS as error:
-            # Errors of the caller's classes are for the caller; the batch loop handles errors about missing memory.
-            of_caller = type(error).__module__.partition(".")[0] not in ("builtins", "torch", "einops")
-            if of_caller or isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+            # Errors of the caller's classes go to the caller; the batch loop handles errors about missing memory.
+            is_callers = type(error).__module__.partition(".")[0] not in ("builtins", "torch", "einops")
+            if is_callers or isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
                 raise
             height, width = pixels.shape[-2:]
             if isinstance(error, AssertionError) and str(error):
@@ -262,11 +312,23 @@ class VisionModel:
         """Return the features that a classifier would read, for a model without a classifier.
 
         Args:
-            pixels: The preprocessed images.
+            pixels: preprocessed images, (batch, channel, height, width).
+
+        Returns:
+            The features, (batch, channel).
 
         Raises:
-            CallError: The features of the model are unknown.
-            WorkError: The module failed; its own error is quoted.
+            CallError: the features of the model are unknown, or the module does not accept this input.
+            UnclearOutputError: the module returns no features.
+            WorkError: the module failed; its own error is quoted.
+
+        Examples:
+            >>> import skimage.data, torch, vitscope as vs
+            >>> model = vs.load(vs.load("vit-nano").module.vit, image_size=32)
+            >>> pixels, _ = model.prepare(skimage.data.chelsea())
+            >>> with torch.no_grad(), model.running():
+            ...     model.features(pixels).shape
+            torch.Size([1, 192])
         """
         if self.embed is None:
             raise CallError(
@@ -278,26 +340,47 @@ class VisionModel:
 
     @property
     def meaning(self) -> Output:
-        """The meaning of the numbers that :meth:`answer` returns; ``"logits"`` unless something else is known."""
+        """The meaning of the numbers that :meth:`logits` returns; ``"logits"`` unless another meaning is known."""
         if isinstance(self.forward, NoClasses) or (self.embed is not None and isinstance(self.forward, Classes)):
             return "features"
         observed = self.forward.meaning if isinstance(self.forward, Observed) else None
         return self.output or observed or "logits"
 
     def probabilities(self, logits: Tensor) -> Float[Tensor, "batch label"] | None:
-        """Return the probabilities of logits (batch, class), float32; None if the model predicts values."""
+        """Return the probability of each class; None if the model predicts values.
+
+        Args:
+            logits: output of :meth:`logits`, (batch, class).
+
+        Returns:
+            float32 (batch, class).
+
+        Examples:
+            >>> import torch, vitscope as vs
+            >>> round(float(vs.load("vit-nano").probabilities(torch.zeros(1, 10))[0, 0]), 3)
+            0.1
+        """
         return probabilities(logits, self.meaning)
 
     def predictions(self, logits: Tensor | None, top_k: int = 5) -> list[list[Prediction]]:
         """Return the ranked classes of logits (batch, class).
 
         Args:
-            logits: The output of :meth:`answer`.
-            top_k: Maximum number of classes per image.
+            logits: output of :meth:`logits`.
+            top_k: maximum number of classes per image. The default is 5.
+
+        Returns:
+            One list of predictions per image, the most probable class first.
 
         Raises:
-            UnsupportedModelError: The logits are None: the model has no classifier.
-            WorkError: The logits contain NaN or infinity.
+            UnsupportedModelError: the logits are None, because the model has no classifier.
+            WorkError: the logits contain NaN or infinity.
+
+        Examples:
+            >>> import torch, vitscope as vs
+            >>> [[first]] = vs.load("vit-nano").predictions(torch.eye(10)[3:4], top_k=1)
+            >>> first.label
+            'cat'
         """
         if logits is None:
             advice = ": pass select= or logits= to vitscope.load if it has classes" if self.library == "module" else ""
@@ -316,7 +399,19 @@ class VisionModel:
         ]
 
     def names(self, count: int) -> tuple[str, ...]:
-        """Return the labels of ``count`` classes; numbers if the model's labels belong to another classifier."""
+        """Return the labels of all classes, or names such as "class 0" if the model's labels do not fit their number.
+
+        Args:
+            count: number of classes.
+
+        Warns:
+            VitscopeWarning: the model has labels, but another number of them.
+
+        Examples:
+            >>> import vitscope as vs
+            >>> vs.load("vit-nano").names(10)[:3]
+            ('airplane', 'automobile', 'bird')
+        """
         if self.labels is not None and len(self.labels) == count:
             return self.labels
         if self.labels is not None:
@@ -327,11 +422,20 @@ class VisionModel:
         return tuple("value" if count == 1 and self.meaning == "value" else f"class {i}" for i in range(count))
 
     def label(self, index: int) -> str:
-        """Return the name of a class; its number if it has none."""
+        """Return the label of a class, such as "cat", or "class 3" if the model has no labels.
+
+        Args:
+            index: index of the class, from 0.
+
+        Examples:
+            >>> import vitscope as vs
+            >>> vs.load("vit-nano").label(3)
+            'cat'
+        """
         return self.labels[index] if self.labels and index < len(self.labels) else f"class {index}"
 
     def _preprocess(self, images: Any) -> tuple[Tensor, list[InputImage]]:
-        """Return photos as the model's input, and the mapping back to each photo."""
+        """Return images as the model's input, and the mapping back to each photo."""
         if self.preprocessing is None:
             reason = f" ({self.no_preprocessing})" if self.no_preprocessing else ""
             raise CallError(
@@ -348,7 +452,7 @@ class VisionModel:
         """The number of channels of the input; None if it is unknown."""
         if self.preprocessing is not None:
             return len(self.preprocessing.mean)
-        # In a module from elsewhere the first convolution is not necessarily the one that receives the image.
+        # In any other module, the first convolution is not necessarily the one that receives the image.
         return None if self.library == "module" else input_channels(self.module)
 
     def _require_batch(self, images: Tensor) -> Tensor:

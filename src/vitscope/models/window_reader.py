@@ -1,4 +1,4 @@
-"""Classification of a Swin by CLS tokens in its windows: the tokens' path through each block, and a head."""
+"""Classification with CLS tokens in the windows of a Swin: the tokens' path through each block, and a head."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -23,10 +23,10 @@ BlockInputs = Mapping[str, tuple[Float[Tensor, "batch token channel"], Slots]]
 class WindowReader(nn.Module):
     """One learned token for each stage of a Swin, and a small head that reads what the tokens collect.
 
-    In each block the stage's token enters every window, attends to itself and the window through the block's own
-    weights, and adds the result. The mean over windows and blocks of a stage is the stage's summary; a LayerNorm and
-    one linear layer compute logits from the summaries of all stages. The image's tokens do not attend to the learned
-    ones, so the backbone computes the same as without them, and its weights receive no gradient.
+    In each block, the stage's token enters every window, attends to itself and to the window's tokens through the
+    block's own weights, and adds the result to itself. The mean over the windows and blocks of a stage is the stage's
+    summary. A LayerNorm and one linear layer compute logits from the summaries of all stages. The image's tokens do not
+    attend to the learned ones, so the output of the backbone does not change, and its weights receive no gradient.
     """
 
     def __init__(self, model: VisionModel, num_classes: int) -> None:
@@ -101,7 +101,7 @@ def block_projections(model: VisionModel) -> dict[str, Projection]:
     """Return the layers around attention of each block, by the path of its attention module.
 
     Raises:
-        UnsupportedModelError: The model is not a Swin (version 1).
+        UnsupportedModelError: the model is not a Swin (version 1).
     """
     blocks = {} if model.layout is None or model.layout.hierarchy is None else model.layout.hierarchy.blocks
     projections = {path: block.projection for path, block in blocks.items() if block.projection is not None}
@@ -129,13 +129,13 @@ def read_window(
     slots: Slots,
     entering: Float[Tensor, " channel"] | None = None,
 ) -> tuple[WindowRows, Float[Tensor, "batch window channel"]]:
-    """Send one token through the block's own attention in each window.
+    """Return the attention of one token in each window of a block, and what it adds to the token.
 
     Args:
-        projection: The block's layers around attention.
-        tokens: The tokens that enter the block.
-        slots: The index of the token in each slot of each window; negative for padding.
-        entering: The vector that enters each window; by default the mean of the window's tokens.
+        projection: layers of the block around attention.
+        tokens: tokens that enter the block.
+        slots: index of the token in each slot of each window; negative for padding.
+        entering: vector that enters each window; by default the mean of the window's tokens.
 
     Returns:
         The token's attention to itself and then to each slot, and what attention adds to it.

@@ -50,7 +50,7 @@ def _has_no_forward(cls: type[nn.Module]) -> bool:
 
 
 def library_of(module: Any) -> str | None:
-    """Return the library that a module is a complete model of; None for layers and modules from elsewhere."""
+    """Return the library to which a complete model belongs; None for layers and all other modules."""
     for cls in type(module).__mro__:
         library = cls.__module__.partition(".")[0]
         if library in LIBRARIES and _is_model(module, library):
@@ -70,14 +70,14 @@ def _is_model(module: Any, library: str) -> bool:
 
 
 def backbone_path(module: nn.Module, path: str | None) -> str | None:
-    """Return the path of the only known model inside a module; None if there is none, or several.
+    """Return the path of the only known model inside a module; None if there is none or more than one.
 
     Args:
-        module: The container.
-        path: The path that the caller named; it is returned if it exists.
+        module: the container.
+        path: path that the caller passed, which is returned if it exists; None to search.
 
     Raises:
-        CallError: There is no module at the path.
+        CallError: there is no module at the path.
     """
     if path is not None:
         if path not in {name for name, _ in module.named_modules()}:

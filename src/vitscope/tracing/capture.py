@@ -65,13 +65,13 @@ def capture(model: VisionModel | nn.Module, images: Any, *, layers: Sequence[int
     Raises:
         NoAttentionError: the model calls no attention that can be observed.
         UnsupportedModelError: the attention weights, the order of heads and windows, or the readout cannot be
-            determined, or none of the attention is among the tokens of the image.
+            determined, or no attention is among the tokens of the image.
         CallError: a layer is out of range, or the images are not valid.
         ImageError: an image file cannot be read.
         WorkError: the model fails on the input.
 
     Warns:
-        VitscopeWarning: some attention calls of the image are not in the trace; ``trace.omitted`` lists them.
+        VitscopeWarning: attention calls that depend on the image are not in the trace; ``trace.omitted`` lists them.
 
     Examples:
         >>> import skimage.data, vitscope as vs
@@ -105,10 +105,10 @@ def run_and_capture(
         layers: as for :func:`capture`.
         fuse: head fusion of the stored weights, used if one map per layer takes less memory than queries and keys. The
             fused step computes softmax(q·kᵀ) itself, once, and uses it for the output too. None stores all heads.
-        start_layer: index of the first block to store, from 0; earlier blocks run untouched.
+        start_layer: index of the first block to store, from 0; earlier blocks run without being stored.
         merge: ``"equal"`` omits the inputs of patch merging, which are only needed for ``"norm"``.
         by_class: False omits the tokens of the classifier, which are only needed for a readout of one class.
-        watch: functions that take the first argument and the output of a module.
+        watch: functions by module, each called with the first argument and the output of its module.
 
     Returns:
         The trace and the logits.
@@ -137,7 +137,7 @@ def run_and_capture(
     recorder = Recorder(target, len(pixels), grid, LayerSelection(layers), fuse, start_layer)
     watched = {**recorder.watched_modules(norms=merge != "equal", pooled=by_class), **(watch or {})}
     flow, softmax_tracker = Flow(constants_of(model.module)), SoftmaxTracker()
-    pixels = pixels.view_as(pixels)  # a tensor that no caller holds, to give it a mask
+    pixels = pixels.view_as(pixels)  # the image's mask belongs to a new tensor, which no caller holds
     flow.set_mask(pixels, IMAGE)
     tap = Tap(model.module, recorder, flow, softmax_tracker)
     with torch.no_grad(), model.running(), tap, tap.follow(watched):
@@ -164,7 +164,7 @@ _verifications: WeakKeyDictionary[nn.Module, dict[tuple[Any, ...], Layout | Unsu
 
 
 def _with_verified_layout(model: VisionModel, pixels: Tensor) -> VisionModel:
-    """Return a model with a verified layout, for a layout that was taken from a contained or base class."""
+    """Return the model with a verified layout, after its layout was derived from a contained module or a base class."""
     trusted = replace(model, verified=True)
     if model.layout is None:
         return trusted

@@ -23,9 +23,9 @@ class CheckReport:
         model: name of the model.
         layers: number of attention blocks.
         grid: token grid, verified by changing patches of the image; None if the layout is unknown.
-        readout: weights of what the classifier reads, verified by changing tokens; None if the layout or the output is
-            unknown, or if the output depends on no token.
-        unchained: why the blocks do not form a chain; None if they do.
+        readout: weight of each source that the classifier reads, verified by changing tokens; None if the layout or the
+            output is unknown, or if the output depends on no token.
+        unchained: reason why the blocks do not form a chain; None if they do.
     """
 
     model: str
@@ -56,18 +56,18 @@ def _grid_text(grid: Grid | None) -> str:
 def check(model: VisionModel | nn.Module, images: Any = None) -> CheckReport:
     """Verify the token grid, the readout and the order of blocks of a model by experiments.
 
-    The model runs three times. The first run is captured. In the second, single patches of the image are changed: each
-    must change its own token most. In the third, single tokens are changed in the output of the last attention block:
-    the prediction must change for exactly those tokens that the readout names. A model of an unknown class runs once
-    more before, on three images of noise.
+    The model runs three times. The first run is captured. In the second, single patches of the image are changed: the
+    token of the changed patch must change most. In the third, single tokens are changed in the output of the last
+    attention block: the prediction must change for exactly those tokens that the readout names. A model of an unknown
+    class runs once before that, on three images of noise.
 
     Args:
         model: from :func:`vitscope.load`, or a live module.
-        images: as for :func:`vitscope.capture`; only the first image is used. The default is noise of the model's input
-            size.
+        images: as for :func:`vitscope.capture`; only the first image is used. The default is noise with the model's
+            input size.
 
     Returns:
-        The verified facts, with a short text as ``repr``.
+        The verified facts; their ``repr`` is a short summary.
 
     Raises:
         UnsupportedModelError: an experiment contradicts the layout, or the attention is not available.
@@ -89,7 +89,7 @@ def check(model: VisionModel | nn.Module, images: Any = None) -> CheckReport:
 
 
 def _pixels(model: VisionModel, images: Any) -> Tensor:
-    """Return the first image as input of the model, or noise without images."""
+    """Return the first image as the model's input, or noise if no images were passed."""
     if images is not None:
         return model.prepare(images)[0][:1]
     if model.preprocessing is None:

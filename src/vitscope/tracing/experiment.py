@@ -25,7 +25,7 @@ from vitscope.errors import UnsupportedModelError
 from vitscope.models.vision_model import VisionModel
 
 COPIES = 3  # the same image twice, and a copy with a changed region
-MIN_SIDE = 8  # rows and columns of values; fewer do not show the place of a change
+MIN_SIDE = 8  # minimum rows and columns of the values; fewer do not show where a change is
 
 
 @dataclass(frozen=True)
@@ -68,10 +68,10 @@ class _Findings:
 
     Attributes:
         module: the module whose attention is not supported, or the model.
-        refusal: why its attention is not supported; None if it is.
+        refusal: reason why its attention is not supported; None if it is.
         heads_first: see :class:`Evidence`.
         heads_before_windows: see :class:`Evidence`.
-        sums: sum of absolute queries of each call, to compare two forward passes.
+        sums: sum of the absolute queries or logits of each call, to compare two forward passes.
     """
 
     module: str = ""
@@ -81,7 +81,7 @@ class _Findings:
     sums: list[float] = field(default_factory=list)
 
     def refuse(self, module: str, reason: str) -> None:
-        """Note that the attention of a module is not supported."""
+        """Record that the attention of a module is not supported, and why."""
         self.module, self.refusal = module, reason
 
 
@@ -89,12 +89,12 @@ _cache: WeakKeyDictionary[nn.Module, dict[tuple[int, int], _Findings]] = WeakKey
 
 
 def experiment(model: VisionModel, size: tuple[int, int], channels: int = 3) -> Evidence:
-    """Return what a forward pass of three images shows about a model, computed once per module and input size.
+    """Return the evidence from a forward pass of three images, which runs once per module and input size.
 
     Random number generators, training flags and hooks are unchanged afterwards.
 
     Args:
-        model: any model; a model of a known class is not run.
+        model: the model; it is not run if its class is known.
         size: height and width of the input in pixels.
         channels: number of input channels.
 
@@ -162,7 +162,7 @@ def _findings(model: VisionModel, size: tuple[int, int], channels: int) -> _Find
 
 
 class _Observer:
-    """Examines the arguments of every attention call."""
+    """An observer that examines the arguments of every attention call."""
 
     def __init__(self, model: VisionModel) -> None:
         self.model, self.findings = model, _Findings()
@@ -188,7 +188,7 @@ class _Observer:
             self._examine_values(call, values)
 
     def _refuse(self, call: AttentionCall, reason: str) -> None:
-        """Note that the attention of the calling module is not supported."""
+        """Record that the attention of the calling module is not supported, and why."""
         self.findings.refuse(call.module or self.model.name, reason)
 
     def _compare_copies(self, call: AttentionCall) -> None:
@@ -234,7 +234,7 @@ class _Observer:
         self._examine_axes(call, affected)
 
     def _examine_axes(self, call: AttentionCall, affected: Tensor) -> None:
-        """Tell heads from windows: a changed region affects all heads or none, but only some windows."""
+        """Distinguish heads from windows: a changed region affects all heads or none, but only some windows."""
         leading = call.leading_axes
         heads = head_count(self.model.module, call.module)
         if affected.numel() < 2 or affected.numel() * COPIES != torch.Size(leading).numel():

@@ -11,7 +11,7 @@ from vitscope.validation import require_integer
 
 
 class LayerSelection:
-    """The steps of the selected layers, while the number of layers is still unknown.
+    """The steps of the selected layers, collected while the number of layers is still unknown.
 
     Args:
         layers: indices of attention blocks; negative indices count from the end. None for all blocks.

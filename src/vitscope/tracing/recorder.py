@@ -28,13 +28,13 @@ from vitscope.typing import Slots, Weights
 
 @dataclass(frozen=True)
 class RecordedCall:
-    """The facts of an attention call that outlive the run.
+    """The facts of an attention call that are kept after the run.
 
     Attributes:
         module: path of the module that made the call.
         index: number of attention calls before this one.
         input_mask: mask of its arguments, see :mod:`vitscope.attention.flow`.
-        invocation: number of the module run that made the call.
+        invocation: number of the module's forward pass that made the call.
         is_softmax: True for a softmax, False for a fused kernel.
     """
 
@@ -70,7 +70,7 @@ class CaptureTarget:
 
     @classmethod
     def from_model(cls, model: VisionModel, evidence: Evidence) -> "CaptureTarget":
-        """Return the facts of a model."""
+        """Return the facts of a model and the evidence from its experiment."""
         layout = model.layout
         if layout is None:
             return cls(model.module, model.backbone, evidence=evidence)
@@ -78,7 +78,7 @@ class CaptureTarget:
 
 
 class Recorder:
-    """Turns attention calls and merging layers into steps while the model runs.
+    """A recorder that turns attention calls and merging layers into steps while the model runs.
 
     Args:
         target: facts of the model.
@@ -86,7 +86,7 @@ class Recorder:
         grid: token grid of the input; None if unknown.
         selection: the layers to store.
         fuse: head fusion of stored weights; None to store all heads.
-        start_layer: blocks before this one are not stored.
+        start_layer: index of the first block to store, from 0.
     """
 
     def __init__(
@@ -178,7 +178,7 @@ class Recorder:
         grid = self._require_grid()
         groups = merge_groups(grid).to(tokens.device)
         tokens = tokens.detach().reshape(len(tokens), grid.num_tokens, -1)
-        reduction = merging.given(self.slab.copy(tokens)) if norms else None
+        reduction = merging.reduction_of(self.slab.copy(tokens)) if norms else None
         self.grid = merged_grid(grid)
         self.selection.add(MergeStep(path, groups, grid, self.grid, reduction))
 
@@ -197,7 +197,7 @@ class Recorder:
         axes = self._axes(call)
         scores: Scores = self._scores(call, axes)
         step = AttentionStep(layer, call.module, scores, self._slots(call.module, scores), self.grid)
-        if axes.in_order and self._weighing_pays(scores):
+        if axes.in_order and self._weights_are_smaller(scores):
             output, scores = self._output_and_weights(call, step)
         else:
             output = call.run()
@@ -222,14 +222,14 @@ class Recorder:
         if bias is not None:
             if not axes.in_order:
                 bias = bias.expand(*call.leading_axes, *bias.shape[-2:])
-            # A bias with an entry for each image, window or head of the call is split as the queries are.
+            # A bias with an entry for each image, window or head of the call is split in the same way as the queries.
             if bias.ndim == call.query.ndim and len(bias) == len(call.query):
                 bias = axes.split(bias.expand(*call.leading_axes, *bias.shape[-2:]))
             while bias.ndim < 5:
                 bias = bias.unsqueeze(0)
         return Factored(axes.split(call.query), axes.split(call.key), call.scale, bias)
 
-    def _weighing_pays(self, scores: Scores) -> bool:
+    def _weights_are_smaller(self, scores: Scores) -> bool:
         """Return whether the weights, all or fused, take no more memory than the scores, as in small windows."""
         batch, window, head, query, key = scores.shape
         if self.fuse is not None:
@@ -273,7 +273,7 @@ class Recorder:
         weights = self.slab.empty((batch, windows, heads, tokens, tokens), torch.float32, step.scores.device)
         leading = call.query.shape[:-2]  # (batch·window, head), or both in one axis
         value = call.value.contiguous()
-        # Libraries put heads next to channels afterwards. With this memory order they need no copy for that.
+        # Libraries move the heads next to the channels afterwards. With this memory order, that needs no copy.
         output = value.new_empty(*leading[:-1], call.num_queries, leading[-1], value.shape[-1]).transpose(-3, -2)
         slices = step.row_slices()
         for rows, block in zip(slices, step.scores.blocks(slices), strict=True):

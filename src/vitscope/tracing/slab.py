@@ -1,4 +1,4 @@
-"""Memory for the tensors of a trace, separate from the heap on which a run allocates its temporaries."""
+"""Memory for the tensors of a trace, separate from the heap on which a run allocates temporary tensors."""
 
 import math
 import mmap
@@ -14,9 +14,9 @@ ALIGNMENT = 64
 class SlabAllocator:
     """An allocator that places tensors on large slabs. A slab is freed with the last tensor on it.
 
-    A stored tensor between temporaries keeps malloc from merging the free memory around it. For DINOv2-L with 1,374
-    tokens this held 200 MiB more than the tensors themselves, so slabs are mapped outside the heap. Other devices have
-    allocators that pool memory by size, so tensors there are allocated as usual.
+    A stored tensor between temporary ones keeps malloc from merging the free memory around it. For DINOv2-L with 1,374
+    tokens this wasted 200 MiB in addition to the tensors themselves, so slabs are mapped outside the heap. Other
+    devices have allocators that pool memory by size, so tensors there are allocated as usual.
     """
 
     def __init__(self) -> None:

@@ -20,7 +20,7 @@ def check_softmax_uses(blocks: Sequence[RecordedCall], uses: Mapping[int, Softma
     """Check that every softmax of a block multiplies the values unchanged.
 
     Raises:
-        UnsupportedModelError: a module changes the result of its softmax first.
+        UnsupportedModelError: a module changes the result of its softmax before it multiplies the values.
     """
     for block in blocks:
         use = uses[block.index] if block.is_softmax else None
@@ -32,10 +32,10 @@ def check_softmax_uses(blocks: Sequence[RecordedCall], uses: Mapping[int, Softma
 
 
 def check_module_runs(blocks: Sequence[RecordedCall], module: nn.Module) -> None:
-    """Check that no module runs several attention calls in parallel, or one for each head.
+    """Check that no module runs several attention calls in parallel, or a separate call for each head.
 
     Raises:
-        UnsupportedModelError: a module does so.
+        UnsupportedModelError: a module does either.
     """
     runs: dict[int, list[RecordedCall]] = defaultdict(list)
     for block in blocks:
@@ -63,7 +63,7 @@ def why_unchained(blocks: Sequence[RecordedCall], output: int | None) -> str | N
                 relation = f"{later.name} runs twice in parallel"
             else:
                 relation = f"{earlier.name} and {later.name} run in parallel"
-            return f"{relation}, so their attention matrices have no order to be multiplied in: {BLOCK_BY_BLOCK}"
+            return f"{relation}, so there is no order in which to multiply their attention matrices: {BLOCK_BY_BLOCK}"
     if blocks and output is not None and not output & call_bit(blocks[-1].index):
         return f"the output of the model does not depend on its last block, {blocks[-1].name}: {BLOCK_BY_BLOCK}"
     return None

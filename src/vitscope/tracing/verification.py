@@ -17,7 +17,7 @@ from vitscope.grid import Grid
 from vitscope.models.vision_model import VisionModel
 from vitscope.tracing.experiment import experiment, noise
 
-# Positions of the changed patches as shares of the grid: off the centre, and not mirror images of each other.
+# Positions of the changed patches as fractions of the grid: off the centre, and not mirror images of each other.
 _POSITIONS = ((0.3, 0.6), (0.8, 0.1))
 
 
@@ -31,14 +31,14 @@ def verify_readout(
         pixels: the preprocessed image of the run, (1, channel, height, width).
         trace: trace of the run.
         calls: index of the attention call of each block of the trace.
-        has_classes: whether the model returns logits; otherwise its features are compared.
+        has_classes: whether the model returns logits; if not, its features are compared.
 
     Returns:
         The verified readout; None if the layout is unknown or the output depends on no token.
 
     Raises:
-        ReadoutError: the output depends on other tokens than the layout says.
-        UnsupportedModelError: a patch is another token than the layout says.
+        ReadoutError: the output does not depend on exactly those tokens that the layout names.
+        UnsupportedModelError: a patch does not correspond to the token that the layout names.
     """
     if trace.grid is None or model.layout is None:
         return None
@@ -123,7 +123,7 @@ def _change_of_tokens(step: AttentionStep, change: Tensor) -> Tensor:
 def _verified_sources(
     model: VisionModel, pixels: Tensor, trace: Trace, index: int, predict: Callable[[Tensor], Tensor | None]
 ) -> Mapping[str, float] | None:
-    """Return the readout if changing a token of the last block changes the prediction for exactly its tokens."""
+    """Return the readout if the output changes with exactly those tokens of the last block that the readout names."""
     assert model.layout is not None
     step = trace.blocks[-1]
     grid = step.require_grid()

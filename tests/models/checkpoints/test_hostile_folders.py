@@ -73,7 +73,7 @@ def test_unreadable_preprocessing_is_refused_in_one_line(content: str, file: str
 @pytest.mark.parametrize("content", CONTENTS)
 def test_an_invalid_manifest_is_refused_in_one_line(content: str, tuned_folder: Path) -> None:
     (tuned_folder / "vitscope.json").write_bytes(CONTENTS[content])
-    assert "is not a complete tuned model: vitscope.json " in refusal(ModelUnavailableError, tuned_folder)
+    assert "is not a complete fine-tuned model: vitscope.json " in refusal(ModelUnavailableError, tuned_folder)
 
 
 def test_folders_instead_of_files_are_refused_in_one_line(model_folder: Path, tuned_folder: Path) -> None:
@@ -85,7 +85,7 @@ def test_folders_instead_of_files_are_refused_in_one_line(model_folder: Path, tu
     assert "cannot be loaded" in refusal(ModelUnavailableError, model_folder)
     (tuned_folder / "model.safetensors").unlink()
     (tuned_folder / "model.safetensors").mkdir()
-    assert "is not a complete tuned model" in refusal(ModelUnavailableError, tuned_folder)
+    assert "is not a complete fine-tuned model" in refusal(ModelUnavailableError, tuned_folder)
 
 
 # Single settings
@@ -201,7 +201,7 @@ def test_preprocessing_fields_of_the_wrong_kind_are_refused_in_one_line(
 ) -> None:
     file = tuned_folder / "vitscope.json"
     configure(file, preprocessing=json.loads(file.read_text())["preprocessing"] | change)
-    assert "is not a complete tuned model" in refusal(ModelUnavailableError, tuned_folder)
+    assert "is not a complete fine-tuned model" in refusal(ModelUnavailableError, tuned_folder)
 
 
 def test_a_tuned_model_with_integer_weights_is_refused(tuned_folder: Path) -> None:

@@ -126,7 +126,7 @@ def test_damaged_or_missing_weights_are_refused_in_one_line(name: str, adapters:
             file.unlink()
         else:
             file.write_bytes(damaged)
-        assert refusal(ModelUnavailableError, folder).startswith(f"{folder} is not a complete tuned model: ")
+        assert refusal(ModelUnavailableError, folder).startswith(f"{folder} is not a complete fine-tuned model: ")
     file.write_bytes(content)
     vs.load(folder)
 
@@ -144,7 +144,7 @@ def test_weights_of_another_model_are_refused(name: str, adapters: Any, tmp_path
     folder = save_folder(tuned(name, adapters), tmp_path / "m", adapters=adapters, about={})
     source = save_folder(tuned("timm-beit"), tmp_path / "other", adapters=None, about={})
     shutil.copy(source / "model.safetensors", next(folder.glob("*.safetensors")))
-    assert "is not a complete tuned model" in refusal(ModelUnavailableError, folder)
+    assert "is not a complete fine-tuned model" in refusal(ModelUnavailableError, folder)
 
 
 @pytest.mark.parametrize("layers", [2, 4])
@@ -153,7 +153,7 @@ def test_a_transformers_folder_with_weights_of_another_depth_is_refused(layers: 
     deep = reset_classifier(vs.load(hf("ViTForImageClassification", "ViTConfig", num_hidden_layers=layers)()), LABELS)
     source = save_folder(deep, tmp_path / "other", adapters=None, about={})
     shutil.copy(source / "model.safetensors", folder / "model.safetensors")
-    assert "is not a complete tuned model" in refusal(ModelUnavailableError, folder)
+    assert "is not a complete fine-tuned model" in refusal(ModelUnavailableError, folder)
 
 
 def test_pretrained_false_is_refused_and_a_run_folder_leads_to_its_model(tmp_path: Path) -> None:

@@ -1,1 +1,1 @@
-"""One backend per library behind one protocol: everything vitscope needs to know about a library."""
+"""One backend per library, with a common protocol: everything that vitscope needs to know about the library."""

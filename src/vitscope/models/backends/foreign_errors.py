@@ -11,10 +11,10 @@ def foreign_errors(action: str) -> Iterator[None]:
     """Turn every exception that is not vitscope's own into a one-line error.
 
     Args:
-        action: the beginning of the message, as in ``"X cannot be loaded: building ViTModel"``.
+        action: beginning of the message, as in ``"X cannot be loaded: building ViTModel"``.
 
     Raises:
-        ModelUnavailableError: the block raised another exception. Interrupts pass through.
+        ModelUnavailableError: the context raised another exception. Interrupts pass through.
     """
     try:
         yield

@@ -27,7 +27,8 @@ def backend(name: str) -> Backend:
         name: one of :data:`LIBRARIES`.
 
     Raises:
-        ModelUnavailableError: the library is not installed, or does not match the installed torch.
+        ModelUnavailableError: the library or a package that it needs is not installed, or it does not match the
+            installed torch.
     """
     # transformers imports an installed torchvision, so a broken torchvision breaks transformers too.
     required = ("torchvision",) if name == "transformers" and importlib.util.find_spec("torchvision") else ()
@@ -39,7 +40,7 @@ def backend(name: str) -> Backend:
                 raise ModelUnavailableError(f"{library} needs {error.name}: pip install {error.name}") from None
             raise ModelUnavailableError(f"{library} is not installed: pip install 'vitscope[{library}]'") from None
         except (ImportError, RuntimeError, OSError, AttributeError) as error:
-            # Compiled operators fail at import if they were built for another version of torch.
+            # The import of compiled operators fails if they were built for another version of torch.
             raise ModelUnavailableError(
                 f"{library} does not match torch {torch.__version__} ({first_line(error)}): install the {library} "
                 f"built for it, or pip uninstall {library}"

@@ -16,7 +16,7 @@ _saved: tuple[list[int], bool] = ([], False)
 def quiet() -> Iterator[None]:
     """Silence progress bars and log messages of transformers.
 
-    Blocks may overlap in threads: the settings are restored when the last block ends.
+    Contexts may overlap in threads: the settings are restored when the last context ends.
     """
     from transformers.utils import logging as transformers_logging
 

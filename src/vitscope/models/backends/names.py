@@ -1,6 +1,7 @@
-"""Names that the libraries give to the parts of a transformer: blocks, projections, positions and buffers.
+"""Names that the libraries use for the parts of a transformer: blocks, projections, positions and buffers.
 
-Attribute names are those of transformers, timm and torchvision together; a module has the first one that it defines.
+Each tuple combines the attribute names of transformers, timm and torchvision; the first one that a module defines is
+used.
 """
 
 # Blocks
@@ -9,13 +10,13 @@ ATTENTION = ("attention", "attn", "self_attn", "self_attention")
 NORM_BEFORE_MLP = ("layernorm_after", "norm2", "layer_norm2", "ln_2")
 NORM_AFTER_ATTENTION = ("layernorm_before", "norm1")  # in post-norm blocks, which normalise the output of a branch
 LAYER_SCALES = (("layer_scale1", "layer_scale2"), ("ls1", "ls2"))
-# If the layer scale is a parameter of the block, a branch ends in its stochastic depth, provided each branch has one.
+# If the layer scale is a parameter of the block, each branch ends in its stochastic depth, if both branches have one.
 SCALE, DEPTHS = "gamma_1", ("drop_path1", "drop_path2")
 POST_NORM = ("Swinv2Layer", "SwinTransformerV2Block", "SwinTransformerBlockV2")  # class names
 
 # Projections of attention
 
-QUERY_AND_VALUE = (("q_proj", "v_proj"), ("query", "value"))  # layers of their own
+QUERY_AND_VALUE = (("q_proj", "v_proj"), ("query", "value"))  # separate layers
 JOINT_QKV = "qkv"  # one layer for query, key and value
 
 # Positions: the last component of the path of a parameter, buffer or module
@@ -28,7 +29,7 @@ ROTARY_MODULES = ("rope", "rope_embeddings", "rotary_emb")  # rotate queries and
 
 # Buffers
 
-# Buffers that a class computes from its sizes. Older versions of the libraries saved them.
+# Buffers that a class computes from its sizes; older versions of the libraries saved them in checkpoints.
 COMPUTED_BUFFERS = (
     *("position_ids", "relative_position_index", "relative_coords_table", "attn_mask", "num_batches_tracked"),
 )

@@ -31,14 +31,14 @@ class Backend(Protocol):
         weights: str | Path | None = None,
         classes: int | None = None,
     ) -> VisionModel:
-        """Load a model by the name that the library has for it.
+        """Load a model by its name in the library.
 
         Args:
             name: the library's name of the model, without the prefix ``timm:`` or ``torchvision:``.
-            pretrained: False gives random weights.
-            image_size: height and width of the input; None is the model's own size.
-            dtype: precision of the weights; None keeps the library's choice.
-            weights: a weights file for this architecture, used instead of the pretrained weights.
+            pretrained: whether to load pretrained weights; False gives random weights.
+            image_size: height and width of the input; None for the model's own size.
+            dtype: precision of the weights; None for the library's choice.
+            weights: weights file for this architecture, used instead of the pretrained weights.
             classes: number of classes of a classifier that stays untrained because the caller replaces it.
 
         Raises:
@@ -53,14 +53,14 @@ class Backend(Protocol):
 
         Args:
             module: the live module; it is not changed.
-            image_size: height and width of the input; None is the module's own size.
+            image_size: height and width of the input; None for the module's own size.
         """
         ...
 
     def reset_classifier(self, module: Any, labels: Sequence[str], /) -> nn.Module | None:
         """Return the module with an untrained classifier for these labels.
 
-        The module may be changed: pass a copy. None if the library has no classifier for this backbone.
+        The module may be changed, so pass a copy. The result is None if the library has no classifier for the model.
 
         Raises:
             WorkError: a weight of ``module`` has no counterpart in the class with a classifier.
@@ -107,8 +107,8 @@ class TransformersBackend(Backend, Protocol):
 
         Args:
             name, pretrained, image_size, dtype, weights, classes: as in :meth:`Backend.load`.
-            display_name: the name in messages and results; by default ``name``.
-            output: ``"features"`` leaves the classifier out; None keeps what the checkpoint was saved with.
+            display_name: name in messages and results; by default ``name``.
+            output: ``"features"`` omits the classifier; None keeps what the checkpoint was saved with.
             backbone: path of the submodule that takes the image, for a model with several candidates.
         """
         ...
@@ -131,10 +131,10 @@ class TransformersBackend(Backend, Protocol):
         """Return the settings of an image processor as a Preprocessing.
 
         Args:
-            family: the processor class, or the settings, that supply missing values.
-            settings: the content of a ``preprocessor_config.json``.
-            size: height and width of the input; None is the processor's own size.
-            source: where the settings come from, for people to read.
+            family: name of the processor class, or the settings, that supply missing values.
+            settings: content of a ``preprocessor_config.json``.
+            size: height and width of the input; None for the processor's own size.
+            source: origin of the settings, for people to read.
         """
         ...
 

@@ -1,4 +1,4 @@
-"""PEFT adapters: a copy of the base model that holds every weight of the adapter."""
+"""PEFT adapters: a copy of the base model that contains every weight of the adapter."""
 
 import copy
 import importlib.util
@@ -21,16 +21,16 @@ from vitscope.validation import short_repr
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 
-NAME = "default"  # of the adapter inside the model
-_WRAPPER_PREFIX = "base_model."  # of weight names in the file, from PEFT's outer wrapper
+NAME = "default"  # name of the adapter inside the model
+_WRAPPER_PREFIX = "base_model."  # prefix of weight names in the file, from PEFT's outer wrapper
 
-# Kinds that change a vision model only by weights of their own.
+# Kinds of adapters that change a vision model only by their own weights.
 KINDS = (
     *("LORA", "LOHA", "LOKR", "ADALORA", "IA3", "OFT", "BOFT", "HRA", "VERA", "LN_TUNING", "FOURIERFT"),
     *("BONE", "MISS", "RANDLORA", "SHIRA", "C3A"),
 )
 
-# Other initialisations change the weights of the base model, which the adapter's file does not hold.
+# Other initialisations change the weights of the base model, which are not in the adapter's file.
 _SAFE_INITIALISATIONS = (True, False, None, "gaussian", "eva", "orthogonal")
 
 # Settings that refer to code or files elsewhere.
@@ -38,7 +38,7 @@ _REFUSED = ("megatron_config", "layer_replication")
 
 
 def is_adapter_folder(path: str | Path) -> bool:
-    """Return True for a folder that PEFT's ``save_pretrained`` wrote."""
+    """Return whether PEFT's ``save_pretrained`` wrote the folder."""
     return (Path(path) / ADAPTER_CONFIG).is_file()
 
 
@@ -58,7 +58,7 @@ def adapter_classes(folder: Path) -> int | None:
 def load_adapter(base: nn.Module, folder: str | Path) -> nn.Module:
     """Return a copy of ``base`` with the adapter and the classifier that was saved with it.
 
-    The layers that the adapter changes are PEFT's, all others keep their class and path.
+    The layers that the adapter changes become PEFT's layers; all others keep their class and path.
 
     Args:
         base: the model that the adapter was trained on; it is not changed.
@@ -96,8 +96,8 @@ def _settings(folder: Path) -> dict[str, Any]:
     kind = settings.get("peft_type")
     if kind not in KINDS:
         raise ModelUnavailableError(
-            f"{folder} is a PEFT adapter of the unsupported kind {short_repr(kind, 40)}, vitscope reads "
-            f"{', '.join(KINDS)}: merge it into its model and pass that"
+            f"{folder} is a PEFT adapter of the unsupported kind {short_repr(kind, 40)}, not one of "
+            f"{', '.join(KINDS)}: merge it into its model and pass the merged model"
         )
     refused = [name for name in _REFUSED if settings.get(name)]
     initialisation = settings.get("init_lora_weights")
@@ -105,7 +105,9 @@ def _settings(folder: Path) -> dict[str, Any]:
         reason = f"init_lora_weights={initialisation!r} changes the base model's weights"
         if refused:
             reason = f"{refused[0]} is set"
-        raise ModelUnavailableError(f"{folder} cannot be loaded: {reason}: merge it into its model and pass that")
+        raise ModelUnavailableError(
+            f"{folder} cannot be loaded: {reason}: merge it into its model and pass the merged model"
+        )
     return settings
 
 
@@ -138,7 +140,7 @@ def _copy(base: nn.Module) -> nn.Module:
 
 
 def _check_filled(folder: Path, model: str, weights: Mapping[str, Tensor], filled: Mapping[str, Tensor]) -> None:
-    """Refuse an adapter if a weight of it was not used, or if the model has an adapter weight from elsewhere."""
+    """Refuse an adapter if one of its weights was not used, or if the model has an adapter weight from elsewhere."""
     unused = [name for name in weights if name not in filled]
     missing = [name for name in filled if name not in weights]
     changed = [
@@ -154,7 +156,7 @@ def _check_filled(folder: Path, model: str, weights: Mapping[str, Tensor], fille
 
 
 def _unwrap(module: nn.Module, wrapper: Any) -> nn.Module:
-    """Replace PEFT's wrapper around the old and the new classifier by the saved classifier itself."""
+    """Return the module with PEFT's wrapper around the original and the saved classifier replaced by the saved one."""
     for path, child in list(module.named_modules()):
         if isinstance(child, wrapper):
             parent = module.get_submodule(path.rpartition(".")[0])

@@ -1,4 +1,4 @@
-"""Access to the model hub, with one brief check first: its clients retry for half a minute if it is unreachable."""
+"""Access to the model hub after one brief check, because its clients retry for half a minute if it is unreachable."""
 
 import os
 import threading
@@ -20,14 +20,14 @@ _offline_before = False
 
 
 def is_hub_reachable() -> bool:
-    """Return True if the hub's host responds and no environment variable requests offline mode."""
+    """Return whether the hub's host responds and no environment variable requests offline mode."""
     if constants.HF_HUB_OFFLINE or os.environ.get("TRANSFORMERS_OFFLINE", "").lower() in ("1", "true", "yes"):
         return False
     return host_responds(constants.ENDPOINT)
 
 
 def host_responds(url: str) -> bool:
-    """Return True if the host responds with any status; proxies of the environment are used."""
+    """Return whether the host responds with any status; proxies in environment variables are used."""
     try:
         with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=TIMEOUT_SECONDS):
             return True
@@ -62,7 +62,7 @@ def repository_folder(name: str, config: str, weights: Sequence[str]) -> Path | 
 def offline() -> Iterator[None]:
     """Restrict the hub's client to its cache, for libraries that have no argument for it.
 
-    Blocks may overlap in threads: the flag is restored when the last block ends.
+    Contexts may overlap in threads: the flag is restored when the last context ends.
     """
     global _offline_blocks, _offline_before
     with _lock:

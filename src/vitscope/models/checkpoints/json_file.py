@@ -1,4 +1,4 @@
-"""JSON files of a model, read completely and checked before a library sees them."""
+"""JSON files of a model, read completely and checked before a library opens them."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ def read_object(path: Path) -> dict[str, Any]:
     """Return the JSON object of a regular file.
 
     Raises:
-        ValueError: there is no such file, or it does not hold a JSON object; the message is one line with its name.
+        ValueError: there is no such file, or it does not contain a JSON object; the message is one line with its name.
     """
     try:
         return parse_object(read_bytes(path), allow_nan=False)
@@ -23,8 +23,8 @@ def read_bytes(path: Path) -> bytes:
     """Return the content of a regular file.
 
     Raises:
-        ValueError: it is not a regular file, too large or unreadable; the message is a predicate without its name,
-            such as "is missing".
+        ValueError: the file is not a regular file, too large or unreadable; the message is a predicate without a
+            subject, such as "is missing".
     """
     try:
         if not path.is_file():
@@ -41,10 +41,10 @@ def parse_object(content: bytes, *, allow_nan: bool) -> dict[str, Any]:
 
     Args:
         content: UTF-8 text.
-        allow_nan: True accepts NaN as a number.
+        allow_nan: whether NaN is accepted as a number.
 
     Raises:
-        ValueError: it is not a JSON object; the message is a predicate without the file's name.
+        ValueError: the content is not a JSON object; the message is a predicate without a subject.
     """
     try:
         value = json.loads(content.decode("utf-8"), parse_constant=float if allow_nan else _refuse_nan)

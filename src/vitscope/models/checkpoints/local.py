@@ -1,4 +1,4 @@
-"""Local models that are not plain transformers folders: adapters, timm's folders, and helpful refusals of the rest."""
+"""Local models that are not plain transformers folders: adapters, timm's folders, and helpful errors for the rest."""
 
 import re
 from dataclasses import replace
@@ -33,17 +33,17 @@ def load_local(
     dtype: torch.dtype | None,
     weights: str | Path | None = None,
 ) -> VisionModel | None:
-    """Load an adapter folder or a folder in timm's layout; None for anything that transformers or the hub may know.
+    """Load an adapter folder or a folder in timm's layout; return None for what transformers or the hub may load.
 
     Args:
         path: the path that the caller passed as a model.
-        pretrained: False gives random weights.
-        image_size: height and width in pixels; None is the model's own size.
-        dtype: precision of the weights; None keeps that of the files.
+        pretrained: whether to load pretrained weights; False gives random weights.
+        image_size: height and width in pixels; None for the model's own size.
+        dtype: precision of the weights; None for that of the files.
         weights: a weights file that is used instead of the folder's.
 
     Raises:
-        UnknownModelError: a file, or a folder that does not hold a model itself.
+        UnknownModelError: the path is a file, or a folder that does not contain a model itself.
         ModelUnavailableError: files are missing or damaged.
     """
     if path.exists() and not path.is_dir():
@@ -52,7 +52,7 @@ def load_local(
         return None
     if is_adapter_folder(path):
         if not pretrained:
-            raise CallError(f"{path} is a PEFT adapter: it has weights, pretrained=False is for models without")
+            raise CallError(f"{path} is a PEFT adapter: it has weights, so omit pretrained=False")
         return load_adapter_folder(path, image_size=image_size, dtype=dtype)
     if is_timm_folder(path):
         loaded = backend("timm").load(
@@ -98,8 +98,8 @@ def with_adapter(base: VisionModel, folder: str | Path, *, image_size: Size | No
     Args:
         base: the model that the adapter was trained on.
         folder: the adapter folder.
-        image_size: height and width in pixels; None is the model's own size.
-        name: the name of the result.
+        image_size: height and width in pixels; None for the model's own size.
+        name: name of the resulting model.
 
     Raises:
         CallError: the model does not belong to transformers, timm or torchvision.

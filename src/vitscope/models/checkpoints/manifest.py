@@ -1,4 +1,4 @@
-"""The manifest of a tuned model: every field must have the kind that vitscope writes, or the folder is refused."""
+"""The manifest of a fine-tuned model: the folder is refused unless every field has the type that vitscope writes."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,10 +15,10 @@ _Check = tuple[Callable[[Any], bool], str]  # whether a value is valid, and what
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """Return the checked manifest of a tuned model's folder.
+    """Return the checked manifest in the folder of a fine-tuned model.
 
     Raises:
-        ValueError: it is damaged, or of another format; the message is one line.
+        ValueError: the manifest is damaged or has another format; the message is one line.
     """
     manifest = read_object(path)
     missing = [name for name in _FIELDS if name not in manifest]

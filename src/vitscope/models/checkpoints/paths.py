@@ -18,8 +18,8 @@ def model_path(name: str) -> Path:
     try:
         path = Path(name)
         path.exists()
-    except (OSError, ValueError) as error:  # too long, or with NUL in it
+    except (OSError, ValueError) as error:  # the name is too long or contains NUL
         raise UnknownModelError(
-            f"unknown model {short_repr(name, 40)}: not a possible name of a model or folder ({first_line(error)})"
+            f"unknown model {short_repr(name, 40)}: no model or folder can have this name ({first_line(error)})"
         ) from None
     return path

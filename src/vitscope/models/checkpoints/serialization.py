@@ -1,4 +1,4 @@
-"""A tuned model as a folder: a manifest that describes how to build it, and its weights. Nothing is unpickled."""
+"""A fine-tuned model as a folder: a manifest that describes how to build it, and its weights. Nothing is unpickled."""
 
 import json
 from collections.abc import Mapping
@@ -22,11 +22,11 @@ from vitscope.models.vision_model import VisionModel
 
 MANIFEST = "vitscope.json"
 PLAIN, ADAPTED = "model.safetensors", "adapted.safetensors"
-MODEL_FOLDER = "model"  # the subfolder of a training run that holds its model
+MODEL_FOLDER = "model"  # the subfolder of a training run that contains its model
 
 
 def manifest_folder(path: Path) -> Path | None:
-    """Return the folder with the manifest: this one, or the model of this training run; None if there is none."""
+    """Return the folder with the manifest: this one or, for a training run, its model; None if there is none."""
     return next((folder for folder in (path, path / MODEL_FOLDER) if (folder / MANIFEST).is_file()), None)
 
 
@@ -35,17 +35,17 @@ def save_folder(
 ) -> Path:
     """Write a classifier as a folder that :func:`vitscope.load` accepts, atomically.
 
-    A model of transformers without adapters becomes an ordinary transformers folder too. With adapters, the weights
+    A model of transformers without adapters also becomes an ordinary transformers folder. With adapters, the weights
     file has another name, so that no library loads the model without them by mistake.
 
     Args:
         model: a model with labels.
-        folder: the folder to write; an existing one is replaced.
-        adapters: the arguments of :func:`~vitscope.models.adapters.add_adapters`; None without adapters.
-        about: the origin of the model, for people to read.
+        folder: folder to write; an existing one is replaced.
+        adapters: arguments of :func:`~vitscope.models.adapters.add_adapters`; None without adapters.
+        about: origin of the model, for people to read.
 
     Returns:
-        the folder.
+        The folder.
 
     Raises:
         SaveError: the folder cannot be written; an existing one is unchanged.
@@ -81,8 +81,8 @@ def load_folder(folder: Path, *, image_size: tuple[int, int] | None, dtype: torc
 
     Args:
         folder: the folder with the manifest.
-        image_size: height and width in pixels; None is the saved size.
-        dtype: precision of the weights; None keeps the saved one.
+        image_size: height and width in pixels; None for the saved size.
+        dtype: precision of the weights; None for the saved precision.
 
     Raises:
         ModelUnavailableError: files are missing or damaged, or do not belong together.
@@ -92,7 +92,7 @@ def load_folder(folder: Path, *, image_size: tuple[int, int] | None, dtype: torc
         built = manifest["architecture"]
         if manifest["native"]:
             if manifest["library"] != "transformers":
-                raise ValueError(f"{MANIFEST} calls the folder native, which only folders of transformers are")
+                raise ValueError(f"{MANIFEST} marks the folder as native, which is possible only for transformers")
             module = backend("transformers").read(folder, built)
         else:
             module = build(manifest["library"], built)
@@ -113,8 +113,8 @@ def load_folder(folder: Path, *, image_size: tuple[int, int] | None, dtype: torc
             raise ValueError(f"its classifier has {counts or 'no'} classes, but {len(manifest['labels'])} labels")
     except VitscopeError:
         raise
-    except Exception as error:  # each library fails in its own ways on a damaged description
-        raise ModelUnavailableError(f"{folder} is not a complete tuned model: {first_line(error)}") from None
+    except Exception as error:  # each library raises its own errors for a damaged description
+        raise ModelUnavailableError(f"{folder} is not a complete fine-tuned model: {first_line(error)}") from None
     return model
 
 
@@ -124,7 +124,7 @@ def _integers(state: Mapping[str, torch.Tensor]) -> set[str]:
 
 
 def _separate_tensors(model: VisionModel) -> dict[str, torch.Tensor]:
-    """Return the weights as separate tensors, also those that share memory in the model."""
+    """Return the weights as separate tensors, even those that share memory in the model."""
     return {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in model.module.state_dict().items()
@@ -142,7 +142,7 @@ def check_folder(model: VisionModel) -> None:
     """Refuse a model that could not be rebuilt from its folder, before it is trained.
 
     Raises:
-        CallError: its library cannot describe how to build it, or it has no preprocessing.
+        CallError: the model's library cannot describe how to build it, or the model has no preprocessing.
     """
     refusal = f"{model.name} cannot be rebuilt from a folder: load it by name, as timm:<name> or torchvision:<name>"
     try:

@@ -1,4 +1,4 @@
-"""Folders in the layout of timm's hub repositories: config.json names the architecture, one file holds the weights."""
+"""Folders in the layout of timm's hub repositories: a config.json that names the architecture, and a weights file."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,9 +19,9 @@ WEIGHTS_FILES = (
     "open_clip_model.safetensors",
     "open_clip_pytorch_model.bin",
 )
-WRAPPER_PREFIX = "timm_model."  # of weight names in folders that transformers wrote
+WRAPPER_PREFIX = "timm_model."  # prefix of weight names in folders that transformers wrote
 
-# What a configuration may state about the images and classes of a model; never where to fetch weights from.
+# Settings of a configuration that describe the images and classes of a model, but not where to fetch weights.
 _FACTS = (
     *("input_size", "test_input_size", "min_input_size", "fixed_input_size", "interpolation", "crop_pct", "crop_mode"),
     *("test_crop_pct", "mean", "std", "num_classes", "pool_size", "test_pool_size", "first_conv", "classifier"),
@@ -31,15 +31,15 @@ _FACTS = (
 
 @dataclass(frozen=True)
 class TimmFolder:
-    """How to build the model of a folder, and what its classes are.
+    """The description of the model in a folder: how to build it, and its classes.
 
     Attributes:
         path: the folder.
         architecture: timm's name of the architecture.
         facts: timm's ``pretrained_cfg``, without sources of weights.
         options: arguments of the model's class.
-        labels: the names of the classes, if the folder states them.
-        wrapped: True if transformers wrote the folder, whose weight names have a prefix then.
+        labels: names of the classes; None if the folder does not state them.
+        wrapped: True if transformers wrote the folder; its weight names then have a prefix.
     """
 
     path: Path
@@ -53,7 +53,7 @@ class TimmFolder:
         """Return the weights file.
 
         Raises:
-            ModelUnavailableError: there is none, or several under names of no preference.
+            ModelUnavailableError: there is none, or there are several and none has a standard name.
         """
         for name in WEIGHTS_FILES:
             if (self.path / name).exists():
@@ -61,12 +61,12 @@ class TimmFolder:
         files = sorted(file for file in self.path.iterdir() if file.suffix in SUFFIXES)
         if len(files) != 1:
             names = ", ".join(file.name for file in files) or "none"
-            raise ModelUnavailableError(f"{self.path} needs exactly one weights file, it holds {names}: keep one")
+            raise ModelUnavailableError(f"{self.path} needs exactly one weights file, but it holds {names}: keep one")
         return files[0]
 
 
 def is_timm_folder(path: Path) -> bool:
-    """Return True for a folder whose config.json names an architecture of timm."""
+    """Return whether the config.json of a folder names an architecture of timm."""
     try:
         config = read_object(path / "config.json")
     except ValueError:
@@ -78,14 +78,14 @@ def read_folder(path: Path) -> TimmFolder:
     """Return the checked content of the folder's config.json.
 
     Raises:
-        UnknownModelError: the folder does not hold a model of timm.
+        UnknownModelError: the folder does not contain a model of timm.
     """
     try:
         config = read_object(path / "config.json")
         architecture = config.get("architecture")
         if not isinstance(architecture, str):
             raise ValueError("config.json names no architecture of timm")
-        # Older files hold the facts next to the architecture.
+        # Older files have the facts next to the architecture.
         facts = _require_object(config, "pretrained_cfg") if "pretrained_cfg" in config else dict(config)
         if "labels" in config and "label_names" not in config:
             config["label_names"] = config["labels"]
@@ -113,7 +113,7 @@ def _require_object(config: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def _check_facts(facts: Mapping[str, Any]) -> None:
-    """Refuse values that timm would replace by its defaults, or that would fail later."""
+    """Refuse values that timm would replace by its defaults, or that would cause errors later."""
 
     def is_numbers(name: str, count: int) -> bool:
         values = facts.get(name)

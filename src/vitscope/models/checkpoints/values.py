@@ -5,5 +5,5 @@ from typing import Any
 
 
 def is_number(value: Any) -> bool:
-    """Return True for a finite number."""
+    """Return whether a value is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,4 +1,4 @@
-"""Weights and the module that they fill: every tensor fits, or nothing is loaded."""
+"""Weights and the module that they fill: unless every tensor fits, nothing is loaded."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,13 +17,13 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Mismatch:
-    """The differences between weights and the module that they should fill; False if there are none.
+    """The differences between weights and the module that they should fill; falsy if there are none.
 
     Attributes:
-        missing: names of the module that the weights lack.
-        unexpected: names that the module does not have.
-        shapes: name, shape in the file and shape in the module.
-        dtypes: name and dtype of weights that should be floating-point numbers or whole numbers but are not.
+        missing: names in the module that the weights do not have.
+        unexpected: names in the weights that the module does not have.
+        shapes: name, shape in the file and shape in the module of each weight whose shapes differ.
+        dtypes: name and dtype of each weight that should be a floating-point or whole number but is not.
     """
 
     missing: tuple[str, ...] = ()
@@ -61,8 +61,8 @@ def list_names(names: Collection[str], separator: str = ", ") -> str:
 def compare(module: nn.Module, state: Mapping[str, Tensor]) -> Mismatch:
     """Return the differences between ``state`` and the weights that ``module`` needs.
 
-    Buffers that the class computes itself may be missing or left over. A tensor that the module shares between
-    several names needs only one of them.
+    Buffers that the class computes itself may be missing or left over. A tensor that has several names in the module
+    needs only one of them in ``state``.
     """
     expected = module.state_dict(keep_vars=True)
     present = {id(expected[name]) for name in state if name in expected}
@@ -82,10 +82,10 @@ def compare(module: nn.Module, state: Mapping[str, Tensor]) -> Mismatch:
 
 
 def fit_weights(module: nn.Module, state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
-    """Return ``state`` by the module's own names; the module is not changed.
+    """Return the weights under the names that the module uses; the module is not changed.
 
-    If every name lacks a common prefix, or has an extra one (``module.``, ``backbone.``, …), the prefix is added or
-    removed with a warning.
+    If all names lack a prefix that the module uses, or share an extra one (``module.``, ``backbone.``, …), the prefix
+    is added or removed with a warning.
 
     Args:
         module: the module that the weights should fill.
@@ -110,7 +110,7 @@ def head_rows(state: Mapping[str, Tensor], heads: Sequence[str]) -> int | None:
 
     Args:
         state: the weights by name.
-        heads: paths of the classifiers in the module; in the file they may have a prefix.
+        heads: paths of the classifiers in the module; in the file, they may have a prefix.
     """
     names = tuple(f"{head}.weight" for head in heads)
     ends = tuple(f".{name}" for name in names)
@@ -138,7 +138,7 @@ def common_prefixes(names: Collection[str]) -> list[str]:
 
 
 def is_computed(name: str) -> bool:
-    """Return True for a buffer that its class computes from its sizes."""
+    """Return whether a name is that of a buffer that its class computes from its sizes."""
     return name.rpartition(".")[2] in COMPUTED_BUFFERS
 
 

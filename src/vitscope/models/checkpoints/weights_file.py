@@ -1,4 +1,4 @@
-"""Weights files: safetensors, or torch's format with tensors alone. Nothing is unpickled."""
+"""Weights files: safetensors, or torch's format with nothing but tensors. No other objects are unpickled."""
 
 import pickle
 import zipfile
@@ -26,15 +26,15 @@ _DEPTH = 3
 def read_weights(path: str | Path) -> dict[str, Tensor]:
     """Return the tensors of a file by name, on the CPU.
 
-    In a training checkpoint they may be nested under ``state_dict``, ``model``, ``model_ema`` or any other name, if
-    there is only one such set.
+    In a training checkpoint, they may be nested under ``state_dict``, ``model``, ``model_ema`` or any other name, if
+    there is only one set of weights.
 
     Args:
         path: a file that ends in ``.safetensors``, ``.pth``, ``.pt``, ``.bin`` or ``.ckpt``.
 
     Raises:
-        ModelUnavailableError: there is no such file, or it holds no weights, several sets of weights, or objects that
-            would have to be unpickled.
+        ModelUnavailableError: there is no such file, or it contains no weights, several sets of weights, or objects
+            that would have to be unpickled.
 
     Examples:
         >>> from vitscope.models import bundled_path
@@ -82,13 +82,13 @@ def regular_file(path: str | Path) -> Path:
             raise ModelUnavailableError(f"{file} is not a regular file: pass a weights file")
         if not file.stat().st_size:
             raise ModelUnavailableError(f"{file} is empty: pass a weights file")
-    except (OSError, ValueError) as error:  # a name too long for the system, or with NUL in it
+    except (OSError, ValueError) as error:  # the name is too long for the system or contains NUL
         raise ModelUnavailableError(f"{short_repr(str(path), 80)} cannot be opened: {first_line(error)}") from None
     return file
 
 
 def is_torchscript(file: Path) -> bool:
-    """Return True for an archive that holds a program (TorchScript), not weights alone."""
+    """Return whether a file is an archive with a program (TorchScript), not weights alone."""
     try:
         with zipfile.ZipFile(file) as archive:
             return any(name.endswith("/constants.pkl") or "/code/" in name for name in archive.namelist())
@@ -116,12 +116,12 @@ def _read_torch(file: Path) -> Any:
         raise ModelUnavailableError(
             f"{file} is damaged or was not written by torch.save: {first_line(error)}"
         ) from None
-    except Exception as error:  # zip, tar and pickle readers fail on a damaged file in many ways
+    except Exception as error:  # zip, tar and pickle readers raise many kinds of errors for a damaged file
         raise ModelUnavailableError(f"{file} is damaged or truncated: {first_line(error)}") from None
 
 
 def _is_state(content: Any) -> bool:
-    """Return True for a mapping of names to tensors, at least one of which is a matrix or larger."""
+    """Return whether content maps names to tensors, at least one of which has two or more axes."""
     if not isinstance(content, Mapping) or not _are_tensors(content):
         return False
     return any(tensor.ndim > 1 for tensor in content.values())

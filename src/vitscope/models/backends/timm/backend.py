@@ -44,14 +44,14 @@ def load(
     weights: str | Path | None = None,
     classes: int | None = None,
 ) -> VisionModel:
-    """Load a model by timm's name; for another ``image_size`` timm resamples the position embedding.
+    """Load a model by timm's name; for another ``image_size``, timm resamples the position embedding.
 
     Args:
         name: timm's name, ``hf-hub:org/name`` or ``local-dir:/path``.
-        pretrained: False gives random weights.
-        image_size: height and width in pixels; None is the model's own size.
-        dtype: precision of the weights; None keeps timm's.
-        weights: a weights file for this architecture, used instead of the pretrained weights.
+        pretrained: whether to load pretrained weights; False gives random weights.
+        image_size: height and width in pixels; None for the model's own size.
+        dtype: precision of the weights; None for timm's choice.
+        weights: weights file for this architecture, used instead of the pretrained weights.
         classes: number of classes of a classifier that stays untrained because the caller replaces it.
     """
     source, colon, location = name.partition(":")
@@ -70,7 +70,7 @@ def load(
 
 
 def _check_name(name: str) -> None:
-    """Refuse names that timm does not know, with the nearest ones that it knows."""
+    """Refuse a name that timm does not know, and suggest the most similar names."""
     if not timm.is_model(name.split(".")[0]):
         close = difflib.get_close_matches(name, timm.list_models(), n=3)
         hint = f": did you mean {', '.join(close)}?" if close else ": timm.list_models() lists all names"
@@ -91,7 +91,7 @@ def _create(name: str, pretrained: bool, options: Mapping[str, Any]) -> nn.Modul
     except Exception as error:
         if not pretrained:
             raise
-        # The hub's client has a dozen kinds of errors for a failed download.
+        # The hub's client raises a dozen kinds of errors for a failed download.
         raise ModelUnavailableError(
             f"timm:{name} is not in the local cache and could not be downloaded: use the bundled vit-nano, a local "
             f"folder, or pretrained=False ({type(error).__name__})"
@@ -151,8 +151,8 @@ def wrap(module: nn.Module, *, image_size: Size | None, name: str | None = None)
 
     Args:
         module: a model of timm; it is not changed.
-        image_size: height and width in pixels; None is the module's own size.
-        name: the name in messages and results; by default that of the class.
+        image_size: height and width in pixels; None for the module's own size.
+        name: name in messages and results; by default that of the class.
     """
     name = name or f"timm:{type(module).__name__}"
     classifier = classifier_of(module)
@@ -172,7 +172,7 @@ def wrap(module: nn.Module, *, image_size: Size | None, name: str | None = None)
         preprocessing,
         class_labels(module, classifier) if has_classes else None,
         {"timm": timm.__version__},
-        # Without a pooling layer the class returns all tokens: their mean is then the embedding.
+        # Without a pooling layer, the class returns all tokens; the embedding is then their mean.
         None if has_classes else MeanOfTokens(module),
         verified=own_forward,
         no_preprocessing=reason,

@@ -1,4 +1,4 @@
-"""timm: the tokens of each family of vision transformers, and which of them its head reads."""
+"""timm: the tokens of each family of vision transformers, and those that its head reads."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -67,7 +67,7 @@ def _projection(block: Any) -> Projection | None:
 def _maxvit(module: Any) -> Hierarchy | None:
     """Return the hierarchy of MaxViT: windows, then dilated windows; strided convolutions between the stages.
 
-    None for CoAtNet, which shares the class and has no windows.
+    The result is None for CoAtNet, which shares the class but has no windows.
     """
     blocks = {
         f"{name}.attn": WindowBlock(block, partial(_partition, block))
@@ -93,7 +93,7 @@ def _plain_layout(module: Any) -> Layout:
 
 
 def _patch_size(embed: Any) -> tuple[int, int]:
-    """Return the pixels of the input per token; for a hybrid this includes the stride of its stem."""
+    """Return the height and width of a token in pixels; for a hybrid, this includes the stride of its stem."""
     ratio: Any = embed.feat_ratio(as_scalar=False) if hasattr(embed, "feat_ratio") else embed.patch_size
     return tuple(ratio) if isinstance(ratio, list | tuple) else (ratio, ratio)
 
@@ -108,6 +108,6 @@ def _readout(module: Any) -> Mapping[str, float]:
     if pool == "token":
         return {"cls": 1.0}
     if pool in ("avg", "avgmax", "max"):
-        # A maximum reads one patch per channel; as weights over tokens, the mean over patches comes closest.
+        # A maximum reads one patch per channel; the weights over tokens that come closest are the mean over patches.
         return {"tokens": 1.0} if getattr(module, "pool_include_prefix", False) else {"patches": 1.0}
     return {"cls": 1.0} if getattr(module, "cls_token", None) is not None else {"patches": 1.0}

@@ -18,12 +18,12 @@ from vitscope.validation import short_repr
 # Prefixes of options that lead to files, to the hub, or to other code.
 _SOURCE_OPTIONS = ("pretrained", "checkpoint", "file", "url", "hf_hub", "cache_dir", "state_dict", "script", "export")
 
-# The subsets of ImageNet whose class names timm has, by number of classes.
+# The subsets of ImageNet whose class names timm contains, by number of classes.
 _IMAGENETS = {1000: "imagenet-1k", 21841: "imagenet-22k", 21843: "imagenet-21k-goog", 11821: "imagenet-12k"}
 
 
 def classifier_of(module: Any) -> Any:
-    """Return what the module calls its classifier; None if it does not state one."""
+    """Return the classifier that the module declares; None if it declares none."""
     try:
         return module.get_classifier()
     except (AttributeError, NotImplementedError, TypeError):
@@ -47,7 +47,7 @@ def reset_classifier(module: Any, labels: Sequence[str]) -> nn.Module:
 
 
 def class_labels(module: Any, classifier: Any) -> tuple[str, ...] | None:
-    """Return the names of the classes; None if they do not fit the present classifier.
+    """Return the names of the classes; None if they do not fit the current classifier.
 
     A replaced head may have other classes than ``num_classes`` states.
     """
@@ -65,7 +65,7 @@ def class_labels(module: Any, classifier: Any) -> tuple[str, ...] | None:
 
 
 def architecture(module: Any) -> Mapping[str, Any]:
-    """Return what :func:`build` needs, as JSON values: timm's name, and the options that differ from it."""
+    """Return what :func:`build` needs, as JSON values: timm's name, and the options that differ from its defaults."""
     if hasattr(timm.models, "get_model_args"):
         options = timm.models.get_model_args(module)
     else:  # timm before 1.0.31 keeps no record
@@ -90,7 +90,7 @@ def require_options(architecture: str, options: Mapping[str, Any]) -> dict[str, 
     """Return options of timm's class, with lists as tuples.
 
     Raises:
-        ModelUnavailableError: another option is among them, such as a source of weights.
+        ModelUnavailableError: an option is not an argument of the class, or is a source of weights.
     """
     arguments = {"num_classes", "in_chans", "img_size", "global_pool"}
     source = sys.modules[timm.models.model_entrypoint(architecture).__module__]

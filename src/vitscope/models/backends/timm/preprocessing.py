@@ -27,7 +27,7 @@ def input_size(module: Any) -> tuple[int, int]:
 
 
 def module_preprocessing(module: Any, image_size: tuple[int, int] | None) -> tuple[Preprocessing | None, str]:
-    """Return the preprocessing of the module's ``pretrained_cfg``, or None and the reason why it states none."""
+    """Return the preprocessing in the module's ``pretrained_cfg`` and "", or None and the reason why there is none."""
     facts = getattr(module, "pretrained_cfg", None) or getattr(module, "default_cfg", None) or {}
     if not facts.get("mean"):
         return None, "the module has no pretrained_cfg"
@@ -46,8 +46,8 @@ def read_data_config(config: Mapping[str, Any], image_size: tuple[int, int] | No
     """Return timm's data configuration as a Preprocessing.
 
     Args:
-        config: the result of timm's ``resolve_model_data_config``.
-        image_size: height and width of the input; None is the size of the configuration.
+        config: result of timm's ``resolve_model_data_config``.
+        image_size: height and width of the input in pixels; None for the size in the configuration.
 
     Raises:
         CallError: the configuration pads the image, or lacks mean, std or size.

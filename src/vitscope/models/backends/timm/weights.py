@@ -1,4 +1,4 @@
-"""timm: fill a model with the weights of a file, also for another image size or number of classes."""
+"""timm: fill a model with the weights of a file, even for another image size or number of classes."""
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -20,15 +20,15 @@ def create_filled(
     adapt_classes: bool,
     untrained_head: bool = False,
 ) -> nn.Module:
-    """Return a new model with these weights, which fit it as they are or at another image size.
+    """Return a new model with these weights, which are resampled if the model has another image size.
 
     Args:
-        create: builds the model; takes ``img_size`` and ``num_classes``.
+        create: function that builds the model; it takes ``img_size`` and ``num_classes``.
         state: the weights by name.
         name: name of the weights in messages.
-        image_size: height and width in pixels; None is the model's own size.
-        adapt_classes: give the model as many classes as the weights have.
-        untrained_head: keep the classifier as it is built.
+        image_size: height and width in pixels; None for the model's own size.
+        adapt_classes: whether to give the model the number of classes in the weights.
+        untrained_head: whether to keep the classifier as it is built.
 
     Raises:
         CallError: the model does not support ``image_size``.
@@ -87,7 +87,7 @@ def _convert_or_none(create: Callable[..., Any], state: Mapping[str, torch.Tenso
         return None
     try:
         module = _load_by_timm(create, state, classes)
-    except Exception:  # the caller reports in vitscope's words what does not fit
+    except Exception:  # the caller reports what does not fit
         return None
     sizes = {tensor.numel() for tensor in state.values()}
     positions = [tensor for key, tensor in module.state_dict().items() if "pos_embed" in key or "position_bias" in key]

@@ -52,10 +52,10 @@ def load(
 
     Args:
         name: torchvision's name, such as ``"vit_b_16"``.
-        pretrained: False gives random weights.
-        image_size: height and width in pixels; None is the size of the pretrained weights.
-        dtype: precision of the weights; None keeps torchvision's.
-        weights: a weights file for this architecture, used instead of the pretrained weights.
+        pretrained: whether to load pretrained weights; False gives random weights.
+        image_size: height and width in pixels; None for the size of the pretrained weights.
+        dtype: precision of the weights; None for torchvision's choice.
+        weights: weights file for this architecture, used instead of the pretrained weights.
         classes: number of classes of a classifier that stays untrained because the caller replaces it.
     """
     names = torchvision.models.list_models(module=torchvision.models)
@@ -99,7 +99,7 @@ def _resample_positions(module: Any, state: Mapping[str, torch.Tensor]) -> dict[
 def _create_filled(
     name: str, options: Mapping[str, Any], state: Mapping[str, torch.Tensor], weights_name: str
 ) -> nn.Module:
-    """Return the model with these weights and as many classes as they have."""
+    """Return the model with these weights and their number of classes."""
     template = torchvision.models.get_model(name, weights=None, **options)
     paths = [path for path, child in template.named_modules() if isinstance(child, nn.Linear)]
     rows = head_rows(state, paths[-1:])
@@ -110,7 +110,7 @@ def _create_filled(
     except ModelUnavailableError:
         if "image_size" not in options:
             raise
-        # Weights of the default size are resampled to the size of the caller.
+        # Weights of the default size are resampled to the size that the caller requested.
         default = torchvision.models.get_model(name, weights=None, **classes)
         module.load_state_dict(_resample_positions(module, fit_weights(default, state, weights_name)))
     return module
@@ -119,7 +119,7 @@ def _create_filled(
 def _pretrained_state(name: str, weights: Any) -> Any:
     """Return pretrained weights from the cache or the network."""
     cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
-    reason = "no answer from the network"
+    reason = "the server did not respond"
     if cached.exists() or host_responds(weights.url):
         try:
             return weights.get_state_dict(progress=False, check_hash=True)
@@ -138,12 +138,12 @@ def wrap(
 
     Args:
         module: a model of torchvision; it is not changed.
-        image_size: height and width in pixels; None is the module's own size.
-        name: the name in messages and results; by default that of the class.
-        weights: torchvision's weights entry, which states preprocessing and labels; by default ImageNet's.
+        image_size: height and width in pixels; None for the module's own size.
+        name: name in messages and results; by default that of the class.
+        weights: torchvision's weights entry, which states preprocessing and labels; by default one for ImageNet.
 
     Raises:
-        CallError: a vision transformer of another size.
+        CallError: the module is a vision transformer with another input size.
     """
     layout = None
     size = image_size
@@ -157,7 +157,7 @@ def wrap(
     if isinstance(module, torchvision.models.SwinTransformer):
         patches: Any = module.features[0][0]
         layout = Layout(tuple(patches.stride), (), {"patches": 1.0}, _swin(module))
-    # A layer after the linear layer of the head, such as a softmax, would be the last one.
+    # The last layer is the head's linear layer, unless another one follows it, such as a softmax.
     classifier = [child for child in module.modules() if not any(True for _ in child.children())][-1:]
     own_forward = type(module).__module__.startswith("torchvision.")
     head = get_classifiers(module)
@@ -188,7 +188,7 @@ def wrap(
 
 
 def _head(module: Any) -> Any:
-    """Return the classifier of any kind; None if the module has none."""
+    """Return the classifier, of whatever class; None if the module has none."""
     return module.heads if isinstance(module, VisionTransformer) else getattr(module, "head", None)
 
 
@@ -208,7 +208,7 @@ def _swin(module: Any) -> Hierarchy:
         },
         before_pooling=module.norm,
         classifier=module.head if isinstance(module.head, nn.Linear) else None,
-        # Some versions of torchvision write the shift of a small grid into the list.
+        # Some versions of torchvision write the shift for a small grid into the list itself.
         preserved_state=partial(restore_attributes, attentions, ("shift_size",)),
     )
 
@@ -235,7 +235,7 @@ def read_transforms(transforms: Any, size: tuple[int, int] | None) -> Preprocess
 
     Args:
         transforms: the ``ImageClassification`` preset of a weights entry.
-        size: height and width in pixels; None is the size of the preset.
+        size: height and width in pixels; None for the size of the preset.
     """
     crop, resize = transforms.crop_size[0], transforms.resize_size[0]
     preprocessing = Preprocessing(

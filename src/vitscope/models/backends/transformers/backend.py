@@ -51,17 +51,17 @@ def load(
     output: str | None = None,
     backbone: str | None = None,
 ) -> VisionModel:
-    """Load a hub id, a local folder or, for random weights or with ``weights``, a model type.
+    """Load a hub id or a local folder; also a model type, for random weights or with ``weights``.
 
     Args:
         name: a hub id, a folder, or a model type such as ``"vit"``.
-        pretrained: False gives random weights.
-        image_size: height and width in pixels; None is the model's own size.
-        dtype: precision of the weights; None keeps that of the checkpoint.
-        weights: a weights file for this architecture, used instead of the pretrained weights.
+        pretrained: whether to load pretrained weights; False gives random weights.
+        image_size: height and width in pixels; None for the model's own size.
+        dtype: precision of the weights; None for that of the checkpoint.
+        weights: weights file for this architecture, used instead of the pretrained weights.
         classes: number of classes of a classifier that stays untrained because the caller replaces it.
-        display_name: the name in messages and results; by default ``name``.
-        output: ``"features"`` leaves the classifier out; None keeps what the checkpoint was saved with.
+        display_name: name in messages and results; by default ``name``.
+        output: ``"features"`` omits the classifier; None keeps what the checkpoint was saved with.
         backbone: path of the submodule that takes the image, for a model with several candidates.
 
     Raises:
@@ -112,7 +112,7 @@ def _load_by_timm(
     dtype: torch.dtype | None,
     weights: str | Path | None,
 ) -> VisionModel:
-    """Load a model that transformers would open with its wrapper of timm, because timm knows its preprocessing."""
+    """Load with timm what transformers would load with its wrapper of timm, because timm knows the preprocessing."""
     kind = "local-dir" if Path(source).exists() else "hf-hub"
     loaded = backend_of("timm").load(
         f"{kind}:{source}", pretrained=pretrained, image_size=image_size, dtype=dtype, weights=weights
@@ -127,7 +127,7 @@ def wrap(module: Any, *, image_size: Size | None) -> VisionModel:
 
     Args:
         module: a model of transformers; it is not changed.
-        image_size: height and width in pixels; None is the model's own size.
+        image_size: height and width in pixels; None for the model's own size.
     """
     if getattr(module, "timm_model", None) is not None:
         return _wrap_timm(module, image_size)
@@ -214,7 +214,7 @@ def _output(config: Any) -> Output:
 
 
 def _labels(config: Any, head: Sequence[Any]) -> tuple[str, ...] | None:
-    """Return the labels of the configuration; None if they do not fit the present classifier."""
+    """Return the labels in the configuration; None if they do not fit the current classifier."""
     id2label: Any = getattr(config, "id2label", None) or {}
     labels = tuple(str(id2label[i]) for i in sorted(id2label))
     sizes = {layer.out_features for layer in head if isinstance(layer, nn.Linear)}
@@ -223,7 +223,7 @@ def _labels(config: Any, head: Sequence[Any]) -> tuple[str, ...] | None:
 
 @dataclass(frozen=True, eq=False)
 class PixelValues:
-    """The call of a model with its image; requests resizing of the position embedding if the family requires it."""
+    """The call of a model with its image, which requests resampled position embeddings if the family needs it."""
 
     module: nn.Module
     trained: tuple[Any, Any]
@@ -239,7 +239,7 @@ class PixelValues:
 
 @dataclass(frozen=True, eq=False)
 class PooledFeatures:
-    """The projected or pooled output; the readout of the last tokens if the pooling layer is untrained."""
+    """The projected or pooled output, or the readout of the last tokens if the pooling layer is untrained."""
 
     run: PixelValues
     layout: Layout
@@ -269,5 +269,5 @@ class LogitsAsFeatures:
 
 
 def _pair(size: Any) -> tuple[Any, Any]:
-    """Return a size of the configuration as height and width."""
+    """Return a size from the configuration as height and width."""
     return tuple(size) if isinstance(size, list | tuple) else (size, size)

@@ -1,4 +1,4 @@
-"""transformers: fill a class from a checkpoint, or refuse it unless every weight comes from the checkpoint."""
+"""transformers: fill a class from a checkpoint, which is refused unless every weight comes from the checkpoint."""
 
 import importlib.util
 from collections.abc import Iterator, Mapping
@@ -40,10 +40,10 @@ class Checkpoint:
     """The location of the weights of a model, or the weights themselves.
 
     Attributes:
-        name: the name of the model in messages.
-        source: a local folder or hub id.
-        local_only: True keeps the hub's client from contacting the hub.
-        state: the weights, used instead of those of ``source``.
+        name: name of the model in messages.
+        source: local folder or hub id.
+        local_only: whether the hub's client must use its cache alone.
+        state: weights that are used instead of those of ``source``; None to use those.
     """
 
     name: str
@@ -98,7 +98,7 @@ class Checkpoint:
 def fill(
     module_class: Any, config: Any, checkpoint: Checkpoint, *, dtype: torch.dtype | None, untrained_head: bool = False
 ) -> nn.Module:
-    """Return a model of this class whose every weight comes from the checkpoint.
+    """Return a model of this class, every weight of which comes from the checkpoint.
 
     A pooling layer that was not saved is removed from the model. Leftover weights must belong to the class that the
     configuration names.
@@ -107,8 +107,8 @@ def fill(
         module_class: the class of transformers.
         config: its configuration.
         checkpoint: the weights.
-        dtype: precision of the weights; None keeps that of the checkpoint.
-        untrained_head: True allows the classifier to be missing, because the caller replaces it.
+        dtype: precision of the weights; None for that of the checkpoint.
+        untrained_head: whether the classifier may be missing, because the caller replaces it.
 
     Raises:
         ModelUnavailableError: weights are missing, left over, or do not fit.
@@ -141,7 +141,7 @@ class _Filling:
     untrained_head: bool
 
     def load(self, state: Mapping[str, Tensor] | None) -> tuple[Any, Mismatch]:
-        """Fill the class with these weights, or with the checkpoint's files; also return what does not fit."""
+        """Return the class filled with these weights, or with the checkpoint's files, and the differences."""
         options = {} if self.dtype is None else {"dtype": self.dtype}
         with foreign_errors(f"{self.checkpoint.name} cannot be loaded: building {self.module_class.__name__}"):
             module, info = self._from_pretrained(self.module_class, state, **options)
@@ -158,7 +158,7 @@ class _Filling:
         return module, mismatch
 
     def _foreign(self, unexpected: tuple[str, ...], state: Mapping[str, Tensor] | None) -> tuple[str, ...]:
-        """Return the leftover names that the class named by the configuration does not have either."""
+        """Return the leftover names that are also missing from the class that the configuration names."""
         for name in self.config.architectures or ():
             saved_class = getattr(transformers, name, None) if isinstance(name, str) else None
             if not isinstance(saved_class, type) or not issubclass(saved_class, transformers.PreTrainedModel):
@@ -188,7 +188,10 @@ class _Filling:
 
 
 def _remove_unsaved_pooler(module: Any, mismatch: Mismatch) -> Mismatch:
-    """Remove a pooling layer that was not saved: the features are then those of the last tokens."""
+    """Remove a pooling layer that was not saved, and return the other differences.
+
+    The features are then those of the last tokens.
+    """
     pooler = getattr(module, "pooler", None)
     if not isinstance(pooler, nn.Module):
         return mismatch
@@ -200,7 +203,7 @@ def _remove_unsaved_pooler(module: Any, mismatch: Mismatch) -> Mismatch:
 
 
 def _rename(state: Mapping[str, Tensor], module_class: Any) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Yield the weights without a shared prefix, or (marked with +) with the prefix of the class's backbone."""
+    """Yield the weights without a shared prefix, or with the prefix of the class's backbone (then marked with +)."""
     for prefix in common_prefixes(state):
         yield prefix, {name.removeprefix(prefix): tensor for name, tensor in state.items()}
     for prefix in {f"{module_class.base_model_prefix}.", "vision_model."} - {"."}:

@@ -24,11 +24,11 @@ def read_config(name: str, local_only: bool) -> Any:
 
     Args:
         name: a folder or hub id.
-        local_only: True keeps the hub's client from contacting the hub.
+        local_only: whether the hub's client must use its cache alone.
 
     Raises:
-        UnknownModelError: the folder does not hold a model of transformers.
-        ModelUnavailableError: the hub did not provide it.
+        UnknownModelError: the folder does not contain a model of transformers, or its configuration is damaged.
+        ModelUnavailableError: the configuration is not in the cache and could not be downloaded.
     """
     local = Path(name).exists()
     if local:
@@ -49,7 +49,7 @@ def read_config(name: str, local_only: bool) -> Any:
             f"{name} is not in the local cache and could not be downloaded: use the bundled vit-nano, a local folder "
             "saved with save_pretrained, or check the name and the network"
         ) from None
-    except Exception as error:  # a damaged configuration fails in as many ways as there are settings
+    except Exception as error:  # a damaged configuration causes as many kinds of errors as there are settings
         kind = "a transformers folder" if local else "a transformers model"
         raise UnknownModelError(
             f"{name} is not {kind}: its config.json cannot be used ({quoted_error(error)})"
@@ -71,12 +71,12 @@ def _check_sizes(name: str, settings: Mapping[str, Any]) -> None:
 
 
 def class_for(config: Any, output: str | None = None, *, classes: bool = False) -> Any:
-    """Return the class with the classifier that the weights were saved from, else the vision tower or bare model.
+    """Return the class with a classifier from which the weights were saved, or else the vision tower or bare model.
 
     Args:
         config: the configuration.
         output: ``"features"`` selects a class without a classifier.
-        classes: True selects a class with a classifier, whatever was saved.
+        classes: whether to select a class with a classifier, regardless of the class that was saved.
 
     Raises:
         UnknownModelError: transformers has no vision model of this type.
@@ -114,7 +114,7 @@ def check_processor_file(name: str, source: str) -> None:
 
 
 def _check_code(name: str, settings: Mapping[str, Any]) -> None:
-    """Refuse a folder that no class of transformers itself can open."""
+    """Refuse a folder that needs Python code from outside transformers."""
     supported = settings.get("model_type") in transformers.CONFIG_MAPPING
     if settings.get("auto_map") and not supported and "architecture" not in settings:
         raise UnknownModelError(
@@ -124,7 +124,7 @@ def _check_code(name: str, settings: Mapping[str, Any]) -> None:
 
 
 def _check_names(config: Any) -> None:
-    """Refuse class names and labels of the wrong kind."""
+    """Refuse class names and labels of the wrong type."""
     if config.architectures is not None and not isinstance(config.architectures, list):
         raise ValueError("architectures must be a list of class names")
     labels = config.id2label

@@ -1,4 +1,4 @@
-"""transformers: one table of facts per family: its tokens, what its heads read, and the classes that belong to it."""
+"""transformers: the facts of each family: its tokens, what its heads read, and the classes that belong to it."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -7,7 +7,7 @@ from typing import Any
 Prefix = Callable[[Any], tuple[str, ...]]
 Readout = Mapping[str, float]
 
-# Attributes of a model: its classifiers, and pooling layers of bare models that classes with a classifier may lack.
+# Attributes of a model: classifiers, and pooling layers of bare models, which classes with a classifier may not have.
 HEADS = ("classifier", "cls_classifier", "distillation_classifier")
 POOLERS = ("pooler", "head")
 
@@ -27,13 +27,14 @@ class Family:
     """Facts of one model type.
 
     Attributes:
-        prefix: names of the tokens before the patches, from the configuration.
-        readout: what the pooled output of the bare model reads, from the configuration.
-        heads: what a class with a head reads, by class name.
+        prefix: function that returns the names of the tokens before the patches from the configuration.
+        readout: function that returns the readout of the bare model's pooled output from the configuration.
+        heads: readout of each class with a head, by class name.
         resize_positions: True if the model resamples its position embedding only on request.
-        processor: the image processor class of the family, or its settings.
+        processor: name of the family's image processor class, or its settings.
         windowed: True if attention runs in windows, with patch merging between the stages.
-        classifier_class: the class with a classifier, if that belongs to the model type of a whole text-image model.
+        classifier_class: name of the class with a classifier, if it belongs to the model type of the whole text-image
+            model.
     """
 
     prefix: Prefix
@@ -96,5 +97,5 @@ FAMILIES: Mapping[str, Family] = {
     "swinv2": Family(lambda _: (), lambda _: {"patches": 1.0}, windowed=True),
 }
 
-# Text-image models are read through their vision tower.
+# Text-image models are loaded as their vision tower.
 TOWERS: Mapping[str, str] = {"clip": "CLIPVisionModel", "siglip": "SiglipVisionModel"}

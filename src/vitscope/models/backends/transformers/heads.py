@@ -1,4 +1,4 @@
-"""transformers: a model with another classifier, and its architecture as JSON and as a folder."""
+"""transformers: models with another classifier, and their architecture as JSON and as a folder."""
 
 import copy
 import json
@@ -21,7 +21,7 @@ from vitscope.validation import short_repr
 def reset_classifier(module: Any, labels: Sequence[str]) -> nn.Module | None:
     """Return a new model with an untrained classifier and the weights of ``module``.
 
-    None if transformers has no class with a classifier for this backbone.
+    The result is None if transformers has no class with a classifier for this backbone.
 
     Raises:
         WorkError: a weight of ``module`` has no counterpart in the class with a classifier.
@@ -94,7 +94,7 @@ def read(folder: Path, architecture: Mapping[str, Any]) -> nn.Module:
     """Return the module that :func:`write` wrote.
 
     Raises:
-        ValueError: the weights belong to another model; transformers itself would draw missing ones at random.
+        ValueError: the weights belong to another model; transformers itself would fill missing ones randomly.
     """
     module_class = _vision_class(architecture["class"])
     with quiet():

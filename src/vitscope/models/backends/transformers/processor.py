@@ -35,13 +35,13 @@ def saved_processor(
 ) -> Preprocessing:
     """Return the preprocessing that a checkpoint was saved with.
 
-    Missing settings are those of the class that saved them, else those of the model's family.
+    Missing settings are taken from the class that saved the others or, if that is unknown, from the model's family.
 
     Args:
-        family: the image processor class of the family, or its settings.
-        settings: the content of ``preprocessor_config.json``.
-        size: height and width in pixels; None is the size of the settings.
-        source: where the settings come from, for people to read.
+        family: name of the family's image processor class, or its settings.
+        settings: content of ``preprocessor_config.json``.
+        size: height and width in pixels; None for the size in the settings.
+        source: origin of the settings, for people to read.
 
     Raises:
         CallError: the settings have no fixed input size, and ``size`` is None.
@@ -65,7 +65,7 @@ def _at_size(preprocessing: Preprocessing, size: Any) -> Preprocessing:
 
 
 def _processor_class(settings: Mapping[str, Any]) -> str | None:
-    """Return the class that saved the settings, if transformers has it without torchvision."""
+    """Return the name of the class that saved the settings; None if transformers has none that needs no torchvision."""
     saved = settings.get("image_processor_type") or settings.get("feature_extractor_type") or ""
     name = saved.removesuffix("Fast").removesuffix("Pil").replace("FeatureExtractor", "ImageProcessor") + "Pil"
     return name if saved and hasattr(transformers, name) else None
@@ -95,7 +95,7 @@ def read_processor(settings: Mapping[str, Any]) -> Preprocessing:
     else:
         raise CallError(f"this image processor resizes to {dict(size)}, which is not a fixed size: pass image_size")
     final = (crop["height"], crop["width"]) if do_crop and crop else target
-    # The input is (255 · factor · unit − mean) / std; a Preprocessing starts from [0, 1] for every factor.
+    # The input is (255 · factor · unit − mean) / std, but a Preprocessing always starts from pixels in [0, 1].
     scale = 255 * (settings.get("rescale_factor") or 1 / 255) if settings.get("do_rescale", True) else 255
     normalise = settings.get("do_normalize", True)
     mean, std = (settings["image_mean"], settings["image_std"]) if normalise else ((0.0,) * 3, (1.0,) * 3)

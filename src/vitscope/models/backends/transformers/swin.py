@@ -14,7 +14,7 @@ _MERGINGS = ("SwinPatchMerging", "Swinv2PatchMerging")
 
 
 def hierarchy(module: Any) -> Hierarchy:
-    """Return the windows and merging layers of a Swin model, with or without a head."""
+    """Return the hierarchy of a Swin model with or without a head."""
     children = dict(module.named_modules())
     layers = {name: child for name, child in children.items() if type(child).__name__ in _BLOCKS}
     backbone: Any = getattr(module, module.base_model_prefix, module)
@@ -55,7 +55,7 @@ def _projection(layer: Any) -> Projection | None:
 
 
 def _refusal(backbone: Any, clamps: bool, grid: Grid) -> str | None:
-    """Return why transformers cannot run a grid: its position embedding or a bias table does not fit."""
+    """Return why transformers cannot run a grid (a position embedding or bias table does not fit); None if it can."""
     embeddings = backbone.embeddings
     patch = embeddings.patch_embeddings.patch_size[0]
     if embeddings.position_embeddings is not None and (grid.height, grid.width) != tuple(embeddings.patch_grid):

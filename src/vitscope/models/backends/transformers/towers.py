@@ -37,7 +37,7 @@ def require_submodel(module: nn.Module, path: str) -> nn.Module:
     """Return the model at a path inside a model.
 
     Raises:
-        CallError: there is no module at the path, or it is not a model of its own.
+        CallError: there is no module at the path, or it is not a complete model.
     """
     children = dict(module.named_modules())
     if path not in children or not hasattr(children[path], "config"):
@@ -53,7 +53,7 @@ def vision_tower(module: Any, name: str) -> nn.Module:
 
     Args:
         module: a model of transformers.
-        name: the name of the model in messages.
+        name: name of the model in messages.
 
     Raises:
         UnknownModelError: no submodule takes an image.
@@ -86,7 +86,7 @@ def _is_text_and_image(module: Any) -> bool:
 
 
 def _towers(module: Any) -> dict[str, nn.Module]:
-    """Return the outermost submodules that take an image alone and hold a stack of blocks, by path."""
+    """Return the outermost submodules that take an image alone and contain a stack of blocks, by path."""
     towers: dict[str, nn.Module] = {}
     for path, child in module.named_modules():
         if not path or any(path == tower or path.startswith(f"{tower}.") for tower in towers):
