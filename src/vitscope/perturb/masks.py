@@ -12,7 +12,7 @@ from vitscope.errors import CallError
 from vitscope.perturb.segments import Segments
 
 MAX_MASKS = 1_000_000  # for one image: more would take days, whatever the model
-MOST_DRAWS = 250_000_000  # masks × segments: two gigabytes of random numbers
+MAX_DRAWS = 250_000_000  # masks × segments: two gigabytes of random numbers
 
 Visible = Shaped[np.ndarray, "pixel_height pixel_width"]  # bool, or from 0 (hidden) to 1 (visible)
 
@@ -36,14 +36,14 @@ def check_count(count: int, segments: int = 1) -> None:
     """Refuse a number of masks that could never be evaluated, before memory is allocated for them.
 
     Raises:
-        CallError: more than :data:`MAX_MASKS` masks, or more than :data:`MOST_DRAWS` masks × segments.
+        CallError: more than :data:`MAX_MASKS` masks, or more than :data:`MAX_DRAWS` masks × segments.
     """
     number = f"{count:,}" if count < 10**30 else "over 10^30"
     if count > MAX_MASKS:
         raise CallError(f"{number} masks are too many: at most {MAX_MASKS:,} are evaluated on one image")
-    if count * segments > MOST_DRAWS:
+    if count * segments > MAX_DRAWS:
         raise CallError(
-            f"{number} masks of {segments:,} segments are too many: at most {MOST_DRAWS // segments:,} masks can be "
+            f"{number} masks of {segments:,} segments are too many: at most {MAX_DRAWS // segments:,} masks can be "
             "drawn for this number of segments"
         )
 
