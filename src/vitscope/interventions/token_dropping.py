@@ -85,7 +85,7 @@ def _check_dropping(model: VisionModel, evaluate: Evaluate, pixels: Pixels, grid
 
 
 class _Entry:
-    """The first block of a plain transformer, which receives its tokens with their positions added."""
+    """The first block of a plain transformer, which receives the tokens with positions added, and its stack."""
 
     def __init__(self, model: VisionModel, pixels: Pixels, grid: Grid) -> None:
         trace = run_and_capture(model, pixels, layers=[0]).trace

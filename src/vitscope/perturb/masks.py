@@ -19,7 +19,7 @@ Visible = Shaped[np.ndarray, "pixel_height pixel_width"]  # bool, or from 0 (hid
 
 @runtime_checkable
 class Masks(Protocol):
-    """A number of masks over the pixels of one image."""
+    """Masks over the pixels of one image."""
 
     def __len__(self) -> int: ...
 
@@ -50,7 +50,7 @@ def check_count(count: int, segments: int = 1) -> None:
 
 @dataclass(frozen=True, eq=False)
 class SegmentMasks:
-    """Masks as rows over segments, True where a segment is visible; at most :data:`MAX_MASKS`."""
+    """Masks as rows over segments, True for each visible segment; at most :data:`MAX_MASKS`."""
 
     rows: Bool[np.ndarray, "mask segment"]
     segments: Segments
@@ -95,7 +95,7 @@ class PixelMasks:
 
 @runtime_checkable
 class Sampler(Protocol):
-    """Draws rows over segments, in chunks of any size; the first row of all shows every segment."""
+    """Draws rows over segments, in chunks of any size. The very first row shows every segment."""
 
     def draw(self, count: int) -> Bool[np.ndarray, "mask segment"]: ...
 
