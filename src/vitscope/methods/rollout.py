@@ -107,7 +107,7 @@ def rollout_evolution(
     Returns:
         one result per block, each normalised as in :func:`rollout`; the last equals :func:`rollout`.
 
-    Example:
+    Examples:
         >>> import skimage.data, vitscope as vs
         >>> evolution = vs.rollout_evolution(vs.load("vit-nano"), skimage.data.chelsea())
         >>> len(evolution), evolution[0].values.shape

@@ -61,7 +61,7 @@ def agreement(results: Sequence[Attribution], *, names: Sequence[str] | None = N
     Raises:
         CallError: fewer than two results, several images in one result, or results of different photos.
 
-    Example:
+    Examples:
         >>> import skimage.data, vitscope as vs
         >>> model, photo = vs.load("vit-nano"), skimage.data.chelsea()
         >>> agreement = vs.agreement([vs.rollout(model, photo), vs.occlusion(model, photo)])

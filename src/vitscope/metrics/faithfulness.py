@@ -68,7 +68,7 @@ def faithfulness(
     Raises:
         CallError: ``result`` is not an attribution of these images, or an option is out of range.
 
-    Example:
+    Examples:
         >>> import skimage.data, vitscope as vs
         >>> model, photo = vs.load("vit-nano"), skimage.data.chelsea()
         >>> areas = vs.faithfulness(model, photo, vs.occlusion(model, photo), target="cat")
