@@ -44,7 +44,9 @@ def attention_map(
         padding.
 
     Raises:
-        CallError: the model has no such layer, head or query.
+        CallError: the model has no such layer, head or query, or ``images`` are missing or not valid.
+        UnsupportedModelError: as for :func:`vitscope.capture`.
+        WorkError: as for :func:`vitscope.capture`.
 
     Examples:
         >>> import skimage.data, vitscope as vs

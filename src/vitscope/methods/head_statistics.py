@@ -53,7 +53,9 @@ def head_statistics(model: VisionModel | nn.Module | Trace, images: Any = None) 
         entropy and distance, (batch, layer, head) each.
 
     Raises:
-        CallError: the token grid is unknown, or images are missing.
+        CallError: the token grid is unknown, or ``images`` are missing or not valid.
+        UnsupportedModelError: as for :func:`vitscope.capture`.
+        WorkError: as for :func:`vitscope.capture`.
 
     Examples:
         >>> import skimage.data, vitscope as vs

@@ -58,7 +58,9 @@ def kernel_shap(
         a result as from :func:`vitscope.lime`, but ``intervals`` is None.
 
     Raises:
-        CallError: as :func:`vitscope.lime`.
+        CallError: as for :func:`vitscope.lime`.
+        UnsupportedModelError: as for :func:`vitscope.lime`.
+        WorkError: as for :func:`vitscope.lime`.
 
     Examples:
         >>> import skimage.data, vitscope as vs

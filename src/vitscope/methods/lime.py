@@ -60,18 +60,19 @@ def lime(
         target: the class to explain, by index or label; by default the most probable class of each image.
             ``"similarity"`` for a model without a classifier: the cosine similarity between its features of a masked
             image and those of the original.
-        num_samples: number of masks, including the original image; at least 2. ``"auto"`` keeps sampling until the
-            ranking of the ``top_segments`` largest weights is stable: adjacent pairs, and the last of them and every
-            other segment, differ significantly at ``confidence`` or by less than ``tie``; at most 10,000 masks.
-        segments: ``"quickshift"`` with lime's settings, ``"slic"``, ``"patches"``, labels (pixel height, pixel width)
-            of the photo, or a function of the photo that returns labels.
-        sampling: ``"lime"`` hides each segment with probability ½; ``"paired"`` does so too, and follows each mask by
-            its complement; ``"glime"`` draws masks from the kernel, so that the regression needs no weights. By
+        num_samples: number of masks, including the original image; at least 2. ``"auto"`` keeps sampling, up to 10,000
+            masks, until the ranking of the ``top_segments`` largest weights is stable. It is stable if any two adjacent
+            segments of the ranking, and its last segment and any other, differ significantly at ``confidence`` or by
+            less than ``tie``.
+        segments: ``"quickshift"`` with the settings of PyPI's lime, ``"slic"``, ``"patches"``, an array of labels as
+            large as the photo, (pixel height, pixel width), or a function of the photo that returns such an array.
+        sampling: ``"lime"`` hides each segment with probability ½. ``"paired"`` does the same, but follows each mask
+            with its complement. ``"glime"`` draws masks from the kernel, so that the regression needs no weights. By
             default ``"lime"``, or ``"paired"`` if ``num_samples="auto"``.
         top_labels: number of the most probable classes to explain besides the target, from the same outputs; see
             :meth:`SegmentAttribution.of`.
-        kernel_width: width of the exponential kernel over the cosine distance; by default that of lime.
-        alpha: ridge penalty; by default that of lime.
+        kernel_width: width of the exponential kernel over the cosine distance; by default that of PyPI's lime.
+        alpha: ridge penalty; by default that of PyPI's lime.
         confidence: confidence level of the intervals and of ``num_samples="auto"``, between 0 and 1.
         top_segments: number of segments whose ranking has to be stable for ``num_samples="auto"``.
         tie: difference of two weights, as a share of the largest weight, below which they count as equal.
@@ -84,8 +85,10 @@ def lime(
         far, with a warning, and ``provenance["interrupted"]`` is True.
 
     Raises:
-        CallError: an option is out of range, the model has no such class, the image is a single segment, or the
-            images differ in size.
+        CallError: an option is out of range, the model has no such class, an image has one segment or more than 4,000,
+            or the images differ in size.
+        UnsupportedModelError: ``hide="drop"`` is not supported for the model.
+        WorkError: an image cannot be read, the model's output is NaN or infinity, or there is not enough memory.
 
     Examples:
         >>> import skimage.data, vitscope as vs

@@ -55,6 +55,8 @@ def occlusion(
     Raises:
         CallError: the window does not fit the grid, ``stride`` or another option is out of range, or the model has no
             such class.
+        UnsupportedModelError: as for :func:`vitscope.lime`.
+        WorkError: as for :func:`vitscope.lime`.
 
     Examples:
         >>> import skimage.data, vitscope as vs

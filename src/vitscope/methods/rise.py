@@ -62,6 +62,8 @@ def rise(
 
     Raises:
         CallError: an option is out of range, the model has no such class, or the images differ in size.
+        UnsupportedModelError: as for :func:`vitscope.lime`.
+        WorkError: as for :func:`vitscope.lime`.
 
     Examples:
         >>> import skimage.data, vitscope as vs

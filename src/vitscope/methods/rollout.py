@@ -70,8 +70,9 @@ def rollout(
         the row without padding (``row_sums``) and the part on padding (``padding_mass``).
 
     Raises:
-        CallError: an option is out of range, or the model has no such class.
+        CallError: an option is out of range, the model has no such class, or ``images`` are missing or not valid.
         UnsupportedModelError: the model's blocks cannot be chained, or it has no readout by class.
+        WorkError: as for :func:`vitscope.capture`.
 
     Examples:
         >>> import skimage.data, vitscope as vs
@@ -121,6 +122,7 @@ def rollout_evolution(
     Raises:
         CallError: as for :func:`rollout`.
         UnsupportedModelError: as for :func:`rollout`.
+        WorkError: as for :func:`rollout`.
 
     Examples:
         >>> import skimage.data, vitscope as vs

@@ -51,8 +51,10 @@ def window_attention(
         ``provenance["queries"]`` lists the query patches as [row, column].
 
     Raises:
-        CallError: the model has no such layer or head, or ``place`` is out of range.
-        UnsupportedModelError: the block's windows are not regions of the image.
+        CallError: the model has no such layer or head, ``place`` is out of range, or ``images`` are missing or not
+            valid.
+        UnsupportedModelError: the block has no windows, or its windows are not regions of the image.
+        WorkError: as for :func:`vitscope.capture`.
 
     Examples:
         >>> import skimage.data, vitscope as vs

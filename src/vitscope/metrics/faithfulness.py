@@ -71,6 +71,7 @@ def faithfulness(
 
     Raises:
         CallError: ``result`` is not an attribution of these images, or an option is out of range.
+        WorkError: an image cannot be read, the model's output is NaN or infinity, or there is not enough memory.
 
     Examples:
         >>> import skimage.data, vitscope as vs
