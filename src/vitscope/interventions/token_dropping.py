@@ -142,11 +142,11 @@ def _evaluate_dropped(
     Rows of ``visible`` with fewer patches than others are filled with hidden tokens that no token attends to.
     """
     counts = visible.sum(1)
-    most = int(counts.max())
+    max_count = int(counts.max())
     assert model.layout is not None
-    if most == 0 and (grid.prefix == 0 or "patches" in model.layout.readout):
+    if max_count == 0 and (grid.prefix == 0 or "patches" in model.layout.readout):
         return evaluate(torch.zeros_like(pixels).expand(len(visible), -1, -1, -1))
-    patches = (~visible).to(torch.uint8).argsort(dim=1, stable=True)[:, :most]  # visible patches first, in order
+    patches = (~visible).to(torch.uint8).argsort(dim=1, stable=True)[:, :max_count]  # visible patches first, in order
     prefix = torch.arange(grid.prefix, device=visible.device).expand(len(visible), -1)
     tokens = torch.cat([prefix, patches + grid.prefix], dim=1)
     filler = torch.arange(tokens.shape[1], device=visible.device) >= (grid.prefix + counts)[:, None]

@@ -39,7 +39,7 @@ def perturbation_method(
     """
 
     def decorate(method: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-        declared = [each for each in signature(method).parameters.values() if each.kind is not Parameter.VAR_KEYWORD]
+        declared = [p for p in signature(method).parameters.values() if p.kind is not Parameter.VAR_KEYWORD]
         hints = get_type_hints(PerturbationArguments)
         shared = [
             Parameter(

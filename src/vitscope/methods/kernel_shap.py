@@ -49,7 +49,7 @@ def kernel_shap(
             preprocessed.
         target: the class to explain, by index or label; by default the most probable class of each image.
             ``"similarity"`` for a model without a classifier, see :func:`vitscope.lime`.
-        num_samples: number of coalitions, besides the original image and the fully hidden one; at least 2.
+        num_samples: maximum number of coalitions, besides the original image and the fully hidden one; at least 2.
         segments: see :func:`vitscope.lime`.
         top_labels: number of the most probable classes to explain besides the target, see :func:`vitscope.lime`.
         **options: see :class:`~vitscope.perturb.options.PerturbationOptions`.
@@ -128,16 +128,16 @@ def coalitions(
             rows += [row, ~row] if len(mirrored) == 2 else [row]
         weights += [mass[size - 1] / comb(players, size)] * number
         complete |= mirrored
-    left = [size for size in sizes if size not in complete and size <= players - size]
+    remaining_sizes = [size for size in sizes if size not in complete and size <= players - size]
     pairs = (count - len(rows)) // 2
-    if left and pairs:
+    if remaining_sizes and pairs:
         # A size and its mirror are drawn together, so the middle one counts once.
-        chances = np.array([mass[size - 1] * (2 if 2 * size != players else 1) for size in left])
-        for size in random.choice(left, size=pairs, p=chances / chances.sum()):
+        probabilities = np.array([mass[size - 1] * (2 if 2 * size != players else 1) for size in remaining_sizes])
+        for size in random.choice(remaining_sizes, size=pairs, p=probabilities / probabilities.sum()):
             row = np.zeros(players, dtype=bool)
             row[random.choice(players, size=size, replace=False)] = True
             rows += [row, ~row]
-        weights += [chances.sum() / (2 * pairs)] * (2 * pairs)
+        weights += [probabilities.sum() / (2 * pairs)] * (2 * pairs)
     return np.stack(rows) if rows else np.zeros((0, players), dtype=bool), np.array(weights)
 
 

@@ -291,7 +291,7 @@ def is_stable(surrogate: Surrogate, top: int, error: float, tie: float) -> bool:
     second = order[1:]
     differences = weights[first] - weights[second]
     deviations = np.sqrt(((influences[:, first] - influences[:, second]) ** 2).sum(0))
-    room = tie * np.abs(weights).max() - differences
+    margin = tie * np.abs(weights).max() - differences
     certain = deviations == 0
-    wrong = upper_tail(np.maximum(differences, room) / np.where(certain, 1.0, deviations), surrogate.freedom)
+    wrong = upper_tail(np.maximum(differences, margin) / np.where(certain, 1.0, deviations), surrogate.freedom)
     return bool(wrong[~certain].sum() <= error)

@@ -183,9 +183,9 @@ def _fold(trace: Trace, recipe: _Recipe, ends: Sequence[int]) -> list[Folded]:
         if isinstance(step, MergeStep):
             # ``row`` has passed through merging alone. It starts the rollout of earlier ends, and is pulled with the
             # others.
-            pulled, fallen = step.pull(torch.cat([rows, row], dim=1), recipe.merge)
+            pulled, on_padding = step.pull(torch.cat([rows, row], dim=1), recipe.merge)
             rows, row = pulled[:, :-1], pulled[:, -1:]
-            padding, row_padding = padding + fallen[:, :-1], row_padding + fallen[:, -1:]
+            padding, row_padding = padding + on_padding[:, :-1], row_padding + on_padding[:, -1:]
         elif step.layer >= recipe.start_layer:
             if step.layer in ends:
                 rows, padding = torch.cat([rows, row], dim=1), torch.cat([padding, row_padding], dim=1)
@@ -194,8 +194,8 @@ def _fold(trace: Trace, recipe: _Recipe, ends: Sequence[int]) -> list[Folded]:
                     f"rollout is not supported for this model: how its tokens change after layer {step.layer} is "
                     "unknown; use attention_map for each block"
                 )
-            rows, fallen = _pull(step, rows, recipe)
-            padding = padding + fallen
+            rows, on_padding = _pull(step, rows, recipe)
+            padding = padding + on_padding
     return list(zip(rows.unbind(1), padding.unbind(1), strict=True))[::-1]
 
 
@@ -204,13 +204,13 @@ def _pull(step: AttentionStep, rows: Rows, recipe: _Recipe) -> tuple[Rows, Paddi
     if recipe.discard_ratio == 0 and recipe.head_fusion == "mean":
         # Rows of a mean of softmaxes sum to one and those of A + I to two, so the row sums need not be computed.
         scaled = rows / 2 if recipe.normalize else rows
-        pulled, fallen = step.pull_head(scaled, "mean")
-        return pulled + scaled, fallen
+        pulled, on_padding = step.pull_head(scaled, "mean")
+        return pulled + scaled, on_padding
     fused = discard_smallest(step.fused(recipe.head_fusion), recipe.discard_ratio, step.pairs)
     if recipe.normalize:
         rows = rows / (1 + step.row_sums(fused))[:, None]
-    pulled, fallen = step.pull(rows, fused)
-    return pulled + rows, fallen
+    pulled, on_padding = step.pull(rows, fused)
+    return pulled + rows, on_padding
 
 
 def discard_smallest(fused: Fused, share: float, pairs: Tensor | None = None) -> Fused:
@@ -233,9 +233,9 @@ def _discard(entries: Tensor, discarded: int) -> Tensor:
         return entries
     threshold = _kth_smallest(entries, discarded)
     thinned = F.threshold(entries, threshold, 0.0)
-    spared = entries.numel() - discarded - int(torch.count_nonzero(thinned))
-    if spared > 0 and threshold > 0:
-        equal = (entries == threshold).nonzero().flatten()[-spared:]
+    num_spared = entries.numel() - discarded - int(torch.count_nonzero(thinned))
+    if num_spared > 0 and threshold > 0:
+        equal = (entries == threshold).nonzero().flatten()[-num_spared:]
         thinned[equal] = threshold
     return thinned
 

@@ -62,7 +62,7 @@ def faithfulness(
         result: an attribution of these images on patches, as :func:`vitscope.rollout` returns it.
         target: the class whose probability is measured, by index or label; by default the most probable class of each
             image. ``"similarity"`` for a model without a classifier, see :func:`vitscope.lime`.
-        steps: number of steps in which the patches are deleted or inserted; at most the number of patches.
+        steps: number of steps in which the patches are deleted or inserted; limited to the number of patches.
         seed: seed of the random order.
         batch_size: maximum number of images per forward pass.
 

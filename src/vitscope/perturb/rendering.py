@@ -58,8 +58,8 @@ def subjects(model: VisionModel, images: Any) -> list[Subject]:
 def _subject_of_photo(model: VisionModel, source: Any) -> Subject:
     photo, name = read_photo(source, alpha=model.preprocessing is not None and model.preprocessing.takes_transparency)
     sides = (0, 0) if model.preprocessing is None else model.preprocessing.size
-    most = max(MAX_PERTURBED_PIXELS, 2 * sides[0] * sides[1])
-    copy, shrink = photo, (most / (photo.width * photo.height)) ** 0.5
+    max_pixels = max(MAX_PERTURBED_PIXELS, 2 * sides[0] * sides[1])
+    copy, shrink = photo, (max_pixels / (photo.width * photo.height)) ** 0.5
     if shrink < 1:
         copy = photo.resize((round(photo.width * shrink), round(photo.height * shrink)), Image.Resampling.LANCZOS)
     pixels, (image,) = model.prepare(copy)
