@@ -1,7 +1,7 @@
 """See what a vision transformer looks at: exactly, in any library, at any size.
 
-Importing this package loads neither torch nor transformers; the first use of a name does. ``__init__.pyi`` is the
-list of public names.
+Importing this package loads neither torch nor transformers; they are imported when a name is first used.
+``__init__.pyi`` lists the public names.
 """
 
 import importlib

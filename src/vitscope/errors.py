@@ -3,14 +3,15 @@
 .. code-block:: text
 
     VitscopeError
-    ├── CallError                 an argument is wrong; no work was started       (command line: exit code 2)
+    ├── CallError                 an argument is wrong; no work was started         (command line: exit code 2)
     │   ├── UnknownModelError     the model is not known, or lacks a required module
     │   ├── ImageNotFoundError    the path does not lead to a file
     │   └── OutputExistsError     the result would overwrite an existing file
-    ├── UnsupportedModelError     the arguments are right, the model cannot do it (command line: exit code 2)
+    ├── UnsupportedModelError     the arguments are valid; the model cannot do this (command line: exit code 2)
     │   ├── NoAttentionError      the model computes no attention
+    │   ├── ReadoutError          the classifier reads other tokens than the layout says
     │   └── UnclearOutputError    it is unclear which part of the output holds the classes
-    └── WorkError                 the arguments are right, the work failed        (command line: exit code 1)
+    └── WorkError                 the arguments are valid; the work failed          (command line: exit code 1)
         ├── ModelUnavailableError the weights or their library are not available
         ├── ImageError            the file exists but does not hold a usable image
         └── SaveError             a result could not be written; an older file is unchanged
@@ -22,7 +23,7 @@ import inspect
 import warnings
 from typing import Any
 
-MAX_QUOTE = 300  # characters of another library's error in a message
+MAX_QUOTE = 300  # characters that a message quotes from another library's error
 
 
 class VitscopeError(Exception):
@@ -44,7 +45,7 @@ class VitscopeError(Exception):
 
 
 class VitscopeWarning(UserWarning):
-    """A warning about work that continued.
+    """A warning about a problem that did not stop the work.
 
     Examples:
         >>> import warnings, vitscope as vs
@@ -53,7 +54,7 @@ class VitscopeWarning(UserWarning):
 
 
 class CallError(VitscopeError, ValueError):
-    """An argument with a value or shape that is not allowed. It is also a ``ValueError``.
+    """An argument whose value or shape is not allowed. It is also a ``ValueError``.
 
     Examples:
         >>> import vitscope as vs
@@ -90,7 +91,7 @@ class UnsupportedModelError(VitscopeError):
 
 
 class UnclearOutputError(UnsupportedModelError):
-    """The model ran, but it is uncertain which entry of its output holds the classes.
+    """The model ran, but it is unclear which part of its output holds the classes.
 
     Attributes:
         returned: the ambiguous tensor, for callers that only need to know what it depends on; None if there is none.
@@ -118,7 +119,7 @@ class OutputExistsError(CallError, FileExistsError):
 
 
 class WorkError(VitscopeError, RuntimeError):
-    """A failure during the work that a valid call started. It is also a ``RuntimeError``.
+    """A failure of the work that a valid call started. It is also a ``RuntimeError``.
 
     Examples:
         >>> import tempfile, vitscope as vs
@@ -153,7 +154,7 @@ def first_line(error: BaseException) -> str:
 
 
 def quoted_error(error: BaseException) -> str:
-    """Return the class of an error and the first line of its message, to be quoted in another message."""
+    """Return the class of an error and the first line of its message, for use in another message."""
     return f"{type(error).__name__}: {first_line(error)}" if str(error).strip() else type(error).__name__
 
 

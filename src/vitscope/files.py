@@ -19,17 +19,18 @@ from typing import Any
 from vitscope.errors import CallError, OutputExistsError, SaveError
 from vitscope.validation import MAX_NAME_BYTES, short_repr
 
-# A temporary name contains the machine and the process that write it, so that the remains of a killed process can be
-# distinguished from running work. It does not contain the result's name, which may be as long as the disk allows.
+# A temporary name contains the machine and the process that write it, so that files left by a killed process can be
+# distinguished from files still being written. It does not contain the result's name, which may already be as long as
+# the file system allows.
 TEMPORARY_NAME = re.compile(r"^\.vs-([0-9a-f]{4})-([0-9a-f]+)-[0-9a-f]{8}(\.[^.]*)?$")
 HOST = hashlib.blake2b(socket.gethostname().encode(errors="replace"), digest_size=2).hexdigest()
-ABANDONED_SECONDS = 86_400  # age of abandoned files on systems that cannot tell whether a process is running
+ABANDONED_SECONDS = 86_400  # age at which a file counts as abandoned if the system cannot tell who is running
 
-# Errors of file systems without hard links, or without the exchange of two names.
+# Errors of file systems that have no hard links or cannot exchange two names.
 NOT_SUPPORTED = {errno.ENOSYS, errno.EINVAL, errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EXDEV, errno.EMLINK}
 RENAME_EXCHANGE, AT_FDCWD = 2, -100
 
-_writing: set[str] = set()  # temporary names that this process is writing
+_writing: set[str] = set()  # temporary names that this process is using
 
 
 def require_path(value: Any, name: str) -> Path:
@@ -40,7 +41,7 @@ def require_path(value: Any, name: str) -> Path:
         name: the argument's name, for the message.
 
     Raises:
-        CallError: it is something else, is empty, or contains the character NUL.
+        CallError: it is not text or a path object, is empty, or contains the character NUL.
     """
     if not isinstance(value, str | os.PathLike) or not isinstance(os.fspath(value), str):
         raise CallError(f"{name} is {short_repr(value)}: a path is expected, as text or a pathlib.Path")
@@ -58,7 +59,7 @@ def atomic_write(path: str | Path, *, overwrite: bool = True) -> Iterator[Path]:
 
     Args:
         path: the file to write.
-        overwrite: replace an existing file. Otherwise a file that another process writes meanwhile is kept, too.
+        overwrite: replace an existing file. If False, a file that another process creates in the meantime is kept too.
 
     Raises:
         OutputExistsError: ``path`` is a folder or device, or it exists and ``overwrite`` is False.
@@ -103,7 +104,7 @@ def atomic_write(path: str | Path, *, overwrite: bool = True) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """Yield a new temporary folder in the folder of ``path``; it replaces ``path`` at the end.
+    """Yield the path of a new temporary folder next to ``path``; it replaces ``path`` at the end.
 
     Raises:
         SaveError: it cannot be written; an older folder at ``path`` is unchanged.
@@ -204,7 +205,7 @@ def hidden_name(path: Path, ending: str) -> Path:
 
 
 def old_name(path: Path) -> Path:
-    """Return the path at which :func:`replace_folder` keeps the older folder for a moment."""
+    """Return the path at which :func:`replace_folder` temporarily keeps the older folder."""
     return hidden_name(path, "old")
 
 
@@ -219,7 +220,7 @@ def _temporary_name(suffix: str = "") -> str:
 
 
 def _is_abandoned(entry: os.DirEntry[str]) -> bool:
-    """Return whether no process writes this temporary file any more; files of other machines count as in use."""
+    """Return whether no process is writing this temporary file any more; files of other machines count as in use."""
     match = TEMPORARY_NAME.match(entry.name)
     if match is None or match[1] != HOST:
         return False
@@ -243,7 +244,7 @@ def process_is_running(process: int) -> bool:
 
 
 def _rename_to_free_name(file: Path, path: Path) -> None:
-    """Rename a file without replacing another.
+    """Rename a file unless the new name is taken.
 
     Raises:
         FileExistsError: ``path`` exists.
@@ -264,7 +265,7 @@ def _rename_to_free_name(file: Path, path: Path) -> None:
 
 
 def _make_readable(file: Path, folder: Path) -> None:
-    """Give a file that its writer created as private the mode of other new files in this folder."""
+    """Give a file that its writer made private the mode that new files in this folder have."""
     if os.name != "posix" or stat.S_IMODE(file.stat().st_mode) & 0o077:
         return
     probe = folder / _temporary_name()

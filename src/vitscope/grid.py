@@ -18,7 +18,7 @@ class Grid:
         prefix: number of tokens before the patches (CLS, distillation, registers).
 
     Raises:
-        CallError: a number is not whole, or too small.
+        CallError: an attribute is not a whole number, or is too small.
 
     Examples:
         >>> import vitscope as vs
@@ -43,7 +43,7 @@ class Grid:
 
     @property
     def num_tokens(self) -> int:
-        """The number of tokens, with the prefix."""
+        """The number of tokens, including the prefix."""
         return self.prefix + self.num_patches
 
     def token(self, row: int, column: int) -> int:
@@ -64,10 +64,10 @@ class Grid:
         return self.prefix + row * self.width + column
 
     def patches(self, tokens: Tensor) -> Tensor:
-        """Return the values of the patches on the grid, without the prefix tokens.
+        """Return the values of the patches, arranged on the grid, without the prefix tokens.
 
         Args:
-            tokens: one value per token, (…, token).
+            tokens: one value per token, (…, token), prefix tokens first.
 
         Returns:
             (…, height, width).

@@ -1,4 +1,4 @@
-"""Delay of Ctrl-C until steps that belong together are complete."""
+"""A context manager that delays Ctrl-C until steps that belong together are complete."""
 
 import signal
 import threading
@@ -9,9 +9,9 @@ from typing import Any
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Delay Ctrl-C until the end of the block, so that flags and hooks are never changed by half.
+    """Delay Ctrl-C until the end of the block, so that flags and hooks are never left half changed.
 
-    In other threads than the main one the block runs as it is, because only the main thread handles signals.
+    In threads other than the main one nothing is delayed, because only the main thread handles signals.
     """
     handler = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or not callable(handler):

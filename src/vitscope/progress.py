@@ -1,4 +1,4 @@
-"""Progress of long work: one event class, and one meaning of the parameter ``progress`` in all functions."""
+"""Progress reports: the event class, and the meaning of the parameter ``progress`` in every function."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -10,10 +10,10 @@ from vitscope.errors import CallError
 
 @dataclass(frozen=True)
 class Progress:
-    """One step of long work, as a progress callback receives it.
+    """The progress of a long task, as a progress callback receives it.
 
     Attributes:
-        description: the work in progress, such as ``"evaluating"`` or ``"training"``.
+        description: the task in progress, such as ``"evaluating"`` or ``"training"``.
         completed: number of steps done so far.
         total: total number of steps; None if it is not known in advance.
         metrics: values measured in this step, such as ``{"accuracy": 0.93}``; often empty.

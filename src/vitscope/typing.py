@@ -6,7 +6,7 @@ window          windows of an image, whose tokens attend to each other (one in a
 head            attention heads
 query, key      the token that attends, the token that is attended to
 token           prefix tokens (CLS, distillation, registers), then patches row by row
-slot            a position in a window: a token, or padding
+slot            a position in a window, which holds a token or padding
 row             vectors over tokens that are processed together
 merged          tokens after patch merging, each made of a group of four
 height, width   of the token grid; of an image if the name contains "pixel"
@@ -44,7 +44,7 @@ Groups = Int[Tensor, "merged 4"]
 """The four tokens that patch merging joins; −1 for padding."""
 
 Shares = Float[Tensor, "batch merged 4"]
-"""One value for each of these four tokens."""
+"""One value for each of the four tokens that patch merging joins."""
 
 PaddingMass = Float[Tensor, "batch row"]
 """The sum of each row's values on padding."""

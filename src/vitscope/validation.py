@@ -1,4 +1,4 @@
-"""Checks of arguments and of saved values. Each check returns the value in its own type or refuses it in one line."""
+"""Checks of arguments and of saved values. Each returns the value in the expected type or raises an error."""
 
 import difflib
 import math
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 MAX_NAME_BYTES = 255  # bytes of a file name, on the file systems of Linux, macOS and Windows
 MAX_TEXT = 100  # characters of a value in a message or a repr
-MAX_DIGITS = 20  # of an index in a message; Python refuses to parse or print some thousands of digits
+MAX_DIGITS = 20  # digits of an index in a message; Python refuses to parse or print numbers of thousands of digits
 MAX_SEED = 2**32 - 1  # numpy's generators take no larger seed
 
 
@@ -36,10 +36,10 @@ def require_integer(value: Any, name: str) -> int:
 
 
 def require_at_least(least: int, value: Any, name: str) -> int:
-    """Return the value as an int that is not below ``least``.
+    """Return the value as an int that is at least ``least``.
 
     Raises:
-        CallError: it is not a whole number, or too small.
+        CallError: it is not a whole number, or is too small.
     """
     integer = require_integer(value, name)
     if integer < least:
@@ -63,7 +63,7 @@ def require_number(value: Any, name: str) -> float:
     """Return the value as a finite float.
 
     Raises:
-        CallError: it is not a number, or not finite; text and bools are refused.
+        CallError: it is not a number, or is not finite; text and bools are refused.
     """
     try:
         result = float("nan") if isinstance(value, str | bool) else float(value)
@@ -78,7 +78,7 @@ def require_ratio(value: Any, name: str) -> float:
     """Return the value as a float from 0 to 1.
 
     Raises:
-        CallError: it is not a number, or outside this range.
+        CallError: it is not a number, or is outside this range.
     """
     try:
         result = require_number(value, name)
@@ -106,14 +106,14 @@ def require_class_index(target: Any, labels: Sequence[str] | None, num_classes: 
     """Return the index of a class.
 
     Args:
-        target: a label or an index. An index may be text, unless a label is spelled like it. A label may be one of
-            the synonyms that a data set separates by commas ("tabby" of "tabby, tabby cat"). Upper and lower case
-            are the same, unless two labels differ in nothing else.
+        target: a label or an index. An index may be passed as text, unless a label has the same spelling. A label may
+            be one of the synonyms that a data set separates by commas ("tabby" of "tabby, tabby cat"). Upper and
+            lower case are not distinguished, unless two labels differ in nothing else.
         labels: the labels of the classes, or None if the model has none.
         num_classes: number of classes.
 
     Raises:
-        CallError: there is no such class; the message lists the nearest labels.
+        CallError: there is no such class; the message lists the most similar labels.
     """
     if isinstance(target, list | tuple | dict | set) or getattr(target, "ndim", 0) > 0:
         raise CallError(
@@ -155,10 +155,10 @@ def _require_index(index: int, num_classes: int) -> int:
 
 
 def require_mapping(value: Any, name: str) -> dict[str, Any]:
-    """Return an entry of a saved result that has to be a mapping.
+    """Return an entry of a saved result if it is a mapping.
 
     Raises:
-        ValueError: it is something else.
+        ValueError: it is not a mapping.
     """
     if not isinstance(value, dict):
         raise ValueError(f"{name} is a {type(value).__name__}, not a mapping")
@@ -168,7 +168,7 @@ def require_mapping(value: Any, name: str) -> dict[str, Any]:
 def require_tensor(
     tensors: Mapping[str, "torch.Tensor"], name: str, dtype: "torch.dtype", shape: Sequence[int | None]
 ) -> "torch.Tensor":
-    """Return a tensor of a saved result.
+    """Return a tensor of a saved result if it has the expected dtype and shape.
 
     Args:
         tensors: all tensors of the file.
@@ -192,10 +192,10 @@ def require_tensor(
 
 
 def require_finite_tensor(values: "torch.Tensor", name: str) -> "torch.Tensor":
-    """Return the values.
+    """Return the values if all of them are finite.
 
     Raises:
-        WorkError: the model computed NaN or infinity.
+        WorkError: they contain NaN or infinity, which the model computed.
     """
     if not bool(values.isfinite().all()):
         raise WorkError(f"{name} came out as NaN or infinity: check the model's weights and its dtype")

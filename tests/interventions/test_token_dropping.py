@@ -253,7 +253,7 @@ def test_a_module_with_unknown_tokens_cannot_drop_any() -> None:
 
     model = vs.load(Foreign(), image_size=16)
     with pytest.raises(
-        vs.UnsupportedModelError, match="needs a model whose tokens are known, Foreign is not"
+        vs.UnsupportedModelError, match="needs a model whose tokens are known, but those of Foreign are not"
     ) as caught:
         vs.lime(model, image((16, 16)), segments="slic", hide="drop")
     assert "\n" not in str(caught.value)

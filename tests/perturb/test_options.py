@@ -42,7 +42,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "hide": "mean",
     },
     "occlusion": {"target": None, "window": 1, "stride": 1, "hide": "grey"},
-    "rise": {"target": None, "num_samples": 4000, "cells": 7, "shown": 0.5, "hide": "black"},
+    "rise": {"target": None, "num_samples": 4000, "cells": 7, "keep_probability": 0.5, "hide": "black"},
 }
 SHARED = {"output": "probability", "seed": 0, "batch_size": 64, "progress": False}
 PHOTO = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)

@@ -210,7 +210,7 @@ def test_numpy_numbers_are_accepted() -> None:
 
 @pytest.mark.parametrize("results", [[], (), None, 5, "ab", [1], [None], {}], ids=repr)
 def test_joined_refuses_other_values(results: Any) -> None:
-    assert one_line(lambda: vs.Attribution.join(results), vs.CallError).startswith("joined takes a list")
+    assert one_line(lambda: vs.Attribution.join(results), vs.CallError).startswith("join takes a list")
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ def fill_hole(photo: Values, hole: Hole, method: Any, seed: int) -> Values:
         raise CallError("fill is 'drop', but a hole needs pixels: choose inpaint, mean, blur, a colour or an image")
     else:
         names = [name for name in get_args(HideName) if name not in ("drop", *get_args(FillName))]
-        filling = fill(photo, method, None, seed, what="fill", names=(*get_args(FillName), *names)).astype(np.float64)
+        filling = fill(photo, method, None, seed, option="fill", names=(*get_args(FillName), *names)).astype(np.float64)
     return np.where(hole[..., None], _cast(filling, photo.dtype), photo)
 
 

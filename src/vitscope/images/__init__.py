@@ -1,1 +1,1 @@
-"""Images: reading, conversion to model input, and the way back to the photo."""
+"""Images: reading, conversion to model input, and display of results on the original photo."""

@@ -1,4 +1,4 @@
-"""Arrays as images, in memory and in numpy's files, and the limit on the number of pixels."""
+"""Arrays as images, in memory and in numpy's files (.npy), and the limit on the number of pixels."""
 
 import io
 from typing import Any
@@ -16,10 +16,10 @@ def image_of_array(array: np.ndarray) -> Image.Image:
     """Return an array as a PIL image.
 
     Args:
-        array: uint8 or uint16, (H, W) or (H, W, C) with one to four channels; of 16 bits the upper 8 are used.
+        array: uint8 or uint16, (H, W) or (H, W, C) with one to four channels; only the upper 8 of 16 bits are used.
 
     Raises:
-        CallError: another shape or dtype.
+        CallError: its shape or dtype is not that of an image.
     """
     check_array(array.shape, array.dtype, "the array")
     if array.ndim == 3 and array.shape[2] == 1:
@@ -30,12 +30,12 @@ def image_of_array(array: np.ndarray) -> Image.Image:
 
 
 def read_npy(file: io.BytesIO | io.BufferedReader, name: str, max_pixels: int) -> np.ndarray:
-    """Return the array of a file in numpy's format.
+    """Return the array in a file in numpy's format (.npy).
 
     The header is checked before any memory is allocated for the array.
 
     Raises:
-        CallError: the array is not an image.
+        CallError: the shape or dtype of the array is not that of an image.
         ImageError: it has more than ``max_pixels`` pixels.
     """
     version = np.lib.format.read_magic(file)
@@ -68,7 +68,7 @@ def check_size(width: int, height: int, name: str, max_pixels: int) -> None:
     """Refuse an image with too many pixels.
 
     Raises:
-        ImageError: it has more than ``max_pixels``.
+        ImageError: it has more than ``max_pixels`` pixels.
     """
     if width * height > max_pixels:
         raise ImageError(

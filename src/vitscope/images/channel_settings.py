@@ -11,10 +11,10 @@ MAX_QUOTE = 80  # characters of a value in a message
 
 
 def require_sides(value: Any, name: str, maximum: int) -> tuple[int, int]:
-    """Return (height, width) in pixels.
+    """Return a setting as (height, width) in pixels.
 
     Raises:
-        CallError: these are not two whole numbers from 1 to ``maximum``.
+        CallError: it does not consist of two whole numbers from 1 to ``maximum``.
     """
     try:
         height, width = (operator.index(side) for side in value)
@@ -29,10 +29,10 @@ def require_sides(value: Any, name: str, maximum: int) -> tuple[int, int]:
 
 
 def require_finite(values: Any, name: str) -> tuple[float, ...]:
-    """Return one number per channel.
+    """Return a setting as one number per channel.
 
     Raises:
-        CallError: there is none, or not all are finite numbers.
+        CallError: it is empty, or not all its values are finite numbers.
     """
     try:
         numbers = () if isinstance(values, str | bytes) else tuple(float(value) for value in values)

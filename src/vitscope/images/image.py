@@ -13,10 +13,10 @@ class InputImage:
     """A photo and the region of it that became the model's input.
 
     Attributes:
-        photo: upright RGB, at its original size.
+        photo: the original image, upright and in RGB, at its original size.
         box: (left, top, right, bottom) of the region, in pixels of the photo. It is the whole photo if the model
             resizes without cropping, and reaches beyond the photo if the crop was padded.
-        name: path of the photo, if it was read from a file.
+        name: path of the photo; ``""`` if it was not read from a file.
 
     Examples:
         >>> import skimage.data, vitscope as vs
@@ -33,7 +33,12 @@ class InputImage:
 
     @classmethod
     def from_photo(cls, photo: Image.Image, name: str = "") -> "InputImage":
-        """Return an image whose region is the whole photo."""
+        """Return an image whose region is the whole photo.
+
+        Args:
+            photo: upright RGB.
+            name: path of the photo, by default ``""``.
+        """
         return cls(photo, (0.0, 0.0, float(photo.width), float(photo.height)), name)
 
     def uncropped(self) -> "InputImage":
@@ -41,19 +46,26 @@ class InputImage:
         return InputImage.from_photo(self.photo, self.name)
 
     def top_left(self, height_fraction: float, width_fraction: float) -> "InputImage":
-        """Return the same photo with the top left of the region, because patches need not fill the model's input."""
+        """Return the same photo with only the top left part of its region.
+
+        Patches may not fill the model's input; this is the part that they cover.
+
+        Args:
+            height_fraction: height of the part, as a fraction of the region's height.
+            width_fraction: width of the part, as a fraction of the region's width.
+        """
         left, top, right, bottom = self.box
         box = (left, top, left + (right - left) * width_fraction, top + (bottom - top) * height_fraction)
         return InputImage(self.photo, box, self.name)
 
     def paint(self, values: Any, size: tuple[int, int] | None = None, *, smooth: bool = True) -> np.ndarray:
-        """Return a map on the token grid at its place on the photo.
+        """Return a map on the token grid, enlarged and placed on the photo.
 
         Args:
-            values: (height, width) of the token grid.
-            size: (width, height) of the result; by default that of the photo.
-            smooth: interpolate between the patch centres (bicubic, within the range of the map). Otherwise each
-                patch is a block of one value.
+            values: one value per patch, (height, width).
+            size: (width, height) of the result in pixels; by default that of the photo.
+            smooth: interpolate between the patch centres (bicubic, within the range of the map). If False, each patch
+                is a block of one value.
 
         Returns:
             float32 (height, width) of ``size``; NaN outside the region that the model saw.
@@ -62,7 +74,7 @@ class InputImage:
         scale_x, scale_y = width / self.photo.width, height / self.photo.height
         left, top = round(self.box[0] * scale_x), round(self.box[1] * scale_y)
         right, bottom = round(self.box[2] * scale_x), round(self.box[3] * scale_y)
-        # A box that reaches beyond the photo is a padded crop: no pixels of the photo lie there.
+        # A box that reaches beyond the photo is a padded crop: values on the padding are not on the photo.
         padding_left, padding_top = max(-left, 0), max(-top, 0)
         values = np.asarray(values, dtype=np.float32)
         method = Image.Resampling.BICUBIC if smooth else Image.Resampling.NEAREST
@@ -75,7 +87,7 @@ class InputImage:
 
 
 def nearest_pixels(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Return (height, width) pixels resized to ``size`` without interpolation, so that labels stay labels."""
+    """Return (height, width) pixels resized to ``size`` without interpolation, so that labels are not mixed."""
     return pixels[np.ix_(*(np.arange(new) * old // new for new, old in zip(size, pixels.shape, strict=True)))]
 
 
@@ -86,10 +98,10 @@ def image_of_unit(values: Tensor, name: str = "") -> InputImage:
 
 
 def three_channels(values: Any, axis: int) -> Any:
-    """Return an array or tensor with any number of channels as one of three channels, to be displayed.
+    """Return an array or tensor with any number of channels as one with three channels, for display.
 
-    Three channels are displayed as they are, and of four the first three. One channel becomes grey, and so does the
-    mean of any other number.
+    Three channels are returned unchanged, and of four channels the first three. A single channel becomes grey. Any
+    other number of channels becomes grey by their mean.
     """
     count = values.shape[axis]
     if count in (3, 4):
@@ -100,7 +112,7 @@ def three_channels(values: Any, axis: int) -> Any:
 
 
 def on_white(photo: Image.Image) -> Image.Image:
-    """Return a photo as RGB, its transparent pixels on white."""
+    """Return a photo as RGB, with transparent pixels on white."""
     if photo.mode in ("LA", "RGBA"):
         photo = photo.convert("RGBA")
         photo = Image.alpha_composite(Image.new("RGBA", photo.size, "white"), photo)

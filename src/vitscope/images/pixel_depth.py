@@ -1,4 +1,4 @@
-"""Conversion of deep pixels to eight bits, by the depth in the file's header and never by the largest value."""
+"""Conversion of deeper pixels to 8 bits, based on the depth in the file's header and never on the largest value."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from vitscope.errors import ImageError
 
 _PHOTOMETRIC, _BITS, _SAMPLE_FORMAT = 262, 258, 339  # TIFF tags
 _WHITE_IS_ZERO, _SIGNED = 0, 2  # values of these tags
-_STRETCHED = {"L;2": 85, "L;4": 17}  # Pillow multiplies these pixels of a PNG, but not the transparent grey
+_STRETCHED = {"L;2": 85, "L;4": 17}  # Pillow multiplies the pixels of such a PNG by this, but not the transparent grey
 
 
 def check_depth(image: Image.Image, name: str) -> None:
@@ -29,8 +29,8 @@ def check_depth(image: Image.Image, name: str) -> None:
 def transparent_colour(image: Image.Image) -> Any:
     """Return the colour that a PNG declares transparent, on the scale of the decoded pixels.
 
-    Call this before the pixels are loaded: Pillow reports the colour on the scale of the file, and then scales the
-    pixels to eight bits.
+    Call this before the pixels are loaded: Pillow reports the colour on the scale of the file, but scales the pixels
+    to 8 bits when it loads them.
     """
     colour = image.info.get("transparency")
     tiles = getattr(image, "tile", None)
@@ -45,12 +45,12 @@ def transparent_colour(image: Image.Image) -> Any:
 def eight_bits(image: Image.Image, header: Image.Image, name: str) -> Image.Image:
     """Return grey pixels of 12, 16 or more bits as mode L, or as LA if the image declares a grey transparent.
 
-    An image in memory of mode "I" has no header. Its pixels count as 8 bits if none is above 255, otherwise as 16.
+    An image of mode "I" in memory has no header. Its pixels count as 8-bit if none is above 255, otherwise as 16-bit.
 
     Args:
-        image: the upright pixels, which no longer carry the header's facts.
+        image: the upright image, which no longer has the header's metadata.
         header: the image as it was opened.
-        name: of the image, for messages.
+        name: name of the image, for messages.
 
     Raises:
         ImageError: 32-bit pixels of unknown range.
@@ -63,7 +63,7 @@ def eight_bits(image: Image.Image, header: Image.Image, name: str) -> Image.Imag
         bits = 8
     transparent = image.info.get("transparency")
     alpha = None if not isinstance(transparent, int) else np.where(values == transparent, 0, 255).astype(np.uint8)
-    # Pillow inverts such files of 8 bits, but not those of 16 bits.
+    # Pillow inverts such files if they have 8 bits, but not if they have 16.
     if _tiff_tag(header, _PHOTOMETRIC, (1,))[0] == _WHITE_IS_ZERO:
         values = (1 << bits) - 1 - values
     grey = (values >> max(bits - 8, 0)).astype(np.uint8)

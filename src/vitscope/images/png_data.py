@@ -1,4 +1,4 @@
-"""Detection of PNG files whose image data end early although the file is complete."""
+"""Detection of PNG files whose image data end before the last row, although the file itself is complete."""
 
 import struct
 import zlib
@@ -17,7 +17,7 @@ ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (
 def rows_missing(image: Image.Image, stream: BufferedIOBase) -> bool:
     """Return whether a PNG's data end before the last row. Pillow fills missing rows with zeros, without an error.
 
-    The data are only counted if the last row is blank, or if the file is interlaced.
+    The data are counted only if the last row is blank or the file is interlaced: any other last row was in the file.
     """
     if image.format != "PNG":
         return False

@@ -1,4 +1,4 @@
-"""Conversion of photos to model input, with the same geometry for every library, and the way back to the photo."""
+"""Conversion of photos to model input, with the same geometry as in each library, and of input back to an image."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -25,21 +25,23 @@ Fit = Literal["squash", "crop"]
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """The conversion of a photo to a model's input, with Pillow's resize as in all three libraries.
+    """The conversion of a photo to a model's input, resized by Pillow as in transformers, timm and torchvision.
 
-    The length of ``mean`` and ``std`` is the number of channels. A photo fits 3 channels (RGB) or 1 (grey); with
-    transparency also 4 (RGBA) or 2 (grey and transparency). Other models take tensors only.
+    The length of ``mean`` and ``std`` is the number of channels. Any photo fits a model with 3 channels (RGB) or 1
+    (grey). A photo with transparency also fits 4 (RGBA) or 2 (grey and transparency). Models with any other number
+    of channels take tensors only.
 
     Attributes:
         size: (height, width) of the model's input, in pixels.
         mean: mean of each channel, on the scale from 0 to 1.
         std: standard deviation of each channel, on the same scale.
-        fit: ``"squash"`` resizes without keeping the proportions; ``"crop"`` keeps them and covers ``resize_to``.
-            In both cases the centre of ``size`` is cut out.
-        resize_to: (height, width) before the centre is cut out; None for ``size``.
-        resample: Pillow's filter.
-        round_half_even: round the crop's corner to even, as timm and torchvision do; otherwise round down.
-        source: the origin of these settings, for people; it is not compared.
+        fit: ``"squash"`` resizes to ``resize_to`` without keeping the proportions; ``"crop"`` keeps them and covers
+            ``resize_to``. In both cases a region of ``size`` is then cut out of the centre.
+        resize_to: (height, width) before the centre is cut out, in pixels; None for ``size``.
+        resample: Pillow's resampling filter.
+        round_half_even: round the crop's corner to the nearest pixel, halves to even, as timm and torchvision do. If
+            False, round down.
+        source: where these settings come from, for display; ignored in comparisons.
     """
 
     size: tuple[int, int]
@@ -94,27 +96,27 @@ class Preprocessing:
         return {"source": self.source, **settings, "resample": self.resample.name.lower()}
 
     def resized(self, size: tuple[int, int]) -> "Preprocessing":
-        """Return the same settings for another input size (height, width); the cropped fraction stays the same."""
+        """Return the same settings for another input size, (height, width); the crop keeps the same fraction."""
         target = self.resize_to or self.size
         resize_to = (round(target[0] * size[0] / self.size[0]), round(target[1] * size[1] / self.size[1]))
         return replace(self, size=size, resize_to=resize_to)
 
     def read(self, source: Any) -> tuple[Tensor, InputImage]:
-        """Read an image with :func:`~vitscope.images.reading.read_photo` and return it as in :meth:`__call__`."""
+        """Read an image with :func:`~vitscope.images.reading.read_photo` and return it as :meth:`__call__` does."""
         return self(*read_photo(source, alpha=self.takes_transparency))
 
     def __call__(self, photo: Image.Image, name: str = "") -> tuple[Tensor, InputImage]:
         """Return a photo as model input.
 
         Args:
-            photo: upright RGB; with transparency RGBA.
+            photo: upright RGB, or RGBA if it has transparency.
             name: path of the photo, for messages and the result.
 
         Returns:
             float32 (channel, height, width), and the photo with the region that became the input.
 
         Raises:
-            CallError, ImageError: see :meth:`cut`.
+            CallError, ImageError: see :meth:`resize_and_crop`.
         """
         cut, image = self.resize_and_crop(photo, name)
         return self.normalized(torch.from_numpy(cut).permute(2, 0, 1)), image
@@ -147,12 +149,12 @@ class Preprocessing:
         return cut.reshape(height, width, self.channels), InputImage(rgb, box, name)
 
     def normalized(self, cut: Tensor) -> Tensor:
-        """Return bytes (…, channel, height, width) as normalized float32, on their device."""
+        """Return bytes, (…, channel, height, width), as normalized float32 on the same device."""
         mean, std = (self._per_channel(values).to(cut.device) for values in (self.mean, self.std))
         return (cut.float() / 255 - mean) / std
 
     def image_of(self, pixels: Tensor, name: str = "") -> InputImage:
-        """Return (channel, height, width) input as an image, for input that was not made from a photo."""
+        """Return model input, (channel, height, width), as an image, for input that was not made from a photo."""
         unit = pixels.detach().float().cpu() * self._per_channel(self.std) + self._per_channel(self.mean)
         return image_of_unit(unit, name)
 
@@ -164,7 +166,7 @@ class Preprocessing:
         return self._crop_start(height - self.size[0]), self._crop_start(width - self.size[1])
 
     def _in_channels(self, photo: Image.Image) -> Image.Image:
-        """Return the photo in the mode of the model's channels. Grey photos keep their grey."""
+        """Return the photo in the mode of the model's channels; grey pixels keep their values."""
         mode = PHOTO_MODES.get(self.channels)
         has_alpha = photo.mode in ("LA", "RGBA")
         if mode is None:
@@ -185,7 +187,7 @@ class Preprocessing:
         """Return (height, width) to which a photo of this size is resized before the centre is cut out."""
         full_height, full_width = self.resize_to or self.size
         if self.fit == "crop":
-            # The libraries drop the fraction of the longer side, but timm rounds it if the input is not square.
+            # The libraries round the longer side down, but timm rounds it to the nearest if the input is not square.
             to_integer = round if self.round_half_even and full_height != full_width else int
             if height * full_width >= width * full_height:
                 full_height = to_integer(full_width * height / width)
@@ -194,7 +196,7 @@ class Preprocessing:
         return full_height, full_width
 
     def _crop_start(self, excess: int) -> int:
-        """Return where the crop starts if ``excess`` pixels are cut off; below zero the image is padded with black."""
+        """Return where the crop starts if ``excess`` pixels are cut off; if negative, black padding is added."""
         if self.round_half_even:
             return round(excess / 2) if excess > 0 else -(-excess // 2)
         return excess // 2

@@ -1,4 +1,4 @@
-"""Reading of paths, PIL images, arrays, bytes and open files as upright RGB."""
+"""Reading of images from paths, PIL images, arrays, bytes and open files, as upright RGB."""
 
 import io
 import os
@@ -38,7 +38,7 @@ _pillow_state = threading.Lock()
 
 
 def photos(images: Any) -> list[Any]:
-    """Return a list of single images, for :func:`read_photo`, from the argument of a public function.
+    """Return the images that a public function was given, as a list of single images for :func:`read_photo`.
 
     Args:
         images: a path, PIL image, array (H, W[, C]), bytes or an open binary file; a sequence of these; or an array
@@ -70,7 +70,7 @@ def read_photo(source: Any, *, max_pixels: int | None = None, alpha: bool = Fals
         alpha: return RGBA if the image has transparency.
 
     Returns:
-        The photo, and its path or ``""``.
+        the photo, and its path or ``""``.
 
     Raises:
         ImageNotFoundError: the path leads to no regular file.
@@ -124,7 +124,7 @@ def _decoded(
 
 @contextmanager
 def _errors_in_one_line(name: str) -> Iterator[None]:
-    """Turn the errors of decoders, which may be of any class, into an ImageError of one line."""
+    """Turn the errors of decoders, which may be of any class, into an ImageError whose message is one line."""
     try:
         yield
     except (VitscopeError, Warning):
@@ -152,7 +152,7 @@ def _limit_from_environment() -> int:
 
 @contextmanager
 def _quiet_pillow() -> Iterator[None]:
-    """Suspend Pillow's warnings of damaged metadata, and its limit on pixels, which vitscope's limit replaces."""
+    """Suspend Pillow's warnings about damaged metadata, and its limit on pixels, which vitscope's limit replaces."""
     with _pillow_state, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
@@ -195,7 +195,7 @@ def _to_rgb(image: Image.Image, name: str, alpha: bool = False) -> Image.Image:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Return a copy rotated by its EXIF orientation, or as it is stored if the EXIF block is damaged."""
+    """Return a copy rotated by its EXIF orientation, or unrotated if the EXIF block is damaged."""
     with _quiet_pillow(), suppress(Exception):
         return ImageOps.exif_transpose(image)
     return image.copy()

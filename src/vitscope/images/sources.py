@@ -1,4 +1,4 @@
-"""Image files: the ones that are opened, and the formats that are decoded."""
+"""Image files: which files are opened, and which formats are decoded."""
 
 import errno
 import io
@@ -13,7 +13,7 @@ from PIL import features
 from vitscope.errors import CallError, ImageError, ImageNotFoundError, first_line
 
 # The formats that are decoded, and how their files begin ("?" is any byte). Nothing else reaches a decoder, because
-# Pillow alone would also run Ghostscript, whatever the name of the file.
+# Pillow on its own would also run Ghostscript, whatever the suffix of the file.
 _SIGNATURES: dict[str, tuple[bytes, ...]] = {
     "PNG": (b"\x89PNG\r\n\x1a\n",),
     "JPEG": (b"\xff\xd8\xff",),
@@ -28,7 +28,7 @@ _SIGNATURES: dict[str, tuple[bytes, ...]] = {
 _PILLOW_NAMES = {"PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF"}
 _OPTIONAL = {"WebP": "webp", "JPEG 2000": "jpg_2000", "AVIF": "avif"}
 
-# Other files that people pass, by their name in the message.
+# Other formats that users may pass, by their name in the message.
 _OTHERS: dict[str, tuple[bytes, ...]] = {
     "PostScript": (b"%!PS", b"\xc5\xd0\xd3\xc6"),
     "PDF": (b"%PDF",),
@@ -57,8 +57,8 @@ _URL = re.compile(
     re.IGNORECASE,
 )
 MAX_QUOTE = 255  # characters of a path in a message
-MAX_URL_QUOTE = 2000  # of a URL: signed URLs are long
-MAX_BYTES = 1 << 30  # of an open file, which may decompress its content
+MAX_URL_QUOTE = 2000  # characters of a URL in a message: signed URLs are long
+MAX_BYTES = 1 << 30  # bytes read from an open file, which may decompress its content
 CHUNK = 1 << 24  # bytes per read
 
 KINDS = {
@@ -70,10 +70,10 @@ KINDS = {
 
 
 def require_regular_file(path: str | Path) -> Path:
-    """Return the path of a regular file. Others are never opened, because a pipe or a device may never end.
+    """Return the path of a regular file. No other file is opened, because reading a pipe or device may never end.
 
     Raises:
-        ImageNotFoundError: there is nothing, or a folder, pipe, socket or device; or the path is a URL.
+        ImageNotFoundError: ``path`` does not exist, or is a folder, pipe, socket, device or URL.
     """
     name = quoted_path(path)
     try:
@@ -103,7 +103,7 @@ def _missing_message(path: str | Path, name: str, error: OSError) -> str:
 
 
 def quoted_path(path: str | Path, limit: int = MAX_QUOTE) -> str:
-    """Return a path for a message, escaped if it is not printable and shortened if it exceeds ``limit`` characters."""
+    """Return a path for a message, escaped if it is not printable, shortened if it exceeds ``limit`` characters."""
     text = str(path)
     if not text.isprintable():
         text = ascii(text)
@@ -111,7 +111,7 @@ def quoted_path(path: str | Path, limit: int = MAX_QUOTE) -> str:
 
 
 def check_no_url(text: str) -> None:
-    """Refuse a URL if the path of a file is expected.
+    """Refuse a URL, because the path of a file is expected.
 
     Raises:
         ImageNotFoundError: ``text`` is a URL.
@@ -146,16 +146,19 @@ def formats() -> list[str]:
 
 
 def check_format(prefix: bytes, name: str, error: type[ImageError | CallError], advice: str = "") -> None:
-    """Refuse a file by how it begins, before any decoder sees it.
+    """Refuse a file that does not begin like a supported format, before any decoder sees it.
 
     Args:
-        prefix: the first :data:`PREFIX` bytes.
-        name: of the file, for the message.
-        error: class of the error.
-        advice: end of the message.
+        prefix: the first :data:`PREFIX` bytes of the file.
+        name: name of the file, for the message.
+        error: class of the error to raise.
+        advice: end of the message, by default none.
+
+    Raises:
+        CallError, ImageError: the format is not supported; ``error`` chooses between the two.
     """
     if prefix[4:12] in (b"ftypmif1", b"ftypmsf1"):
-        # A general container: the brands that follow tell the format.
+        # This is a general container; the brands that follow name the format.
         prefix = prefix[:8] + (b"avif" if b"avif" in prefix[12:64] or b"avis" in prefix[12:64] else b"heic")
     decoded = {kind: _SIGNATURES[kind] for kind in formats()}
     if _format_of(prefix, decoded) is not None:
@@ -177,7 +180,7 @@ def check_format(prefix: bytes, name: str, error: type[ImageError | CallError], 
 
 
 def check_decoder(pillow_format: str | None, name: str) -> None:
-    """Refuse an image that Pillow opened with a decoder of another format.
+    """Refuse an image that Pillow opened with the decoder of an unsupported format.
 
     Raises:
         ImageError: the decoder's format is not supported.
@@ -234,7 +237,7 @@ def read_binary_file(file: Any) -> bytes:
 def _next_chunk(file: Any) -> Any:
     try:
         return file.read(CHUNK)
-    except TypeError:  # a reader of another class, whose read() takes no size
+    except TypeError:  # an object whose read() takes no size
         return file.read()
 
 

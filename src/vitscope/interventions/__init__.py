@@ -1,1 +1,1 @@
-"""Interventions: run a model with some of its tokens removed, or without its positions."""
+"""Interventions: run a model without some of its tokens, or without position information."""

@@ -26,9 +26,9 @@ class Positions:
     """How a model represents the positions of its patches.
 
     Attributes:
-        neutral: for each tensor of the model that holds positions, one in which all positions are the same.
-        kinds: what these tensors are: ``"position embedding"``, ``"relative bias"``.
-        rotary: True if queries and keys are rotated by position too, which stays as it is.
+        neutral: for each tensor of the model that holds positions, a replacement in which all positions are the same.
+        kinds: the kinds of these tensors: ``"position embedding"``, ``"relative bias"``.
+        rotary: whether queries and keys are also rotated by position, which cannot be replaced.
     """
 
     neutral: Mapping[Tensor, Tensor]
@@ -37,7 +37,7 @@ class Positions:
 
     @property
     def can_be_neutral(self) -> bool:
-        """True if position tensors are known, and nothing else distinguishes positions."""
+        """Whether position tensors are known, and nothing else distinguishes positions."""
         return bool(self.neutral) and not self.rotary
 
 
@@ -45,8 +45,8 @@ def positions(model: VisionModel) -> Positions:
     """Return the tensors that hold a model's positions, each with a neutral replacement.
 
     A position embedding of patches becomes its mean over all patches; that of CLS and register tokens stays. A table
-    of relative biases becomes its mean over all offsets, for each head. The softmax ignores a constant, so that
-    amounts to no bias at all. Swin v2 computes its bias from offsets; these become zero, with the same effect.
+    of relative biases becomes its mean over all offsets, for each head. Softmax ignores a constant, so this is the
+    same as no bias. Swin v2 computes its bias from offsets; these become zero, with the same effect.
 
     Raises:
         UnsupportedModelError: the rows of an embedding fit no grid of patches.
@@ -71,7 +71,7 @@ def positions(model: VisionModel) -> Positions:
 
 
 def _mean_of_patches(model: VisionModel, path: str, tensor: Tensor) -> Tensor:
-    """Return (…, token, channel) in which every patch has the patches' mean; prefix tokens come first."""
+    """Return an embedding in which every patch has the mean of all patches; rows of prefix tokens are unchanged."""
     prefix = _prefix_rows_or_none(model, tensor.shape[-2])
     if tensor.ndim == 4:  # (1, height, width, channel)
         return tensor.mean((1, 2), keepdim=True).expand_as(tensor)
@@ -84,7 +84,7 @@ def _mean_of_patches(model: VisionModel, path: str, tensor: Tensor) -> Tensor:
 
 
 def _prefix_rows_or_none(model: VisionModel, rows: int) -> int | None:
-    """Return the number of rows of an embedding that belong to prefix tokens: registers may have none."""
+    """Return the number of rows of an embedding that belong to prefix tokens; register tokens may have none."""
     if model.layout is None:
         return None
     choices = range(len(model.layout.prefix_names) + 1)

@@ -23,7 +23,7 @@ from vitscope.models.vision_model import VisionModel
 from vitscope.tracing.capture import run_and_capture
 from vitscope.typing import Pixels
 
-# A mask may be filled to this multiple of its patches to be evaluated together with others.
+# A mask may be filled with hidden tokens up to this multiple of its visible patches, to share a batch with others.
 MAX_FILL = 1.1
 
 VisiblePatches = Bool[Tensor, "mask patch"]
@@ -31,13 +31,22 @@ Evaluate = Callable[[Pixels, VisiblePatches], Tensor]
 
 
 def without_hidden(model: VisionModel, pixels: Pixels, evaluate: Callable[[Pixels], Tensor]) -> Evaluate:
-    """Return a function of (pixels of one image, visible patches (mask, patch)) that evaluates without hidden patches.
+    """Return a function that evaluates a model on one image without its hidden patches.
+
+    The function takes the pixels of the image and the visible patches, (mask, patch), and evaluates one mask per row.
 
     A plain transformer runs on the visible tokens. Their positions are added before the others are dropped; rotary
-    positions and a relative bias are reduced to the visible tokens. In a window transformer no token attends to a
-    hidden one. Where patch merging mixes hidden pixels with visible ones, the hidden ones have the mean colour of the
-    visible ones, and the mean that the classifier reads leaves out tokens that are completely hidden. If no patch is
-    visible, a model that reads patches gets an empty image: zeros after normalisation.
+    positions and a relative bias are reduced to the visible tokens. If no patch is visible, a model that reads patches
+    gets an empty image: zeros after normalisation.
+
+    In a window transformer no token attends to a hidden one. Patch merging may mix hidden pixels with visible ones, so
+    hidden pixels get the mean colour of the visible ones. Tokens that are completely hidden are left out of the mean
+    that the classifier reads.
+
+    Args:
+        model: the model.
+        pixels: an image to try it on, (1, channel, height, width).
+        evaluate: a function that runs the model on pixels, (batch, channel, height, width).
 
     Raises:
         UnsupportedModelError: the model's tokens are unknown, or it cannot run without some of them.
@@ -45,7 +54,8 @@ def without_hidden(model: VisionModel, pixels: Pixels, evaluate: Callable[[Pixel
     layout = model.layout
     if layout is None:
         raise UnsupportedModelError(
-            f"hide='drop' needs a model whose tokens are known, {model.name} is not: pass patch_size to load"
+            f"hide='drop' needs a model whose tokens are known, but those of {model.name} are not: pass patch_size to "
+            "vitscope.load"
         )
     grid = layout.grid(*pixels.shape[-2:])
     if layout.hierarchy is not None:
@@ -60,7 +70,7 @@ def without_hidden(model: VisionModel, pixels: Pixels, evaluate: Callable[[Pixel
 
 
 def _check_dropping(model: VisionModel, evaluate: Evaluate, pixels: Pixels, grid: Grid) -> None:
-    """Refuse a model that fails without one token, such as one whose own attention code adds a bias of all tokens."""
+    """Refuse a model that fails without one token, for example because its attention adds a bias for all tokens."""
     visible = torch.ones(1, grid.num_patches, dtype=torch.bool, device=pixels.device)
     visible[0, -1] = grid.num_patches == 1
     try:
@@ -75,7 +85,7 @@ def _check_dropping(model: VisionModel, evaluate: Evaluate, pixels: Pixels, grid
 
 
 class _Entry:
-    """The block of a plain transformer where its tokens, with their positions, enter the stack of blocks."""
+    """The first block of a plain transformer, which receives the tokens with positions added, and its stack."""
 
     def __init__(self, model: VisionModel, pixels: Pixels, grid: Grid) -> None:
         trace = run_and_capture(model, pixels, layers=[0]).trace
@@ -132,11 +142,11 @@ def _evaluate_dropped(
     Rows of ``visible`` with fewer patches than others are filled with hidden tokens that no token attends to.
     """
     counts = visible.sum(1)
-    most = int(counts.max())
+    max_count = int(counts.max())
     assert model.layout is not None
-    if most == 0 and (grid.prefix == 0 or "patches" in model.layout.readout):
+    if max_count == 0 and (grid.prefix == 0 or "patches" in model.layout.readout):
         return evaluate(torch.zeros_like(pixels).expand(len(visible), -1, -1, -1))
-    patches = (~visible).to(torch.uint8).argsort(dim=1, stable=True)[:, :most]  # visible patches first, in order
+    patches = (~visible).to(torch.uint8).argsort(dim=1, stable=True)[:, :max_count]  # visible patches first, in order
     prefix = torch.arange(grid.prefix, device=visible.device).expand(len(visible), -1)
     tokens = torch.cat([prefix, patches + grid.prefix], dim=1)
     filler = torch.arange(tokens.shape[1], device=visible.device) >= (grid.prefix + counts)[:, None]
@@ -152,7 +162,10 @@ def _evaluate_dropped(
 def _gathering(
     entry: _Entry, grid: Grid, tokens: Int[Tensor, "batch remaining"], patches: Int[Tensor, "batch visible"]
 ) -> Iterator[None]:
-    """While held, pass only ``tokens`` to this thread's first block, and positions of ``patches`` to every block."""
+    """While held, pass only ``tokens`` to the first block, and only positions of ``patches`` to every block.
+
+    This affects the current thread alone.
+    """
     thread = threading.get_ident()
 
     def positions(value: Any) -> Any:
@@ -184,7 +197,7 @@ def _attend_among_remaining(
     tokens: Int[Tensor, "mask remaining"], filler: Bool[Tensor, "mask remaining"], num_tokens: int, call: AttentionCall
 ) -> Tensor:
     """Attend among the remaining tokens: a bias of all tokens is reduced to them, and filler is masked."""
-    heads, remainder = divmod(call.leading_axes[0], len(tokens))  # more than one if heads share an axis with the masks
+    heads, remainder = divmod(call.leading_axes[0], len(tokens))  # 1, unless heads share an axis with the masks
     if call.num_keys != tokens.shape[1] or remainder:
         return call.run()
     if call.bias is not None and call.bias.shape[-1] == num_tokens:
@@ -239,7 +252,7 @@ def _evaluate_masked(
 
 
 class _KeyMask:
-    """The visible tokens of a window transformer, block after block, and attention to these alone."""
+    """The visible tokens of a window transformer, block by block, and attention restricted to them."""
 
     def __init__(self, grid: Grid, hierarchy: Hierarchy, visible: VisiblePatches) -> None:
         self.grid, self.hierarchy, self.visible = grid, hierarchy, visible
@@ -250,7 +263,7 @@ class _KeyMask:
         return {merging.module: self._merge for merging in self.hierarchy.mergings.values()}
 
     def _merge(self, *_: Any) -> None:
-        """Merge the mask with the tokens: a merged token is hidden if all of its four are."""
+        """Merge the mask as the tokens are merged: a merged token is hidden if all four of its tokens are."""
         groups = merge_groups(self.grid).to(self.visible.device)
         self.visible = (self.visible[:, groups.clamp_min(0)] & (groups != PADDING)).any(-1)
         self.grid = merged_grid(self.grid)
@@ -262,7 +275,7 @@ class _KeyMask:
         slots = self.hierarchy.blocks[path].windows(self.grid).slots(self.grid).to(self.visible.device)
         visible = self.visible[:, slots.clamp_min(0)] & (slots != PADDING)  # (batch, window, slot)
         hidden = ~self.visible[:, slots.clamp_min(0)] & (slots != PADDING)
-        hidden &= visible.any(-1, keepdim=True)  # a window without visible tokens stays as it is: nothing reads it
+        hidden &= visible.any(-1, keepdim=True)  # a window without visible tokens is not masked: nothing reads it
         return _attend_without(call, hidden.view(*call.leading_axes[:-1], 1, 1, -1))
 
     def pool(self, _: nn.Module, __: Any, features: Tensor) -> Tensor | None:
@@ -275,10 +288,10 @@ class _KeyMask:
 
 
 def similar_batches(model: VisionModel, visible: Bool[np.ndarray, "mask patch"], size: int) -> list[list[int]]:
-    """Group masks that leave about the same number of tokens into batches, so that little computation is wasted.
+    """Group masks into batches that leave about the same number of tokens, so that little computation is wasted.
 
-    Masks of a model that averages its patches leave exactly the same number, because such a model must not see filler
-    tokens. The order of the batches is random, so that an interrupted run has seen masks of every kind.
+    If the model averages its patches, all masks of a batch leave exactly the same number, because such a model must
+    not see filler tokens. The order of the batches is random, so that an interrupted run has seen masks of every kind.
     """
     layout = model.layout
     if layout is None or layout.hierarchy is not None:

@@ -1,1 +1,1 @@
-"""Methods: one file per technique, named as its paper names it."""
+"""Attribution methods: one module per technique, named as in its paper."""

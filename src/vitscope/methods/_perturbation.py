@@ -1,4 +1,4 @@
-"""What LIME, KernelSHAP, RISE and occlusion share: their options, the loop over images, and the provenance."""
+"""Code that LIME, KernelSHAP, RISE and occlusion share: options, the loop over images, and the provenance."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -29,9 +29,9 @@ Result = TypeVar("Result", bound=Attribution)
 def perturbation_method(
     **defaults: Unpack[PerturbationArguments],
 ) -> Callable[[Callable[Arguments, Result]], Callable[Arguments, Result]]:
-    """Declare a method whose ``**options`` are those of :class:`PerturbationOptions`.
+    """Return a decorator for a method whose ``**options`` are those of :class:`PerturbationOptions`.
 
-    ``help`` lists them in the signature and in the docstring, as if the method declared each of them, and an unknown
+    The decorated method lists these options in its signature and docstring, as if it declared each of them. An unknown
     keyword is a TypeError, as for any function.
 
     Args:
@@ -39,7 +39,7 @@ def perturbation_method(
     """
 
     def decorate(method: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-        declared = [each for each in signature(method).parameters.values() if each.kind is not Parameter.VAR_KEYWORD]
+        declared = [p for p in signature(method).parameters.values() if p.kind is not Parameter.VAR_KEYWORD]
         hints = get_type_hints(PerturbationArguments)
         shared = [
             Parameter(
@@ -67,7 +67,7 @@ def perturbation_method(
 
 
 def _with_described_options(docstring: str | None) -> str | None:
-    """Replace the entry ``**options`` of a docstring by those of :class:`PerturbationOptions`."""
+    """Return a docstring with the entry ``**options`` replaced by the options of :class:`PerturbationOptions`."""
     if docstring is None or PerturbationOptions.__doc__ is None:  # python -OO
         return docstring
     entries = PerturbationOptions.__doc__.partition("Attributes:\n")[2].partition("\n\n")[0]
@@ -85,10 +85,17 @@ def explain_each(
 ) -> Result:
     """Explain all images, one after another, and return one result.
 
-    Results ``on_pixels`` are as large as the photos, so photos of different sizes are refused before any evaluation.
+    Args:
+        model: from :func:`vitscope.load`, or a live module.
+        images: the images, as the method takes them.
+        segments: see :class:`~vitscope.perturb.MaskedModel`.
+        options: options of the method.
+        explain: returns the result of one image.
+        on_pixels: whether results are as large as the photos. If so, photos of different sizes are refused before
+            any evaluation.
 
     Raises:
-        CallError: no images, or images of different sizes.
+        CallError: there are no images, or their sizes differ.
     """
     vision = as_vision_model(model)
     inputs = subjects(vision, images)
@@ -116,7 +123,7 @@ def explain_each(
 
 
 def warn_if_interrupted(interrupted: bool, evaluated: int, total: int | None) -> None:
-    """Warn that Ctrl-C ended the evaluation early, and on how many samples the result is based."""
+    """Warn if Ctrl-C ended the evaluation early, with the number of samples that the result is based on."""
     if interrupted:
         of_total = "" if total is None else f" of {total}"
         warn(f"interrupted: the result is based on {evaluated}{of_total} samples")
@@ -148,7 +155,7 @@ def segment_result(
     samples: int,
     interrupted: bool,
 ) -> SegmentAttribution:
-    """Return one weight per segment for each class of ``columns``, the first of which is the target."""
+    """Return a result with one weight per segment for each class of ``columns``, the first of which is the target."""
     segments = masked_model.require_segments()
     fits = [
         LinearFit(

@@ -1,4 +1,4 @@
-"""Raw attention: what one query attends to in one block."""
+"""Raw attention: which patches one query attends to in one block."""
 
 from collections.abc import Callable
 from typing import Any
@@ -22,27 +22,31 @@ def attention_map(
     head: Head = "mean",
     query: Query = "readout",
 ) -> Attribution:
-    """Return what one query attends to in one attention block.
+    """Return the attention of one query to each patch, in one attention block.
 
-    This is ``A[layer, head, query]`` of softmax(q·kᵀ/√d): the row of a patch or a prefix token. The readout of a
-    model that pools is the mean of the pooled rows.
+    This is ``A[layer, head, query]`` of softmax(q·kᵀ/√d): the row of a patch or a prefix token. If the model pools
+    tokens, ``query="readout"`` is the mean of their rows.
 
     Reference: Vaswani et al., 2017 (arXiv 1706.03762); for images Dosovitskiy et al., 2020 (arXiv 2010.11929).
 
     Args:
-        model: a model and ``images``, or a :class:`~vitscope.Trace` alone.
+        model: from :func:`vitscope.load`, or a live module; or a :class:`~vitscope.Trace`, without ``images``.
+        images: see :func:`vitscope.capture`; None for a trace, which has its own.
         layer: index of the attention block, from 0; negative from the end.
         head: index of the head, or ``"mean"``, ``"max"``, ``"min"`` over heads.
         query: ``"readout"``, the name of a prefix token such as ``"cls"``, or a patch as (row, column) of the
             block's own grid.
 
     Returns:
-        values (batch, height, width) in [0, 1] on the block's grid: the patches' part of a row that sums to one (not
-        with max or min fusion), not rescaled. In a window transformer they are zero outside the query's window;
-        ``provenance["padding_mass"]`` is the attention on padding.
+        an attribution with ``values`` (batch, height, width) in [0, 1] on the block's grid. They are the patches' part
+        of the row, not rescaled; the whole row sums to one, except for ``"max"`` and ``"min"``. In a window
+        transformer they are zero outside the query's window; ``provenance["padding_mass"]`` is the attention on
+        padding.
 
     Raises:
-        CallError: the model has no such layer, head or query.
+        CallError: the model has no such layer, head or query, or ``images`` are missing or not valid.
+        UnsupportedModelError: as for :func:`vitscope.capture`.
+        WorkError: as for :func:`vitscope.capture`.
 
     Examples:
         >>> import skimage.data, vitscope as vs
@@ -70,10 +74,10 @@ def attention_map(
 def trace_of(
     model: VisionModel | nn.Module | Trace, images: Any, run: Callable[[VisionModel | nn.Module, Any], Trace]
 ) -> Trace:
-    """Return the trace that was passed, or that of ``run(model, images)``.
+    """Return ``model`` if it is a trace, otherwise the trace of ``run(model, images)``.
 
     Raises:
-        CallError: a trace with images, or a model without.
+        CallError: a trace was passed with images, or a model without images.
     """
     if isinstance(model, Trace):
         if images is not None:

@@ -20,11 +20,11 @@ from vitscope.validation import require_finite_tensor
 
 @dataclass(frozen=True, eq=False)
 class HeadStatistics:
-    """Entropy and distance of every head.
+    """Entropy and attention distance of every head.
 
     Attributes:
         entropy: (batch, layer, head) in nats, from 0 (all attention on one token) to log(tokens) (uniform attention).
-            NaN if a layer has fewer heads than others.
+            NaN for heads that a layer lacks because it has fewer than others.
         distance: (batch, layer, head) in patches of the finest grid; NaN as in ``entropy``.
         layers: index of each layer, in the order of the trace's blocks.
     """
@@ -37,24 +37,27 @@ class HeadStatistics:
 def head_statistics(model: VisionModel | nn.Module | Trace, images: Any = None) -> HeadStatistics:
     """Compute the entropy and the mean attention distance of every head.
 
-    ``entropy`` is −Σ_k A log A over each query's row, including padding, averaged over all queries.
+    ``entropy`` is −Σ_k A_qk log A_qk over each query's row, including padding, averaged over all queries.
     ``distance`` is Σ_k A_qk · ‖position(q) − position(k)‖ over patches, with the row rescaled to sum to one over
-    patches, averaged over the patches as queries. Multiply it by the patch size for pixels. After patch merging one
-    step of the grid is two, four or eight patches.
+    patches, averaged over the patches as queries. Multiply it by the patch size to get pixels. After patch merging,
+    one step of the grid is two, four or eight patches.
 
-    Reference: distance: Dosovitskiy et al., 2020 (arXiv 2010.11929, appendix D.7), Raghu et al., 2021
+    Reference: for the distance, Dosovitskiy et al., 2020 (arXiv 2010.11929, appendix D.7) and Raghu et al., 2021
     (arXiv 2108.08810).
 
     Args:
-        model: a model and ``images``, or a :class:`~vitscope.Trace` alone.
+        model: from :func:`vitscope.load`, or a live module; or a :class:`~vitscope.Trace`, without ``images``.
+        images: see :func:`vitscope.capture`; None for a trace, which has its own.
 
     Returns:
         entropy and distance, (batch, layer, head) each.
 
     Raises:
-        CallError: the token grid is unknown, or images are missing.
+        CallError: the token grid is unknown, or ``images`` are missing or not valid.
+        UnsupportedModelError: as for :func:`vitscope.capture`.
+        WorkError: as for :func:`vitscope.capture`.
 
-    Example:
+    Examples:
         >>> import skimage.data, vitscope as vs
         >>> statistics = vs.head_statistics(vs.load("vit-nano"), skimage.data.chelsea())
         >>> statistics.entropy.shape == statistics.distance.shape

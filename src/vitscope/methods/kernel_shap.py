@@ -36,9 +36,10 @@ def kernel_shap(
     """Explain a prediction by the Shapley value of each segment: its fair share of the output.
 
     The weights and the intercept (the output if everything is hidden) add up to the output for the original image.
-    Coalitions are evaluated by size, smallest and largest first, because these have the largest weight in the kernel.
-    As long as the samples last all coalitions of a size are evaluated; the remaining samples are drawn from the
-    kernel, each with its complement. With 2ᵏ − 2 samples or more for k segments the values are exact.
+    Coalitions (sets of visible segments) are evaluated by size, smallest and largest first, because these have the
+    largest weight in the kernel. As long as enough samples are left, all coalitions of a size are evaluated; the
+    remaining samples are drawn from the kernel, each with its complement. With at least 2ᵏ − 2 samples for k segments
+    the values are exact.
 
     Reference: Lundberg & Lee, 2017 (arXiv 1705.07874); complements: Covert & Lee, 2021 (arXiv 2012.01536).
 
@@ -46,20 +47,22 @@ def kernel_shap(
         model: from :func:`vitscope.load`, or a live module.
         images: an image, a list of images of one size, or a tensor (batch, 3, height, width) that is already
             preprocessed.
-        target: the class to explain, by index or label; by default the likeliest of each image. ``"similarity"`` for
-            a model without a classifier, see :func:`vitscope.lime`.
-        num_samples: number of coalitions, besides the original image and the fully hidden one.
+        target: the class to explain, by index or label; by default the most probable class of each image.
+            ``"similarity"`` for a model without a classifier, see :func:`vitscope.lime`.
+        num_samples: maximum number of coalitions, besides the original image and the fully hidden one; at least 2.
         segments: see :func:`vitscope.lime`.
-        top_labels: number of the likeliest classes to explain besides the target, see :func:`vitscope.lime`.
+        top_labels: number of the most probable classes to explain besides the target, see :func:`vitscope.lime`.
         **options: see :class:`~vitscope.perturb.options.PerturbationOptions`.
 
     Returns:
-        as :func:`vitscope.lime`; ``intervals`` is None.
+        a result as from :func:`vitscope.lime`, but ``intervals`` is None.
 
     Raises:
-        CallError: as :func:`vitscope.lime`.
+        CallError: as for :func:`vitscope.lime`.
+        UnsupportedModelError: as for :func:`vitscope.lime`.
+        WorkError: as for :func:`vitscope.lime`.
 
-    Example:
+    Examples:
         >>> import skimage.data, vitscope as vs
         >>> result = vs.kernel_shap(vs.load("vit-nano"), skimage.data.chelsea(), segments="slic", num_samples=300)
         >>> result.target, abs(result.local_prediction - result.output) < 1e-6
@@ -105,7 +108,7 @@ def kernel_shap(
 def coalitions(
     players: int, count: int, seed: int
 ) -> tuple[Bool[np.ndarray, "coalition segment"], Float[np.ndarray, " coalition"]]:
-    """Return coalitions, neither empty nor complete, and the Shapley kernel's weight of each."""
+    """Return at most ``count`` coalitions, neither empty nor complete, and the Shapley kernel's weight of each."""
     random = np.random.default_rng(seed)
     sizes = np.arange(1, players)
     # The kernel's weight of all coalitions of a size together: (k − 1) / (size · (k − size)).
@@ -125,16 +128,16 @@ def coalitions(
             rows += [row, ~row] if len(mirrored) == 2 else [row]
         weights += [mass[size - 1] / comb(players, size)] * number
         complete |= mirrored
-    left = [size for size in sizes if size not in complete and size <= players - size]
+    remaining_sizes = [size for size in sizes if size not in complete and size <= players - size]
     pairs = (count - len(rows)) // 2
-    if left and pairs:
+    if remaining_sizes and pairs:
         # A size and its mirror are drawn together, so the middle one counts once.
-        chances = np.array([mass[size - 1] * (2 if 2 * size != players else 1) for size in left])
-        for size in random.choice(left, size=pairs, p=chances / chances.sum()):
+        probabilities = np.array([mass[size - 1] * (2 if 2 * size != players else 1) for size in remaining_sizes])
+        for size in random.choice(remaining_sizes, size=pairs, p=probabilities / probabilities.sum()):
             row = np.zeros(players, dtype=bool)
             row[random.choice(players, size=size, replace=False)] = True
             rows += [row, ~row]
-        weights += [chances.sum() / (2 * pairs)] * (2 * pairs)
+        weights += [probabilities.sum() / (2 * pairs)] * (2 * pairs)
     return np.stack(rows) if rows else np.zeros((0, players), dtype=bool), np.array(weights)
 
 
@@ -144,7 +147,13 @@ def shapley(
     outputs: Float[np.ndarray, "coalition label"],
     ends: Float[np.ndarray, "2 label"],
 ) -> tuple[Float[np.ndarray, "label segment"], Float[np.ndarray, " label"]]:
-    """Solve least squares under the constraint that the values add up to ends[1] − ends[0].
+    """Return the weighted least-squares solution whose values add up to ``ends[1] − ends[0]``.
+
+    Args:
+        rows: the coalitions, True for each visible segment.
+        kernel: weight of each coalition.
+        outputs: the model's output for each coalition.
+        ends: the model's output if everything is hidden, and if nothing is.
 
     Returns:
         the values, and the weighted R² of each class.

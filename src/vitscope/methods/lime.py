@@ -1,4 +1,4 @@
-"""LIME for images (Ribeiro et al., 2016): a linear model of a classifier's outputs if segments are hidden."""
+"""LIME for images (Ribeiro et al., 2016): a linear model of a classifier's output, as segments are hidden."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from vitscope.validation import require_at_least, require_integer, require_numbe
 
 Sampling = Literal["lime", "paired", "glime"]
 
-# num_samples="auto": the numbers of samples at which it checks whether the ranking is stable.
+# The numbers of samples after which num_samples="auto" checks whether the ranking is stable.
 MAX_SAMPLES = 10_000
 LOOKS = [*(round(128 * 1.25**look) for look in range(20)), MAX_SAMPLES]
 
@@ -57,34 +57,38 @@ def lime(
         model: from :func:`vitscope.load`, or a live module.
         images: an image, a list of images of one size, or a tensor (batch, 3, height, width) that is already
             preprocessed.
-        target: the class to explain, by index or label; by default the likeliest of each image. ``"similarity"`` for
-            a model without a classifier: the cosine similarity between its features and those of the original image.
-        num_samples: number of masks, including the original image; at least 2. ``"auto"`` keeps sampling until the
-            ranking of the ``top_segments`` largest weights is stable: adjacent pairs, and the last of them and every
-            other segment, differ significantly at ``confidence`` or by less than ``tie``. At most 10,000.
-        segments: ``"quickshift"`` with lime's settings, ``"slic"``, ``"patches"``, labels (pixel height, pixel width)
-            of the photo, or a function of the photo that returns labels.
-        sampling: ``"lime"``, each segment hidden with probability ½; ``"paired"``, each mask with its complement; or
-            ``"glime"``, masks drawn from the kernel, so that the regression needs no weights. By default ``"lime"``,
-            and ``"paired"`` if ``num_samples="auto"``.
-        top_labels: number of the likeliest classes to explain besides the target, from the same outputs: see
+        target: the class to explain, by index or label; by default the most probable class of each image.
+            ``"similarity"`` for a model without a classifier: the cosine similarity between its features of a masked
+            image and those of the original.
+        num_samples: number of masks, including the original image; at least 2. ``"auto"`` keeps sampling, up to 10,000
+            masks, until the ranking of the ``top_segments`` largest weights is stable. It is stable if any two adjacent
+            segments of the ranking, and its last segment and any other, differ significantly at ``confidence`` or by
+            less than ``tie``.
+        segments: ``"quickshift"`` with the settings of PyPI's lime, ``"slic"``, ``"patches"``, an array of labels as
+            large as the photo, (pixel height, pixel width), or a function of the photo that returns such an array.
+        sampling: ``"lime"`` hides each segment with probability ½. ``"paired"`` does the same, but follows each mask
+            with its complement. ``"glime"`` draws masks from the kernel, so that the regression needs no weights. By
+            default ``"lime"``, or ``"paired"`` if ``num_samples="auto"``.
+        top_labels: number of the most probable classes to explain besides the target, from the same outputs; see
             :meth:`SegmentAttribution.of`.
-        kernel_width: width of the exponential kernel over the cosine distance; lime's by default.
-        alpha: ridge penalty; lime's by default.
-        confidence: of the intervals and of ``num_samples="auto"``, between 0 and 1.
+        kernel_width: width of the exponential kernel over the cosine distance; by default that of PyPI's lime.
+        alpha: ridge penalty; by default that of PyPI's lime.
+        confidence: confidence level of the intervals and of ``num_samples="auto"``, between 0 and 1.
         top_segments: number of segments whose ranking has to be stable for ``num_samples="auto"``.
         tie: difference of two weights, as a share of the largest weight, below which they count as equal.
         **options: see :class:`~vitscope.perturb.options.PerturbationOptions`.
 
     Returns:
-        ``values`` (batch, pixel height, pixel width), the weights at each pixel of the photo, and for one image
-        ``weights``, ``intervals``, ``intercept``, ``score`` and ``segments``; of a batch take ``result[i]`` first.
-        Ctrl-C ends the evaluation early: the result is then based on the samples so far, with a warning and
-        ``provenance["interrupted"]``.
+        a result whose ``values`` (batch, pixel height, pixel width) are the weights at each pixel of the photo. For a
+        single image it also has ``weights``, ``intervals``, ``intercept``, ``score`` and ``segments``; take
+        ``result[i]`` of a batch first. Ctrl-C ends the evaluation early: the result is then based on the samples so
+        far, with a warning, and ``provenance["interrupted"]`` is True.
 
     Raises:
-        CallError: an option is out of range, the model has no such class, the image is a single segment, or the
-            images differ in size.
+        CallError: an option is out of range, the model has no such class, an image has one segment or more than 4,000,
+            or the images differ in size.
+        UnsupportedModelError: ``hide="drop"`` is not supported for the model.
+        WorkError: an image cannot be read, the model's output is NaN or infinity, or there is not enough memory.
 
     Examples:
         >>> import skimage.data, vitscope as vs
@@ -113,7 +117,7 @@ def lime(
 
 @dataclass(frozen=True)
 class Plan:
-    """How masks are drawn and how the regression is weighted."""
+    """The checked options of :func:`lime` that say how masks are drawn and how the regression is weighted."""
 
     num_samples: int | None  # None: until the ranking is stable
     sampling: Sampling
@@ -137,7 +141,7 @@ class Plan:
         tie: Any = 0.1,
         seed: Any = 0,
     ) -> "Plan":
-        """Return a plan of options as :func:`lime` takes them.
+        """Return a plan with the options of :func:`lime`, after checking them.
 
         Raises:
             CallError: an option is out of range.
@@ -182,7 +186,7 @@ class Plan:
         outputs: Float[np.ndarray, "sample label"],
         drawn: Int[np.ndarray, " sample"] | None = None,
     ) -> Surrogate:
-        """Fit the regression; ``drawn`` holds the indices of these rows among the sampler's, all by default."""
+        """Return the fitted regression; ``drawn`` holds the indices of these rows among all that were drawn."""
         drawn = np.arange(len(rows)) if drawn is None else drawn
         weights = np.ones(len(rows)) if self.sampling == "glime" else kernel(rows.mean(1), self.kernel_width)
         groups = (drawn + 1) // 2 if self.sampling == "paired" else drawn
@@ -195,7 +199,7 @@ class Plan:
 
 
 def kernel(visible: Float[np.ndarray, " sample"], width: float) -> Float[np.ndarray, " sample"]:
-    """Return lime's weight of masks with this visible share of segments: their cosine distance is 1 − √share."""
+    """Return lime's weight of masks, given their visible share of segments: the cosine distance is 1 − √share."""
     distance = 1 - np.sqrt(visible)
     return np.sqrt(np.exp(-(distance**2) / width**2))
 
@@ -227,10 +231,10 @@ def _explain(masked_model: MaskedModel, plan: Plan, target: int | str | None, to
             interrupted = evaluations.interrupted
             surrogate = plan.fitted(rows, outputs, drawn)
             if plan.num_samples is None:
-                # Each look may be wrong; all of them together are wrong no more often than 1 − confidence.
+                # Each check may be wrong; dividing the error bounds that of all checks together by 1 − confidence.
                 stable = is_stable(surrogate, plan.top_segments, (1 - plan.confidence) / len(LOOKS), plan.tie)
         except KeyboardInterrupt:
-            # Ctrl-C came between two batches.
+            # Ctrl-C was pressed between two batches.
             if len(rows) < 2 or len(rows) != len(outputs):
                 raise
             interrupted = True
@@ -276,9 +280,9 @@ def _explain(masked_model: MaskedModel, plan: Plan, target: int | str | None, to
 def is_stable(surrogate: Surrogate, top: int, error: float, tie: float) -> bool:
     """Return whether the ranking of the ``top`` largest weights of the first class is stable.
 
-    Adjacent weights in the ranking, and the last of the top and each that follows, are taken to differ or, if that is
-    more certain, to differ by less than ``tie`` times the largest weight. The ranking is stable if the probabilities
-    that one of these conclusions is wrong add up to ``error`` at most.
+    Two adjacent weights of the top, and the last of the top and each that follows, are concluded to differ or, if that
+    is more certain, to differ by less than ``tie`` times the largest weight. The ranking is stable if the probabilities
+    that these conclusions are wrong add up to at most ``error``.
     """
     weights, influences = surrogate.weights[0], surrogate.influences[0]
     order = np.argsort(-weights, kind="stable")
@@ -287,7 +291,7 @@ def is_stable(surrogate: Surrogate, top: int, error: float, tie: float) -> bool:
     second = order[1:]
     differences = weights[first] - weights[second]
     deviations = np.sqrt(((influences[:, first] - influences[:, second]) ** 2).sum(0))
-    room = tie * np.abs(weights).max() - differences
+    margin = tie * np.abs(weights).max() - differences
     certain = deviations == 0
-    wrong = upper_tail(np.maximum(differences, room) / np.where(certain, 1.0, deviations), surrogate.freedom)
+    wrong = upper_tail(np.maximum(differences, margin) / np.where(certain, 1.0, deviations), surrogate.freedom)
     return bool(wrong[~certain].sum() <= error)

@@ -1,4 +1,4 @@
-"""Occlusion (Zeiler & Fergus, 2014): the drop of the output if a window of patches is hidden."""
+"""Occlusion (Zeiler & Fergus, 2014): the drop in the output if a window of patches is hidden."""
 
 from typing import Any, Unpack
 
@@ -34,28 +34,31 @@ def occlusion(
     """Explain a prediction by how much the output drops if each patch is hidden.
 
     A window slides over the patches and hides those that it covers. A patch's value is the mean drop over the windows
-    that cover it. Cost: one forward pass per window.
+    that cover it. Each window takes one forward pass.
 
     Reference: Zeiler & Fergus, 2014 (arXiv 1311.2901).
 
     Args:
         model: from :func:`vitscope.load`, or a live module.
         images: an image, a list of images, or a tensor (batch, 3, height, width) that is already preprocessed.
-        target: the class to explain, by index or label; by default the likeliest of each image. ``"similarity"`` for
-            a model without a classifier, see :func:`vitscope.lime`.
-        window: side of the window, in patches of a plain transformer, or in tokens of the last stage of a window
+        target: the class to explain, by index or label; by default the most probable class of each image.
+            ``"similarity"`` for a model without a classifier, see :func:`vitscope.lime`.
+        window: side of the window, in patches of a plain transformer or in tokens of the last stage of a window
             transformer.
-        stride: number of patches between two windows; at most ``window``, so that every patch is covered.
+        stride: step from one window to the next, in the same unit; at most ``window``, so that every patch is covered.
         **options: see :class:`~vitscope.perturb.options.PerturbationOptions`.
 
     Returns:
-        values (batch, height, width) on the grid of patches: the output for the original image minus the output
-        without the patch.
+        an attribution whose ``values`` (batch, height, width) on the grid of patches are the output for the original
+        image minus the output without the patch.
 
     Raises:
-        CallError: the window does not fit, or as for :func:`vitscope.lime`.
+        CallError: the window does not fit the grid, ``stride`` or another option is out of range, or the model has no
+            such class.
+        UnsupportedModelError: as for :func:`vitscope.lime`.
+        WorkError: as for :func:`vitscope.lime`.
 
-    Example:
+    Examples:
         >>> import skimage.data, vitscope as vs
         >>> result = vs.occlusion(vs.load("vit-nano"), skimage.data.chelsea(), target="cat", window=2)
         >>> result.target, result.values.shape
@@ -95,7 +98,7 @@ def occlusion(
 
 
 def _windows(cells: Grid, window: int, stride: int) -> np.ndarray:
-    """Return (window, patch), True where a window covers a patch; the last windows end at the edge."""
+    """Return (window, patch), True if the window covers the patch; the last windows end at the edge."""
     if window > min(cells.height, cells.width):
         raise CallError(f"a window of {window} patches does not fit the grid of {cells.height}×{cells.width}")
     covers = []

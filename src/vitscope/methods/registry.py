@@ -1,4 +1,4 @@
-"""The registry of attribution methods: the command line reads it, and new methods are added here."""
+"""The registry of attribution methods, which the command line reads. New methods are added here."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class Method:
         kind: ``"attention"`` reads the attention of one forward pass, ``"perturbation"`` evaluates the model on many
             perturbed images, ``"gradient"`` differentiates the output.
         takes_target: whether ``compute`` takes ``target``, the class to explain.
-        summary: what the map shows, in a few words.
+        summary: what the map shows, in a few words and without a full stop.
         source: authors and year.
         forwards: number of forward passes with default options.
     """
@@ -71,7 +71,7 @@ METHODS: dict[str, Method] = {
         compute=occlusion,
         kind="perturbation",
         takes_target=True,
-        summary="the drop of the output without each patch",
+        summary="the drop in the output without each patch",
         source="Zeiler & Fergus, 2014",
         forwards="one per patch",
     ),

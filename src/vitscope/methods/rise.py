@@ -38,10 +38,10 @@ def rise(
     keep_probability: float = 0.5,
     **options: Unpack[PerturbationArguments],
 ) -> Attribution:
-    """Explain a prediction by the expected output if each pixel is visible.
+    """Explain a prediction by the expected output given that each pixel is visible.
 
-    Each mask is a grid of ``cells`` × ``cells`` random bits, enlarged bilinearly, shifted by a random part of a cell,
-    and laid over the image. The map is Σ output · mask / (samples · keep_probability).
+    Each mask is a grid of ``cells`` × ``cells`` random bits, enlarged bilinearly, shifted by a random fraction of a
+    cell, and laid over the image. The map is Σ output · mask / (samples · keep_probability).
 
     Reference: Petsiuk, Das & Saenko, 2018 (arXiv 1806.07421).
 
@@ -49,21 +49,23 @@ def rise(
         model: from :func:`vitscope.load`, or a live module.
         images: an image, a list of images of one size, or a tensor (batch, 3, height, width) that is already
             preprocessed.
-        target: the class to explain, by index or label; by default the likeliest of each image. ``"similarity"`` for
-            a model without a classifier, see :func:`vitscope.lime`.
+        target: the class to explain, by index or label; by default the most probable class of each image.
+            ``"similarity"`` for a model without a classifier, see :func:`vitscope.lime`.
         num_samples: number of masks; the paper uses 4,000 to 8,000.
-        cells: rows and columns of the coarse grid, at least 2.
+        cells: number of rows, and of columns, of the coarse grid; at least 2.
         keep_probability: probability that a cell is visible, between 0 and 1.
         **options: see :class:`~vitscope.perturb.options.PerturbationOptions`.
 
     Returns:
-        values (batch, height, width) over the photo, at most 512 per side: the expected output given that the pixel
-        is visible, not a difference.
+        an attribution whose ``values`` (batch, height, width) cover the photo, with at most 512 per side. They are the
+        expected output given that the pixel is visible, not a difference.
 
     Raises:
-        CallError: an option is out of range, or as for :func:`vitscope.lime`.
+        CallError: an option is out of range, the model has no such class, or the images differ in size.
+        UnsupportedModelError: as for :func:`vitscope.lime`.
+        WorkError: as for :func:`vitscope.lime`.
 
-    Example:
+    Examples:
         >>> import skimage.data, vitscope as vs
         >>> result = vs.rise(vs.load("vit-nano"), skimage.data.chelsea(), target="cat", num_samples=100)
         >>> result.values.shape
@@ -111,7 +113,7 @@ def rise(
 def _mask(
     bits: np.ndarray, shifts: np.ndarray, index: int, size: tuple[int, int]
 ) -> Float[np.ndarray, "pixel_height pixel_width"]:
-    """Return one mask in [0, 1]: the coarse grid, enlarged to one cell per side more than the image, then cropped."""
+    """Return one mask in [0, 1]: the coarse grid, enlarged to one cell more per side than the image, then cropped."""
     cells = bits.shape[1]
     cell = [-(-side // cells) for side in size]
     coarse = Image.fromarray(bits[index].astype(np.float32))
@@ -121,6 +123,6 @@ def _mask(
 
 
 def _limited(size: tuple[int, int]) -> tuple[int, int]:
-    """Return a size of the same shape, at most :data:`MAX_SIDE` per side."""
+    """Return a size with the same proportions, at most :data:`MAX_SIDE` per side."""
     shrink = min(MAX_SIDE / max(size), 1)
     return max(round(size[0] * shrink), 1), max(round(size[1] * shrink), 1)

@@ -38,39 +38,41 @@ def rollout(
 
     With E the head fusion, Â = rownorm(E A + I) and r the readout row, the result is r·Â_L ⋯ Â_start. It is computed
     as a row vector from the last block to the first, ``r ← r Â``, in O(layers · tokens²); the matrix product would
-    take O(layers · tokens³) and gives the same result. In a window transformer A contains each window at the positions
-    of its tokens, shifted or not, and patch merging M lies between the stages, so the row ends at the finest tokens:
-    O(layers · tokens · window) time, and no matrix of tokens².
+    give the same result in O(layers · tokens³). In a window transformer A contains each window, shifted or not, at the
+    positions of its tokens, and a patch merging matrix M lies between the stages, so that the row ends on the finest
+    grid. This takes O(layers · tokens · window) time and no matrix of tokens².
 
-    ``rollout(..., normalize=False, start_layer=1, discard_ratio=0.9)`` skips the first block, sets the lowest 90 % to
-    zero and does not normalise A + I.
+    For example, ``rollout(..., normalize=False, start_layer=1, discard_ratio=0.9)`` skips the first block, sets the
+    lowest 90 % of the entries to zero and does not normalise A + I.
 
     Reference: Abnar & Zuidema, 2020 (arXiv 2005.00928); discarding: Gildenblat, 2020 (vit-explain); windows and
     merging: Liu et al., 2021 (arXiv 2103.14030).
 
     Args:
-        model: a model and ``images``, or a :class:`~vitscope.Trace` alone.
+        model: from :func:`vitscope.load`, or a live module; or a :class:`~vitscope.Trace`, without ``images``.
+        images: see :func:`vitscope.capture`; None for a trace, which has its own.
         head_fusion: ``"mean"``, ``"max"`` or ``"min"`` over heads.
         discard_ratio: in [0, 1]. The floor(ratio · n) smallest of the n entries of one image's fused matrix become
             zero before the identity is added; in a window transformer only pairs of tokens that share a window count.
-            No column is exempt.
+            No column is exempt, not even that of the CLS token.
         start_layer: index of the first block to include, from 0; negative from the end. Merging before it is always
             included, so the result lies on the finest grid.
-        normalize: divide each row of A + I by its sum, including padding. Otherwise rows grow with every block.
-        merge: the share of each of the four tokens in a merged token: ``"equal"``, a quarter, or ``"norm"``, its
+        normalize: divide each row of A + I by its sum, including padding. If False, rows grow with every block.
+        merge: the share of each of the four tokens in a merged token: a quarter for ``"equal"``, or for ``"norm"`` its
             share of the length, ‖T_q x_q‖ / Σ, with the LayerNorm's deviation fixed. A plain ViT merges no tokens.
-        target: a class, by index or label: the row starts from the share of each last token in its logit,
-            ∝ (w_c · LN(x_i))⁺, instead of the readout. Only for models whose classifier is linear in the mean of the
-            last tokens (Swin and Swin v2 of all three libraries).
+        target: a class, by index or label. The row then starts from the share of each last token in the logit of this
+            class, ∝ (w_c · LN(x_i))⁺, instead of the readout. This is supported only for models whose classifier is
+            linear in the mean of the last tokens (Swin and Swin v2 of all three libraries).
 
     Returns:
-        values (batch, height, width) ≥ 0: the patches' part of the row, not rescaled. With ``normalize`` patches,
-        prefix tokens and padding sum to one. The provenance holds the sum of the row without padding (``row_sums``)
-        and the part on padding (``padding_mass``).
+        an attribution whose ``values`` (batch, height, width), at least 0, are the patches' part of the row, not
+        rescaled. With ``normalize``, patches, prefix tokens and padding sum to one. The provenance holds the sum of
+        the row without padding (``row_sums``) and the part on padding (``padding_mass``).
 
     Raises:
-        CallError: an option is out of range, or the model has no such class.
+        CallError: an option is out of range, the model has no such class, or ``images`` are missing or not valid.
         UnsupportedModelError: the model's blocks cannot be chained, or it has no readout by class.
+        WorkError: as for :func:`vitscope.capture`.
 
     Examples:
         >>> import skimage.data, vitscope as vs
@@ -99,15 +101,30 @@ def rollout_evolution(
     """Compute the rollout after each block, from ``start_layer`` on, in one pass.
 
     Entry i is r·Â_(start+i) ⋯ Â_start: what the readout token has collected after that block. All rows are computed
-    together, so this takes little longer than the last of them alone. Before the last stage of a window transformer r
+    together, so this takes little longer than the last of them alone. Before the last stage of a window transformer, r
     is the readout carried back to that block's tokens through merging alone, as if the classifier read them there.
 
-    Args and Raises: as for :func:`rollout`.
+    Reference: see :func:`rollout`.
+
+    Args:
+        model: see :func:`rollout`.
+        images: see :func:`rollout`.
+        head_fusion: see :func:`rollout`.
+        discard_ratio: see :func:`rollout`.
+        start_layer: index of the first block to include, and the first to return a result for.
+        normalize: see :func:`rollout`.
+        merge: see :func:`rollout`.
+        target: see :func:`rollout`.
 
     Returns:
-        one result per block, each normalised as in :func:`rollout`; the last equals :func:`rollout`.
+        one attribution per block, each normalised as in :func:`rollout`; the last equals that of :func:`rollout`.
 
-    Example:
+    Raises:
+        CallError: as for :func:`rollout`.
+        UnsupportedModelError: as for :func:`rollout`.
+        WorkError: as for :func:`rollout`.
+
+    Examples:
         >>> import skimage.data, vitscope as vs
         >>> evolution = vs.rollout_evolution(vs.load("vit-nano"), skimage.data.chelsea())
         >>> len(evolution), evolution[0].values.shape
@@ -122,7 +139,7 @@ def rollout_evolution(
 
 @dataclass(frozen=True)
 class _Recipe:
-    """The options of a rollout; in a prepared recipe ``start_layer`` is not negative."""
+    """The options of a rollout; after :func:`_prepared`, ``start_layer`` is not negative."""
 
     head_fusion: HeadFusion
     discard_ratio: float
@@ -136,7 +153,7 @@ Folded = tuple[ReadoutRow, Float[Tensor, " batch"]]  # a row over the finest tok
 
 
 def _prepared(model: VisionModel | nn.Module | Trace, images: Any, recipe: _Recipe) -> tuple[Trace, _Recipe]:
-    """Check the options, and run the model if there is no trace yet."""
+    """Return the trace and the checked options; the model is run if there is no trace yet."""
     check_head_fusion(recipe.head_fusion)
     check_merge(recipe.merge)
     discard_ratio = require_ratio(recipe.discard_ratio, "discard_ratio")
@@ -154,7 +171,7 @@ def _prepared(model: VisionModel | nn.Module | Trace, images: Any, recipe: _Reci
 
 
 def _fold(trace: Trace, recipe: _Recipe, ends: Sequence[int]) -> list[Folded]:
-    """Pull the readout row back from each block of ``ends`` to the finest tokens, all rows together."""
+    """Return the readout row of each block of ``ends``, pulled back to the finest tokens, all rows together."""
     grid_of(trace)
     trace.require_chain()
     for layer in range(recipe.start_layer, max(ends) + 1):
@@ -164,10 +181,11 @@ def _fold(trace: Trace, recipe: _Recipe, ends: Sequence[int]) -> list[Folded]:
     rows, padding = row[:, :0], row_padding[:, :0]
     for step in reversed(trace.steps):
         if isinstance(step, MergeStep):
-            # The row that has passed through merging alone starts the next end. It is pulled with the others.
-            pulled, fallen = step.pull(torch.cat([rows, row], dim=1), recipe.merge)
+            # ``row`` has passed through merging alone. It starts the rollout of earlier ends, and is pulled with the
+            # others.
+            pulled, on_padding = step.pull(torch.cat([rows, row], dim=1), recipe.merge)
             rows, row = pulled[:, :-1], pulled[:, -1:]
-            padding, row_padding = padding + fallen[:, :-1], row_padding + fallen[:, -1:]
+            padding, row_padding = padding + on_padding[:, :-1], row_padding + on_padding[:, -1:]
         elif step.layer >= recipe.start_layer:
             if step.layer in ends:
                 rows, padding = torch.cat([rows, row], dim=1), torch.cat([padding, row_padding], dim=1)
@@ -176,30 +194,30 @@ def _fold(trace: Trace, recipe: _Recipe, ends: Sequence[int]) -> list[Folded]:
                     f"rollout is not supported for this model: how its tokens change after layer {step.layer} is "
                     "unknown; use attention_map for each block"
                 )
-            rows, fallen = _pull(step, rows, recipe)
-            padding = padding + fallen
+            rows, on_padding = _pull(step, rows, recipe)
+            padding = padding + on_padding
     return list(zip(rows.unbind(1), padding.unbind(1), strict=True))[::-1]
 
 
 def _pull(step: AttentionStep, rows: Rows, recipe: _Recipe) -> tuple[Rows, PaddingMass]:
-    """Return rows · (discard(E A) + I), the matrix with normalised rows if requested, and the part on padding."""
+    """Return rows · (discard(E A) + I), with the matrix normalised by row if requested, and the part on padding."""
     if recipe.discard_ratio == 0 and recipe.head_fusion == "mean":
-        # Rows of a mean of softmaxes sum to one, those of A + I to two, so no other rows need to be computed.
+        # Rows of a mean of softmaxes sum to one and those of A + I to two, so the row sums need not be computed.
         scaled = rows / 2 if recipe.normalize else rows
-        pulled, fallen = step.pull_head(scaled, "mean")
-        return pulled + scaled, fallen
+        pulled, on_padding = step.pull_head(scaled, "mean")
+        return pulled + scaled, on_padding
     fused = discard_smallest(step.fused(recipe.head_fusion), recipe.discard_ratio, step.pairs)
     if recipe.normalize:
         rows = rows / (1 + step.row_sums(fused))[:, None]
-    pulled, fallen = step.pull(rows, fused)
-    return pulled + rows, fallen
+    pulled, on_padding = step.pull(rows, fused)
+    return pulled + rows, on_padding
 
 
 def discard_smallest(fused: Fused, share: float, pairs: Tensor | None = None) -> Fused:
-    """Set the floor(share · n) smallest of each image's n entries to zero; of equal entries the first go first.
+    """Return the matrices with the floor(share · n) smallest of each image's n entries set to zero.
 
-    ``pairs`` (window, query, key) is True for entries that are pairs of tokens. Other entries, padding, are neither
-    counted nor changed.
+    Of equal entries, the first become zero first. ``pairs`` (window, query, key) is True for entries that are pairs of
+    tokens. All other entries are padding, and are neither counted nor changed.
     """
     if pairs is not None:
         thinned = fused.clone()
@@ -215,15 +233,15 @@ def _discard(entries: Tensor, discarded: int) -> Tensor:
         return entries
     threshold = _kth_smallest(entries, discarded)
     thinned = F.threshold(entries, threshold, 0.0)
-    spared = entries.numel() - discarded - int(torch.count_nonzero(thinned))
-    if spared > 0 and threshold > 0:
-        equal = (entries == threshold).nonzero().flatten()[-spared:]
+    num_spared = entries.numel() - discarded - int(torch.count_nonzero(thinned))
+    if num_spared > 0 and threshold > 0:
+        equal = (entries == threshold).nonzero().flatten()[-num_spared:]
         thinned[equal] = threshold
     return thinned
 
 
 def _kth_smallest(entries: Tensor, k: int) -> float:
-    """Return the k-th smallest entry, k from 1, by partition: sorting would take several times as long."""
+    """Return the k-th smallest entry, with k from 1, by partition: sorting would take several times as long."""
     if entries.device.type == "cpu":
         return float(np.partition(entries.numpy(), k - 1)[k - 1])
     return float(entries.kthvalue(k).values)

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy.special import stdtr, stdtrit
 
-MIN_REMAINDER = 1e-3  # least value of 1 − leverage
+MIN_REMAINDER = 1e-3  # smallest value of 1 − leverage
 
 
 @dataclass(frozen=True, eq=False)
@@ -15,12 +15,13 @@ class Surrogate:
 
     Attributes:
         weights: (class, segment).
-        intercepts: one for each class.
-        scores: the weighted R² of each class.
-        influences: (class, group, segment), the effect of each group of samples on each coefficient. The sum of
-            squares is the coefficient's variance; that of a difference is the variance of the difference.
+        intercepts: (class,), the output if all segments are hidden.
+        scores: (class,), the weighted R².
+        influences: (class, group, segment), the effect of each group of samples on each coefficient. The sum of their
+            squares is the coefficient's variance. The sum of squared differences between two coefficients' influences
+            is the variance of the coefficients' difference.
         shrinkage: (class, segment), the reduction of each coefficient by the penalty, to first order.
-        freedom: degrees of freedom.
+        freedom: number of degrees of freedom.
     """
 
     weights: Float[np.ndarray, "label segment"]
@@ -31,10 +32,10 @@ class Surrogate:
     freedom: int
 
     def intervals(self, confidence: float) -> Float[np.ndarray, "label segment 2"]:
-        """Return confidence intervals for the coefficients of infinitely many samples.
+        """Return confidence intervals for the coefficients that infinitely many samples would give.
 
         The sandwich estimate of their variance assumes neither that the model is linear nor that the variance of its
-        outputs is constant. The effect of the penalty, which vanishes with infinitely many samples, is undone, and
+        outputs is constant. The effect of the penalty, which vanishes with infinitely many samples, is removed, and
         the interval is extended to contain the coefficient itself.
         """
         spread = quantile(confidence, self.freedom) * np.sqrt((self.influences**2).sum(1))
@@ -50,15 +51,15 @@ def fit(
     alpha: float,
     groups: Int[np.ndarray, " sample"],
 ) -> Surrogate:
-    """Minimise ``Σ w (y − β₀ − z·β)² + α‖β‖²`` for every class, with one factorisation.
+    """Return the minimum of ``Σ w (y − β₀ − z·β)² + α‖β‖²`` for every class, computed with one factorisation.
 
     The variance is the heteroscedasticity-robust sandwich estimate with leave-one-out residuals (HC3, MacKinnon &
     White, 1985). Two samples of one group, which were not drawn independently, are left out together (CR3, Bell &
     McCaffrey, 2002).
 
     Args:
-        rows: True for each visible segment.
-        outputs: the model's outputs for these rows.
+        rows: z, True for each visible segment.
+        outputs: y, the model's outputs for these rows.
         sample_weights: w, at least 0.
         alpha: α, at least 0; not applied to the intercept.
         groups: group of each sample, from 0; at most two samples per group.
@@ -67,9 +68,9 @@ def fit(
     centred_masks = masks - sample_weights @ masks / total
     means = sample_weights @ outputs / total
     centred = outputs - means
-    centred[:, np.ptp(outputs, axis=0) == 0] = 0.0  # rounding in the mean is not a signal
+    centred[:, np.ptp(outputs, axis=0) == 0] = 0.0  # rounding of the mean is not a signal
     weighted = centred_masks * sample_weights[:, None]
-    # Without a penalty the matrix may be singular; the smallest coefficients that fit are then the solution.
+    # Without a penalty the matrix may be singular. The pseudoinverse then gives the smallest coefficients that fit.
     gram = centred_masks.T @ weighted + alpha * np.eye(masks.shape[1])
     inverse = np.linalg.inv(gram) if alpha > 0 else np.linalg.pinv(gram, hermitian=True)
     weights = inverse @ (weighted.T @ centred)
@@ -109,9 +110,9 @@ def _leave_out_residuals(
     sample_weights: Float[np.ndarray, " sample"],
     groups: Int[np.ndarray, " sample"],
 ) -> Float[np.ndarray, "sample label"]:
-    """Return each residual of a fit without its group: (1 − H)⁻¹ e with H the group's block of the hat matrix.
+    """Return each sample's residual from a fit without its group: (1 − H)⁻¹ e, H the group's block of the hat matrix.
 
-    Groups hold one sample or two.
+    A group holds one or two samples.
     """
     total = sample_weights.sum()
     remainder = 1 - (sandwich * weighted).sum(1) - sample_weights / total

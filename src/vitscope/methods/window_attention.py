@@ -1,4 +1,4 @@
-"""One query in each window, combined into one map: what every window attends to."""
+"""The attention of one query in each window, combined into one map."""
 
 from typing import Any
 
@@ -29,28 +29,32 @@ def window_attention(
     head: Head = "mean",
     place: tuple[float, float] = (0.5, 0.5),
 ) -> Attribution:
-    """Return what one patch of every window attends to, all windows in one map.
+    """Return the attention of one patch in each window, with all windows in one map.
 
     A window of a shifted block that wraps around the image's edge consists of several regions, and each region has
     its own query. The block's mask prevents attention between regions, except in timm on grids that need padding:
-    there some regions attend to each other, and the attention of their queries adds up.
+    there some regions attend to each other, so the attention of their queries adds up.
 
     Reference: Liu et al., 2021 (arXiv 2103.14030).
 
     Args:
-        model: a window transformer and ``images``, or a :class:`~vitscope.Trace` alone.
+        model: a window transformer, from :func:`vitscope.load` or as a live module; or a :class:`~vitscope.Trace`,
+            without ``images``.
+        images: see :func:`vitscope.capture`; None for a trace, which has its own.
         layer: index of the attention block, from 0; negative from the end.
         head: index of the head, or ``"mean"``, ``"max"``, ``"min"`` over heads.
-        place: position of the query in each window, (down, across) from 0 to 1; the centre by default.
+        place: position of the query in each region, as fractions (down, across) from 0 to 1; by default the centre.
 
     Returns:
-        values (batch, height, width) on the block's grid, the sum of all queries' rows. Each region that attends to
-        itself alone sums to one, less the attention on padding. ``provenance["queries"]`` lists the query patches as
-        [row, column].
+        an attribution whose ``values`` (batch, height, width) on the block's grid are the sum of all queries' rows.
+        Each region that attends to itself alone sums to one, less the attention on padding.
+        ``provenance["queries"]`` lists the query patches as [row, column].
 
     Raises:
-        CallError: the model has no such layer or head.
-        UnsupportedModelError: the block's windows are not regions of the image.
+        CallError: the model has no such layer or head, ``place`` is out of range, or ``images`` are missing or not
+            valid.
+        UnsupportedModelError: the block has no windows, or its windows are not regions of the image.
+        WorkError: as for :func:`vitscope.capture`.
 
     Examples:
         >>> import skimage.data, vitscope as vs
@@ -76,13 +80,13 @@ def window_attention(
 
 
 def window_regions(step: AttentionStep) -> Regions:
-    """Number the connected regions of all windows from 0, and return the region of each patch."""
+    """Return the region of each patch: the connected regions of all windows, numbered from 0."""
     grid, slots = step.require_grid(), step.require_slots()
     if grid.prefix:
         raise UnsupportedModelError(f"layer {step.layer} attends over all tokens at once: it has no windows")
     owners = window_of_token(slots.cpu(), grid.num_tokens).view(grid.height, grid.width)
     regions: Regions = label(owners.numpy(), background=-1, connectivity=1) - 1
-    # Wrapping divides a window into regions. In a block that is not shifted, its patches lie apart.
+    # Wrapping divides a shifted window into regions. If the block is not shifted, the window's patches are scattered.
     if not is_shifted(step) and regions.max() + 1 > int((slots >= 0).any(1).sum()):
         raise UnsupportedModelError(
             f"the windows of layer {step.layer} are spread over the image: use attention_map with a patch as query"
@@ -91,12 +95,12 @@ def window_regions(step: AttentionStep) -> Regions:
 
 
 def is_shifted(step: AttentionStep) -> bool:
-    """Return whether a block's windows are shifted: the first does not begin at the first patch."""
+    """Return whether a block's windows are shifted: the first window then does not begin at the first patch."""
     return step.slots is not None and int(step.slots[0, 0]) != 0
 
 
 def region_queries(regions: Regions, place: tuple[float, float] = (0.5, 0.5)) -> list[tuple[int, int]]:
-    """Return one patch (row, column) of each region, at the same relative place in all of them."""
+    """Return one patch, (row, column), of each region, at the same relative place in all of them."""
     down, across = require_ratio(place[0], "place"), require_ratio(place[1], "place")
     queries = []
     for number in range(regions.max() + 1):

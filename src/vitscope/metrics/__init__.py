@@ -1,1 +1,1 @@
-"""Metrics: how faithful an attribution is to the model, and how well attributions agree."""
+"""Metrics: how faithful an attribution is to its model, and how well attributions agree."""

@@ -24,11 +24,11 @@ class Agreement:
 
     Attributes:
         names: names of the attributions.
-        rank_correlation: (name, name) in [−1, 1], Spearman's, over the pixels that all attributions cover; 1 on the
-            diagonal, NaN for a constant map.
+        rank_correlation: (name, name) in [−1, 1], Spearman's rank correlation over the pixels that all attributions
+            cover; 1 on the diagonal, NaN for a constant map.
         overlap: (name, name) in [0, 1], the intersection over union of the top regions.
         chance: (name, name), the expected overlap of two independent regions of these sizes.
-        top: requested share of the image for a top region.
+        top: requested share of the image that counts as the top region.
     """
 
     names: Sequence[str]
@@ -38,7 +38,7 @@ class Agreement:
     top: float
 
     def as_json(self) -> dict[str, Any]:
-        """Return all fields as values that JSON can hold; None for a correlation that is not defined."""
+        """Return all attributes as JSON values; None for a correlation that is not defined."""
         correlation = [[None if np.isnan(value) else value for value in row] for row in self.rank_correlation.tolist()]
         return {
             "names": list(self.names),
@@ -55,13 +55,17 @@ def agreement(results: Sequence[Attribution], *, names: Sequence[str] | None = N
     Args:
         results: two or more attributions of the same photo, on grids of any kind.
         names: name of each result; by default its model or method, whichever differs.
-        top: share of the image, between 0 and 1, that counts as its top region, by value. Equal values (segments) stay
-            together, so the region is the closest to this share that whole groups of equal values allow.
+        top: share of the image, between 0 and 1, that counts as its top region: the pixels of the highest values.
+            Equal values, such as those of a segment, stay together, so the region may only be close to this share.
+
+    Returns:
+        rank correlation and overlap of each pair of results.
 
     Raises:
-        CallError: fewer than two results, several images in one result, or results of different photos.
+        CallError: there are fewer than two results, a result holds several images or no photo, the results are of
+            different photos, or an option is out of range.
 
-    Example:
+    Examples:
         >>> import skimage.data, vitscope as vs
         >>> model, photo = vs.load("vit-nano"), skimage.data.chelsea()
         >>> agreement = vs.agreement([vs.rollout(model, photo), vs.occlusion(model, photo)])
@@ -101,7 +105,7 @@ def _same_photo(first: Image.Image, second: Image.Image) -> bool:
 
 
 def _map(result: Attribution, size: tuple[int, int]) -> Float[np.ndarray, "height width"]:
-    """Return a result on the photo; one on pixels without smoothing, which would blur the borders of segments."""
+    """Return a result on the photo. One on pixels is not smoothed, which would blur the borders of segments."""
     values = result.values[0].cpu().numpy()
     image = result.images[0]
     is_fine = values.shape[0] >= size[1] and values.shape[1] >= size[0]
@@ -111,13 +115,13 @@ def _map(result: Attribution, size: tuple[int, int]) -> Float[np.ndarray, "heigh
 
 
 def _rank_correlation(values: Sequence[Float[np.ndarray, " pixel"]]) -> Float[np.ndarray, "name name"]:
-    """Return Spearman's correlation; ties share their mean rank, and a constant map has none (NaN)."""
+    """Return Spearman's rank correlation. Ties share their mean rank; for a constant map it is NaN."""
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.corrcoef([rankdata(pixels) for pixels in values])
 
 
 def _top_region(values: Float[np.ndarray, " pixel"], share: float) -> np.ndarray:
-    """Return the highest values that make up about this share."""
+    """Return a mask of the highest values that make up about this share."""
     levels, counts = np.unique(-values, return_counts=True)
     reached = np.cumsum(counts)
     return -values <= levels[np.abs(reached - share * len(values)).argmin()]

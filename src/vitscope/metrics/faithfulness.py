@@ -1,4 +1,4 @@
-"""Deletion and insertion: whether the prediction depends on the patches that an attribution marks."""
+"""Deletion and insertion: whether the prediction depends on the patches that an attribution ranks highest."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +18,7 @@ from vitscope.results.attribution import Attribution
 from vitscope.tracing.capture import as_vision_model
 from vitscope.validation import require_at_least
 
-DELETED, INSERTED = "grey", "blur"  # replaces deleted patches, and those that are not inserted yet
+DELETED, INSERTED = "grey", "blur"  # what replaces deleted patches, and patches that are not inserted yet
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,9 +26,10 @@ class Faithfulness:
     """Areas under the curves of the target's probability, (image,) in [0, 1] each.
 
     Attributes:
-        deletion: patches are removed, the highest first; lower is better.
-        insertion: patches are inserted, the highest first; higher is better.
-        random_deletion, random_insertion: the same in a random order, for comparison.
+        deletion: the area as patches are deleted, highest value first; lower is better.
+        insertion: the area as patches are inserted, highest value first; higher is better.
+        random_deletion: ``deletion`` in a random order, for comparison.
+        random_insertion: ``insertion`` in a random order, for comparison.
     """
 
     deletion: Float[np.ndarray, " image"]
@@ -47,11 +48,11 @@ def faithfulness(
     seed: int = 0,
     batch_size: int = 64,
 ) -> Faithfulness:
-    """Measure how fast the prediction drops if marked patches are deleted, and rises if they are inserted.
+    """Measure how fast a probability drops as the highest patches are deleted, and rises as they are inserted.
 
-    Patches (in a window transformer: tokens of the last stage) are ranked by the map's mean in them. Deleted patches
-    become grey; inserted patches appear in a blurred image. The area is the trapezoidal integral of the curve over
-    the share of patches.
+    Patches (in a window transformer: tokens of the last stage) are ranked by the mean of the map in each. Deleted
+    patches become grey; inserted patches appear in a blurred image. The area is the trapezoidal integral of the
+    probability over the share of patches.
 
     Reference: RISE, Petsiuk et al., 2018 (arXiv 1806.07421).
 
@@ -59,16 +60,20 @@ def faithfulness(
         model: from :func:`vitscope.load`, or a live module.
         images: the images that ``result`` explains.
         result: an attribution of these images on patches, as :func:`vitscope.rollout` returns it.
-        target: the class whose probability is followed; by default the likeliest of each image. For a model without
-            a classifier ``"similarity"``: the cosine similarity between its features and those of the original image.
-        steps: number of steps in which the patches are deleted or inserted; at most the number of patches.
+        target: the class whose probability is measured, by index or label; by default the most probable class of each
+            image. ``"similarity"`` for a model without a classifier, see :func:`vitscope.lime`.
+        steps: number of steps in which the patches are deleted or inserted; limited to the number of patches.
         seed: seed of the random order.
         batch_size: maximum number of images per forward pass.
 
+    Returns:
+        the areas of each image, in the order of the attribution and in a random order.
+
     Raises:
         CallError: ``result`` is not an attribution of these images, or an option is out of range.
+        WorkError: an image cannot be read, the model's output is NaN or infinity, or there is not enough memory.
 
-    Example:
+    Examples:
         >>> import skimage.data, vitscope as vs
         >>> model, photo = vs.load("vit-nano"), skimage.data.chelsea()
         >>> areas = vs.faithfulness(model, photo, vs.occlusion(model, photo), target="cat")

@@ -1,4 +1,4 @@
-"""Evaluate models on images with hidden parts: the basis of LIME, KernelSHAP, occlusion and RISE."""
+"""Evaluation of models on images with hidden parts: the basis of LIME, KernelSHAP, occlusion and RISE."""
 
 from vitscope.perturb.batching import Evaluations as Evaluations
 from vitscope.perturb.masked_model import MaskedModel as MaskedModel

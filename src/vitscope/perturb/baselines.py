@@ -27,18 +27,20 @@ def fill(
     segments: Segments | None,
     seed: int,
     *,
-    what: str = "hide",
+    option: str = "hide",
     names: Sequence[str] = get_args(HideName),
 ) -> np.ndarray:
-    """Return an image of the photo's size and dtype, values 0 … 255, whose pixels replace hidden ones.
+    """Return the filling: an image whose pixels replace hidden ones, with the photo's size and dtype, in 0 … 255.
 
     Args:
-        photo: (pixel height, pixel width, channel). Bytes of four channels are RGBA; their hidden parts are opaque.
+        photo: (pixel height, pixel width, channel). Bytes of four channels are RGBA; their filling is opaque.
         hide: ``"mean"`` (of each segment; of the image if there are none), ``"black"``, ``"grey"``, ``"blur"``,
             ``"noise"`` (uniform, from ``seed``), a colour, or another image. A colour is one number or three in
-            0 … 255; for a tensor that does not have three channels one number, or one for each channel.
-        segments: segments of the photo, if it was divided into any.
-        what, names: name of the option and its choices, for error messages.
+            0 … 255; if a tensor does not have three channels, one number or one for each channel.
+        segments: segments of the photo; None if it was not divided.
+        seed: seed of the noise.
+        option: name of the option, for error messages.
+        names: choices of the option, for error messages.
 
     Raises:
         CallError: ``hide`` is none of these.
@@ -48,15 +50,15 @@ def fill(
         filling = _named_filling(photo.astype(np.float64), hide, segments, seed, is_bytes and photo.shape[-1] == 4)
         # Means are truncated rather than rounded, because PyPI's lime truncates them by writing them into bytes.
         return filling.astype(np.uint8) if is_bytes else filling.astype(photo.dtype)
-    if (colour := _colour_or_none(hide, what)) is not None:
-        return _plain(colour, photo, hide, what)
+    if (colour := _colour_or_none(hide, option)) is not None:
+        return _plain(colour, photo, hide, option)
     try:
         replacement, _ = read_photo(hide)
     except CallError as error:
         value = repr(hide) if isinstance(hide, str | None) else type(hide).__name__
-        raise CallError(f"{what} is {value}: choose {', '.join(names)}, a colour, or an image ({error})") from None
+        raise CallError(f"{option} is {value}: choose {', '.join(names)}, a colour, or an image ({error})") from None
     resized = replacement.resize((photo.shape[1], photo.shape[0]), Image.Resampling.BICUBIC)
-    return as_channels(resized, photo, what)
+    return as_channels(resized, photo, option)
 
 
 def as_channels(image: Image.Image, template: np.ndarray, option: str) -> np.ndarray:
@@ -68,7 +70,7 @@ def as_channels(image: Image.Image, template: np.ndarray, option: str) -> np.nda
     channels = template.shape[-1]
     if channels not in PHOTO_MODES:
         raise CallError(
-            f"{option} is an image, which has 3 channels where the input has {channels}: choose a colour of one number"
+            f"{option} is an image of 3 channels, but the input has {channels}: choose a colour of one number"
         )
     values = np.asarray(on_white(image).convert(PHOTO_MODES[channels]))
     return values.reshape(template.shape).astype(template.dtype)
@@ -103,7 +105,7 @@ def _named_filling(photo: np.ndarray, hide: str, segments: Segments | None, seed
 
 
 def _means(photo: np.ndarray, segments: Segments | None) -> np.ndarray:
-    """Return each segment in its mean colour, or the image in its own if there are no segments."""
+    """Return each segment in its mean colour, or the whole image in its mean colour if there are no segments."""
     if segments is None:
         return np.broadcast_to(photo.mean((0, 1)), photo.shape).copy()
     index = segments.index.ravel()
@@ -115,7 +117,7 @@ def _means(photo: np.ndarray, segments: Segments | None) -> np.ndarray:
 
 
 def _colour_or_none(hide: Any, option: str = "hide") -> Float[np.ndarray, " component"] | None:
-    """Return one or several numbers from 0 to 255 as a colour; None if ``hide`` is not a number or numbers."""
+    """Return one or several numbers from 0 to 255 as a colour; None if ``hide`` is something else."""
     flat = isinstance(hide, np.ndarray) and hide.ndim < 2
     if not flat and not isinstance(hide, int | float | np.number | tuple | list):
         return None

@@ -1,4 +1,4 @@
-"""Evaluate a model on variants of one image, batch by batch."""
+"""Evaluation of a model on variants of one image, batch by batch."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -19,7 +19,7 @@ from vitscope.validation import require_class_index, require_finite_tensor
 
 SIMILARITY = "similarity"
 VALUE = "value"
-# Outputs that differ by no more than this share of their size are equal: batches of other sizes round differently.
+# Outputs that differ by no more than this share of their magnitude are equal: batch sizes differ in their rounding.
 ROUNDING_SHARE = 2e-6
 
 
@@ -28,9 +28,9 @@ class Evaluations:
     """A model's outputs for the variants of an image.
 
     Attributes:
-        outputs: float64 (variant, class), NaN for variants that were not evaluated.
+        outputs: float64 (variant, class); NaN for variants that were not evaluated.
         evaluated: True for each variant that was evaluated.
-        interrupted: True if Ctrl-C ended the evaluation early.
+        interrupted: whether Ctrl-C ended the evaluation early.
     """
 
     outputs: Float[np.ndarray, "variant label"]
@@ -45,10 +45,11 @@ class BatchedPredictor:
     not enough memory for a batch, that batch and all later ones are halved, with a warning.
 
     Args:
+        model: the model to evaluate.
         subject: the image, from :func:`~vitscope.perturb.rendering.subjects`.
-        options: the output to evaluate and the batch size. A model without a classifier gives the cosine similarity
-            between its features of a variant and those of the original.
-        report: called after each batch.
+        options: the output to evaluate and the batch size. If the model has no classifier, the output is the cosine
+            similarity between its features of a variant and those of the original.
+        report: progress callback, called after each batch.
     """
 
     def __init__(
@@ -66,13 +67,17 @@ class BatchedPredictor:
 
     @property
     def output(self) -> str:
-        """What the outputs are: probability, logit, value (of a regression) or similarity."""
+        """The kind of the outputs: probability, logit, value (of a regression) or similarity."""
         if self.features is not None:
             return SIMILARITY
         return VALUE if self.model.meaning == VALUE else self._output
 
     def target(self, target: int | str | None) -> int:
-        """Return the column of :attr:`original` to explain: a class, by default the likeliest, or the similarity."""
+        """Return the column of :attr:`original` to explain: a class, by default the most probable, or the similarity.
+
+        Raises:
+            CallError: the model has no such class, or has no classifier and ``target`` is not ``"similarity"``.
+        """
         if self.features is not None:
             if target == SIMILARITY:
                 return 0
@@ -89,13 +94,13 @@ class BatchedPredictor:
         """Return the name of the output in a column: a class, or the similarity."""
         return SIMILARITY if self.features is not None else self._names[column]
 
-    def likeliest(self, count: int) -> list[int]:
+    def top(self, count: int) -> list[int]:
         """Return the columns with the highest outputs for the original image, highest first."""
         return np.argsort(-self.original, kind="stable")[:count].tolist()
 
-    def columns(self, target: int | str | None, num_likeliest: int) -> list[int]:
-        """Return the target's column, followed by those of the likeliest classes."""
-        return list(dict.fromkeys([self.target(target), *self.likeliest(num_likeliest)]))
+    def columns(self, target: int | str | None, top_labels: int) -> list[int]:
+        """Return the target's column, followed by those of the ``top_labels`` most probable classes."""
+        return list(dict.fromkeys([self.target(target), *self.top(top_labels)]))
 
     def _evaluate(
         self,
@@ -108,18 +113,21 @@ class BatchedPredictor:
         before: int = 0,
         total: int | None = None,
     ) -> Evaluations:
-        """Evaluate ``count`` variants.
+        """Evaluate ``count`` variants and return their outputs.
 
         Args:
+            count: number of variants.
             batches: indices of the variants, grouped into batches.
-            start: start preparing a batch in a thread pool while the model runs on the previous one.
-            finish: turn the result of ``start`` into the model's output, (batch, class) or features.
+            start: a function that starts to prepare a batch in a thread pool, while the model runs on the previous one.
+            finish: a function that turns the result of ``start`` into the model's output, (batch, class) or features.
             columns: the classes whose outputs are kept.
-            before, total: variants evaluated earlier and in all, for the progress, if these are some of many.
+            before: number of variants evaluated in earlier calls, for the progress.
+            total: number of variants in all calls, for the progress; by default ``count``.
 
         Raises:
-            KeyboardInterrupt: Ctrl-C before two variants were evaluated. Later ones end the evaluation quietly.
-            WorkError: NaN or infinity, or not enough memory for a single image.
+            KeyboardInterrupt: Ctrl-C was pressed before two variants were evaluated. After that, Ctrl-C ends the
+                evaluation early without an error.
+            WorkError: the output is NaN or infinity, or there is not enough memory for a single image.
         """
         outputs = np.full((count, len(columns)), np.nan)
         evaluated = np.zeros(count, dtype=bool)
@@ -159,7 +167,7 @@ class BatchedPredictor:
             return self._require_logits(self.model.logits(pixels))
 
     def _evaluate_original(self) -> Float[np.ndarray, " label"]:
-        """Return the output for the original image, and find out whether the model has classes."""
+        """Return the output for the original image. If the model has no classes, keep its features."""
         with torch.no_grad(), self.model.running():
             logits = self.model.logits(self.subject.pixels)
             if logits is None:
@@ -169,9 +177,9 @@ class BatchedPredictor:
         return original
 
     def _remove_rounding(self, outputs: Float[np.ndarray, "variant label"], columns: Sequence[int]) -> None:
-        """Replace a column by the output for the original image if it differs from that by rounding alone.
+        """Replace a column by the output for the original image if it differs from that only by rounding.
 
-        The output of a saturated sigmoid or softmax is the same whatever is hidden. Its last bits explain nothing.
+        The output of a saturated sigmoid or softmax is the same whatever is hidden, and its last bits explain nothing.
         """
         for position, column in enumerate(columns):
             values = outputs[np.isfinite(outputs[:, position]), position]
@@ -180,7 +188,7 @@ class BatchedPredictor:
                 outputs[np.isfinite(outputs[:, position]), position] = original
 
     def warn_if_constant(self, evaluations: Evaluations, column: int) -> bool:
-        """Warn if the output for a class never changed, so that there is nothing to explain; return True if so."""
+        """Warn if the output for a class is the same for all masks, and return whether it is."""
         outputs = evaluations.outputs[evaluations.evaluated, 0]
         constant = len(outputs) > 1 and bool((outputs == self.original[column]).all())
         if constant:
@@ -210,7 +218,7 @@ class BatchedPredictor:
         return outputs.cpu().numpy().astype(np.float64)
 
     def _halve_batches(self, pending: list[list[int]], error: BaseException) -> "deque[list[int]]":
-        """Split all batches to half the size of the first, or raise ``error`` if it is not about memory."""
+        """Split all batches to half the size of the first, or raise ``error`` if it is not caused by lack of memory."""
         size = len(pending[0])
         if not (isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)):
             raise error

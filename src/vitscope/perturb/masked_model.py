@@ -1,4 +1,4 @@
-"""Evaluate a model on one image with parts of the image hidden."""
+"""Evaluation of a model on one image with parts of it hidden."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -27,11 +27,11 @@ class MaskedModel(BatchedPredictor):
     """A model as a function of masks over one image.
 
     Args:
-        subject, report: see :class:`~vitscope.perturb.batching.BatchedPredictor`.
+        model, subject, report: see :class:`~vitscope.perturb.batching.BatchedPredictor`.
         options: ``hide`` says what replaces hidden pixels, see :func:`~vitscope.perturb.baselines.fill`. ``"drop"``
             removes the patches that are less than half visible, see
             :func:`~vitscope.interventions.token_dropping.without_hidden`.
-        segments: see :func:`~vitscope.perturb.segments.segment`; None if masks are made of pixels.
+        segments: see :func:`~vitscope.perturb.segments.segment`; None if masks consist of pixels.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class MaskedModel(BatchedPredictor):
             self._renderer = Renderer(model, subject, options.hide, scaled, options.seed)
 
     def masks(self, rows: Bool[np.ndarray, "mask segment"]) -> SegmentMasks:
-        """Return rows over the segments (True is visible) as masks of the perturbed image."""
+        """Return rows over the segments (True: visible) as masks over the perturbed image."""
         return SegmentMasks(rows, self.require_segments().resized(self.subject.size))
 
     def require_segments(self) -> Segments:
@@ -81,7 +81,16 @@ class MaskedModel(BatchedPredictor):
     ) -> Evaluations:
         """Evaluate the model on masks over the pixels of the subject, or on masks from :meth:`masks`.
 
-        Args and Raises: as for :meth:`~vitscope.perturb.batching.BatchedPredictor._evaluate`.
+        Args:
+            masks: the masks.
+            columns: the classes whose outputs are kept.
+            before: number of masks evaluated in earlier calls, for the progress.
+            total: number of masks in all calls, for the progress; by default the number of ``masks``.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C was pressed before two masks were evaluated. After that, Ctrl-C ends the
+                evaluation early without an error.
+            WorkError: the output is NaN or infinity, or there is not enough memory for a single image.
         """
         return self._evaluate(
             len(masks),
@@ -112,7 +121,10 @@ class MaskedModel(BatchedPredictor):
 
 
 def cells_of(model: VisionModel, subject: Subject) -> tuple[InputImage, Grid | None]:
-    """Return the grid of patches (in a window transformer, of the last stage's tokens) and the image it lies on."""
+    """Return the image with the region that the cells cover, and the grid of cells; None if it is unknown.
+
+    The cells are the patches of a plain transformer, or the tokens of the last stage of a window transformer.
+    """
     view = subject.view
     if model.layout is None:
         return view, None

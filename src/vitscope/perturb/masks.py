@@ -12,14 +12,14 @@ from vitscope.errors import CallError
 from vitscope.perturb.segments import Segments
 
 MAX_MASKS = 1_000_000  # for one image: more would take days, whatever the model
-MOST_DRAWS = 250_000_000  # masks × segments: two gigabytes of random numbers
+MAX_DRAWS = 250_000_000  # masks × segments: two gigabytes of random numbers
 
 Visible = Shaped[np.ndarray, "pixel_height pixel_width"]  # bool, or from 0 (hidden) to 1 (visible)
 
 
 @runtime_checkable
 class Masks(Protocol):
-    """A number of masks over the pixels of one image."""
+    """Masks over the pixels of one image."""
 
     def __len__(self) -> int: ...
 
@@ -36,21 +36,21 @@ def check_count(count: int, segments: int = 1) -> None:
     """Refuse a number of masks that could never be evaluated, before memory is allocated for them.
 
     Raises:
-        CallError: more than :data:`MAX_MASKS` masks, or more than :data:`MOST_DRAWS` masks × segments.
+        CallError: more than :data:`MAX_MASKS` masks, or more than :data:`MAX_DRAWS` masks × segments.
     """
     number = f"{count:,}" if count < 10**30 else "over 10^30"
     if count > MAX_MASKS:
         raise CallError(f"{number} masks are too many: at most {MAX_MASKS:,} are evaluated on one image")
-    if count * segments > MOST_DRAWS:
+    if count * segments > MAX_DRAWS:
         raise CallError(
-            f"{number} masks of {segments:,} segments are too many: at most {MOST_DRAWS // segments:,} masks can be "
+            f"{number} masks of {segments:,} segments are too many: at most {MAX_DRAWS // segments:,} masks can be "
             "drawn for this number of segments"
         )
 
 
 @dataclass(frozen=True, eq=False)
 class SegmentMasks:
-    """Masks as rows over segments, True where a segment is visible; at most :data:`MAX_MASKS`."""
+    """Masks as rows over segments, True for each visible segment; at most :data:`MAX_MASKS`."""
 
     rows: Bool[np.ndarray, "mask segment"]
     segments: Segments
@@ -95,7 +95,7 @@ class PixelMasks:
 
 @runtime_checkable
 class Sampler(Protocol):
-    """Draws rows over segments, in chunks of any size; the first row of all shows every segment."""
+    """Draws rows over segments, in chunks of any size. The very first row shows every segment."""
 
     def draw(self, count: int) -> Bool[np.ndarray, "mask segment"]: ...
 

@@ -1,4 +1,4 @@
-"""The options that every method shares that evaluates a model on perturbed images."""
+"""The options shared by all methods that evaluate a model on perturbed images."""
 
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict, get_args
@@ -25,13 +25,13 @@ class PerturbationOptions:
     """Checked options of a method that evaluates a model on perturbed images.
 
     Attributes:
-        hide: what replaces hidden pixels: ``"mean"`` (of each segment), ``"black"``, ``"grey"``, ``"blur"``,
-            ``"noise"``, a colour (one number or three, 0 to 255), an image, or ``"drop"``: no pixels at all. Patches
-            that are more than half hidden are then left out of the computation, which makes it faster.
-        output: the output to explain: ``"probability"`` (softmax) or ``"logit"``.
+        hide: replacement of hidden pixels: ``"mean"`` (of each segment), ``"black"``, ``"grey"``, ``"blur"``,
+            ``"noise"``, a colour (one number or three, 0 to 255), or an image. ``"drop"`` replaces nothing: patches
+            that are more than half hidden are left out of the computation, which makes it faster.
+        output: the output to explain: ``"probability"`` or ``"logit"``.
         seed: seed of all random numbers, 0 to 2³² − 1.
-        batch_size: maximum number of images per forward pass. It bounds the memory and changes nothing else.
-        progress: True for a bar on stderr, or a function of one :class:`vitscope.Progress`.
+        batch_size: maximum number of images per forward pass. It limits memory use and changes nothing else.
+        progress: True for a bar on stderr, or a function that receives each :class:`vitscope.Progress`.
 
     Raises:
         CallError: an option is out of range.

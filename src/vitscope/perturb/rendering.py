@@ -1,4 +1,4 @@
-"""Turn an image with hidden parts into a model's input."""
+"""Rendering of an image with hidden parts as a model's input."""
 
 import os
 from collections.abc import Sequence
@@ -19,7 +19,8 @@ from vitscope.perturb.baselines import fill
 from vitscope.perturb.masks import Masks
 from vitscope.perturb.segments import Segments
 
-# Larger photos are perturbed on a smaller copy, of this size or twice the model's input: more detail never reaches it.
+# Photos with more pixels than this, and than twice the model's input, are perturbed on a smaller copy: the model would
+# not see more detail anyway.
 MAX_PERTURBED_PIXELS = 400_000
 
 
@@ -28,8 +29,8 @@ class Subject:
     """An image to perturb, and the model's input for the original.
 
     Attributes:
-        values: (pixel height, pixel width, channel) in 0 … 255. For a photo its bytes: RGB (RGBA for a model that
-            takes transparency), whatever the channels of the input. For a tensor its own channels, in floating point.
+        values: (pixel height, pixel width, channel) in 0 … 255. A photo is RGB in bytes (RGBA for a model that takes
+            transparency), whatever the channels of the input. A tensor has its own channels, in floating point.
         view: the photo, with the part that the model sees.
         pixels: the model's input for the original, (1, channel, height, width).
         scaling: (factor, offset) of each channel: ``values · factor + offset`` is the tensor. None for a photo.
@@ -47,7 +48,7 @@ class Subject:
 
 
 def subjects(model: VisionModel, images: Any) -> list[Subject]:
-    """Return a subject for each image, of everything that :meth:`VisionModel.prepare` takes."""
+    """Return a subject for each image; ``images`` may be anything that :meth:`VisionModel.prepare` takes."""
     if isinstance(images, Tensor):
         pixels, views = model.prepare(images.detach())
         return [_subject_of_tensor(model, image, view) for image, view in zip(pixels, views, strict=True)]
@@ -57,8 +58,8 @@ def subjects(model: VisionModel, images: Any) -> list[Subject]:
 def _subject_of_photo(model: VisionModel, source: Any) -> Subject:
     photo, name = read_photo(source, alpha=model.preprocessing is not None and model.preprocessing.takes_transparency)
     sides = (0, 0) if model.preprocessing is None else model.preprocessing.size
-    most = max(MAX_PERTURBED_PIXELS, 2 * sides[0] * sides[1])
-    copy, shrink = photo, (most / (photo.width * photo.height)) ** 0.5
+    max_pixels = max(MAX_PERTURBED_PIXELS, 2 * sides[0] * sides[1])
+    copy, shrink = photo, (max_pixels / (photo.width * photo.height)) ** 0.5
     if shrink < 1:
         copy = photo.resize((round(photo.width * shrink), round(photo.height * shrink)), Image.Resampling.LANCZOS)
     pixels, (image,) = model.prepare(copy)
@@ -69,7 +70,7 @@ def _subject_of_photo(model: VisionModel, source: Any) -> Subject:
 
 
 def _subject_of_tensor(model: VisionModel, pixels: Tensor, image: InputImage) -> Subject:
-    """Keep floating point throughout, so that visible pixels are unchanged to the bit."""
+    """Return a subject in floating point throughout, so that visible pixels are unchanged to the bit."""
     if model.preprocessing is not None:
         factor, offset = model.preprocessing.affine
     else:
@@ -119,7 +120,7 @@ class Renderer:
         else:
             share = visible[..., None].astype(np.float32)
             mixed = (share * photo + (1 - share) * filling).round().astype(np.uint8)
-        # Bytes, because a thread that computes with torch would start threads of its own, which the model needs.
+        # Return bytes: a thread that computed with torch would start more threads and take cores from the model.
         return torch.from_numpy(self._preprocessing().resize_and_crop(Image.fromarray(mixed))[0])
 
     def _preprocessing(self) -> Preprocessing:
@@ -146,5 +147,5 @@ class Renderer:
 
 
 def pool() -> ThreadPoolExecutor:
-    """Return threads that render the next batch while the model runs on the current one."""
+    """Return a thread pool that renders the next batch while the model runs on the current one."""
     return ThreadPoolExecutor(min(os.cpu_count() or 1, 8), thread_name_prefix="vitscope-render")

@@ -28,13 +28,13 @@ POINTS = 8
 
 @dataclass(frozen=True, eq=False)
 class Segments:
-    """Labels of an image's pixels, as given and as indices from 0.
+    """The segments of an image: a label for each pixel, as given and as an index from 0.
 
     Attributes:
         labels: (pixel height, pixel width), any integers.
         index: the position of each pixel's label among the sorted labels; −1 for pixels that are never hidden.
         count: number of segments.
-        name: the method that made them.
+        name: the method that produced them.
     """
 
     labels: Int[np.ndarray, "pixel_height pixel_width"]
@@ -61,9 +61,10 @@ class Segments:
 
 
 def segment(photo: np.ndarray, segmentation: Any, view: InputImage, cells: Grid | None) -> Segments:
-    """Divide a photo (pixel height, pixel width, 3) in 0 … 255 into segments.
+    """Divide a photo into segments.
 
     Args:
+        photo: (pixel height, pixel width, channel) in 0 … 255.
         segmentation: ``"quickshift"`` (Vedaldi & Soatto, 2008; kernel 4, distance 200, ratio 0.2), ``"slic"``
             (Achanta et al., 2012; about 100 segments), ``"patches"`` (the model's own, see :func:`cell_labels`), an
             array of whole numbers as large as the photo, or a function of the photo that returns such an array.
@@ -71,7 +72,7 @@ def segment(photo: np.ndarray, segmentation: Any, view: InputImage, cells: Grid 
         cells: the grid of patches; None if it is unknown.
 
     Raises:
-        CallError: unknown segmentation, or an array that is not as large as the photo.
+        CallError: the segmentation is unknown, its labels do not fit the photo, or it has one segment or too many.
     """
     size = photo.shape[:2]
     if isinstance(segmentation, str):
@@ -111,7 +112,7 @@ def _indexed(labels: np.ndarray, name: str) -> Segments:
 
 
 def _check_patch_size(size: tuple[int, int], view: InputImage, cells: Grid) -> None:
-    """Refuse patches of a pixel or less, because hiding one in its own mean changes nothing."""
+    """Refuse patches less than two pixels wide or high, because replacing a pixel by its mean changes nothing."""
     left, top, right, bottom = view.box
     patch_height = (bottom - top) / cells.height * size[0] / view.photo.height
     patch_width = (right - left) / cells.width * size[1] / view.photo.width
@@ -156,7 +157,7 @@ def _computed_labels(photo: np.ndarray, algorithm: str) -> np.ndarray:
 def cell_labels(size: tuple[int, int], view: InputImage, cells: Grid) -> Int[np.ndarray, "pixel_height pixel_width"]:
     """Return the cell of ``cells`` that each pixel of the photo lies in, row by row; −1 outside the model's view.
 
-    ``view.photo`` may have another size than ``size``: the box counts in its pixels.
+    ``size`` may differ from the size of ``view.photo``, in whose pixels the box is given.
     """
     left, top, right, bottom = view.box
     rows = _cell_of(size[0], view.photo.height, (top, bottom), cells.height)

@@ -1,1 +1,1 @@
-"""Results: one value per patch or per segment, with its provenance."""
+"""Results: one value per patch, pixel or segment, with the provenance."""

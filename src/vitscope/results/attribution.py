@@ -29,12 +29,12 @@ from vitscope.validation import (
     short_text,
 )
 
-# Not typing.Self, which the shape checks of the tests cannot resolve in single methods.
+# Not typing.Self, which the tests' shape checks of individual methods cannot resolve.
 Result = TypeVar("Result", bound="Attribution")
 
 COLORMAP = "inferno"  # perceptually uniform: equal steps of value look like equal steps
 SIGNED_COLORMAP = "RdBu_r"  # blue below zero, white at zero, red above; safe for most forms of colour blindness
-ROUNDING = 2e-6  # relative to the largest value: a few units in the last place of float32, added up
+ROUNDING = 2e-6  # relative to the largest value: accumulated rounding, a few units in the last place of float32
 METADATA = "about"  # key of the metadata in saved files
 
 
@@ -60,7 +60,7 @@ def stretch_signed(values: np.ndarray) -> np.ndarray:
 
 
 def blend(photo: Image.Image, heat: np.ndarray, alpha: float, *, colormap: str = COLORMAP) -> Image.Image:
-    """Return a photo under a map of the same size with values in [0, 1]; pixels whose value is NaN become grey."""
+    """Return a map with values in [0, 1], drawn over a photo of the same size; pixels of value NaN become grey."""
     base = np.asarray(photo, dtype=np.float32)
     if colormap == SIGNED_COLORMAP:
         base = base.mean(-1, keepdims=True).repeat(3, -1)  # the photo's colours could be mistaken for signs
@@ -79,7 +79,7 @@ def coloured(
     signed: bool = False,
     limits: tuple[float, float] | None = None,
 ) -> Image.Image:
-    """Return a photo under a map of the same size; a map without contrast gets no colours, only a grey photo."""
+    """Return a map drawn over a photo of the same size; if the map is constant, the photo becomes grey instead."""
     colormap = SIGNED_COLORMAP if signed else COLORMAP
     if limits is None and is_flat(heat):
         # With an alpha of 0 or 1 the result is the photo alone or the map alone, which is a single colour.
@@ -107,7 +107,7 @@ class Attribution:
         grid: the token grid.
         images: the photos, each with the region that the model saw.
         provenance: method, parameters, model and versions of the libraries.
-        target: label of the explained class; None for methods that only read attention.
+        target: label of the explained class; None if no class is explained, or if it differs between the images.
         signed: whether positive values support the target and negative values oppose it.
 
     Examples:
@@ -157,7 +157,7 @@ class Attribution:
         """Combine the results of single images into the result of a batch.
 
         Args:
-            results: at least one, all with maps of the same size.
+            results: results of the same method, at least one, with maps of the same size.
 
         Raises:
             CallError: the list is empty, or the sizes differ.
@@ -165,11 +165,11 @@ class Attribution:
         Examples:
             >>> import torch, vitscope as vs
             >>> result = vs.Attribution(torch.ones(1, 2, 3), vs.Grid(2, 3))
-            >>> len(vs.Attribution.joined([result, result]))
+            >>> len(vs.Attribution.join([result, result]))
             2
         """
         if not isinstance(results, Sequence) or not results or not all(isinstance(result, cls) for result in results):
-            raise CallError(f"joined takes a list of at least one {cls.__name__}: pass results of single images")
+            raise CallError(f"join takes a list of at least one {cls.__name__}: pass results of single images")
         sizes = dict.fromkeys(f"{result.grid.height}×{result.grid.width}" for result in results)
         if len(sizes) > 1:
             raise CallError(
@@ -178,15 +178,15 @@ class Attribution:
         return replace(results[0], **cls._joined_fields(results))
 
     def overlay(self, alpha: float = 0.6, *, index: int = 0) -> Image.Image:
-        """Return the map of one image over its photo, at the photo's size.
+        """Return the map of one image, drawn over its photo at the photo's size.
 
-        The colours run from the smallest to the largest value of the map. Those of a signed map run from blue
-        (opposes the target) over white (zero) to red (supports it). Pixels that the model did not see are grey. The
+        The colours range from the smallest to the largest value of the map. Those of a signed map range from blue
+        (opposes the target) through white (zero) to red (supports it). Pixels that the model did not see are grey. The
         whole photo is grey if all values of the map are equal.
 
         Args:
             alpha: opacity of the map, from 0 (only the photo) to 1 (only the map).
-            index: index of the image in the batch.
+            index: index of the image in the batch, by default the first.
 
         Raises:
             CallError: ``alpha`` or ``index`` is out of range, or the result holds no photos.
@@ -202,7 +202,7 @@ class Attribution:
         return coloured(image.photo, heat, opacity, signed=self.signed)
 
     def save(self, path: str | Path, *, index: int = 0) -> Path:
-        """Write the result in the format of the suffix.
+        """Save the result in the format that the suffix of ``path`` names.
 
         ================ ============================================================
         ``.png``         the overlay of image ``index``
@@ -213,13 +213,14 @@ class Attribution:
 
         Args:
             path: file to write; an existing file is replaced.
-            index: index of the image, for ``.png``.
+            index: index of the image, for ``.png``; by default the first.
 
         Returns:
-            The path.
+            the path.
 
         Raises:
-            CallError: another suffix, or not a possible path.
+            CallError: the suffix is none of these, ``path`` is not a path or is a folder, or there is no overlay to
+                save (see :meth:`overlay`).
             SaveError: the file cannot be written; an older file at ``path`` is unchanged.
 
         Examples:
@@ -255,11 +256,14 @@ class Attribution:
 
     @classmethod
     def load(cls: type[Result], path: str | Path) -> Result:
-        """Read a result that :meth:`save` wrote as ``.safetensors``. Photos are not saved, so it has none.
+        """Load a result that :meth:`save` wrote as ``.safetensors``. Photos are not saved, so the result holds none.
+
+        Args:
+            path: file to read.
 
         Raises:
             CallError: there is no such file.
-            WorkError: the file is not a saved result, or it contradicts itself.
+            WorkError: the file is not a saved result, or its entries contradict each other.
         """
         path = _require_path(path)
         try:
@@ -277,7 +281,7 @@ class Attribution:
             raise WorkError(f"{path} is not a saved result: {short_text(first_line(error), '')}") from None
 
     def as_json(self) -> dict[str, Any]:
-        """Return everything but the photos as JSON values."""
+        """Return everything except the photos as JSON values."""
         return {**self._metadata(), "values": self.values.tolist()}
 
     def _tensors(self) -> dict[str, torch.Tensor]:
@@ -314,7 +318,7 @@ class Attribution:
         return {"values": values, "grid": grid, "signed": signed, "provenance": provenance, "target": target}
 
     def _require_index(self, index: Any) -> int:
-        """Return the index of an image, counted from the start."""
+        """Return the index of an image, which may be negative, counted from the start."""
         index = require_integer(index, "image")
         if not -len(self) <= index < len(self):
             raise CallError(f"image {index} does not exist: this result has images 0 to {len(self) - 1}")

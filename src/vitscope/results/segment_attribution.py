@@ -1,4 +1,4 @@
-"""Results with one weight per segment, of LIME and KernelSHAP."""
+"""Results of LIME and KernelSHAP: one weight per segment."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -62,8 +62,8 @@ class SegmentedImage:
 
     Attributes:
         segments: the label of each pixel.
-        index: the position of each pixel's label in the weights; −1 for pixels that are never hidden.
-        fits: one per class, that of the target first.
+        index: the position in the weights of each pixel's segment; −1 for pixels that are never hidden.
+        fits: one linear model per class, that of the target first.
     """
 
     segments: Int[Tensor, "pixel_height pixel_width"]
@@ -76,7 +76,7 @@ class SegmentedImage:
         return f"<SegmentedImage of {height}×{width} pixels: {count} segments, {len(self.fits)} classes>"
 
     def of(self, target: Target) -> "SegmentedImage":
-        """Return the same with another class first.
+        """Return the same segments and linear models with another class first.
 
         Raises:
             CallError: the class was not explained.
@@ -96,7 +96,7 @@ class SegmentedImage:
         return replace(self, fits=[first, *(fit for fit in self.fits if fit is not first)])
 
     def values(self) -> Float[Tensor, "1 pixel_height pixel_width"]:
-        """Return the first class's weight at every pixel, float32; 0 for pixels without a segment."""
+        """Return the weights of the first class at every pixel, float32; 0 for pixels without a segment."""
         weights = self.fits[0].weights[self.index.clamp_min(0)]
         return weights.masked_fill(self.index < 0, 0.0).float()[None]
 
@@ -125,7 +125,7 @@ class SegmentAttribution(Attribution):
 
     ``values`` are the weights at every pixel, float32 (batch, pixel height, pixel width). The same samples explain
     several classes: :meth:`of` returns the result for another one of :attr:`classes`, without evaluating the model
-    again. All other attributes and methods of this class need the result of a single image: use ``result[i]`` first.
+    again. The properties, :meth:`top` and :meth:`regions` need the result of a single image: use ``result[i]`` first.
 
     Attributes:
         segmented_images: the segments and linear models of each image.
@@ -154,7 +154,7 @@ class SegmentAttribution(Attribution):
 
     @property
     def index(self) -> Int[Tensor, "pixel_height pixel_width"]:
-        """The position of each pixel's label in :attr:`weights`; −1 for pixels that are never hidden."""
+        """The position in :attr:`weights` of each pixel's segment; −1 for pixels that are never hidden."""
         return self._image.index
 
     @property
@@ -211,7 +211,7 @@ class SegmentAttribution(Attribution):
         return replace(self, values=values, target=label, segmented_images=images)
 
     def top(self, count: int = 5, *, sign: str = "positive") -> list[int]:
-        """Return the positions of the segments with the largest weights, in the order of their weights.
+        """Return the positions in :attr:`weights` of the segments with the largest weights, largest first.
 
         Args:
             count: maximum number of segments.
@@ -219,7 +219,8 @@ class SegmentAttribution(Attribution):
                 ``"both"`` for the largest magnitudes.
 
         Raises:
-            CallError: another ``sign``, or ``count`` is not a whole number from 0.
+            CallError: ``sign`` is none of these, ``count`` is not a whole number or is negative, or the result holds
+                several images.
         """
         signs = {"positive": self.weights, "negative": -self.weights, "both": self.weights.abs()}
         if sign not in signs:
@@ -229,13 +230,21 @@ class SegmentAttribution(Attribution):
         return [position for position in order.tolist() if strength[position] > 0]
 
     def regions(self, count: int = 5, *, sign: str = "positive") -> Bool[Tensor, "pixel_height pixel_width"]:
-        """Return a mask of the pixels of the :meth:`top` segments, with the same arguments."""
+        """Return a mask that is True for the pixels of the :meth:`top` segments.
+
+        Args:
+            count: maximum number of segments.
+            sign: see :meth:`top`.
+
+        Raises:
+            CallError: as :meth:`top`.
+        """
         selected = torch.zeros(len(self.weights), dtype=torch.bool, device=self.weights.device)
         selected[self.top(count, sign=sign)] = True
         return (self.index >= 0) & selected[self.index.clamp_min(0)]
 
     def as_json(self) -> dict[str, Any]:
-        """Return the segments and linear models of each image as JSON values, without the values of every pixel."""
+        """Return the segments and linear models of each image as JSON values, without a value for every pixel."""
         return {**self._metadata(), "images": [image.as_json() for image in self.segmented_images]}
 
     @property

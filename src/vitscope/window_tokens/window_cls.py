@@ -1,4 +1,4 @@
-"""A CLS token in every window: what a token attends to that reads its window, and that no other token reads."""
+"""A CLS token in every window, which attends to the tokens of its window while no other token attends to it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,10 +27,10 @@ class WindowCls:
     """The attention of a CLS token in every window of every block.
 
     Attributes:
-        trace: the forward pass that the tokens read.
-        rows: for each layer, what the tokens attend to, (batch, window, head, 1 + slots): themselves first, then the
-            slots of their window.
-        logits: the model's own, which the tokens do not change; None if it has no classifier.
+        trace: trace of the forward pass that the CLS tokens read.
+        rows: for each layer, the attention of the CLS tokens, (batch, window, head, 1 + slots): to themselves first,
+            then to the slots of their window.
+        logits: the model's own logits, which the CLS tokens do not change; None if it has no classifier.
     """
 
     trace: Trace
@@ -40,9 +40,12 @@ class WindowCls:
     def attention(self, layer: int) -> WindowAttention:
         """Return the attention of a layer, including the CLS token.
 
+        Args:
+            layer: index of the attention block, from 0; negative from the end.
+
         Returns:
-            float32 (batch, window, head, 1 + slots, 1 + slots), rows sum to one. Row 0 is the CLS token; column 0 is
-            zero below it, because no token attends to it. ``trace.step(layer).slots`` is the token in each slot.
+            float32 (batch, window, head, 1 + slots, 1 + slots), whose rows sum to one. Row 0 is the CLS token. Column
+            0 is zero below it, because no token attends to it. ``trace.step(layer).slots`` is the token in each slot.
         """
         step = self.trace.step(layer)
         weights = step.weights()
@@ -52,20 +55,25 @@ class WindowCls:
         return extended
 
     def map(self, layer: int = -1, head: Head = "mean") -> Maps:
-        """Return what the CLS tokens attend to, on the block's grid: a summary of each window.
+        """Return the attention of the CLS tokens on the block's grid: a summary of each window.
 
         Args:
             layer: index of the attention block, from 0; negative from the end.
             head: index of the head, or ``"mean"``, ``"max"``, ``"min"`` over heads.
 
         Returns:
-            (batch, height, width). Each window sums to one, less its token's attention to itself and to padding. The
-            values are not rescaled, so windows can be compared.
+            (batch, height, width). Each window sums to one, less the attention of its CLS token to itself and to
+            padding. The values are not rescaled, so windows can be compared.
         """
         return self._map_and_padding(layer, head)[0]
 
     def attribution(self, layer: int = -1, head: Head = "mean") -> Attribution:
-        """Return :meth:`map` as an attribution, with its provenance, to overlay on the photo or to save."""
+        """Return :meth:`map` as an attribution with its provenance, which can be drawn over the photo or saved.
+
+        Args:
+            layer: see :meth:`map`.
+            head: see :meth:`map`.
+        """
         step = self.trace.step(layer)
         values, padding = self._map_and_padding(layer, head)
         provenance = {
@@ -78,7 +86,7 @@ class WindowCls:
         return Attribution(values, step.require_grid(), self.trace.images, provenance)
 
     def _map_and_padding(self, layer: int, head: Head) -> tuple[Maps, Float[Tensor, " batch"]]:
-        """Return the map, and the share of the CLS tokens' attention, over all windows, that falls on padding."""
+        """Return the map, and the share of the CLS tokens' attention that falls on padding, over all windows."""
         step = self.trace.step(layer)
         slots, grid = step.require_slots(), step.require_grid()
         fused = fuse_heads(self.rows[step.layer][..., None, 1:], step.require_head(head)).squeeze(-2)
@@ -89,19 +97,23 @@ class WindowCls:
 
 
 def window_cls(model: VisionModel | nn.Module, images: Any, *, tokens: Sequence[Tensor] | None = None) -> WindowCls:
-    """Compute what a CLS token in every window attends to, in every block, without training or changing the model.
+    """Compute the attention of a CLS token in every window of every block, without training or changing the model.
 
     The token enters each block as the mean of its window's tokens and passes through the block's own LayerNorm, query,
     key and softmax: softmax(q_cls · [k_cls, k_1, …, k_M]ᵀ / √d). It has no position in the window, so neither the
     position bias nor the mask between regions of a shifted window applies to it. No token attends to it.
 
-    Reference: the window attention is Liu et al., 2021 (arXiv 2103.14030).
+    Reference: for window attention, Liu et al., 2021 (arXiv 2103.14030).
 
     Args:
-        model: Swin (version 1) of transformers, timm or torchvision.
-        images: as for :func:`vitscope.capture`.
-        tokens: for each stage a vector, as wide as the stage, that replaces the windows' means;
-            :class:`WindowHead` learns such vectors. A model fine-tuned with ``window-cls`` uses its own by default.
+        model: a Swin (version 1) of transformers, timm or torchvision; from :func:`vitscope.load`, or a live module.
+        images: see :func:`vitscope.capture`.
+        tokens: a vector for each stage, with the stage's number of channels, that enters instead of the windows'
+            means; :class:`WindowHead` learns such vectors. By default the means, or the vectors that a model has
+            learned by fine-tuning with ``window-cls``.
+
+    Returns:
+        the attention of the CLS tokens, and the trace of the forward pass.
 
     Raises:
         CallError: ``tokens`` do not fit the model's stages.
@@ -135,7 +147,7 @@ def window_cls(model: VisionModel | nn.Module, images: Any, *, tokens: Sequence[
 def block_inputs(
     model: VisionModel, images: Any
 ) -> tuple[dict[str, Float[Tensor, "batch token channel"]], Trace, Tensor | None]:
-    """Run the model, and return the tokens that enter each block, the trace, and the logits."""
+    """Run the model and return the tokens that enter each block, the trace, and the logits."""
     assert model.layout is not None
     assert model.layout.hierarchy is not None
     inputs: dict[str, Tensor] = {}

@@ -1,4 +1,4 @@
-"""A classifier that reads a Swin through learned CLS tokens, one per stage, in every window."""
+"""A classifier that reads a Swin through learned CLS tokens, one per stage, which enter every window."""
 
 import json
 from pathlib import Path
@@ -19,18 +19,18 @@ from vitscope.window_tokens.window_cls import WindowCls, window_cls
 
 
 class WindowHead(WindowReader):
-    """Learnable CLS tokens in the windows of a frozen Swin, and a small head that reads nothing else.
+    """Learnable CLS tokens in the windows of a frozen Swin, and a small head that reads only these tokens.
 
     In each block the stage's token enters every window, attends to itself and the window through the block's own
     weights, and adds the output to itself. The mean over windows and blocks of a stage is the stage's summary; a
     LayerNorm and one linear layer turn the summaries of all stages into logits. Tokens of the image do not attend to
-    the CLS token, so the backbone's output is unchanged, and its weights get no gradient.
+    the CLS token, so the backbone's output is unchanged. The backbone's weights get no gradient.
 
     ``parameters()`` and ``state_dict()`` are those of the tokens and the head alone.
 
     Args:
-        model: Swin (version 1) of transformers, timm or torchvision; from :func:`vitscope.load`, or a live module.
-        num_classes: number of logits.
+        model: a Swin (version 1) of transformers, timm or torchvision; from :func:`vitscope.load`, or a live module.
+        num_classes: number of classes.
 
     Examples:
         >>> import torch, vitscope as vs
@@ -50,7 +50,14 @@ class WindowHead(WindowReader):
         return self._backbone[0]
 
     def forward(self, pixels: Pixels) -> Float[Tensor, "batch label"]:
-        """Return the logits of preprocessed images; gradients flow to the tokens and the head."""
+        """Return the logits of preprocessed images; gradients flow to the tokens and the head.
+
+        Args:
+            pixels: preprocessed images, (batch, channel, height, width).
+
+        Raises:
+            CallError: head and backbone differ in device or dtype.
+        """
         weight, backbone = self.head.weight, self.backbone
         if (weight.device, weight.dtype) != (backbone.device, backbone.dtype):
             raise CallError(
@@ -60,11 +67,18 @@ class WindowHead(WindowReader):
         return self.read(self.backbone, pixels)
 
     def explain(self, images: Any) -> WindowCls:
-        """Return what the learned tokens attend to, in every block."""
+        """Return the attention of the learned tokens in every block.
+
+        Args:
+            images: see :func:`vitscope.capture`.
+        """
         return window_cls(self.backbone, images, tokens=[token.detach() for token in self.tokens])
 
     def save(self, path: str | Path) -> Path:
-        """Save tokens and head as safetensors, atomically.
+        """Save the tokens and the head as safetensors, atomically, and return the path.
+
+        Args:
+            path: file to write; an existing file is replaced.
 
         Raises:
             SaveError: the file cannot be written; an existing file at ``path`` is unchanged.
@@ -82,6 +96,10 @@ class WindowHead(WindowReader):
     @classmethod
     def load(cls, path: str | Path, model: VisionModel | nn.Module) -> "WindowHead":
         """Load a head that :meth:`save` wrote, for a backbone of the same shape.
+
+        Args:
+            path: file to read.
+            model: the backbone.
 
         Raises:
             CallError: the file does not exist, or belongs to a backbone of another shape.
