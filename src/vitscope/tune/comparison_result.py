@@ -143,7 +143,7 @@ class Comparison:
         return tuple(self._summary(model, tuning) for model in self.models for tuning in self.tunings)
 
     def interactions(self) -> list[Interaction]:
-        """Return the differences in gain per tuning method and pair of models; empty without ``head`` or with one model."""
+        """Return the differences in gain per method and pair of models; empty without ``head`` or with one model."""
         if BASE not in self.tunings:
             return []
         interactions = []

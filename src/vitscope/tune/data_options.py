@@ -13,7 +13,7 @@ Unreadable = Literal["refuse", "skip"]
 class DataOptions:
     """Options for splitting, limiting and cleaning a data set before training.
 
-    :func:`vitscope.load_data` uses the first three. :func:`vitscope.finetune` and :func:`vitscope.compare` use all of them.
+    :func:`vitscope.load_data` uses the first three; :func:`vitscope.finetune` and :func:`vitscope.compare` use all.
 
     Attributes:
         test_share: Share of each class that becomes the test set, if the data set has no split of its own. From 0

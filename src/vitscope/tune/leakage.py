@@ -142,7 +142,7 @@ def check_data(data: Data, *, threshold: float | int = NEAR, progress: ProgressL
     """Read every image once and report images that leak from train to test.
 
     Two images are near duplicates if the correlation of their grey thumbnails of 32 × 32 pixels is at least
-    ``threshold``. Copies that were saved again, resized, brightened or changed in contrast are detected; mirrored copies
+    ``threshold``. Copies that were saved again, resized, brightened or changed in contrast are detected; mirrored ones
     are not.
 
     Args:
@@ -151,7 +151,8 @@ def check_data(data: Data, *, threshold: float | int = NEAR, progress: ProgressL
         progress: True for a bar on stderr, or a function that receives a :class:`vitscope.Progress` per image.
 
     Returns:
-        The result of the check. Its method :meth:`DataCheck.without_duplicates` returns the data set without the leaks.
+        The result of the check. Its method :meth:`DataCheck.without_duplicates` returns the data set without
+        the leaks.
 
     Raises:
         CallError: ``data`` is not a data set, or ``threshold`` is out of range.

@@ -91,7 +91,8 @@ def prepare(model: VisionModel, tuning: str, *, rank: int | None = None) -> Prep
     """Freeze and unfreeze the weights of a model, and add the layers of the tuning method; the logits do not change.
 
     Args:
-        model: a model with its new classifier, from :func:`~vitscope.models.heads.reset_classifier`. It is changed in place.
+        model: a model with its new classifier, from :func:`~vitscope.models.heads.reset_classifier`; changed in
+            place.
         tuning: one of :data:`TUNING_METHODS`.
         rank: width of a bottleneck or of LoRA's matrices. By default 64 for adapters and 8 for LoRA, whose α is
             twice the rank.

@@ -14,8 +14,9 @@ class Muon(torch.optim.Optimizer):
 
     Muon moves the singular values of the momentum to about 1 by Newton–Schulz iterations.
 
-    torch's own Muon works in bfloat16, which is twenty times slower on processors that do not support it. Groups with ``matrices``
-    set take Muon's steps. Each step is as large as an AdamW step would be, so learning rates are comparable.
+    torch's own Muon works in bfloat16, which is twenty times slower on processors that do not support it. Groups with
+    ``matrices`` set take Muon's steps. Each step is as large as an AdamW step would be, so learning rates are
+    comparable.
 
     Reference: Jordan et al., 2024, https://kellerjordan.github.io/posts/muon/.
     """

@@ -179,7 +179,7 @@ def _digest(values: Any) -> str:
 
 
 def _image_identity(images: LabeledImages) -> np.ndarray:
-    """Return bytes that identify these images: pixels in memory; names and sizes of files, independent of their folder."""
+    """Return bytes that identify these images: pixels in memory; names and sizes of files, in any folder."""
     if isinstance(images.source, np.ndarray):
         return images.source[images.index]
     if not isinstance(images.source, list):

@@ -249,7 +249,7 @@ def _accuracy(evaluation: Any) -> dict[str, float]:
 
 
 def _optimizer(module: nn.Module, recipe: Recipe, args: Any) -> torch.optim.Optimizer:
-    """Return the optimizer of a recipe, with groups for Muon's matrices, other weights that decay, and all remaining weights."""
+    """Return the optimizer of a recipe, with groups for Muon's matrices, other decaying weights, and the rest."""
     decaying = _decaying_weights(module)
     matrices: set[int] = set()
     if recipe.optimizer == "muon":
