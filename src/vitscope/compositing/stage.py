@@ -43,8 +43,8 @@ class Placement:
 
     Examples:
         >>> import vitscope as vs
-        >>> vs.Placement("cat", centre=(150, 110), scale=0.5)
-        Placement(name='cat', centre=(150, 110), scale=0.5, mirrored=False)
+        >>> vs.Placement("cat", centre=(150.0, 110.0), scale=0.5)
+        Placement(name='cat', centre=(150.0, 110.0), scale=0.5, mirrored=False)
     """
 
     name: str
@@ -70,7 +70,7 @@ class EditedImage:
 
     Examples:
         >>> import skimage.data, vitscope as vs
-        >>> image = vs.EditedImage("corner", (vs.Placement("cat", (150, 110), 0.5),), background="blurred")
+        >>> image = vs.EditedImage("corner", (vs.Placement("cat", (150.0, 110.0), 0.5),), background="blurred")
         >>> boxes = {"cat": (105, 20, 235, 200)}
         >>> result = vs.compose(vs.load("vit-nano"), skimage.data.chelsea(), boxes, tests=(), edited_images=image)
         >>> result.names

@@ -79,7 +79,8 @@ def attention_change(before: VisionModel, after: VisionModel, images: Sequence[A
     """Compare the attention of a model before and after tuning.
 
     Args:
-        before, after: two models with the same architecture.
+        before: the model before tuning.
+        after: the tuned model, with the same architecture.
         images: a list of paths, arrays or PIL images.
 
     Raises:
