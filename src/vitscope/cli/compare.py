@@ -46,7 +46,7 @@ def compare(
     device: Device = None,
     json_: Json = False,
 ) -> None:
-    """Fine-tune several models with several methods, and compare them."""
+    """Fine-tune models with several methods, and compare them."""
     from rich.console import Console
 
     from vitscope.tune.methods import require_tuning
