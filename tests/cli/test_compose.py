@@ -56,7 +56,7 @@ def test_the_default_tests_write_tables_and_figures(photo, tmp_path, capsys, mon
     assert files(tmp_path / "cat-compose") == names
     assert all(f"wrote cat-compose/{name}" in out for name in names)
     assert "cat.png, as vit-nano sees it:" in out
-    assert "cat by the place of cat:" in out
+    assert "cat, by place of cat:" in out
     with Image.open("cat-compose/plate.png") as figure:
         assert figure.width > 500
     expected = vs.compose(vs.load("vit-nano"), photo, {"cat": (105, 20, 120, 100)}, places=3)

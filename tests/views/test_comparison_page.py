@@ -95,7 +95,7 @@ def test_names_are_escaped(tmp_path: Path) -> None:
     read = Reader(text)
     assert not {"b", "script", "i"} & set(read.tags)
     assert read.rows[1][0] == short_name(name)
-    assert "Tuning on <script>alert(1)</script>" in read.text
+    assert "Fine-tuning on <script>alert(1)</script>" in read.text
     assert json.dumps({"augment": ["<i>"]}, indent=1) in read.text
     assert "http" not in text.partition("</style>")[2], "the page loads nothing from elsewhere"
 

@@ -149,7 +149,7 @@ def test_the_rollout_of_each_image_is_below_it(result: vs.Composition) -> None:
         for name in OBJECTS:
             if name in visible:
                 share, area = result.rollout_mass(index, name)
-                expected.append(f"{100 * share:.0f} % on {name} ({100 * area:.0f} % of area)")
+                expected.append(f"{100 * share:.0f} % on {name} ({100 * area:.0f} % of the area)")
         assert list(panel.lines) == expected
     assert "lowest to its highest" in scene.caption
     without = plate(composed(tests="split"))
@@ -203,7 +203,7 @@ def test_maps_over_the_photo_share_their_colours(result: vs.Composition, logits:
     for name, panel, location_map in zip(OBJECTS, maps, location_maps, strict=True):
         assert np.array_equal(panel.values, location_map.values[0].numpy())
         assert panel.limits == pytest.approx((low, high))
-        assert panel.title == f"{location_map.target} by the place of {name}"
+        assert panel.title == f"{location_map.target}, by place of {name}"
         assert panel.lines[0] == f"{100 * location_map.values.min():.1f} % to {100 * location_map.values.max():.1f} %"
         assert panel.lines[1] == f"original: {100 * result.outputs[0, result.column(None, name)]:.1f} %"
         ((down, across, mark),) = panel.numbers
@@ -216,7 +216,7 @@ def test_maps_over_the_photo_share_their_colours(result: vs.Composition, logits:
     assert isinstance(curves, Curves)
     for index, name in enumerate(OBJECTS):
         curve = result.size_curve(name)
-        assert curves.names[index] == f"{curve.target}, {name} scaled"
+        assert curves.names[index] == f"{curve.target}, by size of {name}"
         assert (list(curves.xs[index]), list(curves.ys[index])) == (curve.areas.tolist(), curve.values.tolist())
     assert (curves.limits, curves.percent) == ((0.0, 1.0), True)
     assert scene.title == "Probability by place and by size"
@@ -249,7 +249,7 @@ def test_each_model_has_a_row_with_its_name(result: vs.Composition) -> None:
 def test_several_classes_are_side_by_side(result) -> None:
     panels = [panel for row in places_and_sizes([result], [0, 1]).rows for panel in row.panels]
     names = [result.labels[index] for index in (0, 1)]
-    titles = [f"{label} by the place of {name}" for name in result.tested("location") for label in names]
+    titles = [f"{label}, by place of {name}" for name in result.tested("location") for label in names]
     assert [panel.title for panel in panels if isinstance(panel, Panel)] == titles
     (curves,) = (panel for panel in panels if isinstance(panel, Curves))
     assert [name.split(",")[0] for name in curves.names] == names * len(result.tested("size"))
@@ -284,11 +284,11 @@ def test_controls_show_the_images_the_maps_and_the_effects(result: vs.Compositio
     assert list(bars.names) == [effect.name for effect in effects]
     assert list(bars.values) == [effect.mean for effect in effects]
     assert bars.intervals is None
-    assert bars.title == "effects, this image"
+    assert bars.title == "effects on the probability, this image"
     maps = [panel for panel in panels(scene) if isinstance(panel, Panel) and panel.flat]
     assert [panel.title.partition(" by place, ")[2] for panel in maps] == [
         "own background",
-        "blank",
+        "blank background",
         "blank, neutral positions",
     ] * 2
     for panel, (name, background, neutral) in zip(
@@ -309,7 +309,7 @@ def test_effects_of_several_images_have_intervals(result: vs.Composition) -> Non
     effects = vs.effects([result, second], target=1)
     bars = controls([result, second], effects, 1).rows[-1].panels[0]
     assert list(bars.intervals) == [effect.interval for effect in effects]
-    assert bars.title == "effects, 2 images, 95 % intervals"
+    assert bars.title == "effects on the probability, 2 images, 95 % intervals"
 
 
 # Drawing

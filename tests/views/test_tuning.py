@@ -228,8 +228,8 @@ def test_the_figure_of_a_data_set_shows_classes_and_leaks(check: DataCheck, tmp_
     scene = tuning.data_scene(check)
     means, duplicates = scene.rows[0].panels, scene.rows[1].panels
     assert [(panel.title, *panel.lines) for panel in means] == [
-        ("blue", "4 to train", "2 to test"),
-        ("red", "3 to train", "2 to test"),
+        ("blue", "4 for training", "2 for testing"),
+        ("red", "3 for training", "2 for testing"),
     ]
     np.testing.assert_allclose(np.asarray(means[1].image.photo), check.means[1], atol=0.5)
     assert [panel.lines for panel in duplicates] == [
@@ -239,7 +239,7 @@ def test_the_figure_of_a_data_set_shows_classes_and_leaks(check: DataCheck, tmp_
         ("blue", "in test, nearly identical"),
     ]
     assert duplicates[0].image.photo.tobytes() == duplicates[1].image.photo.tobytes()
-    assert scene.note == "7 images to train, 4 to test; 2 of the training images are also in the test set, see below"
+    assert scene.note == "7 training images, 4 test images; 2 training images are also in the test set (see below)"
     drawn(scene, tmp_path)
 
 
@@ -253,7 +253,7 @@ def test_the_figure_of_a_run_shows_loss_accuracy_and_confusion(tmp_path: Path) -
     assert [list(ys) for ys in losses.ys] == [[2.0, 1.0], [1.5, 1.2]]
     assert [list(ys) for ys in accuracies.ys] == [[0.35, 0.7]]
     assert matrix.values.tolist() == [[14, 6], [6, 14]]
-    assert (scene.title, scene.note[:14]) == ("vit, lora, on made up", "test accuracy ")
+    assert (scene.title, scene.note[:14]) == ("vit, tuned on made up (lora)", "test accuracy ")
     drawn(scene, tmp_path)
 
 

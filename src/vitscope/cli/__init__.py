@@ -4,7 +4,7 @@ from typing import NoReturn
 
 
 def main() -> NoReturn:
-    """Run the command line and exit. Ctrl-C prints one line, also during the imports."""
+    """Run the command line and exit. Ctrl-C prints one line, even during the imports."""
     try:
         from vitscope.cli.commands import run
     except KeyboardInterrupt:

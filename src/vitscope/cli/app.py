@@ -1,4 +1,4 @@
-"""The frame of the command line: its groups of commands, and every error as one line with an exit code."""
+"""The command line app: commands in groups, and every error as one line with an exit code."""
 
 import os
 import sys

@@ -28,7 +28,7 @@ def attention(
         int | None, typer.Option("--layer", "-l", help="Layer whose heads are shown.", show_default="all layers")
     ] = None,
     query: Annotated[
-        str, typer.Option(help="Token that looks: readout, cls, register_1, …, or a patch as row,column.")
+        str, typer.Option(help="Query token: readout, cls, register_1, …, or a patch as row,column.")
     ] = "readout",
     shifted: Annotated[
         bool, typer.Option("--shifted", help="Swin: compare --query in --layer and in its shifted partner.")
@@ -81,7 +81,7 @@ def _attention(
 def _window_cls(
     model: "VisionModel", photo: Path, layer: int | None
 ) -> tuple["Trace", "Scene", Mapping[int, "Tensor"]]:
-    """Return the same for a CLS token in every window."""
+    """Return the trace, the figure, and the mean of heads by layer, for a CLS token in every window."""
     from vitscope.methods.rollout import rollout
     from vitscope.views.windows import cls_comparison, cls_grid
     from vitscope.window_tokens.window_cls import window_cls

@@ -1,4 +1,4 @@
-"""vitscope compare"""
+"""The command ``vitscope compare``."""
 
 import json
 from pathlib import Path
@@ -35,18 +35,18 @@ def compare(
     tunings: Annotated[
         str, typer.Option("--tunings", "-t", help="Tuning methods, separated by commas.")
     ] = "head,adapter-mlp,lora",
-    seeds: Annotated[int, typer.Option(help="Number of seeds, counted from 0.")] = 3,
+    seeds: Annotated[int, typer.Option(help="Number of random seeds, counted from 0.")] = 3,
     recipe: RecipeName = "modern",
     changes: RecipeSettings,
     rank: Rank = None,
     data_options: DataSettings,
     image_size: ImageSize = None,
-    keep_models: Annotated[bool, typer.Option("--keep-models", help="Keep the model of every cell.")] = False,
+    keep_models: Annotated[bool, typer.Option("--keep-models", help="Keep the tuned model of every cell.")] = False,
     out: Folder = None,
     device: Device = None,
     json_: Json = False,
 ) -> None:
-    """Fine-tune several models by several methods; compare them."""
+    """Fine-tune models with several methods, and compare them."""
     from rich.console import Console
 
     from vitscope.tune.methods import require_tuning

@@ -1,4 +1,4 @@
-"""The command compose: edited images of a photo, and a model's outputs for them."""
+"""The command ``vitscope compose``: edited images of a photo, and a model's outputs for them."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from vitscope.compositing.stage import EditedImage
     from vitscope.models import VisionModel
 
-VISIBLE = 0.9  # of an object: if the model sees less of it, a line says so
+VISIBLE = 0.9  # share of an object; if the model sees less of it, a line on stderr says so
 SEGMENTATION = "quickshift"
 TESTS = ("size", "location", "split")
 
@@ -53,7 +53,7 @@ class MarkedPhoto:
 def compose(
     photos: Annotated[
         list[Path] | None,
-        typer.Argument(help="A photo; with --recipe any number, or none.", metavar="PHOTO"),
+        typer.Argument(help="One photo; with --recipe, any number or none.", metavar="PHOTO"),
     ] = None,
     objects: Annotated[
         list[str] | None,
@@ -61,7 +61,7 @@ def compose(
             "--object",
             "-b",
             help="An object: a box x,y,w,h in pixels, a polygon x,y,x,y,x,y,…, a mask file, or segments:3,4; "
-            "optionally with a name, as dog=76,12,90,108. May be repeated.",
+            "optionally with a name, such as dog=76,12,90,108. May be repeated.",
         ),
     ] = None,
     recipe: Annotated[
@@ -91,7 +91,7 @@ def compose(
     ] = SEGMENTATION,
     scales: Annotated[
         str | None,
-        typer.Option(help="Scales of the size test, as 0.5,1.", show_default="areas that double"),
+        typer.Option(help="Scales of the size test, such as 0.5,1.", show_default="areas that double"),
     ] = None,
     places: Annotated[str, typer.Option(help="Rows and columns of the location test.")] = "7,7",
     location_scale: Annotated[float, typer.Option(help="Scale of the object in the location test.")] = 1.0,
@@ -179,7 +179,7 @@ def _report_effects(
     *,
     quiet: bool,
 ) -> Iterator[dict[str, Any]]:
-    """Write and print the effects of each model over all photos; yield what the report says of them."""
+    """Write and print the effects of each model over all photos; yield an entry of the report for each model."""
     from vitscope.compositing.effects import effects
     from vitscope.views.compositing import controls
 
@@ -194,7 +194,7 @@ def _report_effects(
 def _compose_each(
     models: Sequence["VisionModel"], marked_photo: MarkedPhoto, options: Mapping[str, Any]
 ) -> tuple[list["Composition"], bool]:
-    """Return each model's results, and whether Ctrl-C came; the results before it are kept."""
+    """Return the results of the models, and whether Ctrl-C interrupted them; earlier results are kept."""
     from vitscope.compositing.compose import compose as compose_photo
 
     results: list[Composition] = []
@@ -214,7 +214,7 @@ def _compose_each(
 
 
 def _say_what_is_cropped(results: Sequence["Composition"]) -> None:
-    """Print a line for each object of which a model sees only a part."""
+    """Print a line for each object that a model sees only in part."""
     for result in results:
         for name in result.objects:
             if (fraction := result.visible_fraction(name)) < VISIBLE:

@@ -1,4 +1,4 @@
-"""vitscope data"""
+"""The command ``vitscope data``."""
 
 import json
 from pathlib import Path
@@ -22,9 +22,9 @@ MOST_LISTED = 10  # unreadable files
 def data(
     data: DataName,
     options: SplitSettings,
-    threshold: Annotated[float, typer.Option(help="Correlation from which two images are near duplicates.")] = 0.99,
+    threshold: Annotated[float, typer.Option(help="Correlation at which two images count as near duplicates.")] = 0.99,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="The PNG to write.", show_default="a new name")
+        Path | None, typer.Option("--out", "-o", help="PNG file to write.", show_default="a new name")
     ] = None,
     overwrite: Overwrite = False,
     json_: Json = False,

@@ -112,7 +112,7 @@ def check_methods(names: Sequence[str], target: str | None) -> None:
 
 
 def why_no_classes(vision: "VisionModel", photo: Any) -> str:
-    """Return why the model predicts no class for a photo; empty if it has no classifier."""
+    """Return the reason why the model predicts no class for a photo; empty if it has no classifier."""
     from vitscope.errors import UnclearOutputError
 
     try:
@@ -126,7 +126,7 @@ def why_no_classes(vision: "VisionModel", photo: Any) -> str:
 
 @dataclass(frozen=True)
 class _Explanation:
-    """The figure of a photo, and what is printed or reported.
+    """The figure of a photo, with everything that is printed or reported.
 
     Attributes:
         entries: values for the JSON report.
@@ -183,7 +183,7 @@ def _explain_by_methods(
     explained = next((result.target for result in results if result.target), None)
     title = f"What {vision.name} looks at"
     if explained is not None:
-        title = f"What supports {explained}, as {vision.name} sees it"
+        title = f"Explanations of {explained} for {vision.name}"
     forwards = [f"{name} {r.provenance.get('samples', 1):,}" for name, r in zip(names, results, strict=True)]
     scene = side_by_side(results, names, title=title, note=f"forward passes: {', '.join(forwards)}")
     entries: dict[str, Any] = {"results": {name: r.as_json() for name, r in zip(names, results, strict=True)}}

@@ -1,4 +1,4 @@
-"""vitscope finetune"""
+"""The command ``vitscope finetune``."""
 
 import json
 from dataclasses import replace
@@ -37,13 +37,13 @@ NOT_PRINTED = {"predictions", "true_labels", "history"}  # long lists
 def finetune(
     data: DataName,
     *,
-    model: Annotated[str, typer.Option("--model", "-m", help="The model to tune, as for explain.")] = "vit-nano",
+    model: Annotated[str, typer.Option("--model", "-m", help="Model to tune, as for explain.")] = "vit-nano",
     tuning: Annotated[
         str,
         typer.Option(
             "--tuning",
             "-t",
-            help="What learns: head, full, bitfit, layernorm, adapter-attention, adapter-mlp, adapter-both, "
+            help="Tuning method: head, full, bitfit, layernorm, adapter-attention, adapter-mlp, adapter-both, "
             "adapter-parallel, lora, window-cls.",
         ),
     ] = "head",

@@ -1,4 +1,4 @@
-"""What commands read: models, file names, numbers and colours."""
+"""Inputs of commands: models, file names, numbers and colours."""
 
 import errno
 import os
@@ -26,7 +26,7 @@ def load_model(
     Args:
         name: the value of ``--model``.
         device: the value of ``--device``; None for cuda if it is available.
-        photos: files that have to exist.
+        photos: files that must exist.
         examples: a folder with one subfolder of images per class, for a model without a classifier.
         image_size: side of the model's input in pixels.
         description: more keyword arguments of :func:`vitscope.load`.
@@ -79,7 +79,7 @@ def _quoted(path: Path | str) -> str:
 
 
 def parse_fill(text: str) -> str | list[float]:
-    """Return a colour such as ``128`` or ``0,64,255`` as three numbers, and any other fill as it is."""
+    """Return a colour such as ``128`` or ``0,64,255`` as a list of numbers, and any other fill unchanged."""
     try:
         channels = [float(number) for number in parse_numbers(text, "a colour")]
     except CallError:

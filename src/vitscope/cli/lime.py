@@ -47,7 +47,7 @@ def lime(
     num_samples: Annotated[
         str,
         typer.Option(
-            "--num-samples", "-n", help="Number of masks, or auto: sample until the top five segments are settled."
+            "--num-samples", "-n", help="Number of masks, or auto: sample until the top five segments are stable."
         ),
     ] = "1000",
     segments: Annotated[
@@ -64,7 +64,7 @@ def lime(
     compare: ComparedModels = None,
     examples: Examples = None,
     arrays: Annotated[
-        Path | None, typer.Option(help="File for the numbers, .safetensors, .npz or .json; for one photo.")
+        Path | None, typer.Option(help="File for the weights (.safetensors, .npz or .json); one photo and one model.")
     ] = None,
     out: Out = None,
     overwrite: Overwrite = False,
@@ -73,7 +73,7 @@ def lime(
     *,
     description: Description,
 ) -> None:
-    """Explain a class by the segments of a photo, with LIME."""
+    """Explain a class by segments of the photo, with LIME."""
     from vitscope.metrics.agreement import agreement
     from vitscope.views.segments import describe_prediction
 
@@ -134,7 +134,9 @@ def _scene(results: Sequence["SegmentAttribution"]) -> "Scene":
         return supporting_regions(results[0])
     samples = ", ".join(f"{result.provenance['samples']:,}" for result in results)
     names = [describe_prediction(result) for result in results]
-    return side_by_side(results, names, title="What supports the class", note=f"lime, samples: {samples}")
+    return side_by_side(
+        results, names, title="Segments that support or oppose the class", note=f"lime; samples: {samples}"
+    )
 
 
 def _entry(
@@ -154,7 +156,7 @@ def _parse_num_samples(text: str) -> int | str:
 
 
 def _segments(text: str) -> "str | np.ndarray":
-    """Return the name of a segmentation, or the labels that a file holds."""
+    """Return the name of a segmentation, or the labels in a file."""
     path = Path(text)
     if not path.suffix:
         return text

@@ -7,7 +7,7 @@ from vitscope.cli.tables import print_json, print_table
 
 @app.command()
 def methods(json_: Json = False) -> None:
-    """List the methods that explain --method takes."""
+    """List the methods for explain --method."""
     from vitscope.methods.registry import METHODS
 
     rows = [

@@ -54,7 +54,7 @@ Out = Annotated[
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
-# The options that describe a model. In the help they have a section of their own.
+# The options that describe a model have their own section in the help.
 MODEL_PANEL = "Describe the model"
 MODEL_OUTPUT = "Model's output: logits, softmax, sigmoid, probabilities, value or features."
 
@@ -85,12 +85,14 @@ Select = Annotated[
 ]
 Mean = Annotated[
     str | None,
-    typer.Option(help="Mean of each channel, for pixels from 0 to 1: 0.5,0.5,0.5.", rich_help_panel=MODEL_PANEL),
+    typer.Option(
+        help="Mean of each channel, for pixels from 0 to 1, such as 0.5,0.5,0.5.", rich_help_panel=MODEL_PANEL
+    ),
 ]
 Std = Annotated[
     str | None,
     typer.Option(help="Standard deviation of each channel, as for --mean.", rich_help_panel=MODEL_PANEL),
 ]
 Processor = Annotated[
-    Path | None, typer.Option(help="Folder that holds a preprocessor_config.json.", rich_help_panel=MODEL_PANEL)
+    Path | None, typer.Option(help="Folder with a preprocessor_config.json.", rich_help_panel=MODEL_PANEL)
 ]

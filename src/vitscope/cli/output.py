@@ -1,4 +1,4 @@
-"""Where figures and reports go."""
+"""Paths of figures, and the report of what was written."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -14,7 +14,7 @@ from vitscope.errors import CallError, OutputExistsError
 if TYPE_CHECKING:
     from vitscope.views.scene import Scene
 
-LONGEST_STEM = 200  # bytes of a photo's name in the name of its figure
+LONGEST_STEM = 200  # bytes of a photo's name that are used in the name of its figure
 
 
 def figure_paths(photos: Sequence[Path], command: str, out: Path | None) -> list[Path]:
@@ -45,7 +45,7 @@ def _figure_path(photo: Path, command: str, out: Path | None, count: int) -> Pat
 
 
 def shorten_stem(stem: str) -> str:
-    """Return a stem that is short enough for a suffix to follow."""
+    """Return a file stem cut so that a suffix still fits."""
     while len(os.fsencode(stem)) > LONGEST_STEM:
         stem = stem[:-1]
     return stem
@@ -69,7 +69,7 @@ def each_photo(
         photos: files or images.
         paths: one path per photo.
         overwrite: whether figures may replace files.
-        bar: False if explaining a photo shows a bar itself.
+        bar: False if explaining a photo already shows a bar.
 
     Raises:
         CallError: a file exists already, or two photos share a path.
@@ -99,10 +99,10 @@ def save(scene: "Scene", path: Path, overwrite: bool) -> None:
 
 @contextmanager
 def reporting(json_: bool) -> Iterator[list[dict[str, Any]]]:
-    """Yield a list for the results, and print it in the end, also if a later photo fails.
+    """Yield a list for the results, and print it at the end, even if a later photo fails.
 
     Args:
-        json_: print the results as JSON, not only the names of the files that were written.
+        json_: print the results as JSON instead of the names of the written files.
     """
     report: list[dict[str, Any]] = []
     try:

@@ -1,4 +1,4 @@
-"""What commands print: classes, segments, agreement, effects, and JSON."""
+"""Printed output of commands: classes, segments, agreement, effects, and JSON."""
 
 import json
 from collections.abc import Sequence
@@ -107,7 +107,7 @@ def print_agreement(agreement: "Agreement") -> None:
 
 
 def print_edited_images(result: "Composition", top_k: int) -> None:
-    """Print the classes of every edited image of the plate and the controls, with changes from the original."""
+    """Print the classes of every edited image of the plate and the controls, and its changes from the original."""
     from vitscope.views.compositing import change, format_output, on_controls, on_plate
 
     rows: list[list[str]] = []
@@ -118,7 +118,7 @@ def print_edited_images(result: "Composition", top_k: int) -> None:
         image = result.edited_images[index]
         content = (image.show, image.background, image.neutral)
         if content in printed:
-            continue  # "no dog" is "dog left out"
+            continue  # "no dog" shows the same image as "dog left out"
         printed.add(content)
         if image.test != test:
             rows.append([])
@@ -137,7 +137,7 @@ def print_edited_images(result: "Composition", top_k: int) -> None:
         if set(result.select("location", name)) <= set(result.evaluated):
             places = result.location_map(name)
             low, high = (format_output(float(end), result.output) for end in (places.values.min(), places.values.max()))
-            say(f"  {places.target} by the place of {name}: {low} to {high}")
+            say(f"  {places.target}, by place of {name}: {low} to {high}")
 
 
 def print_effects(effects: Sequence["Effect"], model: str, output: str) -> None:

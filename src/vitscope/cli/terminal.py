@@ -48,7 +48,7 @@ def safe_stderr() -> Iterator[None]:
 
 @contextmanager
 def safe_stdout() -> Iterator[None]:
-    """Let stdout accept any text, and flush it in the end.
+    """Let stdout accept any text, and flush it at the end.
 
     Raises:
         WorkError: stdout is closed, its reader has gone, or its disk is full.

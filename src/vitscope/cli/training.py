@@ -25,14 +25,14 @@ VALIDATION_SHARE = 0.1  # of the training images, held out by --early-stop
 
 @dataclass(frozen=True)
 class OptionGroup:
-    """Marks a parameter of a command that gets its value from one option per field of a dataclass.
+    """Mark a parameter of a command whose value comes from options, one for each field of a dataclass.
 
     Names, types, defaults and help of the options are those of the dataclass and its docstring.
 
     Attributes:
         owner: the dataclass.
         names: the fields that get an option; empty for all of them.
-        as_changes: pass a mapping of the options that were given, instead of an instance of the dataclass.
+        as_changes: pass a mapping of the options that were set, instead of an instance of the dataclass.
         notes: text to append to the help of an option.
     """
 
@@ -120,8 +120,8 @@ def training_command(function: Callable[..., None]) -> Callable[..., None]:
 DataName = Annotated[
     str,
     typer.Argument(
-        help="A folder with one folder of images per class, cifar10, fashion-mnist, eurosat, brain-mri, birds-525, or "
-        "owner/name of the hub.",
+        help="Folder with one subfolder of images per class, cifar10, fashion-mnist, eurosat, brain-mri, birds-525, or "
+        "a data set of the Hugging Face hub as owner/name.",
         metavar="DATA",
         show_default=False,
     ),
@@ -134,29 +134,31 @@ RecipeSettings = Annotated[RecipeChanges, OptionGroup(Recipe, SHARED_SETTINGS, a
 RunSettings = Annotated[
     RecipeChanges, OptionGroup(Recipe, (*SHARED_SETTINGS, "accumulate", "seed"), as_changes=True, notes=NOTES)
 ]
-RecipeName = Annotated[str, typer.Option("--recipe", "-r", help="report, modern, or a TOML file.")]
-Rank = Annotated[int | None, typer.Option(help="Width of adapters and of LoRA.", show_default="64 and 8")]
+RecipeName = Annotated[str, typer.Option("--recipe", "-r", help="Training recipe: report, modern, or a TOML file.")]
+Rank = Annotated[
+    int | None, typer.Option(help="Width of adapters or of LoRA.", show_default="64 for adapters, 8 for LoRA")
+]
 ImageSize = Annotated[
     int | None, typer.Option(help="Height and width of the input in pixels.", show_default="the model's")
 ]
 Folder = Annotated[
-    Path | None, typer.Option("--out", "-o", help="The folder of the run.", show_default="named after data and model")
+    Path | None, typer.Option("--out", "-o", help="Folder of the run.", show_default="named after data and model")
 ]
 
 
 def data_name(data: str) -> str:
-    """Return the last level of a data set's name, also of "." and ".."."""
+    """Return the last level of a data set's name; "." and ".." are resolved first."""
     path = Path(data)
     return path.resolve().name if path.name in ("", "..") else path.name
 
 
 def is_first_process() -> bool:
-    """Whether this is the first of the processes that train together: it writes and prints."""
+    """Return whether this is the first of the processes that train together, which writes and prints."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def hold_out(changes: RecipeChanges) -> RecipeChanges:
-    """Return the changes; with early stopping a share of the training images is held out."""
+    """Return the changes; with early stopping, they hold out a share of the training images."""
     if "early_stop" in changes:
         changes = {**changes, "validation": VALIDATION_SHARE}
     return changes
@@ -164,7 +166,7 @@ def hold_out(changes: RecipeChanges) -> RecipeChanges:
 
 @contextmanager
 def training_progress(visible: bool) -> Iterator[ProgressCallback]:
-    """Yield a callback that shows progress on stderr: a bar on a terminal, elsewhere one line per epoch.
+    """Yield a callback that shows progress on stderr: a bar on a terminal, otherwise one line per epoch.
 
     Raises:
         WorkError: training was interrupted by Ctrl-C.

@@ -1,1 +1,1 @@
-"""Objects cut out of a photo and pasted back smaller, elsewhere, mirrored, apart, or over another background."""
+"""Edited images: objects are cut out of a photo and pasted back scaled, moved, mirrored or on another background."""

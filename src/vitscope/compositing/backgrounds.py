@@ -25,7 +25,7 @@ MAX_INPAINTED_PIXELS = 30_000
 MAX_RIM_PIXELS = 1_000
 RIM_WIDTH = 2  # pixels around a hole whose colours are continued into it
 TILES = 8  # per side of a shuffled background
-STRONG = 4  # multiple of the blur that hides details: only light and shade of the scene remain
+STRONG = 4  # multiple of the default blur, so that only light and shade of the scene remain
 FAINT = 1e-3  # weight of the mean colour in a blurred filling, for pixels that no visible pixel reaches
 
 Values = Shaped[np.ndarray, "pixel_height pixel_width channel"]  # 0 … 255, bytes or floating point
@@ -41,7 +41,7 @@ def fill_hole(photo: Values, hole: Hole, method: Any, seed: int) -> Values:
         method: ``"inpaint"`` (the colours of the rim, continued by linear radial basis functions: Carr et al., 2001),
             ``"mean"`` (of the pixels outside the hole), ``"blur"`` (the surroundings, blurred into the hole), or a
             colour, an image, ``"grey"``, ``"black"`` or ``"noise"`` as for :func:`vitscope.lime`.
-        seed: of ``"noise"``.
+        seed: random seed of ``"noise"``.
 
     Raises:
         CallError: unknown method.
@@ -70,7 +70,7 @@ def _mean_colour(photo: Float[np.ndarray, "..."], visible: Hole) -> Float[np.nda
 
 
 def _blur_into(photo: Float[np.ndarray, "..."], visible: Hole) -> Float[np.ndarray, "..."]:
-    """Return the visible pixels blurred into the hole; deep inside, where none reaches, their mean colour."""
+    """Return the visible pixels blurred into the hole; pixels that the blur does not reach get the mean colour."""
     sigma = BLUR * min(visible.shape) * STRONG / 2
     weight = gaussian(visible.astype(np.float64), sigma=sigma)[..., None]
     spread = gaussian(photo * visible[..., None], sigma=sigma, channel_axis=-1)
@@ -78,7 +78,7 @@ def _blur_into(photo: Float[np.ndarray, "..."], visible: Hole) -> Float[np.ndarr
 
 
 def _inpaint(photo: Float[np.ndarray, "..."], visible: Hole) -> Float[np.ndarray, "..."]:
-    """Return the photo with its hole inpainted, on a smaller copy if the hole is large."""
+    """Return the photo with its hole inpainted; a large hole is inpainted on a smaller copy."""
     shrink = (MAX_INPAINTED_PIXELS / max(int((~visible).sum()), 1)) ** 0.5
     if shrink >= 1:
         return _interpolate(photo, ~visible)
@@ -95,7 +95,7 @@ def _inpaint(photo: Float[np.ndarray, "..."], visible: Hole) -> Float[np.ndarray
 
 
 def _interpolate(photo: Float[np.ndarray, "..."], hole: Hole) -> Float[np.ndarray, "..."]:
-    """Return the photo with the colours of the hole's rim continued into it, none brighter or darker than the rim."""
+    """Return the photo with the colours of the hole's rim continued into it, within the range of the rim."""
     rim = np.argwhere(binary_dilation(hole, iterations=RIM_WIDTH) & ~hole)
     rim = rim[:: -(-len(rim) // MAX_RIM_PIXELS)]
     colours = photo[tuple(rim.T)]
@@ -108,7 +108,7 @@ def _interpolate(photo: Float[np.ndarray, "..."], hole: Hole) -> Float[np.ndarra
 
 
 def resize_channel(channel: Float[np.ndarray, "..."], size: tuple[int, int]) -> Float[np.ndarray, "..."]:
-    """Return one channel at ``size`` = (width, height)."""
+    """Return one channel resized to ``size`` = (width, height)."""
     image = Image.fromarray(np.ascontiguousarray(channel, dtype=np.float32))
     return np.asarray(image.resize(size, Image.Resampling.BICUBIC))
 
@@ -121,7 +121,7 @@ def make_background(empty_photo: Values, name: str, image: Any, seed: int) -> Va
         name: ``"own"``, ``"blank"`` (the mean colour of ``empty_photo``), ``"blurred"`` (only light and shade remain),
             ``"shuffled"`` (8 × 8 tiles in random order: the same colours and textures, no scene), or ``"other"``.
         image: the image for ``"other"``, cropped to the photo's proportions; a texture of grass if None.
-        seed: of ``"shuffled"``.
+        seed: random seed of ``"shuffled"``.
 
     Raises:
         CallError: unknown background, or ``"other"`` for an input of more than four channels.
@@ -165,5 +165,5 @@ def _shuffle_tiles(photo: Values, seed: int) -> Values:
 
 
 def resize_mask(mask: Bool[np.ndarray, "height width"], size: tuple[int, int]) -> Hole:
-    """Return a mask for a copy of the photo with ``size`` = (height, width) pixels."""
+    """Return the mask resized for a copy of the photo with ``size`` = (height, width) pixels."""
     return mask if mask.shape == size else nearest_pixels(mask, size)

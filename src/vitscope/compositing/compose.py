@@ -1,4 +1,4 @@
-"""compose(): a model's outputs if an object is smaller, elsewhere, apart from another, or over another background."""
+"""compose(): a model's outputs if objects are scaled, moved, separated, or pasted over another background."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -52,14 +52,14 @@ def compose(
     batch_size: int = 64,
     progress: ProgressLike = False,
 ) -> Composition:
-    """Cut objects out of a photo, paste them back differently, and evaluate the model on every edited image.
+    """Cut objects out of a photo, paste them back changed, and evaluate the model on every edited image.
 
     The backgrounds of the controls follow Xiao et al., Noise or Signal: The Role of Image Backgrounds in Object
     Recognition, 2020, arXiv:2006.09994.
 
     Args:
-        model: from :func:`vitscope.load`, or a live module. The output of a model without a classifier is the cosine
-            similarity of its features to those of the original.
+        model: from :func:`vitscope.load`, or a live module. For a model without a classifier, the output is the
+            cosine similarity of its features to those of the original.
         image: one image: a path, PIL image, uint8 array (H, W, 3), or a preprocessed tensor (1, 3, height, width).
         objects: a box (left, top, width, height) in pixels, a mask (H, W) or the path of one, a polygon of corners
             (x, y), the result of :func:`vitscope.object_mask`, a list of these, or a mapping from names to these.
@@ -67,30 +67,30 @@ def compose(
             ``"size"``: each object at ``scales``, around its own centre.
             ``"location"``: each object at ``places`` (rows, columns), from edge to edge of what the model sees, at
             ``location_scale``, in front of the others, which do not move.
-            ``"split"``: every two objects apart and exchanged, each object mirrored, each left out.
+            ``"split"``: every pair of objects apart and exchanged, each object mirrored, and each object left out.
             ``"controls"``: each object alone, over its own, a blank, a blurred, a shuffled and another background
             (``background``), at its original place; over its own and the blank background also at ``places``, and
             over the blank one there with neutral position embeddings (for models that
             :func:`vitscope.interventions.positions.positions` supports); and the image without the object.
-        edited_images: images of your own, evaluated after the original.
-        target: the class of maps and curves, by default that of each object; see :meth:`Composition.column`.
-        scales: of the object's sides, above 0, up to 1,000 of them. By default seven, from 1/4 to 2, whose areas
-            double; those that fit into the image.
-        places: rows and columns of the location grid, from 2 to 100.
+        edited_images: your own edited images, evaluated after the original.
+        target: the class for maps and curves; by default that of each object, see :meth:`Composition.column`.
+        scales: factors for the object's sides, above 0; at most 1,000 of them. By default, of seven scales from 1/4 to
+            2, whose areas double, those at which the object fits into the image.
+        places: number of rows and columns of the location grid, from 2 to 100.
         location_scale: scale of the object in the location test, above 0.
-        fill: of the hole behind an object that moves: ``"inpaint"``, ``"mean"``, ``"blur"``, a colour or an image.
+        fill: filling of the hole behind a moved object: ``"inpaint"``, ``"mean"``, ``"blur"``, a colour or an image.
         background: the image for the background ``"other"``; by default a texture of grass.
         feather: width in pixels over which the edge of a moved object fades; by default 1 % of the image's shorter
             side, at most a quarter of it.
         attention: keep the rollout of every edited image.
-        output: a softmax ``"probability"`` or a ``"logit"``.
-        seed: of the shuffled background and of noise.
+        output: the softmax ``"probability"`` or the ``"logit"``.
+        seed: random seed of the shuffled background and of noise.
         batch_size: maximum number of images per forward pass.
-        progress: True for a bar on stderr, or a function of one :class:`vitscope.Progress`.
+        progress: True for a bar on stderr, or a function that receives a :class:`vitscope.Progress`.
 
     Returns:
-        The outputs, with tables, location maps, size curves and the edited images. Photos of more than 400,000 pixels
-        (or twice the model's input, if that is more) are edited on a smaller copy, whose size is in the provenance.
+        The outputs, with tables, location maps, size curves and the edited images. A photo of more than 400,000 pixels
+        (or twice the model's input, if that is more) is edited on a smaller copy, whose size is in the provenance.
 
     Raises:
         CallError: more than one image, an invalid object, objects that overlap, a scale that does not fit, or an
@@ -137,9 +137,9 @@ def compose(
         for object_mask in stage.objects.values() if vision.labels else ():
             if object_mask.label is not None:
                 predictor.target(object_mask.label)  # an unknown class is an error before the first prediction
-        answers = predictor.predict(stage, images)
-    evaluated = int(answers.evaluated.sum())
-    warn_if_interrupted(answers.interrupted, evaluated, len(images))
+        evaluations = predictor.predict(stage, images)
+    evaluated = int(evaluations.evaluated.sum())
+    warn_if_interrupted(evaluations.interrupted, evaluated, len(images))
     parameters = {
         "tests": list(plan.names),
         "scales": None if plan.scales is None else list(plan.scales),
@@ -156,14 +156,14 @@ def compose(
     return Composition(
         original=subject.view,
         edited_images=images,
-        outputs=answers.outputs,
-        labels=[predictor.label(index) for index in range(answers.outputs.shape[1])],
+        outputs=evaluations.outputs,
+        labels=[predictor.label(index) for index in range(evaluations.outputs.shape[1])],
         provenance={
             **provenance(vision),
             "method": "compose",
             "parameters": parameters,
             "samples": evaluated,
-            "interrupted": answers.interrupted,
+            "interrupted": evaluations.interrupted,
         },
         stage=stage,
         model_labels=vision.labels,
@@ -182,13 +182,13 @@ def _require_single_image(model: VisionModel, image: Any) -> Subject:
 
 
 def _seen_box(view: InputImage) -> Box:
-    """Return the part of the photo that the model sees, in pixels."""
+    """Return the (left, top, right, bottom) of the part of the photo that the model sees, in pixels."""
     left, top, right, bottom = view.box
     return max(left, 0.0), max(top, 0.0), min(right, float(view.photo.width)), min(bottom, float(view.photo.height))
 
 
 def _positions_if_needed(model: VisionModel, plan: ExperimentPlan, custom_images: Sequence[EditedImage]) -> Positions:
-    """Return the position embeddings of the model, or none if no image needs them to be neutral."""
+    """Return the position embeddings of the model, or an empty set of them if no image needs them to be neutral."""
     if "controls" not in plan.names and not any(image.neutral for image in custom_images):
         return Positions({}, (), False)
     return positions(model)

@@ -1,4 +1,4 @@
-"""Effects: how much of an output is due to the object, its place, its background and the position embeddings."""
+"""Effects: how much the object, its place, its background and the position embeddings change an output."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -32,18 +32,19 @@ DESCRIPTIONS = {
 
 @dataclass(frozen=True, eq=False)
 class Effect:
-    """A difference between outputs, over one image or several.
+    """A difference between two outputs, averaged over one or more images.
 
     Attributes:
         name: see :data:`DESCRIPTIONS` for the two sides of the difference.
-        values: (image,) the difference in each image, the mean over its objects.
+        values: (image,) the difference in each image, averaged over its objects.
         mean: of ``values``.
-        interval: Student's confidence interval (low, high) of the mean; None for a single image.
+        interval: Student's confidence interval (low, high) of the mean, based on the t distribution; None for a single
+            image.
         standardized: Cohen's d of paired differences, mean / standard deviation; None for a single image, or if all
             values are the same.
-        confidence: of the interval.
+        confidence: confidence level of the interval.
 
-    Example:
+    Examples:
         >>> import skimage.data, vitscope as vs
         >>> cat = {"cat": (105, 20, 235, 200)}
         >>> result = vs.compose(vs.load("vit-nano"), skimage.data.chelsea(), cat, tests="controls", places=2)
@@ -80,18 +81,18 @@ class Effect:
 def effects(
     results: Composition | Sequence[Composition], *, target: int | str | None = None, confidence: float = 0.95
 ) -> list[Effect]:
-    """Return the effects of object, place, background and positions, from the controls of one image or several.
+    """Return the effects of object, place, background and positions, from the controls of one or more images.
 
     ``place`` is the output at the place nearest to the centre of what the model sees, minus the mean output over the
-    rim of the location grid. A preference for the centre that remains over a blank background is the model's own,
-    learned from its data. The part of it that disappears with neutral positions comes from the position embeddings
-    (or relative biases). The part that disappears over the blank background comes from the context.
+    rim of the location grid. A preference for the centre that remains over a blank background is the model's own:
+    it was learned from the training data. The part of it that disappears with neutral positions comes from the position
+    embeddings (or relative biases). The part that disappears over the blank background comes from the context.
 
     Args:
-        results: of one model, from ``compose(…, tests=(…, "controls"))``.
+        results: one or more results of one model, from ``compose(…, tests=(…, "controls"))``.
         target: the class; by default that of each object, see :meth:`Composition.column`.
-        confidence: of the intervals, above 0 and below 1. They are Student's intervals over images, so they describe
-            other images of the same kind.
+        confidence: confidence level of the intervals, above 0 and below 1. The intervals are over images, so they
+            describe the mean over other images of the same kind.
 
     Returns:
         One effect for each difference that is available in all images, in the order of :data:`DESCRIPTIONS`. Means
@@ -100,7 +101,7 @@ def effects(
     Raises:
         CallError: there are no controls, they were interrupted, or the results have different models or outputs.
 
-    Example:
+    Examples:
         >>> import skimage.data, vitscope as vs
         >>> cat = {"cat": (105, 20, 235, 200)}
         >>> result = vs.compose(vs.load("vit-nano"), skimage.data.chelsea(), cat, tests="controls", places=3)
@@ -186,7 +187,7 @@ def _effects_of_object(result: Composition, name: str, target: int | str | None)
 def centre_minus_rim(places: Attribution, result: Composition) -> float | None:
     """Return the mean over the places nearest to the centre of what the model sees, minus the mean over the rim.
 
-    None if all places are equally near to the centre.
+    The result is None if all places are equally near to the centre.
     """
     values = places.values[0].double().cpu().numpy()
     left, top, right, bottom = places.images[0].box

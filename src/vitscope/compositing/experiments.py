@@ -13,12 +13,12 @@ from vitscope.validation import require_at_least, require_number
 
 TestName = Literal["size", "location", "split", "controls"]
 
-SCALES = (0.25, 0.35, 0.5, 0.71, 1.0, 1.41, 2.0)  # each area is twice the one before
+SCALES = (0.25, 0.35, 0.5, 0.71, 1.0, 1.41, 2.0)  # each doubles the area of the previous one
 PLACES = (7, 7)
 MAX_PLACES = 100  # per side of the location grid
 MAX_SCALES = 1000
-LEAST_SIZE = 4  # pixels per side of a scaled object, among the default scales
-APART = 0.95  # of the available length, filled by two objects that are set apart
+LEAST_SIZE = 4  # pixels per side: default scales that make the object smaller are left out
+APART = 0.95  # share of the available length that two separated objects may fill
 BACKGROUNDS = {"blank": "blank", "blurred": "blurred", "shuffled": "shuffled", "other": "another"}
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels of the photo
@@ -37,7 +37,7 @@ class ExperimentPlan:
 
 
 def plan_experiments(names: Any, scales: Any, places: Any, location_scale: Any) -> ExperimentPlan:
-    """Return the test options of :func:`vitscope.compose`, checked.
+    """Check the test options of :func:`vitscope.compose`, and return them as a plan.
 
     Raises:
         CallError: unknown test, invalid scale, or invalid grid of places.
@@ -103,7 +103,7 @@ def _unmoved(stage: Stage, without: Sequence[str] = ()) -> tuple[Placement, ...]
 
 
 def _size_test(stage: Stage, seen_box: Box, name: str, scales: Sequence[float] | None) -> Iterator[EditedImage]:
-    """Yield the object smaller and larger around its own centre, in front of the others."""
+    """Yield the object at each scale around its own centre, in front of the others."""
     for scale in SCALES if scales is None else scales:
         if scales is None and not _fits(stage, seen_box, name, scale):
             continue
@@ -163,14 +163,14 @@ def _size_of_box(box: Box) -> tuple[float, float]:
 def _spread(start: float, room: float, count: int) -> list[float]:
     """Return up to ``count`` places from ``start`` to ``start + room``, at least a pixel apart.
 
-    Without room for two, the only place is the middle.
+    If there is no room for two places, the only one is the middle.
     """
     count = min(count, int(room) + 1)
     return [start + room / 2] if count < 2 else (start + np.linspace(0, room, count)).tolist()
 
 
 def _split_test(stage: Stage, seen_box: Box) -> Iterator[EditedImage]:
-    """Yield every two objects apart and exchanged, then each object mirrored, then each left out."""
+    """Yield every pair of objects apart and exchanged, then each object mirrored, then each object left out."""
     names = list(stage.objects)
     for pair in combinations(names, 2):
         yield _apart(stage, seen_box, pair)
@@ -184,9 +184,9 @@ def _split_test(stage: Stage, seen_box: Box) -> Iterator[EditedImage]:
 
 
 def _exchanged(stage: Stage, seen_box: Box, pair: tuple[str, str]) -> EditedImage:
-    """Return each of two objects at the place of the other, or as near to it as the model sees all of it.
+    """Return two objects with exchanged places, or as near to them as both are completely visible to the model.
 
-    If one is larger than what the model sees, both are scaled down.
+    If one of them is larger than what the model sees, both are scaled down.
     """
     first, second = pair
     seen_size = _size_of_box(seen_box)
@@ -205,14 +205,14 @@ def _scale_suffix(scale: float) -> str:
 
 
 def _place_near(stage: Stage, seen_box: Box, name: str, target: Point, scale: float) -> Placement:
-    """Return the object as near to a place as it fits into what the model sees."""
+    """Return the object at the nearest place to ``target`` at which the model sees all of it."""
     half = [side / 2 for side in stage.size_of(name, scale)]
     x, y = (min(max(target[axis], seen_box[axis] + half[axis]), seen_box[axis + 2] - half[axis]) for axis in (0, 1))
     return Placement(name, (x, y), scale)
 
 
 def _apart(stage: Stage, seen_box: Box, pair: tuple[str, str]) -> EditedImage:
-    """Return two objects at opposite edges, along the axis with more room; both scaled down if they do not fit."""
+    """Return two objects at opposite edges, along the axis with more room; both are scaled down if they do not fit."""
     sizes, room = [stage.size_of(name) for name in pair], _size_of_box(seen_box)
     along = [APART * room[axis] / (sizes[0][axis] + sizes[1][axis]) for axis in (0, 1)]
     # Neither object may reach beyond the edges of the other axis.

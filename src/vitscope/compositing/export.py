@@ -21,7 +21,7 @@ def table_row(
     output: str,
     rollout_masses: Mapping[str, float] | None,
 ) -> dict[str, Any]:
-    """Return the description of an edited image, its likeliest classes, and the rollout on its objects."""
+    """Return a row: the edited image, its most probable classes, and the share of the rollout on its objects."""
     tested = next((placement for placement in image.show if placement.name == image.subject), None)
     x, y = (None, None) if tested is None else (tested.centre or objects[tested.name].centre)
     row = {
@@ -41,7 +41,7 @@ def table_row(
 
 
 def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return rows as CSV, with a column for every key that any row has."""
+    """Return rows as CSV, with a column for every key of any row."""
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(dict.fromkeys(key for row in rows for key in row)))
     writer.writeheader()

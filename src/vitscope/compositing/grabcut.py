@@ -1,4 +1,4 @@
-"""GrabCut (Rother, Kolmogorov & Blake, 2004) by OpenCV. No other file imports OpenCV."""
+"""Refinement of masks with OpenCV's GrabCut (Rother, Kolmogorov & Blake, 2004). No other file imports OpenCV."""
 
 import numpy as np
 from jaxtyping import Bool, UInt8
@@ -8,8 +8,8 @@ from vitscope.errors import CallError, ModelUnavailableError, warn
 
 MAX_PIXELS = 400_000  # larger photos are refined on a smaller copy
 ROUNDS = 5
-MARGIN = 0.04  # how far the object may extend beyond the rough mask, as a share of the image's shorter side
-SMALLEST_SHARE = 0.2  # of the rough mask: a smaller result is more likely a failure than an object
+MARGIN = 0.04  # share of the image's shorter side by which the object may extend beyond the rough mask
+SMALLEST_SHARE = 0.2  # of the rough mask: a smaller result is probably a failure
 PIECE_RATIO = 10  # pieces smaller than the largest one divided by this are dropped
 
 
@@ -38,7 +38,7 @@ def refine_mask(
     reach = max(round(MARGIN * min(size)), 1)
     near = binary_dilation(inside, iterations=reach)
     marks = np.where(inside, cv2.GC_PR_FGD, np.where(near, cv2.GC_PR_BGD, cv2.GC_BGD)).astype(np.uint8)
-    cv2.setRNGSeed(0)  # the colours are clustered from a random start
+    cv2.setRNGSeed(0)  # the clustering of colours starts at random
     cv2.grabCut(small, marks, None, np.zeros((1, 65)), np.zeros((1, 65)), ROUNDS, cv2.GC_INIT_WITH_MASK)
     refined = _without_small_pieces((marks == cv2.GC_FGD) | (marks == cv2.GC_PR_FGD))
     share = refined.sum() / max(inside.sum(), 1)

@@ -1,4 +1,4 @@
-"""Object masks: which pixels of a photo belong to an object."""
+"""Object masks: the pixels of a photo that belong to an object."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,11 +30,11 @@ class ObjectMask:
     """An object in a photo.
 
     Attributes:
-        name: used in tables and figures.
+        name: the name in tables and figures.
         mask: bool (pixel height, pixel width) of the whole photo, True on the object.
-        label: the class that is explained; None if it is the name.
+        label: the class that is explained; None to use the name, if it is a class of the model.
 
-    Example:
+    Examples:
         >>> import skimage.data, vitscope as vs
         >>> cat = vs.object_mask(skimage.data.chelsea(), box=(105, 20, 235, 200), name="cat")
         >>> cat.box, cat.centre, round(cat.area, 3)
@@ -82,12 +82,13 @@ def object_mask(
         image: a path, PIL image or uint8 array (H, W, 3).
         box: (left, top, width, height) in pixels, inside the photo.
         polygon: three or more corners (x, y) in pixels.
-        mask: an array of the photo's size, True or above half its range on the object; or an image or ``.npy`` file.
+        mask: an array of the photo's size, True or above half of its maximum on the object; or an image or the path of
+            an image or ``.npy`` file.
         segments: labels of segments, as ``vitscope lime`` lists them.
-        cut: the segmentation for ``segments``: ``"quickshift"``, ``"slic"``, or labels (H, W).
+        cut: the segmentation that ``segments`` refers to: ``"quickshift"``, ``"slic"``, or labels (H, W).
         refine: fit a rough mask to the borders of the object by GrabCut (Rother, Kolmogorov & Blake, 2004). Requires
             ``pip install 'vitscope[opencv]'``.
-        name: used in tables and figures.
+        name: the name in tables and figures.
         label: the class that is explained; by default the name, if the model has a class of that name.
 
     Returns:
@@ -96,7 +97,7 @@ def object_mask(
     Raises:
         CallError: the mask is empty, covers the whole photo, reaches outside it, or has another size.
 
-    Example:
+    Examples:
         >>> import skimage.data, vitscope as vs
         >>> face = [(135, 60), (295, 70), (340, 130), (290, 240), (165, 250), (105, 110)]
         >>> vs.object_mask(skimage.data.chelsea(), polygon=face, name="cat").box
@@ -126,7 +127,7 @@ def object_mask(
 
 
 def object_masks(image: Any, objects: Any) -> list[ObjectMask]:
-    """Return the objects of one photo, in any form that :func:`vitscope.compose` takes.
+    """Return the masks of the objects of one photo, given in any form that :func:`vitscope.compose` takes.
 
     Raises:
         CallError: there are no objects, two have the same name or overlap, or one belongs to another photo.
@@ -173,7 +174,7 @@ def _is_single_object(objects: Any) -> bool:
 
 
 def _convert(image: Any, name: str, specification: Any) -> ObjectMask:
-    """Return one object in the form of an :class:`ObjectMask`."""
+    """Return one object as an :class:`ObjectMask`."""
     if isinstance(specification, ObjectMask):
         return ObjectMask(name, specification.mask, specification.label)
     if _is_box(specification):

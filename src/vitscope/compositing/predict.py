@@ -22,12 +22,12 @@ from vitscope.tracing.capture import run_and_capture
 
 
 class EditedImagePredictor(BatchedPredictor):
-    """Evaluates a model on edited images, batch by batch; the next batch is rendered while the model is busy.
+    """Evaluate a model on edited images, batch by batch; the next batch is rendered while the model is busy.
 
     Args:
         model: the model.
         subject: the image that is edited.
-        model_positions: the position embeddings of the model, for images that are evaluated with neutral ones.
+        model_positions: the position embeddings of the model; they are replaced for images with neutral positions.
         attention: keep the rollout of every edited image.
         output, batch_size, progress: see :class:`~vitscope.perturb.batching.BatchedPredictor`.
     """
@@ -51,7 +51,7 @@ class EditedImagePredictor(BatchedPredictor):
         """Return the outputs (edited image, class), and fill :attr:`rollouts`.
 
         Raises:
-            KeyboardInterrupt: Ctrl-C before two images were evaluated; a later Ctrl-C ends the loop quietly.
+            KeyboardInterrupt: Ctrl-C came before two images were evaluated; a later Ctrl-C ends the evaluation early.
             WorkError: an output is NaN or infinite, or there is not enough memory for a single image.
         """
         batches = []
@@ -71,12 +71,12 @@ class EditedImagePredictor(BatchedPredictor):
         return self._evaluate(len(edited_images), batches, start, finish, range(len(self.original)))
 
     def rollouts_of(self, count: int) -> Float[np.ndarray, "image height width"]:
-        """Return the rollouts of the first ``count`` edited images, NaN if Ctrl-C came before an image."""
+        """Return the rollouts of the first ``count`` edited images, NaN for images that Ctrl-C left out."""
         blank = np.full_like(next(iter(self.rollouts.values())), np.nan)
         return np.stack([self.rollouts.get(index, blank) for index in range(count)])
 
     def _render(self, stage: Stage, edited_image: EditedImage) -> Tensor:
-        """Return an edited image cropped for the model, as bytes; for a tensor, as values in 0 … 255."""
+        """Return an edited image cropped for the model as bytes; if the input was a tensor, as values in 0 … 255."""
         values = stage.render(edited_image)
         if self.subject.scaling is not None:
             return torch.from_numpy(values)

@@ -1,4 +1,4 @@
-"""Readings of a composition: the ranked classes of an edited image, and the output by the size of an object."""
+"""Parts of a result: the ranked classes of an edited image, and the output by the size of an object."""
 
 from dataclasses import dataclass
 
@@ -12,9 +12,9 @@ class Ranked:
 
     Attributes:
         label: the class.
-        index: of the class.
-        value: the output.
-        change: the output minus that of the original.
+        index: the index of the class.
+        value: the output for the class.
+        change: the output minus the output for the original.
     """
 
     label: str
@@ -25,12 +25,12 @@ class Ranked:
 
 @dataclass(frozen=True)
 class Ranking:
-    """The likeliest classes of an edited image, likeliest first: a row of the table.
+    """The most probable classes of an edited image in descending order: a row of the table.
 
     Attributes:
-        name: of the edited image.
+        name: the name of the edited image.
         test: the test it belongs to.
-        classes: the classes.
+        classes: the classes and their outputs.
     """
 
     name: str
@@ -43,9 +43,9 @@ class SizeCurve:
     """The output for a class, by the size of an object.
 
     Attributes:
-        name: of the object.
+        name: the name of the object.
         target: the class.
-        scales: of the object's sides, ascending.
+        scales: the scales of the object's sides, ascending.
         areas: the share of the photo that the object covers at each scale.
         values: the output at each scale.
     """

@@ -38,7 +38,7 @@ def read_recipe(path: str | Path, photos: Sequence[Path] = ()) -> list[ImageReci
     .. code-block:: toml
 
         [[image]]
-        photo = "dog-and-cat.png"       # in the folder of the recipe, unless ``photos`` has a file of that name
+        photo = "dog-and-cat.png"       # in the folder of the recipe, unless ``photos`` contains a file of this name
 
         [[image.object]]
         name = "dog"
@@ -52,7 +52,7 @@ def read_recipe(path: str | Path, photos: Sequence[Path] = ()) -> list[ImageReci
         background = "own"
 
     Args:
-        path: the recipe.
+        path: the path of the recipe.
         photos: paths of the photos, matched by file name. Other photos are read from the folder of the recipe.
 
     Raises:

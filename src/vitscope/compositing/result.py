@@ -31,23 +31,23 @@ TOP_K = 3  # classes per edited image
 class Composition:
     """A model's outputs for edited versions of one image, as returned by :func:`vitscope.compose`.
 
-    Methods that take an edited image take its index or its name; those that take a class take its index or its label.
+    Methods accept an edited image by index or name, and a class by index or label.
 
     Attributes:
         original: the photo, and the box of it that the model sees.
         edited_images: the images that were evaluated; the first is the original.
-        outputs: float64 (edited image, class), probabilities or logits. Of a model without classes, a single column:
-            the cosine similarity of its features to those of the original. NaN for images that Ctrl-C left out.
-        labels: of the columns.
+        outputs: float64 (edited image, class), probabilities or logits. For a model without classes, a single
+            column: the cosine similarity of its features to those of the original. NaN for images that Ctrl-C left out.
+        labels: the labels of the columns.
         provenance: model, options and versions.
         stage: renders the images again.
-        model_labels: the model's own labels, by which classes are selected; None if it has none.
+        model_labels: the model's own labels, used to select classes; None if it has none.
         target: the column that was chosen as the target of :func:`vitscope.compose`; None if none was.
         rollouts: float32 (edited image, height, width), NaN for images that were left out; None without
             ``attention=True``.
         grid: the token grid of the rollouts.
 
-    Example:
+    Examples:
         >>> import skimage.data, vitscope as vs
         >>> cat = {"cat": (105, 20, 235, 200)}
         >>> result = vs.compose(vs.load("vit-nano"), skimage.data.chelsea(), cat, tests="size", scales=[0.5, 1])
@@ -88,7 +88,7 @@ class Composition:
 
     @property
     def evaluated(self) -> list[int]:
-        """The indices of the images that the model was evaluated on: all, unless Ctrl-C came first."""
+        """The indices of the images that the model was evaluated on: all of them, unless Ctrl-C came first."""
         return [index for index, output in enumerate(self.outputs) if not np.isnan(output).any()]
 
     def index_of(self, name: str) -> int:
@@ -119,8 +119,8 @@ class Composition:
 
         Args:
             target: the class. By default the target of :func:`vitscope.compose`, else the class of the object if the
-                model has it, else the likeliest class of the original.
-            name: of the object.
+                model has it, else the most probable class of the original.
+            name: the name of the object.
 
         Raises:
             CallError: there is no such class; the message lists the nearest labels.
@@ -151,7 +151,7 @@ class Composition:
         return float(self.outputs[self._index(image), self.column(target, name)])
 
     def ranking(self, image: int | str, top_k: int = TOP_K) -> Ranking:
-        """Return the ``top_k`` likeliest classes of an edited image, with their changes against the original."""
+        """Return the ``top_k`` most probable classes of an edited image, with their changes from the original."""
         index = self._index(image)
         description, output = self.edited_images[index], self.outputs[index]
         order = np.argsort(-output, kind="stable")[: require_at_least(1, top_k, "top_k")].tolist()
@@ -175,9 +175,9 @@ class Composition:
 
         Args:
             test: ``"original"``, ``"size"``, ``"location"``, ``"split"``, ``"controls"`` or ``"free"``.
-            name: of the object under test; None: any.
-            background: None: any.
-            neutral: with neutral position embeddings, or without.
+            name: the name of the object under test; None for any.
+            background: the name of the background; None for any.
+            neutral: whether the position embeddings are neutral.
             placed: on the location grid (True), not on it (False), or either (None).
         """
         return [
@@ -191,7 +191,7 @@ class Composition:
         ]
 
     def tested(self, test: str) -> list[str]:
-        """Return the names of the objects of a test."""
+        """Return the names of the objects under test."""
         images = (image for image in self.edited_images if image.test == test)
         return list(dict.fromkeys(image.subject for image in images if image.subject))
 
@@ -204,12 +204,13 @@ class Composition:
         background: str = "own",
         neutral: bool = False,
     ) -> Attribution:
-        """Return the output for a class, by the place of an object.
+        """Return a map of the output for a class, by the place of an object.
 
         Args:
-            name: of the object; the first by default.
-            target: the class; by default as for :meth:`column`.
-            test, background, neutral: ``test="controls"`` for the object alone, over ``"own"`` or ``"blank"``.
+            name: the name of the object; by default the first.
+            target: the class; the default is that of :meth:`column`.
+            test, background, neutral: the images to use. ``test="controls"`` shows the object alone, over background
+                ``"own"`` or ``"blank"``; ``neutral=True`` uses neutral position embeddings.
 
         Returns:
             Values (1, row, column): each place is a cell around the centre of the object's bounding box. The box of
@@ -261,7 +262,7 @@ class Composition:
         return SizeCurve(name, self.labels[column], scales, self.objects[name].area * scales**2, values)
 
     def visible_fraction(self, name: str) -> float:
-        """Return the share of an object, at its original place, that the model sees: below 1 if it is cropped."""
+        """Return the share of an object at its original place that the model sees; below 1 if the object is cropped."""
         mask = self.stage.require_object(name).mask
         left, top, right, bottom = (round(side) for side in self.original.box)
         inside = mask[max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)]
@@ -290,7 +291,7 @@ class Composition:
         return float(mass), float(covered.sum() / max(int(inside.sum()), 1))
 
     def save(self, path: str | Path) -> Path:
-        """Write all outputs: ``.csv``, a row for each edited image, or ``.json``, see :meth:`as_json`.
+        """Write all outputs to a ``.csv`` file (a row for each edited image) or a ``.json`` file (see :meth:`as_json`).
 
         Raises:
             CallError: the path has another suffix.
@@ -311,7 +312,7 @@ class Composition:
         return path
 
     def as_csv(self, top_k: int = TOP_K) -> str:
-        """Return a CSV table: a row for each edited image, with its ``top_k`` likeliest classes and their changes."""
+        """Return a CSV table: a row for each edited image, with its ``top_k`` most probable classes and changes."""
         rows = [
             table_row(
                 self.edited_images[index],
@@ -355,7 +356,7 @@ class Composition:
 
     @cached_property
     def _cells(self) -> Int[np.ndarray, "pixel_height pixel_width"]:
-        """The cell of the rollout grid in which each pixel lies; negative outside what the model sees."""
+        """The cell of the rollout grid that contains each pixel; negative outside what the model sees."""
         assert self.grid is not None
         return cell_labels(self.stage.photo.shape[:2], self.original, self.grid)
 

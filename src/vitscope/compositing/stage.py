@@ -22,10 +22,10 @@ from vitscope.compositing.object_masks import LEAST_SIDE, ObjectMask
 from vitscope.errors import CallError
 from vitscope.validation import require_number
 
-MARGIN = 0.015  # of the shorter side: the fringe around an object that is removed with it
-FEATHER = 0.01  # of the shorter side
-MAX_SCALE = 1000  # of an object's sides: a single pixel would become as large as an image
-LEAST_BACKGROUND = 0.05  # of the photo: with less, there is nothing to fill a hole from
+MARGIN = 0.015  # share of the shorter side: width of the fringe that is removed with an object
+FEATHER = 0.01  # share of the shorter side
+MAX_SCALE = 1000  # of an object's sides: it makes a single pixel as large as an image
+LEAST_BACKGROUND = 0.05  # share of the photo: a smaller one does not suffice to fill the holes
 
 Pixels = Float[np.ndarray, "height width channel"]  # of one object, 0 … 255
 Opacity = Float[np.ndarray, "height width"]  # of one object, 0 … 1
@@ -33,18 +33,18 @@ Opacity = Float[np.ndarray, "height width"]  # of one object, 0 … 1
 
 @dataclass(frozen=True)
 class Placement:
-    """Where and how an object is pasted.
+    """The place, scale and orientation at which an object is pasted.
 
     Attributes:
-        name: of the object.
-        centre: (x, y) of the centre of its bounding box, in pixels of the photo; None: its original place.
-        scale: of its sides, above 0 and at most 1,000.
+        name: the name of the object.
+        centre: (x, y) of the centre of its bounding box, in pixels of the photo; None for its original place.
+        scale: the scale of its sides, above 0 and at most 1,000.
         mirrored: whether left and right are exchanged.
 
-    Example:
+    Examples:
         >>> import vitscope as vs
-        >>> vs.Placement("cat", centre=(150, 110), scale=0.5)
-        Placement(name='cat', centre=(150, 110), scale=0.5, mirrored=False)
+        >>> vs.Placement("cat", centre=(150.0, 110.0), scale=0.5)
+        Placement(name='cat', centre=(150.0, 110.0), scale=0.5, mirrored=False)
     """
 
     name: str
@@ -58,18 +58,19 @@ class EditedImage:
     """The description of an edited image: the objects it shows, and their background.
 
     Attributes:
-        name: of the image, in tables and figures.
+        name: the name of the image in tables and figures.
         show: the objects, back to front. Objects that are not listed are removed, and their holes are filled.
         background: ``"own"``, ``"blank"``, ``"blurred"``, ``"shuffled"`` or ``"other"``.
-        neutral: evaluate the model with neutral position embeddings, see :mod:`vitscope.interventions.positions`.
+        neutral: whether to evaluate the model with neutral position embeddings, see
+            :mod:`vitscope.interventions.positions`.
         test: the test it belongs to: ``"original"``, ``"size"``, ``"location"``, ``"split"``, ``"controls"``, or
             ``"free"`` for an image of your own.
         subject: the object under test; None if there is none.
         place: (row, column) on the location grid; None if the object is not on it.
 
-    Example:
+    Examples:
         >>> import skimage.data, vitscope as vs
-        >>> image = vs.EditedImage("corner", (vs.Placement("cat", (150, 110), 0.5),), background="blurred")
+        >>> image = vs.EditedImage("corner", (vs.Placement("cat", (150.0, 110.0), 0.5),), background="blurred")
         >>> boxes = {"cat": (105, 20, 235, 200)}
         >>> result = vs.compose(vs.load("vit-nano"), skimage.data.chelsea(), boxes, tests=(), edited_images=image)
         >>> result.names
@@ -99,19 +100,20 @@ class _Cutout:
 
 
 class Stage:
-    """Renders any :class:`EditedImage` of one photo.
+    """Render any :class:`EditedImage` of one photo.
 
     An object at its original place and size over its own background is the photo, pixel for pixel. An object that is
     moved without scaling keeps its inner pixels; its edge fades over ``feather`` pixels.
 
     Args:
         photo: (pixel height, pixel width, channel) in 0 … 255, bytes or floating point.
-        objects: the objects, none of which overlap.
-        size: (width, height) of the photo in which masks and places are measured; it may be larger than ``photo``.
+        objects: the objects; they must not overlap.
+        size: (width, height) of the original photo, in whose pixels masks and places are measured; ``photo`` may be a
+            smaller copy of it.
         fill: see :func:`~vitscope.compositing.backgrounds.fill_hole`.
         background_image: see :func:`~vitscope.compositing.backgrounds.make_background`.
-        feather: in pixels of ``photo``; by default 1 % of its shorter side, at least one pixel.
-        seed: of shuffled backgrounds and noise.
+        feather: width of the faded edge in pixels of ``photo``; by default 1 % of its shorter side, at least one pixel.
+        seed: random seed of shuffled backgrounds and noise.
 
     Raises:
         CallError: the objects leave no background, or an option is out of range.
@@ -163,7 +165,7 @@ class Stage:
         return self.photo.shape[1] / self.size[0], self.photo.shape[0] / self.size[1]
 
     def require_object(self, name: str) -> ObjectMask:
-        """Return the object of a name.
+        """Return the object with this name.
 
         Raises:
             CallError: there is no object of that name.
@@ -221,7 +223,7 @@ class Stage:
             )
 
     def render(self, edited_image: EditedImage) -> Values:
-        """Return the pixels of an edited image, of the size and dtype of the stage."""
+        """Return the pixels of an edited image, in the size and dtype of the stage."""
         canvas = self._background(edited_image.background).copy()
         over_own = edited_image.background == "own"
         unmoved = {placement.name for placement in edited_image.show if over_own and self.is_unmoved(placement)}
@@ -238,7 +240,7 @@ class Stage:
         return canvas
 
     def shares(self, edited_image: EditedImage) -> Mapping[str, Float[np.ndarray, "pixel_height pixel_width"]]:
-        """Return the visible share of each object in each pixel, without what objects in front of it cover."""
+        """Return the share of each pixel that each object covers, without parts hidden by objects in front of it."""
         layers: dict[str, np.ndarray] = {}
         for placement in edited_image.show:
             cutout = self._cutouts[placement.name]
@@ -319,7 +321,7 @@ def _format_pixels(value: float) -> str:
 def _regions(masks: Sequence[Hole], holes: Sequence[Hole]) -> list[Hole]:
     """Return for each object the pixels that are restored with it if it does not move.
 
-    Together these are all holes: every pixel belongs to the object it is nearest to, whichever hole it lies in.
+    Together, these regions are all holes. Every pixel belongs to the nearest object, even if it lies in another's hole.
     """
     if len(masks) == 1:
         return list(holes)

@@ -1,4 +1,4 @@
-"""What tuning did to the attention: distances per layer, rollouts before and after, and their faithfulness."""
+"""Change of the attention by tuning: distances per layer, rollouts before and after, and their faithfulness."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,9 +28,9 @@ class AttentionChange:
     """The attention of a model before and after tuning, on the same images.
 
     Attributes:
-        distances: for each layer the total variation ½ Σ|a − b| between the attention of a query before and after,
+        distances: for each layer, the total variation ½ Σ|a − b| between the attention of a query before and after,
             averaged over images, heads and queries; from 0 (identical) to 1 (disjoint).
-        before, after: (image, height, width), the rollouts of the images; None if the model has no rollout.
+        before, after: (image, height, width) the rollouts of the images; None if the model has no rollout.
         correlation: Pearson correlation of the rollouts of an image before and after, averaged over images; None
             without rollouts, NaN if a rollout is flat.
         faithfulness_before, faithfulness_after: areas under the deletion and insertion curves of the model's own
@@ -66,7 +66,7 @@ class AttentionChange:
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> "AttentionChange":
-        """Return the change that :meth:`as_json` described."""
+        """Return the change from the output of :meth:`as_json`."""
         before, after = (
             None if values is None else np.asarray(values, dtype=np.float32)
             for values in (record["before"], record["after"])
@@ -79,8 +79,9 @@ def attention_change(before: VisionModel, after: VisionModel, images: Sequence[A
     """Compare the attention of a model before and after tuning.
 
     Args:
-        before, after: two models of one architecture.
-        images: a list of images: paths, arrays or PIL images.
+        before: the model before tuning.
+        after: the tuned model, with the same architecture.
+        images: a list of paths, arrays or PIL images.
 
     Raises:
         CallError: the shapes of the attention differ, or ``images`` is not a list of images.

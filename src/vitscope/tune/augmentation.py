@@ -1,4 +1,4 @@
-"""Augmentations of training images, each drawn from the seed, the epoch and the index of the image alone."""
+"""Augmentations of training images, which depend only on the seed, the epoch and the index of the image."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -9,7 +9,7 @@ from vitscope.tune.recipe import Augmentation
 
 Pixels = np.ndarray  # (height, width, 3) bytes
 
-SHIFT = 1 / 8  # of a side
+SHIFT = 1 / 8  # share of a side
 CROP_AREA, CROP_RATIO = (0.5, 1.0), (3 / 4, 4 / 3)
 LIGHT = 0.2
 

@@ -33,7 +33,7 @@ def trained_state(module: nn.Module) -> dict[str, Tensor]:
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Save tensors of any device and layout as safetensors."""
+    """Save tensors on any device and in any layout as safetensors."""
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
 
 
@@ -61,7 +61,7 @@ def load_trained(module: nn.Module, folder: Path) -> None:
 
 
 def save_optimizer(optimizer: torch.optim.Optimizer, schedule: Any, seconds: float, folder: Path) -> None:
-    """Save tensors as safetensors and numbers as JSON, with the training time so far."""
+    """Save the tensors of an optimizer as safetensors, and its numbers and the training time so far as JSON."""
     state = optimizer.state_dict()
     tensors = {
         f"{index}.{name}": value
@@ -143,7 +143,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def sweep(folder: Path, keep: set[Path]) -> None:
-    """Delete all checkpoints except some, and incomplete ones that interrupted writes left."""
+    """Delete all checkpoints that are not in ``keep``, and incomplete ones left by interrupted writes."""
     for entry in folder.iterdir() if folder.is_dir() else ():
         if entry.is_dir() and entry not in keep and (NAME.fullmatch(entry.name) or entry.name.startswith(".")):
             if NAME.fullmatch(entry.name):
@@ -153,7 +153,7 @@ def sweep(folder: Path, keep: set[Path]) -> None:
 
 
 def save_checksums(folder: Path) -> None:
-    """Save the checksum of every file of a checkpoint, so that a damaged file is detected even if it can be read."""
+    """Save the checksum of every file of a checkpoint, which reveals a damaged file even if it can be read."""
     checksums = {file.name: _checksum(file) for file in sorted(folder.iterdir())}
     (folder / CHECKSUMS).write_text(json.dumps(checksums, indent=1) + "\n", encoding="utf-8")
 
@@ -198,7 +198,7 @@ def _damaged(path: Path, reason: Exception | str) -> WorkError:
 
 
 def _advice(folder: Path) -> str:
-    """Return what to do about a damaged checkpoint; if it is the only one, the run then starts again."""
+    """Return the advice for a damaged checkpoint; if it is the only one, the run then starts again."""
     return f"delete the folder {folder} and run the same call again"
 
 

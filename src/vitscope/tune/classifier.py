@@ -1,4 +1,4 @@
-"""A vision model with a loss, as the training engine needs it, and the features that its classifier reads."""
+"""A vision model with a loss for the training engine, and the features that its classifier reads."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ from vitscope.models.vision_model import VisionModel
 
 
 class Classifier(nn.Module):
-    """Logits and cross entropy of a model, from images or from the features of its frozen backbone.
+    """Compute the logits and the cross entropy of a model, from images or from features of its frozen backbone.
 
     A frozen backbone runs in evaluation mode, so its features are the same in every epoch.
     """
@@ -63,7 +63,7 @@ def classifier_inputs(model: VisionModel) -> Iterator[list[Any]]:
 
 
 def compute_features(model: VisionModel, batches: Any) -> Tensor:
-    """Return what the classifier reads of every image, (image, channel), on the CPU."""
+    """Return the features (image, channel) that the classifier reads, for every image, on the CPU."""
     features: list[Tensor] = []
     with torch.no_grad(), model.running(), classifier_inputs(model) as inputs:
         for pixels in batches:

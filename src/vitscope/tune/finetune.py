@@ -1,4 +1,4 @@
-"""Fine-tuning: a model of any library learns the classes of a data set."""
+"""Fine-tuning of a model of any library on the classes of a data set."""
 
 import json
 import math
@@ -67,28 +67,28 @@ def finetune(
     progress: ProgressLike = False,
     **changes: Unpack[RecipeChanges],
 ) -> Tuned:
-    """Train a model on a data set, test it, and write a folder that :func:`vitscope.load` takes.
+    """Train a model on a data set, test it, and write it to a folder that :func:`vitscope.load` reads.
 
-    The engine is the ``Trainer`` of transformers. The same call resumes a run that was interrupted at any moment, from
-    its last checkpoint, and ends with the same weights. ``model`` itself does not change, and neither do the random
-    numbers of torch, numpy and Python.
+    The engine is the ``Trainer`` of transformers. If a run was interrupted, the same call resumes it from its last
+    checkpoint and ends with the same weights. ``model`` itself does not change, and neither do the random states of
+    torch, numpy and Python.
 
     Args:
         model: a model of transformers, timm or torchvision: a name, or what :func:`vitscope.load` takes or returns.
         data: what :func:`vitscope.load_data` takes or returns, or a data set checked by :func:`vitscope.check_data`. A
-            data set that is given by name is checked first.
+            data set that is passed by name or path is checked first.
         out: the folder of the run.
-        tuning: what learns: one of :data:`~vitscope.tune.methods.TUNING_METHODS`.
+        tuning: the tuning method, one of :data:`~vitscope.tune.methods.TUNING_METHODS`.
         recipe: ``"report"``, ``"modern"``, the path of a TOML file, or a :class:`vitscope.Recipe`.
         rank: width of adapters (64 by default) and of LoRA (8).
         data_options: how the data set is split, limited and cleaned; unused if ``data`` is loaded already.
         save_steps: steps between two checkpoints, besides those after every epoch.
-        tensorboard: write logs for TensorBoard into ``out``.
-        overwrite: replace another run in ``out``. It stays there until the new run is finished.
-        device: where to train; by default on the GPU if there is one.
+        tensorboard: also write logs for TensorBoard into ``out``.
+        overwrite: replace another run in ``out``, which is kept until the new run is finished.
+        device: the device to train on; by default the GPU if there is one.
         progress: True for a bar on stderr, or a function that receives a :class:`vitscope.Progress` after every step.
             Its metrics are ``loss``, and ``accuracy`` after the evaluation of an epoch.
-        changes: settings of the recipe to change, such as ``epochs=3``.
+        changes: settings of the recipe to replace, such as ``epochs=3``.
 
     Returns:
         The tuned model and its results.
@@ -140,7 +140,7 @@ def finetune(
 
 
 def _choose_folder(out: Path, settings: Mapping[str, Any], overwrite: bool) -> Path | None:
-    """Return the folder to train in; the main process prepares it, the others read what it decided."""
+    """Return the folder to train in; the main process prepares it, the others read its choice."""
     processes = training_processes()
     with processes.main_process_first():
         if processes.is_main_process:
@@ -152,7 +152,7 @@ def _with_new_classifier(base: VisionModel, labels: Sequence[str], tuning: str) 
     """Return the model to train.
 
     Raises:
-        CallError: the model does not take its own input, or no other classifier.
+        CallError: the model does not accept its own input size, or cannot be given another classifier.
     """
     if base.layout is not None and base.preprocessing is not None:
         base.layout.grid(*base.preprocessing.size)
@@ -237,7 +237,7 @@ class _Run:
         )
 
     def _train_or_resume(self, trainer: Trainer) -> None:
-        """Train to the end, unless the last checkpoint says that the run had stopped early before it was tested."""
+        """Train to the end, unless the last checkpoint says that the run has already stopped early."""
         saved = checkpoints.checkpoints(self.out / CHECKPOINTS)
         if not saved:
             trainer.train()
@@ -250,7 +250,7 @@ class _Run:
             trainer.train(resume_from_checkpoint=str(saved[-1]))
 
     def _datasets(self) -> tuple[Any, Any]:
-        """Return the images to train on and to evaluate on, or their features if the backbone runs only once."""
+        """Return the training and evaluation images, or their features if the backbone is frozen and runs only once."""
         train, evaluation = self.data.train, self.data.test
         if self.recipe.validation:
             splits = stratified_split(train.classes, float(self.recipe.validation), self.recipe.seed)
@@ -315,7 +315,7 @@ def require_device(device: str | torch.device | None) -> torch.device:
     """Return the device to train on.
 
     Raises:
-        CallError: this machine does not have the device, or nothing can be trained there.
+        CallError: the device is not available, or cannot be used for training.
     """
     has_cuda = torch.cuda.is_available()
     try:

@@ -1,4 +1,4 @@
-"""Class folders and image files on disk. Links are followed, and no file is left out silently."""
+"""Class folders and image files on disk. Links are followed, and no image file is left out silently."""
 
 import os
 import stat
@@ -33,7 +33,7 @@ def class_name(folder: Path) -> str:
     """Return the name of a class folder.
 
     Raises:
-        CallError: the name is not UTF-8, so labels and files cannot hold it.
+        CallError: the name is not UTF-8, so it cannot be a label.
     """
     try:
         folder.name.encode()
@@ -43,10 +43,10 @@ def class_name(folder: Path) -> str:
 
 
 def image_files(folder: Path) -> list[Path]:
-    """Return every path below a class folder that is named as an image, sorted.
+    """Return the sorted paths below a class folder that are named like an image.
 
     This includes paths that cannot be read later: broken links, links that lead back to a parent, folders that cannot
-    be opened, and empty folders named as an image.
+    be opened, and empty folders that are named like an image.
     """
     return sorted(_image_files(folder, (_identity(folder.parent), _identity(folder))))
 
@@ -55,7 +55,7 @@ def check_regular(path: Path) -> None:
     """Check that a path leads to a regular file before it is opened: opening a pipe would block forever.
 
     Raises:
-        ImageError: it does not.
+        ImageError: the path leads to something else, or to nothing.
     """
     mode = _mode(path)
     if mode is None:
@@ -70,7 +70,7 @@ def printable(path: str | Path) -> str:
 
 
 def _image_files(folder: Path, ancestors: tuple[tuple[int, int] | None, ...]) -> list[Path]:
-    """Return the paths below a folder that are named as images; a folder among its own ancestors is not entered."""
+    """Return the paths below a folder that are named like images; links back to a parent are not followed."""
     try:
         entries = sorted(folder.iterdir())
     except OSError:

@@ -1,4 +1,4 @@
-"""JSON files that a run wrote, read back with checks of their content."""
+"""Reading of the JSON files of a run, with checks of their content."""
 
 from collections.abc import Mapping
 from pathlib import Path

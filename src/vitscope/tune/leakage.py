@@ -1,4 +1,4 @@
-"""Check of a data set before training: unreadable images, duplicates between train and test, mean images."""
+"""Checks of a data set before training: unreadable images, duplicates between train and test, mean images."""
 
 import hashlib
 import os
@@ -20,7 +20,7 @@ from vitscope.tune.data_options import DEFAULT_OPTIONS, DataOptions
 from vitscope.validation import require_ratio
 
 THUMBNAIL, MEAN_SIDE = 32, 64  # pixels per side
-NEAR = 0.99  # correlation of grey thumbnails
+NEAR = 0.99  # correlation of grey thumbnails from which images are near duplicates
 FLAT = 2.0  # standard deviation in grey levels: below it an image has no structure to compare
 BLOCK = 1 << 24  # pairs compared at a time
 READING = "reading images"
@@ -34,13 +34,13 @@ class DataCheck:
         data: the data set that was checked.
         unreadable: ("train" or "test", index, reason) of each image that cannot be read, in order.
         exact: (training index, test index) of images that are identical pixel by pixel.
-        near: (training index, test index) of images whose grey thumbnails correlate by at least ``threshold``, without
-            the exact ones.
+        near: (training index, test index) of images whose grey thumbnails have a correlation of at least ``threshold``,
+            without the exact pairs.
         repeated: number of training images that repeat an earlier training image pixel by pixel.
         contradictions: number of pairs of ``exact`` and ``near`` with different classes.
-        nearest: share of test images whose most similar training thumbnail has their class: the accuracy of looking
-            images up, without any model.
-        nearest_without: the same without the duplicates.
+        nearest: share of test images whose most similar training thumbnail has the same class: the accuracy of a
+            nearest-neighbour lookup without any model.
+        nearest_without: the same share if duplicates are left out of the training images.
         means: (class, 64, 64, 3) in [0, 255], the mean training image of each class; NaN if none could be read.
         threshold: correlation from which two images are near duplicates.
 
@@ -91,10 +91,10 @@ class DataCheck:
         return without(self.data, self._unreadable_in("train"), self._unreadable_in("test"))
 
     def clean_data(self, options: DataOptions = DEFAULT_OPTIONS) -> Data:
-        """Return the data set to train on, and warn about duplicates that stay in it and images that are skipped.
+        """Return the data set to train on, and warn about remaining duplicates and skipped images.
 
         Args:
-            options: ``unreadable`` and ``drop_duplicates`` are used.
+            options: only ``unreadable`` and ``drop_duplicates`` are used.
 
         Raises:
             WorkError: images cannot be read, and ``unreadable`` is ``"refuse"``.
@@ -117,7 +117,7 @@ class DataCheck:
         return without(self.data, [*self._unreadable_in("train"), *dropped], self._unreadable_in("test"))
 
     def as_json(self) -> dict[str, Any]:
-        """Return counts, unreadable images, duplicates by name, and the accuracy of looking images up."""
+        """Return counts, unreadable images, duplicates by name, and the accuracy of a nearest-neighbour lookup."""
         duplicates = [
             {"train": self.data.train.name(a), "test": self.data.test.name(b), "exact": (a, b) in set(self.exact)}
             for a, b in (*self.exact, *self.near)
@@ -141,20 +141,22 @@ class DataCheck:
 def check_data(data: Data, *, threshold: float | int = NEAR, progress: ProgressLike = False) -> DataCheck:
     """Read every image once and report images that leak from train to test.
 
-    Two images are near duplicates if their grey thumbnails of 32 × 32 pixels correlate by ``threshold`` or more. Copies
-    that were saved again, resized, brightened or changed in contrast are detected; mirrored ones are not.
+    Two images are near duplicates if the correlation of their grey thumbnails of 32 × 32 pixels is at least
+    ``threshold``. Copies that were saved again, resized, brightened or changed in contrast are detected; mirrored ones
+    are not.
 
     Args:
-        data: a data set of :func:`vitscope.load_data`.
+        data: a data set from :func:`vitscope.load_data`.
         threshold: correlation, from 0 to 1, from which two images are near duplicates.
         progress: True for a bar on stderr, or a function that receives a :class:`vitscope.Progress` per image.
 
     Returns:
-        What was detected; :meth:`DataCheck.without_duplicates` is the data set without the leaks.
+        The result of the check. Its method :meth:`DataCheck.without_duplicates` returns the data set without
+        the leaks.
 
     Raises:
         CallError: ``data`` is not a data set, or ``threshold`` is out of range.
-        WorkError: no image of train or of test can be read.
+        WorkError: no training image or no test image can be read.
 
     Examples:
         >>> import numpy as np
@@ -175,7 +177,7 @@ def check_data(data: Data, *, threshold: float | int = NEAR, progress: ProgressL
 def checked_data(
     data: Data | DataCheck | str | Path, options: DataOptions, report: ProgressCallback
 ) -> tuple[Data, DataCheck | None]:
-    """Return the data set to train on, and its check; data sets that are loaded already are not checked.
+    """Return the data set to train on, and its check; a data set that was loaded before is not checked.
 
     Args:
         data: a data set, its check, or what :func:`vitscope.load_data` takes.
@@ -195,7 +197,7 @@ def counted(count: int, noun: str) -> str:
 
 @dataclass(frozen=True, eq=False)
 class _Fingerprint:
-    """What is compared of an image: a digest of its pixels, its grey thumbnail, and a small copy in colour."""
+    """The compared properties of an image: a digest of its pixels, its grey thumbnail, and a small colour copy."""
 
     digest: bytes
     grey: Float[np.ndarray, " pixel"]

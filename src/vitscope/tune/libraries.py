@@ -1,4 +1,4 @@
-"""The libraries that training needs beyond those that vitscope always installs."""
+"""Optional libraries that training needs."""
 
 from importlib.util import find_spec
 

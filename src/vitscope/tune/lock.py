@@ -10,16 +10,16 @@ from pathlib import Path
 from vitscope.errors import CallError, SaveError, WorkError
 from vitscope.files import hidden_name
 
-# On file systems without locks, or without write access, the run continues; it fails later if it has to write.
+# Without support for locks, or without write access, the run continues. It fails later if it has to write.
 WITHOUT_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES, errno.EROFS, errno.EPERM}
 BUSY = {errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK}
 
 
 @contextmanager
 def locked(out: Path) -> Iterator[None]:
-    """Hold the lock of a run's folder, a hidden file next to it.
+    """Hold the lock of a run's folder, which is a hidden file next to the folder.
 
-    The system releases the lock of a process that ends, however it ends, so a killed run does not block the next one.
+    The system releases the lock when the process ends for any reason, so a killed run does not block the next one.
 
     Raises:
         WorkError: another process or thread works on the folder.
@@ -65,11 +65,11 @@ def _acquire(path: Path, out: Path) -> int:
                 os.ftruncate(file, 0)
                 os.write(file, str(os.getpid()).encode())
                 return file
-        os.close(file)  # the previous process deleted the file, so this lock excludes nobody
+        os.close(file)  # the previous process has deleted the file, so this lock has no effect
 
 
 def _lock(file: int) -> None:
-    """Lock a file, or raise OSError at once if it is locked."""
+    """Lock a file, or raise OSError immediately if it is locked."""
     if sys.platform == "win32":
         import msvcrt
 

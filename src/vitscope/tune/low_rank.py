@@ -1,4 +1,4 @@
-"""LoRA on queries and values: by peft on separate layers, by a parametrization on rows of a joint weight."""
+"""LoRA on queries and values: with peft on separate layers, with a parametrization on rows of a joint weight."""
 
 import math
 from collections.abc import Callable
@@ -16,15 +16,15 @@ from vitscope.models.blocks import blocks
 class LowRank(nn.Module):
     """LoRA, W + (α/r)·BA, on some rows of a weight.
 
-    As a parametrization it also changes weights that the library reads without calling a layer.
+    As a parametrization, it also changes weights that the library reads without calling a layer.
 
     Reference: LoRA, Hu et al., 2021 (arXiv 2106.09685).
 
     Args:
-        weight: (row, column) The weight to adapt.
-        rows: The rows that each pair of matrices A and B changes.
+        weight: (row, column) the weight to adapt.
+        rows: the rows that each pair of matrices A and B changes.
         rank: r, the number of rows of A.
-        alpha: α, which scales the sum.
+        alpha: α, which scales the update.
     """
 
     rows: Tensor
@@ -44,7 +44,7 @@ class LowRank(nn.Module):
 
 
 def add_low_rank(module: nn.Module, rank: int, alpha: float) -> Callable[[], None]:
-    """Add LoRA to every block; the output of the model does not change until it is trained.
+    """Add LoRA to every block; the output of the model does not change until LoRA is trained.
 
     Returns:
         A function that merges LoRA into the weights and removes it.

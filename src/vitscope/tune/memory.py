@@ -1,4 +1,4 @@
-"""Peak memory of a piece of work, above what was used before it."""
+"""Peak memory of a block of code, in addition to the memory that was used before it."""
 
 import ctypes
 import gc
@@ -17,7 +17,7 @@ class Peak:
     """The result of :func:`peak_memory`.
 
     Attributes:
-        mib: peak memory in MiB: of the GPU if the work ran there, else of this process.
+        mib: peak memory in MiB, of the GPU if the work ran there, else of this process.
     """
 
     mib: float = 0.0
@@ -25,7 +25,7 @@ class Peak:
 
 @contextmanager
 def peak_memory(device: torch.device) -> Iterator[Peak]:
-    """Measure the peak memory of the block; the result is complete when the block ends."""
+    """Yield an object that holds the peak memory of the block after the block ends."""
     peak = Peak()
     if device.type == "cuda":
         before = torch.cuda.memory_allocated(device)
@@ -53,7 +53,7 @@ def peak_memory(device: torch.device) -> Iterator[Peak]:
 
 
 def _release_freed_memory() -> None:
-    """Return memory that earlier work has freed to the system, so that it does not hide what this work uses."""
+    """Return freed memory to the system, so that it does not hide the memory that this work uses."""
     gc.collect()
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # not every C library has it

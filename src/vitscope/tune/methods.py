@@ -1,4 +1,4 @@
-"""Tuning methods: which weights learn, and which layers are added for that."""
+"""Tuning methods: the weights that learn, and the layers that are added."""
 
 import difflib
 from collections.abc import Callable, Mapping
@@ -24,7 +24,7 @@ class TuningMethod:
     """A way to tune a model.
 
     Attributes:
-        description: what learns besides the classifier.
+        description: the weights that learn besides the classifier.
         places: where adapters are added, as :func:`~vitscope.models.adapters.add_adapters` takes them.
         rank: default width of the adapters or of LoRA; None if the method has no rank.
     """
@@ -58,14 +58,14 @@ TUNING_METHODS: Mapping[str, TuningMethod] = {
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """What :func:`prepare` did to a model.
+    """The changes that :func:`prepare` made to a model.
 
     Attributes:
         adapters: the adapters that were added, as
             :func:`~vitscope.models.checkpoints.serialization.save_folder` takes them; None if there are none.
         num_trained: number of weights that learn, without the classifier's.
         num_head: number of weights of the classifier.
-        finish: merges what was added only for training into ordinary weights.
+        finish: a function that merges the layers that were added only for training into ordinary weights.
     """
 
     adapters: Mapping[str, Any] | None
@@ -78,7 +78,7 @@ def require_tuning(name: str) -> TuningMethod:
     """Return the tuning method of this name.
 
     Raises:
-        CallError: there is none; the message offers the closest name.
+        CallError: there is no such method; the message suggests the closest name.
     """
     if name not in TUNING_METHODS:
         close = difflib.get_close_matches(name, TUNING_METHODS, n=1)
@@ -91,9 +91,10 @@ def prepare(model: VisionModel, tuning: str, *, rank: int | None = None) -> Prep
     """Freeze and unfreeze the weights of a model, and add the layers of the tuning method; the logits do not change.
 
     Args:
-        model: a model with its new classifier, from :func:`~vitscope.models.heads.reset_classifier`. It is changed.
+        model: a model with its new classifier, from :func:`~vitscope.models.heads.reset_classifier`; changed in
+            place.
         tuning: one of :data:`TUNING_METHODS`.
-        rank: channels of a bottleneck or of LoRA's matrices. By default 64 for adapters and 8 for LoRA, whose α is
+        rank: width of a bottleneck or of LoRA's matrices. By default 64 for adapters and 8 for LoRA, whose α is
             twice the rank.
 
     Raises:
@@ -129,7 +130,7 @@ def prepare(model: VisionModel, tuning: str, *, rank: int | None = None) -> Prep
 
 
 def _require_rank(rank: int, module: nn.Module) -> int:
-    """Return the rank if it is at most four times the width, as an MLP has: a wider bottleneck only costs memory."""
+    """Return the rank if it is at most four times the width, like an MLP's: more would only cost memory."""
     most = 4 * max(block.width for block in blocks(module))
     if require_at_least(1, rank, "rank") > most:
         raise CallError(f"rank is {rank}: choose at most {most}, four times the width of this model")

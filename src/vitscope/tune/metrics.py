@@ -45,7 +45,7 @@ def accuracy_interval(correct: Correct, seed: int = 0) -> tuple[float, float]:
 
 
 def gain(tuned: Correct, base: Correct, seed: int = 0) -> tuple[float, tuple[float, float]]:
-    """Return how much more accurate ``tuned`` is than ``base`` on the same images, and the 95 % interval."""
+    """Return the accuracy of ``tuned`` minus that of ``base`` on the same images, and its 95 % interval."""
     accuracies = _bootstrap([tuned, base], seed)
     return float(tuned.mean() - base.mean()), _percentiles(accuracies[0] - accuracies[1])
 
@@ -53,12 +53,12 @@ def gain(tuned: Correct, base: Correct, seed: int = 0) -> tuple[float, tuple[flo
 def interaction(
     first: tuple[Correct, Correct], second: tuple[Correct, Correct], seed: int = 0
 ) -> tuple[float, tuple[float, float]]:
-    """Return how much more the first model gains than the second, and the 95 % interval.
+    """Return the gain of the first model minus that of the second, and its 95 % interval.
 
     The interval is a bootstrap over test images, which are the same for all four arrays, and over the seeds of each.
 
     Args:
-        first, second: the tuned and the base model of each.
+        first, second: the correct predictions of the tuned and of the base version of each model.
     """
     value = (first[0].mean() - first[1].mean()) - (second[0].mean() - second[1].mean())
     accuracies = _bootstrap([*first, *second], seed)
@@ -81,6 +81,6 @@ def _bootstrap(cells: Sequence[Correct], seed: int) -> Float[np.ndarray, "cell r
 
 
 def _percentiles(values: np.ndarray) -> tuple[float, float]:
-    """Return the bounds of the central 95 %."""
+    """Return the bounds of the central 95 % of the values."""
     low, high = np.percentile(values, [2.5, 97.5])
     return float(low), float(high)

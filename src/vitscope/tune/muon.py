@@ -10,10 +10,13 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose singular values are moved to about 1 by Newton–Schulz iterations, with AdamW for other groups.
+    """Muon for groups of matrices, and AdamW for all other groups.
 
-    torch's own Muon works in bfloat16, which is twenty times slower on a processor without it. Groups with ``matrices``
-    set take Muon's steps. Each step is as large as an AdamW step would be, so learning rates are comparable.
+    Muon moves the singular values of the momentum to about 1 by Newton–Schulz iterations.
+
+    torch's own Muon works in bfloat16, which is twenty times slower on processors that do not support it. Groups with
+    ``matrices`` set take Muon's steps. Each step is as large as an AdamW step would be, so learning rates are
+    comparable.
 
     Reference: Jordan et al., 2024, https://kellerjordan.github.io/posts/muon/.
     """

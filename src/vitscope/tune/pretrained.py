@@ -1,4 +1,4 @@
-"""Checks that a model in training holds every pretrained weight, and that frozen weights do not change."""
+"""Checks that a model keeps every pretrained weight, and that training does not change frozen weights."""
 
 import hashlib
 from collections.abc import Iterator, Mapping
@@ -57,7 +57,8 @@ def frozen_digests(module: nn.Module, *, evaluating: bool) -> Mapping[str, str]:
 
     Args:
         module: the model to train.
-        evaluating: the module trains in evaluation mode, so the statistics of its normalizations must not change.
+        evaluating: whether the module is in evaluation mode during training, so that the statistics of its
+            normalizations must not change either.
     """
     statistics = {
         id(buffer) for child in module.modules() if isinstance(child, _NormBase) for buffer in child.buffers()
@@ -82,7 +83,7 @@ def check_frozen_weights(module: nn.Module, digests: Mapping[str, str], name: st
 
 
 def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield parameters and saved buffers themselves, which can be compared by identity; tied ones under each name."""
+    """Yield the parameters and the saved buffers, not copies of them; tied ones under each of their names."""
     yield from module.named_parameters(remove_duplicate=False)
     saved = module.state_dict(keep_vars=True).keys()
     yield from ((name, buffer) for name, buffer in module.named_buffers(remove_duplicate=False) if name in saved)
@@ -112,7 +113,7 @@ def _equal(first: Tensor, second: Tensor) -> bool:
 
 
 def _bytes(tensor: Tensor) -> Tensor:
-    """Return the bits, not the values: so NaN equals NaN."""
+    """Return the bytes of a tensor: compared as bytes, NaN equals NaN."""
     return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
 
 

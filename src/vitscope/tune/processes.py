@@ -5,8 +5,8 @@ from accelerate import PartialState
 
 
 def training_processes() -> PartialState:
-    """Return accelerate's state of this process among the training processes; a single one is the main process.
+    """Return accelerate's state of this process; a single process is the main process.
 
-    Without a GPU, accelerate must know that before the processes connect: otherwise each takes itself for the only one.
+    Accelerate must know that there is no GPU before the processes connect. Otherwise, each acts as the only one.
     """
     return PartialState(cpu=not torch.cuda.is_available())

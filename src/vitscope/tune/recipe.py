@@ -18,7 +18,7 @@ Augmentation = Literal["mirror", "shift", "crop", "light"]
 # New weights (classifier, adapters) learn fast; full tuning changes pretrained weights and learns slowly.
 FAST, SLOW = 1e-3, 1e-4
 
-# The weights are float32, which holds nothing larger.
+# The largest number of float32, the format of the weights.
 LARGEST = 3.4e38
 
 
@@ -109,7 +109,7 @@ class Recipe:
         return SLOW if tuning == "full" else FAST
 
     def as_json(self) -> dict[str, Any]:
-        """Return every setting."""
+        """Return every setting in types that JSON supports."""
         return asdict(self)
 
 
@@ -153,7 +153,7 @@ PRESETS: Mapping[str, Recipe] = {
 
 
 def read_recipe(recipe: str | Path | Recipe, **changes: Unpack[RecipeChanges]) -> Recipe:
-    """Return a preset or the recipe of a TOML file, with some settings changed.
+    """Return a preset or the recipe in a TOML file, with some settings replaced.
 
     Args:
         recipe: ``"report"``, ``"modern"``, the path of a TOML file, or a recipe.
@@ -191,12 +191,12 @@ def _recipe_of_file(path: Path) -> Recipe:
 
 
 def _replace(recipe: Recipe, changes: Mapping[str, Any], source: str) -> Recipe:
-    """Return the recipe with other settings; ``source`` names them in messages."""
+    """Return the recipe with other settings; ``source`` is their origin in error messages."""
     names = {field.name for field in fields(Recipe)}
     unknown = sorted(set(changes) - names)
     if unknown:
         raise CallError(f"{source} has no setting {unknown[0]!r}: choose {', '.join(sorted(names))}")
-    # TOML has no tuples. Text is a sequence too, but must not become a tuple of letters.
+    # TOML has lists instead of tuples. Text must not become a tuple of letters.
     values: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in changes.items()
     }

@@ -1,4 +1,4 @@
-"""The folder of a training run: its settings, whether it is finished, and its result."""
+"""The folder of a training run: its settings, its state, and its result."""
 
 import hashlib
 import json
@@ -47,7 +47,7 @@ RESULT_TYPES = {
     "predictions": list,
     "true_labels": list,
 }
-OLD_KEYS = ("said", "truth")  # of results before version 0.1
+OLD_KEYS = ("said", "truth")  # keys of results from before version 0.1
 DIGESTS = {
     "weights_digest": "set of weights",
     "split_digest": "split of the images",
@@ -60,7 +60,7 @@ class Tuned:
     """The result of :func:`vitscope.finetune`.
 
     Attributes:
-        model: the tuned model, to explain and to predict with.
+        model: the tuned model.
         folder: the folder of the run; ``vitscope.load(folder)`` returns the model again.
         record: every setting and result of the run: ``accuracy`` and its 95 % ``interval``, ``macro_f1``,
             ``confusion`` (rows: true classes), ``num_trained`` and ``num_head`` (weights that learned, without and of
@@ -140,7 +140,7 @@ def read_result(path: Path) -> dict[str, Any]:
 
 
 def _is_consistent(record: Mapping[str, Any]) -> bool:
-    """Whether predictions, true labels, confusion matrix and interval have the sizes that belong together."""
+    """Return whether the sizes of predictions, true labels, confusion matrix and interval fit together."""
     predictions, labels, num_classes = record["predictions"], record["true_labels"], len(record["labels"])
     indices = all(type(index) is int and 0 <= index < num_classes for index in (*predictions, *labels))
     rows = all(isinstance(row, list) and len(row) == num_classes for row in record["confusion"])
@@ -150,7 +150,7 @@ def _is_consistent(record: Mapping[str, Any]) -> bool:
 
 
 def settings_of(base: VisionModel, data: Data, tuning: str, rank: int | None, recipe: Recipe) -> dict[str, Any]:
-    """Return everything that determines the weights of a run."""
+    """Return all settings that determine the weights of a run."""
     size = None if base.preprocessing is None else list(base.preprocessing.size)
     return {
         "model": base.name,
@@ -190,7 +190,7 @@ def _image_identity(images: LabeledImages) -> np.ndarray:
 
 
 def _size(file: Path) -> int:
-    """Return the size in bytes; −1 if there is no such file, which fails when it is read as an image."""
+    """Return the size in bytes; −1 if there is no such file: the error comes when it is read as an image."""
     try:
         return file.stat().st_size
     except OSError:
@@ -200,11 +200,11 @@ def _size(file: Path) -> int:
 def working_folder(out: Path, settings: Mapping[str, Any], overwrite: bool) -> Path | None:
     """Return the folder to train in; None if the run is finished already.
 
-    It is ``out``, or a hidden folder next to it while ``out`` holds another finished run that is to be replaced. What
-    a killed process left incomplete is completed or deleted.
+    The folder is ``out``. If ``out`` holds another finished run that is to be replaced, it is a hidden folder next to
+    ``out``. Incomplete work of a killed process is completed or deleted.
 
     Raises:
-        OutputExistsError: ``out`` holds another run that must not be replaced, or something else.
+        OutputExistsError: ``out`` holds another run and ``overwrite`` is False, or holds something else.
         CallError: ``out`` cannot be read.
     """
     recover(out)
@@ -233,7 +233,7 @@ def working_folder(out: Path, settings: Mapping[str, Any], overwrite: bool) -> P
 
 
 def joined_working_folder(out: Path, settings: Mapping[str, Any]) -> Path | None:
-    """Return the folder that :func:`working_folder` chose in the main process, for another process of the training."""
+    """Return, in another training process, the folder that :func:`working_folder` chose in the main process."""
     for folder in (out, hidden_name(out, "new")):
         if read_settings(folder) == settings:
             return None if (folder / RESULT).is_file() else folder
@@ -241,7 +241,7 @@ def joined_working_folder(out: Path, settings: Mapping[str, Any]) -> Path | None
 
 
 def has_content(folder: Path) -> bool:
-    """Whether a folder holds more than files that a killed process was writing."""
+    """Return whether a folder holds more than temporary files of a killed process."""
     return any(not is_temporary(entry.name) for entry in folder.iterdir())
 
 
@@ -279,7 +279,7 @@ def read_settings(folder: Path) -> Any:
 
 
 def _write_settings(out: Path, settings: Mapping[str, Any], before: Any) -> None:
-    """Write the settings unless they are there already, and delete what killed processes left."""
+    """Write the settings unless they exist already, and delete temporary files of killed processes."""
     if before != settings:
         with atomic_write(out / RUN) as temporary:
             temporary.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
@@ -288,18 +288,20 @@ def _write_settings(out: Path, settings: Mapping[str, Any], before: Any) -> None
 
 
 def _sweep(out: Path, overwrite: bool) -> None:
-    """Delete what is left of a run that was killed after it wrote its result."""
+    """Delete the remains of a run that was killed after it had written its result."""
     for folder in (out.parent, out):
         delete_abandoned(folder)
     for folder in (out / CHECKPOINTS, old_name(out / MODEL_FOLDER)):
         delete_folder(folder)
     replacement = hidden_name(out, "new")
-    if overwrite and (replacement / RESULT).is_file():  # the replaced run, or one that was never moved into place
+    if (
+        overwrite and (replacement / RESULT).is_file()
+    ):  # the replaced run, or a replacement that was never moved into place
         delete_folder(replacement)
 
 
 def _replacement_folder(out: Path, settings: Mapping[str, Any]) -> Path | None:
-    """Return a hidden folder for the run that replaces the one in ``out``; None if it is finished there."""
+    """Return a hidden folder for the run that replaces the one in ``out``; None if it is already finished there."""
     folder = hidden_name(out, "new")
     before = read_settings(folder)
     if before != settings:

@@ -1,4 +1,4 @@
-"""The Trainer of transformers with checkpoints that are complete or absent, resume exactly, and need no pickles."""
+"""The Trainer of transformers, with atomic checkpoints that allow an exact resume and use no pickles."""
 
 import json
 import math
@@ -63,14 +63,14 @@ def training_arguments(recipe: Recipe, tuning: str, out: Path, steps: int, *, on
         label_names=["labels"],
         log_level="error",
         use_cpu=on_cpu,
-        # Among the pretrained weights there may be some that the family keeps but does not use.
+        # Some families have pretrained weights that they do not use.
         ddp_find_unused_parameters=tuning in ("full", "bitfit", "layernorm"),
         **options,
     )
 
 
 class Trainer(transformers.Trainer):  # type: ignore[misc]
-    """A Trainer whose checkpoints hold only the weights that take gradients.
+    """A Trainer whose checkpoints contain only the tensors that training changes.
 
     Attributes:
         last_loss: the loss of the last training batch; NaN before the first.
@@ -166,14 +166,14 @@ class Trainer(transformers.Trainer):  # type: ignore[misc]
 
 
 class RunReporter(TrainerCallback):  # type: ignore[misc]
-    """Reports the progress of a run, writes its log, and stops a run that no longer improves.
+    """Report the progress of a run, write its log, and stop it if it no longer improves.
 
     Args:
         trainer: the trainer of the run.
-        report: receives the progress after every step, and after every evaluation with its accuracy.
+        report: receives the progress after every step, and with the accuracy after every evaluation.
         log: the file of the log, one JSON object per line.
-        early_stop: number of epochs without a better accuracy after which the run stops; None never stops it.
-        dataset: the training images; their epoch is set.
+        early_stop: number of epochs without a better accuracy after which the run stops; None to disable this.
+        dataset: the training images, which are told the current epoch.
         save_steps: steps between two checkpoints, besides those after every epoch.
     """
 
@@ -196,9 +196,9 @@ class RunReporter(TrainerCallback):  # type: ignore[misc]
             self.dataset.set_epoch(int(state.epoch or 0))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Report the step, and save a checkpoint if it is time for one."""
+        """Report the step, and save a checkpoint if one is due."""
         self._report(state, {})
-        # The last step of an epoch is followed by its evaluation and by a checkpoint in any case.
+        # The last step of an epoch is always followed by an evaluation and a checkpoint.
         ends_epoch = state.global_step % (state.max_steps // math.ceil(args.num_train_epochs)) == 0
         if self.save_steps and state.global_step % self.save_steps == 0 and not ends_epoch:
             control.should_save = True
@@ -223,7 +223,7 @@ class RunReporter(TrainerCallback):  # type: ignore[misc]
 
 
 def has_stopped(history: Sequence[Mapping[str, Any]], early_stop: int) -> bool:
-    """Whether the last ``early_stop`` epochs brought no better accuracy."""
+    """Return whether the accuracy did not improve in the last ``early_stop`` epochs."""
     accuracies = [row["eval_accuracy"] for row in history if "eval_accuracy" in row]
     return bool(accuracies) and len(accuracies) - 1 - accuracies.index(max(accuracies)) >= early_stop
 
@@ -242,14 +242,14 @@ def tensorboard_callback(folder: Path) -> TrainerCallback:
 
 
 def _accuracy(evaluation: Any) -> dict[str, float]:
-    """Return the accuracy of an evaluation of the Trainer."""
+    """Return the accuracy in an evaluation by the Trainer."""
     predictions = evaluation.predictions
     logits = predictions[0] if isinstance(predictions, tuple) else predictions
     return {"accuracy": float((logits.argmax(-1) == evaluation.label_ids).mean())}
 
 
 def _optimizer(module: nn.Module, recipe: Recipe, args: Any) -> torch.optim.Optimizer:
-    """Return the optimizer of a recipe, with groups of matrices for Muon, of weights that decay, and of all others."""
+    """Return the optimizer of a recipe, with groups for Muon's matrices, other decaying weights, and the rest."""
     decaying = _decaying_weights(module)
     matrices: set[int] = set()
     if recipe.optimizer == "muon":
@@ -274,7 +274,7 @@ def _optimizer(module: nn.Module, recipe: Recipe, args: Any) -> torch.optim.Opti
 
 
 def _decaying_weights(module: nn.Module) -> set[int]:
-    """Return the ids of the weights of linear layers and convolutions, and of the factors of low-rank ones."""
+    """Return the ids of the weights of linear layers and convolutions, and of the factors of low-rank updates."""
     ids: set[int] = set()
     for child in module.modules():
         if isinstance(child, nn.Linear | nn.Conv2d):

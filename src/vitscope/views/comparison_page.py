@@ -33,9 +33,9 @@ ATTENTION_HEADER = (
     "model", "tuning", "change of attention", "rollouts before and after", "deletion (random)", "insertion (random)",
 )  # fmt: skip
 SUMMARY_NOTE = (
-    "<p>Accuracy on the test images, averaged over seeds, with a 95 % interval: Wilson's for one seed, else a "
-    "bootstrap over test images and seeds. Gain: percentage points over the classifier alone. Trained: number of "
-    "weights that learned, without the classifier's. Seconds are averaged over seeds.</p>"
+    "<p>Accuracy on the test images, averaged over seeds, with a 95 % interval: Wilson's for one seed, otherwise a "
+    "bootstrap over test images and seeds. Gain: percentage points over tuning the classifier alone. Trained: number "
+    "of weights that learned, without the classifier's. Seconds are averaged over seeds.</p>"
 )
 INTERACTION_NOTE = (
     "<p>The interaction is the gain of one model minus the gain of the other, in percentage points. If the interval "
@@ -45,9 +45,9 @@ ATTENTION_NOTE = (
     "<p>Change of attention: total variation between a query's attention before and after tuning, averaged over "
     "layers; 0 is identical, 1 is disjoint. The next columns are based on at most eight test images: the correlation "
     "of the rollouts before and after, and the areas under the curves when patches are deleted (low is good) and "
-    "inserted (high is good) in the order of the rollout, in brackets in a random order. The curves follow the most "
-    "likely class of the model. Before tuning, this is one of its own classes, or the similarity of its features if it "
-    "has none.</p>"
+    "inserted (high is good) in the order of the rollout. The areas for a random order are in brackets. The curves "
+    "follow the most probable class of the model. Before tuning, this is one of its original classes, or the "
+    "similarity of its features if it has no classes.</p>"
 )
 INTERACTION_HEADER = ("tuning", "comparison", "points", "95 % interval")
 
@@ -96,7 +96,7 @@ def write_page(comparison: Comparison, folder: str | Path) -> list[Path]:
     """Write ``report.html`` and the figures, and return their paths.
 
     Raises:
-        SaveError: a file cannot be written; an older one survives.
+        SaveError: a file cannot be written; an older one is not changed.
     """
     folder = Path(folder)
     scenes = _scenes(comparison)
@@ -159,7 +159,7 @@ def _page(comparison: Comparison, scenes: Mapping[str, Scene], images: Mapping[s
     )
     template = Template((resources / "page.html").read_text(encoding="utf-8"))
     return template.substitute(
-        title=escape(f"Tuning on {comparison.data}"),
+        title=escape(f"Fine-tuning on {comparison.data}"),
         note=escape(note),
         style=(resources / "page.css").read_text(encoding="utf-8"),
         body="\n".join(sections),

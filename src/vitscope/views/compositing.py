@@ -16,11 +16,11 @@ WIDTH = 1.95  # inches of an image on the plate: wide enough for the classes und
 MAP_WIDTH = 3.95  # inches of a location map
 TITLE_LENGTH = 27  # letters that fit above an image of the plate
 MAP_COLUMNS = 5  # location maps and curves per row
-EXTREMES = 3  # places shown with the highest outputs, and as many with the lowest
+EXTREMES = 3  # number of places shown with the highest outputs, and with the lowest
 MAP_OPACITY = 0.7
 SETTINGS = (
     ("own", False, "own background"),
-    ("blank", False, "blank"),
+    ("blank", False, "blank background"),
     ("blank", True, "blank, neutral positions"),
 )
 
@@ -28,7 +28,7 @@ Limits = tuple[float, float]
 
 
 def plate(result: Composition) -> Scene:
-    """Return the edited images with their likeliest classes, each above its rollout if rollouts were kept."""
+    """Return the edited images with their most probable classes, each above its rollout if rollouts were kept."""
     indices = on_plate(result)
     columns = math.ceil(len(indices) / math.ceil(len(indices) / COLUMNS))  # avoids a last row of a single image
     rows: list[Row] = []
@@ -39,8 +39,8 @@ def plate(result: Composition) -> Scene:
         rows=rows,
         title=f"Outputs of {result.provenance['model']} for edited images",
         note=(
-            f"objects: {' and '.join(result.objects)}; fill: {parameters['fill']}; changes against the "
-            f"original in {_unit(result)}; {len(indices)} of {len(result)} images"
+            f"objects: {' and '.join(result.objects)}; fill: {parameters['fill']}; changes from the "
+            f"original in {_unit(result)}; {len(indices)} of {len(result)} images shown"
         ),
         caption="colours: each rollout from its lowest to its highest value" if result.rollouts is not None else "",
     )
@@ -63,14 +63,14 @@ def places_and_sizes(results: Sequence[Composition], targets: Sequence[int | str
         prefix = _model_prefix(result, len(results))
         panels: list[AnyPanel] = []
         for location_map in row:
-            title = f"{prefix}{short_label(location_map.target)} by the place of {location_map.provenance['object']}"
+            title = f"{prefix}{short_label(location_map.target)}, by place of {location_map.provenance['object']}"
             panels.append(_map_panel(location_map, limits, title, result))
         rows.append([*panels, *_curves(result, targets, prefix)])
     columns = min(max(*map(len, rows), 2), MAP_COLUMNS)
     return Scene(
         rows=[line for row in rows for line in rows_of(row, columns)],
         title=f"{_noun(results[0])} by place and by size",
-        note="maps: each cell is a centre of the object; grey: it does not fit there; ×: its original centre",
+        note="maps: one cell per place of the object's centre; grey: the object does not fit; ×: its original centre",
         caption=_limits_caption(limits, results[0]) if limits else "",
     )
 
@@ -100,14 +100,14 @@ def controls(results: Sequence[Composition], effects: Sequence[Effect], target: 
         ]
         rows.append(Row(panels, len(panels), MAP_WIDTH))
     return Scene(
-        rows=[*rows, Row([_effect_bars(effects, len(results))], 1, 2 * MAP_WIDTH)],
+        rows=[*rows, Row([_effect_bars(effects, len(results), _noun(result).lower())], 1, 2 * MAP_WIDTH)],
         title=f"Effects of object, place, background and positions on {result.provenance['model']}",
-        note="each object alone; place: at the centre minus at the rim; ×: original centre",
+        note="maps: each object alone; ×: its original centre; place: output at the centre minus output at the rim",
         caption=_limits_caption(limits, result) if limits else "",
     )
 
 
-def _effect_bars(effects: Sequence[Effect], images: int) -> Bars:
+def _effect_bars(effects: Sequence[Effect], images: int, noun: str) -> Bars:
     """Return a bar for each effect, with its interval if there are several images."""
     intervals = [effect.interval for effect in effects if effect.interval is not None]
     confidence = f", {100 * effects[0].confidence:g} % intervals" if effects else ""
@@ -115,7 +115,7 @@ def _effect_bars(effects: Sequence[Effect], images: int) -> Bars:
         [effect.name for effect in effects],
         [effect.mean for effect in effects],
         intervals if len(intervals) == len(effects) else None,
-        f"effects, {images} images{confidence}" if images > 1 else "effects, this image",
+        f"effects on the {noun}, {images} images{confidence}" if images > 1 else f"effects on the {noun}, this image",
     )
 
 
@@ -179,7 +179,7 @@ def _rollout_panel(result: Composition, index: int) -> Panel:
     for name in result.objects:
         if name in visible:
             mass, area = result.rollout_mass(index, name)
-            lines.append(f"{100 * mass:.0f} % on {name} ({100 * area:.0f} % of area)")
+            lines.append(f"{100 * mass:.0f} % on {name} ({100 * area:.0f} % of the area)")
     return Panel(result.view_of(index), result.rollouts[index], "rollout", lines=lines)
 
 
@@ -228,11 +228,11 @@ def _curves(result: Composition, targets: Sequence[int | str | None], prefix: st
         return []
     return [
         Curves(
-            [f"{short_label(curve.target)}, {curve.name} scaled" for curve in curves],
+            [f"{short_label(curve.target)}, by size of {curve.name}" for curve in curves],
             [curve.areas.tolist() for curve in curves],
             [curve.values.tolist() for curve in curves],
             f"{prefix}{_noun(result).lower()} by size",
-            "area of the object, share of the photo",
+            "object's share of the photo area",
             (0.0, 1.0) if result.output == "probability" else None,
             result.output == "probability",
         )

@@ -1,4 +1,4 @@
-"""Rendering of a :class:`Scene` as PNG: a page laid out in inches, every panel in the proportions of its photo."""
+"""Rendering of a :class:`Scene` as PNG: a page laid out in inches, with every panel in the proportions of its photo."""
 
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -206,7 +206,7 @@ def _draw_panel(page: _Page, box: _Box, panel: AnyPanel) -> None:
 
 
 def _draw_image(page: _Page, box: _Box, panel: Panel) -> None:
-    """Draw a photo or map, its outlines, and the lines of text under it."""
+    """Draw a photo or map, its outlines, and the lines of text below it."""
     axes = page.axes(box)
     size = (max(round(box.width * DPI), 2), max(round(box.height * DPI), 2))
     axes.imshow(render(panel, size), interpolation="none", aspect="auto")

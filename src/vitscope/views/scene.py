@@ -30,9 +30,9 @@ class Panel:
         marks: patches as (row, column) of ``regions``, each outlined by a square.
         flat: show every patch as a block of one colour, without interpolation.
         signed: red for positive values (supporting a class), white for zero, blue for negative ones (opposing it).
-        lit: False where the photo is faded.
-        numbers: short texts, at (row, column) of ``regions``.
-        limits: the values at the ends of the colours; by default the lowest and highest of the map.
+        lit: False for parts of the photo that are faded.
+        numbers: short texts as (row, column, text), placed on ``regions``.
+        limits: the values at the ends of the colour scale; by default the lowest and highest of the map.
         lines: written below.
         outline: the colour of outlines and numbers: ``"mark"`` (bright red), ``"plain"`` (black), ``"supports"`` or
             ``"opposes"``.
@@ -96,10 +96,10 @@ class Curves:
     """Lines over a common x axis.
 
     Attributes:
-        names: of the lines; without any, there is no legend.
+        names: of the lines; if all are empty, there is no legend.
         xs, ys: the points of each line.
         x_axis: the title of the x axis.
-        limits: the ends of the y axis; None: from the values.
+        limits: the ends of the y axis; None to derive them from the values.
         percent: the y axis is in percent.
         counted: the x axis has whole numbers; otherwise it has shares on a logarithmic scale.
         series: for each line the number of its colour and marker; by default in order.
@@ -204,15 +204,15 @@ def rollout_panels(rollouts: Sequence[Attribution], *, index: int = 0) -> Scene:
 
 
 def evolution(rollouts: Sequence[Attribution], *, index: int = 0) -> Scene:
-    """Return the photo and the rollout after each block, over the photo."""
+    """Return the photo, and the rollout after each layer over the photo."""
     panels = [Panel(rollouts[0].images[index], title="photo")]
     for rollout in rollouts:
         end = rollout.provenance["parameters"]["end_layer"]
-        panels.append(Panel(rollout.images[index], rollout.values[index].cpu().numpy(), f"after block {end}"))
+        panels.append(Panel(rollout.images[index], rollout.values[index].cpu().numpy(), f"after layer {end}"))
     head_fusion = rollouts[0].provenance["parameters"]["head_fusion"]
     return Scene(
         rows=rows_of(panels, columns_for(len(panels))),
-        title=f"Attention rollout of {rollouts[0].provenance['model']}, block by block",
+        title=f"Attention rollout of {rollouts[0].provenance['model']}, layer by layer",
         note=f"{head_fusion} of heads, {_rollout_options(rollouts[0])}",
     )
 
@@ -261,12 +261,12 @@ def _rollout_options(rollout: Attribution) -> str:
     if parameters["discard_ratio"]:
         options.append(f"lowest {parameters['discard_ratio']:.0%} discarded")
     if parameters["start_layer"]:
-        options.append(f"from block {parameters['start_layer']} on")
+        options.append(f"from layer {parameters['start_layer']} on")
     return ", ".join(options)
 
 
 def columns_for(panels: int) -> int:
-    """Return the number of columns for a number of panels: nearly a square, wider than high."""
+    """Return the number of columns for a number of panels, so that the grid is slightly wider than high."""
     choices = range(1, panels + 1)
     return next(columns for columns in choices if columns * columns >= panels * PANEL_RATIO or columns == panels)
 

@@ -21,13 +21,13 @@ from vitscope.views.scene import (
     short_label,
 )
 
-COUNT = 5  # numbered segments, as many as a reader can keep in mind
+COUNT = 5  # numbered segments of each sign: no more than a reader can keep in mind
 SINGLE_ROW = 4  # panels that still fit next to each other
 MAX_SIDE = 1024  # pixels of a map in a figure: more than a panel can show
 
 
 def supporting_regions(result: SegmentAttribution, *, count: int = COUNT) -> Scene:
-    """Return the weights of all segments, and the segments that support and oppose the two likeliest classes.
+    """Return the weights of all segments, and the segments that support and oppose the two most probable classes.
 
     Args:
         result: of one image.
@@ -138,7 +138,7 @@ def _prediction(result: SegmentAttribution) -> str:
 
 
 def describe_prediction(result: SegmentAttribution) -> str:
-    """Return the model and its output for the explained class, in one line."""
+    """Return the model and its output for the explained class as one line."""
     return f"{result.provenance['model']} sees it: {_prediction(result)}"
 
 

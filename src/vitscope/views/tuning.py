@@ -28,7 +28,7 @@ def data_scene(check: DataCheck) -> Scene:
         Panel(
             _input_image(mean),
             title=_short_label(label),
-            lines=(f"{counts[label][0]:,} to train", f"{counts[label][1]:,} to test"),
+            lines=(f"{counts[label][0]:,} for training", f"{counts[label][1]:,} for testing"),
         )
         for label, mean in list(zip(data.labels, check.means, strict=True))[:MAX_CLASSES]
         if np.isfinite(mean).all()
@@ -37,13 +37,14 @@ def data_scene(check: DataCheck) -> Scene:
     duplicates = _duplicate_panels(check)
     if duplicates:
         rows += [Row(row.panels, row.columns, 1.2) for row in rows_of(duplicates, min(len(duplicates), 8))]
-        leaks = f"{len(check.leaking):,} of the training images are also in the test set, see below"
+        verb = "is" if len(check.leaking) == 1 else "are"
+        leaks = f"{counted(len(check.leaking), 'training image')} {verb} also in the test set (see below)"
     else:
-        leaks = "none are in both"
+        leaks = "no training image is in the test set"
     return Scene(
         rows=rows,
         title=f"{data.name}: the mean image of each class",
-        note=f"{counted(len(data.train), 'image')} to train, {len(data.test):,} to test; {leaks}",
+        note=f"{counted(len(data.train), 'training image')}, {counted(len(data.test), 'test image')}; {leaks}",
         caption="",
     )
 
@@ -58,10 +59,17 @@ def run_scene(tuned: Tuned) -> Scene:
     return Scene(
         rows=[
             Row([losses, accuracies], 2, HALF),
-            Row([_confusion_matrix(np.asarray(record["confusion"]), record["labels"], "test images")], 1, WIDE / 1.6),
+            Row(
+                [_confusion_matrix(np.asarray(record["confusion"]), record["labels"], "confusion matrix, test images")],
+                1,
+                WIDE / 1.6,
+            ),
         ],
-        title=f"{short_name(record['model'])}, {record['tuning']}, on {record['data']}",
-        note=f"test accuracy {record['accuracy']:.1%} ({low:.1%} to {high:.1%}), macro F1 {record['macro_f1']:.3f}",
+        title=f"{short_name(record['model'])}, tuned on {record['data']} ({record['tuning']})",
+        note=(
+            f"test accuracy {record['accuracy']:.1%} (95 % interval {low:.1%} to {high:.1%}), "
+            f"macro F1 {record['macro_f1']:.3f}"
+        ),
         caption="",
     )
 
@@ -84,7 +92,7 @@ def accuracy_scene(comparison: Comparison) -> Scene:
             [summary.gain[0] for summary in with_gain if summary.gain],
             [summary.gain[1] for summary in with_gain if summary.gain],
             [comparison.models.index(summary.model) for summary in with_gain],
-            title=f"gain over {BASE}, percentage points",
+            title=f"gain over {BASE} in percentage points, 95 % intervals",
             signed=True,
         )
         rows.append(Row([gains], 1, WIDE))
@@ -95,13 +103,13 @@ def accuracy_scene(comparison: Comparison) -> Scene:
             [entry.value for entry in interactions],
             [entry.interval for entry in interactions],
             [len(comparison.models)] * len(interactions),
-            title="interaction: how much more the first gains than the second, percentage points",
+            title="interaction: gain of the first minus gain of the second, in percentage points",
             signed=True,
         )
         rows.append(Row([differences], 1, WIDE))
     return Scene(
         rows=rows,
-        title=f"Tuning on {comparison.data}",
+        title=f"Fine-tuning on {comparison.data}",
         note=f"{_describe_seeds(comparison)}, {len(comparison.cells[0].correct):,} test images",
         caption="",
     )
@@ -141,10 +149,10 @@ def curves_scene(comparison: Comparison) -> Scene:
     rows = [Row(row.panels, row.columns, HALF) for group in groups for row in rows_of(group, 2)]
     return Scene(
         rows=rows,
-        title=f"Tuning on {comparison.data}, over time and by layer",
+        title=f"Fine-tuning on {comparison.data}, by epoch and by layer",
         note=(
-            f"{_describe_seeds(comparison)}; change: total variation between a query's attention before and after, 0 "
-            "is identical; one colour per tuning method"
+            f"{_describe_seeds(comparison)}; change: total variation between a query's attention before and after "
+            "tuning (0: identical); colours: tuning methods"
         ),
         caption="",
     )
@@ -190,7 +198,7 @@ def short_name(model: str) -> str:
 
 
 def _duplicate_panels(check: DataCheck) -> list[AnyPanel]:
-    """Return some pairs of duplicates, the training image before the test image."""
+    """Return a panel for each image of some pairs of duplicates, the training image first."""
     data, panels = check.data, list[AnyPanel]()
     pairs = [*check.exact[: MOST_PAIRS // 2], *check.near[: MOST_PAIRS - min(len(check.exact), MOST_PAIRS // 2)]]
     for train, test in pairs:

@@ -68,7 +68,7 @@ def window_heads(trace: Trace, layer: int, *, index: int = 0) -> Scene:
     return Scene(
         rows=rows_of(panels, columns_for(len(panels))),
         title=f"Windows of {_block(trace, step)} of {trace.provenance['model']}",
-        note="red: the windows on the image, and the query in each; colours: the attention of the query",
+        note="red: the windows, and the query in each; maps: attention of the query in each window",
     )
 
 
@@ -85,7 +85,7 @@ def query_heads(trace: Trace, layer: int, query: Query, *, index: int = 0) -> Sc
 
 
 def shift_effect(trace: Trace, layer: int, query: tuple[int, int], *, index: int = 0, heads: int = 4) -> Scene:
-    """Return the attention of one query in a block with regular windows, and below in its shifted partner."""
+    """Return the attention of one query in a block with regular windows, and below it that in the shifted partner."""
     pair = shifted_pair(trace, layer)
     rows = []
     for step in pair:
@@ -123,7 +123,7 @@ def shifted_pair(trace: Trace, layer: int) -> tuple[AttentionStep, AttentionStep
 def block_grid(trace: Trace, query: Query = "readout", *, index: int = 0) -> Scene:
     """Return the mean of heads of every block on its own grid, with its windows; a row for each stage.
 
-    A patch as query is given on the finest grid; in later blocks, the query is the patch that contains it.
+    If the query is a patch, it is given on the finest grid; in later stages, the patch that contains it is used.
     """
 
     def panel(step: AttentionStep) -> Panel:
@@ -135,7 +135,7 @@ def block_grid(trace: Trace, query: Query = "readout", *, index: int = 0) -> Sce
     description = attention if query == "readout" else f"query: {name_of(query)}"
     return Scene(
         rows=_by_stage(trace, panel),
-        title=f"Attention of {trace.provenance['model']}, block by block and stage by stage",
+        title=f"Attention of {trace.provenance['model']}, layer by layer and stage by stage",
         note=f"mean of heads; {description}",
     )
 
@@ -165,7 +165,7 @@ def stage_evolution(trace: Trace, rollouts: Sequence[Attribution], *, index: int
 
 
 def cls_comparison(result: WindowCls, rollout: Attribution | None, layer: int, *, index: int = 0) -> Scene:
-    """Return the attention of a CLS token in every window of one block, next to that of the block and the rollout."""
+    """Return the attention of a CLS token in every window of one block, the block's own attention, and the rollout."""
     trace, step = result.trace, result.trace.step(layer)
     image, regions = trace.images[index], _regions(step)
     top = [
@@ -174,7 +174,7 @@ def cls_comparison(result: WindowCls, rollout: Attribution | None, layer: int, *
     ]
     if rollout is not None:
         mean = _numpy(trace.map(layer, "mean", "readout")[index])
-        top.append(Panel(image, mean, "mean attention of the block", regions=regions, flat=True))
+        top.append(Panel(image, mean, "mean attention of the layer", regions=regions, flat=True))
         top.append(Panel(image, _numpy(rollout.values[index]), "rollout"))
     heads = [
         Panel(image, _numpy(result.map(layer, head)[index]), f"CLS, head {head}", OVERLAY, regions, flat=True)
@@ -183,7 +183,7 @@ def cls_comparison(result: WindowCls, rollout: Attribution | None, layer: int, *
     return Scene(
         rows=[Row(top, len(top)), *rows_of(heads, min(max(len(heads), len(top)), 8))],
         title=f"A CLS token in every window of {_block(trace, step)} of {trace.provenance['model']}",
-        note="each CLS token starts as the mean of its window and attends to it with the block's own weights",
+        note="each CLS token starts as the mean of its window and attends to it with the layer's own weights",
     )
 
 
@@ -197,7 +197,7 @@ def cls_grid(result: WindowCls, *, index: int = 0) -> Scene:
     return Scene(
         rows=_by_stage(trace, panel, [Panel(trace.images[index], title="photo")]),
         title=f"A CLS token in every window of {trace.provenance['model']}",
-        note="mean of heads; each CLS token attends to its window with the block's own weights",
+        note="mean of heads; each CLS token attends to its window with the layer's own weights",
     )
 
 
