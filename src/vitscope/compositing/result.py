@@ -236,7 +236,7 @@ class Composition:
             **self.provenance,
             "method": "location map",
             "object": name,
-            "require_class_index": column,
+            "class_index": column,
             "background": background,
             "positions": "neutral" if neutral else "as they are",
         }

@@ -186,7 +186,7 @@ def _rollout_panel(result: Composition, index: int) -> Panel:
 def _map_panel(location_map: Attribution, limits: Limits | None, title: str, result: Composition) -> Panel:
     """Return a location map over the photo, with a × at the original centre of the object."""
     low, high = float(location_map.values.min()), float(location_map.values.max())
-    original = result.outputs[0, location_map.provenance["require_class_index"]]
+    original = result.outputs[0, location_map.provenance["class_index"]]
     lines = [
         f"{format_output(low, result.output)} to {format_output(high, result.output)}",
         f"original: {format_output(float(original), result.output)}",
