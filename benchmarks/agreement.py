@@ -1,11 +1,12 @@
-"""Measure whether two models attend to the same regions: LIME of both over many photos.
+"""Measure whether two models depend on the same regions: LIME of both for many photos.
 
     python benchmarks/agreement.py photos/*.jpg --models vit-nano,swin-nano     # the table of docs/lime.md
 
-Each photo is segmented by quickshift, and both models explain the class that the first one predicts. Two controls stand
-beside their agreement: that of the first model with itself under another seed (the most that can be expected), and that
-of maps of different photos, each with the next (what any two maps have in common). Photos are resized to 200 × 200
-pixels, so that maps of different photos can be compared. Intervals are 95 % of the mean over photos.
+Each photo is segmented by quickshift, and both models explain the class that the first one predicts. There are two
+controls: the agreement of the first model with itself under another seed (the most that can be expected), and the
+agreement of maps of different photos, each with the next (what any two maps have in common). Photos are resized to 200
+× 200 pixels, so that maps of different photos can be compared. Intervals are 95 % confidence intervals of the mean over
+photos.
 """
 
 import argparse
@@ -27,12 +28,14 @@ def on_photo_of(target: vs.Attribution, result: vs.Attribution) -> vs.Attributio
 
 
 def summary(values: list[float]) -> str:
+    """Return the mean of the values with its 95 % interval."""
     finite = [value for value in values if not np.isnan(value)]
     spread = 1.96 * statistics.stdev(finite) / len(finite) ** 0.5
     return f"{statistics.mean(finite):+.2f} ± {spread:.2f}"
 
 
 def main() -> None:
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", nargs="+", type=Path)
     parser.add_argument("--models", default="vit-nano,swin-nano")
@@ -59,7 +62,7 @@ def main() -> None:
         overlaps = [float(pair.overlap[0, 1]) for pair in pairs]
         print(f"| {name} | {summary(correlations)} | {summary(overlaps)} |")
     chance = statistics.mean(float(pair.chance[0, 1]) for pair in pairs)
-    print(f"\nRegions of this size overlap by chance by {chance:.2f}.")
+    print(f"\nRegions of this size overlap by {chance:.2f} by chance.")
 
 
 if __name__ == "__main__":

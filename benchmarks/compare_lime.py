@@ -5,9 +5,9 @@
 
 Needs ``pip install lime``. The photo is scikit-image's cat, segmented by quickshift with lime's settings; hidden
 segments have their mean colour. Both use the same batch size, and the script checks first that their coefficients are
-equal. "forward passes" runs the model on the same number of prepared images. Quickshift alone, which both methods need,
-is printed first. Times are medians of interleaved rounds; ratios are to the forward passes of the same round. Peak
-memory is that of a fresh process, above its memory after one batch, and is measured over two batches.
+equal. "forward passes" runs the model on the same number of prepared images. The time of quickshift, which both methods
+need, is printed first. Times are medians of interleaved rounds; ratios are to the forward passes of the same round.
+Peak memory is that of a fresh process, above its memory after one batch, and is measured over two batches.
 """
 
 import argparse
@@ -34,18 +34,20 @@ BATCH = 64
 
 
 def loaded(name: str, device: str) -> vs.VisionModel:
+    """Return the model of a row of the table."""
     torch.manual_seed(0)
     return vs.load(MODELS[name], pretrained=name != "vit-b", device=device)
 
 
 def run_forward_passes(model: vs.VisionModel, pixels: Tensor, samples: int) -> None:
+    """Run the model alone on as many images as there are samples."""
     with torch.no_grad(), model.running():
         for start in range(0, samples, BATCH):
             model.logits(pixels[: min(BATCH, samples - start)])
 
 
 def with_lime(model: vs.VisionModel, photo: np.ndarray, samples: int) -> Any:
-    """Run the package as its users do."""
+    """Return the explanation of the package, called as its users do."""
     from lime.lime_image import LimeImageExplainer
 
     def classify(images: np.ndarray) -> np.ndarray:
@@ -60,10 +62,12 @@ def with_lime(model: vs.VisionModel, photo: np.ndarray, samples: int) -> Any:
 
 
 def with_vitscope(model: vs.VisionModel, photo: np.ndarray, samples: int, hide: str = "mean") -> vs.SegmentAttribution:
+    """Return the explanation of vitscope."""
     return vs.lime(model, photo, num_samples=samples, batch_size=BATCH, hide=hide)
 
 
 def methods(model: vs.VisionModel, samples: int) -> dict[str, Callable[[], object]]:
+    """Return the call of each method."""
     photo = skimage.data.chelsea()
     pixels, _ = model.prepare(photo)
     pixels = pixels.repeat(BATCH, 1, 1, 1)
@@ -76,6 +80,7 @@ def methods(model: vs.VisionModel, samples: int) -> dict[str, Callable[[], objec
 
 
 def check_equal(model: vs.VisionModel) -> None:
+    """Check that both explanations have the same coefficients."""
     photo, samples = skimage.data.chelsea(), 120
     theirs, ours = with_lime(model, photo, samples), with_vitscope(model, photo, samples)
     for label in theirs.top_labels:
@@ -87,6 +92,7 @@ def check_equal(model: vs.VisionModel) -> None:
 
 
 def segmentation() -> float:
+    """Return the seconds of quickshift."""
     photo = skimage.data.chelsea()
     (image,) = vs.load("vit-nano").prepare(photo)[1]
     seconds = time_rounds({"quickshift": lambda: segment(photo, "quickshift", image, None)}, "cpu", 3)
@@ -94,6 +100,7 @@ def segmentation() -> float:
 
 
 def peak(name: str, method: str, samples: int, device: str) -> float:
+    """Return the peak memory of a method in MiB, above the memory after one batch."""
     model = loaded(name, device)
     methods(model, BATCH)[method]()
     return_freed()
@@ -101,9 +108,10 @@ def peak(name: str, method: str, samples: int, device: str) -> float:
 
 
 def main() -> None:
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", default=",".join(MODELS))
-    parser.add_argument("--samples", type=int, help="masks; by default 1,000, for vit-b 256")
+    parser.add_argument("--samples", type=int, help="number of masks; by default 1,000, or 256 for vit-b")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--peak", nargs=2, metavar=("MODEL", "METHOD"), help=argparse.SUPPRESS)

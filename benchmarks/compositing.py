@@ -32,17 +32,20 @@ BOX = (105, 20, 180, 200)  # left, top, width, height
 
 
 def loaded(name: str, device: str) -> vs.VisionModel:
+    """Return the model of a row of the table."""
     torch.manual_seed(0)
     return vs.load(MODELS[name], pretrained=name != "vit-b", device=device)
 
 
 def run_forward_passes(model: vs.VisionModel, pixels: Tensor, count: int) -> None:
+    """Run the model alone on as many images as the test has."""
     with torch.no_grad(), model.running():
         for start in range(0, count, BATCH):
             model.logits(pixels[: min(BATCH, count - start)])
 
 
 def with_vitscope(model: vs.VisionModel, side: int, attention: bool = False) -> np.ndarray:
+    """Return vitscope's predictions (image, class) of the location test."""
     result = vs.compose(
         model,
         skimage.data.chelsea(),
@@ -58,7 +61,7 @@ def with_vitscope(model: vs.VisionModel, side: int, attention: bool = False) -> 
 
 
 def pasted(side: int) -> list[Image.Image]:
-    """Return every image of the test, pasted without a library."""
+    """Return every image of the test, pasted with Pillow alone."""
     photo = skimage.data.chelsea()
     left, top, width, height = BOX
     background, hole = photo.copy(), np.zeros(photo.shape[:2], dtype=bool)
@@ -79,6 +82,7 @@ def pasted(side: int) -> list[Image.Image]:
 
 
 def by_hand(model: vs.VisionModel, side: int, batch: int) -> np.ndarray:
+    """Return the predictions (image, class) of the images that were pasted without vitscope."""
     images, predictions = pasted(side), []
     with torch.no_grad(), model.running():
         for start in range(0, len(images), batch):
@@ -88,6 +92,7 @@ def by_hand(model: vs.VisionModel, side: int, batch: int) -> np.ndarray:
 
 
 def methods(model: vs.VisionModel, side: int) -> dict[str, Callable[[], object]]:
+    """Return the call of each method."""
     pixels, _ = model.prepare(skimage.data.chelsea())
     return {
         "forward passes": partial(run_forward_passes, model, pixels.repeat(BATCH, 1, 1, 1), side * side),
@@ -99,11 +104,13 @@ def methods(model: vs.VisionModel, side: int) -> dict[str, Callable[[], object]]
 
 
 def check_equal(model: vs.VisionModel) -> None:
+    """Check that both ways give the same predictions."""
     difference = np.abs(by_hand(model, 3, 9) - with_vitscope(model, 3)).max()
     assert difference <= 1e-5, f"the predictions differ by {difference}"
 
 
 def peak(name: str, method: str, side: int, device: str) -> float:
+    """Return the peak memory of a method in MiB, above the memory after a run of four positions."""
     model = loaded(name, device)
     methods(model, 2)[method]()
     return_freed()
@@ -111,9 +118,10 @@ def peak(name: str, method: str, side: int, device: str) -> float:
 
 
 def main() -> None:
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", default=",".join(MODELS))
-    parser.add_argument("--places", type=int, help="per side; by default 20, for vit-b 8")
+    parser.add_argument("--places", type=int, help="places per side; by default 20, or 8 for vit-b")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--peak", nargs=2, metavar=("MODEL", "METHOD"), help=argparse.SUPPRESS)

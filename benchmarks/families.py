@@ -1,11 +1,11 @@
-"""Show which families vitscope supports, and what it says about the others.
+"""Show which model families vitscope supports, and its message for the others.
 
     python benchmarks/families.py [LIBRARY …] [--only TEXT]
 
-Every family is built with random weights, loaded, captured and rolled out. Verdicts: *rollout* (attention, grid,
-readout and rollout), *attention* (maps only, with the reason), *refused* (with the one-line error), *not built* (this
-version of the library cannot build it), *CRASH* (an error that is not vitscope's own, which is a fault). Libraries that
-are not installed are skipped.
+Every family is built with random weights, then loaded and captured, and its rollout is computed. Verdicts: *rollout*
+(attention, grid, readout and rollout), *attention* (maps only, with the reason), *refused* (with the one-line error),
+*not built* (this version of the library cannot build it), *CRASH* (an error that vitscope did not raise on purpose,
+which is a bug). Libraries that are not installed are skipped.
 """
 
 import argparse
@@ -52,6 +52,7 @@ def verdict(family: Family) -> tuple[str, str]:
 
 
 def main() -> None:
+    """Print a row for each family, and the totals."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("libraries", nargs="*", default=LIBRARIES, help="libraries; all by default")
     parser.add_argument("--only", default="", help="families whose name contains this text")

@@ -1,4 +1,4 @@
-"""The families that families.py builds: how each is made with random weights, and the size of its input."""
+"""The model families of families.py: how to build each with random weights, and the size of its input."""
 
 import importlib
 from collections.abc import Callable, Iterator
@@ -35,7 +35,14 @@ VIT: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Family:
-    """One family of models."""
+    """A family of models.
+
+    Attributes:
+        library: name of the package that defines it.
+        name: name of the architecture or class.
+        build: builds the model with random weights.
+        size: height and width of the input in pixels.
+    """
 
     library: str
     name: str
@@ -43,7 +50,7 @@ class Family:
     size: int
 
 
-# Names of timm, at 224 pixels if nothing else is said.
+# Names of timm models, with the size of the input after a colon; 224 pixels without one.
 TIMM = """
 vit_tiny_patch16_224 vit_base_patch16_gap_224 vit_xsmall_patch16_clip_224 vit_base_patch16_xp_224
 vit_small_patch16_36x1_224 vit_medium_patch16_reg4_gap_256:256 vit_pwee_patch16_reg1_gap_256:256
@@ -164,7 +171,7 @@ TRANSFORMERS: list[tuple[str, str, int, dict[str, Any]]] = [
     ),
 ]
 
-# Modules and classes of vit_pytorch, with the size of the input and what differs from VIT.
+# Modules and classes of vit_pytorch, with the size of the input and the arguments.
 VIT_PYTORCH: list[tuple[str, str, int, dict[str, Any]]] = [
     ("vit", "ViT", 32, VIT),
     ("simple_vit", "SimpleViT", 32, VIT),
@@ -188,7 +195,7 @@ OPEN_CLIP = ("ViT-B-32", "coca_ViT-B-32", "RN50")
 
 
 def families(library: str) -> Iterator[Family]:
-    """Every family of a library."""
+    """Yield every family of a library."""
     if library == "timm":
         for entry in TIMM.split():
             name, _, size = entry.partition(":")

@@ -1,4 +1,4 @@
-"""What the benchmarks measure with: times of interleaved rounds, and peak memory above what is held."""
+"""Measurements for the benchmarks: times of interleaved rounds, and peak memory above the memory in use before."""
 
 import ctypes
 import json
@@ -15,6 +15,7 @@ import torch
 
 
 def timed(call: Callable[[], object], device: str) -> float:
+    """Return the seconds of a call."""
     if device != "cpu":
         torch.cuda.synchronize()
     start = time.perf_counter()
@@ -25,7 +26,7 @@ def timed(call: Callable[[], object], device: str) -> float:
 
 
 def time_rounds(calls: Mapping[str, Callable[[], object]], device: str, rounds: int) -> dict[str, list[float]]:
-    """Seconds of each call in each round; a round runs every call once."""
+    """Return the seconds of each call in each round; a round runs every call once."""
     seconds: dict[str, list[float]] = {method: [] for method in calls}
     for _ in range(rounds + 1):
         for method, call in calls.items():
@@ -34,12 +35,12 @@ def time_rounds(calls: Mapping[str, Callable[[], object]], device: str, rounds: 
 
 
 def median_ratio(times: Sequence[float], references: Sequence[float]) -> float:
-    """The median over rounds of one call's time over another's in the same round."""
+    """Return the median over rounds of the ratio of two calls' times in the same round."""
     return statistics.median(time / reference for time, reference in zip(times, references, strict=True))
 
 
 def anonymous_mebibytes() -> float:
-    """What this process holds itself; pages of libraries come and go with the system's needs and do not count."""
+    """Return the anonymous memory of this process in MiB, without pages of libraries, which the system may drop."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("RssAnon"):
             return int(line.split()[1]) / 1024
@@ -47,12 +48,12 @@ def anonymous_mebibytes() -> float:
 
 
 def return_freed() -> None:
-    """Give the system back what malloc keeps of freed memory, or a call would fill that first and seem to need less."""
+    """Give freed memory back to the system; otherwise a call would reuse it and seem to need less."""
     ctypes.CDLL(None).malloc_trim(0)
 
 
 def peak_above_loaded(call: Callable[[], object]) -> float:
-    """MiB of the peak while ``call`` runs, above what is held before it; looked at every two milliseconds."""
+    """Return the peak memory of a call in MiB, above the memory in use before it, sampled every two milliseconds."""
     before = anonymous_mebibytes()
     peak, done = before, threading.Event()
 
@@ -72,7 +73,7 @@ def peak_above_loaded(call: Callable[[], object]) -> float:
 
 
 def peak_mebibytes(call: Callable[[], object], device: str) -> float:
-    """The peak while ``call`` runs above what is held before it: of this process, or of the device's allocations."""
+    """Return the peak memory of a call in MiB, above the memory in use before it: of this process, or of the GPU."""
     if device == "cpu":
         return peak_above_loaded(call)
     torch.cuda.synchronize()
@@ -83,12 +84,12 @@ def peak_mebibytes(call: Callable[[], object], device: str) -> float:
 
 
 def in_fresh_process(script: str, *arguments: str, large_blocks_mapped: bool = False) -> float:
-    """The number that ``script`` prints last, run with ``arguments`` in a process of its own.
+    """Return the number that a script prints last, run with ``arguments`` in a process of its own.
 
-    ``large_blocks_mapped`` keeps blocks of 128 KiB and more off malloc's heap, whose holes come and go by chance and
-    move a peak by a fifth from run to run.
+    ``large_blocks_mapped`` keeps blocks of 128 KiB and more off malloc's heap, whose random fragmentation changes a
+    peak by a fifth from run to run.
     """
     environment = {"MALLOC_MMAP_THRESHOLD_": str(1 << 17)} if large_blocks_mapped else {}
     command = [sys.executable, script, *arguments]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env={**os.environ, **environment})
-    return float(json.loads(done.stdout.splitlines()[-1]))
+    process = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env={**os.environ, **environment})
+    return float(json.loads(process.stdout.splitlines()[-1]))

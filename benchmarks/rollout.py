@@ -1,9 +1,9 @@
-"""Rollout of ViT-B/16 (random weights): a plain forward pass, vitscope, and the usual eager attention, in one run.
+"""Compare rollouts of ViT-B/16 (random weights): a plain forward pass, vitscope, and the usual eager attention.
 
     python benchmarks/rollout.py                      # the table of docs/performance.md
     python benchmarks/rollout.py --device cuda --dtype bfloat16
 
-"eager" is the forward pass that returns every attention map, and then the product of the matrices (A + I, rows
+"eager" is a forward pass that returns every attention map, followed by the product of the matrices (A + I, rows
 normalised). With discard, ``topk`` sets the lowest 90 % of each fused map to zero, as the widely copied code does.
 Times are medians of interleaved rounds; ratios are to the plain forward pass of the same round. Peak memory is that of
 a fresh process, above its memory after loading model and input.
@@ -25,7 +25,7 @@ METHODS = ("plain", "vitscope", "vitscope discard", "eager", "eager discard")
 
 
 def eager_rollout(module: torch.nn.Module, pixels: Tensor, discard: float) -> Tensor:
-    """Multiply all maps; correct for batches, otherwise as commonly written."""
+    """Return the rollout as a product of all maps: correct for batches, otherwise as commonly written."""
     module.set_attn_implementation("eager")
     with torch.no_grad():
         maps = module(pixel_values=pixels, output_attentions=True, interpolate_pos_encoding=True).attentions
@@ -45,6 +45,8 @@ def eager_rollout(module: torch.nn.Module, pixels: Tensor, discard: float) -> Te
 
 
 def methods(model: vs.VisionModel, pixels: Tensor) -> dict[str, Callable[[], object]]:
+    """Return the call of each method."""
+
     def plain() -> None:
         with torch.no_grad():
             model.forward(pixels)
@@ -59,6 +61,7 @@ def methods(model: vs.VisionModel, pixels: Tensor) -> dict[str, Callable[[], obj
 
 
 def prepare(size: str, device: str, dtype: str) -> dict[str, Callable[[], object]]:
+    """Return the call of each method for a new model and input."""
     batch, pixels = SIZES[size]
     torch.manual_seed(0)
     model = vs.load("vit", pretrained=False, device=device, dtype=dtype, image_size=pixels)
@@ -66,13 +69,15 @@ def prepare(size: str, device: str, dtype: str) -> dict[str, Callable[[], object
 
 
 def child(size: str, method: str, device: str, dtype: str) -> None:
+    """Print the peak memory of a method in MiB."""
     call = prepare(size, device, dtype)[method]
     if device == "cpu":
-        prepare("197", device, dtype)["plain"]()  # libraries, thread pools and scratch space count for no method
+        prepare("197", device, dtype)["plain"]()  # so that libraries and thread pools are not attributed to a method
     print(json.dumps(peak_mebibytes(call, device)))
 
 
 def main() -> None:
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--rounds", type=int, default=7)

@@ -1,9 +1,9 @@
-"""Measure how many samples LIME needs until its seeds agree: lime's own sampling, paired masks and GLIME.
+"""Measure the number of samples after which LIME's seeds agree: lime's own sampling, paired masks and GLIME.
 
-    python benchmarks/stability.py photos/*.jpg --model vit-nano             # the table of docs/lime.md
-    python benchmarks/stability.py photos/*.jpg --model vit-nano --auto      # the other one
+    python benchmarks/stability.py photos/*.jpg --model vit-nano             # the first table of docs/lime.md
+    python benchmarks/stability.py photos/*.jpg --model vit-nano --auto      # the table of the stopping rule
 
-For each photo and kind of sampling, ten seeds draw up to 4,000 masks. "same top five from" is the smallest number of
+For each photo and kind of sampling, ten seeds draw 4,000 masks. "same top five from" is the smallest number of
 samples from which on all seeds have the same top five segments, at every larger number tested. "overlap" is the share
 of the top five that two seeds have in common, "deviation" the standard deviation of a coefficient over seeds as a share
 of the largest coefficient, both at 1,000 samples. Photos are resized to 200 pixels and segmented by quickshift. With
@@ -24,31 +24,34 @@ from vitscope.methods.lime import Plan
 from vitscope.perturb import MaskedModel, PerturbationOptions
 from vitscope.perturb.rendering import subjects
 
-SEEDS, MOST, TOP = range(10), 4000, 5
+SEEDS, MAX_SAMPLES, TOP = range(10), 4000, 5
 LOOKS = (250, 500, 750, 1000, 1500, 2000, 3000, 4000)
 AT = 1000
 SAMPLINGS = ("lime", "paired", "glime")
 
 
 def shrunk(path: Path) -> Image.Image:
+    """Return a photo of at most 200 × 200 pixels."""
     photo = Image.open(path).convert("RGB")
     photo.thumbnail((200, 200))
     return photo
 
 
 def top(weights: np.ndarray) -> frozenset[int]:
+    """Return the segments with the five largest weights."""
     return frozenset(np.argsort(-weights, kind="stable")[:TOP].tolist())
 
 
 def coefficients(masked_model: MaskedModel, sampling: str, seed: int) -> dict[int, np.ndarray]:
     """Return the target's coefficients at each number of samples; smaller samples are prefixes of larger ones."""
-    plan = Plan.checked(num_samples=MOST, sampling=sampling, seed=seed)
-    rows = plan.sampler(masked_model.segments.count).draw(MOST)
-    answers = masked_model.evaluate(masked_model.masks(rows), masked_model.likeliest(1)).outputs
-    return {look: plan.fitted(rows[:look], answers[:look]).weights[0] for look in LOOKS}
+    plan = Plan.checked(num_samples=MAX_SAMPLES, sampling=sampling, seed=seed)
+    rows = plan.sampler(masked_model.segments.count).draw(MAX_SAMPLES)
+    outputs = masked_model.evaluate(masked_model.masks(rows), masked_model.likeliest(1)).outputs
+    return {look: plan.fitted(rows[:look], outputs[:look]).weights[0] for look in LOOKS}
 
 
 def samples_needed(runs: list[dict[int, np.ndarray]]) -> int | None:
+    """Return the number of samples from which on all runs have the same top five; None if they never do."""
     agreed = [look for look in LOOKS if len({top(run[look]) for run in runs}) == 1]
     needed = None
     for look in reversed(LOOKS):
@@ -59,10 +62,12 @@ def samples_needed(runs: list[dict[int, np.ndarray]]) -> int | None:
 
 
 def overlap(tops: list[frozenset[int]]) -> float:
+    """Return the mean share of the top five that two runs have in common."""
     return statistics.mean(len(first & second) / TOP for first, second in itertools.combinations(tops, 2))
 
 
 def compare(model: vs.VisionModel, paths: list[Path]) -> None:
+    """Print the table of the kinds of sampling."""
     print("| photo | segments | sampling | same top five from | overlap | deviation |\n|---|---|---|---|---|---|")
     for path in paths:
         (subject,) = subjects(model, shrunk(path))
@@ -74,13 +79,14 @@ def compare(model: vs.VisionModel, paths: list[Path]) -> None:
             deviation = weights.std(0, ddof=1).mean() / np.abs(weights.mean(0)).max()
             print(
                 f"| {path.stem} | {masked_model.segments.count} | {sampling} | "
-                f"{f'{needed:,}' if needed else f'more than {MOST:,}'} | "
+                f"{f'{needed:,}' if needed else f'more than {MAX_SAMPLES:,}'} | "
                 f"{overlap([top(row) for row in weights]):.2f} | {deviation:.3f} |",
                 flush=True,
             )
 
 
 def automatic(model: vs.VisionModel, paths: list[Path]) -> None:
+    """Print the table of the stopping rule."""
     print(
         "| photo | samples, median | minimum | maximum | stable | overlap of the top five |\n|---|---|---|---|---|---|"
     )
@@ -99,6 +105,7 @@ def automatic(model: vs.VisionModel, paths: list[Path]) -> None:
 
 
 def main() -> None:
+    """Print one of the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", nargs="+", type=Path)
     parser.add_argument("--model", default="vit-nano")

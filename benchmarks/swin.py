@@ -1,13 +1,12 @@
-"""Rollout of Swin-T (random weights) in three libraries: a plain forward pass, vitscope, and dense matrices, in one
-run.
+"""Compare rollouts of Swin-T (random weights) of three libraries: a plain forward pass, vitscope, dense matrices.
 
     python benchmarks/swin.py                         # the table of docs/performance.md
     python benchmarks/swin.py --device cuda --dtype bfloat16
 
-"dense" is the rollout without the fold: each block's windows in one matrix of all its tokens, mean over heads, A + I
-with rows normalised, merging as a matrix of quarters, and the product from the last block to the first, which keeps it
-at 49 rows. One block is dense at a time; at 896 px a single head would need 9 GiB. The script checks first that it
-agrees with vitscope's rollout to a relative error of 1e-4.
+"dense" is the rollout without the fold. The windows of a block form one matrix A over all of its tokens, averaged over
+heads; A + I has normalised rows; merging is a matrix of quarters. The product runs from the last block to the first, so
+it has only 49 rows. One block is dense at a time: at 896 px a single head would need 9 GiB. The script checks first
+that it agrees with vitscope's rollout to a relative error of 1e-4.
 
 Noise is added to all weights: with the library's initialisation, attention is so uniform that any grouping of tokens
 would agree. Times are medians of interleaved rounds; ratios are to the plain forward pass of the same round. Peak
@@ -36,7 +35,7 @@ NOISE = 0.1
 
 
 def dense_rollout(trace: vs.Trace) -> Tensor:
-    """(batch, token): the rollout as a product of matrices over all tokens of each block."""
+    """Return the rollout (batch, token) as a product of matrices over all tokens of each block."""
     product = None
     for layer in reversed(range(trace.num_layers)):
         grid = trace.step(layer).require_grid()
@@ -49,18 +48,20 @@ def dense_rollout(trace: vs.Trace) -> Tensor:
 
 
 def dense_step(trace: vs.Trace, layer: int) -> Tensor:
+    """Return A + I of a block with normalised rows, (batch, token, token)."""
     fused = trace.attention(layer).mean(1)
     step = fused + torch.eye(fused.shape[-1], device=fused.device)
     return step / step.sum(-1, keepdim=True)
 
 
 def dense_merging(grid: vs.Grid, device: torch.device) -> Tensor:
-    """(coarse, fine): each token of half the grid is a quarter of each of its 2 × 2 parts."""
+    """Return the matrix (coarse, fine) of merging: a coarse token is a quarter of each of its four fine tokens."""
     rows, columns = (torch.eye(side // 2, device=device) / 2 for side in (grid.height, grid.width))
     return torch.kron(rows.repeat_interleave(2, dim=1), columns.repeat_interleave(2, dim=1))
 
 
 def check_dense(model: vs.VisionModel, pixels: Tensor) -> None:
+    """Check that vitscope's rollout agrees with the dense one."""
     trace = vs.capture(model, pixels)
     dense = dense_rollout(trace)
     assert dense.std() > 0.1 * dense.mean(), "attention is too even for an agreement to mean anything"
@@ -70,6 +71,7 @@ def check_dense(model: vs.VisionModel, pixels: Tensor) -> None:
 
 
 def prepare(library: str, size: str, device: str, dtype: str) -> tuple[vs.VisionModel, Tensor]:
+    """Return the model, with noise added to its weights, and the input."""
     batch, side = INPUTS[size]
     torch.manual_seed(0)
     model = vs.load(LIBRARIES[library], pretrained=False, device=device, dtype=dtype, image_size=side)
@@ -80,6 +82,8 @@ def prepare(library: str, size: str, device: str, dtype: str) -> tuple[vs.Vision
 
 
 def methods(model: vs.VisionModel, pixels: Tensor, size: str) -> dict[str, Callable[[], object]]:
+    """Return the call of each method."""
+
     def plain() -> None:
         with torch.no_grad():
             model.forward(pixels)
@@ -97,14 +101,16 @@ def methods(model: vs.VisionModel, pixels: Tensor, size: str) -> dict[str, Calla
 
 
 def child(library: str, size: str, method: str, device: str, dtype: str) -> None:
+    """Print the peak memory of a method in MiB."""
     calls = methods(*prepare(library, size, device, dtype), size)
-    calls["plain"]()  # libraries, thread pools and scratch space count for no method
+    calls["plain"]()  # so that libraries and thread pools are not attributed to a method
     if device == "cpu":
         return_freed()
     print(json.dumps(peak_mebibytes(calls[method], device)))
 
 
 def print_rows(library: str, size: str, args: argparse.Namespace) -> None:
+    """Print the rows of a library and input."""
     model, pixels = prepare(library, size, args.device, args.dtype)
     if size == DENSE_INPUT:
         check_dense(model, pixels)
@@ -124,6 +130,7 @@ def print_rows(library: str, size: str, args: argparse.Namespace) -> None:
 
 
 def main() -> None:
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--libraries", nargs="+", choices=LIBRARIES, default=list(LIBRARIES))
     parser.add_argument("--inputs", nargs="+", choices=INPUTS, default=list(INPUTS))

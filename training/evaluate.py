@@ -1,4 +1,4 @@
-"""A bundled model's accuracy on CIFAR-10's 10,000 test images, through vitscope's own preprocessing.
+"""Measure a model's accuracy on CIFAR-10's 10,000 test images, with vitscope's preprocessing.
 
 python training/evaluate.py --model swin-nano
 """
@@ -11,6 +11,7 @@ import vitscope as vs
 
 
 def main() -> None:
+    """Print the accuracy per class and over all images."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="vit-nano")
     args = parser.parse_args()

@@ -1,4 +1,4 @@
-"""An untrained model as a transformers folder, with CIFAR-10's preprocessing."""
+"""Save an untrained model as a transformers folder, with the preprocessing of CIFAR-10."""
 
 from pathlib import Path
 
@@ -9,6 +9,7 @@ STD = [0.2470, 0.2435, 0.2616]
 
 
 def save_start(model: PreTrainedModel, out: Path) -> None:
+    """Write a model and its image processor to a folder."""
     model.save_pretrained(out)
     ViTImageProcessorPil(size={"height": 32, "width": 32}, image_mean=MEAN, image_std=STD, resample=3).save_pretrained(
         out

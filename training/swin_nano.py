@@ -1,11 +1,11 @@
-"""Where swin-nano starts: a transformers Swin for CIFAR-10, made for a CPU, written as a folder.
+"""Write the untrained swin-nano: a transformers Swin for CIFAR-10 that can be trained on a CPU.
 
     python training/swin_nano.py start/swin-nano
     vitscope finetune cifar10 --model start/swin-nano --tuning full --recipe training/swin-nano.toml --out out/swin-nano
 
 Patches of 2 × 2 pixels, windows of 4 × 4 tokens, three stages on 16 × 16, 8 × 8 and 4 × 4 tokens; the blocks of the
-first two stages alternate between plain and shifted windows, those of the last see everything. Each head starts with a
-relative position bias that prefers one neighbour, as a convolution does, and is free to leave it.
+first two stages alternate between plain and shifted windows; in the last stage one window covers the grid. Each head
+starts with a relative position bias that prefers one neighbour, as a convolution does. Training is free to change it.
 """
 
 import argparse
@@ -21,6 +21,7 @@ NEIGHBOURS = [(dy, dx) for dy in (0, -1, 1) for dx in (0, -1, 1)]
 
 
 def build_model(embed_dim: int, depths: list[int], heads: list[int], mlp_ratio: float) -> SwinForImageClassification:
+    """Return a Swin for images of 32 × 32 pixels, with the library's initialisation."""
     config = SwinConfig(
         image_size=32,
         patch_size=2,
@@ -36,7 +37,7 @@ def build_model(embed_dim: int, depths: list[int], heads: list[int], mlp_ratio: 
 
 @torch.no_grad()
 def start_as_convolution(model: SwinForImageClassification) -> None:
-    """Every head starts by looking at one of the nine 3×3 neighbours, softly, and at content hardly at all."""
+    """Initialise every head to prefer one of the nine 3×3 neighbours mildly, almost regardless of content."""
     nn.init.orthogonal_(model.swin.embeddings.patch_embeddings.projection.weight.flatten(1))
     size = model.config.window_size
     steps = torch.arange(-(size - 1), size)
@@ -60,13 +61,14 @@ def start_as_convolution(model: SwinForImageClassification) -> None:
 
 
 def main() -> None:
+    """Write the model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="the transformers folder to write")
     parser.add_argument("--embed-dim", type=int, default=64)
     parser.add_argument("--depths", type=int, nargs="+", default=[2, 4, 2])
     parser.add_argument("--heads", type=int, nargs="+", default=[4, 8, 16])
     parser.add_argument("--mlp-ratio", type=float, default=2.0)
-    parser.add_argument("--plain-start", action="store_true", help="the library's own initialisation")
+    parser.add_argument("--plain-start", action="store_true", help="keep the library's own initialisation")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.manual_seed(args.seed)

@@ -1,12 +1,11 @@
-"""Where vit-nano starts: a plain transformers ViT for CIFAR-10, made for two CPU cores, written as a folder.
+"""Write the untrained vit-nano: a plain transformers ViT for CIFAR-10 that can be trained on a CPU.
 
     python training/vit_nano.py start/vit-nano
     vitscope finetune cifar10 --model start/vit-nano --tuning full --recipe training/vit-nano.toml --out out/vit-nano
 
-Heads start as a convolution. Sixteen dimensions of the residual stream carry sines and cosines of the patch position;
-nine heads of each block start with a query that is the position moved by one of the nine 3×3 offsets, so attention
-starts as a 3×3 neighbourhood and is free to leave it (the idea of Zheng et al., 2024, arXiv 2404.01139, here by Fourier
-features).
+Heads start as a convolution, an idea of Zheng et al., 2024 (arXiv 2404.01139), here with Fourier features: sixteen
+dimensions of the residual stream hold sines and cosines of the patch position, and in nine heads of each block the
+query is the position shifted by one of the nine 3×3 offsets. Training is free to change this.
 """
 
 import argparse
@@ -19,12 +18,13 @@ from torch import Tensor, nn
 from transformers import ViTConfig, ViTForImageClassification
 
 POSITION_DIMS = 16  # sine and cosine of four frequencies on two axes
-FREQUENCIES = (0.4, 0.9, 1.6, 2.6)  # radians a patch: their cosines add up at distance 0 only
-SHARPNESS = 5.0  # how many logits the wanted neighbour starts ahead of the others
+FREQUENCIES = (0.4, 0.9, 1.6, 2.6)  # radians per patch: the cosines add up at distance 0 only
+SHARPNESS = 5.0  # initial lead of the preferred neighbour over the others, in logits
 OFFSETS = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
 
 
 def build_model(hidden_size: int, layers: int, heads: int, mlp_ratio: int) -> ViTForImageClassification:
+    """Return a ViT for images of 32 × 32 pixels, with the library's initialisation."""
     config = ViTConfig(
         hidden_size=hidden_size,
         num_hidden_layers=layers,
@@ -37,7 +37,7 @@ def build_model(hidden_size: int, layers: int, heads: int, mlp_ratio: int) -> Vi
 
 
 def position_features(grid: int) -> Tensor:
-    """(grid², 16): for each axis and frequency the pair (cos, sin) of the patch's position."""
+    """Return (grid², 16): for each axis and frequency the pair (cos, sin) of the patch's position."""
     y, x = torch.meshgrid(torch.arange(grid), torch.arange(grid), indexing="ij")
     features = []
     for axis in (y.flatten(), x.flatten()):
@@ -47,7 +47,7 @@ def position_features(grid: int) -> Tensor:
 
 
 def shift_matrix(dy: int, dx: int) -> Tensor:
-    """(16, 16): turns the features of position p into those of p + (dy, dx)."""
+    """Return the matrix (16, 16) that turns the features of position p into those of p + (dy, dx)."""
     turn = torch.zeros(POSITION_DIMS, POSITION_DIMS)
     place = 0
     for step in (dy, dx):
@@ -61,7 +61,7 @@ def shift_matrix(dy: int, dx: int) -> Tensor:
 
 @torch.no_grad()
 def start_as_convolution(model: ViTForImageClassification) -> None:
-    """Position in the first 16 dimensions of the stream, 3×3 neighbourhoods in the first nine heads."""
+    """Initialise the first 16 dimensions to the position, and the first nine heads to the 3×3 neighbours."""
     config = model.config
     head_dim = config.hidden_size // config.num_attention_heads
     embeddings = model.vit.embeddings
@@ -73,7 +73,7 @@ def start_as_convolution(model: ViTForImageClassification) -> None:
     projection = embeddings.patch_embeddings.projection
     nn.init.orthogonal_(projection.weight.view(config.hidden_size, -1), gain=1.0)
     projection.weight[:POSITION_DIMS] = 0
-    # After the LayerNorm a position pair has about length one, four pairs agree on each axis.
+    # After the LayerNorm a position pair has about length one, and four pairs agree on each axis.
     gain = math.sqrt(SHARPNESS * math.sqrt(head_dim) / 4)
     for layer in model.vit.layers:
         attention = layer.attention
@@ -89,19 +89,20 @@ def start_as_convolution(model: ViTForImageClassification) -> None:
         nn.init.orthogonal_(attention.o_proj.weight, gain=0.5)
         nn.init.orthogonal_(layer.mlp.fc1.weight)
         nn.init.orthogonal_(layer.mlp.fc2.weight, gain=0.3)
-        # Nothing writes over the position at the start.
+        # At the start, no layer overwrites the position.
         attention.o_proj.weight[:POSITION_DIMS] = 0
         layer.mlp.fc2.weight[:POSITION_DIMS] = 0
 
 
 def main() -> None:
+    """Write the model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="the transformers folder to write")
     parser.add_argument("--hidden-size", type=int, default=192)
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--heads", type=int, default=12)
     parser.add_argument("--mlp-ratio", type=int, default=2)
-    parser.add_argument("--plain-start", action="store_true", help="the library's own initialisation")
+    parser.add_argument("--plain-start", action="store_true", help="keep the library's own initialisation")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.manual_seed(args.seed)

@@ -91,6 +91,9 @@ BRING: dict[str, Callable[[], dict[str, Any]]] = {
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name)
 @pytest.mark.filterwarnings("ignore::vitscope.errors.VitscopeWarning")
+# peft asks transformers for an attribute of an older name.
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_the_python_of_a_page_runs(
     page: Path, chelsea: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
