@@ -97,6 +97,7 @@ def test_there_are_no_import_cycles() -> None:
     assert set(INNER) <= set(order)
 
 
+@pytest.mark.slow
 def test_an_optional_library_is_imported_by_one_module() -> None:
     for library, owner in OWNERS.items():
         users = {name for name in MODULES for other in imported(name) if other.partition(".")[0] == library}

@@ -253,6 +253,7 @@ NOT_ATTENTION: dict[str, tuple[Callable[[], nn.Module], int, str]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", NOT_ATTENTION.values(), ids=NOT_ATTENTION)
 def test_weights_that_do_not_multiply_the_values_are_refused(case: tuple[Any, ...]) -> None:
     build, size, message = case

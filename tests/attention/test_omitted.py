@@ -48,6 +48,7 @@ OMITTING: dict[str, tuple[Callable[[], nn.Module], int, int, int, OmittedCall]] 
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", OMITTING.values(), ids=OMITTING)
 def test_omitted_calls_raise_a_single_warning(case: Any) -> None:
     build, size, num_blocks, count, first = case
@@ -188,6 +189,7 @@ def test_windows_of_segment_anything_are_not_heads() -> None:
     torch.testing.assert_close(trace.steps[0].weights().flatten(0, 1), returned[0].reshape(8, 4, 16, 16))
 
 
+@pytest.mark.slow
 def test_windows_of_hiera_are_not_heads() -> None:
     torch.manual_seed(0)
     module = timm.create_model("hiera_tiny_224", pretrained=False).eval()

@@ -338,6 +338,7 @@ def heads_in_batch_biased(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return sdpa(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), attn_mask=bias).view_as(q)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize(
     "attend", [sdpa, explicit, heads_in_batch, heads_in_batch_explicit, biased, heads_in_batch_biased]

@@ -70,6 +70,7 @@ def test_the_shell_completes_commands(tmp_path):
     assert (result.stdout.strip(), result.stderr) == ("rollout", "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "expected_code", "words"),
     [

@@ -11,6 +11,7 @@ pytestmark = needs_bundled
 photo = photo_in_an_empty_folder
 
 
+@pytest.mark.slow
 def test_attention_as_json_equals_attention_map(photo, chelsea, capsys, monkeypatch):
     code, out, _ = call(capsys, monkeypatch, "attention", photo, "--json", "--layer", "2")
     assert code == 0

@@ -49,6 +49,7 @@ def files(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
+@pytest.mark.slow
 def test_the_default_tests_write_tables_and_figures(photo, tmp_path, capsys, monkeypatch):
     code, out, err = run(capsys, monkeypatch, "compose", photo, *BOX, "--places", "3")
     assert (code, err) == (0, "")
@@ -84,6 +85,7 @@ def test_json_holds_the_same_as_python(photo, capsys, monkeypatch):
     assert all(Path(name).exists() for name in entry["files"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("tests", "names"),
     [
@@ -103,6 +105,7 @@ def test_each_test_writes_its_files(photo, tmp_path, capsys, monkeypatch, tests,
     assert out.count("wrote made/") == len(names)
 
 
+@pytest.mark.slow
 def test_effects_are_printed_and_drawn(photo, capsys, monkeypatch):
     arguments = ("compose", photo, *BOX, "--test", "controls", *SMALL)
     code, out, _ = run(capsys, monkeypatch, *arguments)
@@ -123,6 +126,7 @@ def test_effects_are_printed_and_drawn(photo, capsys, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_several_classes_may_be_passed(photo, capsys, monkeypatch):
     code, out, err = run(capsys, monkeypatch, "compose", photo, *BOX, *SMALL, "--target", "dog", "-t", "cat", "--json")
     assert (code, err) == (0, "")
@@ -146,6 +150,7 @@ def test_a_wide_terminal_describes_the_effects(photo, capsys, monkeypatch):
     assert "with the object, minus without it" in out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "name"),
     [
@@ -220,6 +225,7 @@ def test_a_recipe_replaces_the_options(tmp_path, capsys, monkeypatch):
     assert files(tmp_path / "cat-compose") == ["plate.png", "result.json", "table.csv"]
 
 
+@pytest.mark.slow
 def test_each_photo_of_a_recipe_has_its_folder(photo, tmp_path, capsys, monkeypatch):
     Image.open(photo).rotate(5).save("dog.png")
     Path("recipe.toml").write_text(RECIPE + RECIPE.replace("cat.png", "dog.png"))
@@ -234,6 +240,7 @@ def test_each_photo_of_a_recipe_has_its_folder(photo, tmp_path, capsys, monkeypa
     assert " to " in next(line for line in out.splitlines() if "context: blank" in line)
 
 
+@pytest.mark.slow
 def test_models_are_compared(photo, tmp_path, capsys, monkeypatch):
     chosen = (*BOX, *SMALL, "--test", "size", "--test", "location", "--test", "controls", "--compare", "swin-nano")
     code, out, err = run(capsys, monkeypatch, "compose", photo, *chosen)
@@ -339,6 +346,7 @@ MISTAKES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("arguments", "words"), MISTAKES, ids=[f"{i}" for i in range(len(MISTAKES))])
 @pytest.mark.usefixtures("photo", "unchecked")
 def test_a_mistake_is_one_clear_line_and_writes_nothing(tmp_path, capsys, monkeypatch, arguments, words):
@@ -379,6 +387,7 @@ def test_failures_have_exit_code_one(photo, tmp_path, capsys, monkeypatch):
     assert "broken.png is not an image" in err
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_the_outputs_so_far(photo, tmp_path, capsys, monkeypatch):
     from vitscope.models import VisionModel
 

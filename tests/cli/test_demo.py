@@ -7,6 +7,7 @@ from tests.helpers.command_line import call, needs_bundled
 pytestmark = needs_bundled
 
 
+@pytest.mark.slow
 def test_demo_predicts_a_cat_and_writes_a_figure(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, out, _ = call(capsys, monkeypatch, "demo")

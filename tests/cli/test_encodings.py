@@ -44,6 +44,7 @@ def print_in(monkeypatch: pytest.MonkeyPatch, encoding: str, *arguments: str) ->
     return stop.value.code, *texts  # type: ignore[return-value]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ENCODINGS)
 @pytest.mark.parametrize(
     "arguments",
@@ -77,6 +78,7 @@ def test_the_help_is_printed_in_its_encoding(monkeypatch: pytest.MonkeyPatch, co
     assert "Usage: " in out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("encoding", "bar"), [("ascii", "#"), ("latin-1", "#"), ("cp1252", "#"), ("cp437", "█"), ("utf-8", "█")]
 )
@@ -99,6 +101,7 @@ def test_errors_are_printed_in_every_encoding(monkeypatch: pytest.MonkeyPatch, e
     assert (code, out, err) == (2, "", "vitscope: \\u732b.png does not exist\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "environment",
     [{"PYTHONIOENCODING": "cp1252"}, {"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0"}],
@@ -115,6 +118,7 @@ FULL = Path("/dev/full")
 needs_full = pytest.mark.skipif(not FULL.exists(), reason="there is no device that is always full")
 
 
+@pytest.mark.slow
 @needs_full
 @pytest.mark.parametrize("arguments", [["models"], ["--help"], ["explain", "--help"], ["methods", "--json"]], ids=str)
 def test_a_full_disk_is_one_line(arguments: list[str]) -> None:
@@ -123,6 +127,7 @@ def test_a_full_disk_is_one_line(arguments: list[str]) -> None:
     assert (result.returncode, result.stderr) == (1, b"vitscope: cannot print to stdout: No space left on device\n")
 
 
+@pytest.mark.slow
 @needs_full
 def test_a_figure_is_written_even_if_nothing_can_be_printed(tmp_path: Path) -> None:
     with FULL.open("w") as full:
@@ -131,6 +136,7 @@ def test_a_figure_is_written_even_if_nothing_can_be_printed(tmp_path: Path) -> N
     assert (tmp_path / "vitscope-demo.png").exists()
 
 
+@pytest.mark.slow
 @needs_full
 def test_the_exit_code_is_right_even_if_no_error_can_be_printed() -> None:
     with FULL.open("w") as full:
@@ -138,6 +144,7 @@ def test_the_exit_code_is_right_even_if_no_error_can_be_printed() -> None:
         assert process("models", stderr=full).returncode == 0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX shell")
 def test_closed_streams_are_one_line() -> None:
     command = f'"{sys.executable}" -m vitscope.cli'

@@ -11,6 +11,7 @@ pytestmark = needs_bundled
 photo = photo_in_an_empty_folder
 
 
+@pytest.mark.slow
 def test_json_holds_predictions_and_rollouts(photo, chelsea, capsys, monkeypatch):
     code, out, _ = call(capsys, monkeypatch, "explain", photo, "--json")
     (entry,) = json.loads(out)
@@ -20,6 +21,7 @@ def test_json_holds_predictions_and_rollouts(photo, chelsea, capsys, monkeypatch
     np.testing.assert_allclose(entry["rollouts"][0]["values"], vs.rollout(model, chelsea).values[0], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_methods_are_compared(photo, capsys, monkeypatch):
     code, out, err = call(
         capsys, monkeypatch, "explain", photo, "--method", "rollout", "--method", "occlusion", "-t", "dog"
@@ -31,6 +33,7 @@ def test_methods_are_compared(photo, capsys, monkeypatch):
     assert json.loads(out)[0]["results"]["occlusion"]["target"] == "cat"
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_one_method_keeps_the_methods_before(photo, capsys, monkeypatch):
     from vitscope.perturb import MaskedModel
 

@@ -125,6 +125,7 @@ def test_data_lists_files_that_cannot_be_read(capsys, monkeypatch):
 # finetune
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("birds")
 def test_finetune_writes_a_folder_that_explain_takes(tmp_path, capsys, monkeypatch):
     code, out, err = run(capsys, monkeypatch, "finetune", "birds", *QUICK, "--tuning", "layernorm")
@@ -171,6 +172,7 @@ def test_finetune_as_json_is_the_result_without_its_lists(capsys, monkeypatch):
     assert (recipe["schedule"], recipe["augment"]) == ("constant", []), "the report's recipe"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("leaky")
 def test_duplicates_are_reported_or_dropped(capsys, monkeypatch):
     call = ("finetune", "leaky", *QUICK, "--json")
@@ -204,6 +206,7 @@ def test_a_recipe_can_be_a_file(capsys, monkeypatch):
     assert (code, strict_json(out)["recipe"]["batch_size"]) == (0, 8)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("birds")
 def test_the_seed_of_a_recipe_is_used_unless_another_is_passed(capsys, monkeypatch):
     Path("own.toml").write_text("seed = 7\n", encoding="utf-8")
@@ -226,6 +229,7 @@ def test_every_option_has_its_help_in_the_docstring(owner):
 # compare
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("birds")
 def test_compare_writes_a_report_and_reads_finished_cells_again(tmp_path, capsys, monkeypatch):
     call = ("compare", "birds", *QUICK, "--models", "vit-nano, swin-nano", "--tunings", "head,lora", "--seeds", "1")
@@ -255,6 +259,7 @@ def test_compare_writes_a_report_and_reads_finished_cells_again(tmp_path, capsys
     assert "holds a cell with another recipe" in err
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("leaky")
 def test_compare_passes_the_options_of_the_data_set(tmp_path, capsys, monkeypatch):
     Path("leaky/train/blue/3.png").write_bytes(b"no image")
@@ -268,6 +273,7 @@ def test_compare_passes_the_options_of_the_data_set(tmp_path, capsys, monkeypatc
     assert vs.load(tmp_path / "out/cells/vit-nano-head-0").labels == ("blue", "red")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("birds")
 def test_compare_passes_rank_and_early_stopping(tmp_path, capsys, monkeypatch):
     skip_drawing(monkeypatch)

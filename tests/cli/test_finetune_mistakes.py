@@ -20,6 +20,7 @@ pytestmark = [needs_bundled, pytest.mark.usefixtures("quick_comparisons", "coars
 birds = folder_of_images
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "expected_code", "expected"),
     [
@@ -75,6 +76,7 @@ def test_a_mistake_is_one_clear_line(tmp_path, capsys, monkeypatch, arguments, e
     assert files(tmp_path) == before
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("birds")
 def test_ctrl_c_is_one_line_and_the_same_call_resumes(tmp_path, capsys, monkeypatch):
     from vitscope.tune import trainer

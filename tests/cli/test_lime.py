@@ -14,6 +14,7 @@ photo = photo_in_an_empty_folder
 QUICK = ("--segments", "patches", "--num-samples", "70")
 
 
+@pytest.mark.slow
 def test_segments_are_printed_and_drawn(photo, capsys, monkeypatch):
     code, out, err = call(capsys, monkeypatch, "lime", photo, "--target", "frog", *QUICK)
     assert (code, err) == (0, "")
@@ -25,6 +26,7 @@ def test_segments_are_printed_and_drawn(photo, capsys, monkeypatch):
         assert figure.width > 1000
 
 
+@pytest.mark.slow
 def test_json_equals_the_python_result(photo, capsys, monkeypatch):
     code, out, err = call(capsys, monkeypatch, "lime", photo, *QUICK, "--json", "--seed", "3")
     assert (code, err) == (0, "")
@@ -36,6 +38,7 @@ def test_json_equals_the_python_result(photo, capsys, monkeypatch):
     np.testing.assert_allclose(first["intervals"], expected.intervals, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_two_models_are_compared(photo, capsys, monkeypatch):
     code, out, _ = call(
         capsys, monkeypatch, "lime", photo, *QUICK, "--segments", "slic", "-n", "150", "--compare", "swin-nano"
@@ -48,6 +51,7 @@ def test_two_models_are_compared(photo, capsys, monkeypatch):
     assert agreement["overlap"][0][1] == 1.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".npz", ".json", ".safetensors"])
 def test_arrays_are_written(photo, tmp_path, capsys, monkeypatch, suffix):
     code, _, _ = call(capsys, monkeypatch, "lime", photo, *QUICK, "--arrays", f"cat{suffix}")
@@ -58,6 +62,7 @@ def test_arrays_are_written(photo, tmp_path, capsys, monkeypatch, suffix):
     assert f"cat{suffix} exists already" in err
 
 
+@pytest.mark.slow
 def test_labels_come_from_a_file(photo, capsys, monkeypatch):
     labels = np.arange(300)[:, None] // 60 * 5 + np.arange(451) // 100
     np.save("labels.npy", labels)
@@ -71,6 +76,7 @@ def test_labels_come_from_a_file(photo, capsys, monkeypatch):
     assert [segment["label"] for segment in reports[0][0]["segments"]] == list(range(25))
 
 
+@pytest.mark.slow
 def test_too_few_samples_give_a_warning(photo, capsys, monkeypatch):
     code, out, err = call(capsys, monkeypatch, "lime", photo, "--segments", "patches", "-n", "30")
     assert (code, err.count("\n")) == (0, 1)
@@ -78,6 +84,7 @@ def test_too_few_samples_give_a_warning(photo, capsys, monkeypatch):
     assert "wrote cat-lime.png" in out
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_finished_batches(photo, tmp_path, capsys, monkeypatch):
     """The third batch is interrupted: the figure of the first two is written, and says so."""
     from vitscope.models import VisionModel
@@ -100,6 +107,7 @@ def test_ctrl_c_keeps_finished_batches(photo, tmp_path, capsys, monkeypatch):
     assert (tmp_path / "cat-lime.png").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("text", "colour"), [("128", [128.0] * 3), ("0,64,255", [0.0, 64.0, 255.0])])
 def test_hidden_segments_may_have_a_colour(photo, capsys, monkeypatch, text, colour):
     code, out, _ = call(capsys, monkeypatch, "lime", photo, *QUICK, "--hide", text, "--json")

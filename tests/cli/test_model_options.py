@@ -55,6 +55,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
     return calls
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
 @pytest.mark.parametrize(("options", "expected"), OPTIONS.values(), ids=OPTIONS)
 def test_options_reach_load(
@@ -70,6 +71,7 @@ def test_options_reach_load(
     assert loaded == [("vit-nano", expected)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["explain", "attention", "rollout"])
 def test_output_is_the_models_unless_the_command_has_one(
     loaded: list[Any], capsys: Any, monkeypatch: pytest.MonkeyPatch, command: str
@@ -78,6 +80,7 @@ def test_output_is_the_models_unless_the_command_has_one(
     assert loaded == [("vit-nano", {"output": "sigmoid"})]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["lime", "compose"])
 def test_only_the_first_of_several_models_is_described(
     loaded: list[Any], capsys: Any, monkeypatch: pytest.MonkeyPatch, command: str
@@ -107,6 +110,7 @@ def test_the_help_lists_them_in_their_own_section(capsys: Any, monkeypatch: pyte
     assert "--device" in general
 
 
+@pytest.mark.slow
 def test_a_model_that_predicts_values_has_no_bars(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     regression = dataclasses.replace(vs.load("vit-nano"), output="value")
     monkeypatch.setattr(vitscope.models, "load", lambda *_, **__: regression)
@@ -121,6 +125,7 @@ def test_a_model_that_predicts_values_has_no_bars(capsys: Any, monkeypatch: pyte
     assert (first["probability"], first["value"]) == (None, pytest.approx(value))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("methods", [[], ["--method", "rollout", "--method", "attention"]], ids=["all", "methods"])
 def test_a_model_whose_classes_are_unclear_is_still_explained(
     capsys: Any, monkeypatch: pytest.MonkeyPatch, methods: list[str]

@@ -14,6 +14,7 @@ pytestmark = needs_bundled
 photo = photo_in_an_empty_folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "name"),
     [
@@ -35,6 +36,7 @@ def test_each_command_writes_its_figure(photo, tmp_path, capsys, monkeypatch, ar
     assert [path.name for path in tmp_path.iterdir() if path.name != "cat.png"] == [name]
 
 
+@pytest.mark.slow
 def test_several_photos_go_to_a_folder(photo, tmp_path, capsys, monkeypatch):
     Image.open(photo).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save("tac.png")
     code, _, _ = call(capsys, monkeypatch, "explain", photo, "tac.png", "--out", "figures")
@@ -45,6 +47,7 @@ def test_several_photos_go_to_a_folder(photo, tmp_path, capsys, monkeypatch):
     assert "exists already" in err
 
 
+@pytest.mark.slow
 def test_a_folder_may_have_a_dot_in_its_name(photo, tmp_path, capsys, monkeypatch):
     (tmp_path / "run.1").mkdir()
     code, _, _ = call(capsys, monkeypatch, "explain", photo, "--out", "run.1")
@@ -90,6 +93,7 @@ def test_a_full_disk_leaves_the_existing_file_as_it_was(photo, tmp_path, capsys,
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cat.png", "mine.png"]
 
 
+@pytest.mark.slow
 def test_photos_before_an_unreadable_one_are_reported(photo, tmp_path, capsys, monkeypatch):
     (tmp_path / "bad.png").write_text("no image")
     code, out, err = call(capsys, monkeypatch, "explain", photo, "bad.png", "--json", "--out", "figures")

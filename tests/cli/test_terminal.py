@@ -69,6 +69,7 @@ def test_ordinary_text_is_unchanged(text: str) -> None:
     assert visible(text) == text
 
 
+@pytest.mark.slow
 @cases
 def test_names_of_photos_are_harmless(
     photo: Image.Image, capsys: Any, monkeypatch: pytest.MonkeyPatch, text: str, escaped: str
@@ -81,6 +82,7 @@ def test_names_of_photos_are_harmless(
     assert harmless(out)
 
 
+@pytest.mark.slow
 @cases
 def test_labels_and_model_names_are_harmless(
     photo: Image.Image, capsys: Any, monkeypatch: pytest.MonkeyPatch, text: str, escaped: str
@@ -110,6 +112,7 @@ def test_json_is_harmless(photo: Image.Image, capsys: Any, monkeypatch: pytest.M
     assert json.loads(out)[0]["predictions"][0]["label"].startswith(text)
 
 
+@pytest.mark.slow
 @cases
 @pytest.mark.parametrize(
     "arguments", [["explain", "{}.png"], ["explain", "cat.png", "--out", "{}.jpg"], ["{}"]], ids=str
@@ -160,6 +163,7 @@ def test_the_stream_escapes_what_libraries_print() -> None:
     assert terminal_like.getvalue() == "\x1b[1mbold\x1b[0m \\x1b]0;owned\\x07 \\x1b[2J \\u202e\n"
 
 
+@pytest.mark.slow
 @cases
 def test_figures_have_a_glyph_for_every_character(text: str, escaped: str) -> None:
     image = vs.InputImage(Image.new("RGB", (8, 8)), (0.0, 0.0, 8.0, 8.0))

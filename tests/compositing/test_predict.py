@@ -56,6 +56,7 @@ def test_the_same_seed_gives_the_same_images_and_outputs() -> None:
     assert noisy[0] == noisy[1] != noisy[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attention", [False, True])
 def test_batches_of_any_size_give_the_same_outputs(attention: bool) -> None:
     results = [run_all_tests(batch_size=size, attention=attention) for size in (1, 7, 64)]
@@ -164,6 +165,7 @@ def check_each_image_alone(
     return result
 
 
+@pytest.mark.slow
 @every_family
 def test_outputs_of_every_family_equal_those_of_single_images(family: Family) -> None:
     result = check_each_image_alone(family.model(), noise(44, 60), {"a": (4, 6, 16, 10), "b": (30, 16, 15, 18)})
@@ -172,6 +174,7 @@ def test_outputs_of_every_family_equal_those_of_single_images(family: Family) ->
         assert result.outputs.shape[1] == 1
 
 
+@pytest.mark.slow
 @every_swin
 def test_outputs_of_every_window_family_equal_those_of_single_images(family: SwinFamily) -> None:
     size = family.sizes["fitting" if "fitting" in family.sizes else "small"]

@@ -51,6 +51,7 @@ SHOWN: dict[str, tuple[vs.Placement, ...]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("setting", ["own", "blank"])
 @pytest.mark.parametrize("kind", ["bytes", "floating point"])
 @pytest.mark.parametrize("feather", [0.0, 2.6])

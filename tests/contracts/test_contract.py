@@ -17,6 +17,7 @@ OPTIONS = [
 ]
 
 
+@pytest.mark.slow
 @every_family
 def test_attention_equals_the_librarys_own(family: Family) -> None:
     model, pixels = family.model(), family.pixels()
@@ -45,6 +46,7 @@ def test_prefix_and_readout(family: Family) -> None:
         torch.testing.assert_close(trace.readout, expected)
 
 
+@pytest.mark.slow
 @every_family
 def test_the_output_depends_on_the_tokens_of_the_readout(family: Family) -> None:
     """Changing one token after the last block changes the output only for the tokens of the readout."""
@@ -71,6 +73,7 @@ def test_the_output_depends_on_the_tokens_of_the_readout(family: Family) -> None
     assert changed.tolist() == (readout > 0).tolist()
 
 
+@pytest.mark.slow
 @every_family
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_rollout_equals_the_reference_in_loops(family: Family, options: dict) -> None:
@@ -83,6 +86,7 @@ def test_rollout_equals_the_reference_in_loops(family: Family, options: dict) ->
         torch.testing.assert_close(result.values, expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 @every_family
 def test_attention_map_is_a_row_of_attention(family: Family) -> None:
     model, pixels = family.model(), family.pixels()
@@ -102,6 +106,7 @@ def test_attention_map_is_a_row_of_attention(family: Family) -> None:
         torch.testing.assert_close(got, grid.patches(rows.mean(1)), atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.slow
 @every_family
 def test_capture_does_not_change_the_output(family: Family) -> None:
     model, pixels = family.model(), family.pixels()

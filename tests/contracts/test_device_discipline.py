@@ -75,6 +75,7 @@ def library_needs_a_default_device(model: vs.VisionModel, pixels: torch.Tensor) 
     return False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "name"), cases())
 def test_every_tensor_is_created_on_an_explicit_device(family: Any, name: str, request: Any) -> None:
     model, size = family.model(), getattr(family, "size", SIZES["fitting"])
@@ -95,6 +96,7 @@ def test_every_tensor_is_created_on_an_explicit_device(family: Any, name: str, r
     np.testing.assert_allclose(np.asarray(values), np.asarray(expected), rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("bundled", ["vit-nano", "swin-nano"])
 def test_a_photo_too(name: str, bundled: str, chelsea: np.ndarray, request: Any) -> None:

@@ -99,6 +99,7 @@ def photo(chelsea: np.ndarray, tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 @every_family
 def test_a_run_leaves_no_trace(family: Family, photo: Path) -> None:
     model = family.model()
@@ -114,6 +115,7 @@ class TroubleError(Exception):
     pass
 
 
+@pytest.mark.slow
 @every_family
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_a_run_that_fails_leaves_no_trace(family: Family, moment: str, photo: Path) -> None:
@@ -233,6 +235,7 @@ def looking(model: vs.VisionModel, pixels: Tensor, expected: Result, times: int 
     return work
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("frequent_switches")
 @pytest.mark.parametrize(
     "names", [("transformers-vit", "timm-vit"), ("torchvision-vit", "transformers-siglip")], ids=str

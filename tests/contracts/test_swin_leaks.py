@@ -76,6 +76,7 @@ def attentions(model: vs.VisionModel, x: Tensor) -> list[Tensor]:
     return [trace.attention(layer) for layer in range(trace.num_layers)]
 
 
+@pytest.mark.slow
 @every_swin
 @pytest.mark.parametrize("kind", ["first", "smallest"])
 def test_a_run_leaves_no_trace(family: SwinFamily, kind: str) -> None:
@@ -99,6 +100,7 @@ def test_maxvit_leaves_no_trace() -> None:
     assert_same(full_state(model.module), before)
 
 
+@pytest.mark.slow
 @every_swin
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_a_run_that_fails_leaves_no_trace(family: SwinFamily, moment: str) -> None:
@@ -166,6 +168,7 @@ def test_a_position_embedding_fits_one_size_only() -> None:
         vs.capture(model, pixels((36, 32)))
 
 
+@pytest.mark.slow
 @unsized
 def test_a_small_image_before_a_large_one_changes_nothing(family: SwinFamily) -> None:
     expected = attentions(family.model(), pixels(LARGER))
@@ -199,6 +202,7 @@ def test_a_module_altered_outside_is_refused() -> None:
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 @every_swin
 def test_capture_does_not_change_the_logits(family: SwinFamily) -> None:
     for size in (family.sizes[family.kinds[0]], family.least):
@@ -232,6 +236,7 @@ def test_a_trace_outlives_its_model_and_pickles(family: SwinFamily) -> None:
     assert len(packed) < 1.5 * numbers + 200_000  # not the slabs that hold the tensors
 
 
+@pytest.mark.slow
 @every_swin
 def test_a_selection_of_layers_keeps_every_merging(family: SwinFamily) -> None:
     size = family.sizes[family.kinds[0]]
@@ -252,6 +257,7 @@ def test_a_selection_of_layers_keeps_every_merging(family: SwinFamily) -> None:
     assert torch.equal(vs.rollout(last, start_layer=5).values, vs.rollout(full, start_layer=5).values)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("frequent_switches")
 @pytest.mark.parametrize("name", ["transformers-swin", "timm-swin-dynamic", "torchvision-swin"])
 def test_two_threads_at_different_sizes(name: str) -> None:

@@ -56,6 +56,7 @@ def cases() -> list[Any]:
     return [pytest.param(family, name, id=f"{family.name}-{name}") for family, name in plain + windowed]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "name"), cases())
 def test_defaults_of_torch_change_nothing(family: Any, name: str) -> None:
     model, size = family.model(), getattr(family, "size", SIZES["fitting"])

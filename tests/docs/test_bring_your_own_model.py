@@ -156,6 +156,7 @@ def working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chelsea: 
     Path("labels.txt").write_text("\n".join(LABELS), encoding="utf-8")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("title", [title for title, text in SECTIONS.items() if blocks(text, "python")])
 def test_the_code_of_a_section_runs(title: str, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     namespace: dict[str, Any] = {"__name__": "__main__", **PREPARATIONS.get(title, dict)()}
@@ -283,6 +284,7 @@ def rows() -> list[list[str]]:
     return [re.findall(r"`([^`]+)`", line.split("|")[1]) for line in lines if line.startswith("| `")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quotes", rows(), ids=lambda quotes: quotes[0])
 def test_the_table_quotes_the_message(quotes: list[str]) -> None:
     with pytest.raises(vs.VitscopeError) as caught:

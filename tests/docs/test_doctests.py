@@ -20,6 +20,7 @@ def modules_with_examples() -> list[str]:
     return [name for name, path in sources if path.exists() and ">>> " in path.read_text(encoding="utf-8")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", modules_with_examples())
 @pytest.mark.filterwarnings("ignore::vitscope.errors.VitscopeWarning")
 def test_the_examples_of_a_module_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,6 +73,7 @@ def test_pixels_equal_those_of_transformers(name: str, options: dict[str, Any]) 
 CROPPED = {"size": 256, "crop_size": 224, "do_center_crop": True}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", ["image_processor_type", "feature_extractor_type"])
 @pytest.mark.parametrize(
     ("name", "options"),
@@ -160,6 +161,7 @@ TIMM = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [None, (64, 64), (48, 80), (80, 48)], ids=str)
 @pytest.mark.parametrize("config", TIMM, ids=str)
 def test_pixels_equal_those_of_timm(config: dict[str, Any], size: tuple[int, int] | None) -> None:

@@ -389,6 +389,7 @@ for call in (
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".png", ".npy", ".toml"])
 def test_masks_and_recipes_must_be_regular_files(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"pipe{suffix}"

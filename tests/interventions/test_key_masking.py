@@ -27,6 +27,7 @@ def windowed(name: str, kind: str) -> tuple[vs.VisionModel, Tensor, Callable[[Te
     return model, pixels, without_hidden(model, pixels, evaluator(model)), family.grid(size)
 
 
+@pytest.mark.slow
 @each_size
 def test_windows_with_everything_visible_change_nothing(family: SwinFamily, kind: str) -> None:
     model, pixels, without, grid = windowed(family.name, kind)
@@ -45,6 +46,7 @@ def some_hidden(grid: vs.Grid, seed: int = 0) -> Tensor:
     return visible
 
 
+@pytest.mark.slow
 @each_size
 def test_windows_do_not_depend_on_the_content_of_hidden_patches(family: SwinFamily, kind: str) -> None:
     """Hidden pixels are permuted, which keeps their mean: patch merging uses the mean where it mixes them in."""
@@ -62,6 +64,7 @@ def test_windows_do_not_depend_on_the_content_of_hidden_patches(family: SwinFami
         assert float((got - original).abs().max()) > 1e-4
 
 
+@pytest.mark.slow
 @each_size
 def test_no_token_attends_to_a_hidden_one_unless_its_entire_window_is_hidden(family: SwinFamily, kind: str) -> None:
     model, pixels, without, grid = windowed(family.name, kind)

@@ -79,6 +79,7 @@ def test_prefix_tokens_keep_their_embedding(family: Family) -> None:
             torch.testing.assert_close(neutral.double(), expected, atol=1e-6, rtol=0)
 
 
+@pytest.mark.slow
 @every_swin
 def test_biases_of_windows_are_constant(family: SwinFamily) -> None:
     """Equal tokens get equal attention: the neutral bias is one number per head."""

@@ -38,6 +38,7 @@ def prepared(name: str) -> tuple[vs.VisionModel, Tensor, Callable[[Tensor, Tenso
     return model, pixels, without_hidden(model, pixels, evaluate), evaluate(pixels)
 
 
+@pytest.mark.slow
 @every_family
 def test_with_everything_visible_nothing_changes(family: Family) -> None:
     _, pixels, without, original = prepared(family.name)
@@ -45,6 +46,7 @@ def test_with_everything_visible_nothing_changes(family: Family) -> None:
     torch.testing.assert_close(without(pixels, visible), original.expand(2, -1), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 @every_family
 @pytest.mark.parametrize("count", [1, 9, 23])
 def test_the_content_of_hidden_patches_is_irrelevant(family: Family, count: int) -> None:
@@ -58,6 +60,7 @@ def test_the_content_of_hidden_patches_is_irrelevant(family: Family, count: int)
         assert float((output - original[0]).abs().max()) > 1e-4
 
 
+@pytest.mark.slow
 @every_family
 def test_images_of_one_batch_are_independent(family: Family) -> None:
     _, pixels, without, _ = prepared(family.name)
@@ -117,6 +120,7 @@ def with_masked_keys(model: vs.VisionModel, pixels: Tensor, visible: Tensor, pre
         return evaluator(model)(pixels)
 
 
+@pytest.mark.slow
 @every_family
 @pytest.mark.parametrize("count", [2, 11, 20])
 def test_dropping_equals_a_full_run_with_masked_keys(family: Family, count: int) -> None:

@@ -49,6 +49,7 @@ def test_it_equals_shaps_kernel_explainer(players: int) -> None:
     assert solved(value, players, 2**players) == pytest.approx(np.asarray(expected).ravel(), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_kernel_shap_of_an_image_equals_the_slow_reference() -> None:
     model, photo = vs.load(tiny_vit(), image_size=32), noise(40, 60)
     labels = np.repeat(np.arange(6), 10)[None].repeat(40, 0)

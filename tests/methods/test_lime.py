@@ -66,6 +66,7 @@ def assert_equal_to_pypi(result: vs.SegmentAttribution, explanation: Any, model:
     assert result.local_prediction == pytest.approx(float(explanation.local_pred[0]), rel=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PHOTOS)
 @pytest.mark.parametrize(("seed", "hide", "hide_color"), [(0, "mean", None), (17, "black", 0)])
 def test_it_equals_pypis_lime(
@@ -78,6 +79,7 @@ def test_it_equals_pypis_lime(
     assert_equal_to_pypi(result, explanation, nano)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2, 12345])
 def test_it_equals_pypis_lime_with_given_segments(
     nano: vs.VisionModel, cat: np.ndarray, seed: int, monkeypatch: pytest.MonkeyPatch
@@ -105,6 +107,7 @@ def test_a_grey_photo_equals_pypis_lime(nano: vs.VisionModel, monkeypatch: pytes
 # Equality with the slow reference
 
 
+@pytest.mark.slow
 @every_sampling
 def test_it_equals_the_slow_reference(nano: vs.VisionModel, cat: np.ndarray, sampling: str) -> None:
     labels = blocks(40, 60, 20)
@@ -201,6 +204,7 @@ def test_an_even_effect_cancels_between_a_mask_and_its_complement() -> None:
     assert np.abs(surrogate.weights).max() < 1e-12
 
 
+@pytest.mark.slow
 @every_sampling
 def test_batch_size_changes_nothing(nano: vs.VisionModel, cat: np.ndarray, sampling: str) -> None:
     options: dict[str, Any] = {"num_samples": 50, "segments": blocks(40, 60, 20), "sampling": sampling}
@@ -212,6 +216,7 @@ def test_batch_size_changes_nothing(nano: vs.VisionModel, cat: np.ndarray, sampl
         assert result.intercept == pytest.approx(expected.intercept, abs=1e-6)
 
 
+@pytest.mark.slow
 @every_sampling
 def test_the_result_depends_on_the_seed_alone(nano: vs.VisionModel, cat: np.ndarray, sampling: str) -> None:
     options: dict[str, Any] = {"num_samples": 40, "segments": blocks(40, 60, 20), "sampling": sampling}
@@ -220,6 +225,7 @@ def test_the_result_depends_on_the_seed_alone(nano: vs.VisionModel, cat: np.ndar
     assert not torch.allclose(first.weights, reseeded.weights, rtol=1e-2)
 
 
+@pytest.mark.slow
 def test_a_target_is_an_index_or_a_label_and_other_classes_come_from_the_same_outputs(
     nano: vs.VisionModel, cat: np.ndarray
 ) -> None:
@@ -367,6 +373,7 @@ def test_the_provenance_holds_all_parameters(nano: vs.VisionModel, cat: np.ndarr
     assert json.loads(json.dumps(dict(provenance))) == provenance
 
 
+@pytest.mark.slow
 def test_several_images_are_explained_separately(nano: vs.VisionModel, cat: np.ndarray, tmp_path: Path) -> None:
     astronaut = shrunk("astronaut", (60, 40))
     options: dict[str, Any] = {"num_samples": 80, "segments": "patches"}
@@ -401,6 +408,7 @@ def test_one_class_of_several_images(nano: vs.VisionModel, cat: np.ndarray) -> N
     assert not torch.equal(batch.values[0], batch.values[1])
 
 
+@pytest.mark.slow
 def test_a_tensor_of_several_images(nano: vs.VisionModel, cat: np.ndarray) -> None:
     pixels = nano.prepare([cat, shrunk("astronaut", (48, 40))])[0]
     options: dict[str, Any] = {"num_samples": 80, "segments": "patches", "target": 3}

@@ -25,6 +25,7 @@ from vitscope.methods.surrogate import Surrogate, fit, quantile, upper_tail
 from vitscope.perturb.masks import UniformSampler
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampling", SAMPLINGS)
 def test_intervals_contain_the_weights_and_grow_with_confidence(
     nano: vs.VisionModel, cat: np.ndarray, sampling: str

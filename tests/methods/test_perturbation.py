@@ -21,6 +21,7 @@ def blocks() -> np.ndarray:
     return (np.arange(32) // 16)[:, None] * 3 + np.arange(48) // 16
 
 
+@pytest.mark.slow
 @every_family
 @pytest.mark.parametrize("hide", ["mean", "drop"])
 def test_every_method_works_on_every_family(family: Family, hide: str) -> None:
@@ -55,6 +56,7 @@ def test_every_method_works_on_every_family(family: Family, hide: str) -> None:
         assert result.target in (name, model.label(0))
 
 
+@pytest.mark.slow
 @every_swin
 @pytest.mark.parametrize("hide", ["grey", "drop"])
 def test_every_method_works_on_every_window_family(family: SwinFamily, hide: str) -> None:

@@ -34,6 +34,7 @@ def trace() -> Trace:
     return vs.capture(family("timm-vit").model(), family("timm-vit").pixels(3))
 
 
+@pytest.mark.slow
 @every_prefix
 @pytest.mark.parametrize("head_fusion", FUSIONS)
 @pytest.mark.parametrize("discard_ratio", RATIOS)
@@ -155,6 +156,7 @@ OPTIONS = [
 ]
 
 
+@pytest.mark.slow
 @every_prefix
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_evolution_equals_the_rollout_after_each_block(name: str, options: dict[str, Any]) -> None:
@@ -171,6 +173,7 @@ def test_evolution_equals_the_rollout_after_each_block(name: str, options: dict[
     assert entries[-1].provenance["parameters"] == last.provenance["parameters"]
 
 
+@pytest.mark.slow
 @every_prefix
 @pytest.mark.parametrize("explicit", [False, True], ids=["kernel", "softmax"])
 @pytest.mark.parametrize(

@@ -72,6 +72,7 @@ def assert_equal(result: vs.Attribution, expected: Tensor) -> None:
     torch.testing.assert_close(torch.tensor(result.provenance["padding_mass"]), padding, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 @each_size
 def test_rollout_equals_the_dense_reference(name: str, kind: str) -> None:
     model, x, trace, twin = recorded_run(name, kind)
@@ -81,6 +82,7 @@ def test_rollout_equals_the_dense_reference(name: str, kind: str) -> None:
         assert_equal(vs.rollout(model, x, **options), expected)
 
 
+@pytest.mark.slow
 @each_size
 def test_evolution_equals_the_dense_reference(name: str, kind: str) -> None:
     model, x, trace, twin = recorded_run(name, kind)
@@ -96,6 +98,7 @@ def test_evolution_equals_the_dense_reference(name: str, kind: str) -> None:
         torch.testing.assert_close(results[-1].values, vs.rollout(trace, **options).values, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.slow
 @each_size
 def test_patches_and_padding_sum_to_one(name: str, kind: str) -> None:
     _, _, trace, twin = recorded_run(name, kind)
@@ -110,6 +113,7 @@ def test_patches_and_padding_sum_to_one(name: str, kind: str) -> None:
     assert vs.rollout(trace).provenance["rows_sum_to_one"] == (lossless and not has_padding)
 
 
+@pytest.mark.slow
 @each_size
 def test_the_map_of_a_patch_is_its_row_and_zero_outside_its_window(name: str, kind: str) -> None:
     _, _, trace, twin = recorded_run(name, kind)
@@ -146,6 +150,7 @@ def test_the_map_of_the_readout_is_the_readout_pulled_back_through_merging(name:
         assert got.provenance["padding_mass"][0] == pytest.approx(lost, abs=1e-5)
 
 
+@pytest.mark.slow
 @each_size
 def test_a_merged_token_is_the_sum_of_its_parts(name: str, kind: str) -> None:
     """The library's merging equals Σ_q T_q x_q plus a constant, and the lengths of the terms are the weights."""
@@ -173,6 +178,7 @@ def test_a_merged_token_is_the_sum_of_its_parts(name: str, kind: str) -> None:
         assert not step.shares("norm")[:, step.groups < 0].any()
 
 
+@pytest.mark.slow
 @each_size
 def test_the_contributions_of_tokens_sum_to_the_logit(name: str, kind: str) -> None:
     _, _, trace, twin = recorded_run(name, kind)
@@ -184,6 +190,7 @@ def test_the_contributions_of_tokens_sum_to_the_logit(name: str, kind: str) -> N
     torch.testing.assert_close(trace.readout_row(target), expected, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.slow
 @every_swin
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_the_order_of_heads_changes_nothing(family: SwinFamily, options: dict[str, Any]) -> None:
@@ -197,6 +204,7 @@ def test_the_order_of_heads_changes_nothing(family: SwinFamily, options: dict[st
         torch.testing.assert_close(vs.rollout(permuted, **options).values, expected, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.slow
 @every_swin
 def test_rolling_the_image_by_a_window_rolls_the_maps_of_the_first_block(family: SwinFamily) -> None:
     size = (WINDOW * PATCH * 4, WINDOW * PATCH * 5)
@@ -211,6 +219,7 @@ def test_rolling_the_image_by_a_window_rolls_the_maps_of_the_first_block(family:
             assert expected.count_nonzero() == 2 * WINDOW**2
 
 
+@pytest.mark.slow
 @every_swin
 def test_layers_count_from_the_end_too(family: SwinFamily) -> None:
     model, x, trace, _ = recorded_run(family.name, family.kinds[0])
@@ -252,6 +261,7 @@ def test_rollout_refuses_strided_convolutions_between_stages() -> None:
     torch.testing.assert_close(trace.map(2, 0, (5, 2))[:, 4:6, 2:4].sum((1, 2)), torch.ones(2))
 
 
+@pytest.mark.slow
 @every_swin
 def test_the_output_depends_on_every_token_of_the_readout(family: SwinFamily) -> None:
     """Changing any token of the last block's output changes the logits, and the readout is uniform."""

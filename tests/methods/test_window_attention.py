@@ -205,6 +205,7 @@ def test_outlines_follow_the_borders_of_the_windows() -> None:
     assert not red[h // 8 : 3 * h // 8, w // 16 : 7 * w // 16].any(), "inside a window without a mark"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -262,6 +263,7 @@ def test_a_mistake_is_reported_in_one_line(
     assert err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_the_json_of_a_layer_holds_the_values_of_its_figure(tmp_path, chelsea, capsys, monkeypatch) -> None:
     from PIL import Image
 

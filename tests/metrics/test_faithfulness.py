@@ -78,6 +78,7 @@ BUILDS: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "size", "steps", "target"),
     [
@@ -116,6 +117,7 @@ def test_the_outputs_of_the_plain_loop_vary() -> None:
         assert abs(areas.deletion - areas.random_deletion).max() > 5e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("patch", [0, 6, 15])
 def test_the_patch_that_is_read_has_the_lowest_deletion_and_the_highest_insertion(patch: int) -> None:
     photo = np.full((32, 32, 3), 90, dtype=np.uint8)

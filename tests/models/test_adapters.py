@@ -73,6 +73,7 @@ def test_a_block_with_adapters_matches_the_reference(name: str, places: tuple[st
         np.testing.assert_allclose(output, expected, atol=1e-10)
 
 
+@pytest.mark.slow
 @every_case
 def test_untrained_adapters_do_not_change_the_logits(case: Case) -> None:
     model = reset_classifier(case.model(), LABELS)
@@ -111,6 +112,7 @@ def later_scale(block: Any, place: str) -> Any:
     return 1 if scale is None else scale.detach()
 
 
+@pytest.mark.slow
 @every_case
 def test_each_adapter_is_in_the_branch_of_its_name(case: Case) -> None:
     """A constant that an adapter adds shifts the stream after its branch by this constant; by a tenth if parallel."""
@@ -134,6 +136,7 @@ def test_each_adapter_is_in_the_branch_of_its_name(case: Case) -> None:
             )
 
 
+@pytest.mark.slow
 @every_case
 def test_the_parallel_adapter_reads_the_stream_before_the_mlp(case: Case) -> None:
     _, before = first_block(reset_classifier(case.model(), LABELS), case.pixels)

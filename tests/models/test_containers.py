@@ -107,6 +107,7 @@ WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 @pytest.mark.parametrize("kind", INNER)
 def test_wrappers_change_nothing(kind: str, wrapper: str) -> None:
@@ -237,6 +238,7 @@ def test_a_dinov2_with_adapters_keeps_its_readout_and_labels() -> None:
     assert model.labels == ("LABEL_0", "LABEL_1", "LABEL_2", "LABEL_3")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["anything", "model", "encoder", "m", "_vit"])
 @pytest.mark.parametrize("kind", INNER)
 def test_the_model_inside_can_have_any_attribute_name(kind: str, name: str) -> None:
@@ -384,7 +386,7 @@ def test_a_container_with_another_readout_has_an_unknown_one() -> None:
 
 @pytest.mark.parametrize("readout", ["cls", HALF, "tokens"])
 def test_a_wrong_readout_for_a_container_is_refused(readout: Any) -> None:
-    with pytest.raises(UnsupportedModelError, match=r"says the classifier reads .*pass the right readout"):
+    with pytest.raises(UnsupportedModelError, match=r"says that the classifier reads .*pass the right readout"):
         vs.capture(vs.load(Mean(), readout=readout), images(1))
 
 

@@ -60,12 +60,14 @@ def expect_copy(model: vs.VisionModel, copier: str, pixels: Tensor) -> None:
     assert torch.equal(vs.capture(model, pixels).steps[-1].weights(), attention)
 
 
+@pytest.mark.slow
 @every_copier
 @families.every_family
 def test_every_plain_transformer(family: families.Family, copier: str) -> None:
     expect_copy(family.model(), copier, family.pixels(1))
 
 
+@pytest.mark.slow
 @every_copier
 @swin_families.every_swin
 def test_every_window_transformer(family: swin_families.SwinFamily, copier: str) -> None:
@@ -97,6 +99,7 @@ MODULES: dict[str, Callable[[], vs.VisionModel]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("evaluated", [False, True])
 @pytest.mark.parametrize("kind", MODULES)
 def test_models_can_be_copied_before_and_after_their_first_run(kind: str, evaluated: bool) -> None:
@@ -132,6 +135,7 @@ def test_few_shot_classifiers(copier: str) -> None:
     assert_independent(model, COPIERS[copier](model), photo, -0.5)
 
 
+@pytest.mark.slow
 @every_copier
 @pytest.mark.usefixtures("little_garbage")
 def test_fine_tuned_models(copier: str, tmp_path: Path) -> None:
@@ -144,6 +148,7 @@ def test_fine_tuned_models(copier: str, tmp_path: Path) -> None:
     assert_independent(model, COPIERS[copier](model), photo, 0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vit-nano", "swin-nano"])
 def test_another_process_predicts_the_same(name: str, tmp_path: Path) -> None:
     model = vs.load(name)

@@ -25,6 +25,7 @@ EVERY_MEANING: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], Callable
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", EVERY_MEANING)
 def test_all_methods_explain_the_same_numbers(case: str) -> None:
     build, options, formula, kind = EVERY_MEANING[case]

@@ -118,6 +118,7 @@ def embedding(module: Any, pixels: Tensor) -> Tensor:
     return returned.image_embeds if hasattr(returned, "image_embeds") else returned.logits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", EMBEDDINGS)
 def test_an_embedding_has_no_classes(kind: str) -> None:
     module, pixels = EMBEDDINGS[kind]().eval(), images()

@@ -32,6 +32,7 @@ def tensor_or_none(key: str, state: dict[str, Tensor]) -> Tensor | None:
     return next((state[name] for name in (key, *nested) if name in state), None)
 
 
+@pytest.mark.slow
 @every_case
 def test_a_new_classifier_has_one_logit_per_class_and_keeps_all_other_facts(case: Case) -> None:
     before, model = case.model(), with_labels(case)
@@ -48,6 +49,7 @@ def test_a_new_classifier_has_one_logit_per_class_and_keeps_all_other_facts(case
     assert five.labels == tuple(f"thing {i}" for i in range(5))
 
 
+@pytest.mark.slow
 @every_case
 def test_training_the_copy_does_not_change_the_original(case: Case) -> None:
     model = case.model()
@@ -69,6 +71,7 @@ def test_an_added_classifier_has_the_mode_of_its_backbone() -> None:
     assert not reset_classifier(case("transformers-dinov3").model(), LABELS).module.training
 
 
+@pytest.mark.slow
 @every_case
 def test_the_backbone_keeps_its_weights(case: Case) -> None:
     model = case.model()
@@ -104,6 +107,7 @@ def test_the_classifier_reads_the_same_features_as_before(name: str) -> None:
     assert torch.equal(features["old"], features["new"])
 
 
+@pytest.mark.slow
 @every_case
 def test_the_classifier_is_small_random_and_seeded(case: Case) -> None:
     model, again = with_labels(case), with_labels(case)
@@ -154,6 +158,7 @@ def test_blocks_are_in_order_and_have_their_widths(case: Case) -> None:
         assert widths == [32] * 3
 
 
+@pytest.mark.slow
 @every_case
 def test_every_block_adds_the_outputs_of_its_branch_ends(case: Case) -> None:
     """If the ends of all branches return zero, a block returns its input."""
@@ -186,6 +191,7 @@ def test_modules_without_blocks_or_from_elsewhere_are_refused() -> None:
         reset_classifier(foreign, LABELS)
 
 
+@pytest.mark.slow
 @every_case
 def test_a_model_can_be_built_again_from_its_architecture_as_json(case: Case) -> None:
     model = with_labels(case)

@@ -107,6 +107,7 @@ MODULES: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", PASSED)
 @pytest.mark.parametrize("kind", MODULES)
 def test_passed_labels_name_the_classes(kind: str, form: str) -> None:

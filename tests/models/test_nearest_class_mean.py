@@ -41,6 +41,7 @@ def expected(model: vs.VisionModel, examples: dict[str, Any], image: Any, temper
     return np.array(cosines) / temperature
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [0.07, 1, 0.5])
 @pytest.mark.parametrize("name", ["transformers-vit-bare", "transformers-dinov2", "transformers-clip"])
 def test_logits_match_the_formula(name: str, temperature: float) -> None:

@@ -191,6 +191,7 @@ SHAPES: dict[str, Callable[[Tensor], Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES)
 def test_output_structures(shape: str) -> None:
     module, pixels = WithOutput(SHAPES[shape]), images()
@@ -328,6 +329,7 @@ UNREADABLE: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", UNREADABLE)
 def test_an_output_without_class_rows_cannot_be_predicted_but_captured(kind: str) -> None:
     model = vs.load(UNREADABLE[kind]().eval())

@@ -58,18 +58,21 @@ def assert_identical(first: vs.VisionModel, second: vs.VisionModel, pixels: Tens
         assert first.layout.readout == second.layout.readout
 
 
+@pytest.mark.slow
 @every_case
 def test_every_family_is_identical_after_pickling(case: Case) -> None:
     model = case.model()
     assert_identical(model, unpickle(model), case.pixels)
 
 
+@pytest.mark.slow
 @every_case
 def test_every_family_with_a_new_classifier_is_identical_after_pickling(case: Case) -> None:
     model = reset_classifier(case.model(), LABELS)
     assert_identical(model, unpickle(model), case.pixels)
 
 
+@pytest.mark.slow
 @every_case
 def test_every_family_can_be_pickled_again(case: Case) -> None:
     """The pickle of a copy that has run holds the same objects."""
@@ -118,6 +121,7 @@ LOADED: dict[str, Callable[[], vs.VisionModel]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", LOADED)
 @pytest.mark.parametrize("evaluated", [False, True])
 def test_loaded_models_are_identical_after_pickling(kind: str, evaluated: bool) -> None:

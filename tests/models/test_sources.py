@@ -76,6 +76,7 @@ def assert_own_preprocessing(model: vs.VisionModel, size: tuple[int, int] = (160
 # timm's folders
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["timm:local-dir:", "timm:LOCAL-DIR:", "timm:local_dir:", ""])
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_a_timm_folder_gives_its_model_and_preprocessing(name: str, form: str, tmp_path: Path) -> None:
@@ -105,6 +106,7 @@ def test_label_descriptions_are_preferred_as_labels(tmp_path: Path) -> None:
     assert vs.load(tmp_path).labels == ("a cat, with whiskers", "a dog", "n03")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", [True, False], ids=["classifier", "bare"])
 def test_timm_models_wrapped_by_transformers_are_loaded_by_timm(head: bool, tmp_path: Path) -> None:
     import transformers

@@ -110,6 +110,7 @@ def test_the_image_encoder_is_captured(kind: str) -> None:
         assert torch.allclose(trace.attention(layer), expected, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", TOWERS)
 def test_the_encoder_alone_gives_the_same_results(kind: str) -> None:
     build, path = TOWERS[kind]
@@ -124,6 +125,7 @@ def test_the_encoder_alone_gives_the_same_results(kind: str) -> None:
             assert torch.equal(outer.features(images(1)), inner.features(images(1)))  # type: ignore[misc]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", TOWERS)
 def test_a_model_inside_the_callers_module_is_captured_too(kind: str) -> None:
     build, path = TOWERS[kind]

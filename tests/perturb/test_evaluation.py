@@ -280,6 +280,7 @@ def every_way(model: Any, pixels: Tensor) -> list[Callable[[], Any]]:
 # Models are unchanged. The type checks are off, because they draw random numbers of their own.
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("name", LEAVING)
 def test_methods_do_not_change_the_model(name: str) -> None:

@@ -32,6 +32,7 @@ def with_recipe(recipe: Preprocessing) -> vs.VisionModel:
 HIDES: list[Any] = ["mean", "black", "grey", "blur", "noise", 40, (10, 200, 30), noise(9, 9, seed=3)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(32, 48), (40, 60), (41, 61), (37, 55), (64, 90), (24, 40)], ids=str)
 @pytest.mark.parametrize("recipe", CROPS.values(), ids=CROPS)
 def test_the_input_equals_that_of_the_perturbed_photo(recipe: Preprocessing, size: tuple[int, int]) -> None:

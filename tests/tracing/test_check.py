@@ -14,6 +14,7 @@ from vitscope.errors import UnsupportedModelError
 from vitscope.models.vision_model import Layout
 
 
+@pytest.mark.slow
 @every_family
 def test_the_layout_of_a_known_class_is_confirmed(family: Family) -> None:
     report = vs.check(family.model(), family.pixels(1))
@@ -34,6 +35,7 @@ def test_bundled_models_are_checked_without_images(name: str) -> None:
     assert "\n" not in repr(report)
 
 
+@pytest.mark.slow
 @every_family
 def test_a_wrong_readout_is_rejected(family: Family) -> None:
     model = family.model()

@@ -46,6 +46,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], int, str]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", REFUSED.values(), ids=REFUSED)
 def test_attention_that_is_not_between_patches_is_refused(case: tuple[Any, ...]) -> None:
     build, size, message = case

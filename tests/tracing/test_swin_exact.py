@@ -89,6 +89,7 @@ def _no_graph() -> Iterator[None]:
         yield
 
 
+@pytest.mark.slow
 @each_size
 def test_attention_on_the_grid_reproduces_the_output_of_each_block(family: SwinFamily, kind: str) -> None:
     size = family.sizes[kind]
@@ -102,6 +103,7 @@ def test_attention_on_the_grid_reproduces_the_output_of_each_block(family: SwinF
         torch.testing.assert_close(output(step, projections, recorded[0]), recorded[1], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 @each_size
 def test_attention_to_tokens_and_padding_sums_to_one(family: SwinFamily, kind: str) -> None:
     size = family.sizes[kind]
@@ -146,6 +148,7 @@ def errors_of_wrong_windows(wrong: Callable[[Windows], Windows], family: SwinFam
 SQUARE = [f for f in swin_families.ALL if "padded" in f.kinds]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["fitting", "padded"])
 @pytest.mark.parametrize("family", SQUARE, ids=lambda family: family.name)
 def test_the_proof_fails_without_the_shift(family: SwinFamily, kind: str) -> None:
@@ -154,6 +157,7 @@ def test_the_proof_fails_without_the_shift(family: SwinFamily, kind: str) -> Non
     assert min(errors) > 1e-2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", SQUARE, ids=lambda family: family.name)
 def test_the_proof_fails_if_rolling_and_padding_are_swapped(family: SwinFamily) -> None:
     errors = errors_of_wrong_windows(
@@ -212,6 +216,7 @@ FULL_SIZE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FULL_SIZE)
 def test_full_size_architectures_at_224_pixels(name: str) -> None:
     tiny = family(name)

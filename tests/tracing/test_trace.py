@@ -87,6 +87,7 @@ def test_layers_out_of_range_are_refused(layers: list[int]) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 @every_family
 def test_a_step_stores_queries_and_keys_only(family: Family) -> None:
     model, pixels = family.model(), family.pixels(3)
@@ -205,6 +206,7 @@ def test_windows_at_unknown_positions_are_refused() -> None:
     assert step.weights().shape == (2, 2, 3, 6, 6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["transformers-vit", "transformers-beit", "timm-dinov2-registers"])
 def test_row_blocks_equal_a_single_block(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, pixels = family(name).model(), family(name).pixels()
@@ -238,6 +240,7 @@ def test_row_slices_cover_every_row_once(monkeypatch: pytest.MonkeyPatch) -> Non
         assert rows == list(range(100))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("name", ["transformers-vit", "timm-dinov3", "timm-siglip", "torchvision-vit"])
 def test_half_precision_gives_float32_results_close_to_float32(name: str, dtype: torch.dtype) -> None:

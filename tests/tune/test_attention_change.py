@@ -70,6 +70,7 @@ BUILDS: dict[str, Any] = {"vit": small_vit, "swin": small_swin, "padded": padded
 every_build = pytest.mark.parametrize("name", BUILDS)
 
 
+@pytest.mark.slow
 @every_build
 def test_a_model_and_itself_attend_alike(name: str) -> None:
     model = BUILDS[name]()
@@ -79,6 +80,7 @@ def test_a_model_and_itself_attend_alike(name: str) -> None:
     assert np.array_equal(change.before, change.after)
 
 
+@pytest.mark.slow
 @every_build
 def test_distances_are_those_of_a_plain_loop(name: str) -> None:
     before = BUILDS[name]()
@@ -123,6 +125,7 @@ def test_disjoint_attention_has_distance_one() -> None:
     assert change.distances == pytest.approx((1.0, 1.0), abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("build", [small_vit, small_swin], ids=["vit", "swin"])
 def test_later_weights_do_not_change_the_attention_of_a_layer(build: Any) -> None:
     before = build()
@@ -141,6 +144,7 @@ def test_the_classifier_changes_no_attention() -> None:
     assert change.correlation == pytest.approx(1, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_rollouts_correlation_and_faithfulness_are_those_of_their_functions() -> None:
     before, images = small_vit(), random_images(3)
     after = with_other_weights(before)

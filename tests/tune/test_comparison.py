@@ -37,6 +37,7 @@ def finished_comparison(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
 # Cells
 
 
+@pytest.mark.slow
 def test_cells_come_in_order_of_models_tunings_and_seeds(comparison: Comparison) -> None:
     expected = list(product(("vit-a", "swin-b"), TUNING_METHODS, (0, 1)))
     assert [(cell.model, cell.tuning, cell.seed) for cell in comparison.cells] == expected

@@ -41,6 +41,7 @@ def compared(textures: Path) -> Comparison:
         )
 
 
+@pytest.mark.slow
 def test_nothing_of_the_test_set_is_in_train(compared: Comparison) -> None:
     assert compared.data_check is not None
     assert set(compared.data_check.data.counts().values()) == {(16, 12)}
@@ -79,6 +80,7 @@ def test_the_interaction_is_the_gain_of_swin_minus_the_gain_of_vit(compared: Com
         assert entry.interval[0] <= entry.value <= entry.interval[1]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("coarse_figures")
 def test_the_report_shows_every_accuracy(compared: Comparison) -> None:
     paths = page.write_page(compared, compared.folder)
@@ -87,6 +89,7 @@ def test_the_report_shows_every_accuracy(compared: Comparison) -> None:
     assert all(f"{row.accuracy:.1%}" in text for row in compared.summaries())
 
 
+@pytest.mark.slow
 def test_the_rollout_of_a_tuned_model_is_finite_and_not_flat(textures: Path, tmp_path: Path) -> None:
     tuned = vs.finetune("swin-nano", textures, out=tmp_path / "run", tuning="lora", epochs=3, batch_size=8)
     assert tuned.accuracy > 0.6

@@ -28,6 +28,7 @@ def forbid_training(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(comparison_module, "finetune", refuse)
 
 
+@pytest.mark.slow
 def test_a_second_call_trains_nothing(comparison: Comparison, monkeypatch: pytest.MonkeyPatch) -> None:
     forbid_training(monkeypatch)
     again = compared(comparison.folder, [vit()], seeds=1)
@@ -42,6 +43,7 @@ def test_a_finished_cell_is_read_again(comparison: Comparison, monkeypatch: pyte
     compared(comparison.folder, [vit()], seeds=1)  # its comparison.json is complete again
 
 
+@pytest.mark.slow
 def test_an_interrupted_comparison_resumes_and_ends_the_same(comparison: Comparison, tmp_path: Path) -> None:
     names: list[str] = []
 

@@ -81,6 +81,7 @@ def refusal(path: Path, damaged: bytes | None, out: Path, **options: Any) -> str
     return message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", BROKEN)
 @pytest.mark.parametrize("file", ["trainer_state.json", "state.json", "checksums.json"])
 def test_damaged_json_of_a_checkpoint_is_refused(file: str, damage: str, unfinished: Path) -> None:
@@ -138,6 +139,7 @@ def test_a_run_without_a_result_is_not_finished(tmp_path: Path) -> None:
         read_run(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", BROKEN)
 def test_a_damaged_log_is_written_again(damage: str, tmp_path: Path, finished: Path) -> None:
     interrupted_checkpoint(tmp_path / "run")

@@ -50,6 +50,7 @@ def differing(before: Any, after: Any) -> list[str]:
     return [name for name in before if before[name] != after[name]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("build", [small_vit, small_swin], ids=["vit", "swin"])
 @pytest.mark.parametrize("tuning", ["full", "lora", "adapter-parallel"])
 def test_it_learns_and_its_folder_is_the_model(build: Any, tuning: str, tmp_path: Path) -> None:
@@ -166,6 +167,7 @@ DIFFERENCES: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("difference", DIFFERENCES)
 def test_a_run_with_other_settings_is_refused_unless_it_may_replace_the_old_one(
     difference: str, tmp_path: Path

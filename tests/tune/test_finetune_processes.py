@@ -32,6 +32,7 @@ def two_processes(folder: Path, *arguments: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 @needs_bundled
 def test_two_processes_train_as_one_with_twice_the_batch_size(tmp_path: Path) -> None:
     data = coloured_folder(tmp_path / "birds", {"red": 10, "blue": 10})

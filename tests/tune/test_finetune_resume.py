@@ -61,6 +61,7 @@ def history(tuned: vs.Tuned) -> list[Any]:
     return [[row.get(name) for name in names] for row in tuned.record["history"][:-1]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_an_interrupted_run_ends_with_the_same_weights(name: str, tmp_path: Path) -> None:
     complete = run(tmp_path / "whole", name)
@@ -122,6 +123,7 @@ run(Path(sys.argv[1]), "full", progress=lambda step: time.sleep(0.05))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no such signal on this system")
 @pytest.mark.parametrize("moment", ["any", "writing"])
 def test_the_run_of_a_killed_process_resumes(moment: str, tmp_path: Path) -> None:
@@ -147,6 +149,7 @@ def test_the_run_of_a_killed_process_resumes(moment: str, tmp_path: Path) -> Non
     assert not (out / "checkpoints").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("No space left")], ids=repr)
 def test_a_full_disk_leaves_the_older_checkpoint(
     error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -208,6 +211,7 @@ def interrupted_checkpoint(out: Path, name: str) -> Path:
     return checkpoint
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", ["trained.safetensors", "optimizer.safetensors", "random.safetensors", "state.json"])
 def test_a_damaged_checkpoint_is_refused(file: str, tmp_path: Path) -> None:
     path = interrupted_checkpoint(tmp_path / "o", "lora") / file
@@ -237,6 +241,7 @@ def test_a_checkpoint_of_another_tuning_method_or_optimizer_is_refused(tmp_path:
         (folder / file).write_bytes(original)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("run_name", "files", "message"),
     [

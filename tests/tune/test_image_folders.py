@@ -68,6 +68,7 @@ def test_a_path_that_is_not_an_image_is_refused_or_skipped_and_named(kind: str, 
     assert sum(map(len, (data.train, data.test))) == 8
 
 
+@pytest.mark.slow
 def test_a_training_run_skips_unreadable_images(birds: Path, tmp_path: Path) -> None:
     from tests.helpers.coloured import small_vit
 
@@ -117,6 +118,7 @@ def test_a_class_whose_name_is_not_utf8_is_refused(name: bytes, birds: Path) -> 
     str(error.value).encode()
 
 
+@pytest.mark.slow
 def test_an_image_whose_name_is_not_utf8_is_read_and_reported(birds: Path, tmp_path: Path) -> None:
     from tests.helpers.coloured import small_vit
 

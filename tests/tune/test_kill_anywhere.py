@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 @pytest.mark.parametrize("kind", ["finetune", "overwrite", "overwrite-by-renames", "compare"])
 def test_killed_at_any_event_the_same_call_ends_the_same(kind: str, tmp_path: Path) -> None:

@@ -49,6 +49,7 @@ def expected(model: vs.VisionModel, tuning: str) -> set[str]:
     return learning
 
 
+@pytest.mark.slow
 @each_tuning
 @every_case
 def test_only_the_weights_of_the_tuning_method_learn(case: Case, tuning: str) -> None:
@@ -103,6 +104,7 @@ def joint(model: vs.VisionModel) -> Iterator[tuple[Any, str, list[int], list[int
 JOINT = [case for case in CASES if case.library != "transformers"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", JOINT, ids=lambda case: case.name)
 def test_low_rank_adds_ba_to_the_rows_of_queries_and_values(case: Case) -> None:
     model = fresh(case)
@@ -203,6 +205,7 @@ VIT_B = {
 SWIN_B = {("layernorm", None): 57_600, ("lora", None): 385_024, ("adapter-mlp", None): 1_553_664}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("library", ["transformers", "timm", "torchvision"])
 @pytest.mark.parametrize(("table", "builds"), [(VIT_B, vits), (SWIN_B, swins)], ids=["vit", "swin"])
 def test_the_number_of_trained_weights_matches_the_literature(library: str, table: Any, builds: Any) -> None:

@@ -121,6 +121,7 @@ def test_an_image_size_that_is_too_small_is_refused(model: Callable[[], vs.Visio
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 @pytest.mark.parametrize("tuning", ["lora", "full", "head"])
 def test_training_learns_even_if_the_caller_disabled_gradients(mode: Any, tuning: str, tmp_path: Path) -> None:
@@ -145,6 +146,7 @@ def test_progress_is_true_false_or_a_function(tmp_path: Path, capsys: pytest.Cap
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick_comparisons")
 def test_a_comparison_reports_its_progress(tmp_path: Path) -> None:
     steps: list[vs.Progress] = []

@@ -29,6 +29,7 @@ def prepared(model: vs.VisionModel, tuning: str) -> vs.VisionModel:
     return trainable
 
 
+@pytest.mark.slow
 @every_case
 @pytest.mark.parametrize("tuning", ["head", "lora", "adapter-both"])
 def test_every_family_keeps_its_weights(case: Any, tuning: str) -> None:
@@ -48,6 +49,7 @@ def test_tokens_in_windows_keep_the_weights() -> None:
     check_pretrained_weights(base, prepared(base, "window-cls"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tuning", ["head", "lora"])
 @every_case
 def test_one_changed_value_is_detected(case: Any, tuning: str) -> None:
@@ -91,6 +93,7 @@ def test_a_peft_model_never_loses_its_weights(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tuning", ["head", "bitfit", "adapter-mlp", "lora"])
 @pytest.mark.parametrize("name", ["transformers-vit", "timm-swin", "torchvision-vit"])
 def test_a_run_leaves_frozen_weights_bit_equal(name: str, tuning: str, tmp_path: Path) -> None:

@@ -69,6 +69,7 @@ def test_only_tokens_norm_and_head_learn(case: Case) -> None:
     assert all(torch.equal(tensor, weights(base)[name]) for name, tensor in before.items() if name in weights(base))
 
 
+@pytest.mark.slow
 @every_swin
 def test_its_logits_equal_a_window_head_with_the_same_weights(case: Case) -> None:
     model = reading(case)
@@ -124,6 +125,7 @@ def test_the_head_reads_what_a_plain_loop_computes(case: Case) -> None:
     torch.testing.assert_close(actual.double(), expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 @every_swin
 def test_its_folder_restores_it_and_its_attention_is_that_of_the_swin(case: Case, tmp_path: Path) -> None:
     base, model = case.model(), reading(case)
@@ -150,6 +152,7 @@ def test_a_model_without_windows_is_refused(case: Case) -> None:
         reading(case)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [vs.rollout, vs.attention_map])
 def test_a_classifier_that_reads_windows_has_no_attention_row(method: Callable[..., Any], tmp_path: Path) -> None:
     tuned = vs.finetune(small_swin(), coloured(), out=tmp_path / "run", tuning="window-cls", epochs=1, batch_size=8)
@@ -159,6 +162,7 @@ def test_a_classifier_that_reads_windows_has_no_attention_row(method: Callable[.
         method(tuned.model, image)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_resumes(tmp_path: Path) -> None:
     options: dict[str, Any] = {"tuning": "window-cls", "epochs": 2, "batch_size": 8, "save_steps": 2}
     complete = vs.finetune(small_swin(), coloured(), out=tmp_path / "complete", **options)
@@ -177,6 +181,7 @@ def test_an_interrupted_run_resumes(tmp_path: Path) -> None:
     assert same(weights(again.model), weights(complete.model))
 
 
+@pytest.mark.slow
 def test_it_learns(tmp_path: Path) -> None:
     tuned = vs.finetune(
         small_swin(), coloured(), out=tmp_path / "run", tuning="window-cls", epochs=6, batch_size=4, learning_rate=1e-2

@@ -51,6 +51,7 @@ class Reader(HTMLParser):
             self.rows[-1][-1] += data
 
 
+@pytest.mark.slow
 def test_the_report_holds_every_number_and_figure(check: DataCheck, tmp_path: Path) -> None:
     comparison = synthetic_comparison(data_check=check)
     paths = write_page(comparison, tmp_path)

@@ -315,6 +315,7 @@ def test_effects_of_several_images_have_intervals(result: vs.Composition) -> Non
 # Drawing
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["with attention", "logits", "without classes", "interrupted"])
 def test_every_figure_is_drawn(kind: str, result: vs.Composition, logits: vs.Composition, tmp_path: Path) -> None:
     if kind == "interrupted":

@@ -45,6 +45,7 @@ METHODS: dict[str, Callable[[vs.VisionModel], Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(
     "error",
@@ -74,6 +75,7 @@ def test_errors_of_a_module_are_quoted_in_one_line(error: Exception, method: str
     assert not any(child._forward_hooks or child._forward_pre_hooks for child in module.modules())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(
     "error", [OwnError("mine"), OwnRuntimeError("mine"), OwnValueError("mine")], ids=lambda error: type(error).__name__

@@ -113,6 +113,7 @@ def configure(folder: Path, **settings: Any) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | settings))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["one file", "shards", "torch", "torch shards"])
 @pytest.mark.parametrize("name", SAVED)
 def test_saved_models_are_loaded_without_warnings(name: str, form: str, tmp_path: Path) -> None:
@@ -182,6 +183,7 @@ def test_a_file_without_the_classifier_is_refused(name: str, tmp_path: Path) -> 
 PREFIXES = ("model.", "module.", "net.", "backbone.", "vit.", "module.model.", "anything.")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prefix", PREFIXES)
 @pytest.mark.parametrize("name", ["vit", "vit-bare", "dinov2", "swin", "beit", "deit-masked", "siglip-vision"])
 def test_a_prefix_is_removed_with_a_warning(name: str, prefix: str, tmp_path: Path) -> None:
@@ -231,6 +233,7 @@ DAMAGE: dict[str, tuple[Callable[[dict[str, Tensor]], dict[str, Tensor]], str]] 
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGE)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_nothing_runs_on_weights_that_were_not_in_the_file(name: str, damage: str, tmp_path: Path) -> None:

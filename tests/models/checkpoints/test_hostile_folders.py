@@ -133,6 +133,7 @@ SETTINGS: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", SETTINGS, ids=lambda settings: json.dumps(settings)[:60])
 def test_a_damaged_setting_is_refused_in_one_line_or_has_no_effect(
     settings: dict[str, Any], model_folder: Path

@@ -40,6 +40,7 @@ def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
+@pytest.mark.slow
 @every_case
 @pytest.mark.parametrize("adapters", [None, ADAPTERS], ids=["plain", "adapted"])
 def test_a_loaded_model_is_identical_to_the_saved_one(

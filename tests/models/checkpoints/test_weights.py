@@ -253,6 +253,7 @@ def damaged(state: dict[str, Tensor], damage: str) -> dict[str, Tensor]:
     return state
 
 
+@pytest.mark.slow
 @every_module
 @pytest.mark.parametrize(
     ("damage", "difference"),
@@ -400,6 +401,7 @@ def test_weights_that_timm_itself_converts_are_accepted() -> None:
     assert equal(state_of(loaded), state_of(module))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classes", [1000, 3])
 @pytest.mark.parametrize("name", ["vit_b_32", "swin_t"])
 def test_torchvision_adopts_the_number_of_classes_of_a_file(name: str, classes: int, tmp_path: Path) -> None:
@@ -439,6 +441,7 @@ def test_transformers_adopts_the_number_of_classes_of_a_file(
     assert len(model.predict(pixels, top_k=9)[0]) == classes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("library", "name"), [("timm", "test_vit"), ("torchvision", "vit_b_32"), ("transformers", "vit")]
 )
