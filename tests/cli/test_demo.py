@@ -1,5 +1,6 @@
 """The command ``vitscope demo``."""
 
+import pytest
 from PIL import Image
 
 from tests.helpers.command_line import call, needs_bundled

@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pytest
 
 import vitscope as vs
 from tests.helpers.command_line import call, needs_bundled, photo_in_an_empty_folder
