@@ -82,6 +82,7 @@ def layer(name: str) -> int:
 INNER = [name for name in MODULES if name not in FACE]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", INNER)
 def test_a_file_imports_only_from_its_layer_and_lower_ones(name: str) -> None:
     for other in imported(name):

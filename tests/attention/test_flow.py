@@ -317,6 +317,7 @@ def test_any_other_change_of_the_softmax_result_is_refused(mix: Callable[[Tensor
         vs.capture(ExplicitBlock(mix).eval(), random(2, 3, 32, 24))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("guard", [torch.no_grad, torch.inference_mode, torch.enable_grad])
 def test_the_flow_is_recorded_in_half_precision_and_in_any_gradient_mode(dtype: torch.dtype, guard: Any) -> None:

@@ -69,6 +69,7 @@ def test_omitted_calls_raise_a_single_warning(case: Any) -> None:
         trace.require_chain()
 
 
+@pytest.mark.slow
 def test_a_model_that_reduces_the_keys_in_every_call_has_no_block() -> None:
     torch.manual_seed(0)
     cvt = transformers.CvtForImageClassification(transformers.CvtConfig()).eval()

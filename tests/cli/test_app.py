@@ -158,6 +158,7 @@ def test_an_unforeseen_error_is_one_line(photo, capsys, monkeypatch, message, li
         vitscope.cli.main()
 
 
+@pytest.mark.slow
 def test_a_name_that_looks_like_markup_is_printed_as_it_is(photo, capsys, monkeypatch):
     Path(photo).rename("[old] $x^$ :cat:.png")
     code, out, err = run(capsys, monkeypatch, "explain", "[old] $x^$ :cat:.png")

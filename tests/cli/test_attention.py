@@ -21,6 +21,7 @@ def test_attention_as_json_equals_attention_map(photo, chelsea, capsys, monkeypa
     np.testing.assert_allclose(maps["2"], expected.values[0], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_rollout_as_json_equals_rollout(photo, chelsea, capsys, monkeypatch):
     code, out, _ = call(capsys, monkeypatch, "rollout", photo, "--json", "--head-fusion", "max")
     assert code == 0

@@ -72,6 +72,7 @@ def test_the_default_tests_write_tables_and_figures(photo, tmp_path, capsys, mon
     assert any(sign in line for sign in ("▲+", "▼−", "="))
 
 
+@pytest.mark.slow
 def test_json_holds_the_same_as_python(photo, capsys, monkeypatch):
     code, out, err = run(capsys, monkeypatch, "compose", photo, *BOX, *SMALL, "--json", "--output", "logit")
     assert (code, err) == (0, "")
@@ -144,6 +145,7 @@ def test_a_cropped_object_is_a_line(photo, capsys, monkeypatch):
     assert err == "vitscope: vit-nano crops the photo and sees only 42% of cat\n"
 
 
+@pytest.mark.slow
 def test_a_wide_terminal_describes_the_effects(photo, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     _, out, _ = run(capsys, monkeypatch, "compose", photo, *BOX, "--test", "controls", *SMALL)
@@ -182,6 +184,7 @@ def test_segments_are_picked_by_number(photo, capsys, monkeypatch):
     assert json.loads(out)[0]["results"][0]["objects"][0]["box"] == list(expected.box)
 
 
+@pytest.mark.slow
 def test_a_rough_box_is_refined(photo, capsys, monkeypatch):
     pytest.importorskip("cv2")
     code, out, _ = run(capsys, monkeypatch, "compose", photo, *BOX, "--refine", "--test", "none", "--json")
@@ -254,6 +257,7 @@ def test_models_are_compared(photo, tmp_path, capsys, monkeypatch):
         assert f"effects on {model}" in out
 
 
+@pytest.mark.slow
 def test_classes_come_from_examples(photo, bare, capsys, monkeypatch):
     for name, box in (("face", (105, 20, 225, 120)), ("wall", (300, 10, 440, 150))):
         Path("examples", name).mkdir(parents=True)
@@ -283,6 +287,7 @@ def test_background_fill_feather_seed_and_input_size_are_passed_on(photo, bare, 
     assert (parameters["feather"], parameters["seed"]) == (2.0, 4)
 
 
+@pytest.mark.slow
 def test_files_are_replaced_only_with_overwrite(photo, tmp_path, capsys, monkeypatch):
     (tmp_path / "made").mkdir()
     (tmp_path / "made" / "plate.png").write_text("mine")

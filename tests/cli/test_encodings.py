@@ -68,6 +68,7 @@ def test_every_command_prints_in_every_encoding(
     assert r"\u732b" in out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command", ["--help", "attention", "explain", "lime", "compose", "finetune", "compare", "data"]
 )
@@ -229,6 +230,7 @@ def test_an_impossible_file_name_is_one_line(
     assert [path.name for path in Path().iterdir()] == [photo]
 
 
+@pytest.mark.slow
 def test_a_photo_with_the_longest_possible_name_is_explained(
     photo: str, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,7 @@ pytestmark = needs_bundled
 photo = photo_in_an_empty_folder
 
 
+@pytest.mark.slow
 def test_rollout_of_a_window_transformer_takes_the_target(photo, capsys, monkeypatch):
     options = ("--model", "swin-nano", "--method", "rollout", "--target", "dog", "--json")
     code, out, err = run(capsys, monkeypatch, "explain", photo, *options)
@@ -42,6 +43,7 @@ def test_a_method_that_takes_no_target_refuses_one(photo, capsys, monkeypatch):
     assert "attention takes no target: add one of rollout, lime, kernel_shap, occlusion, rise" in err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["attention", "rollout"])
 def test_without_a_target_every_method_explains(photo, capsys, monkeypatch, method):
     code, _, err = run(capsys, monkeypatch, "explain", photo, "--method", method)

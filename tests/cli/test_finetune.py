@@ -77,6 +77,7 @@ def strict_json(text: str) -> Any:
 # data
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("birds")
 def test_data_counts_classes_and_draws_their_means(capsys, monkeypatch):
     code, out, err = run(capsys, monkeypatch, "data", "birds")
@@ -157,6 +158,7 @@ def test_finetune_writes_a_folder_that_explain_takes(tmp_path, capsys, monkeypat
     assert "holds a run with another tuning" in err
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("birds")
 def test_finetune_as_json_is_the_result_without_its_lists(capsys, monkeypatch):
     options = (*QUICK, "--out", "run", "--json", "--model", "swin-nano", "--learning-rate", "0.01", "--seed", "4")
@@ -184,6 +186,7 @@ def test_duplicates_are_reported_or_dropped(capsys, monkeypatch):
     assert (code, strict_json(out)["images"], err) == (0, {"train": 7, "test": 4}, "")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("leaky")
 def test_an_image_that_cannot_be_read_is_refused_or_skipped(tmp_path, capsys, monkeypatch):
     Path("leaky/train/blue/3.png").write_bytes(b"no image")
@@ -199,6 +202,7 @@ def test_an_image_that_cannot_be_read_is_refused_or_skipped(tmp_path, capsys, mo
     assert err.count("\n") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("birds")
 def test_a_recipe_can_be_a_file(capsys, monkeypatch):
     Path("own.toml").write_text('base = "report"\nbatch_size = 8\nepochs = 1\n', encoding="utf-8")

@@ -55,6 +55,7 @@ def test_a_folder_may_have_a_dot_in_its_name(photo, tmp_path, capsys, monkeypatc
     assert (tmp_path / "run.1" / "cat-explain.png").exists()
 
 
+@pytest.mark.slow
 def test_the_photo_itself_is_never_replaced(photo, tmp_path, capsys, monkeypatch):
     before = (tmp_path / photo).read_bytes()
     (tmp_path / "link.png").symlink_to(photo)
@@ -66,6 +67,7 @@ def test_the_photo_itself_is_never_replaced(photo, tmp_path, capsys, monkeypatch
     assert (tmp_path / photo).read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_file_is_replaced_only_if_allowed(photo, tmp_path, capsys, monkeypatch):
     existing = tmp_path / "mine.png"
     existing.write_bytes(b"precious")

@@ -102,6 +102,7 @@ def test_labels_and_model_names_are_harmless(
     assert escaped in more
 
 
+@pytest.mark.slow
 def test_json_is_harmless(photo: Image.Image, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     text = "".join(text for text, _ in HOSTILE.values() if "\udc80" not in text)
     photo.save("cat.png")
@@ -128,6 +129,7 @@ def test_errors_are_one_harmless_line(
     assert escaped in err or escaped.replace("\\", "\\\\") in err  # a library may quote it with repr
 
 
+@pytest.mark.slow
 def test_vitscopes_warnings_are_one_harmless_line(
     photo: Image.Image, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

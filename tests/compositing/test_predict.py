@@ -93,6 +93,7 @@ def test_compose_restores_the_model(name: str) -> None:
     assert_same(state(model.module), before)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("error", [TroubleError, KeyboardInterrupt])
 @pytest.mark.parametrize("attention", [False, True])
@@ -223,6 +224,7 @@ class CtrlC:
             raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attention", [False, True])
 def test_ctrl_c_keeps_the_outputs_so_far(attention: bool) -> None:
     full = run_all_tests(attention=attention, batch_size=5)
@@ -251,6 +253,7 @@ ERRORS: dict[str, Callable[[], BaseException]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", ERRORS.values(), ids=ERRORS)
 def test_batches_are_halved_until_they_fit_into_memory(error: Callable[[], BaseException]) -> None:
     base, sizes = vs.load(tiny_vit()), []

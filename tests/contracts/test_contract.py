@@ -29,6 +29,7 @@ def test_attention_equals_the_librarys_own(family: Family) -> None:
     assert [step.module for step in trace.steps] == sorted({step.module for step in trace.steps})
 
 
+@pytest.mark.slow
 @every_family
 def test_prefix_and_readout(family: Family) -> None:
     trace = vs.capture(family.model(), family.pixels())

@@ -21,6 +21,7 @@ sides = st.integers(1, 15)
 windows = st.integers(1, 6)
 
 
+@pytest.mark.slow
 @search
 @hypothesis.given(sides, sides, windows, windows, st.data(), st.booleans())
 def test_slots_are_the_library_operations_on_token_numbers(

@@ -213,6 +213,7 @@ def test_capture_does_not_change_the_logits(family: SwinFamily) -> None:
         assert torch.equal(logits_of(model.module, x), logits)
 
 
+@pytest.mark.slow
 @every_swin
 def test_a_trace_outlives_its_model_and_pickles(family: SwinFamily) -> None:
     size = family.sizes[family.kinds[-1]]
@@ -269,6 +270,7 @@ def test_two_threads_at_different_sizes(name: str) -> None:
     assert settings(model.module) == before
 
 
+@pytest.mark.slow
 def test_a_large_image_waits_for_a_small_one() -> None:
     """While the last stage has a single window for one thread, another thread must not run."""
     chosen = family("transformers-swin")

@@ -151,6 +151,7 @@ MASK[10:30, 20:50] = True
 HIDES: list[Any] = ["mean", "black", "grey", "blur", "noise", 77, (200, 30, 90), np.full((5, 5, 3), 9, dtype=np.uint8)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", PREPROCESSINGS)
 @pytest.mark.parametrize("hide", HIDES, ids=lambda hide: str(hide)[:12])
 @pytest.mark.parametrize("photo", [GREY, COLOUR], ids=["grey", "colour"])

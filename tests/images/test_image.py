@@ -160,6 +160,7 @@ def test_an_opened_image_whose_file_is_truncated_is_refused(tmp_path: Path) -> N
         assert refusal(image, ImageError).startswith(f"{path} is damaged")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, about damaged metadata
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "GIF", "TIFF"])
 def test_a_file_with_changed_bytes_gives_a_photo_or_one_line(tmp_path: Path, form: str) -> None:

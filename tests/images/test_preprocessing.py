@@ -64,6 +64,7 @@ SETTINGS: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "options"), SETTINGS, ids=str)
 def test_pixels_equal_those_of_transformers(name: str, options: dict[str, Any]) -> None:
     library = processor(f"{name}ImageProcessorPil", **options)

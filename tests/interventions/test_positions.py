@@ -41,6 +41,7 @@ def family(name: str) -> Family:
     return next(family for family in families.ALL if family.name == name)
 
 
+@pytest.mark.slow
 @every_family
 def test_without_positions_the_order_of_patches_does_not_matter(family: Family) -> None:
     model, pixels = family.model(), family.pixels()

@@ -236,6 +236,7 @@ def test_a_patch_is_dropped_if_more_than_half_of_it_is_hidden(hidden_pixels: int
     assert result.weights.tolist() == pytest.approx(expected, abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["transformers-vit", "timm-dinov3", "transformers-beit", "torchvision-vit"])
 def test_half_precision_runs(name: str) -> None:
     family = plain(name)

@@ -15,6 +15,7 @@ from vitscope.attention.trace import AttentionStep, Trace
 PREFIXES = {"timm-siglip": 0, "transformers-vit": 1, "timm-deit-distilled": 2, "transformers-dinov2-registers": 5}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "prefix"), PREFIXES.items())
 @pytest.mark.parametrize("block_numbers", [1, 1 << 20], ids=["blocks", "one block"])
 def test_statistics_equal_the_slow_reference(

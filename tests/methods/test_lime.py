@@ -133,6 +133,7 @@ def test_the_kernel_is_limes(width: float) -> None:
     assert kernel(rows.mean(1), width) == pytest.approx([slow.kernel(row, width) for row in rows], rel=1e-12)
 
 
+@pytest.mark.slow
 def test_options_of_the_regression_have_an_effect(nano: vs.VisionModel, cat: np.ndarray) -> None:
     labels = blocks(40, 60, 20)
     rows = UniformSampler(6, 0).draw(40)
@@ -259,6 +260,7 @@ def test_another_class_is_selected_by_a_synonym_or_by_its_index() -> None:
     assert not torch.equal(result.of(1).weights, result.of(2).weights)
 
 
+@pytest.mark.slow
 def test_top_labels_is_the_number_of_classes_besides_the_target(nano: vs.VisionModel, cat: np.ndarray) -> None:
     options: dict[str, Any] = {"num_samples": 30, "segments": blocks(40, 60, 20)}
     ranked = [prediction.label for prediction in nano.predict(cat, top_k=10)[0]]
@@ -399,6 +401,7 @@ def test_several_images_are_explained_separately(nano: vs.VisionModel, cat: np.n
             together[index]
 
 
+@pytest.mark.slow
 def test_one_class_of_several_images(nano: vs.VisionModel, cat: np.ndarray) -> None:
     options: dict[str, Any] = {"num_samples": 80, "segments": "patches", "top_labels": 10}
     batch = vs.lime(nano, [cat, shrunk("astronaut", (60, 40))], **options).of("dog")

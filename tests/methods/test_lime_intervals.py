@@ -88,6 +88,7 @@ def row_numbers(rows: np.ndarray) -> np.ndarray:
     return rows @ (2 ** np.arange(N - 1, -1, -1))
 
 
+@pytest.mark.slow
 @every_sampling
 @pytest.mark.parametrize("samples", [100, 400])
 def test_intervals_cover_the_true_coefficients_at_their_confidence(
@@ -189,6 +190,7 @@ def test_auto_continues_until_the_true_top_segments_are_found() -> None:
     assert max(samples) < 10_000
 
 
+@pytest.mark.slow
 def test_auto_gives_up_with_a_warning(nano: vs.VisionModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vitscope.methods.lime.LOOKS", [128, 160])
     labels = np.arange(64).reshape(8, 8).repeat(4, 0).repeat(4, 1)

@@ -99,6 +99,7 @@ def test_every_perturbation_method_is_in_the_registry() -> None:
         assert method.summary
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["lime", "kernel_shap", "occlusion", "rise"])
 def test_several_images_are_one_batch(name: str) -> None:
     model = vs.load(tiny_vit())

@@ -132,6 +132,7 @@ def test_the_map_of_a_patch_is_its_row_and_zero_outside_its_window(name: str, ki
                 assert not got.flatten(1)[:, ~together[token]].any()
 
 
+@pytest.mark.slow
 @each_size
 def test_the_map_of_the_readout_is_the_readout_pulled_back_through_merging(name: str, kind: str) -> None:
     _, _, trace, twin = recorded_run(name, kind)

@@ -43,6 +43,7 @@ def attend_by_brightness(model: vs.VisionModel) -> None:
         layer.weight.copy_(weight if len(layer.weight) == 16 else weight.repeat(3, 1))
 
 
+@pytest.mark.slow
 @every_first
 def test_patches_of_a_shifted_block_attend_within_their_own_window(swin: SwinFamily) -> None:
     model = swin.model()
@@ -92,6 +93,7 @@ def test_places_outside_a_window_are_refused() -> None:
         region_queries(np.zeros((3, 4), dtype=int), (2.0, 0.0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["padded", "odd"])
 @every_first
 def test_shifted_blocks_are_recognised_on_grids_that_need_padding(swin: SwinFamily, kind: str) -> None:
@@ -235,6 +237,7 @@ def test_each_command_takes_a_swin(tmp_path, chelsea, capsys, monkeypatch, argum
         assert image.width > 900
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
@@ -290,6 +293,7 @@ def test_distances_are_in_finest_patches_after_merging() -> None:
         assert values[:, step.num_heads :].isnan().all()
 
 
+@pytest.mark.slow
 @every_first
 def test_half_precision_gives_similar_maps(swin: SwinFamily) -> None:
     model, images = swin.model(), pixels(SIZES["fitting"])

@@ -120,6 +120,7 @@ def test_wrappers_change_nothing(kind: str, wrapper: str) -> None:
     assert outer.preprocessing == inner.preprocessing
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrapper", ["compiled", "m.compile()", "compiled blocks", "compiled forward"])
 def test_a_compiled_model_inside_a_container_is_captured(wrapper: str) -> None:
     expect_same(vs.load(Around(WRAPPERS[wrapper](timm_vit(5))), output="logits"), vs.load(timm_vit(5)))
@@ -176,6 +177,7 @@ class Lightning:
         return classes[kind]().eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["without forward", "with forward", "with loss", "with head"])
 def test_lightning_modules(kind: str) -> None:
     with warnings.catch_warnings():
@@ -341,6 +343,7 @@ def subclass(module: nn.Module, **methods: Any) -> nn.Module:
     return module
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [*INNER, "dinov2"])
 def test_a_subclass_is_described_like_its_parent(kind: str) -> None:
     build = INNER.get(kind, dinov2)

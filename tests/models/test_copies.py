@@ -76,6 +76,7 @@ def test_every_window_transformer(family: swin_families.SwinFamily, copier: str)
     expect_copy(family.model(SIZES["fitting"]), copier, swin_families.pixels(SIZES["fitting"], 1))
 
 
+@pytest.mark.slow
 @every_copier
 def test_rollout_through_windows(copier: str) -> None:
     """The copy uses its own merging layers and norms."""

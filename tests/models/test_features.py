@@ -134,6 +134,7 @@ def test_an_embedding_has_no_classes(kind: str) -> None:
         assert torch.allclose(model.features(pixels), embedding(module, pixels), atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", EMBEDDINGS)
 def test_an_embedding_is_explained_by_its_similarity(kind: str) -> None:
     module, pixels = EMBEDDINGS[kind]().eval(), images(1)

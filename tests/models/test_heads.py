@@ -121,6 +121,7 @@ def test_the_classifier_is_small_random_and_seeded(case: Case) -> None:
     assert not torch.equal(get_classifiers(with_labels(case, seed=1))[0].weight, layers[0].weight)
 
 
+@pytest.mark.slow
 @every_case
 def test_the_classifiers_compute_the_logits(case: Case) -> None:
     model = with_labels(case)
@@ -140,6 +141,7 @@ def test_a_backbone_without_a_classifier_in_its_library_gets_a_linear_one() -> N
     assert logits(again, case("transformers-dinov3").pixels).shape == (2, 2)
 
 
+@pytest.mark.slow
 @every_case
 def test_blocks_are_in_order_and_have_their_widths(case: Case) -> None:
     model = with_labels(case)

@@ -57,6 +57,7 @@ REPLACED: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", REPLACED)
 @pytest.mark.filterwarnings("ignore:.*so its classes are numbered")
 def test_a_replaced_classifier_does_not_keep_the_old_names(kind: str) -> None:
@@ -135,6 +136,7 @@ def test_labels_from_a_file(file: str, text: str, tmp_path: Path) -> None:
     assert names(vs.load(timm_vit(5), labels=str(tmp_path / file))) == EXPECTED
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 4, 6])
 @pytest.mark.parametrize("kind", MODULES)
 def test_labels_of_the_wrong_number_are_not_used(kind: str, count: int) -> None:

@@ -114,6 +114,7 @@ def test_a_model_type_means_its_default_configuration(
         assert len(model.predict(photo(40, 50), top_k=9)[0]) == 7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", torch.bfloat16, "float64"], ids=str)
 def test_a_precision_is_kept_and_results_are_float32(folder: Path, dtype: str | torch.dtype) -> None:
     image = photo(40, 50)
@@ -241,6 +242,7 @@ def test_transformers_at_another_size(folder: Path, size: int | tuple[int, int])
     assert vs.rollout(trace).values.shape == (1, height // 8, width // 8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [None, 96, (64, 96)], ids=str)
 def test_timm_at_another_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int | tuple[int, int] | None

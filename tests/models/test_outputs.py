@@ -88,6 +88,7 @@ KINDS: dict[str, tuple[Callable[[], nn.Module], Callable[[Tensor], Tensor], str]
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_output_meaning(kind: str) -> None:
     build, formula, meaning = KINDS[kind]
@@ -222,6 +223,7 @@ SELECTED: dict[str, tuple[Callable[[Tensor], Any], Any, Callable[[Tensor], Tenso
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", SELECTED)
 def test_select_chooses_among_several_heads(case: str) -> None:
     output, select, formula = SELECTED[case]

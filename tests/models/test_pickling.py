@@ -81,12 +81,14 @@ def test_every_family_can_be_pickled_again(case: Case) -> None:
     assert_identical(model, unpickle(model), case.pixels)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_every_protocol_works(protocol: int) -> None:
     model = case("transformers-vit").model()
     assert_identical(model, pickle.loads(pickle.dumps(model, protocol)), case("transformers-vit").pixels)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vit-nano", "swin-nano"])
 def test_bundled_models_are_pickled_with_their_weights(name: str) -> None:
     """Weights in a mapped file are not aligned in memory like those of a copy, which changes the last bit of a sum."""
@@ -136,6 +138,7 @@ def test_a_swin_read_by_window_tokens_is_identical_after_pickling() -> None:
     assert_identical(model, unpickle(model), case("timm-swin").pixels)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["transformers-vit", "timm-swin"])
 def test_a_model_with_adapters_is_identical_after_pickling(name: str) -> None:
     model = reset_classifier(case(name).model(), LABELS)
@@ -207,6 +210,7 @@ def test_a_model_that_cannot_be_pickled_says_why_in_one_line(kind: str) -> None:
     assert message.endswith("define its classes, functions and hooks at the top level of a Python file")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [kind for kind in IMPOSSIBLE if kind != "generator"])
 def test_a_model_that_cannot_be_pickled_can_still_be_copied(kind: str) -> None:
     model = IMPOSSIBLE[kind]()

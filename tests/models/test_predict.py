@@ -143,6 +143,7 @@ def resnets() -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("library", resnets())
 def test_a_convolutional_network_predicts_and_has_no_attention(library: str) -> None:
     pytest.importorskip(library)

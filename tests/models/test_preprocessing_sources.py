@@ -94,6 +94,7 @@ def transforms() -> Any:
     return ViT_B_16_Weights.IMAGENET1K_V1.transforms()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", SOURCES)
 def test_the_provenance_names_the_source_of_the_preprocessing(kind: str) -> None:
     build, expected = SOURCES[kind]

@@ -159,6 +159,7 @@ class Bomb:
         return Path.touch, (self.path,)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "place",
     [

@@ -96,6 +96,7 @@ def library_maps(tower: nn.Module, pixels: Tensor) -> list[Tensor]:
     return list(returned.attentions)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", TOWERS)
 def test_the_image_encoder_is_captured(kind: str) -> None:
     build, path = TOWERS[kind]

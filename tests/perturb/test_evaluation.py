@@ -131,6 +131,7 @@ ERRORS: dict[str, Callable[[], BaseException]] = {
 }
 
 
+@pytest.mark.slow
 @every_method
 @pytest.mark.parametrize("error", ERRORS.values(), ids=ERRORS)
 def test_batches_are_halved_until_the_memory_suffices(
@@ -294,6 +295,7 @@ def test_methods_do_not_change_the_model(name: str) -> None:
     assert_same(state(model.module), before)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("name", LEAVING)
 @pytest.mark.parametrize("after", [1, 2, 3, 4])

@@ -27,6 +27,7 @@ def colourfulness(image: Image.Image) -> int:
     return int(np.ptp(np.asarray(image).astype(int), axis=-1).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("signed", [False, True], ids=["unsigned", "signed"])
 @pytest.mark.parametrize("values", [*FLAT.values(), FLAT["positive"][:, :1, :1]], ids=[*FLAT, "one patch"])
 def test_a_flat_map_leaves_the_photo_grey(chelsea: np.ndarray, values: torch.Tensor, signed: bool) -> None:

@@ -118,6 +118,7 @@ def test_attention_to_tokens_and_padding_sums_to_one(family: SwinFamily, kind: s
             assert padding.max() > 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", MAXVIT_SIZES.values(), ids=str)
 def test_attention_on_the_grid_reproduces_the_output_of_each_maxvit_block(size: tuple[int, int]) -> None:
     _, checked = recorded_steps(MAXVIT, size)

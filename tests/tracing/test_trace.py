@@ -32,6 +32,7 @@ def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("layers", "held"),
     [([0], [0]), ([-1], [2]), ([0, -1], [0, 2]), ([2, 0, 1], [0, 1, 2]), ([1, -2], [1]), ([-3, 2], [0, 2])],

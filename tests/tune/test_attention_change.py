@@ -90,6 +90,7 @@ def test_distances_are_those_of_a_plain_loop(name: str) -> None:
     assert all(0.001 < distance <= 1 for distance in change.distances)
 
 
+@pytest.mark.slow
 def test_queries_on_padding_do_not_count() -> None:
     """There are queries on padding, and counting them would change the distances."""
     before, image = padded_swin(), random_images(1, 36)[0]
@@ -161,6 +162,7 @@ def test_rollouts_correlation_and_faithfulness_are_those_of_their_functions() ->
     assert change.faithfulness_before != change.faithfulness_after
 
 
+@pytest.mark.slow
 def test_faithfulness_of_a_model_without_classes_follows_the_similarity_of_its_features() -> None:
     import transformers
 

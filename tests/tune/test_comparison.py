@@ -50,6 +50,7 @@ def test_cells_come_in_order_of_models_tunings_and_seeds(comparison: Comparison)
     assert (comparison.data, comparison.labels, comparison.data_check) == ("coloured", data().labels, None)
 
 
+@pytest.mark.slow
 def test_a_cell_holds_the_results_of_finetune_and_attention_change(comparison: Comparison, tmp_path: Path) -> None:
     tuned = vs.finetune(vit(), data(), out=tmp_path / "run", tuning="lora", **QUICK, seed=1)
     (cell,) = (cell for cell in comparison.of("vit-a", "lora") if cell.seed == 1)

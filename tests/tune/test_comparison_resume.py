@@ -64,6 +64,7 @@ def test_an_interrupted_comparison_resumes_and_ends_the_same(comparison: Compari
         assert without_cost(cell.record) == without_cost(comparison.of("vit-a", cell.tuning)[0].record)
 
 
+@pytest.mark.slow
 def test_progress_is_reported_for_each_cell_and_step(tmp_path: Path) -> None:
     steps: list[vs.Progress] = []
     vs.compare(
@@ -84,6 +85,7 @@ def test_a_model_without_windows_is_refused_before_anything_is_trained(
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 def test_models_are_kept_only_if_requested(comparison: Comparison, tmp_path: Path) -> None:
     assert not list(comparison.folder.rglob("*.safetensors"))
     compared(tmp_path, [vit()], tunings=("head",), seeds=1, keep_models=True)
@@ -173,6 +175,7 @@ def test_a_folder_is_checked_first(tmp_path: Path) -> None:
     assert again.as_json() == result.as_json()
 
 
+@pytest.mark.slow
 def test_skipped_and_dropped_images_are_not_trained_on(tmp_path: Path) -> None:
     source = coloured_folder(tmp_path / "train", {"red": 4, "blue": 4})
     coloured_folder(tmp_path / "test", {"red": 2, "blue": 2}, seed=1)

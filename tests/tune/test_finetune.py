@@ -107,6 +107,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tmp_path: 
     assert not any(torch.equal(results[0][name], results[2][name]) for name in ("classifier.weight", "classifier.bias"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tuning", [name for name in WAYS if name != "full"])
 def test_frozen_weights_do_not_change_by_one_bit(tuning: str, tmp_path: Path) -> None:
     model = small_vit()
@@ -124,6 +125,7 @@ def test_frozen_weights_do_not_change_by_one_bit(tuning: str, tmp_path: Path) ->
     assert all(".adapter_" in name for name in after.keys() - before.keys())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("build", [small_vit, small_swin], ids=["vit", "swin"])
 def test_a_head_on_cached_features_equals_a_head_on_images(
     build: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -187,6 +189,7 @@ def test_a_run_with_other_settings_is_refused_unless_it_may_replace_the_old_one(
     assert json.loads((tmp_path / "run" / "run.json").read_text())["model"] == replaced.record["model"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["training", "moving into place"])
 def test_the_old_run_survives_until_the_new_one_is_finished(
     moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

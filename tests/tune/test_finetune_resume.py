@@ -78,6 +78,7 @@ def test_an_interrupted_run_ends_with_the_same_weights(name: str, tmp_path: Path
     assert not (tmp_path / "interrupted" / "checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_a_run_interrupted_at_the_end_of_an_epoch_ends_the_same(tmp_path: Path) -> None:
     """The run is interrupted while the epoch is evaluated, and just after it."""
     complete, seen = run(tmp_path / "whole", "lora", save_steps=3), []
@@ -96,6 +97,7 @@ def test_a_run_interrupted_at_the_end_of_an_epoch_ends_the_same(tmp_path: Path) 
     assert same(weights(again.model), weights(complete.model))
 
 
+@pytest.mark.slow
 def test_a_run_interrupted_before_its_first_checkpoint_starts_again(tmp_path: Path) -> None:
     complete = run(tmp_path / "whole", "full")
     with pytest.raises(InterruptionError):
@@ -172,6 +174,7 @@ def test_a_full_disk_leaves_the_older_checkpoint(
     assert same(weights(run(tmp_path / "full", "lora").model), weights(complete.model))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad")
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -77,6 +77,7 @@ CALLS: dict[str, tuple[Callable[[Path], Any], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("name", CALLS)
 def test_a_mistake_is_refused_in_one_line_and_writes_nothing(
@@ -132,6 +133,7 @@ def test_training_learns_even_if_the_caller_disabled_gradients(mode: Any, tuning
     assert same(weights(again.model), weights(expected.model))
 
 
+@pytest.mark.slow
 def test_progress_is_true_false_or_a_function(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     steps: list[vs.Progress] = []
     tune(tmp_path / "a", progress=True)

@@ -51,6 +51,7 @@ def test_the_swins_come_from_three_libraries() -> None:
     assert {case.library for case in SWINS} == {"transformers", "timm", "torchvision"}
 
 
+@pytest.mark.slow
 @every_swin
 def test_only_tokens_norm_and_head_learn(case: Case) -> None:
     base = case.model()
@@ -114,6 +115,7 @@ def read_by_hand(swin: SwinFamily, model: vs.VisionModel, pixels: Tensor) -> Ten
     return learned.head(learned.norm(torch.cat(stages, dim=-1)))
 
 
+@pytest.mark.slow
 @every_swin
 def test_the_head_reads_what_a_plain_loop_computes(case: Case) -> None:
     model = reading(case)
@@ -146,6 +148,7 @@ def test_its_folder_restores_it_and_its_attention_is_that_of_the_swin(case: Case
         assert not torch.equal(rows, means.rows[layer])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", OTHERS, ids=lambda case: case.name)
 def test_a_model_without_windows_is_refused(case: Case) -> None:
     with pytest.raises(UnsupportedModelError, match=r"window|Swin"):

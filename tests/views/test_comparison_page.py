@@ -101,6 +101,7 @@ def test_names_are_escaped(tmp_path: Path) -> None:
     assert "http" not in text.partition("</style>")[2], "the page loads nothing from elsewhere"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("failing", ["report.html", "accuracy.png"])
 def test_an_older_report_survives_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
     write_page(synthetic_comparison(HEAD), tmp_path)

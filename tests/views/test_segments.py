@@ -93,6 +93,7 @@ def test_a_result_without_weights_is_drawn_too():
     figure.draw(content)
 
 
+@pytest.mark.slow
 def test_the_figure_is_drawn_on_the_page(result, tmp_path):
     path = figure.save_figure(segments.supporting_regions(result), tmp_path / "lime.png")
     with Image.open(path) as image:

@@ -57,6 +57,7 @@ def texts(axes: Any) -> list[str]:
 # The content of scenes
 
 
+@pytest.mark.slow
 def test_accuracies_and_gains_have_their_intervals(tmp_path: Path) -> None:
     comparison = synthetic_comparison()
     accuracies, gains, differences = panels(tuning.accuracy_scene(comparison))
@@ -257,6 +258,7 @@ def test_the_figure_of_a_run_shows_loss_accuracy_and_confusion(tmp_path: Path) -
     drawn(scene, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["x" * 60, "", "<b>"])
 def test_names_of_any_length_fit(name: str, tmp_path: Path) -> None:
     comparison = synthetic_comparison({(name, "head"): 0.0, (name, "lora"): 1.0}, labels=(name, "b"))

@@ -40,6 +40,7 @@ def by_hand(swin: SwinFamily, block: Any, tokens: Tensor, slots: Tensor) -> Tens
     return torch.stack(rows).unflatten(0, (len(tokens), len(slots)))
 
 
+@pytest.mark.slow
 @every_first
 @pytest.mark.parametrize("kind", ["fitting", "padded"])
 def test_the_attention_equals_the_hand_written_version(swin: SwinFamily, kind: str) -> None:
@@ -114,6 +115,7 @@ def test_a_model_without_such_windows_is_refused(name: str) -> None:
         vs.window_cls(family(name).model(), pixels(SIZES["fitting"]))
 
 
+@pytest.mark.slow
 def test_a_few_steps_lower_the_loss_on_real_images(chelsea) -> None:
     """Two photos are cut into quarters. The tokens and the head learn which photo a quarter comes from."""
     import skimage.data
@@ -146,6 +148,7 @@ def test_a_few_steps_lower_the_loss_on_real_images(chelsea) -> None:
     assert all(parameter.grad is None and parameter.requires_grad for parameter in model.module.parameters())
 
 
+@pytest.mark.slow
 @every_first
 def test_a_saved_head_loads_unchanged(swin: SwinFamily, tmp_path) -> None:
     model, images = swin.model(), pixels(SIZES["fitting"])

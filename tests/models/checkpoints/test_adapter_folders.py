@@ -93,6 +93,7 @@ def state(module: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in module.state_dict().items()}
 
 
+@pytest.mark.slow
 @every_base
 @pytest.mark.parametrize("kind", ["lora", "loha", "ia3"])
 def test_an_adapter_gives_the_outputs_of_the_live_model_that_saved_it(name: str, kind: str, tmp_path: Path) -> None:

@@ -153,6 +153,7 @@ def as_torch(folder: Path) -> None:
         index.unlink()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HEADS)
 def test_features_leave_the_classifier_out(name: str, tmp_path: Path) -> None:
     saved(name, tmp_path)
@@ -170,6 +171,7 @@ def test_another_output_is_refused(output: Any, folder: Path) -> None:
         load(folder, output=output)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HEADS)
 def test_a_file_without_the_classifier_is_refused(name: str, tmp_path: Path) -> None:
     saved(name, tmp_path)

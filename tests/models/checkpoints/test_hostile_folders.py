@@ -61,6 +61,7 @@ def test_an_invalid_configuration_is_refused_in_one_line(content: str, pretraine
     assert message.startswith(f"{model_folder} is not a transformers folder: config.json ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", ["preprocessor_config.json", "processor_config.json"])
 @pytest.mark.parametrize("content", CONTENTS)
 def test_unreadable_preprocessing_is_refused_in_one_line(content: str, file: str, model_folder: Path) -> None:
@@ -176,6 +177,7 @@ MANIFESTS: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", MANIFESTS, ids=lambda change: json.dumps(change)[:60])
 def test_manifest_fields_of_the_wrong_kind_are_refused_in_one_line(change: dict[str, Any], tuned_folder: Path) -> None:
     configure(tuned_folder / "vitscope.json", **change)
@@ -196,6 +198,7 @@ PREPROCESSING: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", PREPROCESSING, ids=lambda change: json.dumps(change)[:60])
 def test_preprocessing_fields_of_the_wrong_kind_are_refused_in_one_line(
     change: dict[str, Any], tuned_folder: Path

@@ -132,6 +132,7 @@ def test_damaged_or_missing_weights_are_refused_in_one_line(name: str, adapters:
     vs.load(folder)
 
 
+@pytest.mark.slow
 @each_folder
 @pytest.mark.parametrize("manifest", ["{ no", "", "[]", "{}", "null", '"text"', '{"format": 1}'])
 def test_an_invalid_manifest_is_refused_in_one_line(name: str, adapters: Any, manifest: str, tmp_path: Path) -> None:

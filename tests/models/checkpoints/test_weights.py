@@ -207,6 +207,7 @@ def test_weights_of_the_same_class_fit(name: str) -> None:
     assert equal(state_of(target), state_of(module))
 
 
+@pytest.mark.slow
 @every_module
 @pytest.mark.parametrize(
     "prefix", ["model.", "module.", "net.", "backbone.", "vit.", "module.model.", "_orig_mod.", "x."]
@@ -325,6 +326,7 @@ def logits_of(module: Any, pixels: Tensor) -> Tensor:
 PIXELS = torch.randn(1, 3, 160, 160, generator=torch.Generator().manual_seed(1), device="cpu")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classes", [1000, 3])
 @pytest.mark.parametrize("prefix", ["", "model."])
 @pytest.mark.parametrize("name", ["test_vit", "test_vit2", "test_vit3"])
