@@ -142,6 +142,7 @@ PARALLEL: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], int, str, str
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", PARALLEL.values(), ids=PARALLEL)
 def test_parallel_blocks_have_no_rollout(case: tuple[Any, ...]) -> None:
     build, layout, count, first, second = case
@@ -304,6 +305,7 @@ CHANGED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mix", UNCHANGED.values(), ids=UNCHANGED)
 def test_a_softmax_result_may_change_its_shape_or_dtype(mix: Callable[[Tensor, Tensor], Tensor]) -> None:
     module, pixels = ExplicitBlock(mix).eval(), random(2, 3, 32, 24)

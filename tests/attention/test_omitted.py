@@ -256,6 +256,7 @@ def test_a_packed_batch_is_refused_but_a_single_image_is_captured() -> None:
     assert vs.capture(module, random(1, 3, 32, 24)).attention(0).shape == (1, 2, 12, 12)
 
 
+@pytest.mark.slow
 def test_attention_of_a_window_transformer_outside_its_layers_is_reported() -> None:
     """A subclass pools by attention in its own forward method, outside all submodules."""
     timm = pytest.importorskip("timm")

@@ -38,6 +38,7 @@ def test_every_option_is_described_by_a_sentence(name):
         assert parameter.help.endswith("."), parameter.name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["", *NAMES])
 def test_the_help_fits_80_columns(capsys, monkeypatch, name):
     monkeypatch.setenv("COLUMNS", "80")
@@ -116,6 +117,7 @@ def test_a_mistake_is_one_clear_line(tmp_path, capsys, monkeypatch, arguments, e
     assert [path.name for path in tmp_path.iterdir()] == ["cat.png"]
 
 
+@pytest.mark.slow
 def test_a_model_without_attention_is_one_line(photo, capsys, monkeypatch):
     import vitscope.models
 

@@ -138,6 +138,7 @@ def test_several_classes_may_be_passed(photo, capsys, monkeypatch):
     assert run(capsys, monkeypatch, "compose", photo, *BOX, *SMALL, "-t", "cat", "-t", "tabby")[0] == 2
 
 
+@pytest.mark.slow
 def test_a_cropped_object_is_a_line(photo, capsys, monkeypatch):
     monkeypatch.setattr(vs.Composition, "visible_fraction", lambda *_: 0.42)
     code, _, err = run(capsys, monkeypatch, "compose", photo, *QUICK)
@@ -176,6 +177,7 @@ def test_an_object_may_be_named_and_marked_in_many_ways(photo, capsys, monkeypat
     assert (entry["name"], entry["box"]) == (name, [105, 20, 120, 100])
 
 
+@pytest.mark.slow
 def test_segments_are_picked_by_number(photo, capsys, monkeypatch):
     chosen = ("--object", "face=segments:3,4", "--segments", "slic", "--test", "none", "--json")
     code, out, _ = run(capsys, monkeypatch, "compose", photo, *chosen)
@@ -195,6 +197,7 @@ def test_a_rough_box_is_refined(photo, capsys, monkeypatch):
     assert entry["area"] != 120 * 100 / 300 / 451
 
 
+@pytest.mark.slow
 def test_several_objects_may_be_marked(photo, capsys, monkeypatch):
     code, out, _ = run(
         capsys, monkeypatch, "compose", photo, "-b", "5,5,50,60", "-b", "100,90,80,80", *QUICK[2:], "--json"
@@ -217,6 +220,7 @@ show = [{ name = "face", scale = 0.5 }]
 """
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("photo")
 def test_a_recipe_replaces_the_options(tmp_path, capsys, monkeypatch):
     Path("recipe.toml").write_text(RECIPE)
@@ -416,6 +420,7 @@ def test_ctrl_c_keeps_the_outputs_so_far(photo, tmp_path, capsys, monkeypatch):
     assert len(rows) == 11
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_the_second_model_keeps_the_first(photo, tmp_path, capsys, monkeypatch):
     from vitscope.compositing.predict import EditedImagePredictor
 

@@ -199,6 +199,7 @@ def test_nothing_is_imported_before_main() -> None:
 LONG = "a" * 300
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -79,6 +79,7 @@ def test_a_file_is_replaced_only_if_allowed(photo, tmp_path, capsys, monkeypatch
     assert existing.read_bytes() != b"precious"
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_existing_file_as_it_was(photo, tmp_path, capsys, monkeypatch):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 

@@ -300,6 +300,7 @@ def test_custom_images_come_after_the_original() -> None:
     assert only.names == ["original", "both small"]
 
 
+@pytest.mark.slow
 def test_a_large_photo_is_edited_on_a_smaller_copy() -> None:
     photo = painted(1000, 1400, (600, 400, 200, 160))
     result = vs.compose(seeing(slow.share_of_red, 40, 56), photo, (600, 400, 200, 160), tests="size", **LOGIT)

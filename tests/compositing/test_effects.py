@@ -170,6 +170,7 @@ def of_four_images() -> list[vs.Composition]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("confidence", [0.5, 0.95, 0.99])
 def test_intervals_equal_those_of_students_t_test(several: list[vs.Composition], confidence: float) -> None:
     alone = [named(vs.effects(result)) for result in several]

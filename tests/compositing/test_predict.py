@@ -42,6 +42,7 @@ def run_all_tests(model: Any = None, photo: Any = None, **options: Any) -> vs.Co
     return vs.compose(model, photo, OBJECTS, **({"tests": ALL_TESTS, "places": 2} | options))
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_images_and_outputs() -> None:
     first, again, different = run_all_tests(seed=1), run_all_tests(seed=1), run_all_tests(seed=2)
     assert np.array_equal(first.outputs, again.outputs)
@@ -82,6 +83,7 @@ def test_progress_is_reported_after_every_batch() -> None:
 
 
 # The type checks draw random numbers of their own.
+@pytest.mark.slow
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("name", ["timm-vit", "transformers-beit", "transformers-dinov2"])
 def test_compose_restores_the_model(name: str) -> None:
@@ -184,6 +186,7 @@ def test_outputs_of_every_window_family_equal_those_of_single_images(family: Swi
     check_each_image_alone(family.model(size), swin_families.pixels(size, 1), objects)
 
 
+@pytest.mark.slow
 def test_maxvit_is_supported_without_attention() -> None:
     model, pixels = swin_families.MAXVIT.model((64, 64)), swin_families.pixels((64, 64), 1)
     check_each_image_alone(model, pixels, (10, 12, 20, 18), attention=False)

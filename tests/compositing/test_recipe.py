@@ -181,6 +181,7 @@ def test_files_that_are_not_recipes_are_refused(folder: Path) -> None:
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_the_bundled_recipe_can_be_read(tmp_path: Path) -> None:
     """Its photo is not bundled: any image of the same size can replace it, because nothing is refined."""
     recipe = Path(__file__).parents[2] / "recipes" / "dog-and-cat.toml"

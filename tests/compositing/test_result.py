@@ -61,6 +61,7 @@ def cut_short() -> vs.Composition:
 # Tables
 
 
+@pytest.mark.slow
 def test_probabilities_sum_to_one_and_changes_to_zero(result: vs.Composition) -> None:
     np.testing.assert_allclose(result.outputs.sum(1), 1, atol=1e-5)
     for index, row in enumerate(result.table(top_k=7)):
@@ -460,6 +461,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(("options", "message"), REFUSED, ids=[f"{i}" for i in range(len(REFUSED))])
 def test_invalid_arguments_are_refused_before_the_first_prediction(options: dict[str, Any], message: str) -> None:

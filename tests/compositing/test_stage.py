@@ -249,6 +249,7 @@ def test_the_inpainting_of_a_ramp_is_the_ramp() -> None:
     np.testing.assert_allclose(fill_hole(spoilt, HOLE, "inpaint", 0), ramp, atol=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("box", [(14, 10, 12, 9), (0, 0, 9, 12), (30, 20, 14, 10)], ids=str)
 def test_inpainting_equals_the_slow_twin(box: tuple[int, int, int, int]) -> None:
     """At a corner, the slopes of the rim would exceed its colours."""

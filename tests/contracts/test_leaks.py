@@ -250,6 +250,7 @@ def test_two_threads_with_two_models(names: tuple[str, str]) -> None:
         assert_same(state(model.module), saved)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("frequent_switches")
 def test_two_threads_with_the_same_model() -> None:
     """The first thread to finish must not enable dropout during the other's run."""
@@ -262,6 +263,7 @@ def test_two_threads_with_the_same_model() -> None:
     assert_same(state(model.module), before)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("frequent_switches")
 def test_a_thread_that_runs_a_plain_model_is_unaffected(monkeypatch: pytest.MonkeyPatch) -> None:
     watched, pixels = family("transformers-vit").model(), family("transformers-vit").pixels()

@@ -124,6 +124,7 @@ def test_a_run_that_fails_leaves_no_trace(family: SwinFamily, moment: str) -> No
         assert torch.equal(actual, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(24, 24), (24, 64), (64, 8), (2, 2)], ids=str)
 def test_a_size_that_transformers_refuses_is_refused_before_it_runs(size: Size) -> None:
     chosen = family("transformers-swin")

@@ -123,6 +123,7 @@ def commands() -> list[Any]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", commands())
 def test_a_command_line_is_one_that_exists(text: str) -> None:
     """The parser takes it: the command, each option, and the kind of each value. Nothing runs."""

@@ -174,6 +174,7 @@ def test_the_rendered_input_equals_the_input_of_the_perturbed_photo(photo: np.nd
     assert not torch.equal(rendered[0], subject.pixels[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hide", ["mean", "blur", 77, "drop"])
 def test_every_method_explains_a_one_channel_model(hide: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     # If patches are dropped, the model gets its own input back as a tensor, which must be accepted.
@@ -200,6 +201,7 @@ def tensor_subject(channels: int) -> Subject:
     return Subject(values, view, pixels, (factor, torch.zeros(channels, dtype=torch.float32, device="cpu")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hide", ["mean", "black", "grey", "blur", "noise", 51])
 @pytest.mark.parametrize("channels", [1, 2, 4, 13])
 def test_segments_of_a_tensor_are_hidden_in_every_channel(channels: int, hide: Any) -> None:

@@ -198,6 +198,7 @@ def test_timms_padding_mode_takes_tensors_and_refuses_photos() -> None:
 # torchvision
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [

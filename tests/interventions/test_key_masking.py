@@ -123,6 +123,7 @@ def test_the_classifier_of_windows_reads_the_visible_tokens(name: str) -> None:
     torch.testing.assert_close(got[0], expected + bias, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [family.name for family in swin_families.ALL])
 def test_windows_with_nothing_visible_are_finite(name: str) -> None:
     family = swin_families.family(name)
@@ -155,6 +156,7 @@ def test_a_model_that_convolves_cannot_drop_tokens(size: tuple[int, int]) -> Non
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_window_transformer_is_occluded_in_tokens_of_its_last_stage() -> None:
     model, pixels, without, grid = windowed("timm-swin", "fitting")
     (subject,) = subjects(model, pixels)

@@ -105,6 +105,7 @@ def test_biases_of_windows_are_constant(family: SwinFamily) -> None:
     assert float(inside.max() - inside.min()) > 1e-4
 
 
+@pytest.mark.slow
 @every_swin
 def test_windows_without_positions_leave_no_trace(family: SwinFamily) -> None:
     size = family.sizes["fitting" if "fitting" in family.sizes else "small"]

@@ -166,6 +166,7 @@ def test_with_everything_hidden_only_the_prefix_remains(family: Family) -> None:
         torch.testing.assert_close(output, evaluator(model)(torch.zeros_like(pixels)), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [family.name for family in families.ALL if "patches" in family.readout])
 def test_a_mean_over_no_patches_is_finite(name: str) -> None:
     model, pixels = plain(name).model(), plain(name).pixels(1)
@@ -318,6 +319,7 @@ def test_other_models_get_batches_of_similar_numbers_of_patches() -> None:
     assert similar_batches(plain("timm-vit").model(), visible[:0], 2) == []
 
 
+@pytest.mark.slow
 @every_family
 def test_a_batch_with_filler_tokens_equals_each_mask_alone(family: Family) -> None:
     if {"patches", "tokens"} & set(family.readout):

@@ -36,6 +36,7 @@ def test_with_all_coalitions_the_values_are_exact(players: int) -> None:
         assert solved(value, players, count) == pytest.approx(expected, abs=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("players", [6, 7])
 def test_it_equals_shaps_kernel_explainer(players: int) -> None:
     with warnings.catch_warnings():
@@ -68,6 +69,7 @@ def test_kernel_shap_of_an_image_equals_the_slow_reference() -> None:
     assert result.provenance["samples"] == 64
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 9, 20, 50, 200])
 @pytest.mark.parametrize("output", ["probability", "logit"])
 def test_the_values_always_add_up_to_the_output(count: int, output: str) -> None:

@@ -95,6 +95,7 @@ def test_it_equals_pypis_lime_with_given_segments(
         assert_equal_to_pypi(result, explanation, nano)
 
 
+@pytest.mark.slow
 def test_a_grey_photo_equals_pypis_lime(nano: vs.VisionModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """A photo (height, width) equals one of three equal channels."""
     photo = shrunk("camera", (40, 40))
@@ -270,6 +271,7 @@ def test_top_labels_is_the_number_of_classes_besides_the_target(nano: vs.VisionM
     assert vs.lime(nano, cat, top_labels=99, **options).classes == ranked
 
 
+@pytest.mark.slow
 def test_the_logit_can_be_explained(nano: vs.VisionModel, cat: np.ndarray) -> None:
     options: dict[str, Any] = {"num_samples": 40, "segments": blocks(40, 60, 20), "target": "cat"}
     probability, logit = vs.lime(nano, cat, **options), vs.lime(nano, cat, output="logit", **options)
@@ -364,6 +366,7 @@ def test_a_result_is_saved_as_arrays_as_json_and_as_an_image(result: vs.SegmentA
         assert (image.size, image.mode) == ((60, 40), "RGB")
 
 
+@pytest.mark.slow
 def test_the_provenance_holds_all_parameters(nano: vs.VisionModel, cat: np.ndarray) -> None:
     options: dict[str, Any] = {"num_samples": 70, "sampling": "glime", "kernel_width": 0.5, "alpha": 2.0, "seed": 9}
     provenance = vs.lime(nano, cat, segments="patches", hide=(1, 2, 3), confidence=0.9, **options).provenance

@@ -203,6 +203,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("name", "options", "message"), REFUSED, ids=lambda value: value[:40] if isinstance(value, str) else "-".join(value)

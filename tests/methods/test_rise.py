@@ -66,6 +66,7 @@ def test_rise_highlights_the_region_that_the_output_depends_on() -> None:
     assert means[2] > 1.1 * max(means[0], means[1])
 
 
+@pytest.mark.slow
 def test_a_constant_output_gives_a_flat_map() -> None:
     """The pattern of the masks, which explains nothing, is removed, with a warning."""
     model = vs.load(slow.Known(slow.stripes(4), lambda shares: torch.full((len(shares), 2), 0.7)), image_size=(8, 16))

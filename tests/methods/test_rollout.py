@@ -83,6 +83,7 @@ def test_the_order_of_heads_does_not_matter(trace: Trace, head_fusion: str, disc
     torch.testing.assert_close(vs.rollout(permuted, **options).values, vs.rollout(trace, **options).values)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"head_fusion": "max", "discard_ratio": 0.9}], ids=str)
 def test_images_of_a_batch_are_independent(options: dict[str, Any]) -> None:
     model, pixels = family("timm-dinov2-registers").model(), family("timm-dinov2-registers").pixels(3)
@@ -229,6 +230,7 @@ def test_attention_is_fused_during_the_forward_pass_if_tokens_are_few() -> None:
         torch.testing.assert_close(fused.logits, plain.logits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("smaller", [False, True], ids=["queries and keys", "fused"])
 @pytest.mark.parametrize("options", [{}, {"head_fusion": "max"}, {"discard_ratio": 0.5}, {"normalize": False}], ids=str)
 def test_nan_in_the_attention_is_refused(

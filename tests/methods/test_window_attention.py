@@ -60,6 +60,7 @@ def test_patches_of_a_shifted_block_attend_within_their_own_window(swin: SwinFam
             torch.testing.assert_close(values, seen / seen.sum(), atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 @every_first
 def test_one_query_per_window_covers_the_image(swin: SwinFamily) -> None:
     trace = vs.capture(swin.model(), pixels(SIZES["fitting"]))
@@ -102,6 +103,7 @@ def test_shifted_blocks_are_recognised_on_grids_that_need_padding(swin: SwinFami
     assert windows.shift_effect(trace, 0, (2, 2)).row_names == ["0", "1"]
 
 
+@pytest.mark.slow
 def test_windows_that_are_spread_over_the_image_are_refused() -> None:
     trace = vs.capture(MAXVIT.model((64, 64)), pixels((64, 64)))
     spread = next(step for step in trace.blocks if ".attn_grid" in step.module)

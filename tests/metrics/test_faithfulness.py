@@ -108,6 +108,7 @@ def test_areas_equal_a_plain_loop(kind: str, size: tuple[int, int], steps: int, 
                 assert getattr(areas, prefix + name)[index] == pytest.approx(area, abs=2e-5), prefix + name
 
 
+@pytest.mark.slow
 def test_the_outputs_of_the_plain_loop_vary() -> None:
     """Otherwise equal areas would prove nothing."""
     for build in BUILDS.values():
@@ -145,6 +146,7 @@ def test_a_constant_map_ranks_the_patches_in_order() -> None:
     assert (first.deletion, first.insertion) == (second.deletion, second.insertion)
 
 
+@pytest.mark.slow
 def test_the_random_order_depends_on_the_seed_and_not_on_the_map() -> None:
     model = amplified(small_vit())
     first, again, reseeded = (vs.faithfulness(model, photos(2), maps(2), seed=seed) for seed in (1, 1, 2))

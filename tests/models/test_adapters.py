@@ -181,6 +181,7 @@ def test_formulas_and_initial_weights() -> None:
     assert set(Adapter(8, 3).state_dict()) == set(ParallelAdapter(8, 3).state_dict()) == names
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["transformers-vit", "timm-vit", "torchvision-swinv2", "transformers-swin"])
 def test_a_copy_of_an_adapted_model_is_independent(name: str) -> None:
     model = reset_classifier(case(name).model(), LABELS)

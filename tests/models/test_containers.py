@@ -203,6 +203,7 @@ def lora(module: nn.Module, targets: list[str]) -> nn.Module:
         return peft.get_peft_model(module, peft.LoraConfig(target_modules=targets, r=2)).eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ADAPTED)
 def test_live_modules_with_adapters(kind: str) -> None:
     build, targets = ADAPTED[kind]
@@ -387,6 +388,7 @@ def test_a_container_with_another_readout_has_an_unknown_one() -> None:
     assert readout[0].tolist() == pytest.approx([0.0, *[1 / 16] * 16])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("readout", ["cls", HALF, "tokens"])
 def test_a_wrong_readout_for_a_container_is_refused(readout: Any) -> None:
     with pytest.raises(UnsupportedModelError, match=r"says that the classifier reads .*pass the right readout"):

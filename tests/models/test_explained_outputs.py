@@ -90,6 +90,7 @@ class Constant(nn.Module):
         return self.backbone(pixels) * 1e-3 + torch.tensor([80.0, 0, 0, 0, 0], device=pixels.device)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["lime", "kernel_shap", "rise", "occlusion"])
 def test_a_constant_prediction_gives_no_explanation_and_a_warning(method: str) -> None:
     model = vs.load(Constant().eval(), output="logits", labels=list("abcde"))

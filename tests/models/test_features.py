@@ -152,6 +152,7 @@ def test_an_embedding_is_explained_by_its_similarity(kind: str) -> None:
     assert not any("class" in label for label in explained.classes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", EMBEDDINGS)
 def test_similarity_is_the_cosine(kind: str) -> None:
     module = EMBEDDINGS[kind]().eval()
@@ -174,6 +175,7 @@ class Ambiguous(nn.Module):
         return self.net(pixels) @ self.weight
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["predict", "lime", "rise", "occlusion", "kernel_shap", "compose"])
 def test_an_output_with_unclear_meaning_is_refused(method: str) -> None:
     model, pixels = vs.load(Ambiguous()), images(1)
@@ -189,6 +191,7 @@ def test_an_output_with_unclear_meaning_is_refused(method: str) -> None:
     )
 
 
+@pytest.mark.slow
 def test_attention_does_not_need_a_meaning() -> None:
     model, inner, pixels = vs.load(Ambiguous()), vs.load(timm_vit(0)), images(1)
     assert torch.allclose(vs.rollout(model, pixels).values, vs.rollout(inner, pixels).values, atol=1e-6)
@@ -216,6 +219,7 @@ def test_few_shot_classifiers_read_the_embedding(kind: str) -> None:
     assert row[0].label == "b"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["classifier", "head", "fc", "linear", "pred", "classification_proj"])
 def test_a_layer_named_like_a_classifier_is_one(name: str) -> None:
     module, pixels = Tower(name).eval(), images(1)

@@ -89,6 +89,7 @@ def test_random_weights_depend_on_torchs_seed(folder: Path) -> None:
     assert torch.equal(weights(None), tiny_vit().classifier.weight)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model_type", "config_name", "prefix", "has_classifier"),
     [
@@ -227,6 +228,7 @@ def test_a_model_without_image_input_is_refused(tmp_path: Path) -> None:
 # Other sizes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [48, (48, 48), (32, 48), (64, 24)], ids=str)
 def test_transformers_at_another_size(folder: Path, size: int | tuple[int, int]) -> None:
     height, width = (size, size) if isinstance(size, int) else size
@@ -345,6 +347,7 @@ def test_an_invalid_size_is_refused(folder: Path, size: Any) -> None:
 # The bundled models
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "patch", "grid"), [("vit-nano", "4×4", (8, 8)), ("swin-nano", "2×2", (16, 16))])
 def test_bundled_models_work_without_a_network(
     chelsea: np.ndarray, name: str, patch: str, grid: tuple[int, int]

@@ -122,6 +122,7 @@ def test_single_images_name_their_classes(tmp_path: Path) -> None:
     assert classifier.predict(EXAMPLES["a"][0])[0][0].label == "tick"
 
 
+@pytest.mark.slow
 def test_it_works_in_all_methods_for_classifiers() -> None:
     classifier, photo = vs.few_shot_classifier(bare(), EXAMPLES), painted(44, 60, (10, 10, 16, 16))
     objects = [vs.object_mask(photo, box=(10, 10, 16, 16), name="thing", label="b")]

@@ -109,6 +109,7 @@ FUNCTIONS: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_a_probability_function_at_the_end_of_a_forward_method(function: str) -> None:
     apply, meaning = FUNCTIONS[function]
@@ -139,6 +140,7 @@ BUILT: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("output", OVERRIDES)
 @pytest.mark.parametrize("kind", [kind for kind in BUILT if kind != "multi-label"])
 def test_the_output_meaning_that_the_caller_states_is_used(kind: str, output: Any) -> None:
@@ -247,6 +249,7 @@ def test_several_heads_are_listed_not_guessed(output: Any, listing: str) -> None
         vs.load(WithOutput(output)).predict(images())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("select", ["colours", "colour.hues", "species.0", 3, -4])
 def test_a_wrong_selection_lists_the_entries(select: Any) -> None:
     with pytest.raises(CallError, match=r"^select=.* is not in the output of WithOutput: it returns a \w+") as caught:

@@ -133,6 +133,7 @@ def test_loaded_models_are_identical_after_pickling(kind: str, evaluated: bool) 
     assert_identical(model, unpickle(model), images(1))
 
 
+@pytest.mark.slow
 def test_a_swin_read_by_window_tokens_is_identical_after_pickling() -> None:
     model = reset_classifier(case("timm-swin").model(), LABELS, by_windows=True)
     assert_identical(model, unpickle(model), case("timm-swin").pixels)

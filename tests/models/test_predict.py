@@ -68,6 +68,7 @@ def test_images_of_mixed_sizes_and_types_are_predicted_as_if_alone(folder: Path,
     assert not torch.allclose(together.values[0], together.values[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("tensor", "message"),
     [

@@ -148,6 +148,7 @@ FORMS: dict[str, Callable[[Path], Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("build", [timm_vit, torchvision_vit, hf_vit, WithOutput])
 def test_a_processor_gives_the_same_pixels_as_the_library(
@@ -221,6 +222,7 @@ def test_an_invalid_preprocessing_is_refused_in_one_line(kind: str) -> None:
 PHOTOS = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", [1, 2, 4, 13])
 @pytest.mark.parametrize("library", ["timm", "transformers"])
 def test_models_with_other_numbers_of_channels_take_tensors(library: str, channels: int) -> None:

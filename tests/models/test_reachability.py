@@ -47,6 +47,7 @@ def test_timm_contacts_an_unreachable_hub_only_once(monkeypatch: pytest.MonkeyPa
     assert hub.constants.HF_HUB_OFFLINE is False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reach", [True, False], ids=["interrupted", "no response"])
 def test_torchvision_without_a_network_suggests_alternatives(monkeypatch: pytest.MonkeyPatch, reach: bool) -> None:
     torchvision = pytest.importorskip("torchvision")
@@ -111,6 +112,7 @@ def test_a_hub_with_any_response_is_reachable(endpoint: Any, monkeypatch: pytest
         server.shutdown()
 
 
+@pytest.mark.slow
 def test_a_silent_or_missing_hub_is_not_reachable(endpoint: Any) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         endpoint(silent.getsockname()[1])

@@ -207,6 +207,7 @@ def test_weights_that_do_not_fill_the_model_are_refused(damage: str, tmp_path: P
     assert "does not fit VisionTransformer" in refusal(ModelUnavailableError, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [

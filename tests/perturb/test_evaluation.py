@@ -174,6 +174,7 @@ def test_other_errors_of_the_model_are_raised() -> None:
         METHODS["lime"](out_of(lambda: RuntimeError("mat1 and mat2 shapes cannot be multiplied"), 4, []))
 
 
+@pytest.mark.slow
 def test_batches_are_halved_while_dropping_too() -> None:
     base, pixels = family("timm-vit").model(), family("timm-vit").pixels(1)
 

@@ -50,6 +50,7 @@ def test_each_even_mask_is_the_complement_of_the_one_before() -> None:
     assert len(np.unique(rows[1::2], axis=0)) > 40
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("segments", [4, 10, 300])
 def test_masks_are_drawn_in_proportion_to_the_kernel(segments: int) -> None:
     rows = kernel_sampler(segments, 0).draw(20_001)[1:]

@@ -141,6 +141,7 @@ def one_line(call: Callable[[], Any], error: type[vs.VitscopeError]) -> str:
     return message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [plain, segmented])
 @pytest.mark.parametrize("change", BOTH.values(), ids=BOTH)
 def test_a_saved_result_that_contradicts_itself_is_refused_in_one_line(

@@ -23,6 +23,7 @@ def test_the_layout_of_a_known_class_is_confirmed(family: Family) -> None:
     assert (report.layers, report.chained) == (3, True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vit-nano", "swin-nano"])
 def test_bundled_models_are_checked_without_images(name: str) -> None:
     model = vs.load(name)

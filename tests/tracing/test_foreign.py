@@ -81,6 +81,7 @@ HOMEMADE = ["torch", "by hand", "fused"]
 LAYOUT: dict[str, Any] = {"patch_size": 8, "prefix": ("cls",), "readout": "cls"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", [{}, LAYOUT], ids=["bare", "with layout"])
 @pytest.mark.parametrize("kind", HOMEMADE)
 def test_the_attention_of_a_custom_module_is_captured(kind: str, layout: dict[str, Any]) -> None:

@@ -102,6 +102,7 @@ def test_queries_on_padding_do_not_count() -> None:
     assert all(abs(a - b) > 1e-4 for a, b in zip(change.distances, with_padding, strict=True))
 
 
+@pytest.mark.slow
 def test_disjoint_attention_has_distance_one() -> None:
     """Every query attends to the CLS token alone, or to all other tokens."""
 
@@ -137,6 +138,7 @@ def test_later_weights_do_not_change_the_attention_of_a_layer(build: Any) -> Non
     assert change.distances[-1] > 0.001
 
 
+@pytest.mark.slow
 def test_the_classifier_changes_no_attention() -> None:
     """Distances are zero, and the rollouts are the same."""
     before = small_vit()
@@ -205,6 +207,7 @@ def test_another_number_of_heads_is_refused() -> None:
         vs.attention_change(small_vit(), fewer, random_images(1))
 
 
+@pytest.mark.slow
 def test_a_family_without_rollout_has_only_distances() -> None:
     before = dataclasses.replace(MAXVIT.model((64, 64)), preprocessing=Preprocessing((64, 64)))
     change = vs.attention_change(before, with_other_weights(before, scale=0.05), random_images(1, 64))

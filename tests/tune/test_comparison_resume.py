@@ -159,6 +159,7 @@ def test_a_wrong_argument_is_refused(
 # Data sets in folders
 
 
+@pytest.mark.slow
 def test_a_folder_is_checked_first(tmp_path: Path) -> None:
     source = coloured_folder(tmp_path / "images", {"red": 5, "blue": 5})
     options: dict[str, Any] = {"tunings": ("head",), "seeds": 1, **QUICK}

@@ -100,6 +100,7 @@ def test_one_flipped_bit_of_a_checkpoint_is_detected(file: str, unfinished: Path
     assert "its checksum is not the one in checksums.json" in message
 
 
+@pytest.mark.slow
 def test_a_run_starts_again_after_its_checkpoint_was_deleted_as_advised(tmp_path: Path, finished: Path) -> None:
     checkpoint = interrupted_checkpoint(tmp_path / "run")
     assert checkpoint.parents[1] == tmp_path / "run"
@@ -114,6 +115,7 @@ def test_damaged_settings_are_refused(damage: str, finished: Path) -> None:
     assert "cannot be read as a run" in refusal(finished / "run.json", BROKEN[damage], finished)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [*BROKEN, "predictions", "true_labels", "confusion", "interval"])
 def test_a_damaged_result_is_refused(damage: str, finished: Path) -> None:
     damaged = BROKEN.get(damage)

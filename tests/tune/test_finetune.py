@@ -97,6 +97,7 @@ def test_the_model_that_is_passed_and_all_random_numbers_do_not_change(tmp_path:
     assert same(weights(model), weights_before)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tmp_path: Path) -> None:
     results = []
     for i, seed in enumerate((0, 0, 1)):
@@ -145,6 +146,7 @@ def test_a_head_on_cached_features_equals_a_head_on_images(
         torch.testing.assert_close(weights(uncached.model)[name], tensor, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_returned_without_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = vs.finetune(small_vit(), coloured(), out=tmp_path / "run", **QUICK)
 
@@ -247,6 +249,7 @@ def test_a_folder_that_is_not_a_run_is_left_alone(tmp_path: Path) -> None:
         read_run(tmp_path / "thesis")
 
 
+@pytest.mark.slow
 def test_early_stop_keeps_the_best_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options: dict[str, Any] = {
         "tuning": "full",
@@ -263,6 +266,7 @@ def test_early_stop_keeps_the_best_epoch(tmp_path: Path, monkeypatch: pytest.Mon
     assert same(weights(stopped.model), weights(two.model))
 
 
+@pytest.mark.slow
 def test_only_a_backbone_that_learns_uses_dropout(tmp_path: Path) -> None:
     modes: list[bool] = []
     for tuning, augment in (("head", ()), ("head", ("mirror",)), ("bitfit", ())):

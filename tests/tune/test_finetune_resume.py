@@ -230,6 +230,7 @@ def test_a_damaged_checkpoint_is_refused(file: str, tmp_path: Path) -> None:
         assert str(path) in str(error.value)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_tuning_method_or_optimizer_is_refused(tmp_path: Path) -> None:
     folder, other_folder = (
         interrupted_checkpoint(tmp_path / "o", "muon"),

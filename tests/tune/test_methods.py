@@ -129,6 +129,7 @@ def test_low_rank_adds_ba_to_the_rows_of_queries_and_values(case: Case) -> None:
     torch.testing.assert_close(logits(model, case.pixels), adapted, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["transformers-vit", "transformers-swinv2"])
 def test_low_rank_equals_peft_with_the_same_matrices(name: str) -> None:
     pytest.importorskip("peft")

@@ -37,6 +37,7 @@ def test_every_family_keeps_its_weights(case: Any, tuning: str) -> None:
     check_pretrained_weights(model, prepared(model, tuning))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [small_vit, small_swin], ids=["transformers", "timm"])
 @pytest.mark.parametrize("tuning", WAYS)
 def test_every_tuning_method_keeps_the_weights(model: Callable[[], vs.VisionModel], tuning: str) -> None:

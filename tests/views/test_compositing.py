@@ -264,6 +264,7 @@ def test_the_output_for_the_original_is_that_of_the_class_of_the_map() -> None:
     assert panel.lines[1] == f"original: {result.outputs[0, 1]:.2f}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tests", ["size", "location", ("size", "location")], ids=str)
 def test_either_test_can_be_drawn_alone(tests: Any, tmp_path: Path) -> None:
     scene = places_and_sizes([composed(tests=tests)])

@@ -86,6 +86,7 @@ def test_the_brightest_patch_is_drawn_where_it_is():
         assert 100 < unseen[0] < 255, "what the model did not see is grey"
 
 
+@pytest.mark.slow
 def test_save_figure_writes_a_png(trace, tmp_path):
     path = figure.save_figure(scene.head_grid(trace), tmp_path / "new" / "grid.png")
     with Image.open(path) as image:

@@ -80,6 +80,7 @@ def test_the_logits_are_the_models_own(swin: SwinFamily) -> None:
     torch.testing.assert_close(vs.window_cls(model, images).logits, before, atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.slow
 @every_first
 def test_the_map_is_the_first_row_on_the_grid(swin: SwinFamily) -> None:
     model, images = swin.model(SIZES["padded"]), pixels(SIZES["padded"])

@@ -117,6 +117,7 @@ def test_an_adapter_gives_the_outputs_of_the_live_model_that_saved_it(name: str,
     assert torch.equal(logits_of(base, pixels), plain)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["a weight less", "a weight more", "another shape", "another layer", "cut off"])
 @pytest.mark.parametrize("name", ["transformers-vit", "timm-vit"])
 def test_an_adapter_with_damaged_weights_is_refused(name: str, damage: str, tmp_path: Path) -> None:

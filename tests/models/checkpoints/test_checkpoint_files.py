@@ -247,6 +247,7 @@ def test_nothing_runs_on_weights_that_were_not_in_the_file(name: str, damage: st
     assert difference in message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layers", [2, 5])
 @pytest.mark.parametrize("name", ["vit", "vit-bare", "deit", "dinov2", "dinov3", "beit", "siglip-vision"])
 def test_a_configuration_with_another_number_of_layers_is_refused(name: str, layers: int, tmp_path: Path) -> None:

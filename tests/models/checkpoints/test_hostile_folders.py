@@ -53,6 +53,7 @@ CONTENTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pretrained", [True, False])
 @pytest.mark.parametrize("content", CONTENTS)
 def test_an_invalid_configuration_is_refused_in_one_line(content: str, pretrained: bool, model_folder: Path) -> None:
