@@ -11,7 +11,7 @@ from tests.attention.test_flow import homemade_ensemble, random, timm_parallel
 from tests.helpers.families import Family, every_family
 from tests.tracing.test_foreign import LAYOUT, Homemade
 from vitscope.errors import UnsupportedModelError
-from vitscope.models.vision_model import Layout
+from vitscope.models.layout import Layout
 
 
 @pytest.mark.slow

@@ -14,8 +14,9 @@ from vitscope.models.backends.libraries import backend
 from vitscope.models.checkpoints.json_file import parse_object, read_bytes
 from vitscope.models.checkpoints.paths import PROCESSOR_FILE
 from vitscope.models.forward import Embedding, NoClasses, Observed
+from vitscope.models.layout import Layout
 from vitscope.models.outputs import Output, Select, require_output
-from vitscope.models.vision_model import Layout, VisionModel
+from vitscope.models.vision_model import VisionModel
 from vitscope.validation import require_number
 
 Size = tuple[int, int]

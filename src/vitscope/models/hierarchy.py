@@ -90,7 +90,7 @@ class WindowBlock:
     projection: Projection | None = None
 
 
-def supports_every_grid(_: Grid) -> None:
+def never_unsupported(_: Grid) -> None:
     """Return None: the library runs every grid."""
 
 
@@ -115,7 +115,7 @@ class Hierarchy:
     downsampling: Sequence[nn.Module] = ()
     before_pooling: nn.Module | None = None
     classifier: nn.Linear | None = None
-    why_unsupported: Callable[[Grid], str | None] = supports_every_grid
+    why_unsupported: Callable[[Grid], str | None] = never_unsupported
     preserved_state: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def block_of(self, module: str) -> str | None:

@@ -21,8 +21,9 @@ from vitscope.models.checkpoints.timm_folder import is_timm_folder
 from vitscope.models.containers import with_backbone_preprocessing
 from vitscope.models.description import Description, require_description, require_readout
 from vitscope.models.forward import Embedding, Observed
+from vitscope.models.layout import Layout
 from vitscope.models.outputs import Output
-from vitscope.models.vision_model import Layout, VisionModel
+from vitscope.models.vision_model import VisionModel
 from vitscope.models.wrappers import backbone_path, library_of, unwrap, with_path_prefix
 from vitscope.validation import require_integer
 

@@ -19,8 +19,9 @@ from vitscope.attention.tap import OnModule, Tap
 from vitscope.attention.trace import Trace
 from vitscope.errors import CallError, ReadoutError, UnclearOutputError, UnsupportedModelError, VitscopeWarning, warn
 from vitscope.images.image import InputImage
+from vitscope.models.layout import Layout
 from vitscope.models.loader import load
-from vitscope.models.vision_model import Layout, VisionModel
+from vitscope.models.vision_model import VisionModel
 from vitscope.tracing.experiment import experiment, preserved_random_state
 from vitscope.tracing.layer_selection import LayerSelection
 from vitscope.tracing.recorder import CaptureTarget

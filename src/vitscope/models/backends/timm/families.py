@@ -9,7 +9,7 @@ from torch import nn
 from vitscope.attention.windows import Windows
 from vitscope.grid import Grid
 from vitscope.models.hierarchy import Hierarchy, Merging, Projection, WindowBlock
-from vitscope.models.vision_model import Layout
+from vitscope.models.layout import Layout
 
 # Classes whose tokens are the prefix, then the patches row by row.
 _PLAIN = {"VisionTransformer", "VisionTransformerDistilled", "Eva", "Beit"}

@@ -34,7 +34,8 @@ from vitscope.models.checkpoints.weights import fit_weights, head_rows
 from vitscope.models.checkpoints.weights_file import read_weights
 from vitscope.models.forward import Classes, MeanOfTokens, NoClasses, Observed
 from vitscope.models.hierarchy import Hierarchy, Merging, Projection, WindowBlock, restore_attributes
-from vitscope.models.vision_model import Layout, VisionModel
+from vitscope.models.layout import Layout
+from vitscope.models.vision_model import VisionModel
 
 _RESAMPLE = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 

@@ -33,8 +33,9 @@ from vitscope.models.checkpoints.paths import PROCESSOR_FILE, model_path
 from vitscope.models.checkpoints.weights import head_rows
 from vitscope.models.checkpoints.weights_file import read_weights
 from vitscope.models.forward import Classes, NoClasses, Observed
+from vitscope.models.layout import Layout
 from vitscope.models.outputs import Output
-from vitscope.models.vision_model import Layout, VisionModel
+from vitscope.models.vision_model import VisionModel
 
 Size = tuple[int, int]
 
