@@ -176,9 +176,7 @@ def test_the_rendered_input_equals_the_input_of_the_perturbed_photo(photo: np.nd
 
 @pytest.mark.slow
 @pytest.mark.parametrize("hide", ["mean", "blur", 77, "drop"])
-def test_every_method_explains_a_one_channel_model(hide: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    # If patches are dropped, the model gets its own input back as a tensor, which must be accepted.
-    monkeypatch.setattr("vitscope.models.vision_model._checked_tensor", lambda images: images, raising=False)
+def test_every_method_explains_a_one_channel_model(hide: Any) -> None:
     model = vit(1)
     assert vs.lime(model, GREY, segments="patches", num_samples=80, hide=hide).values.isfinite().all()
     if hide != "drop":
@@ -300,8 +298,7 @@ def test_hidden_pixels_do_not_depend_on_the_defaults_of_torch(kind: str, device:
 
 
 @pytest.mark.parametrize("channels", [1, 2, 4, 13])
-def test_an_object_of_a_tensor_is_composed_in_every_channel(channels: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vitscope.models.vision_model._checked_tensor", lambda images: images, raising=False)
+def test_an_object_of_a_tensor_is_composed_in_every_channel(channels: int) -> None:
     model, objects = vit(channels), {"thing": (4, 4, 10, 10)}
     pixels = torch.from_numpy(RANDOM.random((1, channels, 32, 32)).astype(np.float32))
     tests = ["size", "location", "split"]

@@ -7,7 +7,7 @@ from torch import nn
 
 from vitscope.attention.scores import Head
 from vitscope.attention.trace import Query, Trace
-from vitscope.errors import CallError
+from vitscope.errors import CallError, UnsupportedModelError
 from vitscope.grid import Grid
 from vitscope.models.vision_model import VisionModel
 from vitscope.results.attribution import Attribution
@@ -92,11 +92,11 @@ def grid_of(trace: Trace) -> Grid:
     """Return the token grid of a trace's results.
 
     Raises:
-        CallError: the grid is unknown.
+        UnsupportedModelError: the grid is unknown.
     """
     grid = trace.grid
     if grid is None:
-        raise CallError(
+        raise UnsupportedModelError(
             "the token grid of this model is unknown: for a live module of your own, pass patch_size, prefix and "
             "readout to vitscope.load"
         )
