@@ -24,6 +24,7 @@ LAYERS = (
     "files",
     "grid",
     "progress",
+    "docstrings",
     "images",
     "results",
     "attention",

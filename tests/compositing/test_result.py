@@ -494,12 +494,13 @@ def test_rotary_positions_cannot_be_neutral() -> None:
     chosen = family("timm-dinov3")
     neutral = vs.EditedImage("nowhere", (vs.Placement("object"),), neutral=True)
     with pytest.raises(
-        vs.CallError, match=r"nowhere: neutral positions are not supported for .*, because they are rotary"
+        vs.UnsupportedModelError, match=r"nowhere: neutral positions are not supported for .*, because they are rotary"
     ):
         vs.compose(chosen.model(), PHOTO, OBJECTS["a"], tests=(), edited_images=[neutral])
     model = seeing(slow.share_of_red, 40, 56)
     with pytest.raises(
-        vs.CallError, match=r"nowhere: neutral positions are not supported for .*, because it has none that are known"
+        vs.UnsupportedModelError,
+        match=r"nowhere: neutral positions are not supported for .*, because it has none that are known",
     ):
         vs.compose(model, PHOTO, OBJECTS["a"], tests=(), edited_images=[neutral])
 

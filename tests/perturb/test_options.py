@@ -11,7 +11,7 @@ import pytest
 
 import vitscope as vs
 from tests.helpers.tiny import tiny_vit
-from vitscope.perturb.options import PerturbationArguments, PerturbationOptions
+from vitscope.perturb.options import EvaluationArguments, PerturbationArguments, PerturbationOptions
 
 METHODS: dict[str, Callable[..., Any]] = {
     "lime": vs.lime,
@@ -54,8 +54,20 @@ def test_the_dataclass_and_the_typed_dict_have_the_same_fields() -> None:
     options = {option.name: option.type for option in fields(PerturbationOptions)}
     assert PerturbationArguments.__optional_keys__ == set(options)
     assert set(PerturbationArguments.__annotations__) == set(options)
+    assert set(EvaluationArguments.__annotations__) == set(options) - {"hide"}
     for name, annotation in PerturbationArguments.__annotations__.items():
         assert annotation == options[name], name
+
+
+def test_compose_takes_the_shared_options_but_hide() -> None:
+    parameters = inspect.signature(vs.compose).parameters
+    assert {name: parameters[name].default for name in list(parameters)[-len(SHARED) :]} == SHARED
+    text = pydoc.render_doc(vs.compose, renderer=pydoc.plaintext)
+    assert "**options" not in text
+    for option in SHARED:
+        assert sum(line.startswith(f"        {option}: ") for line in text.splitlines()) == 1, option
+    with pytest.raises(TypeError, match=r"^compose\(\) got an unexpected keyword argument 'hide'$"):
+        vs.compose(vs.load(tiny_vit()), PHOTO, (2, 2, 9, 9), hide="mean")
 
 
 @every_method

@@ -3,10 +3,12 @@
 import os
 import sys
 import warnings
+from collections.abc import Callable, Sequence
+from inspect import Parameter, signature
 from typing import Any, NoReturn
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from vitscope.cli.terminal import safe_stderr, safe_stdout, say
 from vitscope.errors import VitscopeError, VitscopeWarning, quoted_error
@@ -46,6 +48,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+def register(
+    command: Callable[..., None], parameters: Sequence[Parameter], cls: type[TyperCommand] | None = None
+) -> None:
+    """Add a command whose arguments and options are ``parameters`` instead of those of its signature."""
+    keywords = [parameter.replace(kind=Parameter.KEYWORD_ONLY) for parameter in parameters]
+    command.__signature__ = signature(command).replace(parameters=keywords)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in keywords}
+    app.command(cls=cls)(command)
 
 
 def run() -> NoReturn:

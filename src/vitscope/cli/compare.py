@@ -7,13 +7,12 @@ from typing import Annotated
 import typer
 
 from vitscope.cli.inputs import load_model, split_list
-from vitscope.cli.options import Device, Json
+from vitscope.cli.options import Device, ImageSize, Json
 from vitscope.cli.tables import WIDE, print_table
 from vitscope.cli.training import (
     DataName,
     DataSettings,
     Folder,
-    ImageSize,
     Rank,
     RecipeName,
     RecipeSettings,

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vitscope.cli.inputs import load_model
-from vitscope.cli.options import Device, Json, Overwrite
+from vitscope.cli.options import Device, ImageSize, Json, Overwrite
 from vitscope.cli.output import save
 from vitscope.cli.tables import print_table
 from vitscope.cli.training import (
     DataName,
     DataSettings,
     Folder,
-    ImageSize,
     Rank,
     RecipeName,
     RunSettings,

@@ -9,7 +9,7 @@ from typing import Any
 from typer.core import TyperCommand
 
 from vitscope.cli import options
-from vitscope.cli.app import app
+from vitscope.cli.app import register
 from vitscope.cli.inputs import check_file_name, parse_numbers
 
 Description = Mapping[str, Any]  # keyword arguments of vitscope.load
@@ -68,10 +68,7 @@ def model_command(function: Callable[..., None]) -> Callable[..., None]:
         function(**arguments, description=description_of(values))
 
     declared = [parameter for name, parameter in signature.parameters.items() if name != "description"]
-    parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in declared] + added
-    command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    app.command(cls=GroupedCommand)(command)
+    register(command, [*declared, *added], GroupedCommand)
     return function
 
 

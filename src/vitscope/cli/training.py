@@ -13,7 +13,8 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import typer
 
-from vitscope.cli.app import app
+from vitscope.cli.app import register
+from vitscope.docstrings import attribute_entries
 from vitscope.errors import WorkError
 from vitscope.progress import Progress, ProgressCallback
 from vitscope.tune.data_options import DataOptions
@@ -77,9 +78,7 @@ class OptionGroup:
 
 def attribute_help(owner: type) -> dict[str, str]:
     """Return the first sentence about each attribute in the docstring of a class."""
-    section = (inspect.getdoc(owner) or "").partition("Attributes:\n")[2].partition("\n\n")[0]
-    entries = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", section, re.MULTILINE)
-    sentences = ((name, re.split(r"(?<=\.)\s", " ".join(text.split()))[0]) for name, text in entries)
+    sentences = ((name, re.split(r"(?<=\.)\s", text)[0]) for name, text in attribute_entries(owner).items())
     return {name: sentence.replace("``", "").replace('"', "") for name, sentence in sentences}
 
 
@@ -99,7 +98,7 @@ def training_command(function: Callable[..., None]) -> Callable[..., None]:
         marks = getattr(parameter.annotation, "__metadata__", ())
         group = next((mark for mark in marks if isinstance(mark, OptionGroup)), None)
         if group is None:
-            parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+            parameters.append(parameter)
         else:
             groups[name] = group
             parameters += group.parameters()
@@ -111,9 +110,7 @@ def training_command(function: Callable[..., None]) -> Callable[..., None]:
             arguments[name] = group.value({option: arguments.pop(option) for option in group.options})
         function(**arguments)
 
-    command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    app.command()(command)
+    register(command, parameters)
     return function
 
 
@@ -137,9 +134,6 @@ RunSettings = Annotated[
 RecipeName = Annotated[str, typer.Option("--recipe", "-r", help="Training recipe: report, modern, or a TOML file.")]
 Rank = Annotated[
     int | None, typer.Option(help="Width of adapters or of LoRA.", show_default="64 for adapters, 8 for LoRA")
-]
-ImageSize = Annotated[
-    int | None, typer.Option(help="Height and width of the input in pixels.", show_default="the model's")
 ]
 Folder = Annotated[
     Path | None, typer.Option("--out", "-o", help="Folder of the run.", show_default="named after data and model")

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import torch
 from torch import nn
@@ -19,19 +19,20 @@ from vitscope.compositing.object_masks import object_masks
 from vitscope.compositing.predict import EditedImagePredictor
 from vitscope.compositing.result import Composition
 from vitscope.compositing.stage import EditedImage, Stage
-from vitscope.errors import CallError
+from vitscope.errors import CallError, UnsupportedModelError
 from vitscope.images.image import InputImage
 from vitscope.images.reading import photos, read_photo
 from vitscope.interventions.positions import Positions, positions
-from vitscope.methods._perturbation import warn_if_interrupted
+from vitscope.methods._perturbation import perturbation_method, warn_if_interrupted
 from vitscope.models.vision_model import VisionModel
 from vitscope.perturb.baselines import describe_hide
+from vitscope.perturb.options import EvaluationArguments, PerturbationOptions
 from vitscope.perturb.rendering import Subject, subjects
-from vitscope.progress import ProgressLike, progress_callback
+from vitscope.progress import progress_callback
 from vitscope.tracing.capture import as_vision_model, provenance
-from vitscope.validation import require_seed
 
 
+@perturbation_method(EvaluationArguments)
 def compose(
     model: VisionModel | nn.Module,
     image: Any,
@@ -47,10 +48,7 @@ def compose(
     background: Any = None,
     feather: float | int | None = None,
     attention: bool = False,
-    output: Literal["probability", "logit"] = "probability",
-    seed: int = 0,
-    batch_size: int = 64,
-    progress: ProgressLike = False,
+    **options: Unpack[EvaluationArguments],
 ) -> Composition:
     """Cut objects out of a photo, paste them back changed, and evaluate the model on every edited image.
 
@@ -83,10 +81,7 @@ def compose(
         feather: width in pixels over which the edge of a moved object fades; by default 1 % of the image's shorter
             side, at most a quarter of it.
         attention: keep the rollout of every edited image.
-        output: the softmax ``"probability"`` or the ``"logit"``.
-        seed: random seed of the shuffled background and of noise.
-        batch_size: maximum number of images per forward pass.
-        progress: True for a bar on stderr, or a function that receives a :class:`vitscope.Progress`.
+        **options: see :class:`~vitscope.perturb.options.PerturbationOptions`.
 
     Returns:
         The outputs, with tables, location maps, size curves and the edited images. A photo of more than 400,000 pixels
@@ -102,7 +97,7 @@ def compose(
         >>> result.location_map("cat").values.shape
         torch.Size([1, 3, 3])
     """
-    vision, seed = as_vision_model(model), require_seed(seed)
+    settings, vision = PerturbationOptions(**options), as_vision_model(model)
     custom_images = [edited_images] if isinstance(edited_images, EditedImage) else list(edited_images)
     if background is not None:
         read_photo(background)  # an invalid background is an error even if no test uses it
@@ -116,23 +111,15 @@ def compose(
         fill=fill,
         background_image=background,
         feather=feather,
-        seed=seed,
+        seed=settings.seed,
     )
     model_positions = _positions_if_needed(vision, plan, custom_images)
     plan = replace(plan, can_be_neutral=model_positions.can_be_neutral)
     original, *test_images = plan_edited_images(stage, _seen_box(subject.view), plan)
     images = [original, *custom_images, *test_images]
     _check_images(vision, images, stage, model_positions)
-    with progress_callback(progress) as report:
-        predictor = EditedImagePredictor(
-            vision,
-            subject,
-            model_positions,
-            attention=attention,
-            output=output,
-            batch_size=batch_size,
-            progress=report,
-        )
+    with progress_callback(settings.progress) as report:
+        predictor = EditedImagePredictor(vision, subject, model_positions, settings, attention=attention, report=report)
         column = None if target is None else predictor.target(target)
         for object_mask in stage.objects.values() if vision.labels else ():
             if object_mask.label is not None:
@@ -151,7 +138,7 @@ def compose(
         "composed_at": list(subject.size),
         "positions": list(model_positions.kinds),
         "output": predictor.output,
-        "seed": seed,
+        "seed": settings.seed,
     }
     return Composition(
         original=subject.view,
@@ -199,7 +186,7 @@ def _check_images(model: VisionModel, images: Sequence[EditedImage], stage: Stag
     for image in images:
         if image.neutral and not model_positions.can_be_neutral:
             reason = "they are rotary" if model_positions.rotary else "it has none that are known"
-            raise CallError(
+            raise UnsupportedModelError(
                 f"{image.name}: neutral positions are not supported for {model.name}, because {reason}: leave out "
                 "neutral=True"
             )

@@ -15,7 +15,7 @@ from vitscope.interventions.positions import Positions, neutral_positions
 from vitscope.methods.rollout import rollout
 from vitscope.models.vision_model import VisionModel
 from vitscope.perturb.batching import BatchedPredictor, Evaluations
-from vitscope.perturb.options import Output, PerturbationOptions
+from vitscope.perturb.options import PerturbationOptions
 from vitscope.perturb.rendering import Subject
 from vitscope.progress import ProgressCallback
 from vitscope.tracing.capture import run_and_capture
@@ -29,7 +29,7 @@ class EditedImagePredictor(BatchedPredictor):
         subject: the image that is edited.
         model_positions: the position embeddings of the model; they are replaced for images with neutral positions.
         attention: keep the rollout of every edited image.
-        output, batch_size, progress: see :class:`~vitscope.perturb.batching.BatchedPredictor`.
+        options, report: see :class:`~vitscope.perturb.batching.BatchedPredictor`.
     """
 
     def __init__(
@@ -37,13 +37,12 @@ class EditedImagePredictor(BatchedPredictor):
         model: VisionModel,
         subject: Subject,
         model_positions: Positions,
+        options: PerturbationOptions,
         *,
         attention: bool = False,
-        output: Output = "probability",
-        batch_size: int = 64,
-        progress: ProgressCallback | None = None,
+        report: ProgressCallback | None = None,
     ) -> None:
-        super().__init__(model, subject, PerturbationOptions(output=output, batch_size=batch_size), report=progress)
+        super().__init__(model, subject, options, report=report)
         self._positions, self._attention = model_positions, attention
         self.rollouts: dict[int, Float[np.ndarray, "height width"]] = {}
 

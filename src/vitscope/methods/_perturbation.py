@@ -1,10 +1,11 @@
 """Code that LIME, KernelSHAP, RISE and occlusion share: options, the loop over images, and the provenance."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import fields
 from functools import wraps
 from inspect import Parameter, signature
+from textwrap import fill
 from typing import Any, ParamSpec, TypeVar, Unpack, get_type_hints
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import nn
 
+from vitscope.docstrings import attribute_entries
 from vitscope.errors import CallError, warn
 from vitscope.grid import Grid
 from vitscope.models.vision_model import VisionModel
@@ -24,23 +26,27 @@ from vitscope.tracing.capture import as_vision_model, provenance
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result", bound=Attribution)
+Returned = TypeVar("Returned")
+
+WIDTH = 120  # columns of a docstring
 
 
 def perturbation_method(
-    **defaults: Unpack[PerturbationArguments],
-) -> Callable[[Callable[Arguments, Result]], Callable[Arguments, Result]]:
+    arguments: type = PerturbationArguments, /, **defaults: Unpack[PerturbationArguments]
+) -> Callable[[Callable[Arguments, Returned]], Callable[Arguments, Returned]]:
     """Return a decorator for a method whose ``**options`` are those of :class:`PerturbationOptions`.
 
     The decorated method lists these options in its signature and docstring, as if it declared each of them. An unknown
     keyword is a TypeError, as for any function.
 
     Args:
+        arguments: the options that the method takes, as a TypedDict.
         defaults: defaults of this method that differ from those of :class:`PerturbationOptions`.
     """
+    hints = get_type_hints(arguments)
 
-    def decorate(method: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    def decorate(method: Callable[Arguments, Returned]) -> Callable[Arguments, Returned]:
         declared = [p for p in signature(method).parameters.values() if p.kind is not Parameter.VAR_KEYWORD]
-        hints = get_type_hints(PerturbationArguments)
         shared = [
             Parameter(
                 option.name,
@@ -49,29 +55,35 @@ def perturbation_method(
                 annotation=hints[option.name],
             )
             for option in fields(PerturbationOptions)
+            if option.name in hints
         ]
         full = signature(method).replace(parameters=[*declared, *shared])
 
         @wraps(method)
-        def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Returned:
             for name in kwargs:
                 if name not in full.parameters:
                     raise TypeError(f"{method.__name__}() got an unexpected keyword argument {name!r}")
             return method(*args, **{**defaults, **kwargs})  # type: ignore[arg-type]
 
         call.__signature__ = full  # type: ignore[attr-defined]
-        call.__doc__ = _with_described_options(method.__doc__)
+        call.__doc__ = _with_described_options(method.__doc__, hints)
         return call
 
     return decorate
 
 
-def _with_described_options(docstring: str | None) -> str | None:
-    """Return a docstring with the entry ``**options`` replaced by the options of :class:`PerturbationOptions`."""
-    if docstring is None or PerturbationOptions.__doc__ is None:  # python -OO
+def _with_described_options(docstring: str | None, names: Container[str]) -> str | None:
+    """Return a docstring with the entry ``**options`` replaced by these options of :class:`PerturbationOptions`."""
+    texts = attribute_entries(PerturbationOptions)
+    if docstring is None or not texts:  # python -OO
         return docstring
-    entries = PerturbationOptions.__doc__.partition("Attributes:\n")[2].partition("\n\n")[0]
-    return re.sub(r"^ *\*\*options: .*$", lambda _: entries, docstring, flags=re.MULTILINE)
+    entries = (
+        fill(f"{name}: {text}", WIDTH, initial_indent=" " * 8, subsequent_indent=" " * 12, break_on_hyphens=False)
+        for name, text in texts.items()
+        if name in names
+    )
+    return re.sub(r"^ *\*\*options: .*$", lambda _: "\n".join(entries), docstring, flags=re.MULTILINE)
 
 
 def explain_each(

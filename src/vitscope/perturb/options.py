@@ -10,14 +10,19 @@ from vitscope.validation import require_at_least, require_seed
 Output = Literal["probability", "logit"]
 
 
-class PerturbationArguments(TypedDict, total=False):
-    """The keyword arguments that :class:`PerturbationOptions` describes, for ``**options: Unpack[...]``."""
+class EvaluationArguments(TypedDict, total=False):
+    """The keyword arguments of :class:`PerturbationOptions` without ``hide``, for ``**options: Unpack[...]``."""
 
-    hide: Any
     output: Output
     seed: int
     batch_size: int
     progress: ProgressLike
+
+
+class PerturbationArguments(EvaluationArguments, total=False):
+    """The keyword arguments of :class:`PerturbationOptions`, for ``**options: Unpack[...]``."""
+
+    hide: Any
 
 
 @dataclass(frozen=True, kw_only=True)
