@@ -27,6 +27,8 @@ Method = Callable[[vs.VisionModel, Any, dict[str, Any]], Any]
 METHODS: dict[str, Method] = {
     "capture": lambda model, image, _: vs.capture(model, image).attention(-1),
     "attention_map": lambda model, image, _: vs.attention_map(model, image).values,
+    "attention_map of a patch": lambda model, image, _: vs.attention_map(model, image, query=(1, 2), head="max").values,
+    "rollout by norm": lambda model, image, _: vs.rollout(model, image, merge="norm", normalize=False).values,
     "rollout": lambda model, image, _: vs.rollout(model, image, head_fusion="max", discard_ratio=0.5).values,
     "rollout_evolution": lambda model, image, _: vs.rollout_evolution(vs.capture(model, image))[-1].values,
     "head_statistics": lambda model, image, _: vs.head_statistics(vs.capture(model, image)).distance,

@@ -44,7 +44,7 @@ class Muon(torch.optim.Optimizer):
     def _adam_step(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         state = self.state[parameter]
         if not state:
-            state |= {"step": torch.zeros(()), "mean": torch.zeros_like(parameter)}
+            state |= {"step": torch.zeros((), dtype=torch.float32, device="cpu"), "mean": torch.zeros_like(parameter)}
             state["square"] = torch.zeros_like(parameter)
         first, second = group["betas"]
         state["step"] += 1
