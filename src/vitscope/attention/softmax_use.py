@@ -73,6 +73,11 @@ class SoftmaxTracker:
         self.uses[call] = SoftmaxUse()
         self._track(weights, call, -1)
 
+    def holds(self, tensor: Tensor) -> bool:
+        """Return whether a tensor holds the unchanged weights of a call."""
+        entry = self._weights.get(id(tensor))
+        return entry is not None and entry[0]() is tensor
+
     def record(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> None:
         """Examine a torch function that has run."""
         if not self._weights:

@@ -39,7 +39,7 @@ class AttentionCall:
         key: keys (…, key, channel), or None for a softmax. Grouped keys are repeated for every query head.
         value: values (…, key, channel), or None for a softmax.
         scale: factor of the products of queries and keys.
-        bias: float32 tensor added to the scores; None for no bias.
+        bias: float32 or float64 tensor added to the scores; None for no bias.
         logits: scores (…, query, key) before the softmax, or None for a fused kernel.
         index: number of attention calls before this one.
         input_mask: mask of all arguments, see :mod:`vitscope.attention.flow`.
@@ -87,6 +87,8 @@ class AttentionCall:
 
 
 OnAttention = Callable[[AttentionCall], Tensor]
+# Runs a torch function on its arguments, perhaps with another gradient.
+Runner = Callable[[Any, Sequence[Any], Mapping[str, Any]], Any]
 OnModule = Callable[[Tensor, Any], None]  # the first argument of a module and its output
 
 _SOFTMAX = frozenset({F.softmax, torch.softmax, Tensor.softmax, torch.special.softmax})
@@ -100,6 +102,8 @@ class Tap(TorchFunctionMode):
         on_attention: function that takes an attention call and returns its output.
         flow: record of the attention calls that each tensor depends on; None to record none.
         softmax_tracker: tracker of the result of every softmax; needs ``flow``. None to track none.
+        run: function that runs every torch function but attention, for a run with gradients. Weights are then
+            constants, so ``requires_grad`` says which tensors depend on the image. None for a run without gradients.
     """
 
     def __init__(
@@ -108,10 +112,11 @@ class Tap(TorchFunctionMode):
         on_attention: OnAttention,
         flow: Flow | None = None,
         softmax_tracker: SoftmaxTracker | None = None,
+        run: Runner | None = None,
     ) -> None:
         super().__init__()
         self._names = {id(child): name for name, child in module.named_modules(remove_duplicate=True)}
-        self._on_attention = on_attention
+        self._on_attention, self._run = on_attention, run
         self._flow, self._softmax_tracker = flow, softmax_tracker
         self._running: list[tuple[str, int]] = []  # path and number of invocation
         self._invocations = 0
@@ -123,19 +128,21 @@ class Tap(TorchFunctionMode):
         kwargs = kwargs or {}
         if self._paused:
             return func(*args, **kwargs)
-        if func is F.scaled_dot_product_attention:
-            return self._attend(self._factored_call(func, args, kwargs), func, args, kwargs)
-        if func in _SOFTMAX:
-            logits = args[0] if args else kwargs.get("input")
-            dim = args[1] if len(args) > 1 else kwargs.get("dim")
-            if isinstance(logits, Tensor) and logits.ndim >= 3 and dim in (-1, logits.ndim - 1):
-                run = lambda: func(*args, **kwargs)  # noqa: E731
-                return self._attend(AttentionCall(self.module, run, logits=logits), func, args, kwargs)
         if func is F.multi_head_attention_forward:
             # A mode is inactive while it handles a call, so calls inside the function would not be observed.
             with self:
                 return _unguarded_multi_head_attention(*args, **kwargs)
-        result = func(*args, **kwargs)
+        # The data flow is recorded with the original arguments, which identify the weights.
+        values, named = (args, kwargs) if self._run is None else (_constant_weights(args), _constant_weights(kwargs))
+        if func is F.scaled_dot_product_attention:
+            return self._attend(self._factored_call(func, values, named), func, args, kwargs)
+        if func in _SOFTMAX:
+            logits = values[0] if values else named.get("input")
+            dim = values[1] if len(values) > 1 else named.get("dim")
+            if isinstance(logits, Tensor) and logits.ndim >= 3 and dim in (-1, logits.ndim - 1):
+                run = lambda: func(*values, **named)  # noqa: E731
+                return self._attend(AttentionCall(self.module, run, logits=logits), func, args, kwargs)
+        result = func(*values, **named) if self._run is None else self._run(func, values, named)
         if self._flow is not None:
             self._flow.record(func, args, kwargs, result)
         if self._softmax_tracker is not None:
@@ -232,14 +239,25 @@ class Tap(TorchFunctionMode):
 
 
 def _bias(mask: Tensor | None, is_causal: bool, query: Tensor, key: Tensor) -> Tensor | None:
-    """Return a mask, in any form that the kernel accepts, as a float32 bias of the scores."""
+    """Return a mask, in any form that the kernel accepts, as a bias of the scores in float32 or float64."""
     if is_causal:
         mask = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()
     if mask is None:
         return None
     if mask.dtype == torch.bool:
         return torch.zeros_like(mask, dtype=torch.float32).masked_fill_(~mask, float("-inf"))
-    return mask.float()
+    return mask if mask.dtype == torch.float64 else mask.float()
+
+
+def _constant_weights(value: Any) -> Any:
+    """Return a value with every parameter in it, also in lists, tuples and mappings, replaced by a constant."""
+    if isinstance(value, nn.Parameter):
+        return value.detach()
+    if type(value) in (list, tuple):
+        return type(value)(_constant_weights(item) for item in value)
+    if type(value) is dict:
+        return {name: _constant_weights(item) for name, item in value.items()}
+    return value
 
 
 def _without_guard(function: Any) -> Callable[..., Any]:

@@ -12,6 +12,7 @@ from vitscope.models.backends.names import (
     DEPTHS,
     LAYER_SCALES,
     NORM_AFTER_ATTENTION,
+    NORM_BEFORE_ATTENTION,
     NORM_BEFORE_MLP,
     POST_NORM,
     SCALE,
@@ -31,6 +32,7 @@ class Block:
         mlp_end: module whose output the MLP branch adds to the residual stream.
         stream: module whose input is the residual stream at the start of the MLP branch.
         width: number of channels of the residual stream.
+        first_norm: the norm before attention; None for a post-norm block, which normalises the output of attention.
     """
 
     path: str
@@ -40,6 +42,7 @@ class Block:
     mlp_end: nn.Module
     stream: nn.Module
     width: int
+    first_norm: nn.Module | None = None
 
 
 def blocks(module: nn.Module) -> list[Block]:
@@ -75,7 +78,7 @@ def _block_or_none(path: str, module: nn.Module) -> Block | None:
             ends = children[scales[0]], children[scales[1]]
     if getattr(module, SCALE, None) is not None and all(name in children for name in DEPTHS):
         ends = children[DEPTHS[0]], children[DEPTHS[1]]
-    return Block(path, module, attention, *ends, norm, width)
+    return Block(path, module, attention, *ends, norm, width, _first(children, NORM_BEFORE_ATTENTION))
 
 
 def _first(children: Mapping[str, nn.Module], names: tuple[str, ...]) -> nn.Module | None:

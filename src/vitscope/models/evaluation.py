@@ -53,3 +53,21 @@ def evaluating(module: nn.Module) -> Iterator[None]:
                     _runs[child] = (runs - 1, training)
                 else:
                     child.training = training
+
+
+@contextmanager
+def without_checkpointing(module: nn.Module) -> Iterator[None]:
+    """Switch off gradient checkpointing: timm's also runs in evaluation mode, where no tap sees the recomputation."""
+    held = [
+        (child, name)
+        for child in module.modules()
+        for name in ("grad_checkpointing", "gradient_checkpointing")
+        if vars(child).get(name) is True
+    ]
+    try:
+        for child, name in held:
+            setattr(child, name, False)
+        yield
+    finally:
+        for child, name in held:
+            setattr(child, name, True)

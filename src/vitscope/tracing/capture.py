@@ -1,7 +1,7 @@
 """capture(): run a model once and record its attention."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
@@ -15,9 +15,10 @@ from vitscope.attention.omitted import omission_warning
 from vitscope.attention.patch_merging import Merge
 from vitscope.attention.scores import HeadFusion
 from vitscope.attention.softmax_use import SoftmaxTracker
-from vitscope.attention.tap import OnModule, Tap
+from vitscope.attention.tap import OnModule, Runner, Tap
 from vitscope.attention.trace import Trace
 from vitscope.errors import CallError, ReadoutError, UnclearOutputError, UnsupportedModelError, VitscopeWarning, warn
+from vitscope.grid import Grid
 from vitscope.images.image import InputImage
 from vitscope.models.layout import Layout
 from vitscope.models.loader import load
@@ -39,11 +40,13 @@ class CaptureResult:
         trace: attention of the run.
         logits: float32 (batch, class); None if the model has no classifier.
         calls: index of the attention call of each block of the trace, among all attention calls of the run.
+        output: the tensor that the model returned: logits, features or, if its classes are unclear, another tensor.
     """
 
     trace: Trace
     logits: Tensor | None
     calls: tuple[int, ...] = ()
+    output: Tensor | None = None
 
 
 def capture(model: VisionModel | nn.Module, images: Any, *, layers: Sequence[int] | None = None) -> Trace:
@@ -128,25 +131,77 @@ def run_and_capture(
         >>> result.logits.shape, result.trace.num_layers
         (torch.Size([1, 10]), 6)
     """
+    run = prepare_run(model, images)
+    recorder = Recorder(run.target, len(run.pixels), run.grid, LayerSelection(layers), fuse, start_layer)
+    watched = {**recorder.watched_modules(norms=merge != "equal", pooled=by_class), **(watch or {})}
+    with torch.no_grad(), run.model.running():
+        result = run.forward(recorder, watched)
+    return replace(result, logits=None if result.logits is None else result.logits.float())
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedRun:
+    """A model with its input, ready to run under a tap. Returned by :func:`prepare_run`.
+
+    Attributes:
+        model: the model, with a verified layout.
+        pixels: its input, (batch, channel, height, width).
+        views: the photos.
+        grid: token grid of the input; None if unknown.
+        target: facts of the model for the recorder.
+    """
+
+    model: VisionModel
+    pixels: Tensor
+    views: Sequence[InputImage]
+    grid: Grid | None
+    target: CaptureTarget
+
+    def forward(
+        self,
+        recorder: Recorder,
+        watched: Mapping[nn.Module, OnModule],
+        *,
+        predict: Callable[[Tensor], tuple[Tensor | None, Tensor | None]] | None = None,
+        softmax_tracker: SoftmaxTracker | None = None,
+        run: Runner | None = None,
+    ) -> CaptureResult:
+        """Run the model once under a tap. The logits have the dtype of the model.
+
+        Args:
+            recorder: recorder of the attention calls.
+            watched: functions by module, see :meth:`~vitscope.attention.tap.Tap.follow`.
+            predict: function that runs the model and returns its logits, or None, and its output.
+            softmax_tracker: tracker of the softmaxes; None for a new one.
+            run: see :class:`~vitscope.attention.tap.Tap`.
+        """
+        model, flow = self.model, Flow(constants_of(self.model.module))
+        softmax_tracker = softmax_tracker or SoftmaxTracker()
+        pixels = self.pixels.view_as(self.pixels)  # the image's mask belongs to a new tensor, which no caller holds
+        flow.set_mask(pixels, IMAGE)
+        tap = Tap(model.module, recorder, flow, softmax_tracker, run)
+        recorder.running = lambda: tap.module
+        with tap, tap.follow(watched):
+            logits, output = _logits_and_output(model, pixels) if predict is None else predict(pixels)
+        trace = _trace(model, recorder, self.views, pixels, softmax_tracker, flow.mask_or_none(output), logits)
+        return CaptureResult(trace, logits, tuple(block.index for block in recorder.blocks), output)
+
+
+def prepare_run(model: VisionModel | nn.Module, images: Any) -> PreparedRun:
+    """Return a model with the input for its images, after its layout was verified.
+
+    Raises:
+        UnsupportedModelError: as for :func:`capture`.
+        CallError: as for :func:`capture`.
+        ImageError: as for :func:`capture`.
+    """
     model = as_vision_model(model)
     pixels, views = model.prepare(images)
     if not model.verified:
         model = _with_verified_layout(model, pixels[:1])
     evidence = experiment(model, (pixels.shape[-2], pixels.shape[-1]), pixels.shape[1])
     grid = None if model.layout is None else model.layout.grid(*pixels.shape[-2:])
-    target = CaptureTarget.from_model(model, evidence)
-    recorder = Recorder(target, len(pixels), grid, LayerSelection(layers), fuse, start_layer)
-    watched = {**recorder.watched_modules(norms=merge != "equal", pooled=by_class), **(watch or {})}
-    flow, softmax_tracker = Flow(constants_of(model.module)), SoftmaxTracker()
-    pixels = pixels.view_as(pixels)  # the image's mask belongs to a new tensor, which no caller holds
-    flow.set_mask(pixels, IMAGE)
-    tap = Tap(model.module, recorder, flow, softmax_tracker)
-    with torch.no_grad(), model.running(), tap, tap.follow(watched):
-        logits, output = _logits_and_output(model, pixels)
-    trace = _trace(model, recorder, views, pixels, softmax_tracker, flow.mask_or_none(output), logits)
-    return CaptureResult(
-        trace, None if logits is None else logits.float(), tuple(block.index for block in recorder.blocks)
-    )
+    return PreparedRun(model, pixels, views, grid, CaptureTarget.from_model(model, evidence))
 
 
 def _logits_and_output(model: VisionModel, pixels: Tensor) -> tuple[Tensor | None, Tensor | None]:

@@ -1,5 +1,6 @@
 """The recorder of a run: it turns attention calls into the steps of a trace."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal
@@ -106,6 +107,7 @@ class Recorder:
         self.omitted: list[tuple[RecordedCall, OmittedCall]] = []
         self.pooling: Tensor | None = None
         self.classifier: PooledClassifier | None = None
+        self.running: Callable[[], str] = lambda: ""  # path of the running module
         self._slots_cache: dict[tuple[Grid, Windows | None], Slots] = {}
         self._learned_mask, self._learned_sizes = 0, set[int]()
 

@@ -8,6 +8,7 @@ used.
 
 ATTENTION = ("attention", "attn", "self_attn", "self_attention")
 NORM_BEFORE_MLP = ("layernorm_after", "norm2", "layer_norm2", "ln_2")
+NORM_BEFORE_ATTENTION = ("layernorm_before", "norm1", "layer_norm1", "ln_1")
 NORM_AFTER_ATTENTION = ("layernorm_before", "norm1")  # in post-norm blocks, which normalise the output of a branch
 LAYER_SCALES = (("layer_scale1", "layer_scale2"), ("ls1", "ls2"))
 # If the layer scale is a parameter of the block, each branch ends in its stochastic depth, if both branches have one.

@@ -1,0 +1,415 @@
+"""Local rules: the backward pass of single functions, changed for relevance methods.
+
+Every rule returns the library's own forward value, bit for bit, and changes only the gradient with respect to the
+activations. Weights are constants.
+
+==========================  ====================  ==========================  ====================================
+function                    plain                 libra (2411.16760)          attn_lrp (2402.05602)
+==========================  ====================  ==========================  ====================================
+weights · values            both                  values alone                half to each
+softmax                     its derivative        constant                    its derivative
+queries · keys              both                  nothing                     half to each, so a quarter in all
+LayerNorm, RMSNorm          derivative            deviation constant          deviation constant
+GELU, SiLU, … = x · γ(x)    derivative            γ(x) constant               γ(x) constant
+product of two activations  both                  half to each                half to each
+sigmoid, tanh, erf, roots   derivative            constant                    constant
+linear, convolution         derivative            derivative or γ-rule        derivative or γ-rule
+==========================  ====================  ==========================  ====================================
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vitscope.attention.linear_rules import gamma_pull
+from vitscope.attention.softmax_use import SoftmaxTracker
+from vitscope.attention.tap import AttentionCall
+
+RuleName = Literal["plain", "libra", "attn_lrp"]
+OnRows = Callable[[slice, Tensor, Tensor], None]  # rows of queries, their weights, and the gradient of these weights
+OnBias = Callable[[Tensor, Tensor], None]  # a tensor that was computed, and the constant that was added in it
+Pull = Callable[[Tensor, Tensor], Tensor]  # (input, gradient of the output) → gradient of the input
+Arguments = Sequence[Any]
+Keywords = Mapping[str, Any]
+
+# Weights that the backward pass of one attention call recomputes together: few enough for a processor's cache.
+CPU_BLOCK, DEVICE_BLOCK = 1 << 19, 1 << 24
+
+
+class _Local(torch.autograd.Function):
+    """A function of one activation whose gradient a rule computes."""
+
+    @staticmethod
+    def forward(ctx: Any, activation: Tensor, run: Callable[[], Tensor], pull: Pull) -> Tensor:
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(activation)
+        ctx.pull = pull
+        return run()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        (gradient,) = gradients
+        if gradient is None:
+            return None, None, None
+        (activation,) = ctx.saved_tensors
+        return ctx.pull(activation, gradient).to(activation.dtype), None, None
+
+
+class _Scaled(torch.autograd.Function):
+    """The identity, with a factor on the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, activation: Tensor, factor: float) -> Tensor:
+        ctx.set_materialize_grads(False)
+        ctx.factor = factor
+        return activation.view_as(activation)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        (gradient,) = gradients
+        return None if gradient is None else gradient * ctx.factor, None
+
+
+class _ObservedWeights(torch.autograd.Function):
+    """The weights that a softmax returned: their gradient is handed to a function, and perhaps ends here."""
+
+    @staticmethod
+    def forward(ctx: Any, weights: Tensor, constant: bool, on_rows: OnRows | None) -> Tensor:
+        ctx.set_materialize_grads(False)
+        ctx.constant, ctx.on_rows = constant, on_rows
+        ctx.weights = weights.detach()
+        return weights.view_as(weights)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        (gradient,) = gradients
+        if gradient is not None and ctx.on_rows is not None:
+            ctx.on_rows(slice(0, gradient.shape[-2]), ctx.weights, gradient)
+        return None if ctx.constant else gradient, None, None
+
+
+class _Attention(torch.autograd.Function):
+    """Attention by the library's kernel. The backward pass recomputes the weights, some rows at a time."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        bias: Tensor | None,
+        call: AttentionCall,
+        rules: RuleName,
+        on_rows: OnRows | None,
+    ) -> Tensor:
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(query, key, value, bias)
+        ctx.scale, ctx.rules, ctx.on_rows = call.scale, rules, on_rows
+        return call.run()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        (gradient,) = gradients
+        if gradient is None:
+            return (None,) * 7
+        query, key, value, bias = ctx.saved_tensors
+        dtype = torch.promote_types(query.dtype, torch.float32)
+        halves = 0.5 if ctx.rules == "attn_lrp" else 1.0
+        through_scores = ctx.rules != "libra" and any(ctx.needs_input_grad[position] for position in (0, 1, 3))
+        leading, device = query.shape[:-2], query.device
+        with torch.autocast(device.type, enabled=False):
+            queries, keys, values, outputs = (
+                tensor.to(dtype).expand(*leading, *tensor.shape[-2:]).flatten(0, -3).contiguous()
+                for tensor in (query, key, value, gradient)
+            )
+            to_query, to_key, to_value = (torch.zeros_like(tensor) for tensor in (queries, keys, values))
+            to_bias = None if bias is None or not ctx.needs_input_grad[3] else torch.zeros_like(bias)
+            count = queries.shape[1]
+            size = CPU_BLOCK if device.type == "cpu" else DEVICE_BLOCK
+            step = max(1, min(count, max(16, size // (len(queries) * keys.shape[1]))))
+            for start in range(0, count, step):
+                rows = slice(start, min(start + step, count))
+                block = queries[:, rows]
+                scores = torch.bmm(block, keys.mT).mul_(ctx.scale)
+                shaped = scores.view(*leading, *scores.shape[1:])
+                if bias is not None:
+                    shaped += bias if bias.shape[-2] == 1 else bias[..., rows, :]
+                weights = scores.softmax(-1)
+                del scores
+                received = outputs[:, rows] * halves if halves != 1 else outputs[:, rows]
+                to_value.baddbmm_(weights.mT, received)
+                if ctx.on_rows is None and not through_scores:
+                    continue
+                to_weights = torch.bmm(received, values.mT)
+                if ctx.on_rows is not None:
+                    ctx.on_rows(rows, weights.view(shaped.shape), to_weights.view(shaped.shape))
+                if through_scores:
+                    to_scores = (to_weights - (weights * to_weights).sum(-1, keepdim=True)).mul_(weights)
+                    if to_bias is not None:
+                        part = to_bias if to_bias.shape[-2] == 1 else to_bias[..., rows, :]
+                        part += to_scores.view(shaped.shape).sum_to_size(part.shape)
+                    to_query[:, rows] = torch.bmm(to_scores, keys).mul_(ctx.scale * halves)
+                    to_key.baddbmm_(to_scores.mT, block, alpha=ctx.scale * halves)
+
+        def shaped_as(tensor: Tensor, original: Tensor) -> Tensor:
+            full = tensor.view(*leading, *tensor.shape[1:])
+            return full.sum_to_size(original.shape).to(original.dtype)
+
+        pulled = (shaped_as(to_query, query), shaped_as(to_key, key)) if through_scores else (None, None)
+        return (*pulled, shaped_as(to_value, value), to_bias, None, None, None)
+
+
+class LocalRules:
+    """The rules of one run, applied by a :class:`~vitscope.attention.tap.Tap` to every torch function.
+
+    Args:
+        rules: ``"plain"``, ``"libra"`` or ``"attn_lrp"``, see the table of this module.
+        tracker: tracker of the results of softmaxes, which tells attention weights from other activations.
+        gamma: γ of the γ-rule of linear layers; 0 for the derivative.
+        conv_gamma: γ of the γ-rule of convolutions; 0 for the derivative.
+        on_bias: function that receives each tensor with a constant that was added in it; None to ignore them.
+    """
+
+    def __init__(
+        self,
+        rules: RuleName,
+        tracker: SoftmaxTracker,
+        *,
+        gamma: float = 0.0,
+        conv_gamma: float = 0.0,
+        on_bias: OnBias | None = None,
+    ) -> None:
+        self.rules, self._tracker = rules, tracker
+        self._gamma, self._conv_gamma, self._on_bias = gamma, conv_gamma, on_bias
+        handlers: dict[Any, Callable[[Any, Arguments, Keywords], Any]] = {}
+        if on_bias is not None:
+            handlers |= dict.fromkeys(_ADDITIONS, self._add)
+        if gamma or conv_gamma or on_bias is not None:
+            handlers |= dict.fromkeys(_LINEAR, self._linear)
+        if rules != "plain":
+            handlers |= dict.fromkeys(_CONSTANTS, _constant)
+            handlers |= dict.fromkeys(_GATES, _gated)
+            handlers |= dict.fromkeys(_PRODUCTS, self._multiply)
+            handlers |= dict.fromkeys(_QUOTIENTS, _divide)
+            handlers[F.normalize] = _normalize
+        if rules != "plain" or on_bias is not None:
+            handlers |= dict.fromkeys(_NORMS, self._norm)
+        if rules == "libra":
+            handlers |= dict.fromkeys(_SOFTMAX, _constant)
+        self._handlers = handlers
+
+    def __call__(self, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+        """Return the result of a torch function, with the gradient of its rule."""
+        handler = self._handlers.get(func)
+        return func(*args, **kwargs) if handler is None else handler(func, args, kwargs)
+
+    def attend(self, call: AttentionCall, on_rows: OnRows | None) -> Tensor:
+        """Return the output of an attention call or of its softmax.
+
+        Args:
+            call: the call.
+            on_rows: function that receives weights and their gradients during the backward pass.
+        """
+        if call.query is not None and call.key is not None and call.value is not None:
+            tensors = (call.query, call.key, call.value, call.bias)
+            if not any(tensor is not None and tensor.requires_grad for tensor in tensors):
+                return call.run()
+            output: Tensor = _Attention.apply(*tensors, call, self.rules, on_rows)
+            return output
+        weights = call.run()
+        if not weights.requires_grad:
+            return weights
+        observed: Tensor = _ObservedWeights.apply(weights, self.rules == "libra", on_rows)
+        return observed
+
+    def _multiply(self, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+        """Halve the gradient of a product of two activations."""
+        result = func(*args, **kwargs)
+        operands = [value for value in _flat((*args, *kwargs.values())) if _is_active(value)]
+        if len(operands) < 2 or not _is_active(result):
+            return result
+        if self.rules == "libra" and any(self._tracker.holds(operand) for operand in operands):
+            return result  # attention weights are a constant
+        return _Scaled.apply(result, 0.5)
+
+    def _norm(self, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+        """Hold the deviation of a LayerNorm or RMSNorm constant."""
+        arguments = _named(("input", "normalized_shape", "weight", "bias", "eps"), args, kwargs)
+        activation, weight, bias = arguments["input"], arguments.get("weight"), arguments.get("bias")
+        if not _is_active(activation):
+            return func(*args, **kwargs)
+        if self.rules == "plain":
+            result = func(*args, **kwargs)
+        else:
+            eps, centred = arguments.get("eps"), func in _LAYER_NORMS
+            if func not in _LAYER_NORMS:
+                bias = None
+                if len(args) > 3:
+                    eps = args[3]
+            if eps is None:
+                eps = 1e-5 if centred else torch.finfo(activation.dtype).eps
+            axes = tuple(range(-len(arguments["normalized_shape"]), 0))
+            pull = _NormPull(axes, weight, float(eps), centred)
+            result = _Local.apply(activation, lambda: func(*args, **kwargs), pull)
+        if self._on_bias is not None and isinstance(bias, Tensor):
+            self._on_bias(result, bias)
+        return result
+
+    def _linear(self, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+        """Apply the γ-rule, and report the bias."""
+        names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+        arguments = _named(names, args, kwargs)
+        activation, weight, bias = arguments["input"], arguments["weight"], arguments.get("bias")
+        gamma = self._gamma if func is F.linear else self._conv_gamma
+        if not _is_active(activation):
+            return func(*args, **kwargs)
+        if gamma and isinstance(weight, Tensor) and not weight.requires_grad:
+            options = {name: arguments[name] for name in names[3:] if name in arguments}
+            pull = gamma_pull(func, weight, bias, gamma, options)
+            result = _Local.apply(activation, lambda: func(*args, **kwargs), pull)
+        else:
+            result = func(*args, **kwargs)
+        if self._on_bias is not None and isinstance(bias, Tensor):
+            self._on_bias(result, bias if func is F.linear else bias.view(-1, 1, 1))
+        return result
+
+    def _add(self, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+        """Report a constant that is added to an activation."""
+        constants = [value for value in args[:2] if isinstance(value, Tensor) and not value.requires_grad]
+        result = func(*args, **kwargs)
+        assert self._on_bias is not None
+        if len(args) > 1 and _is_active(result) and constants and kwargs.get("alpha", 1) == 1:
+            sign = -1 if func in _SUBTRACTIONS and args[1] is constants[0] else 1
+            self._on_bias(result, sign * constants[0])
+        return result
+
+
+class _NormPull:
+    """The gradient of a norm whose deviation is a constant, recomputed from the input."""
+
+    def __init__(self, axes: tuple[int, ...], weight: Any, eps: float, centred: bool) -> None:
+        self.axes, self.weight, self.eps, self.centred = axes, weight, eps, centred
+
+    def __call__(self, activation: Tensor, gradient: Tensor) -> Tensor:
+        dtype = torch.promote_types(activation.dtype, torch.float32)
+        values = activation.to(dtype)
+        gradient = gradient.to(dtype) if self.weight is None else gradient.to(dtype) * self.weight.to(dtype)
+        if self.centred:
+            gradient = gradient - gradient.mean(self.axes, keepdim=True)
+            return gradient * (values.var(self.axes, unbiased=False, keepdim=True) + self.eps).rsqrt()
+        return gradient * (values.square().mean(self.axes, keepdim=True) + self.eps).rsqrt()
+
+
+def _is_active(value: Any) -> bool:
+    """Return whether a value depends on the image by differentiable functions."""
+    return isinstance(value, Tensor) and value.requires_grad
+
+
+def _flat(values: Sequence[Any]) -> list[Any]:
+    """Return the values, with lists and tuples replaced by their items."""
+    flat: list[Any] = []
+    for value in values:
+        flat.extend(value if isinstance(value, list | tuple) else [value])
+    return flat
+
+
+def _named(names: Sequence[str], args: Arguments, kwargs: Keywords) -> dict[str, Any]:
+    return dict(zip(names, args, strict=False)) | dict(kwargs)
+
+
+def _constant(func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    """Treat the result of a function as a constant."""
+    with torch.no_grad():
+        return func(*args, **kwargs)
+
+
+def _gated(func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    """Hold the gate γ(x) of x · γ(x) constant."""
+    activation = args[0] if args else kwargs["input"]
+    if not _is_active(activation):
+        return func(*args, **kwargs)
+    keywords = dict(kwargs)
+    if func in _HAVE_INPLACE:  # in place, the input would be lost before the backward pass
+        args, keywords["inplace"] = args[:1], False
+    gate = _GATES[func](keywords)
+    return _Local.apply(activation, lambda: func(*args, **keywords), lambda x, gradient: gradient * gate(x))
+
+
+def _divide(func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    """Treat the denominator of a quotient of two activations as a constant."""
+    reverse = func in _REVERSE_QUOTIENTS
+    position = 0 if reverse else 1
+    if len(args) > 1 and _is_active(args[position]):
+        args = [value.detach() if index == position else value for index, value in enumerate(args)]
+    return func(*args, **kwargs)
+
+
+def _normalize(func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    """Hold the norm in F.normalize constant."""
+    arguments = {"p": 2.0, "dim": 1, "eps": 1e-12} | _named(("input", "p", "dim", "eps"), args, kwargs)
+    activation = arguments["input"]
+    if not _is_active(activation):
+        return func(*args, **kwargs)
+
+    def pull(x: Tensor, gradient: Tensor) -> Tensor:
+        return gradient / x.norm(arguments["p"], arguments["dim"], keepdim=True).clamp_min(arguments["eps"])
+
+    return _Local.apply(activation, lambda: func(*args, **kwargs), pull)
+
+
+def _gelu_gate(keywords: Keywords) -> Callable[[Tensor], Tensor]:
+    """Return Φ(x), or its approximation by tanh."""
+    if keywords.get("approximate", "none") == "tanh":
+        factor = math.sqrt(2 / math.pi)
+        return lambda x: 0.5 * (1 + torch.tanh(factor * (x + 0.044715 * x**3)))
+    return torch.special.ndtr
+
+
+def _mish_gate(x: Tensor) -> Tensor:
+    return torch.tanh(F.softplus(x))
+
+
+def _hardswish_gate(x: Tensor) -> Tensor:
+    return (x + 3).clamp(0, 6) / 6
+
+
+_GATES: dict[Any, Callable[[Keywords], Callable[[Tensor], Tensor]]] = {
+    F.gelu: _gelu_gate,
+    F.silu: lambda _: torch.sigmoid,
+    F.mish: lambda _: _mish_gate,
+    F.hardswish: lambda _: _hardswish_gate,
+}
+_HAVE_INPLACE = frozenset({F.silu, F.mish, F.hardswish})
+_SOFTMAX = (F.softmax, torch.softmax, Tensor.softmax, torch.special.softmax)
+_CONSTANTS = (
+    *(torch.sigmoid, torch.sigmoid_, Tensor.sigmoid, Tensor.sigmoid_, F.sigmoid, F.hardsigmoid, torch.special.expit),
+    *(torch.tanh, Tensor.tanh, F.tanh, torch.erf, Tensor.erf, torch.special.erf),
+    *(torch.rsqrt, Tensor.rsqrt, torch.sqrt, Tensor.sqrt, torch.norm, Tensor.norm),
+    *(torch.linalg.norm, torch.linalg.vector_norm),
+)
+_ELEMENTWISE = (
+    *(torch.mul, torch.multiply, Tensor.mul, Tensor.multiply, Tensor.mul_, Tensor.__mul__, Tensor.__rmul__),
+    Tensor.__imul__,
+)
+_MATRIX = (
+    *(torch.matmul, Tensor.matmul, Tensor.__matmul__, Tensor.__rmatmul__, torch.bmm, Tensor.bmm),
+    *(torch.baddbmm, Tensor.baddbmm, torch.mm, Tensor.mm, torch.einsum),
+)
+_PRODUCTS = (*_ELEMENTWISE, *_MATRIX)
+_REVERSE_QUOTIENTS = frozenset({Tensor.__rtruediv__, Tensor.__rdiv__})
+_QUOTIENTS = (
+    *(torch.div, torch.divide, torch.true_divide, Tensor.div, Tensor.divide, Tensor.div_, Tensor.__truediv__),
+    *(Tensor.__itruediv__, *_REVERSE_QUOTIENTS),
+)
+_LAYER_NORMS = frozenset({F.layer_norm, torch.layer_norm})
+_NORMS = (*_LAYER_NORMS, F.rms_norm, torch.rms_norm)
+_LINEAR = (F.linear, F.conv2d, torch.conv2d)
+_SUBTRACTIONS = frozenset({torch.sub, Tensor.sub, Tensor.sub_, Tensor.__sub__, Tensor.__isub__})
+_ADDITIONS = (
+    *(torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__radd__, Tensor.__iadd__),
+    *_SUBTRACTIONS,
+)

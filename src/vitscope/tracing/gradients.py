@@ -1,0 +1,294 @@
+"""A run with gradients: capture a model with its graph alive, then differentiate a score once."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vitscope.attention.rules import LocalRules, RuleName
+from vitscope.attention.softmax_use import SoftmaxTracker
+from vitscope.attention.trace import Trace
+from vitscope.errors import UnknownModelError, UnsupportedModelError, WorkError
+from vitscope.grid import Grid
+from vitscope.interrupts import uninterrupted
+from vitscope.models.blocks import Block, blocks
+from vitscope.models.evaluation import without_checkpointing
+from vitscope.models.vision_model import VisionModel
+from vitscope.tracing.capture import PreparedRun, prepare_run
+from vitscope.tracing.gradient_recorder import BiasTerm, GradientRecorder, OnWeights, Tape, as_tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientOptions:
+    """What a run with gradients records.
+
+    Attributes:
+        rules: rules of the backward pass, see :mod:`vitscope.attention.rules`.
+        gamma: γ of the γ-rule of linear layers; 0 for the derivative.
+        conv_gamma: γ of the γ-rule of convolutions; 0 for the derivative.
+        pixels: whether the graph starts at the pixels; otherwise it starts at the input of the first block.
+        biases: whether to record what each bias contributes to the score.
+        separate_blocks: whether the graph of each block starts at its own input.
+    """
+
+    rules: RuleName = "plain"
+    gamma: float = 0.0
+    conv_gamma: float = 0.0
+    pixels: bool = False
+    biases: bool = False
+    separate_blocks: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class GradientCapture:
+    """A run with its graph alive. Yielded by :func:`capture_gradients`.
+
+    Attributes:
+        model: the model, with a verified layout.
+        pixels: its input, (batch, channel, height, width).
+        trace: attention of the run.
+        output: logits (batch, class) or, without a classifier, features (batch, channel), in the dtype of the model.
+        has_classes: whether the output is logits.
+        streams: input of each block, in the order in which they ran; empty if the blocks are unknown.
+        outputs: the first output of each watched module.
+        layers: the blocks of the model; empty if they are unknown.
+    """
+
+    model: VisionModel
+    pixels: Tensor
+    trace: Trace
+    output: Tensor
+    has_classes: bool
+    streams: Sequence[Tensor]
+    outputs: dict[nn.Module, Tensor]
+    layers: Sequence[Block]
+    _tape: Tape = field(repr=False)
+
+    def gradients(
+        self, score: Float[Tensor, " batch"], tensors: Sequence[Tensor], on_weights: OnWeights | None = None
+    ) -> list[Tensor]:
+        """Return the gradient of the score with respect to each tensor, in one backward pass.
+
+        A batch is a sum of independent scores, so each image has its own gradient.
+
+        Args:
+            score: the number of each image to differentiate, computed from :attr:`output`.
+            tensors: tensors of this run.
+            on_weights: function that receives the weights of each block with their gradient, the last block first.
+
+        Raises:
+            UnsupportedModelError: the score does not depend on a tensor by differentiable functions.
+            WorkError: a gradient is NaN or infinite.
+        """
+        if not score.requires_grad:
+            raise UnsupportedModelError(
+                f"the output of {self.model.name} has no gradient: the module detaches its activations, or computes "
+                "them in integers; use a perturbation method such as vitscope.lime"
+            )
+        self._tape.on_weights = on_weights
+        try:
+            results = torch.autograd.grad(score.sum(), list(tensors), allow_unused=True)
+        finally:
+            self._tape.on_weights = None
+        missing = [index for index, gradient in enumerate(results) if gradient is None]
+        if missing:
+            raise UnsupportedModelError(
+                f"the output of {self.model.name} does not depend on the input of its blocks by differentiable "
+                f"functions ({len(missing)} of {len(results)} gradients are missing): a module detaches its activations"
+            )
+        finite = [bool(torch.isfinite(gradient).all()) for gradient in results]
+        if not all(finite):
+            # Gradients flow from the last block to the first, so the last NaN is where they begin.
+            index = len(finite) - 1 - finite[::-1].index(False)
+            raise WorkError(
+                f"the gradients of {self.model.name} are NaN or infinite at {self._name_of(tensors[index])}: run the "
+                "model in float32"
+            )
+        return list(results)
+
+    def tokens(self, tensor: Tensor, layer: int) -> Tensor:
+        """Return a tensor of a block as (batch, token, channel).
+
+        Args:
+            tensor: a stream, the output of a block or a gradient of either.
+            layer: index of the block whose grid it has.
+        """
+        return as_tokens(tensor, len(self.pixels), self.grid(layer), self.model.name)
+
+    def grid(self, layer: int) -> Grid:
+        """Return the token grid of a block."""
+        return self.trace.step(layer).require_grid()
+
+    def require_streams(self) -> Sequence[Tensor]:
+        """Return the input of each block.
+
+        Raises:
+            UnsupportedModelError: the blocks of the model are unknown.
+        """
+        if len(self.streams) != self.trace.num_layers:
+            raise UnsupportedModelError(
+                f"{len(self.streams)} blocks of {self.model.name} are known and {self.trace.num_layers} attend, so "
+                "their inputs are not available: use at='pixels'"
+            )
+        return self.streams
+
+    def bias_terms(self) -> list[BiasTerm]:
+        """Return what the biases contributed in the last call of :meth:`gradients`, one term per block and grid."""
+        return self._tape.bias_terms()
+
+    def _name_of(self, tensor: Tensor) -> str:
+        for index, stream in enumerate(self.streams):
+            if stream is tensor:
+                return f"the input of block {index}"
+        return "the pixels" if tensor is self.pixels else "a block"
+
+
+@contextmanager
+def capture_gradients(
+    model: VisionModel | nn.Module,
+    images: Any,
+    options: GradientOptions | None = None,
+    *,
+    watch: Callable[[Sequence[Block]], Sequence[nn.Module]] = lambda _: (),
+    finish: Callable[[Sequence[Block], Tape], Sequence[Any]] = lambda *_: (),
+) -> Iterator[GradientCapture]:
+    """Run a model with its graph alive inside a context.
+
+    Weights are constants: no ``.grad`` appears and no flag of the model changes. The context also works inside
+    ``torch.no_grad`` and ``torch.inference_mode``.
+
+    Args:
+        model: as for :func:`vitscope.capture`.
+        images: as for :func:`vitscope.capture`.
+        options: what to record.
+        watch: function that returns the modules whose outputs are kept, from the blocks of the model.
+        finish: function that adds hooks to the model, from its blocks and the tape, and returns their handles.
+
+    Yields:
+        The run.
+
+    Raises:
+        UnsupportedModelError: as for :func:`vitscope.capture`; or the weights are integers or were created in inference
+            mode, so that there are no gradients.
+        CallError: as for :func:`vitscope.capture`.
+        ImageError: as for :func:`vitscope.capture`.
+        WorkError: as for :func:`vitscope.capture`.
+    """
+    options = options or GradientOptions()
+    with torch.inference_mode(False), torch.enable_grad(), ExitStack() as stack:
+        run = prepare_run(model, images)
+        module, pixels = run.model.module, run.pixels.detach()
+        _check_weights(run.model)
+        pixels = pixels.clone() if pixels.is_inference() else pixels
+        pixels = pixels.requires_grad_() if options.pixels and not pixels.requires_grad else pixels
+        run = PreparedRun(run.model, pixels, run.views, run.grid, run.target)
+        stack.enter_context(run.model.running())
+        stack.enter_context(without_checkpointing(module))
+        layers, tape, tracker = _blocks_or_none(run.model), Tape(), SoftmaxTracker()
+        recorder = GradientRecorder(run, tape)
+        recorder.rules = rules = LocalRules(
+            options.rules,
+            tracker,
+            gamma=options.gamma,
+            conv_gamma=options.conv_gamma,
+            on_bias=recorder.record_bias if options.biases else None,
+        )
+        has_classes = run.model.meaning != "features"
+        with _hooks(layers, tape, options, watch(layers), lambda: finish(layers, tape)):
+            watched = recorder.watched_modules(norms=False, pooled=False)
+            predict = run.model.logits if has_classes else run.model.features
+            result = run.forward(
+                recorder,
+                watched,
+                predict=lambda image: _pair(predict(image), has_classes),
+                softmax_tracker=tracker,
+                run=rules,
+            )
+        output = result.output
+        if output is None:
+            raise UnsupportedModelError(f"{run.model.name} returns neither classes nor features to differentiate")
+        capture = GradientCapture(
+            run.model,
+            pixels,
+            result.trace,
+            output,
+            has_classes,
+            tuple(tape.streams),
+            tape.outputs,
+            layers,
+            tape,
+        )
+        try:
+            yield capture
+        finally:
+            tape.biases.clear()
+
+
+def _pair(output: Tensor | None, has_classes: bool) -> tuple[Tensor | None, Tensor | None]:
+    """Return the logits, or None for features, and the output."""
+    return (output if has_classes else None), output
+
+
+def _check_weights(model: VisionModel) -> None:
+    """Check that the weights take part in a differentiable computation."""
+    for name, parameter in model.module.named_parameters():
+        if not parameter.is_floating_point():
+            raise UnsupportedModelError(
+                f"{model.name} has no gradients: its weights are integers ({name} is {parameter.dtype}); load it "
+                "without quantisation, or use a perturbation method such as vitscope.lime"
+            )
+        if parameter.is_inference():
+            raise UnsupportedModelError(
+                f"{model.name} has no gradients: it was created under torch.inference_mode; create it outside"
+            )
+
+
+def _blocks_or_none(model: VisionModel) -> Sequence[Block]:
+    """Return the blocks of a model's backbone; none if they are unknown."""
+    try:
+        return blocks(model.module.get_submodule(model.backbone))
+    except UnknownModelError:
+        return ()
+
+
+@contextmanager
+def _hooks(
+    layers: Sequence[Block],
+    tape: Tape,
+    options: GradientOptions,
+    watched: Sequence[nn.Module],
+    more: Callable[[], Sequence[Any]],
+) -> Iterator[None]:
+    """Start the graph at the first block, and keep the input of each block and the outputs of watched modules."""
+
+    def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+        stream = args[0] if args else kwargs["hidden_states"]
+        starts = not options.pixels and not tape.streams
+        if options.separate_blocks or starts:
+            leaf = stream.detach().requires_grad_()
+            tape.streams.append(leaf)
+            stream = leaf.clone()  # a module may change its input in place, which a leaf does not allow
+        else:
+            tape.streams.append(stream)
+        return ((stream, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": stream})
+
+    def keep(module: nn.Module, _: Any, output: Any) -> None:
+        tape.outputs.setdefault(module, output[0] if isinstance(output, tuple) else output)
+
+    handles: list[Any] = []
+    try:
+        with uninterrupted():
+            for block in layers:
+                handles.append(block.module.register_forward_pre_hook(enter, with_kwargs=True))
+            for module in watched:
+                handles.append(module.register_forward_hook(keep))
+            handles.extend(more())
+        yield
+    finally:
+        with uninterrupted():
+            for handle in handles:
+                handle.remove()
