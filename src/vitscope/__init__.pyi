@@ -19,9 +19,17 @@ from .errors import WorkError as WorkError
 from .grid import Grid as Grid
 from .images.image import InputImage as InputImage
 from .methods.attention_map import attention_map as attention_map
+from .methods.generic_attention import generic_attention as generic_attention
+from .methods.generic_attention import gradient_rollout as gradient_rollout
+from .methods.grad_cam import grad_cam as grad_cam
 from .methods.head_statistics import HeadStatistics as HeadStatistics
 from .methods.head_statistics import head_statistics as head_statistics
+from .methods.input_x_gradient import attn_lrp as attn_lrp
+from .methods.input_x_gradient import input_x_gradient as input_x_gradient
+from .methods.input_x_gradient import smooth_grad as smooth_grad
+from .methods.integrated_gradients import integrated_gradients as integrated_gradients
 from .methods.kernel_shap import kernel_shap as kernel_shap
+from .methods.libra import libra as libra
 from .methods.lime import lime as lime
 from .methods.occlusion import occlusion as occlusion
 from .methods.rise import rise as rise

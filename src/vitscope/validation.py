@@ -89,6 +89,18 @@ def require_ratio(value: Any, name: str) -> float:
     return result
 
 
+def require_non_negative(value: Any, name: str) -> float:
+    """Return a number that is at least 0, as a float.
+
+    Raises:
+        CallError: it is not a finite number, or negative.
+    """
+    number = require_number(value, name)
+    if number < 0:
+        raise CallError(f"{name} is {value}: at least 0 is expected")
+    return number
+
+
 def short_text(value: Any, default: str) -> str:
     """Return a value as short text on one line, or ``default`` if the value is None."""
     text = default if value is None else value if isinstance(value, str) else repr(value)

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.grad import conv2d_input
 
 STABILISER = 1e-6  # keeps denominators away from zero, with their sign
 
@@ -59,5 +60,5 @@ def _transposed(func: Any, x: Tensor, matrix: Tensor, gradient: Tensor, options:
     if func is F.linear:
         return gradient @ matrix
     names = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1} | dict(options)
-    result: Tensor = torch.nn.grad.conv2d_input(x.shape, matrix, gradient, **names)
+    result: Tensor = conv2d_input(tuple(x.shape), matrix, gradient, **names)
     return result

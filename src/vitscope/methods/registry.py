@@ -5,7 +5,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from vitscope.methods.attention_map import attention_map
+from vitscope.methods.generic_attention import generic_attention, gradient_rollout
+from vitscope.methods.grad_cam import grad_cam
+from vitscope.methods.input_x_gradient import attn_lrp, input_x_gradient, smooth_grad
+from vitscope.methods.integrated_gradients import integrated_gradients
 from vitscope.methods.kernel_shap import kernel_shap
+from vitscope.methods.libra import libra
 from vitscope.methods.lime import lime
 from vitscope.methods.occlusion import occlusion
 from vitscope.methods.rise import rise
@@ -82,5 +87,69 @@ METHODS: dict[str, Method] = {
         summary="the expected output if a pixel is visible",
         source="Petsiuk et al., 2018",
         forwards="4,000",
+    ),
+    "grad_cam": Method(
+        compute=grad_cam,
+        kind="gradient",
+        takes_target=True,
+        summary="what the last block's patches add to a class",
+        source="Selvaraju et al., 2017",
+        forwards="1 + a backward",
+    ),
+    "input_x_gradient": Method(
+        compute=input_x_gradient,
+        kind="gradient",
+        takes_target=True,
+        summary="each patch's linear part of a class",
+        source="Shrikumar et al., 2016",
+        forwards="1 + a backward",
+    ),
+    "integrated_gradients": Method(
+        compute=integrated_gradients,
+        kind="gradient",
+        takes_target=True,
+        summary="each patch's part on the way from black",
+        source="Sundararajan et al., 2017",
+        forwards="50 + 50 backward",
+    ),
+    "smooth_grad": Method(
+        compute=smooth_grad,
+        kind="gradient",
+        takes_target=True,
+        summary="each patch's part, averaged under noise",
+        source="Smilkov et al., 2017",
+        forwards="20 + 20 backward",
+    ),
+    "generic_attention": Method(
+        compute=generic_attention,
+        kind="gradient",
+        takes_target=True,
+        summary="attention that raises a class, through all blocks",
+        source="Chefer et al., 2021",
+        forwards="1 + a backward",
+    ),
+    "gradient_rollout": Method(
+        compute=gradient_rollout,
+        kind="gradient",
+        takes_target=True,
+        summary="rollout of attention times its gradient",
+        source="Gildenblat, 2020",
+        forwards="1 + a backward",
+    ),
+    "attn_lrp": Method(
+        compute=attn_lrp,
+        kind="gradient",
+        takes_target=True,
+        summary="each patch's relevance for a class",
+        source="Achtibat et al., 2024",
+        forwards="1 + a backward",
+    ),
+    "libra": Method(
+        compute=libra,
+        kind="gradient",
+        takes_target=True,
+        summary="each patch's share of a class, complete",
+        source="Mehri et al., 2024",
+        forwards="1 + a backward",
     ),
 }

@@ -109,6 +109,10 @@ class Renderer:
             return torch.where(visible, pixels, self._filled)
         return (self._filled + visible * (pixels.float() - self._filled.float())).to(pixels.dtype)
 
+    def hidden(self) -> Tensor:
+        """Return the input with everything hidden, (1, channel, height, width)."""
+        return self._input_of(self._filling)
+
     def _render(self, masks: Masks, index: int) -> Tensor:
         """Return the visibility of the input's pixels, or the perturbed photo cut to the input's size."""
         visible = masks.visible(index)

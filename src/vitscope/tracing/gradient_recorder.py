@@ -95,7 +95,7 @@ class GradientRecorder(Recorder):
         if isinstance(scores, Factored):
             bias = None if scores.bias is None else scores.bias.detach()
             scores = Factored(scores.query.detach(), scores.key.detach(), scores.scale, bias)
-        else:
+        elif isinstance(scores, Logits):
             scores = Logits(scores.logits.detach())
         step = AttentionStep(layer, call.module, scores, self._slots(call.module, scores), self.grid)
         self._on_rows = partial(self._tape.receive, step, axes.split)

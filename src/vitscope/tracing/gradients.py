@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -30,9 +30,13 @@ class GradientOptions:
         rules: rules of the backward pass, see :mod:`vitscope.attention.rules`.
         gamma: γ of the γ-rule of linear layers; 0 for the derivative.
         conv_gamma: γ of the γ-rule of convolutions; 0 for the derivative.
-        pixels: whether the graph starts at the pixels; otherwise it starts at the input of the first block.
+        pixels: whether the graph starts at the pixels, as it always does if the blocks of the model are unknown;
+            otherwise it starts at the input of the first block.
         biases: whether to record what each bias contributes to the score.
         separate_blocks: whether the graph of each block starts at its own input.
+        merge_norms: whether to record the inputs of patch merging, for ``merge="norm"``.
+        start: function that returns the value at which the graph starts, from the model's own value there; None for
+            that value.
     """
 
     rules: RuleName = "plain"
@@ -41,6 +45,8 @@ class GradientOptions:
     pixels: bool = False
     biases: bool = False
     separate_blocks: bool = False
+    merge_norms: bool = False
+    start: Callable[[Tensor], Tensor] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,6 +125,10 @@ class GradientCapture:
         """
         return as_tokens(tensor, len(self.pixels), self.grid(layer), self.model.name)
 
+    def patches(self, tensor: Tensor, grid: Grid) -> Tensor:
+        """Return a tensor on a grid as (batch, patch, channel), without the prefix tokens."""
+        return as_tokens(tensor, len(self.pixels), grid, self.model.name)[:, grid.prefix :]
+
     def grid(self, layer: int) -> Grid:
         """Return the token grid of a block."""
         return self.trace.step(layer).require_grid()
@@ -135,6 +145,11 @@ class GradientCapture:
                 "their inputs are not available: use at='pixels'"
             )
         return self.streams
+
+    @property
+    def start(self) -> Tensor:
+        """The tensor at which the graph starts: the pixels or the input of the first block."""
+        return self.pixels if self.pixels.requires_grad or not self.streams else self.streams[0]
 
     def bias_terms(self) -> list[BiasTerm]:
         """Return what the biases contributed in the last call of :meth:`gradients`, one term per block and grid."""
@@ -184,11 +199,14 @@ def capture_gradients(
         module, pixels = run.model.module, run.pixels.detach()
         _check_weights(run.model)
         pixels = pixels.clone() if pixels.is_inference() else pixels
-        pixels = pixels.requires_grad_() if options.pixels and not pixels.requires_grad else pixels
+        layers = _blocks_or_none(run.model)
+        options = options if layers else replace(options, pixels=True)
+        if options.pixels:
+            pixels = (pixels if options.start is None else options.start(pixels)).detach().requires_grad_()
         run = PreparedRun(run.model, pixels, run.views, run.grid, run.target)
         stack.enter_context(run.model.running())
         stack.enter_context(without_checkpointing(module))
-        layers, tape, tracker = _blocks_or_none(run.model), Tape(), SoftmaxTracker()
+        tape, tracker = Tape(), SoftmaxTracker()
         recorder = GradientRecorder(run, tape)
         recorder.rules = rules = LocalRules(
             options.rules,
@@ -199,7 +217,7 @@ def capture_gradients(
         )
         has_classes = run.model.meaning != "features"
         with _hooks(layers, tape, options, watch(layers), lambda: finish(layers, tape)):
-            watched = recorder.watched_modules(norms=False, pooled=False)
+            watched = recorder.watched_modules(norms=options.merge_norms, pooled=False)
             predict = run.model.logits if has_classes else run.model.features
             result = run.forward(
                 recorder,
@@ -269,7 +287,8 @@ def _hooks(
         stream = args[0] if args else kwargs["hidden_states"]
         starts = not options.pixels and not tape.streams
         if options.separate_blocks or starts:
-            leaf = stream.detach().requires_grad_()
+            value = stream if options.start is None or not starts else options.start(stream)
+            leaf = value.detach().requires_grad_()
             tape.streams.append(leaf)
             stream = leaf.clone()  # a module may change its input in place, which a leaf does not allow
         else:

@@ -1,0 +1,156 @@
+"""Code that the gradient methods share: batches, maps on the finest grid, and the result."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, get_args
+
+import torch
+from torch import Tensor
+
+from vitscope.attention.patch_merging import MergeStep
+from vitscope.attention.rules import RuleName
+from vitscope.attention.trace import Trace
+from vitscope.errors import CallError, WorkError, warn
+from vitscope.grid import Grid
+from vitscope.images.reading import photos
+from vitscope.models.targets import Score
+from vitscope.results.attribution import Attribution
+from vitscope.tracing.gradients import GradientCapture
+from vitscope.validation import require_finite_tensor, require_integer
+
+
+def require_choice(value: Any, choices: Any, name: str) -> Any:
+    """Return a value if it is one of the choices of a Literal.
+
+    Raises:
+        CallError: it is none of them.
+    """
+    if value not in get_args(choices):
+        raise CallError(f"{name} is {value!r}: choose {', '.join(map(str, get_args(choices)))}")
+    return value
+
+
+def require_rules(rules: Any) -> RuleName:
+    """Return the name of a rule set.
+
+    Raises:
+        CallError: it is unknown.
+    """
+    name: RuleName = require_choice(rules, RuleName, "rules")
+    return name
+
+
+def require_start_layer(start_layer: Any, num_layers: int) -> int:
+    """Return the index of the first block, not negative.
+
+    Raises:
+        CallError: it is not a whole number or out of range.
+    """
+    start = require_integer(start_layer, "start_layer")
+    if not -num_layers <= start < num_layers:
+        raise CallError(f"start_layer is {start}: the model has layers 0 to {num_layers - 1}")
+    return start % num_layers
+
+
+def in_batches(images: Any, target: Any, explain: Callable[[Any, Any], Attribution]) -> Attribution:
+    """Return the result of ``explain(images, target)``, in halves if there is not enough memory.
+
+    Raises:
+        WorkError: there is not enough memory for a single image.
+    """
+    images = images if isinstance(images, Tensor) else photos(images)
+    count = len(images)
+    try:
+        # Tensors that a caller's inference mode creates could not enter a graph.
+        with torch.inference_mode(False), torch.no_grad():
+            return explain(images, target)
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        lacks_memory = isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+        if not lacks_memory:
+            raise
+        if count < 2:
+            raise WorkError(
+                "not enough memory for the gradients of a single image: use a smaller model or image size"
+            ) from error
+    half = count // 2
+    warn(f"not enough memory for a batch of {count}: continuing with {half}")
+    results: list[Attribution] = []
+    for part in (slice(0, half), slice(half, count)):
+        targets = target[part] if isinstance(target, list) else target
+        results.extend(in_batches(images[part], targets, explain))
+    return results[0].join(results)
+
+
+def to_finest(trace: Trace, tokens: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+    """Return values of the tokens of a grid as values of the finest tokens, with equal shares in patch merging.
+
+    Args:
+        trace: the run.
+        tokens: (batch, token) of ``grid``.
+        grid: a grid of the run.
+
+    Returns:
+        (batch, finest token), and the part on padding, (batch,).
+    """
+    rows, padding = tokens[:, None], tokens.new_zeros(len(tokens))
+    if grid == trace.grid:
+        return tokens, padding
+    trace.require_chain()
+    started = False
+    for step in reversed(trace.steps):
+        if isinstance(step, MergeStep) and (started or step.merged_grid == grid):
+            started = True
+            rows, on_padding = step.pull(rows, "equal")
+            padding = padding + on_padding[:, 0]
+    return rows[:, 0], padding
+
+
+def pixel_map(run: GradientCapture, relevance: Tensor) -> tuple[Tensor, Grid]:
+    """Return the relevance of pixels, (batch, height, width), in the region that the patches cover, and its grid."""
+    grid, layout = run.trace.grid, run.model.layout
+    if grid is None or layout is None:
+        return relevance, Grid(*relevance.shape[1:])
+    height, width = grid.height * layout.patch_size[0], grid.width * layout.patch_size[1]
+    bottom, right = max(height - relevance.shape[1], 0), max(width - relevance.shape[2], 0)
+    relevance = torch.nn.functional.pad(relevance, (0, right, 0, bottom))[:, :height, :width]
+    return relevance, Grid(height, width)
+
+
+def gradient_result(
+    run: GradientCapture,
+    method: str,
+    parameters: Mapping[str, Any],
+    score: Score,
+    values: Tensor,
+    grid: Grid,
+    *,
+    signed: bool,
+    facts: Mapping[str, Any] | None = None,
+) -> Attribution:
+    """Return the result of a gradient method.
+
+    Args:
+        run: the run.
+        method: name of the method.
+        parameters: its options.
+        score: what was differentiated.
+        values: (batch, height, width).
+        grid: grid of the values.
+        signed: whether negative values oppose the target.
+        facts: other entries of the provenance.
+
+    Warns:
+        VitscopeWarning: the map of an image is zero everywhere.
+    """
+    values = require_finite_tensor(values.detach().float(), method)
+    for label, image in zip(score.labels, values, strict=True):
+        if not bool(image.any()):
+            warn(f"{method} of {label!r} is zero everywhere: its {score.output} does not depend on these activations")
+    provenance = {
+        **run.trace.provenance,
+        "method": method,
+        "parameters": {**parameters, "target": list(score.labels), "output": score.output},
+        "dtype": str(run.model.dtype).removeprefix("torch."),
+        "score": score.values.detach().double().tolist(),
+        **(facts or {}),
+    }
+    return Attribution(values, grid, run.trace.images, provenance, score.label, signed)
