@@ -15,6 +15,7 @@ from vitscope.models.outputs import (
     class_rows,
     describe_output,
     entries_or_none,
+    num_rows,
     sums_to_one,
 )
 
@@ -82,7 +83,7 @@ class Observed:
         if self.logits is None:
             return class_rows(returned, batch, self.name, self.select)
         rows = self.logits(returned)
-        if not isinstance(rows, Tensor) or rows.ndim != 2 or len(rows) != batch:
+        if not isinstance(rows, Tensor) or rows.ndim != 2 or len(rows) != num_rows(batch):
             raise CallError(f"logits= returned {describe_output(rows)}: a tensor (batch, class) is expected")
         return rows
 
@@ -160,6 +161,6 @@ class Embedding:
         if self.embed is None:
             return self.observed.features(pixels)
         features = self.embed((self.observed.run or self.observed.module)(pixels))
-        if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != len(pixels):
+        if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != num_rows(len(pixels)):
             raise CallError(f"embed= returned {describe_output(features)}: a tensor (batch, channel) is expected")
         return features

@@ -12,7 +12,9 @@
     anything else                                     an error; ``logits=`` or ``embed=`` read it
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar, Token
 from dataclasses import fields, is_dataclass
 from typing import Any, Literal, get_args
 
@@ -34,6 +36,27 @@ CLASSIFIER_KEYS = (
     "predictions",
     "scores",
 )
+
+_copies: ContextVar[int] = ContextVar("copies", default=1)
+
+
+def num_rows(batch: int) -> int:
+    """Return the number of rows that a module returns for a batch: one per image, unless hooks copy the images."""
+    return batch * _copies.get()
+
+
+@contextmanager
+def copied_images() -> Iterator[Callable[[int], Token[int]]]:
+    """Accept outputs with one row per copy of each image inside a context.
+
+    Yields:
+        A function that sets the number of copies, which the hook that makes them may call while the model runs.
+    """
+    token = _copies.set(1)
+    try:
+        yield _copies.set
+    finally:
+        _copies.reset(token)
 
 
 def require_output(output: Any) -> Output | None:
@@ -106,7 +129,7 @@ def class_rows(returned: Any, batch: int, name: str, select: Select | None = Non
 
 def as_rows(tensor: Tensor, batch: int) -> Tensor | None:
     """Return (batch,), (batch, 1, class) or (batch, class, 1, 1) as (batch, class); None for other shapes."""
-    if tensor.ndim == 0 or len(tensor) != batch or not tensor.is_floating_point():
+    if tensor.ndim == 0 or len(tensor) != num_rows(batch) or not tensor.is_floating_point():
         return None
     if tensor.ndim == 1:
         return tensor[:, None]

@@ -16,6 +16,7 @@ from vitscope.attention.tap import AttentionCall
 from vitscope.attention.windows import merged_grid
 from vitscope.errors import UnsupportedModelError
 from vitscope.grid import Grid
+from vitscope.models.outputs import num_rows
 from vitscope.tracing.capture import PreparedRun
 from vitscope.tracing.layer_selection import LayerSelection
 from vitscope.tracing.recorder import Recorder
@@ -23,6 +24,8 @@ from vitscope.typing import Slots
 
 # The block of some weights, their queries, the weights and their gradient, each (batch, window, head, query, key).
 OnWeights = Callable[[AttentionStep, slice, Tensor, Tensor], None]
+# Some queries of a pooling layer, their weights and the gradient, each (copy · batch, 1, head, query, key).
+OnPooling = Callable[[slice, Tensor, Tensor], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +50,7 @@ class Tape:
 
     def __init__(self) -> None:
         self.on_weights: OnWeights | None = None
+        self.on_pooling: OnPooling | None = None
         self.streams: list[Tensor] = []
         self.outputs: dict[nn.Module, Tensor] = {}
         # By block and grid: (batch, token), and the part on padding in a last column.
@@ -57,6 +61,12 @@ class Tape:
         if self.on_weights is not None:
             rows, weights, gradient = tensors
             self.on_weights(step, rows, split(weights), split(gradient))
+
+    def receive_pooling(self, split: Callable[[Tensor], Tensor], *tensors: Any) -> None:
+        """Hand the weights of a pooling layer, and their gradient, to the function that wants them."""
+        if self.on_pooling is not None:
+            rows, weights, gradient = tensors
+            self.on_pooling(rows, split(weights), split(gradient))
 
     def bias_terms(self) -> list[BiasTerm]:
         """Return what the biases contributed in the last backward pass, one term per block and grid."""
@@ -90,7 +100,7 @@ class GradientRecorder(Recorder):
 
     def _record_block(self, call: AttentionCall, layer: int) -> Tensor:
         """Add the step of a block and return its output."""
-        axes = self._axes(call)
+        axes = self._axes(call, self.batch)
         scores: Scores = self._scores(call, axes)
         if isinstance(scores, Factored):
             bias = None if scores.bias is None else scores.bias.detach()
@@ -105,6 +115,14 @@ class GradientRecorder(Recorder):
             step = replace(step, scores=StoredWeights(axes.split(output.detach())))
         self.selection.add(step)
         return output
+
+    def _record_pooling(self, call: AttentionCall) -> None:
+        """Store the attention of a pooling layer in the last copy of the images, and report its gradient."""
+        axes = self._pooling_axes(call, num_rows(self.batch))
+        with torch.no_grad():
+            (weights,) = self._scores(call, axes).blocks([slice(None)])
+            self._store_pooling(weights[-self.batch :])
+        self._on_rows = partial(self._tape.receive_pooling, axes.split)
 
     def record_bias(self, result: Tensor, constant: Tensor) -> None:
         """Note what a constant that was added in a tensor contributes, and to which tokens, in the backward pass."""

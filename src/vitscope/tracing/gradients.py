@@ -19,7 +19,7 @@ from vitscope.models.blocks import Block, blocks
 from vitscope.models.evaluation import without_checkpointing
 from vitscope.models.vision_model import VisionModel
 from vitscope.tracing.capture import PreparedRun, prepare_run
-from vitscope.tracing.gradient_recorder import BiasTerm, GradientRecorder, OnWeights, Tape, as_tokens
+from vitscope.tracing.gradient_recorder import BiasTerm, GradientRecorder, OnPooling, OnWeights, Tape, as_tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +75,13 @@ class GradientCapture:
     _tape: Tape = field(repr=False)
 
     def gradients(
-        self, score: Float[Tensor, " batch"], tensors: Sequence[Tensor], on_weights: OnWeights | None = None
+        self,
+        score: Float[Tensor, " batch"],
+        tensors: Sequence[Tensor],
+        on_weights: OnWeights | None = None,
+        *,
+        on_pooling: OnPooling | None = None,
+        keep_graph: bool = False,
     ) -> list[Tensor]:
         """Return the gradient of the score with respect to each tensor, in one backward pass.
 
@@ -85,6 +91,8 @@ class GradientCapture:
             score: the number of each image to differentiate, computed from :attr:`output`.
             tensors: tensors of this run.
             on_weights: function that receives the weights of each block with their gradient, the last block first.
+            on_pooling: function that receives the weights of a pooling layer with their gradient.
+            keep_graph: whether another backward pass follows.
 
         Raises:
             UnsupportedModelError: the score does not depend on a tensor by differentiable functions.
@@ -95,11 +103,11 @@ class GradientCapture:
                 f"the output of {self.model.name} has no gradient: the module detaches its activations, or computes "
                 "them in integers; use a perturbation method such as vitscope.lime"
             )
-        self._tape.on_weights = on_weights
+        self._tape.on_weights, self._tape.on_pooling = on_weights, on_pooling
         try:
-            results = torch.autograd.grad(score.sum(), list(tensors), allow_unused=True)
+            results = torch.autograd.grad(score.sum(), list(tensors), retain_graph=keep_graph, allow_unused=True)
         finally:
-            self._tape.on_weights = None
+            self._tape.on_weights = self._tape.on_pooling = None
         missing = [index for index, gradient in enumerate(results) if gradient is None]
         if missing:
             raise UnsupportedModelError(

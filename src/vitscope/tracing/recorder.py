@@ -196,7 +196,7 @@ class Recorder:
 
     def _record_block(self, call: AttentionCall, layer: int) -> Tensor:
         """Add the step of a block and return its output."""
-        axes = self._axes(call)
+        axes = self._axes(call, self.batch)
         scores: Scores = self._scores(call, axes)
         step = AttentionStep(layer, call.module, scores, self._slots(call.module, scores), self.grid)
         if axes.in_order and self._weights_are_smaller(scores):
@@ -210,10 +210,10 @@ class Recorder:
         self.selection.add(replace(step, scores=scores))
         return output
 
-    def _axes(self, call: AttentionCall) -> Axes:
+    def _axes(self, call: AttentionCall, batch: int) -> Axes:
         """Return the order of images, windows and heads in a call."""
         heads = None if self.hierarchy is not None else head_count(self.target.module, call.module)
-        return self.target.evidence.axes(call, self.batch, heads)
+        return self.target.evidence.axes(call, batch, heads)
 
     def _scores(self, call: AttentionCall, axes: Axes) -> Factored | Logits:
         """Return the scores of a call as (batch, window, head, …), without a copy."""
@@ -289,8 +289,13 @@ class Recorder:
 
     def _record_pooling(self, call: AttentionCall) -> None:
         """Store the attention of a pooling layer to all tokens; 0 for prefix tokens if it reads the patches alone."""
-        grid, leading = self._require_grid(), call.leading_axes
-        axes = Axes((self.batch, 1, -1), (0, 1, 2)) if len(leading) == 1 else self._axes(call)
-        (weights,) = self._scores(call, axes).blocks([slice(None)])
+        (weights,) = self._scores(call, self._pooling_axes(call, self.batch)).blocks([slice(None)])
+        self._store_pooling(weights)
+
+    def _pooling_axes(self, call: AttentionCall, batch: int) -> Axes:
+        """Return the order of images and heads in the call of a pooling layer."""
+        return Axes((batch, 1, -1), (0, 1, 2)) if len(call.leading_axes) == 1 else self._axes(call, batch)
+
+    def _store_pooling(self, weights: Weights) -> None:
         row = weights.mean((1, 2, 3))
-        self.pooling = torch.nn.functional.pad(row, (grid.num_tokens - row.shape[-1], 0))
+        self.pooling = torch.nn.functional.pad(row, (self._require_grid().num_tokens - row.shape[-1], 0))
