@@ -29,12 +29,14 @@ from .methods.input_x_gradient import input_x_gradient as input_x_gradient
 from .methods.input_x_gradient import smooth_grad as smooth_grad
 from .methods.integrated_gradients import integrated_gradients as integrated_gradients
 from .methods.kernel_shap import kernel_shap as kernel_shap
+from .methods.le_grad import le_grad as le_grad
 from .methods.libra import libra as libra
 from .methods.lime import lime as lime
 from .methods.occlusion import occlusion as occlusion
 from .methods.rise import rise as rise
 from .methods.rollout import rollout as rollout
 from .methods.rollout import rollout_evolution as rollout_evolution
+from .methods.transformer_attribution import transformer_attribution as transformer_attribution
 from .methods.window_attention import window_attention as window_attention
 from .metrics.agreement import Agreement as Agreement
 from .metrics.agreement import agreement as agreement

@@ -18,7 +18,7 @@ linear, convolution         derivative            derivative or γ-rule        d
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -38,6 +38,19 @@ Keywords = Mapping[str, Any]
 
 # Weights that the backward pass of one attention call recomputes together: few enough for a processor's cache.
 CPU_BLOCK, DEVICE_BLOCK = 1 << 19, 1 << 24
+
+
+def query_slices(queries: Tensor, keys: Tensor) -> Iterator[slice]:
+    """Yield slices of the queries, each with few enough weights to recompute together.
+
+    Args:
+        queries: (batch · head, query, channel).
+        keys: (batch · head, key, channel).
+    """
+    count, size = queries.shape[1], CPU_BLOCK if queries.device.type == "cpu" else DEVICE_BLOCK
+    step = max(1, min(count, max(16, size // (len(queries) * keys.shape[1]))))
+    for start in range(0, count, step):
+        yield slice(start, min(start + step, count))
 
 
 class _Local(torch.autograd.Function):
@@ -128,11 +141,7 @@ class _Attention(torch.autograd.Function):
             )
             to_query, to_key, to_value = (torch.zeros_like(tensor) for tensor in (queries, keys, values))
             to_bias = None if bias is None or not ctx.needs_input_grad[3] else torch.zeros_like(bias)
-            count = queries.shape[1]
-            size = CPU_BLOCK if device.type == "cpu" else DEVICE_BLOCK
-            step = max(1, min(count, max(16, size // (len(queries) * keys.shape[1]))))
-            for start in range(0, count, step):
-                rows = slice(start, min(start + step, count))
+            for rows in query_slices(queries, keys):
                 block = queries[:, rows]
                 scores = torch.bmm(block, keys.mT).mul_(ctx.scale)
                 shaped = scores.view(*leading, *scores.shape[1:])
@@ -193,7 +202,7 @@ class LocalRules:
         if rules != "plain":
             handlers |= dict.fromkeys(_CONSTANTS, _constant)
             handlers |= dict.fromkeys(_GATES, _gated)
-            handlers |= dict.fromkeys(_PRODUCTS, self._multiply)
+            handlers |= dict.fromkeys(PRODUCTS, self._multiply)
             handlers |= dict.fromkeys(_QUOTIENTS, _divide)
             handlers[F.normalize] = _normalize
         if rules != "plain" or on_bias is not None:
@@ -229,8 +238,8 @@ class LocalRules:
     def _multiply(self, func: Any, args: Arguments, kwargs: Keywords) -> Any:
         """Halve the gradient of a product of two activations."""
         result = func(*args, **kwargs)
-        operands = [value for value in _flat((*args, *kwargs.values())) if _is_active(value)]
-        if len(operands) < 2 or not _is_active(result):
+        operands = [value for value in flat((*args, *kwargs.values())) if is_active(value)]
+        if len(operands) < 2 or not is_active(result):
             return result
         if self.rules == "libra" and any(self._tracker.holds(operand) for operand in operands):
             return result  # attention weights are a constant
@@ -240,7 +249,7 @@ class LocalRules:
         """Hold the deviation of a LayerNorm or RMSNorm constant."""
         arguments = _named(("input", "normalized_shape", "weight", "bias", "eps"), args, kwargs)
         activation, weight, bias = arguments["input"], arguments.get("weight"), arguments.get("bias")
-        if not _is_active(activation):
+        if not is_active(activation):
             return func(*args, **kwargs)
         if self.rules == "plain":
             result = func(*args, **kwargs)
@@ -265,7 +274,7 @@ class LocalRules:
         arguments = _named(names, args, kwargs)
         activation, weight, bias = arguments["input"], arguments["weight"], arguments.get("bias")
         gamma = self._gamma if func is F.linear else self._conv_gamma
-        if not _is_active(activation):
+        if not is_active(activation):
             return func(*args, **kwargs)
         if gamma and isinstance(weight, Tensor) and not weight.requires_grad:
             options = {name: arguments[name] for name in names[3:] if name in arguments}
@@ -282,7 +291,7 @@ class LocalRules:
         constants = [value for value in args[:2] if isinstance(value, Tensor) and not value.requires_grad]
         result = func(*args, **kwargs)
         assert self._on_bias is not None
-        if len(args) > 1 and _is_active(result) and constants and kwargs.get("alpha", 1) == 1:
+        if len(args) > 1 and is_active(result) and constants and kwargs.get("alpha", 1) == 1:
             sign = -1 if func in _SUBTRACTIONS and args[1] is constants[0] else 1
             self._on_bias(result, sign * constants[0])
         return result
@@ -304,12 +313,12 @@ class _NormPull:
         return gradient * (values.square().mean(self.axes, keepdim=True) + self.eps).rsqrt()
 
 
-def _is_active(value: Any) -> bool:
+def is_active(value: Any) -> bool:
     """Return whether a value depends on the image by differentiable functions."""
     return isinstance(value, Tensor) and value.requires_grad
 
 
-def _flat(values: Sequence[Any]) -> list[Any]:
+def flat(values: Sequence[Any]) -> list[Any]:
     """Return the values, with lists and tuples replaced by their items."""
     flat: list[Any] = []
     for value in values:
@@ -330,7 +339,7 @@ def _constant(func: Any, args: Arguments, kwargs: Keywords) -> Any:
 def _gated(func: Any, args: Arguments, kwargs: Keywords) -> Any:
     """Hold the gate γ(x) of x · γ(x) constant."""
     activation = args[0] if args else kwargs["input"]
-    if not _is_active(activation):
+    if not is_active(activation):
         return func(*args, **kwargs)
     keywords = dict(kwargs)
     if func in _HAVE_INPLACE:  # in place, the input would be lost before the backward pass
@@ -343,7 +352,7 @@ def _divide(func: Any, args: Arguments, kwargs: Keywords) -> Any:
     """Treat the denominator of a quotient of two activations as a constant."""
     reverse = func in _REVERSE_QUOTIENTS
     position = 0 if reverse else 1
-    if len(args) > 1 and _is_active(args[position]):
+    if len(args) > 1 and is_active(args[position]):
         args = [value.detach() if index == position else value for index, value in enumerate(args)]
     return func(*args, **kwargs)
 
@@ -352,7 +361,7 @@ def _normalize(func: Any, args: Arguments, kwargs: Keywords) -> Any:
     """Hold the norm in F.normalize constant."""
     arguments = {"p": 2.0, "dim": 1, "eps": 1e-12} | _named(("input", "p", "dim", "eps"), args, kwargs)
     activation = arguments["input"]
-    if not _is_active(activation):
+    if not is_active(activation):
         return func(*args, **kwargs)
 
     def pull(x: Tensor, gradient: Tensor) -> Tensor:
@@ -399,7 +408,7 @@ _MATRIX = (
     *(torch.matmul, Tensor.matmul, Tensor.__matmul__, Tensor.__rmatmul__, torch.bmm, Tensor.bmm),
     *(torch.baddbmm, Tensor.baddbmm, torch.mm, Tensor.mm, torch.einsum),
 )
-_PRODUCTS = (*_ELEMENTWISE, *_MATRIX)
+PRODUCTS = (*_ELEMENTWISE, *_MATRIX)
 _REVERSE_QUOTIENTS = frozenset({Tensor.__rtruediv__, Tensor.__rdiv__})
 _QUOTIENTS = (
     *(torch.div, torch.divide, torch.true_divide, Tensor.div, Tensor.divide, Tensor.div_, Tensor.__truediv__),

@@ -15,7 +15,7 @@ from vitscope.methods._gradient import gradient_result, in_batches, require_star
 from vitscope.methods.attention_map import grid_of
 from vitscope.models.blocks import Block
 from vitscope.models.outputs import copied_images
-from vitscope.models.targets import score
+from vitscope.models.targets import ScoreOutput, score
 from vitscope.models.vision_model import VisionModel
 from vitscope.results.attribution import Attribution
 from vitscope.tracing.capture import as_vision_model
@@ -76,7 +76,7 @@ def le_grad(
             run.trace.require_chain()
             layers = copies.require_layers(run.trace)
             answers = run.output.unflatten(0, (-1, len(run.pixels)))
-            output = "probability" if run.model.meaning == "probabilities" else "logit"
+            output: ScoreOutput = "probability" if run.model.meaning == "probabilities" else "logit"
             explained = score(run.model, answers[-1], run.has_classes, target, output)
             fixed = _fixed_target(answers[-1], run.has_classes, target)
             scores = [score(run.model, answer, run.has_classes, fixed, output).values for answer in answers]

@@ -10,11 +10,13 @@ from vitscope.methods.grad_cam import grad_cam
 from vitscope.methods.input_x_gradient import attn_lrp, input_x_gradient, smooth_grad
 from vitscope.methods.integrated_gradients import integrated_gradients
 from vitscope.methods.kernel_shap import kernel_shap
+from vitscope.methods.le_grad import le_grad
 from vitscope.methods.libra import libra
 from vitscope.methods.lime import lime
 from vitscope.methods.occlusion import occlusion
 from vitscope.methods.rise import rise
 from vitscope.methods.rollout import rollout
+from vitscope.methods.transformer_attribution import transformer_attribution
 
 Kind = Literal["attention", "perturbation", "gradient"]
 
@@ -150,6 +152,22 @@ METHODS: dict[str, Method] = {
         takes_target=True,
         summary="each patch's share of a class, complete",
         source="Mehri et al., 2024",
+        forwards="1 + a backward",
+    ),
+    "transformer_attribution": Method(
+        compute=transformer_attribution,
+        kind="gradient",
+        takes_target=True,
+        summary="relevance of attention, through all blocks",
+        source="Chefer et al., 2021",
+        forwards="1 + 2 backward",
+    ),
+    "le_grad": Method(
+        compute=le_grad,
+        kind="gradient",
+        takes_target=True,
+        summary="how each block's attention raises a class",
+        source="Bousselham et al., 2024",
         forwards="1 + a backward",
     ),
 }

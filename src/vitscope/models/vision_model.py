@@ -249,14 +249,14 @@ class VisionModel:
                 f"{self.name} failed on an input of {shape} (batch×channel×height×width): {quoted_error(error)}"
             ) from error
 
-    def features(self, pixels: Pixels) -> Float[Tensor, "batch channel"]:
+    def features(self, pixels: Pixels) -> Float[Tensor, "row channel"]:
         """Return the features that a classifier would read, for a model without a classifier.
 
         Args:
             pixels: preprocessed images, (batch, channel, height, width).
 
         Returns:
-            The features, (batch, channel).
+            The features, (batch, channel); more rows only inside :func:`~vitscope.models.outputs.copied_images`.
 
         Raises:
             CallError: the features of the model are unknown, or the module does not accept this input.

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vitscope.attention.alpha_beta_rules import AlphaBetaRules
 from vitscope.attention.rules import LocalRules, OnRows
 from vitscope.attention.scores import Factored, Logits, Scores, StoredWeights
 from vitscope.attention.step import AttentionStep
@@ -85,7 +86,7 @@ class GradientRecorder(Recorder):
         tape: notes of the run for the backward pass.
     """
 
-    rules: LocalRules
+    rules: LocalRules | AlphaBetaRules
 
     def __init__(self, run: PreparedRun, tape: Tape) -> None:
         super().__init__(run.target, len(run.pixels), run.grid, LayerSelection(None), None, 0)

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vitscope.attention.alpha_beta_rules import AlphaBetaRules
 from vitscope.attention.rules import LocalRules, RuleName
 from vitscope.attention.softmax_use import SoftmaxTracker
 from vitscope.attention.trace import Trace
@@ -37,6 +38,8 @@ class GradientOptions:
         merge_norms: whether to record the inputs of patch merging, for ``merge="norm"``.
         start: function that returns the value at which the graph starts, from the model's own value there; None for
             that value.
+        relevance: whether to follow :mod:`vitscope.attention.alpha_beta_rules` instead, for
+            :meth:`GradientCapture.relevance`.
     """
 
     rules: RuleName = "plain"
@@ -47,6 +50,7 @@ class GradientOptions:
     separate_blocks: bool = False
     merge_norms: bool = False
     start: Callable[[Tensor], Tensor] | None = None
+    relevance: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +77,7 @@ class GradientCapture:
     outputs: dict[nn.Module, Tensor]
     layers: Sequence[Block]
     _tape: Tape = field(repr=False)
+    _rules: LocalRules | AlphaBetaRules = field(repr=False)
 
     def gradients(
         self,
@@ -123,6 +128,28 @@ class GradientCapture:
                 "model in float32"
             )
         return list(results)
+
+    def relevance(
+        self, score: Float[Tensor, " batch"], tensors: Sequence[Tensor], on_weights: OnWeights
+    ) -> list[Tensor]:
+        """Return the relevance of each tensor for the score, in two backward passes. The relevance of the score is 1.
+
+        Args:
+            score: as for :meth:`gradients`.
+            tensors: tensors of this run.
+            on_weights: function that receives the weights A of each block with ∇A ⊙ dA, the product of their derivative
+                and their relevance gradient, the last block first.
+
+        Raises:
+            UnsupportedModelError: as for :meth:`gradients`.
+            WorkError: as for :meth:`gradients`.
+        """
+        assert isinstance(self._rules, AlphaBetaRules), "the run has GradientOptions(relevance=True)"
+        self._rules.relevance = False
+        self.gradients(score, tensors, keep_graph=True)
+        self._rules.relevance = True
+        gradients = self.gradients(score / score.detach(), tensors, on_weights)
+        return [tensor.detach() * gradient for tensor, gradient in zip(tensors, gradients, strict=True)]
 
     def tokens(self, tensor: Tensor, layer: int) -> Tensor:
         """Return a tensor of a block as (batch, token, channel).
@@ -216,13 +243,16 @@ def capture_gradients(
         stack.enter_context(without_checkpointing(module))
         tape, tracker = Tape(), SoftmaxTracker()
         recorder = GradientRecorder(run, tape)
-        recorder.rules = rules = LocalRules(
+        rules: LocalRules | AlphaBetaRules = LocalRules(
             options.rules,
             tracker,
             gamma=options.gamma,
             conv_gamma=options.conv_gamma,
             on_bias=recorder.record_bias if options.biases else None,
         )
+        if options.relevance:
+            rules = AlphaBetaRules(len(pixels), run.model.name)
+        recorder.rules = rules
         has_classes = run.model.meaning != "features"
         with _hooks(layers, tape, options, watch(layers), lambda: finish(layers, tape)):
             watched = recorder.watched_modules(norms=options.merge_norms, pooled=False)
@@ -247,6 +277,7 @@ def capture_gradients(
             tape.outputs,
             layers,
             tape,
+            rules,
         )
         try:
             yield capture
