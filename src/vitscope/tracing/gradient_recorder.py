@@ -48,6 +48,7 @@ class Tape:
     def __init__(self) -> None:
         self.on_weights: OnWeights | None = None
         self.streams: list[Tensor] = []
+        self.finite: dict[int, Tensor] = {}  # by block: whether the gradient of its input is finite
         self.outputs: dict[nn.Module, Tensor] = {}
         # By block and grid: (batch, token), and the part on padding in a last column.
         self.biases: dict[tuple[int, Grid | None], list[Tensor]] = defaultdict(list)
