@@ -47,9 +47,9 @@ def grad_cam(
     ``"eigen_cam"``     first principal component of x over patches; no class
     ==================  ===========================================================
 
-    The means and sums run over patches; prefix tokens have no part. ``"grad_cam++"`` depends on the scale of the
-    logits, so its maps are not comparable between models. The sign of ``"eigen_cam"`` is arbitrary; it is chosen so that
-    the largest magnitude is positive.
+    Prefix tokens are left out of all means and sums. ``"grad_cam++"`` depends on the scale of the logits, so its maps
+    are not comparable between models. The sign of ``"eigen_cam"`` is arbitrary; it is chosen so that the largest
+    magnitude is positive.
 
     Reference: Selvaraju et al., 2017 (arXiv 1610.02391); Draelos & Carin, 2020 (arXiv 2011.08891); Jiang et al., 2021
     (LayerCAM, TIP); Chattopadhay et al., 2018 (arXiv 1710.11063); Fu et al., 2020 (arXiv 2008.02312);

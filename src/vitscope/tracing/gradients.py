@@ -154,8 +154,8 @@ class GradientCapture:
         module = _end_of_graph(self.model, self.pixels.detach())
         place = f"the graph ends in {module}" if module else "a module detaches its activations"
         return (
-            f"the output of {self.model.name} has no gradient with respect to its tokens: {place}; use a method without "
-            "gradients, such as vitscope.lime"
+            f"the output of {self.model.name} has no gradient with respect to its tokens: {place}; use a method "
+            "without gradients, such as vitscope.lime"
         )
 
 
