@@ -53,6 +53,11 @@ class Tape:
         # By block and grid: (batch, token), and the part on padding in a last column.
         self.biases: dict[tuple[int, Grid | None], list[Tensor]] = defaultdict(list)
 
+    def clear(self) -> None:
+        """Drop all tensors, which hold the graph and hooks that refer to this tape."""
+        for notes in (self.streams, self.finite, self.outputs, self.biases):
+            notes.clear()
+
     def receive(self, step: AttentionStep, split: Callable[[Tensor], Tensor], *tensors: Any) -> None:
         """Hand the weights of some queries, and their gradient, to the function that wants them."""
         if self.on_weights is not None:

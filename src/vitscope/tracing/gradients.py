@@ -240,7 +240,7 @@ def capture_gradients(
         try:
             yield capture
         finally:
-            tape.biases.clear()
+            tape.clear()
 
 
 def _pair(output: Tensor | None, has_classes: bool) -> tuple[Tensor | None, Tensor | None]:
