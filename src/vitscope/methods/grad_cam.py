@@ -18,7 +18,7 @@ from vitscope.models.vision_model import VisionModel
 from vitscope.results.attribution import Attribution
 from vitscope.tracing.gradients import GradientCapture, GradientOptions, capture_gradients
 
-Variant = Literal["grad_cam", "hires_cam", "layer_cam", "grad_cam++", "x_grad_cam", "element_wise"]
+Variant = Literal["grad_cam", "hires_cam", "layer_cam", "grad_cam++", "x_grad_cam", "element_wise", "eigen_cam"]
 Position = Literal["norm", "block"]
 
 
@@ -44,13 +44,16 @@ def grad_cam(
     ``"element_wise"``  Σ_c (x_ic · g_ic)⁺
     ``"x_grad_cam"``    Σ_c x_ic · Σ_j (x_jc · g_jc / Σ_k x_kc)
     ``"grad_cam++"``    Σ_c x_ic · Σ_j (g_jc)⁺ · g_jc² / (2 g_jc² + g_jc³ Σ_k x_kc)
+    ``"eigen_cam"``     first principal component of x over patches; no class
     ==================  ===========================================================
 
-    The means and sums run over patches; prefix tokens have no part. ``"grad_cam++"`` depends on the scale of the
-    logits, so its maps are not comparable between models.
+    Prefix tokens are left out of all means and sums. ``"grad_cam++"`` depends on the scale of the logits, so its maps
+    are not comparable between models. The sign of ``"eigen_cam"`` is arbitrary; it is chosen so that the largest
+    magnitude is positive.
 
     Reference: Selvaraju et al., 2017 (arXiv 1610.02391); Draelos & Carin, 2020 (arXiv 2011.08891); Jiang et al., 2021
-    (LayerCAM, TIP); Chattopadhay et al., 2018 (arXiv 1710.11063); Fu et al., 2020 (arXiv 2008.02312).
+    (LayerCAM, TIP); Chattopadhay et al., 2018 (arXiv 1710.11063); Fu et al., 2020 (arXiv 2008.02312);
+    Muhammad & Yeasin, 2020 (arXiv 2008.00299).
 
     Args:
         model: from :func:`vitscope.load`, or a live module.
@@ -121,6 +124,12 @@ def _cam(x: Tensor, g: Tensor, variant: Variant) -> Tensor:
     """Return the map, (batch, patch), from activations and gradients, both (batch, patch, channel)."""
     if variant == "hires_cam":
         return (x * g).sum(-1)
+    if variant == "eigen_cam":
+        centred = x.to(torch.promote_types(x.dtype, torch.float32)) - x.mean(1, keepdim=True)
+        component = torch.linalg.svd(centred, full_matrices=False).Vh[:, 0]
+        projection = (centred @ component[..., None])[..., 0]
+        largest = projection.gather(1, projection.abs().argmax(1, keepdim=True))
+        return projection * torch.where(largest < 0, -1.0, 1.0)
     if variant == "layer_cam":
         return (x * g.clamp_min(0)).sum(-1)
     if variant == "element_wise":

@@ -42,8 +42,8 @@ def transformer_attribution(
     Returns:
         an attribution whose ``values`` (batch, height, width), at least 0, are the patches' part of the row on the
         finest grid. ``provenance["relevance"]`` is the relevance that reaches the input of the first block: 1 for each
-        image up to rounding, less what padded windows take. ``provenance["padding_mass"]`` is the part of the row on
-        padding.
+        image, less what padded windows and outputs without a positive contribution lose.
+        ``provenance["padding_mass"]`` is the part of the row on padding.
 
     Raises:
         CallError: an option is out of range, or the model has no such class.

@@ -53,9 +53,15 @@ class Tape:
         self.on_weights: OnWeights | None = None
         self.on_pooling: OnPooling | None = None
         self.streams: list[Tensor] = []
+        self.finite: dict[int, Tensor] = {}  # by block: whether the gradient of its input is finite
         self.outputs: dict[nn.Module, Tensor] = {}
         # By block and grid: (batch, token), and the part on padding in a last column.
         self.biases: dict[tuple[int, Grid | None], list[Tensor]] = defaultdict(list)
+
+    def clear(self) -> None:
+        """Drop all tensors, which hold the graph and hooks that refer to this tape."""
+        for notes in (self.streams, self.finite, self.outputs, self.biases):
+            notes.clear()
 
     def receive(self, step: AttentionStep, split: Callable[[Tensor], Tensor], *tensors: Any) -> None:
         """Hand the weights of some queries, and their gradient, to the function that wants them."""

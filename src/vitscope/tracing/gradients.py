@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vitscope.attention.alpha_beta_rules import AlphaBetaRules
+from vitscope.attention.flow import tensors_of
 from vitscope.attention.rules import LocalRules, RuleName
 from vitscope.attention.softmax_use import SoftmaxTracker
 from vitscope.attention.trace import Trace
@@ -104,10 +105,7 @@ class GradientCapture:
             WorkError: a gradient is NaN or infinite.
         """
         if not score.requires_grad:
-            raise UnsupportedModelError(
-                f"the output of {self.model.name} has no gradient: the module detaches its activations, or computes "
-                "them in integers; use a perturbation method such as vitscope.lime"
-            )
+            raise UnsupportedModelError(self._why_no_gradient())
         self._tape.on_weights, self._tape.on_pooling = on_weights, on_pooling
         try:
             results = torch.autograd.grad(score.sum(), list(tensors), retain_graph=keep_graph, allow_unused=True)
@@ -115,17 +113,13 @@ class GradientCapture:
             self._tape.on_weights = self._tape.on_pooling = None
         missing = [index for index, gradient in enumerate(results) if gradient is None]
         if missing:
-            raise UnsupportedModelError(
-                f"the output of {self.model.name} does not depend on the input of its blocks by differentiable "
-                f"functions ({len(missing)} of {len(results)} gradients are missing): a module detaches its activations"
-            )
-        finite = [bool(torch.isfinite(gradient).all()) for gradient in results]
-        if not all(finite):
-            # Gradients flow from the last block to the first, so the last NaN is where they begin.
-            index = len(finite) - 1 - finite[::-1].index(False)
+            raise UnsupportedModelError(self._why_no_gradient())
+        if not all(bool(torch.isfinite(gradient).all()) for gradient in results):
+            # Gradients flow from the last block to the first, so the last block with NaN is where they begin.
+            blocks = [index for index, finite in self._tape.finite.items() if not bool(finite)]
+            place = f"the input of block {max(blocks)}" if blocks else "the pixels"
             raise WorkError(
-                f"the gradients of {self.model.name} are NaN or infinite at {self._name_of(tensors[index])}: run the "
-                "model in float32"
+                f"the gradients of {self.model.name} are NaN or infinite, first at {place}: run the model in float32"
             )
         return list(results)
 
@@ -190,11 +184,14 @@ class GradientCapture:
         """Return what the biases contributed in the last call of :meth:`gradients`, one term per block and grid."""
         return self._tape.bias_terms()
 
-    def _name_of(self, tensor: Tensor) -> str:
-        for index, stream in enumerate(self.streams):
-            if stream is tensor:
-                return f"the input of block {index}"
-        return "the pixels" if tensor is self.pixels else "a block"
+    def _why_no_gradient(self) -> str:
+        """Return the reason why the output has no gradient, with the module in which the graph ends."""
+        module = _end_of_graph(self.model, self.pixels.detach())
+        place = f"the graph ends in {module}" if module else "a module detaches its activations"
+        return (
+            f"the output of {self.model.name} has no gradient with respect to its tokens: {place}; use a method "
+            "without gradients, such as vitscope.lime"
+        )
 
 
 @contextmanager
@@ -282,7 +279,7 @@ def capture_gradients(
         try:
             yield capture
         finally:
-            tape.biases.clear()
+            tape.clear()
 
 
 def _pair(output: Tensor | None, has_classes: bool) -> tuple[Tensor | None, Tensor | None]:
@@ -328,11 +325,18 @@ def _hooks(
         if options.separate_blocks or starts:
             value = stream if options.start is None or not starts else options.start(stream)
             leaf = value.detach().requires_grad_()
-            tape.streams.append(leaf)
+            keep_stream(leaf)
             stream = leaf.clone()  # a module may change its input in place, which a leaf does not allow
         else:
-            tape.streams.append(stream)
+            keep_stream(stream)
         return ((stream, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": stream})
+
+    def keep_stream(stream: Tensor) -> None:
+        index = len(tape.streams)
+        tape.streams.append(stream)
+        if stream.requires_grad:
+            # Not a bool, which would wait for the device.
+            stream.register_hook(lambda gradient: tape.finite.update({index: torch.isfinite(gradient).all()}))
 
     def keep(module: nn.Module, _: Any, output: Any) -> None:
         tape.outputs.setdefault(module, output[0] if isinstance(output, tuple) else output)
@@ -350,3 +354,21 @@ def _hooks(
         with uninterrupted():
             for handle in handles:
                 handle.remove()
+
+
+def _end_of_graph(model: VisionModel, pixels: Tensor) -> str:
+    """Return the path of the first module whose input has a gradient and whose output has none; empty if none has."""
+    names = {module: path for path, module in model.module.named_modules() if path}
+    ends: list[str] = []
+
+    def compare(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        enters = any(tensor.requires_grad for tensor in tensors_of((args, kwargs)))
+        outputs = list(tensors_of(output))
+        if enters and outputs and not any(tensor.requires_grad for tensor in outputs):
+            ends.append(names[module])
+
+    def watch(_: Sequence[Block], __: Tape) -> list[Any]:
+        return [module.register_forward_hook(compare, with_kwargs=True) for module in names]
+
+    with capture_gradients(model, pixels, finish=watch):
+        return ends[0] if ends else ""
