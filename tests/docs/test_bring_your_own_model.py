@@ -16,6 +16,7 @@ from torch import nn
 import vitscope as vs
 from tests.helpers.command_line import call
 from tests.helpers.families import TINY
+from tests.helpers.text_image import save
 from tests.helpers.tiny import photo, tiny_vit
 
 timm = pytest.importorskip("timm")
@@ -117,6 +118,11 @@ def clip() -> dict[str, Any]:
     return {"clip": open_clip.CLIP(embed_dim=16, vision_cfg=vision, text_cfg=words).eval()}
 
 
+def texts() -> dict[str, Any]:
+    save("clip", Path("clip-folder"))
+    return {}
+
+
 def timm_folder() -> dict[str, Any]:
     timm.models.save_for_hf(network(), "timm-folder", model_config={"label_names": LABELS})
     Path("base").mkdir()
@@ -141,6 +147,7 @@ PREPARATIONS: dict[str, Callable[[], dict[str, Any]]] = {
     "A Lightning checkpoint": lightning_checkpoint,
     "A PEFT adapter": adapter,
     "A one-channel model": grey,
+    "Texts as classes": texts,
     "A CLIP tower": clip,
     "Folders and repositories of timm": timm_folder,
     "Weights for torchvision": swin,
