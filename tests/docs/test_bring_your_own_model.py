@@ -16,7 +16,7 @@ from torch import nn
 import vitscope as vs
 from tests.helpers.command_line import call
 from tests.helpers.families import TINY
-from tests.helpers.text_image import save
+from tests.helpers.text_image import save, text_image
 from tests.helpers.tiny import photo, tiny_vit
 
 timm = pytest.importorskip("timm")
@@ -273,6 +273,8 @@ REFUSALS: dict[str, Callable[[], Any]] = {
     "which could be classes or an embedding": lambda: vs.load(MeanOfPatches()).predict(PIXELS),
     "returns several outputs": lambda: vs.load(Heads()).predict(PIXELS),
     "returns neither classes nor features that vitscope recognises": lambda: vs.load(Tokens()).predict(PIXELS),
+    "has no text tower": lambda: vs.load(text_image("clip").vision_model, labels=["a cat", "a dog"]),
+    "has no tokenizer": lambda: vs.load(text_image("clip"), labels=["a cat", "a dog"]),
     "has no classifier": lambda: vs.load(network(num_classes=0)).predict(PIXELS),
     "the token grid of this model is unknown": lambda: vs.rollout(bare_transformer(), PIXELS),
     "the readout of this model is unknown": lambda: vs.rollout(vs.load(MeanOfPatches(), output="logits"), PIXELS),

@@ -171,8 +171,9 @@ def test_nothing_is_left_behind(family: str, tmp_path: Path) -> None:
     module, words = text_image(family).train(), tokenizer(family, tmp_path)
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     state = torch.random.get_rng_state()
-    with torch.inference_mode():
+    with torch.inference_mode(), torch.autocast("cpu"):
         model = vs.load(module, labels=TEXTS, tokenizer=words)
+    assert torch.equal(model.text_logits(TEXTS).vectors, model.forward.text_logits.vectors)  # type: ignore[attr-defined]
     rows = model.logits(images(1).requires_grad_())
     assert rows is not None
     (gradient,) = torch.autograd.grad(rows.sum(), model.module.get_submodule("post_layernorm").weight)  # type: ignore[arg-type]

@@ -72,8 +72,8 @@ class TextTower:
     def logits(self, texts: Sequence[str], tokens: Sequence[dict[str, Tensor]]) -> TextLogits:
         """Return the logits of texts, given their tokens in batches."""
         vectors = F.normalize(_upcast(torch.cat([self._embed(batch) for batch in tokens])), dim=-1)
-        vectors = vectors * _upcast(self.scale).exp()
-        bias = None if self.bias is None else _upcast(self.bias).expand(len(texts)).clone()
+        vectors = vectors * _upcast(self.scale).exp().to(vectors.device)
+        bias = None if self.bias is None else _upcast(self.bias).to(vectors.device).expand(len(texts)).clone()
         matrix = None
         if self.visual_projection is not None:
             # The outputs for the unit vectors are the layer's matrix, whatever adapters it has.
@@ -188,7 +188,8 @@ class Texts:
                 tower.layers.to(device)
                 self.tower = tower
             tokens = self._tokens(tokenizer, texts, tower)
-            with evaluating(tower.layers), eager(tower.layers):
+            full_precision = torch.autocast(tower.device.type, enabled=False)
+            with evaluating(tower.layers), eager(tower.layers), full_precision:
                 result = tower.logits(texts, tokens)
         require_finite_tensor(result.vectors, f"the text vectors of {self.name}")
         return result
