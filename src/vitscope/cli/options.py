@@ -76,7 +76,8 @@ ModelOutput = Annotated[str | None, typer.Option("--model-output", help=MODEL_OU
 Labels = Annotated[
     Path | None,
     typer.Option(
-        help="File of class names: one per line, or JSON (a list, or a mapping from index to name).",
+        help="File of class names (texts for CLIP and SigLIP): one per line, or JSON (a list, or a mapping from index "
+        "to name).",
         rich_help_panel=MODEL_PANEL,
     ),
 ]
@@ -95,4 +96,8 @@ Std = Annotated[
 ]
 Processor = Annotated[
     Path | None, typer.Option(help="Folder with a preprocessor_config.json.", rich_help_panel=MODEL_PANEL)
+]
+Tokenizer = Annotated[
+    Path | None,
+    typer.Option(help="Folder with the tokenizer of CLIP or SigLIP, for --labels.", rich_help_panel=MODEL_PANEL),
 ]
