@@ -1,4 +1,4 @@
-"""LeGrad (Bousselham et al., 2024): how each block's attention raises the answer to that block's own tokens."""
+"""LeGrad (Bousselham et al., 2024): how each block's attention raises the output for that block's own tokens."""
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
