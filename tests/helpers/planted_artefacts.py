@@ -29,7 +29,7 @@ def planted(family: str = "transformers-dinov2-registers", batch: int = 4) -> Pl
     pixels = torch.randn(batch, 3, *SIZE, generator=torch.Generator("cpu").manual_seed(3))
     places = torch.zeros(batch, SIZE[0] // 8, SIZE[1] // 8, dtype=torch.bool)
     for row, column in PLAIN:
-        pixels[:, :, row * 8 : row * 8 + 8, column * 8 : column * 8 + 8] = 6.0
+        pixels[:, :, row * 8 : row * 8 + 8, column * 8 : column * 8 + 8] = 1.0
         places[:, row, column] = True
     block = blocks(model.module)[BLOCK]
     first, last = [child for child in block.module.mlp.modules() if isinstance(child, nn.Linear)]

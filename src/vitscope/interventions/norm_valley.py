@@ -12,6 +12,7 @@ MAX_DEPTH = 0.5  # density in the valley, as a share of the highest density to i
 MIN_RATIO = 2.0  # median norm above the valley, as a multiple of the median of all norms
 MIN_TOKENS, MIN_SHARE = 10, 0.0005  # above the valley
 CELLS = 20  # cells of the grid per bandwidth
+REACH = 6.0  # of the kernel in bandwidths
 
 
 def norm_valley(norms: Float[np.ndarray, " token"]) -> float | None:
@@ -20,7 +21,8 @@ def norm_valley(norms: Float[np.ndarray, " token"]) -> float | None:
     The density of the log-norms is estimated with a Gaussian kernel. Its bandwidth is Silverman's, but at least 0.06.
     A minimum to the right of the median is a valley if the density there is at most half of the highest density to its
     right, if the median norm above it is at least twice the median of all norms, and if at least 10 tokens, and 0.05 %
-    of all tokens, lie above it. Of several valleys, the deepest is taken.
+    of all tokens, lie above it. Of several valleys, the deepest is taken; of several valleys
+    without any norm within six bandwidths, the lowest.
 
     Args:
         norms: norms of all patches of all images. Norms of zero are ignored.
@@ -52,9 +54,9 @@ def _density(
     lower, upper = np.percentile(logs, [25, 75])
     spread = min(float(logs.std()), float(upper - lower) / 1.34)
     bandwidth = max(0.9 * spread * len(logs) ** -0.2, MIN_BANDWIDTH)
-    cell, margin = bandwidth / CELLS, 4 * bandwidth
+    cell, margin = bandwidth / CELLS, REACH * bandwidth
     count = math.ceil((logs.max() - logs.min() + 2 * margin) / cell)
     edges = logs.min() - margin + cell * np.arange(count + 1)
     counts, _ = np.histogram(logs, edges)
-    density = gaussian_filter1d(counts.astype(np.float64), CELLS, mode="constant", truncate=6.0)
+    density = gaussian_filter1d(counts.astype(np.float64), CELLS, mode="constant", truncate=REACH)
     return (edges[:-1] + edges[1:]) / 2, density
