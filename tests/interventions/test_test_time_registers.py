@@ -12,6 +12,7 @@ from tests.helpers.families import ALL, Family, every_family
 from tests.helpers.planted_artefacts import BLOCK, NEURON, Planted, planted
 from tests.interventions.test_artefacts import hooks
 from tests.reference import artefacts as reference
+from vitscope.methods.registry import METHODS
 
 REFUSED = {  # families whose blocks depend on the number of tokens
     "transformers-dinov3": "rotary positions",
@@ -107,15 +108,22 @@ def test_every_family_runs_or_is_refused(family: Family) -> None:
     assert hooks(model.module) == hooked
 
 
-def test_perturbation_methods_run_inside(example: Planted) -> None:
+@pytest.mark.slow
+def test_every_method_runs_inside(example: Planted) -> None:
     model, pixels = example.model, example.pixels[:1]
-    before = vs.occlusion(model, pixels, target=0).values
+    slow = {"lime", "kernel_shap", "rise", "smooth_grad", "integrated_gradients"}
+    methods = {name: method.compute for name, method in METHODS.items() if name not in slow}
+    before = {name: compute(model, pixels) for name, compute in methods.items()}
     with vs.test_time_registers(model, [(BLOCK, NEURON)]):
-        inside = vs.occlusion(model, pixels, target=0).values
+        inside = {name: compute(model, pixels) for name, compute in methods.items()}
         dropped = vs.lime(model, pixels, target=0, hide="drop", segments="patches", num_samples=480)
-    assert inside.shape == before.shape
-    assert not torch.equal(inside, before)
     assert len(dropped.weights) == 96
+    for name in methods:
+        assert inside[name].values.shape == before[name].values.shape
+        assert not torch.equal(inside[name].values, before[name].values)
+        assert inside[name].provenance["inserted_tokens"] == ["test_register_1"]
+        assert "inserted_tokens" not in before[name].provenance
+    assert abs(inside["libra"].provenance["completeness"][0]["error"]) < 1e-4
 
 
 class Wrapper(nn.Module):

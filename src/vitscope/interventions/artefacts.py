@@ -75,17 +75,24 @@ class Artefacts:
                     return layer
         return None
 
-    def __repr__(self) -> str:
-        start = f"Artefacts of {self.model} after block {self.layer}:"
+    @property
+    def summary(self) -> str:
+        """The result in one line."""
         if self.threshold is None:
             patches = self.norms[:, self.layer, self.grid.prefix :]
             ratio = float(patches.max() / patches.median())
-            return f"<{start} none, no valley between the norms (highest {ratio:.2g} × median)>"
-        attention = "" if self.attention_share is None else f" and {self.attention_share:.1%} of {self.query} attention"
-        return (
-            f"<{start} {self.share:.2%} of patches{attention}, norm above {self.threshold:.4g}, from block "
-            f"{self.first_layer} on>"
+            return f"no valley between the norms after block {self.layer} (highest {ratio:.2g} × median): no artefacts"
+        reader = "CLS" if self.query == "cls" else "the readout"
+        attention = (
+            "" if self.attention_share is None else f" and {self.attention_share:.1%} of the attention of {reader}"
         )
+        return (
+            f"artefacts are {self.share:.2%} of patches{attention}: norm above {self.threshold:.4g} after block "
+            f"{self.layer}, from block {self.first_layer} on"
+        )
+
+    def __repr__(self) -> str:
+        return f"<Artefacts of {self.model}: {self.summary}>"
 
 
 def artefact_tokens(model: VisionModel | nn.Module, images: Any, *, layer: int = -1) -> Artefacts:
@@ -119,7 +126,7 @@ def artefact_tokens(model: VisionModel | nn.Module, images: Any, *, layer: int =
         >>> import skimage.data, vitscope as vs
         >>> artefacts = vs.artefact_tokens(vs.load("vit-nano"), skimage.data.chelsea())
         >>> artefacts
-        <Artefacts of vit-nano after block 5: none, no valley between the norms (highest 1.6 × median)>
+        <Artefacts of vit-nano: no valley between the norms after block 5 (highest 1.1 × median): no artefacts>
         >>> artefacts.threshold, artefacts.norms.shape, artefacts.places.shape
         (None, torch.Size([1, 6, 65]), torch.Size([1, 8, 8]))
     """

@@ -89,7 +89,7 @@ def test_time_registers(
     def move(columns: Tensor, _: nn.Module, args: Any) -> Any:
         if threading.get_ident() != thread:
             return None
-        return (_moved(args[0], registers, columns.to(args[0].device)), *args[1:])
+        return (_on_registers(args[0], registers, columns.to(args[0].device)), *args[1:])
 
     try:
         with uninterrupted():
@@ -111,14 +111,14 @@ def _without(tokens: Tensor, registers: slice) -> Tensor:
     return torch.cat([tokens[:, : registers.start], tokens[:, registers.stop :]], dim=1)
 
 
-def _moved(activations: Tensor, registers: slice, columns: Tensor) -> Tensor:
+def _on_registers(activations: Tensor, registers: slice, columns: Tensor) -> Tensor:
     """Return (batch, token, neuron) with some neurons moved from the patches to the registers."""
     selected = activations[..., columns]
     largest = selected.gather(1, selected.abs().argmax(1, keepdim=True))  # (batch, 1, selected)
     count = registers.stop - registers.start
     patches = torch.zeros_like(selected[:, registers.stop :])
-    moved = torch.cat([selected[:, : registers.start], largest.expand(-1, count, -1), patches], dim=1)
-    return activations.index_copy(-1, columns, moved)
+    changed = torch.cat([selected[:, : registers.start], largest.expand(-1, count, -1), patches], dim=1)
+    return activations.index_copy(-1, columns, changed)
 
 
 def _require_insertable(model: VisionModel) -> tuple[list[Block], tuple[str, ...]]:

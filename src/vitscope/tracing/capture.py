@@ -20,7 +20,7 @@ from vitscope.attention.trace import Trace
 from vitscope.errors import CallError, ReadoutError, UnclearOutputError, UnsupportedModelError, VitscopeWarning, warn
 from vitscope.grid import Grid
 from vitscope.images.image import InputImage
-from vitscope.models.inserted_tokens import with_inserted_tokens
+from vitscope.models.inserted_tokens import names_of_inserted_tokens, with_inserted_tokens
 from vitscope.models.layout import Layout
 from vitscope.models.loader import load
 from vitscope.models.vision_model import VisionModel
@@ -313,6 +313,9 @@ def provenance(model: VisionModel) -> dict[str, Any]:
     record: dict[str, Any] = {"model": model.name, "library": model.library, "versions": versions}
     if model.layout is not None:
         record["readout"] = dict(model.layout.readout)
+        inserted = names_of_inserted_tokens(model.module)
+        if inserted:
+            record["inserted_tokens"] = list(inserted)
     record["output"] = model.meaning
     preprocessing = model.preprocessing
     record["preprocessing"] = None if preprocessing is None else preprocessing.as_json()

@@ -42,7 +42,7 @@ def artefact_scene(artefacts: Artefacts, *, index: int = 0) -> Scene:
     return Scene(
         rows=[Row(photos, 3), Row([histogram, curves], 3)],
         title=f"Artefact tokens of {artefacts.model}",
-        note=_summary(artefacts),
+        note=artefacts.summary,
         caption="colours: each map from zero to its highest value",
     )
 
@@ -66,18 +66,9 @@ def register_scene(before: Artefacts, after: Artefacts, *, index: int = 0) -> Sc
     return Scene(
         rows=rows,
         title=f"Test-time registers in {before.model}",
-        note=f"without: {_summary(before)}; with: {_summary(after)}",
+        note=f"without: {before.summary}; with: {after.summary}",
         caption="colours: from zero to the highest value, the same for both maps of a column",
     )
-
-
-def _summary(artefacts: Artefacts) -> str:
-    """Return the shares as text; says so if the norms have no valley."""
-    if artefacts.threshold is None:
-        return f"no valley between the norms after block {artefacts.layer}, so no artefacts"
-    attention = artefacts.attention_share
-    suffix = "" if attention is None else f" and take {attention:.1%} of the {_attention_title(artefacts)}"
-    return f"{artefacts.share:.2%} of patches are artefacts{suffix}, from block {artefacts.first_layer} on"
 
 
 def _attention_title(artefacts: Artefacts) -> str:
