@@ -28,7 +28,10 @@ def registers(
     *,
     description: Description,
 ) -> None:
-    """Find artefact tokens, and show maps with test-time registers. All photos share one threshold."""
+    """Find artefact tokens, or show maps without them.
+
+    All photos share one threshold. With --count, the maps are those with test-time registers.
+    """
     from vitscope.interventions.artefacts import artefact_tokens
     from vitscope.interventions.register_neurons import register_neurons
     from vitscope.interventions.test_time_registers import test_time_registers
