@@ -18,6 +18,10 @@ from .errors import VitscopeWarning as VitscopeWarning
 from .errors import WorkError as WorkError
 from .grid import Grid as Grid
 from .images.image import InputImage as InputImage
+from .interventions.artefacts import Artefacts as Artefacts
+from .interventions.artefacts import artefact_tokens as artefact_tokens
+from .interventions.register_neurons import register_neurons as register_neurons
+from .interventions.test_time_registers import test_time_registers as test_time_registers
 from .methods.attention_map import attention_map as attention_map
 from .methods.generic_attention import generic_attention as generic_attention
 from .methods.generic_attention import gradient_rollout as gradient_rollout

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from vitscope.views.palette import FAINT, FRAME, GRID, INK, OPPOSES, SERIES, SUPPORTS, WHITE
-from vitscope.views.scene import Bars, Curves, Dots, Matrix
+from vitscope.views.scene import Bars, Curves, Dots, Histogram, Matrix
 
 LETTER = 0.068  # inches for a letter of a name next to a bar
 NUMBER = 0.62  # inches for a number next to a bar
@@ -14,6 +14,8 @@ MAX_MARKERS = 20  # on a line: more would overlap
 MAX_SINGLE_COLUMN = 4  # names in a legend of one column; more are set in two
 MAX_NUMBERED_ROWS = 16  # of a matrix: in more, the numbers do not fit into the cells
 TICK_RATIO = 1.55  # between neighbouring labels of a logarithmic axis
+BINS = 60  # of a histogram
+MAX_TICKS = 5  # on the logarithmic axis of a histogram
 PERCENT = FuncFormatter(lambda value, _: f"{100 * value:.3g} %")
 
 
@@ -121,6 +123,32 @@ def draw_curves(axes: Any, curves: Curves) -> None:
         columns = {"ncols": 2, "columnspacing": 1.0} if len(curves.names) > MAX_SINGLE_COLUMN else {}
         style = {"frameon": True, "framealpha": 0.8, "edgecolor": "none", "facecolor": "white"}
         axes.legend(fontsize=7.5, labelcolor=INK, loc="best", **style, **columns)
+
+
+def draw_histogram(axes: Any, histogram: Histogram) -> None:
+    """Draw counts in bins of equal ratio; values above the threshold have another colour."""
+    logs = np.log(histogram.values[histogram.values > 0])
+    if not len(logs):
+        return
+    counts, edges = np.histogram(logs, BINS)
+    edges = np.exp(edges)
+    threshold = np.inf if histogram.threshold is None else histogram.threshold
+    colours = [SERIES[0][0] if left < threshold else SUPPORTS for left in edges[:-1]]
+    axes.bar(edges[:-1], counts, np.diff(edges), align="edge", color=colours, linewidth=0)
+    if histogram.threshold is not None:
+        axes.axvline(threshold, color=INK, linewidth=1.0, linestyle="--")
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_ylim(bottom=0.7)
+    ticks = MaxNLocator(MAX_TICKS, steps=[1, 2, 5, 10]).tick_values(edges[0], edges[-1])
+    axes.set_xticks([tick for tick in ticks if edges[0] <= tick <= edges[-1]], minor=False)
+    axes.minorticks_off()
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.set_xlabel(histogram.x_axis, fontsize=8, color=FAINT)
+    axes.tick_params(labelsize=7.5, colors=INK, length=2)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
 
 
 def _set_x_ticks(axes: Any, curves: Curves) -> None:

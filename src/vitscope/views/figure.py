@@ -15,10 +15,10 @@ from PIL import Image
 from vitscope.files import atomic_write
 from vitscope.images.image import nearest_pixels
 from vitscope.results.attribution import COLORMAP, SIGNED_COLORMAP, coloured
-from vitscope.views.charts import LETTER, draw_bars, draw_curves, draw_dots, draw_matrix
+from vitscope.views.charts import LETTER, draw_bars, draw_curves, draw_dots, draw_histogram, draw_matrix
 from vitscope.views.palette import FAINT, INK, OUTLINES, WHITE
 from vitscope.views.plain_text import visible
-from vitscope.views.scene import SIGNED_CAPTION, AnyPanel, Bars, Curves, Dots, Matrix, Panel, Row, Scene
+from vitscope.views.scene import SIGNED_CAPTION, AnyPanel, Bars, Curves, Dots, Histogram, Matrix, Panel, Row, Scene
 
 PAGE_WIDTH, PAGE_HEIGHT = 12.0, 14.0  # inches
 SMALLEST_PAGE_WIDTH = 6.4  # inches
@@ -91,7 +91,7 @@ def _escape_texts(value: Any) -> Any:
         return visible(value)
     if isinstance(value, list | tuple):
         return type(value)(map(_escape_texts, value))
-    if isinstance(value, Scene | Row | Panel | Bars | Dots | Matrix | Curves):
+    if isinstance(value, Scene | Row | Panel | Bars | Dots | Matrix | Curves | Histogram):
         return replace(value, **{field.name: _escape_texts(getattr(value, field.name)) for field in fields(value)})
     return value
 
@@ -195,9 +195,13 @@ def _draw_panel(page: _Page, box: _Box, panel: AnyPanel) -> None:
             draw_bars(axes, panel)
         else:
             draw_dots(axes, panel)
-    elif isinstance(panel, Curves):
+    elif isinstance(panel, Curves | Histogram):
         x += AXIS
-        draw_curves(page.axes(_Box(x, y, width - AXIS - 0.1, height - AXIS)), panel)
+        axes = page.axes(_Box(x, y, width - AXIS - 0.1, height - AXIS))
+        if isinstance(panel, Curves):
+            draw_curves(axes, panel)
+        else:
+            draw_histogram(axes, panel)
     else:
         margin = min(LETTER * max(map(len, panel.names)) + 0.25, width * 0.45)  # inches for the names
         side = min(width - margin - 0.1, height - AXIS - 0.1)

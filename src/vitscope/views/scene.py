@@ -116,7 +116,22 @@ class Curves:
     series: Sequence[int] | None = None
 
 
-AnyPanel = Panel | Bars | Dots | Matrix | Curves
+@dataclass(frozen=True, eq=False)
+class Histogram:
+    """Counts of positive values in bins of equal ratio, on logarithmic axes.
+
+    Attributes:
+        threshold: value at a vertical line; None for no line.
+        x_axis: the title of the x axis.
+    """
+
+    values: Float[np.ndarray, " value"]
+    threshold: float | None = None
+    title: str = ""
+    x_axis: str = ""
+
+
+AnyPanel = Panel | Bars | Dots | Matrix | Curves | Histogram
 
 
 @dataclass(frozen=True, eq=False)
