@@ -68,6 +68,7 @@ from .tune.leakage import DataCheck as DataCheck
 from .tune.leakage import check_data as check_data
 from .tune.recipe import Recipe as Recipe
 from .tune.run_folder import Tuned as Tuned
+from .typing import SimilarTo as SimilarTo
 from .window_tokens.window_cls import WindowCls as WindowCls
 from .window_tokens.window_cls import window_cls as window_cls
 from .window_tokens.window_head import WindowHead as WindowHead

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vitscope.cli.inputs import load_model
+from vitscope.cli.inputs import TargetNames, load_model, with_contrast
 from vitscope.cli.model_options import Description, model_command
-from vitscope.cli.options import Device, Json, ModelName, Out, Overwrite, Photos, Target, TopK
+from vitscope.cli.options import Contrast, Device, Json, ModelName, Out, Overwrite, Photos, Target, TopK
 from vitscope.cli.output import each_photo, figure_paths, reporting, save
 from vitscope.cli.tables import print_agreement, print_classes
 from vitscope.errors import CallError, UnsupportedModelError, VitscopeError
@@ -17,6 +17,7 @@ from vitscope.errors import CallError, UnsupportedModelError, VitscopeError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from vitscope.methods.registry import Method
     from vitscope.metrics.agreement import Agreement
     from vitscope.models import Prediction, VisionModel
     from vitscope.results.attribution import Attribution
@@ -41,14 +42,18 @@ def explain(
         ),
     ] = None,
     target: Target = None,
+    contrast: Contrast = None,
     *,
     description: Description,
 ) -> None:
     """Explain photos: top classes, rollout, heads, other methods."""
-    if method is None and target is not None:
-        raise CallError("--target needs a --method that explains a class, such as --method lime")
+    for option, value in (("--target", target), ("--contrast", contrast)):
+        if method is None and value is not None:
+            raise CallError(f"{option} needs a --method that explains a class, such as --method lime")
     named_photos = [(str(photo), photo) for photo in photos]
-    explain_photos(named_photos, model, out, overwrite, device, json_, top_k, method, target, description)
+    explain_photos(
+        named_photos, model, out, overwrite, device, json_, top_k, method, with_contrast(target, contrast), description
+    )
 
 
 def explain_photos(
@@ -60,7 +65,7 @@ def explain_photos(
     json_: bool,
     top_k: int,
     methods: Sequence[str] | None = None,
-    target: str | None = None,
+    target: TargetNames | None = None,
     description: Description | None = None,
 ) -> None:
     """Explain each photo, save its figure, and print its classes.
@@ -68,6 +73,7 @@ def explain_photos(
     Args:
         photos: names and photos; a photo is a path or an image.
         methods: names of methods to compare; None for rollout and the heads of the last layer.
+        target: the class to explain, or the two of a contrast; by default the most likely.
     """
     methods = None if methods is None else list(dict.fromkeys(methods))
     check_methods(methods or (), target)
@@ -99,16 +105,22 @@ def explain_photos(
                 raise KeyboardInterrupt
 
 
-def check_methods(names: Sequence[str], target: str | None) -> None:
+def check_methods(names: Sequence[str], target: TargetNames | None) -> None:
     """Check that every method exists, and that one of them takes the target if there is one."""
     from vitscope.methods.registry import METHODS
 
     for name in names:
         if name not in METHODS:
             raise CallError(f"unknown method {name!r}: choose {', '.join(METHODS)}")
-    if target is not None and not any(METHODS[name].takes_target for name in names):
-        takers = ", ".join(name for name, method in METHODS.items() if method.takes_target)
-        raise CallError(f"--target is {target!r}, but {', '.join(names)} takes no target: add one of {takers}")
+    if target is not None and not any(_takes(METHODS[name], target) for name in names):
+        takers = ", ".join(name for name, method in METHODS.items() if _takes(method, target))
+        noun, value = ("contrast", target[1]) if isinstance(target, tuple) else ("target", target)
+        raise CallError(f"--{noun} is {value!r}, but {', '.join(names)} takes no {noun}: add one of {takers}")
+
+
+def _takes(method: "Method", target: TargetNames) -> bool:
+    """Return whether a method takes a target; attention has a readout of a class, but none of a contrast."""
+    return method.takes_target and not (isinstance(target, tuple) and method.kind == "attention")
 
 
 def why_no_classes(vision: "VisionModel", photo: Any) -> str:
@@ -160,7 +172,13 @@ def _explain_by_attention(vision: "VisionModel", photo: Any, top_k: int) -> _Exp
 
 
 def _explain_by_methods(
-    vision: "VisionModel", photo: Any, top_k: int, methods: Sequence[str], target: str | None, *, progress: bool
+    vision: "VisionModel",
+    photo: Any,
+    top_k: int,
+    methods: Sequence[str],
+    target: TargetNames | None,
+    *,
+    progress: bool,
 ) -> _Explanation:
     """Explain a photo by several methods, one after another, until all are done or Ctrl-C comes."""
     from vitscope.metrics.agreement import agreement
@@ -194,7 +212,13 @@ def _explain_by_methods(
 
 
 def _result(
-    vision: "VisionModel", photo: Any, name: str, target: str | None, methods: Sequence[str], *, progress: bool
+    vision: "VisionModel",
+    photo: Any,
+    name: str,
+    target: TargetNames | None,
+    methods: Sequence[str],
+    *,
+    progress: bool,
 ) -> "Attribution":
     """Compute one method, for the target if it takes one.
 
@@ -205,7 +229,7 @@ def _result(
 
     method = METHODS[name]
     options: dict[str, Any] = {"progress": progress} if method.kind == "perturbation" else {}
-    if target is None or not method.takes_target:
+    if target is None or not _takes(method, target):
         return method.compute(vision, photo, **options)
     try:
         return method.compute(vision, photo, target=target, **options)

@@ -33,8 +33,19 @@ Target = Annotated[
     str | None,
     typer.Option("--target", "-t", help="Class to explain, by label or index.", show_default="the most likely"),
 ]
+Contrast = Annotated[
+    str | None,
+    typer.Option(
+        "--contrast",
+        help="Class to contrast with the target: explain the difference of their outputs.",
+        show_default="none",
+    ),
+]
 TopK = Annotated[int, typer.Option("--top-k", min=1, help="Number of classes to list.")]
-OutputKind = Annotated[Literal["probability", "logit"], typer.Option("--output", help="Output to evaluate.")]
+OutputKind = Annotated[
+    Literal["probability", "log_probability", "logit", "log_odds"],
+    typer.Option("--output", help="Output to evaluate."),
+]
 Seed = Annotated[int, typer.Option(help="Random seed.")]
 BatchSize = Annotated[int, typer.Option(help="Images per forward pass.")]
 Hide = Annotated[

@@ -33,7 +33,10 @@ def supporting_regions(result: SegmentAttribution, *, count: int = COUNT) -> Sce
         result: of one image.
         count: number of supporting segments per class, and of opposing ones.
     """
-    by_class = [result] + ([result.of(result.class_indices[1])] if len(result.classes) > 1 else [])
+    by_class = [result]
+    if len(result.classes) > 1:
+        index = result.class_indices[1]
+        by_class.append(result.of(result.classes[1] if index is None else index))
     photo = Panel(result.images[0], title="photo and segments", regions=_thinned(result.index), outline="plain")
     rows = [Row([photo, *map(_weights_panel, by_class)], 3)]
     rows += [Row(_class_panels(class_result, count), 3) for class_result in by_class]
