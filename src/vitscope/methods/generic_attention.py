@@ -118,12 +118,12 @@ def gradient_rollout(
 
 def _clamped_mean(weights: Weights, gradient: Weights) -> Fused:
     """Return E_h[(A ⊙ ∇A)⁺]."""
-    return (weights * gradient).clamp_min(0).mean(2)
+    return (weights * gradient).clamp_min_(0).mean(2)
 
 
 def _mean_clamped(weights: Weights, gradient: Weights) -> Fused:
     """Return (E_h[A ⊙ ∇A])⁺."""
-    return (weights * gradient).mean(2).clamp_min(0)
+    return (weights * gradient).mean(2).clamp_min_(0)
 
 
 def _explain(

@@ -84,7 +84,7 @@ def grad_cam(
     """
     require_choice(variant, Variant, "variant")
     require_choice(at, Position, "at")
-    options = GradientOptions(rules=require_rules(rules))
+    options = GradientOptions(weights=False, rules=require_rules(rules))
 
     def watched(blocks: Sequence[Block]) -> list[nn.Module]:
         if not blocks:

@@ -59,7 +59,7 @@ def input_x_gradient(
         torch.Size([1, 8, 8])
     """
     require_choice(at, Place, "at")
-    options = GradientOptions(rules=require_rules(rules), pixels=at == "pixels")
+    options = GradientOptions(weights=False, rules=require_rules(rules), pixels=at == "pixels")
     parameters = {"rules": rules, "at": at}
 
     def explain(images: Any, target: Any) -> Attribution:
@@ -115,7 +115,9 @@ def attn_lrp(
     """
     require_choice(at, Place, "at")
     gamma, conv_gamma = require_non_negative(gamma, "gamma"), require_non_negative(conv_gamma, "conv_gamma")
-    options = GradientOptions(rules="attn_lrp", gamma=gamma, conv_gamma=conv_gamma, pixels=at == "pixels")
+    options = GradientOptions(
+        weights=False, rules="attn_lrp", gamma=gamma, conv_gamma=conv_gamma, pixels=at == "pixels"
+    )
     parameters = {"gamma": gamma, "conv_gamma": conv_gamma, "at": at}
 
     def explain(images: Any, target: Any) -> Attribution:
@@ -187,13 +189,13 @@ def smooth_grad(
             sample = torch.randn(clean.shape[1:], generator=generator, dtype=torch.float32, device="cpu")
             return clean + sample.to(clean) * deviation
 
-        plain = GradientOptions(rules=rules, pixels=at == "pixels")
+        plain = GradientOptions(weights=False, rules=rules, pixels=at == "pixels")
         with capture_gradients(model, images, plain) as run:
             explained = score(run.model, run.output, run.has_classes, target, output)
             clean = require_start(run, at).detach()
         classes = fixed_target(run.output, run.has_classes, target)
         total = torch.zeros_like(clean)
-        noisy = GradientOptions(rules=rules, pixels=at == "pixels", start=with_noise)
+        noisy = GradientOptions(weights=False, rules=rules, pixels=at == "pixels", start=with_noise)
         for _ in range(samples):
             with capture_gradients(model, images, noisy) as sample:
                 values = score(sample.model, sample.output, sample.has_classes, classes, output).values

@@ -72,17 +72,19 @@ def integrated_gradients(
     parameters = {"steps": steps, "baseline": name, "at": at}
 
     def explain(images: Any, target: Any) -> Attribution:
-        with capture_gradients(vision, images, GradientOptions(pixels=on_pixels)) as run:
+        with capture_gradients(vision, images, GradientOptions(weights=False, pixels=on_pixels)) as run:
             explained = score(run.model, run.output, run.has_classes, target, output)
             image = require_start(run, at).detach()
         classes = fixed_target(run.output, run.has_classes, target)
-        with capture_gradients(vision, _baseline(vision, images, baseline), GradientOptions(pixels=on_pixels)) as blank:
+        with capture_gradients(
+            vision, _baseline(vision, images, baseline), GradientOptions(weights=False, pixels=on_pixels)
+        ) as blank:
             reference = score(blank.model, blank.output, blank.has_classes, classes, output).values.detach()
             origin = require_start(blank, at).detach()
         mean = torch.zeros_like(image)
         for node, share in zip(nodes, shares, strict=True):
             position = origin + (image - origin) * float((node + 1) / 2)
-            options = GradientOptions(pixels=on_pixels, start=lambda _, position=position: position)  # type: ignore[misc]
+            options = GradientOptions(weights=False, pixels=on_pixels, start=lambda _, position=position: position)  # type: ignore[misc]
             with capture_gradients(vision, images, options) as point:
                 values = score(point.model, point.output, point.has_classes, classes, output).values
                 mean += point.gradients(values, [require_start(point, at)])[0] * float(share / 2)

@@ -81,7 +81,7 @@ def libra(
     parameters = {"variant": variant, "gamma": gamma, "conv_gamma": conv_gamma, "at": at}
     with_biases = variant != "input_x_gradient"
     options = GradientOptions(
-        rules="libra", gamma=gamma, conv_gamma=conv_gamma, pixels=at == "pixels", biases=with_biases
+        weights=False, rules="libra", gamma=gamma, conv_gamma=conv_gamma, pixels=at == "pixels", biases=with_biases
     )
 
     def explain(images: Any, target: Any) -> Attribution:
