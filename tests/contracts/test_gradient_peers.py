@@ -58,7 +58,9 @@ CAMS = {
 }
 
 
-def cam_image(name: str, module: nn.Module, layer: nn.Module, pixels: Tensor, reshape: Callable[[Tensor], Tensor]) -> Any:
+def cam_image(
+    name: str, module: nn.Module, layer: nn.Module, pixels: Tensor, reshape: Callable[[Tensor], Tensor]
+) -> Any:
     """Return the raw map of pytorch-grad-cam, before it is clamped and rescaled."""
     library = pytest.importorskip("pytorch_grad_cam")
     targets = pytest.importorskip("pytorch_grad_cam.utils.model_targets")
