@@ -122,7 +122,7 @@ def draw_cells(axes: Any, bar: Any, cells: Cells) -> None:
     axes.set_ylabel(cells.row_axis, fontsize=8.5, color=FAINT)
     axes.set_frame_on(False)
     bar.imshow(np.linspace(1, 0, 256)[:, None], cmap=colormap, vmin=0, vmax=1, aspect="auto", extent=(0, 1, -1, 1))
-    bar.set_yticks([-1, 0, 1], [_signed(end, decimals) for end in (-limit, 0, limit)], fontsize=7.5)
+    bar.set_yticks([-1, 0, 1], [_signed(end, decimals) for end in (-limit, 0.0, limit)], fontsize=7.5)
     bar.yaxis.tick_right()
     bar.set_xticks([])
     bar.tick_params(length=0, colors=INK)
