@@ -55,8 +55,23 @@ def supporting_regions(result: SegmentAttribution, *, count: int = COUNT) -> Sce
     )
 
 
-def side_by_side(results: Sequence[Attribution], names: Sequence[str], *, title: str, note: str = "") -> Scene:
-    """Return the photo and one map for each result."""
+def side_by_side(
+    results: Sequence[Attribution],
+    names: Sequence[str],
+    *,
+    title: str,
+    note: str = "",
+    lines: Sequence[Sequence[str]] = (),
+) -> Scene:
+    """Return the photo and one map for each result.
+
+    Args:
+        results: of one image.
+        names: written above each map.
+        title: of the figure.
+        note: the second line of the figure.
+        lines: for each map the lines below it.
+    """
     panels: list[Panel | Bars] = [Panel(results[0].images[0], title="photo")]
     panels += [
         Panel(
@@ -65,8 +80,9 @@ def side_by_side(results: Sequence[Attribution], names: Sequence[str], *, title:
             name,
             flat=isinstance(result, SegmentAttribution),
             signed=result.signed,
+            lines=below,
         )
-        for result, name in zip(results, names, strict=True)
+        for result, name, below in zip(results, names, lines or [()] * len(results), strict=True)
     ]
     caption = SIGNED_CAPTION if all(result.signed for result in results) else UNSIGNED_CAPTION
     columns = len(panels) if len(panels) <= SINGLE_ROW else columns_for(len(panels))
