@@ -136,10 +136,10 @@ class Tap(TorchFunctionMode):
             with self:
                 return _unguarded_multi_head_attention(*args, **kwargs)
         result = func(*args, **kwargs)
+        if self._softmax_tracker is not None:
+            result = self._softmax_tracker.record(func, args, kwargs, result)
         if self._flow is not None:
             self._flow.record(func, args, kwargs, result)
-        if self._softmax_tracker is not None:
-            self._softmax_tracker.record(func, args, kwargs, result)
         return result
 
     def _attend(self, call: AttentionCall, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
