@@ -19,6 +19,8 @@ from .errors import WorkError as WorkError
 from .grid import Grid as Grid
 from .images.image import InputImage as InputImage
 from .methods.attention_map import attention_map as attention_map
+from .methods.head_importance import HeadImportance as HeadImportance
+from .methods.head_importance import head_importance as head_importance
 from .methods.head_statistics import HeadStatistics as HeadStatistics
 from .methods.head_statistics import head_statistics as head_statistics
 from .methods.kernel_shap import kernel_shap as kernel_shap
