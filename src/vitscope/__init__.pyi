@@ -18,6 +18,7 @@ from .errors import VitscopeWarning as VitscopeWarning
 from .errors import WorkError as WorkError
 from .grid import Grid as Grid
 from .images.image import InputImage as InputImage
+from .methods.attention_flow import attention_flow as attention_flow
 from .methods.attention_map import attention_map as attention_map
 from .methods.head_importance import HeadImportance as HeadImportance
 from .methods.head_importance import head_importance as head_importance

@@ -36,6 +36,7 @@ METHODS: dict[str, Method] = {
     "head_importance, zero": lambda model, image, target: (
         vs.head_importance(model, image, replacement="zero", **target).values
     ),
+    "attention_flow": lambda model, image, _: vs.attention_flow(model, image, head_fusion="max").values,
     "lime": lambda model, image, target: vs.lime(model, image, segments="patches", num_samples=20, **target).values,
     "lime, dropped": lambda model, image, target: (
         vs.lime(model, image, segments="patches", num_samples=20, hide="drop", **target).values
