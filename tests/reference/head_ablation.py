@@ -64,8 +64,8 @@ def projections(family: Any, module: nn.Module, pixels: Tensor) -> list[Projecti
         return result
     assert isinstance(family, Family)
     names = ("attention.o_proj", "self_attn.out_proj", "attn.proj", "self_attention.out_proj")
-    found = [(name, child) for name, child in module.named_modules() if name.endswith(names)]
-    return [Projection(child.weight, 4, "self_attention" in name) for name, child in found]
+    layers = [(name, child) for name, child in module.named_modules() if name.endswith(names)]
+    return [Projection(child.weight, 4, "self_attention" in name) for name, child in layers]
 
 
 def run(
