@@ -22,10 +22,13 @@ from .interventions.artefacts import Artefacts as Artefacts
 from .interventions.artefacts import artefact_tokens as artefact_tokens
 from .interventions.register_neurons import register_neurons as register_neurons
 from .interventions.test_time_registers import test_time_registers as test_time_registers
+from .methods.attention_flow import attention_flow as attention_flow
 from .methods.attention_map import attention_map as attention_map
 from .methods.generic_attention import generic_attention as generic_attention
 from .methods.generic_attention import gradient_rollout as gradient_rollout
 from .methods.grad_cam import grad_cam as grad_cam
+from .methods.head_importance import HeadImportance as HeadImportance
+from .methods.head_importance import head_importance as head_importance
 from .methods.head_statistics import HeadStatistics as HeadStatistics
 from .methods.head_statistics import head_statistics as head_statistics
 from .methods.input_x_gradient import attn_lrp as attn_lrp

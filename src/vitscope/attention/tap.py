@@ -145,10 +145,10 @@ class Tap(TorchFunctionMode):
                 run = lambda: func(*values, **named)  # noqa: E731
                 return self._attend(AttentionCall(self.module, run, logits=logits), func, args, kwargs)
         result = func(*values, **named) if self._run is None else self._run(func, values, named)
+        if self._softmax_tracker is not None:
+            result = self._softmax_tracker.record(func, args, kwargs, result)
         if self._flow is not None:
             self._flow.record(func, args, kwargs, result)
-        if self._softmax_tracker is not None:
-            self._softmax_tracker.record(func, args, kwargs, result)
         return result
 
     def _attend(self, call: AttentionCall, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:

@@ -19,8 +19,8 @@ from vitscope.grid import Grid
 from vitscope.models.targets import one_per_image
 from vitscope.models.vision_model import VisionModel
 from vitscope.perturb import MaskedModel, PerturbationArguments, PerturbationOptions
-from vitscope.perturb.rendering import subjects
-from vitscope.progress import progress_callback
+from vitscope.perturb.rendering import Subject, subjects
+from vitscope.progress import ProgressCallback, ProgressLike, progress_callback
 from vitscope.results.attribution import Attribution
 from vitscope.results.segment_attribution import LinearFit, SegmentAttribution, SegmentedImage
 from vitscope.tracing.capture import as_vision_model, provenance
@@ -29,6 +29,7 @@ from vitscope.typing import ImageTarget, Target
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result", bound=Attribution)
 Returned = TypeVar("Returned")
+Item = TypeVar("Item")
 
 WIDTH = 120  # columns of a docstring
 
@@ -122,21 +123,49 @@ def explain_each(
         raise CallError(
             f"cannot combine results of different sizes ({', '.join(sizes)} pixels): explain these images separately"
         )
-    results: list[Result] = []
-    for subject, image_target in zip(inputs, one_per_image(target, len(inputs)), strict=True):
+
+    def explain_subject(item: tuple[Subject, ImageTarget | None], report: ProgressCallback) -> Result:
+        subject, image_target = item
+        return explain(MaskedModel(vision, subject, options, segments=segments, report=report), image_target)
+
+    pairs = list(zip(inputs, one_per_image(target, len(inputs)), strict=True))
+    results = one_by_one(
+        pairs, explain_subject, lambda result: bool(result.provenance["interrupted"]), options.progress
+    )
+    return results[0] if len(inputs) == 1 else results[0].join(results)
+
+
+def one_by_one(
+    inputs: Sequence[Item],
+    explain: Callable[[Item, ProgressCallback], Returned],
+    is_interrupted: Callable[[Returned], bool],
+    progress: ProgressLike,
+) -> list[Returned]:
+    """Return the results of the images up to the one during which Ctrl-C was pressed, with a warning if it was.
+
+    Args:
+        inputs: the images, or pairs of an image and its target.
+        explain: returns the result of one image, and reports its progress.
+        is_interrupted: whether Ctrl-C ended the work on a result early.
+        progress: see :data:`~vitscope.progress.ProgressLike`.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C was pressed before the first result.
+    """
+    results: list[Returned] = []
+    for item in inputs:
         try:
-            with progress_callback(options.progress) as report:
-                masked_model = MaskedModel(vision, subject, options, segments=segments, report=report)
-                results.append(explain(masked_model, image_target))
+            with progress_callback(progress) as report:
+                results.append(explain(item, report))
         except KeyboardInterrupt:
             if not results:
                 raise
             break
-        if results[-1].provenance["interrupted"]:
+        if is_interrupted(results[-1]):
             break
     if len(results) < len(inputs):
         warn(f"interrupted: the result holds the first {len(results)} of {len(inputs)} images")
-    return results[0] if len(inputs) == 1 else results[0].join(results)
+    return results
 
 
 def warn_if_interrupted(interrupted: bool, evaluated: int, total: int | None) -> None:
