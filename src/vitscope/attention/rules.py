@@ -127,7 +127,8 @@ class _Attention(torch.autograd.Function):
                 for tensor in (query, key, value, gradient)
             )
             to_query, to_key, to_value = (torch.zeros_like(tensor) for tensor in (queries, keys, values))
-            to_bias = None if bias is None or not ctx.needs_input_grad[3] else torch.zeros_like(bias)
+            needs_bias = bias is not None and through_scores and ctx.needs_input_grad[3]
+            to_bias = torch.zeros_like(bias) if needs_bias else None
             count = queries.shape[1]
             size = CPU_BLOCK if device.type == "cpu" else DEVICE_BLOCK
             step = max(1, min(count, max(16, size // (len(queries) * keys.shape[1]))))
