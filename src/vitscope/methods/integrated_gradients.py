@@ -110,7 +110,7 @@ def _baseline(model: VisionModel, images: Any, baseline: Any) -> Tensor:
     """Return the model's input for the baseline of each image."""
     if isinstance(baseline, Tensor):
         pixels, _ = model.prepare(images)
-        if baseline.shape[-3:] != pixels.shape[-3:] or len(baseline.expand(pixels.shape)) != len(pixels):
+        if tuple(baseline.shape) not in (tuple(pixels.shape), (1, *pixels.shape[1:]), tuple(pixels.shape[1:])):
             raise CallError(
                 f"baseline has the shape {tuple(baseline.shape)}: {tuple(pixels.shape)} is expected, as the input"
             )
