@@ -91,6 +91,9 @@ def test_a_function_of_the_logits() -> None:
     np.testing.assert_allclose(result.weights, expected, atol=2e-6)
     assert (result.target, result.provenance["parameters"]["output"]) == ("product", "custom")
     assert (result.class_indices[0], len(result.classes)) == (None, 4)
+    # The number of a function does not make it one of the most probable classes.
+    large = explained(classifier(), lambda logits: 100 + logits[:, 1], top_labels=1)
+    assert large.classes[1:] == explained(classifier(), None, top_labels=1).classes
 
 
 def cosine(first: np.ndarray, second: np.ndarray) -> float:
@@ -200,12 +203,11 @@ def test_a_contrast_is_a_column_beside_the_classes_of_lime(tmp_path: Path) -> No
     assert named.of("bull mastiff").target == NAMES[1]
 
 
-@pytest.mark.filterwarnings("ignore:the probability of")
-def test_a_contrast_of_saturated_outputs_has_no_rounding_in_it() -> None:
-    matrix = np.array([[40.0, 40.0 - 1e-9, -40.0]] * 4)
-    model = vs.load(slow.linear(LABELS, matrix, base=40.0), image_size=(8, 16), output="sigmoid", labels=NAMES)
-    result = vs.kernel_shap(model, slow.WHITE, target=(0, 1), segments=LABELS, hide="black", num_samples=14)
-    assert not result.weights.any()
+@pytest.mark.filterwarnings("ignore:the logit of")
+def test_a_contrast_of_large_outputs_has_no_rounding_in_it() -> None:
+    matrix = np.array([[4e-4, 0.0, 0.0]] * 4)
+    model = vs.load(slow.linear(LABELS, matrix, base=1000.0), image_size=(8, 16), labels=NAMES)
+    assert not explained(model, (0, 1), output="logit").weights.any()
 
 
 @pytest.mark.parametrize(
