@@ -48,3 +48,42 @@ def test_a_method_that_takes_no_target_refuses_one(photo, capsys, monkeypatch):
 def test_without_a_target_every_method_explains(photo, capsys, monkeypatch, method):
     code, _, err = run(capsys, monkeypatch, "explain", photo, "--method", method)
     assert (code, err) == (0, "")
+
+
+@pytest.mark.slow
+def test_a_contrast_goes_to_every_method_that_takes_one(photo, capsys, monkeypatch):
+    options = ("--method", "rollout", "--method", "occlusion", "--method", "grad_cam", "--contrast", "dog", "--json")
+    code, out, err = run(capsys, monkeypatch, "explain", photo, *options)
+    assert (code, err) == (0, "")
+    results = json.loads(out)[0]["results"]
+    assert [results[name]["target"] for name in ("rollout", "occlusion", "grad_cam")] == [None, *2 * ["cat − dog"]]
+    expected = vs.occlusion(vs.load("vit-nano"), photo, target=("cat", "dog"))
+    assert results["occlusion"]["values"] == expected.as_json()["values"]
+
+
+@pytest.mark.slow
+def test_lime_contrasts_the_target_or_the_most_likely_class(photo, capsys, monkeypatch):
+    options = ("--contrast", "dog", "--segments", "patches", "-n", "70", "--json", "--overwrite")
+    for more, label in (((), "cat − dog"), (("--target", "frog"), "frog − dog")):
+        code, out, err = run(capsys, monkeypatch, "lime", photo, *options, *more, "--compare", "swin-nano")
+        assert (code, err) == (0, "")
+        results = json.loads(out)[0]["results"]
+        assert [result["target"] for result in results] == [label, label]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("lime", "--contrast", "cat"), "a contrast of 'cat' with itself is always 0: pass two different classes"),
+        (("lime", "-t", "dog", "--contrast", "5"), "a contrast of 'dog' with itself is always 0"),
+        (("explain", "--method", "occlusion", "--contrast", "cat"), "a contrast of 'cat' with itself is always 0"),
+        (("explain", "--contrast", "dog"), "--contrast needs a --method that explains a class"),
+        (("explain", "--method", "rollout", "--contrast", "dog"), "rollout takes no contrast: add one of lime,"),
+    ],
+)
+def test_a_contrast_without_a_meaning_is_refused_in_one_line(photo, capsys, monkeypatch, arguments, message):
+    command, *options = arguments
+    code, out, err = run(capsys, monkeypatch, command, photo, *options)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert message in err

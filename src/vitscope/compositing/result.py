@@ -37,10 +37,8 @@ class Composition:
     Attributes:
         original: the photo, and the box of it that the model sees.
         edited_images: the images that were evaluated; the first is the original.
-        outputs: float64 (edited image, class), of the kind :attr:`output`. For a model without classes, a single
-            column: the cosine similarity of its features to those of the original. If the target of
-            :func:`vitscope.compose` is neither, such as a contrast, it is the last column. NaN for images that Ctrl-C
-            left out.
+        outputs: float64 (edited image, class), of the kind :attr:`output`; without classes, the cosine similarity of
+            the features to those of the original. A target that is neither is the last column. NaN after Ctrl-C.
         labels: the labels of the columns.
         provenance: model, options and versions.
         stage: renders the images again.
