@@ -18,10 +18,17 @@ from .errors import VitscopeWarning as VitscopeWarning
 from .errors import WorkError as WorkError
 from .grid import Grid as Grid
 from .images.image import InputImage as InputImage
+from .interventions.artefacts import Artefacts as Artefacts
+from .interventions.artefacts import artefact_tokens as artefact_tokens
+from .interventions.register_neurons import register_neurons as register_neurons
+from .interventions.test_time_registers import test_time_registers as test_time_registers
+from .methods.attention_flow import attention_flow as attention_flow
 from .methods.attention_map import attention_map as attention_map
 from .methods.generic_attention import generic_attention as generic_attention
 from .methods.generic_attention import gradient_rollout as gradient_rollout
 from .methods.grad_cam import grad_cam as grad_cam
+from .methods.head_importance import HeadImportance as HeadImportance
+from .methods.head_importance import head_importance as head_importance
 from .methods.head_statistics import HeadStatistics as HeadStatistics
 from .methods.head_statistics import head_statistics as head_statistics
 from .methods.input_x_gradient import attn_lrp as attn_lrp
@@ -64,6 +71,7 @@ from .tune.leakage import DataCheck as DataCheck
 from .tune.leakage import check_data as check_data
 from .tune.recipe import Recipe as Recipe
 from .tune.run_folder import Tuned as Tuned
+from .typing import SimilarTo as SimilarTo
 from .window_tokens.window_cls import WindowCls as WindowCls
 from .window_tokens.window_cls import window_cls as window_cls
 from .window_tokens.window_head import WindowHead as WindowHead

@@ -13,6 +13,10 @@ height, width   of the token grid; of an image if the name contains "pixel"
 ==============  ============================================================================
 """
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -49,5 +53,47 @@ Shares = Float[Tensor, "batch merged 4"]
 PaddingMass = Float[Tensor, "batch row"]
 """The sum of each row's values on padding."""
 
-Target = int | str
+ClassTarget = int | str
 """A class: its index, or its label."""
+
+Contrast = tuple[ClassTarget | None, ClassTarget]
+"""Two classes: the output of the first minus that of the second. None is the most probable class of each image."""
+
+
+@dataclass(frozen=True, eq=False)
+class SimilarTo:
+    """A target: the cosine similarity of the features of an image to those of a reference image.
+
+    The model must return features; load a classifier with ``output="features"``.
+
+    Attributes:
+        image: the reference: a path, a PIL image, a uint8 array (pixel height, pixel width, 3), or a preprocessed
+            tensor (1, 3, pixel height, pixel width).
+
+    Examples:
+        >>> import skimage.data, vitscope as vs
+        >>> model, reference = vs.load("vit-nano", output="features"), skimage.data.astronaut()
+        >>> result = vs.occlusion(model, skimage.data.chelsea(), target=vs.SimilarTo(reference))
+        >>> result.target, result.provenance["parameters"]["output"]
+        ('similarity to another image', 'similarity')
+    """
+
+    image: Any = field(repr=False)
+
+
+ImageTarget = ClassTarget | Contrast | Callable[[Tensor], Tensor] | SimilarTo
+"""What is explained of one image."""
+
+Target = ImageTarget | Sequence[ImageTarget]
+"""What a method explains. Every ``target`` takes one of these forms, or None for the most probable class of each image:
+
+* an index or label: a class;
+* a tuple of two classes: a contrast, the output of the first minus that of the second, such as
+  ``("boxer", "bull mastiff")``; ``(None, "bull mastiff")`` contrasts the most probable class of each image;
+* a function of the model's output, (batch, class) or (batch, channel), that returns (batch,);
+* for a model without a classifier, ``"similarity"``, the similarity to the original image, or a :class:`SimilarTo`, the
+  similarity to another one;
+* a list with one of these for each image.
+
+The number of a class, and of the two of a contrast, is that of the option ``output``.
+"""

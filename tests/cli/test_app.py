@@ -84,7 +84,7 @@ def test_the_shell_completes_commands(tmp_path):
         (["explain", "cat.png", "cat.png", "--out", "one.png"], 2, "pass a folder"),
         (["explain", "cat.png", "--device", "abacus"], 1, "abacus"),
         (["explain", "cat.png", "--method", "gradcam"], 2, "rollout, lime"),
-        (["explain", "cat.png", "--target", "cat"], 2, "--method"),
+        (["explain", "cat.png", "--target", "tabby"], 2, "the nearest labels are"),
         (["explain"], 2, "PHOTO"),
         (["attention", "cat.png", "--layer", "6"], 2, "layers 0 to 5"),
         (["attention", "cat.png", "--query", "8,0"], 2, "outside the grid"),

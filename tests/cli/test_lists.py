@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from tests.helpers.command_line import call
 
 
@@ -30,6 +32,20 @@ def test_methods_lists_the_registry(capsys, monkeypatch):
     code, out, _ = call(capsys, monkeypatch, "methods", "--json")
     assert code == 0
     assert [row["method"] for row in json.loads(out)] == list(METHODS)
+    assert {row["kind"] for row in json.loads(out)} == {"attention", "perturbation", "gradient"}
     code, out, _ = call(capsys, monkeypatch, "methods")
     assert code == 0
     assert "occlusion" in out
+
+
+@pytest.mark.parametrize("columns", [80, 120, 200])
+def test_the_table_of_methods_fits_the_terminal(capsys, monkeypatch, columns):
+    from vitscope.methods.registry import METHODS
+
+    monkeypatch.setenv("COLUMNS", str(columns))
+    _, out, _ = call(capsys, monkeypatch, "methods")
+    assert max(map(len, out.splitlines())) <= columns
+    words = out.split()
+    assert all(name in words for name in METHODS), "names are never cut"
+    assert out.count("1 + a backward") == sum(method.forwards == "1 + a backward" for method in METHODS.values())
+    assert ("Selvaraju et al., 2017" in out) == (columns >= 120)

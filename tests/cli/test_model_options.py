@@ -31,6 +31,7 @@ OPTIONS: dict[str, tuple[list[str], dict[str, Any]]] = {
     "select": (["--select", "logits"], {"select": "logits"}),
     "mean and std": (["--mean", "0.5,0.25,1", "--std", "0.5"], {"mean": (0.5, 0.25, 1.0), "std": (0.5,)}),
     "processor": (["--processor", "folder"], {"processor": Path("folder")}),
+    "tokenizer": (["--tokenizer", "folder"], {"tokenizer": Path("folder")}),
     "none": ([], {}),
 }
 
@@ -103,7 +104,7 @@ def test_the_help_lists_them_in_their_own_section(capsys: Any, monkeypatch: pyte
     code, out, _ = call(capsys, monkeypatch, command, "--help")
     general, section = out.split("Describe the model:\n")
     assert code == 0
-    for name in ("weights", "adapter", "backbone", "labels", "select", "mean", "std", "processor"):
+    for name in ("weights", "adapter", "backbone", "labels", "select", "mean", "std", "processor", "tokenizer"):
         assert f"--{name} " in section
         assert f"--{name} " not in general
     assert "--model-output" in section

@@ -37,7 +37,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"fill": "inpant"}, "inpant"),
     ({"feather": 99.0}, "feather is 99.0: pass 0 to 10"),
     ({"background": "nowhere.png", "tests": "controls"}, "nowhere.png does not exist"),
-    ({"output": "odds"}, "unknown output 'odds': choose probability or logit"),
+    ({"output": "odds"}, "unknown output 'odds': choose logit, log_odds, probability, log_probability"),
     ({"target": "thing 33"}, "did you mean thing 3"),
     ({"target": 7}, "target 7 does not exist"),
     ({"batch_size": 0}, "batch_size is 0, at least 1"),

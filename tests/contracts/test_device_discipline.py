@@ -32,6 +32,11 @@ METHODS: dict[str, Method] = {
     "rollout": lambda model, image, _: vs.rollout(model, image, head_fusion="max", discard_ratio=0.5).values,
     "rollout_evolution": lambda model, image, _: vs.rollout_evolution(vs.capture(model, image))[-1].values,
     "head_statistics": lambda model, image, _: vs.head_statistics(vs.capture(model, image)).distance,
+    "head_importance": lambda model, image, target: vs.head_importance(model, image, **target).values,
+    "head_importance, zero": lambda model, image, target: (
+        vs.head_importance(model, image, replacement="zero", **target).values
+    ),
+    "attention_flow": lambda model, image, _: vs.attention_flow(model, image, head_fusion="max").values,
     "lime": lambda model, image, target: vs.lime(model, image, segments="patches", num_samples=20, **target).values,
     "lime, dropped": lambda model, image, target: (
         vs.lime(model, image, segments="patches", num_samples=20, hide="drop", **target).values

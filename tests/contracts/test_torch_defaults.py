@@ -19,6 +19,7 @@ METHODS: dict[str, Callable[[vs.VisionModel, Tensor], Tensor]] = {
     "rollout": lambda model, pixels: vs.rollout(model, pixels).values,
     "rollout, discarded": lambda model, pixels: vs.rollout(model, pixels, head_fusion="max", discard_ratio=0.5).values,
     "head_statistics": lambda model, pixels: vs.head_statistics(vs.capture(model, pixels)).distance,
+    "head_importance": lambda model, pixels: vs.head_importance(model, pixels, target=0).values,
     "lime": lambda model, pixels: vs.lime(model, pixels, segments="patches", num_samples=40, **TARGET).values,
     "kernel_shap": lambda model, pixels: vs.kernel_shap(model, pixels, segments="patches", **TARGET).values,
     "occlusion": lambda model, pixels: vs.occlusion(model, pixels, **TARGET).values,

@@ -16,6 +16,7 @@ from torch import nn
 import vitscope as vs
 from tests.helpers.command_line import call
 from tests.helpers.families import TINY
+from tests.helpers.text_image import save, text_image
 from tests.helpers.tiny import photo, tiny_vit
 
 timm = pytest.importorskip("timm")
@@ -117,6 +118,11 @@ def clip() -> dict[str, Any]:
     return {"clip": open_clip.CLIP(embed_dim=16, vision_cfg=vision, text_cfg=words).eval()}
 
 
+def texts() -> dict[str, Any]:
+    save("clip", Path("clip-folder"))
+    return {}
+
+
 def timm_folder() -> dict[str, Any]:
     timm.models.save_for_hf(network(), "timm-folder", model_config={"label_names": LABELS})
     Path("base").mkdir()
@@ -141,6 +147,7 @@ PREPARATIONS: dict[str, Callable[[], dict[str, Any]]] = {
     "A Lightning checkpoint": lightning_checkpoint,
     "A PEFT adapter": adapter,
     "A one-channel model": grey,
+    "Texts as classes": texts,
     "A CLIP tower": clip,
     "Folders and repositories of timm": timm_folder,
     "Weights for torchvision": swin,
@@ -266,6 +273,8 @@ REFUSALS: dict[str, Callable[[], Any]] = {
     "which could be classes or an embedding": lambda: vs.load(MeanOfPatches()).predict(PIXELS),
     "returns several outputs": lambda: vs.load(Heads()).predict(PIXELS),
     "returns neither classes nor features that vitscope recognises": lambda: vs.load(Tokens()).predict(PIXELS),
+    "has no text tower": lambda: vs.load(text_image("clip").vision_model, labels=["a cat", "a dog"]),
+    "has no tokenizer": lambda: vs.load(text_image("clip"), labels=["a cat", "a dog"]),
     "has no classifier": lambda: vs.load(network(num_classes=0)).predict(PIXELS),
     "the token grid of this model is unknown": lambda: vs.rollout(bare_transformer(), PIXELS),
     "the readout of this model is unknown": lambda: vs.rollout(vs.load(MeanOfPatches(), output="logits"), PIXELS),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import vitscope as vs
-from vitscope.attention import rules
+from vitscope.attention import recomputed_attention
 
 Explain = Callable[..., vs.Attribution]
 
@@ -38,9 +38,9 @@ def check_batch(explain: Explain, model: vs.VisionModel, pixels: Tensor, toleran
 def check_row_blocks(explain: Explain, model: vs.VisionModel, pixels: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     """Check that the number of queries that are recomputed together changes nothing."""
     with monkeypatch.context() as patch:
-        patch.setattr(rules, "CPU_BLOCK", 1 << 30)
+        patch.setattr(recomputed_attention, "CPU_BLOCK", 1 << 30)
         expected = explain(model, pixels, target=3).values
-        patch.setattr(rules, "CPU_BLOCK", 1)  # 16 queries
+        patch.setattr(recomputed_attention, "CPU_BLOCK", 1)  # 16 queries
         torch.testing.assert_close(explain(model, pixels, target=3).values, expected)
 
 

@@ -162,7 +162,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("lime", {"hide": 256}, "hide is 256: a colour is"),
     ("lime", {"hide": "nowhere.png"}, "hide is 'nowhere.png'.*does not exist"),
     ("lime", {"sampling": "grime"}, "unknown sampling 'grime': choose lime, paired, glime"),
-    ("lime", {"output": "odds"}, "unknown output 'odds': choose probability or logit"),
+    ("lime", {"output": "odds"}, "unknown output 'odds': choose logit, log_odds, probability, log_probability"),
     ("lime", {"target": "thing 33"}, "target 'thing 33' is not a label of this model: did you mean thing 3"),
     ("lime", {"target": 7}, "target 7 does not exist: the model has classes 0 to 6"),
     ("lime", {"target": -1}, "target -1 does not exist"),

@@ -15,6 +15,7 @@ def test_every_kind_is_named() -> None:
     assert kinds == {
         "attention": "attention",
         "rollout": "attention",
+        "attention_flow": "attention",
         "lime": "perturbation",
         "kernel_shap": "perturbation",
         "occlusion": "perturbation",
@@ -35,7 +36,7 @@ def test_every_kind_is_named() -> None:
 @every_method
 def test_takes_target_is_what_the_signature_says(name: str, method: Method) -> None:
     assert method.takes_target == ("target" in inspect.signature(method.compute).parameters)
-    assert method.takes_target == (name != "attention")
+    assert method.takes_target == (name not in ("attention", "attention_flow"))
 
 
 @every_method

@@ -114,7 +114,7 @@ def test_the_default_of_the_signature_is_the_one_that_is_used(name: str, hide: s
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"output": "odds"}, "unknown output 'odds': choose probability or logit"),
+        ({"output": "odds"}, "unknown output 'odds': choose logit, log_odds, probability, log_probability"),
         ({"seed": -1}, "seed is -1, a whole number from 0 to"),
         ({"seed": "x"}, "seed is 'x', a whole number is expected"),
         ({"batch_size": 0}, "batch_size is 0, at least 1 is expected"),

@@ -22,7 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vitscope.attention.rules import PRODUCTS, Arguments, Keywords, LocalRules, OnRows, flat, is_active, query_slices
+from vitscope.attention.recomputed_attention import query_slices
+from vitscope.attention.rules import PRODUCTS, Arguments, Keywords, LocalRules, OnRows, flat, is_active
 from vitscope.attention.softmax_use import SoftmaxTracker
 from vitscope.attention.tap import AttentionCall
 from vitscope.errors import UnsupportedModelError

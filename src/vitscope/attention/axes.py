@@ -38,6 +38,20 @@ class Axes:
             tensor = tensor.permute(*self.order, -2, -1)
         return tensor if len(self.shape) == 3 else tensor.reshape(len(tensor), -1, *tensor.shape[-3:])
 
+    def join(self, tensor: Tensor, leading: Sequence[int]) -> Tensor:
+        """Return a tensor (batch, window, head, token, channel) as (…, token, channel): the inverse of :meth:`split`.
+
+        Args:
+            tensor: a tensor with the sizes that :meth:`split` returns; tokens and channels may have other sizes.
+            leading: sizes of the axes before tokens and channels.
+        """
+        tokens = tensor.shape[-2:]
+        tensor = tensor.reshape(*(self.shape[axis] for axis in self.order), *tokens)
+        if not self.in_order:
+            inverse = sorted(range(len(self.order)), key=self.order.__getitem__)
+            tensor = tensor.permute(*inverse, -2, -1)
+        return tensor.reshape(*leading, *tokens)
+
 
 def head_count(module: nn.Module, path: str) -> int | None:
     """Return the number of heads that the module at ``path`` or one of the two modules around it declares, or None."""

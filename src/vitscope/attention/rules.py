@@ -18,7 +18,7 @@ linear, convolution         derivative            derivative or γ-rule        d
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -26,31 +26,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitscope.attention.linear_rules import gamma_pull
+from vitscope.attention.recomputed_attention import OnRows as OnRows
+from vitscope.attention.recomputed_attention import RecomputedAttention
 from vitscope.attention.softmax_use import SoftmaxTracker
 from vitscope.attention.tap import AttentionCall
 
 RuleName = Literal["plain", "libra", "attn_lrp"]
-OnRows = Callable[[slice, Tensor, Tensor], None]  # rows of queries, their weights, and the gradient of these weights
 OnBias = Callable[[Tensor, Tensor], None]  # a tensor that was computed, and the constant that was added in it
 Pull = Callable[[Tensor, Tensor], Tensor]  # (input, gradient of the output) → gradient of the input
 Arguments = Sequence[Any]
 Keywords = Mapping[str, Any]
-
-# Weights that the backward pass of one attention call recomputes together: few enough for a processor's cache.
-CPU_BLOCK, DEVICE_BLOCK = 1 << 19, 1 << 24
-
-
-def query_slices(queries: Tensor, keys: Tensor) -> Iterator[slice]:
-    """Yield slices of the queries, each with few enough weights to recompute together.
-
-    Args:
-        queries: (batch · head, query, channel).
-        keys: (batch · head, key, channel).
-    """
-    count, size = queries.shape[1], CPU_BLOCK if queries.device.type == "cpu" else DEVICE_BLOCK
-    step = max(1, min(count, max(16, size // (len(queries) * keys.shape[1]))))
-    for start in range(0, count, step):
-        yield slice(start, min(start + step, count))
 
 
 class _Local(torch.autograd.Function):
@@ -105,73 +90,6 @@ class _ObservedWeights(torch.autograd.Function):
         return None if ctx.constant else gradient, None, None
 
 
-class _Attention(torch.autograd.Function):
-    """Attention by the library's kernel. The backward pass recomputes the weights, some rows at a time."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        bias: Tensor | None,
-        call: AttentionCall,
-        rules: RuleName,
-        on_rows: OnRows | None,
-    ) -> Tensor:
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(query, key, value, bias)
-        ctx.scale, ctx.rules, ctx.on_rows = call.scale, rules, on_rows
-        return call.run()
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> Any:
-        (gradient,) = gradients
-        if gradient is None:
-            return (None,) * 7
-        query, key, value, bias = ctx.saved_tensors
-        dtype = torch.promote_types(query.dtype, torch.float32)
-        halves = 0.5 if ctx.rules == "attn_lrp" else 1.0
-        through_scores = ctx.rules != "libra" and any(ctx.needs_input_grad[position] for position in (0, 1, 3))
-        leading, device = query.shape[:-2], query.device
-        with torch.autocast(device.type, enabled=False):
-            queries, keys, values, outputs = (
-                tensor.to(dtype).expand(*leading, *tensor.shape[-2:]).flatten(0, -3).contiguous()
-                for tensor in (query, key, value, gradient)
-            )
-            to_query, to_key, to_value = (torch.zeros_like(tensor) for tensor in (queries, keys, values))
-            to_bias = None if bias is None or not ctx.needs_input_grad[3] else torch.zeros_like(bias)
-            for rows in query_slices(queries, keys):
-                block = queries[:, rows]
-                scores = torch.bmm(block, keys.mT).mul_(ctx.scale)
-                shaped = scores.view(*leading, *scores.shape[1:])
-                if bias is not None:
-                    shaped += bias if bias.shape[-2] == 1 else bias[..., rows, :]
-                weights = scores.softmax(-1)
-                del scores
-                received = outputs[:, rows] * halves if halves != 1 else outputs[:, rows]
-                to_value.baddbmm_(weights.mT, received)
-                if ctx.on_rows is None and not through_scores:
-                    continue
-                to_weights = torch.bmm(received, values.mT)
-                if ctx.on_rows is not None:
-                    ctx.on_rows(rows, weights.view(shaped.shape), to_weights.view(shaped.shape))
-                if through_scores:
-                    to_scores = (to_weights - (weights * to_weights).sum(-1, keepdim=True)).mul_(weights)
-                    if to_bias is not None:
-                        part = to_bias if to_bias.shape[-2] == 1 else to_bias[..., rows, :]
-                        part += to_scores.view(shaped.shape).sum_to_size(part.shape)
-                    to_query[:, rows] = torch.bmm(to_scores, keys).mul_(ctx.scale * halves)
-                    to_key.baddbmm_(to_scores.mT, block, alpha=ctx.scale * halves)
-
-        def shaped_as(tensor: Tensor, original: Tensor) -> Tensor:
-            full = tensor.view(*leading, *tensor.shape[1:])
-            return full.sum_to_size(original.shape).to(original.dtype)
-
-        pulled = (shaped_as(to_query, query), shaped_as(to_key, key)) if through_scores else (None, None)
-        return (*pulled, shaped_as(to_value, value), to_bias, None, None, None)
-
-
 class LocalRules:
     """The rules of one run, applied by a :class:`~vitscope.attention.tap.Tap` to every torch function.
 
@@ -221,18 +139,25 @@ class LocalRules:
 
         Args:
             call: the call.
-            on_rows: function that receives weights and their gradients during the backward pass.
+            on_rows: function that receives weights and their gradients during the backward pass; None if nothing does.
+                The library's own backward pass then serves all rules but Libra's.
         """
+        constant = self.rules == "libra"
         if call.query is not None and call.key is not None and call.value is not None:
             tensors = (call.query, call.key, call.value, call.bias)
             if not any(tensor is not None and tensor.requires_grad for tensor in tensors):
                 return call.run()
-            output: Tensor = _Attention.apply(*tensors, call, self.rules, on_rows)
+            if on_rows is None and not constant:
+                return call.run() if self.rules == "plain" else _with_shares(call)
+            factor = 0.5 if self.rules == "attn_lrp" else 1.0
+            output: Tensor = RecomputedAttention.apply(*tensors, call, constant, factor, on_rows)
             return output
         weights = call.run()
         if not weights.requires_grad:
             return weights
-        observed: Tensor = _ObservedWeights.apply(weights, self.rules == "libra", on_rows)
+        if on_rows is None:
+            return weights.detach() if constant else weights
+        observed: Tensor = _ObservedWeights.apply(weights, constant, on_rows)
         return observed
 
     def _multiply(self, func: Any, args: Arguments, kwargs: Keywords) -> Any:
@@ -305,12 +230,14 @@ class _NormPull:
 
     def __call__(self, activation: Tensor, gradient: Tensor) -> Tensor:
         dtype = torch.promote_types(activation.dtype, torch.float32)
-        values = activation.to(dtype)
-        gradient = gradient.to(dtype) if self.weight is None else gradient.to(dtype) * self.weight.to(dtype)
-        if self.centred:
-            gradient = gradient - gradient.mean(self.axes, keepdim=True)
-            return gradient * (values.var(self.axes, unbiased=False, keepdim=True) + self.eps).rsqrt()
-        return gradient * (values.square().mean(self.axes, keepdim=True) + self.eps).rsqrt()
+        values, received = activation.to(dtype), gradient.to(dtype)
+        result = received.clone() if self.weight is None else received * self.weight.to(dtype)
+        if not self.centred:
+            return result.mul_((values.square().mean(self.axes, keepdim=True) + self.eps).rsqrt())
+        # On the CPU, the kernel of the norm is ten times as fast as the variance.
+        shape = values.shape[len(self.axes) * -1 :]
+        _, _, inverse_deviation = torch.native_layer_norm(values, shape, None, None, self.eps)
+        return result.sub_(result.mean(self.axes, keepdim=True)).mul_(inverse_deviation)
 
 
 def is_active(value: Any) -> bool:
@@ -330,6 +257,15 @@ def _named(names: Sequence[str], args: Arguments, kwargs: Keywords) -> dict[str,
     return dict(zip(names, args, strict=False)) | dict(kwargs)
 
 
+def _with_shares(call: AttentionCall) -> Tensor:
+    """Return the output of a fused kernel, with half of the gradient to each factor of its two products."""
+    arguments = dict(call.arguments)
+    for name, share in (("query", 0.25), ("key", 0.25), ("value", 0.5), ("attn_mask", 0.5)):
+        if is_active(arguments.get(name)):
+            arguments[name] = _Scaled.apply(arguments[name], share)
+    return F.scaled_dot_product_attention(**arguments)
+
+
 def _constant(func: Any, args: Arguments, kwargs: Keywords) -> Any:
     """Treat the result of a function as a constant."""
     with torch.no_grad():
@@ -345,7 +281,7 @@ def _gated(func: Any, args: Arguments, kwargs: Keywords) -> Any:
     if func in _HAVE_INPLACE:  # in place, the input would be lost before the backward pass
         args, keywords["inplace"] = args[:1], False
     gate = _GATES[func](keywords)
-    return _Local.apply(activation, lambda: func(*args, **keywords), lambda x, gradient: gradient * gate(x))
+    return _Local.apply(activation, lambda: func(*args, **keywords), lambda x, gradient: gate(x).mul_(gradient))
 
 
 def _divide(func: Any, args: Arguments, kwargs: Keywords) -> Any:
@@ -371,11 +307,11 @@ def _normalize(func: Any, args: Arguments, kwargs: Keywords) -> Any:
 
 
 def _gelu_gate(keywords: Keywords) -> Callable[[Tensor], Tensor]:
-    """Return Φ(x), or its approximation by tanh."""
+    """Return Φ(x), or its approximation by tanh, computed in a single tensor."""
     if keywords.get("approximate", "none") == "tanh":
         factor = math.sqrt(2 / math.pi)
-        return lambda x: 0.5 * (1 + torch.tanh(factor * (x + 0.044715 * x**3)))
-    return torch.special.ndtr
+        return lambda x: x.square().mul_(0.044715).add_(1).mul_(x).mul_(factor).tanh_().add_(1).mul_(0.5)
+    return lambda x: torch.mul(x, math.sqrt(0.5)).erf_().add_(1).mul_(0.5)
 
 
 def _mish_gate(x: Tensor) -> Tensor:

@@ -17,6 +17,9 @@ from torch import Tensor
 from vitscope.attention.flow import NOT_TENSORS, function_name, name_set
 
 OnValues = Callable[[int, Tensor], None]  # the index of an attention call and its values (…, key, channel)
+# The index of an attention call and the product of its weights and values (…, query, channel); returns what the model
+# continues with.
+OnProduct = Callable[[int, Tensor], Tensor]
 
 # Functions that preserve the numbers and the axes, perhaps in another dtype or with more rows.
 _SAME_AXES = name_set(
@@ -37,7 +40,8 @@ _SLICE = name_set(
     __getitem__ __iter__ select narrow chunk split unbind tensor_split index_select gather
     """
 )
-_PRODUCT = frozenset(["matmul", "__matmul__", "__rmatmul__", "bmm", "baddbmm", "mm"])
+_PURE_PRODUCT = frozenset(["matmul", "__matmul__", "__rmatmul__", "bmm", "mm"])
+_PRODUCT = _PURE_PRODUCT | {"baddbmm"}
 _REARRANGE = _SAME_AXES | _SWAP | _RESHAPE | {"T", "mT", "t", "permute"}
 
 
@@ -60,13 +64,15 @@ class SoftmaxTracker:
     Args:
         on_values: function that is called with the index of an attention call and its values when the weights multiply
             them.
+        on_product: function that is called with the index of an attention call and its matrix product of weights and
+            values, and returns what replaces the product. It is not called for an einsum or a product with a summand.
     """
 
-    def __init__(self, on_values: OnValues | None = None) -> None:
+    def __init__(self, on_values: OnValues | None = None, on_product: OnProduct | None = None) -> None:
         self.uses: dict[int, SoftmaxUse] = {}
         # By id: the tensor, its call, and the negative index of the key axis (None if merged with other axes).
         self._weights: dict[int, tuple[weakref.ref[Tensor], int, int | None]] = {}
-        self._on_values = on_values
+        self._on_values, self._on_product = on_values, on_product
 
     def start(self, call: int, weights: Tensor) -> None:
         """Follow the result of a softmax over the last axis."""
@@ -78,17 +84,17 @@ class SoftmaxTracker:
         entry = self._weights.get(id(tensor))
         return entry is not None and entry[0]() is tensor
 
-    def record(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> None:
-        """Examine a torch function that has run."""
+    def record(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> Any:
+        """Examine a torch function that has run, and return its result or what replaces it."""
         if not self._weights:
-            return
+            return result
         for value in (*args, *kwargs.values()) if kwargs else args:
             for tensor in value if type(value) in (list, tuple) else (value,):
                 entry = self._weights.get(id(tensor))
                 weights = None if entry is None else entry[0]()
                 if entry is not None and weights is not None and weights is tensor:
-                    self._examine(func, args, kwargs, result, weights, entry[1], entry[2])
-                    return
+                    return self._examine(func, args, kwargs, result, weights, entry[1], entry[2])
+        return result
 
     def _examine(
         self,
@@ -99,14 +105,14 @@ class SoftmaxTracker:
         weights: Tensor,
         call: int,
         axis: int | None,
-    ) -> None:
-        """Note what a torch function has done with the weights of a call."""
+    ) -> Any:
+        """Note what a torch function has done with the weights of a call, and return its result."""
         name, use = function_name(func), self.uses[call]
         if name in ("__setitem__", "copy_") and args[0] is weights:
             del self._weights[id(weights)]
             use.changes.append("indexed assignment")
         elif type(result) in NOT_TENSORS:
-            return
+            return result
         elif name in _PRODUCT or name == "einsum":
             values = None if axis is None else _values(name, args, kwargs, weights, axis)
             if values is None:
@@ -116,6 +122,9 @@ class SoftmaxTracker:
                 self._weights = {key: entry for key, entry in self._weights.items() if entry[1] != call}
                 if self._on_values is not None:
                     self._on_values(call, values)
+                if self._on_product is not None and name in _PURE_PRODUCT:
+                    # Weights on the right are transposed, and so is their product.
+                    return self._on_product(call, result) if axis == -1 else self._on_product(call, result.mT).mT
         elif name in _DROPOUT and not _dropout_active(args, kwargs):
             self._track(result, call, axis)
         elif name in _REARRANGE and isinstance(result, Tensor):
@@ -124,6 +133,7 @@ class SoftmaxTracker:
             use.changes.append("slicing" if name in _SLICE else name)
             if result is weights:  # changed in place
                 del self._weights[id(weights)]
+        return result
 
     def _track(self, weights: Any, call: int, axis: int | None) -> None:
         """Follow a tensor that holds the weights of a call."""

@@ -11,7 +11,7 @@ import threading
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -41,6 +41,7 @@ class AttentionCall:
         scale: factor of the products of queries and keys.
         bias: float32 or float64 tensor added to the scores; None for no bias.
         logits: scores (…, query, key) before the softmax, or None for a fused kernel.
+        arguments: arguments of the fused kernel by name; empty for a softmax.
         index: number of attention calls before this one.
         input_mask: mask of all arguments, see :mod:`vitscope.attention.flow`.
         query_mask: mask of the queries.
@@ -55,6 +56,7 @@ class AttentionCall:
     scale: float = 1.0
     bias: Tensor | None = None
     logits: Tensor | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
     index: int = 0
     input_mask: int = 0
     query_mask: int = 0
@@ -143,10 +145,10 @@ class Tap(TorchFunctionMode):
                 run = lambda: func(*values, **named)  # noqa: E731
                 return self._attend(AttentionCall(self.module, run, logits=logits), func, args, kwargs)
         result = func(*values, **named) if self._run is None else self._run(func, values, named)
+        if self._softmax_tracker is not None:
+            result = self._softmax_tracker.record(func, args, kwargs, result)
         if self._flow is not None:
             self._flow.record(func, args, kwargs, result)
-        if self._softmax_tracker is not None:
-            self._softmax_tracker.record(func, args, kwargs, result)
         return result
 
     def _attend(self, call: AttentionCall, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
@@ -235,6 +237,7 @@ class Tap(TorchFunctionMode):
             value=value,
             scale=1 / math.sqrt(query.shape[-1]) if scale is None else scale,
             bias=_bias(arguments.get("attn_mask"), bool(arguments.get("is_causal")), query, key),
+            arguments=arguments,
         )
 
 

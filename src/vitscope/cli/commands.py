@@ -11,6 +11,7 @@ from vitscope.cli import (  # noqa: F401
     lime,
     methods,
     models,
+    registers,
     rollout,
 )
 from vitscope.cli.app import run as run

@@ -1,22 +1,23 @@
 """The command ``vitscope explain``."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vitscope.cli.inputs import load_model
+from vitscope.cli.inputs import TargetNames, load_model, with_contrast
 from vitscope.cli.model_options import Description, model_command
-from vitscope.cli.options import Device, Json, ModelName, Out, Overwrite, Photos, Target, TopK
+from vitscope.cli.options import Contrast, Device, Json, ModelName, Out, Overwrite, Photos, Target, TopK
 from vitscope.cli.output import each_photo, figure_paths, reporting, save
-from vitscope.cli.tables import print_agreement, print_classes
-from vitscope.errors import CallError, UnsupportedModelError, VitscopeError
+from vitscope.cli.tables import print_agreement, print_classes, print_meanings
+from vitscope.errors import CallError, UnsupportedModelError, VitscopeError, WorkError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from vitscope.methods.registry import Method
     from vitscope.metrics.agreement import Agreement
     from vitscope.models import Prediction, VisionModel
     from vitscope.results.attribution import Attribution
@@ -37,18 +38,19 @@ def explain(
         typer.Option(
             "--method",
             help="Method, such as lime; see vitscope methods. May be repeated, to compare results.",
-            show_default="rollout and heads",
+            show_default="rollout, libra and heads",
         ),
     ] = None,
     target: Target = None,
+    contrast: Contrast = None,
     *,
     description: Description,
 ) -> None:
-    """Explain photos: top classes, rollout, heads, other methods."""
-    if method is None and target is not None:
-        raise CallError("--target needs a --method that explains a class, such as --method lime")
+    """Explain photos: top classes, rollout, a class, heads."""
     named_photos = [(str(photo), photo) for photo in photos]
-    explain_photos(named_photos, model, out, overwrite, device, json_, top_k, method, target, description)
+    explain_photos(
+        named_photos, model, out, overwrite, device, json_, top_k, method, with_contrast(target, contrast), description
+    )
 
 
 def explain_photos(
@@ -60,30 +62,33 @@ def explain_photos(
     json_: bool,
     top_k: int,
     methods: Sequence[str] | None = None,
-    target: str | None = None,
+    target: TargetNames | None = None,
     description: Description | None = None,
 ) -> None:
     """Explain each photo, save its figure, and print its classes.
 
     Args:
         photos: names and photos; a photo is a path or an image.
-        methods: names of methods to compare; None for rollout and the heads of the last layer.
+        methods: names of methods to compare; None for rollout, the map of a class, and the heads of the last layer.
+        target: the class to explain, or the two of a contrast; by default the most likely.
     """
-    methods = None if methods is None else list(dict.fromkeys(methods))
-    check_methods(methods or (), target)
+    if methods is not None:
+        methods = list(dict.fromkeys(methods))
+        check_methods(methods, target)
     files = [photo for _, photo in photos if isinstance(photo, Path)]
     vision = load_model(model, device, files, description=description)
     paths = figure_paths([Path(name) for name, _ in photos], "explain", out)
     with reporting(json_) as report:
         for (name, photo), path in each_photo(photos, paths, overwrite, bar=methods is None):
             if methods is None:
-                explanation = _explain_by_attention(vision, photo, top_k)
+                explanation = _explain_by_default(vision, photo, top_k, target)
             else:
                 explanation = _explain_by_methods(vision, photo, top_k, methods, target, progress=not json_)
             save(explanation.scene, path, overwrite)
             reason = "" if explanation.predictions else why_no_classes(vision, photo)
             if not json_:
                 print_classes(name, vision, explanation.predictions, reason)
+                print_meanings(explanation.meanings)
                 if explanation.agreement is not None:
                     print_agreement(explanation.agreement)
             report.append(
@@ -99,16 +104,22 @@ def explain_photos(
                 raise KeyboardInterrupt
 
 
-def check_methods(names: Sequence[str], target: str | None) -> None:
+def check_methods(names: Sequence[str], target: TargetNames | None) -> None:
     """Check that every method exists, and that one of them takes the target if there is one."""
     from vitscope.methods.registry import METHODS
 
     for name in names:
         if name not in METHODS:
             raise CallError(f"unknown method {name!r}: choose {', '.join(METHODS)}")
-    if target is not None and not any(METHODS[name].takes_target for name in names):
-        takers = ", ".join(name for name, method in METHODS.items() if method.takes_target)
-        raise CallError(f"--target is {target!r}, but {', '.join(names)} takes no target: add one of {takers}")
+    if target is not None and not any(_takes(METHODS[name], target) for name in names):
+        takers = ", ".join(name for name, method in METHODS.items() if _takes(method, target))
+        noun, value = ("contrast", target[1]) if isinstance(target, tuple) else ("target", target)
+        raise CallError(f"--{noun} is {value!r}, but {', '.join(names)} takes no {noun}: add one of {takers}")
+
+
+def _takes(method: "Method", target: TargetNames) -> bool:
+    """Return whether a method takes a target; attention has a readout of a class, but none of a contrast."""
+    return method.takes_target and not (isinstance(target, tuple) and method.kind == "attention")
 
 
 def why_no_classes(vision: "VisionModel", photo: Any) -> str:
@@ -130,44 +141,105 @@ class _Explanation:
 
     Attributes:
         entries: values for the JSON report.
+        meanings: a sentence for each map, by its name.
         interrupted: whether Ctrl-C ended it early.
     """
 
     scene: "Scene"
     predictions: Sequence["Prediction"]
     entries: dict[str, Any]
+    meanings: Mapping[str, str] = field(default_factory=dict)
     agreement: "Agreement | None" = None
     interrupted: bool = False
 
 
-def _explain_by_attention(vision: "VisionModel", photo: Any, top_k: int) -> _Explanation:
-    """Explain a photo by rollout and the heads of the last layer, or by the CLS tokens that the classifier reads."""
+def _explain_by_default(vision: "VisionModel", photo: Any, top_k: int, target: TargetNames | None) -> _Explanation:
+    """Explain a photo by rollout, by the map of a class, and by the heads of the last layer.
+
+    A model that classifies by CLS tokens in its windows has a figure of these tokens instead.
+    """
     from vitscope.methods.rollout import rollout
     from vitscope.models.heads import WindowClassified
     from vitscope.tracing.capture import run_and_capture
-    from vitscope.views.scene import explanation
+    from vitscope.views.scene import ROLLOUT_MEANING, explanation, meaning_of_class_map
     from vitscope.views.windows import cls_grid
     from vitscope.window_tokens.window_cls import window_cls
 
     result = run_and_capture(vision, photo)
     if isinstance(vision.module, WindowClassified):
-        rollouts, scene = [], cls_grid(window_cls(vision, photo))
+        if target is not None:
+            raise CallError(f"--target of {vision.name}, which has CLS tokens in its windows, needs a --method")
+        return _Explanation(
+            cls_grid(window_cls(vision, photo)), _predictions(vision, result.logits, top_k), {"rollouts": []}
+        )
+    rollouts = [rollout(result.trace, head_fusion=fusion) for fusion in ("mean", "max")]
+    class_map, reason = _class_map(vision, photo, result.logits, target)
+    entries: dict[str, Any] = {
+        "rollouts": [{"provenance": dict(r.provenance), "values": r.values[0].tolist()} for r in rollouts]
+    }
+    meanings = {"rollout": ROLLOUT_MEANING}
+    if class_map is None:
+        entries["no_class_map"] = meanings["libra"] = reason
+        meanings["libra"] = f"not available: {reason}"
     else:
-        rollouts = [rollout(result.trace, head_fusion=fusion) for fusion in ("mean", "max")]
-        scene = explanation(result.trace, rollouts)
-    values = [{"provenance": dict(r.provenance), "values": r.values[0].tolist()} for r in rollouts]
-    return _Explanation(scene, _predictions(vision, result.logits, top_k), {"rollouts": values})
+        entries["class_map"] = {**class_map.as_json(), "values": class_map.values[0].tolist()}
+        meanings["libra"] = meaning_of_class_map(class_map)
+    labels = "" if class_map is None else _describe_classes(vision, result.logits, class_map.target)
+    scene = explanation(result.trace, rollouts, class_map, labels)
+    return _Explanation(scene, _predictions(vision, result.logits, top_k), entries, meanings)
+
+
+def _class_map(
+    vision: "VisionModel", photo: Any, logits: "Tensor | None", target: TargetNames | None
+) -> "tuple[Attribution | None, str]":
+    """Return the map of a class, or None and the reason why there is none.
+
+    Raises:
+        VitscopeError: there is none for the ``target``.
+    """
+    from vitscope.methods.libra import libra
+
+    if logits is None and target is None:
+        return None, "the model names no class"
+    try:
+        if vision.meaning == "probabilities":  # under Libra's rules no gradient passes their softmax
+            raise UnsupportedModelError(f"{vision.name} returns probabilities, and libra explains logits")
+        return libra(vision, photo, target=target), ""
+    except (UnsupportedModelError, WorkError) as error:
+        if target is not None:
+            raise
+        return None, str(error)
+
+
+def _describe_classes(vision: "VisionModel", logits: "Tensor | None", target: str | None) -> str:
+    """Return a class with its probability, and the most probable class if that is another."""
+    from vitscope.views.scene import short_label
+
+    predictions = [] if logits is None else _predictions(vision, logits, logits.shape[-1])
+    explained = next((prediction for prediction in predictions if prediction.label == target), None)
+    if explained is None or explained.probability is None:
+        return short_label(target)
+    text = f"{short_label(target)} ({explained.probability:.1%}"
+    if explained != predictions[0]:
+        text += f"; predicted: {short_label(predictions[0].label)}, {predictions[0].probability:.1%}"
+    return f"{text})"
 
 
 def _explain_by_methods(
-    vision: "VisionModel", photo: Any, top_k: int, methods: Sequence[str], target: str | None, *, progress: bool
+    vision: "VisionModel",
+    photo: Any,
+    top_k: int,
+    methods: Sequence[str],
+    target: TargetNames | None,
+    *,
+    progress: bool,
 ) -> _Explanation:
     """Explain a photo by several methods, one after another, until all are done or Ctrl-C comes."""
     from vitscope.metrics.agreement import agreement
     from vitscope.tracing.capture import run_and_capture
     from vitscope.views.segments import side_by_side
 
-    predictions = _predictions(vision, run_and_capture(vision, photo).logits, top_k)
+    logits = run_and_capture(vision, photo).logits
     results, interrupted = [], False
     for method in methods:
         try:
@@ -183,18 +255,44 @@ def _explain_by_methods(
     explained = next((result.target for result in results if result.target), None)
     title = f"What {vision.name} looks at"
     if explained is not None:
-        title = f"Explanations of {explained} for {vision.name}"
-    forwards = [f"{name} {r.provenance.get('samples', 1):,}" for name, r in zip(names, results, strict=True)]
-    scene = side_by_side(results, names, title=title, note=f"forward passes: {', '.join(forwards)}")
+        title = f"Explanations of {_describe_classes(vision, logits, explained)} for {vision.name}"
+    lines = [_lines(name, result) for name, result in zip(names, results, strict=True)]
+    scene = side_by_side(results, names, title=title, lines=lines)
     entries: dict[str, Any] = {"results": {name: r.as_json() for name, r in zip(names, results, strict=True)}}
     alike = agreement(results, names=names) if len(results) > 1 else None
     if alike is not None:
         entries["agreement"] = alike.as_json()
-    return _Explanation(scene, predictions, entries, alike, interrupted)
+    predictions = _predictions(vision, logits, top_k)
+    return _Explanation(scene, predictions, entries, agreement=alike, interrupted=interrupted)
+
+
+def _lines(name: str, result: "Attribution") -> list[str]:
+    """Return what a map explains, and how many forward passes it took."""
+    from vitscope.methods.registry import METHODS
+
+    samples = result.provenance.get("samples")
+    passes = METHODS[name].forwards if samples is None else f"{samples:,}"
+    return [_explained_number(name, result), f"forward passes: {passes}"]
+
+
+def _explained_number(name: str, result: "Attribution") -> str:
+    """Return what a map explains: attention, or a number of the output."""
+    from vitscope.methods.registry import METHODS
+
+    if METHODS[name].kind == "attention":
+        return "attention, the same for every class" if result.target is None else "attention, for the class"
+    output = str(result.provenance["parameters"]["output"]).replace("_", "-")
+    return f"the {output}"
 
 
 def _result(
-    vision: "VisionModel", photo: Any, name: str, target: str | None, methods: Sequence[str], *, progress: bool
+    vision: "VisionModel",
+    photo: Any,
+    name: str,
+    target: TargetNames | None,
+    methods: Sequence[str],
+    *,
+    progress: bool,
 ) -> "Attribution":
     """Compute one method, for the target if it takes one.
 
@@ -205,7 +303,7 @@ def _result(
 
     method = METHODS[name]
     options: dict[str, Any] = {"progress": progress} if method.kind == "perturbation" else {}
-    if target is None or not method.takes_target:
+    if target is None or not _takes(method, target):
         return method.compute(vision, photo, **options)
     try:
         return method.compute(vision, photo, target=target, **options)

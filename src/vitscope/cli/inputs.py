@@ -78,6 +78,14 @@ def _quoted(path: Path | str) -> str:
     return repr(text if len(text) <= 60 else f"{text[:40]}…{text[-12:]}")
 
 
+TargetNames = str | tuple[str | None, str]  # a class, or the two of a contrast; None is the most likely class
+
+
+def with_contrast(target: str | None, contrast: str | None) -> TargetNames | None:
+    """Return what to explain: the target, or its contrast with another class."""
+    return target if contrast is None else (target, contrast)
+
+
 def parse_fill(text: str) -> str | list[float]:
     """Return a colour such as ``128`` or ``0,64,255`` as a list of numbers, and any other fill unchanged."""
     try:

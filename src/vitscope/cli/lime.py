@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from vitscope.cli.inputs import check_file_name, load_model, parse_fill
+from vitscope.cli.inputs import check_file_name, load_model, parse_fill, with_contrast
 from vitscope.cli.model_options import Description, model_command
 from vitscope.cli.options import (
     BatchSize,
     ComparedModels,
+    Contrast,
     Device,
     Examples,
     Hide,
@@ -44,6 +45,7 @@ def lime(
     photos: Photos,
     model: ModelName = "vit-nano",
     target: Target = None,
+    contrast: Contrast = None,
     num_samples: Annotated[
         str,
         typer.Option(
@@ -93,7 +95,7 @@ def lime(
     models += [load_model(name, device, photos, examples) for name in compare or ()]
     with reporting(json_) as report:
         for photo, path in each_photo(photos, figure_paths(photos, "lime", out), overwrite, bar=False):
-            results = _explain(models, photo, target, options)
+            results = _explain(models, photo, target, contrast, options)
             alike = agreement(results, names=[model.name for model in models]) if len(results) > 1 else None
             save(_scene(results), path, overwrite)
             if arrays is not None:
@@ -110,7 +112,7 @@ def lime(
 
 
 def _explain(
-    models: Sequence["VisionModel"], photo: Path, target: str | None, options: Mapping[str, Any]
+    models: Sequence["VisionModel"], photo: Path, target: str | None, contrast: str | None, options: Mapping[str, Any]
 ) -> list["SegmentAttribution"]:
     """Return the result of each model, up to the first that was interrupted.
 
@@ -118,12 +120,16 @@ def _explain(
     """
     from vitscope.methods.lime import lime as compute
 
-    results = [compute(models[0], photo, target=target, **options)]
-    for model in models[1:]:
+    results: list[SegmentAttribution] = []
+    for model in models:
+        shared = target
+        if results and target is None:
+            # The contrast is followed by the most likely class.
+            most_likely = results[0].classes[0 if contrast is None else 1]
+            shared = most_likely if most_likely in (model.labels or ()) else None
+        results.append(compute(model, photo, target=with_contrast(shared, contrast), **options))
         if results[-1].provenance["interrupted"]:
             break
-        shared = target is None and results[0].target in (model.labels or ())
-        results.append(compute(model, photo, target=results[0].target if shared else target, **options))
     return results
 
 

@@ -2,7 +2,7 @@
 
 from vitscope.cli.app import app
 from vitscope.cli.options import Json
-from vitscope.cli.tables import print_json, print_table
+from vitscope.cli.tables import WIDE, print_json, print_table
 
 
 @app.command()
@@ -10,11 +10,23 @@ def methods(json_: Json = False) -> None:
     """List the methods for explain --method."""
     from vitscope.methods.registry import METHODS
 
+    columns = ["method", "shows", "forwards", "source"]
     rows = [
-        {"method": name, "shows": method.summary, "forwards": method.forwards, "source": method.source}
+        {
+            "method": name,
+            "shows": method.summary,
+            "forwards": method.forwards,
+            "source": method.source,
+            "kind": method.kind,
+            "takes_target": method.takes_target,
+        }
         for name, method in METHODS.items()
     ]
     if json_:
         print_json(rows)
         return
-    print_table(("method", "shows", "forwards", "source"), [tuple(row.values()) for row in rows], right=(2,))
+    from rich.console import Console
+
+    if Console().width < WIDE:  # the summaries would be broken into many lines
+        columns.remove("source")
+    print_table(columns, [[row[name] for name in columns] for row in rows], right=(2,), unbroken=(0, 2))

@@ -25,6 +25,7 @@ OPTIONS: Mapping[str, Any] = {
     "mean": options.Mean,
     "std": options.Std,
     "processor": options.Processor,
+    "tokenizer": options.Tokenizer,
 }
 
 

@@ -33,8 +33,19 @@ Target = Annotated[
     str | None,
     typer.Option("--target", "-t", help="Class to explain, by label or index.", show_default="the most likely"),
 ]
+Contrast = Annotated[
+    str | None,
+    typer.Option(
+        "--contrast",
+        help="Class to contrast with the target: explain the difference of their outputs.",
+        show_default="none",
+    ),
+]
 TopK = Annotated[int, typer.Option("--top-k", min=1, help="Number of classes to list.")]
-OutputKind = Annotated[Literal["probability", "logit"], typer.Option("--output", help="Output to evaluate.")]
+OutputKind = Annotated[
+    Literal["probability", "log_probability", "logit", "log_odds"],
+    typer.Option("--output", help="Output to evaluate."),
+]
 Seed = Annotated[int, typer.Option(help="Random seed.")]
 BatchSize = Annotated[int, typer.Option(help="Images per forward pass.")]
 Hide = Annotated[
@@ -76,7 +87,8 @@ ModelOutput = Annotated[str | None, typer.Option("--model-output", help=MODEL_OU
 Labels = Annotated[
     Path | None,
     typer.Option(
-        help="File of class names: one per line, or JSON (a list, or a mapping from index to name).",
+        help="File of class names (texts for CLIP and SigLIP): one per line, or JSON (a list, or a mapping from index "
+        "to name).",
         rich_help_panel=MODEL_PANEL,
     ),
 ]
@@ -95,4 +107,8 @@ Std = Annotated[
 ]
 Processor = Annotated[
     Path | None, typer.Option(help="Folder with a preprocessor_config.json.", rich_help_panel=MODEL_PANEL)
+]
+Tokenizer = Annotated[
+    Path | None,
+    typer.Option(help="Folder with the tokenizer of CLIP or SigLIP, for --labels.", rich_help_panel=MODEL_PANEL),
 ]

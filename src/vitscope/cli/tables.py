@@ -1,7 +1,7 @@
 """Printed output of commands: classes, segments, agreement, effects, and JSON."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from vitscope.results.segment_attribution import SegmentAttribution
 
 WIDE = 120  # columns of a terminal that has room for explanations
+PAIRED = 3  # results whose agreement is printed by pair
+CELL = 6  # columns for a number of a matrix
 
 
 def print_json(value: Any) -> None:
@@ -24,21 +26,31 @@ def print_json(value: Any) -> None:
     typer.echo(json.dumps(value, indent=2, allow_nan=False))
 
 
-def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]], *, right: Sequence[int]) -> None:
+def print_table(
+    header: Sequence[str],
+    rows: Sequence[Sequence[Any]],
+    *,
+    right: Sequence[int],
+    unbroken: Sequence[int] = (),
+    gap: int = 4,
+) -> None:
     """Print rows of cells under their header.
 
     Args:
         header: one name per column.
         rows: one cell per column, as text or as rich's Text.
         right: indices of the columns that are aligned to the right.
+        unbroken: indices of the columns whose cells are never cut or broken into lines.
+        gap: characters between columns.
     """
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 2))
+    table = Table(box=None, header_style="bold", padding=(0, gap // 2, 0, gap - gap // 2))
     for column, name in enumerate(header):
-        table.add_column(Text(visible(name)), justify="right" if column in right else "left")
+        justify: Any = "right" if column in right else "left"
+        table.add_column(Text(visible(name)), justify=justify, no_wrap=column in unbroken)
     for row in rows:
         table.add_row(*(cell if isinstance(cell, Text) else Text(visible(cell)) for cell in row))
     Console().print(table)
@@ -89,8 +101,25 @@ def print_segments(result: "SegmentAttribution", count: int) -> None:
     print_table(("", "segment", "weight", "interval", "centre in pixels"), rows, right=(1, 2))
 
 
+def print_meanings(meanings: Mapping[str, str]) -> None:
+    """Print what each map shows, one sentence per map."""
+    width = max(map(len, meanings), default=0)
+    for name, meaning in meanings.items():
+        say(f"  {name:<{width}}  {meaning}")
+
+
 def print_agreement(agreement: "Agreement") -> None:
-    """Print the rank correlation of each pair, and the overlap of its top regions compared with chance."""
+    """Print the rank correlation of each pair, and the overlap of its top regions compared with chance.
+
+    More than three results are printed as a matrix if the terminal is wide enough for it.
+    """
+    from rich.console import Console
+
+    count = len(agreement.names)
+    width = max(map(len, agreement.names)) + len(str(count)) + 2 + CELL * count
+    if count > PAIRED and Console().width >= width:
+        _print_agreement_matrix(agreement)
+        return
     rows = [
         (
             f"{first} and {second}",
@@ -104,6 +133,30 @@ def print_agreement(agreement: "Agreement") -> None:
     ]
     overlap = f"top {agreement.top:.0%} overlap"
     print_table(("agreement", "rank correlation", overlap, "by chance"), rows, right=(1, 2, 3))
+
+
+def _print_agreement_matrix(agreement: "Agreement") -> None:
+    """Print the rank correlations below the diagonal of a matrix, and the overlaps above it."""
+    count = len(agreement.names)
+    chances = sorted({f"{agreement.chance[i, j]:.0%}" for i in range(count) for j in range(i)}, key=len)
+    overlap = f"overlap of the top {agreement.top:.0%} (by chance {' to '.join(chances[:: max(len(chances) - 1, 1)])})"
+    say(f"  agreement; below the diagonal: rank correlation; above: {overlap}")
+    rows = [
+        [
+            f"{i + 1:>{len(str(count))}} {name}",
+            *(
+                ""
+                if i == j
+                else f"{agreement.rank_correlation[i, j]:+.2f}"
+                if j < i
+                else f"{agreement.overlap[i, j]:.0%}"
+                for j in range(count)
+            ),
+        ]
+        for i, name in enumerate(agreement.names)
+    ]
+    header = ["", *(str(number) for number in range(1, count + 1))]
+    print_table(header, rows, right=range(1, count + 1), gap=1)
 
 
 def print_edited_images(result: "Composition", top_k: int) -> None:

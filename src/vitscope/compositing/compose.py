@@ -24,12 +24,14 @@ from vitscope.images.image import InputImage
 from vitscope.images.reading import photos, read_photo
 from vitscope.interventions.positions import Positions, positions
 from vitscope.methods._perturbation import perturbation_method, warn_if_interrupted
+from vitscope.models.targets import one_per_image
 from vitscope.models.vision_model import VisionModel
 from vitscope.perturb.baselines import describe_hide
 from vitscope.perturb.options import EvaluationArguments, PerturbationOptions
 from vitscope.perturb.rendering import Subject, subjects
 from vitscope.progress import progress_callback
 from vitscope.tracing.capture import as_vision_model, provenance
+from vitscope.typing import Target
 
 
 @perturbation_method(EvaluationArguments)
@@ -40,7 +42,7 @@ def compose(
     *,
     tests: Sequence[Literal["size", "location", "split", "controls"]] | str = ("size", "location", "split"),
     edited_images: Sequence[EditedImage] | EditedImage = (),
-    target: int | str | None = None,
+    target: Target | None = None,
     scales: Sequence[float | int] | None = None,
     places: Sequence[int] | int = PLACES,
     location_scale: float | int = 1.0,
@@ -71,7 +73,8 @@ def compose(
             over the blank one there with neutral position embeddings (for models that
             :func:`vitscope.interventions.positions.positions` supports); and the image without the object.
         edited_images: your own edited images, evaluated after the original.
-        target: the class for maps and curves; by default that of each object, see :meth:`Composition.column`.
+        target: what maps and curves show, see :data:`~vitscope.typing.Target`; by default the class of each object, see
+            :meth:`Composition.column`.
         scales: factors for the object's sides, above 0; at most 1,000 of them. By default, of seven scales from 1/4 to
             2, whose areas double, those at which the object fits into the image.
         places: number of rows and columns of the location grid, from 2 to 100.
@@ -102,6 +105,7 @@ def compose(
     if background is not None:
         read_photo(background)  # an invalid background is an error even if no test uses it
     subject = _require_single_image(vision, image)
+    (image_target,) = one_per_image(target, 1)
     photo = subject.view.photo
     plan = plan_experiments(tests, scales, places, location_scale)
     stage = Stage(
@@ -120,7 +124,7 @@ def compose(
     _check_images(vision, images, stage, model_positions)
     with progress_callback(settings.progress) as report:
         predictor = EditedImagePredictor(vision, subject, model_positions, settings, attention=attention, report=report)
-        column = None if target is None else predictor.target(target)
+        column = None if image_target is None else predictor.target(image_target)
         for object_mask in stage.objects.values() if vision.labels else ():
             if object_mask.label is not None:
                 predictor.target(object_mask.label)  # an unknown class is an error before the first prediction
@@ -155,6 +159,8 @@ def compose(
         stage=stage,
         model_labels=vision.labels,
         target=column,
+        num_classes=predictor.num_classes,
+        target_output=None if column is None else predictor.output_of(column),
         rollouts=predictor.rollouts_of(len(images)) if attention else None,
         grid=vision.layout.grid(*subject.pixels.shape[-2:]) if attention and vision.layout is not None else None,
     )

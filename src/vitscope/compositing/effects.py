@@ -11,6 +11,7 @@ from scipy.stats import t as student
 from vitscope.compositing.result import Composition
 from vitscope.errors import CallError
 from vitscope.results.attribution import Attribution
+from vitscope.typing import ClassTarget
 from vitscope.validation import require_ratio
 
 BACKGROUNDS = {"blank": "a blank", "blurred": "a blurred", "shuffled": "a shuffled", "other": "another"}
@@ -79,7 +80,7 @@ class Effect:
 
 
 def effects(
-    results: Composition | Sequence[Composition], *, target: int | str | None = None, confidence: float = 0.95
+    results: Composition | Sequence[Composition], *, target: ClassTarget | None = None, confidence: float = 0.95
 ) -> list[Effect]:
     """Return the effects of object, place, background and positions, from the controls of one or more images.
 
@@ -146,7 +147,7 @@ def _summarize(name: str, values: Float[np.ndarray, " image"], confidence: float
     return Effect(name, values, mean, (mean - half_width, mean + half_width), standardized, confidence)
 
 
-def _effects_of_image(result: Composition, target: int | str | None) -> Mapping[str, float]:
+def _effects_of_image(result: Composition, target: ClassTarget | None) -> Mapping[str, float]:
     """Return each difference, averaged over the objects of an image."""
     objects = result.tested("controls")
     if not objects:
@@ -158,7 +159,7 @@ def _effects_of_image(result: Composition, target: int | str | None) -> Mapping[
     return {name: float(np.mean([values[name] for values in by_object])) for name in shared}
 
 
-def _effects_of_object(result: Composition, name: str, target: int | str | None) -> dict[str, float]:
+def _effects_of_object(result: Composition, name: str, target: ClassTarget | None) -> dict[str, float]:
     """Return each difference for one object."""
 
     def output(image: int | str) -> float:

@@ -22,6 +22,7 @@ from vitscope.grid import Grid
 from vitscope.images.image import InputImage, three_channels
 from vitscope.perturb.segments import cell_labels
 from vitscope.results.attribution import Attribution
+from vitscope.typing import ClassTarget
 from vitscope.validation import require_at_least, require_class_index, require_integer
 
 TOP_K = 3  # classes per edited image
@@ -36,13 +37,17 @@ class Composition:
     Attributes:
         original: the photo, and the box of it that the model sees.
         edited_images: the images that were evaluated; the first is the original.
-        outputs: float64 (edited image, class), probabilities or logits. For a model without classes, a single
-            column: the cosine similarity of its features to those of the original. NaN for images that Ctrl-C left out.
+        outputs: float64 (edited image, class), of the kind :attr:`output`. For a model without classes, a single
+            column: the cosine similarity of its features to those of the original. If the target of
+            :func:`vitscope.compose` is neither, such as a contrast, it is the last column. NaN for images that Ctrl-C
+            left out.
         labels: the labels of the columns.
         provenance: model, options and versions.
         stage: renders the images again.
+        num_classes: number of columns, without that of a target that is no class.
         model_labels: the model's own labels, used to select classes; None if it has none.
         target: the column that was chosen as the target of :func:`vitscope.compose`; None if none was.
+        target_output: the kind of the target's outputs; None if there is no target.
         rollouts: float32 (edited image, height, width), NaN for images that were left out; None without
             ``attention=True``.
         grid: the token grid of the rollouts.
@@ -63,8 +68,10 @@ class Composition:
     labels: Sequence[str]
     provenance: Mapping[str, Any]
     stage: Stage = field(repr=False)
+    num_classes: int
     model_labels: Sequence[str] | None = None
     target: int | None = None
+    target_output: str | None = None
     rollouts: Float[np.ndarray, "image height width"] | None = None
     grid: Grid | None = None
 
@@ -78,8 +85,12 @@ class Composition:
 
     @property
     def output(self) -> str:
-        """The kind of the outputs: probability, logit, value or similarity."""
+        """The kind of the outputs: probability, log_probability, logit, log_odds, value or similarity."""
         return str(self.provenance["parameters"]["output"])
+
+    def output_of(self, column: int) -> str:
+        """Return the kind of the outputs in a column; ``"custom"`` for a target that is a function."""
+        return self.target_output if self.target_output and column == self.target else self.output
 
     @property
     def names(self) -> list[str]:
@@ -114,17 +125,19 @@ class Composition:
         left, top, right, bottom = self.original.box
         return InputImage(pixels, (left * across, top * down, right * across, bottom * down), self.original.name)
 
-    def column(self, target: int | str | None = None, name: str | None = None) -> int:
+    def column(self, target: ClassTarget | None = None, name: str | None = None) -> int:
         """Return the column of the class that is explained.
 
         Args:
-            target: the class. By default the target of :func:`vitscope.compose`, else the class of the object if the
-                model has it, else the most probable class of the original.
+            target: the class, or the label of the target of :func:`vitscope.compose`. By default that target, else the
+                class of the object if the model has it, else the most probable class of the original.
             name: the name of the object.
 
         Raises:
             CallError: there is no such class; the message lists the nearest labels.
         """
+        if self.target is not None and target in (None, self.labels[self.target]):
+            return self.target
         if self.output == "similarity":
             if target in (None, "similarity"):
                 return 0
@@ -133,27 +146,25 @@ class Composition:
                 "'similarity', the similarity of its features to those of the original"
             )
         if target is not None:
-            return require_class_index(target, self.model_labels, self.outputs.shape[1])
-        if self.target is not None:
-            return self.target
+            return require_class_index(target, self.model_labels, self.num_classes)
         object_mask = self.objects[name] if name is not None else None
         if object_mask is not None and object_mask.label is not None:
-            return require_class_index(object_mask.label, self.model_labels, self.outputs.shape[1])
+            return require_class_index(object_mask.label, self.model_labels, self.num_classes)
         if object_mask is not None and self.model_labels is not None and not object_mask.name.isdecimal():
             try:
-                return require_class_index(object_mask.name, self.model_labels, self.outputs.shape[1])
+                return require_class_index(object_mask.name, self.model_labels, self.num_classes)
             except CallError:
                 pass  # the name of an object need not be a class of the model
-        return int(np.argmax(self.outputs[0]))
+        return int(np.argmax(self.outputs[0, : self.num_classes]))
 
-    def value(self, image: int | str, target: int | str | None = None, name: str | None = None) -> float:
+    def value(self, image: int | str, target: ClassTarget | None = None, name: str | None = None) -> float:
         """Return the output for an edited image and a class; arguments as for :meth:`column`."""
         return float(self.outputs[self._index(image), self.column(target, name)])
 
     def ranking(self, image: int | str, top_k: int = TOP_K) -> Ranking:
         """Return the ``top_k`` most probable classes of an edited image, with their changes from the original."""
         index = self._index(image)
-        description, output = self.edited_images[index], self.outputs[index]
+        description, output = self.edited_images[index], self.outputs[index, : self.num_classes]
         order = np.argsort(-output, kind="stable")[: require_at_least(1, top_k, "top_k")].tolist()
         ranked = (Ranked(self.labels[i], i, float(output[i]), float(output[i] - self.outputs[0, i])) for i in order)
         return Ranking(description.name, description.test, tuple(ranked))
@@ -198,7 +209,7 @@ class Composition:
     def location_map(
         self,
         name: str | None = None,
-        target: int | str | None = None,
+        target: ClassTarget | None = None,
         *,
         test: str = "location",
         background: str = "own",
@@ -243,7 +254,7 @@ class Composition:
         view = InputImage(self.original.photo, self._extent(name, np.array(centres), grid), self.original.name)
         return Attribution(values, grid, [view], provenance, self.labels[column])
 
-    def size_curve(self, name: str | None = None, target: int | str | None = None) -> SizeCurve:
+    def size_curve(self, name: str | None = None, target: ClassTarget | None = None) -> SizeCurve:
         """Return the output for a class, by the size of an object; arguments as for :meth:`location_map`.
 
         Raises:

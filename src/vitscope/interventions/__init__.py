@@ -1,1 +1,1 @@
-"""Interventions: run a model without some of its tokens, or without position information."""
+"""Interventions: run a model without some of its tokens, heads or keys, or without position information."""

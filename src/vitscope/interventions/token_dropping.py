@@ -204,11 +204,16 @@ def _attend_among_remaining(
         # (1, head, token, token) → (mask, head, remaining, remaining)
         call = replace(call, bias=call.bias[0][:, tokens[:, :, None], tokens[:, None, :]].transpose(0, 1))
     hidden = filler.repeat_interleave(heads, dim=0)
-    return _attend_without(call, hidden.view(call.leading_axes[0], *[1] * len(call.leading_axes), -1))
+    return attend_without(call, hidden.view(call.leading_axes[0], *[1] * len(call.leading_axes), -1))
 
 
-def _attend_without(call: AttentionCall, hidden: Bool[Tensor, "..."]) -> Tensor:
-    """Return the call's output with the hidden keys masked."""
+def attend_without(call: AttentionCall, hidden: Bool[Tensor, "..."]) -> Tensor:
+    """Return the call's output with the hidden keys masked.
+
+    Args:
+        call: an attention call.
+        hidden: True for each key that no query attends to, as a bias of the scores: (…, 1, key).
+    """
     bias = torch.zeros(hidden.shape, device=hidden.device).masked_fill_(hidden, float("-inf"))
     if call.logits is not None:
         return (call.logits + bias.to(call.logits.dtype)).softmax(-1)
@@ -276,7 +281,7 @@ class _KeyMask:
         visible = self.visible[:, slots.clamp_min(0)] & (slots != PADDING)  # (batch, window, slot)
         hidden = ~self.visible[:, slots.clamp_min(0)] & (slots != PADDING)
         hidden &= visible.any(-1, keepdim=True)  # a window without visible tokens is not masked: nothing reads it
-        return _attend_without(call, hidden.view(*call.leading_axes[:-1], 1, 1, -1))
+        return attend_without(call, hidden.view(*call.leading_axes[:-1], 1, 1, -1))
 
     def pool(self, _: nn.Module, __: Any, features: Tensor) -> Tensor | None:
         """Return the last tokens, scaled so that their mean is that of the visible ones."""

@@ -16,17 +16,20 @@ from torch import nn
 from vitscope.docstrings import attribute_entries
 from vitscope.errors import CallError, warn
 from vitscope.grid import Grid
+from vitscope.models.targets import one_per_image
 from vitscope.models.vision_model import VisionModel
 from vitscope.perturb import MaskedModel, PerturbationArguments, PerturbationOptions
-from vitscope.perturb.rendering import subjects
-from vitscope.progress import progress_callback
+from vitscope.perturb.rendering import Subject, subjects
+from vitscope.progress import ProgressCallback, ProgressLike, progress_callback
 from vitscope.results.attribution import Attribution
 from vitscope.results.segment_attribution import LinearFit, SegmentAttribution, SegmentedImage
 from vitscope.tracing.capture import as_vision_model, provenance
+from vitscope.typing import ImageTarget, Target
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result", bound=Attribution)
 Returned = TypeVar("Returned")
+Item = TypeVar("Item")
 
 WIDTH = 120  # columns of a docstring
 
@@ -91,7 +94,8 @@ def explain_each(
     images: Any,
     segments: Any,
     options: PerturbationOptions,
-    explain: Callable[[MaskedModel], Result],
+    target: Target | None,
+    explain: Callable[[MaskedModel, ImageTarget | None], Result],
     *,
     on_pixels: bool = True,
 ) -> Result:
@@ -102,12 +106,13 @@ def explain_each(
         images: the images, as the method takes them.
         segments: see :class:`~vitscope.perturb.MaskedModel`.
         options: options of the method.
-        explain: returns the result of one image.
+        target: what to explain, of all images or in a list of one target per image.
+        explain: returns the result of one image and its target.
         on_pixels: whether results are as large as the photos. If so, photos of different sizes are refused before
             any evaluation.
 
     Raises:
-        CallError: there are no images, or their sizes differ.
+        CallError: there are no images, their sizes differ, or there is another number of targets.
     """
     vision = as_vision_model(model)
     inputs = subjects(vision, images)
@@ -118,20 +123,49 @@ def explain_each(
         raise CallError(
             f"cannot combine results of different sizes ({', '.join(sizes)} pixels): explain these images separately"
         )
-    results: list[Result] = []
-    for subject in inputs:
+
+    def explain_subject(item: tuple[Subject, ImageTarget | None], report: ProgressCallback) -> Result:
+        subject, image_target = item
+        return explain(MaskedModel(vision, subject, options, segments=segments, report=report), image_target)
+
+    pairs = list(zip(inputs, one_per_image(target, len(inputs)), strict=True))
+    results = one_by_one(
+        pairs, explain_subject, lambda result: bool(result.provenance["interrupted"]), options.progress
+    )
+    return results[0] if len(inputs) == 1 else results[0].join(results)
+
+
+def one_by_one(
+    inputs: Sequence[Item],
+    explain: Callable[[Item, ProgressCallback], Returned],
+    is_interrupted: Callable[[Returned], bool],
+    progress: ProgressLike,
+) -> list[Returned]:
+    """Return the results of the images up to the one during which Ctrl-C was pressed, with a warning if it was.
+
+    Args:
+        inputs: the images, or pairs of an image and its target.
+        explain: returns the result of one image, and reports its progress.
+        is_interrupted: whether Ctrl-C ended the work on a result early.
+        progress: see :data:`~vitscope.progress.ProgressLike`.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C was pressed before the first result.
+    """
+    results: list[Returned] = []
+    for item in inputs:
         try:
-            with progress_callback(options.progress) as report:
-                results.append(explain(MaskedModel(vision, subject, options, segments=segments, report=report)))
+            with progress_callback(progress) as report:
+                results.append(explain(item, report))
         except KeyboardInterrupt:
             if not results:
                 raise
             break
-        if results[-1].provenance["interrupted"]:
+        if is_interrupted(results[-1]):
             break
     if len(results) < len(inputs):
         warn(f"interrupted: the result holds the first {len(results)} of {len(inputs)} images")
-    return results[0] if len(inputs) == 1 else results[0].join(results)
+    return results
 
 
 def warn_if_interrupted(interrupted: bool, evaluated: int, total: int | None) -> None:
@@ -142,13 +176,19 @@ def warn_if_interrupted(interrupted: bool, evaluated: int, total: int | None) ->
 
 
 def perturbation_provenance(
-    masked_model: MaskedModel, method: str, parameters: Mapping[str, Any], *, samples: int, interrupted: bool
+    masked_model: MaskedModel,
+    method: str,
+    parameters: Mapping[str, Any],
+    column: int,
+    *,
+    samples: int,
+    interrupted: bool,
 ) -> dict[str, Any]:
-    """Return the provenance of a result: model, method, all parameters, and the number of samples."""
+    """Return the provenance of a result: model, method, all parameters, the explained output, and the sample count."""
     return {
         **provenance(masked_model.model),
         "method": method,
-        "parameters": {**masked_model.parameters, **parameters},
+        "parameters": {**masked_model.parameters, "output": masked_model.output_of(column), **parameters},
         "samples": samples,
         "interrupted": interrupted,
     }
@@ -167,12 +207,12 @@ def segment_result(
     samples: int,
     interrupted: bool,
 ) -> SegmentAttribution:
-    """Return a result with one weight per segment for each class of ``columns``, the first of which is the target."""
+    """Return a result with one weight per segment for each of ``columns``, the first of which is the target."""
     segments = masked_model.require_segments()
     fits = [
         LinearFit(
             masked_model.label(column),
-            column,
+            masked_model.class_index(column),
             float(masked_model.original[column]),
             torch.from_numpy(weights[row].copy()),
             None if intervals is None else torch.from_numpy(intervals[row].copy()),
@@ -187,7 +227,7 @@ def segment_result(
         image.values(),
         Grid(*index.shape),
         [masked_model.subject.view.uncropped()],
-        perturbation_provenance(masked_model, method, parameters, samples=samples, interrupted=interrupted),
+        perturbation_provenance(masked_model, method, parameters, columns[0], samples=samples, interrupted=interrupted),
         fits[0].label,
         True,
         segmented_images=[image],

@@ -13,7 +13,7 @@ from vitscope.models.targets import ScoreOutput, score
 from vitscope.models.vision_model import VisionModel
 from vitscope.results.attribution import Attribution
 from vitscope.tracing.gradients import GradientOptions, capture_gradients
-from vitscope.typing import Fused, Weights
+from vitscope.typing import Fused, Target, Weights
 from vitscope.validation import require_ratio
 
 
@@ -21,7 +21,7 @@ def generic_attention(
     model: VisionModel | nn.Module,
     images: Any,
     *,
-    target: Any = None,
+    target: Target | None = None,
     start_layer: int = 0,
     rules: RuleName = "plain",
     merge: Merge = "equal",
@@ -36,7 +36,7 @@ def generic_attention(
     Args:
         model: from :func:`vitscope.load`, or a live module.
         images: see :func:`vitscope.capture`.
-        target: what to explain, see :func:`~vitscope.models.targets.score`; by default the most probable class.
+        target: what to explain, see :data:`~vitscope.typing.Target`; by default the most probable class.
         start_layer: index of the first block to include, from 0; negative from the end.
         rules: rules of the backward pass: ``"plain"``, ``"libra"`` or ``"attn_lrp"``.
         merge: the share of each of the four tokens in a merged token, see :func:`vitscope.rollout`.
@@ -65,7 +65,7 @@ def gradient_rollout(
     model: VisionModel | nn.Module,
     images: Any,
     *,
-    target: Any = None,
+    target: Target | None = None,
     discard_ratio: float = 0.0,
     start_layer: int = 0,
     rules: RuleName = "plain",
@@ -83,7 +83,7 @@ def gradient_rollout(
     Args:
         model: from :func:`vitscope.load`, or a live module.
         images: see :func:`vitscope.capture`.
-        target: what to explain, see :func:`~vitscope.models.targets.score`; by default the most probable class.
+        target: what to explain, see :data:`~vitscope.typing.Target`; by default the most probable class.
         discard_ratio: in [0, 1], the share of the smallest entries of each image's Ā that become zero, see
             :func:`vitscope.rollout`.
         start_layer: index of the first block to include, from 0; negative from the end.
@@ -118,19 +118,19 @@ def gradient_rollout(
 
 def _clamped_mean(weights: Weights, gradient: Weights) -> Fused:
     """Return E_h[(A ⊙ ∇A)⁺]."""
-    return (weights * gradient).clamp_min(0).mean(2)
+    return (weights * gradient).clamp_min_(0).mean(2)
 
 
 def _mean_clamped(weights: Weights, gradient: Weights) -> Fused:
     """Return (E_h[A ⊙ ∇A])⁺."""
-    return (weights * gradient).mean(2).clamp_min(0)
+    return (weights * gradient).mean(2).clamp_min_(0)
 
 
 def _explain(
     method: str,
     model: VisionModel | nn.Module,
     images: Any,
-    target: Any,
+    target: Target | None,
     parameters: dict[str, Any],
     combine: Combine,
 ) -> Attribution:

@@ -17,6 +17,7 @@ from vitscope.models.targets import ScoreOutput, score
 from vitscope.models.vision_model import VisionModel
 from vitscope.results.attribution import Attribution
 from vitscope.tracing.gradients import GradientCapture, GradientOptions, capture_gradients
+from vitscope.typing import Target
 
 Variant = Literal["grad_cam", "hires_cam", "layer_cam", "grad_cam++", "x_grad_cam", "element_wise", "eigen_cam"]
 Position = Literal["norm", "block"]
@@ -26,7 +27,7 @@ def grad_cam(
     model: VisionModel | nn.Module,
     images: Any,
     *,
-    target: Any = None,
+    target: Target | None = None,
     layer: int = -1,
     variant: Variant = "grad_cam",
     at: Position = "norm",
@@ -58,7 +59,7 @@ def grad_cam(
     Args:
         model: from :func:`vitscope.load`, or a live module.
         images: see :func:`vitscope.capture`.
-        target: what to explain, see :func:`~vitscope.models.targets.score`; by default the most probable class.
+        target: what to explain, see :data:`~vitscope.typing.Target`; by default the most probable class.
         layer: index of the block, from 0; negative from the end.
         variant: a row of the table.
         at: ``"norm"`` for the output of the norm before attention (for the input of a block that normalises after
@@ -83,7 +84,7 @@ def grad_cam(
     """
     require_choice(variant, Variant, "variant")
     require_choice(at, Position, "at")
-    options = GradientOptions(rules=require_rules(rules))
+    options = GradientOptions(weights=False, rules=require_rules(rules))
 
     def watched(blocks: Sequence[Block]) -> list[nn.Module]:
         if not blocks:

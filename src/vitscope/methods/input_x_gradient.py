@@ -8,10 +8,11 @@ from torch import Tensor, nn
 from vitscope.attention.rules import RuleName
 from vitscope.methods._gradient import gradient_result, in_batches, pixel_map, require_choice, require_rules
 from vitscope.methods.attention_map import grid_of
-from vitscope.models.targets import Score, ScoreOutput, score
+from vitscope.models.targets import Score, ScoreOutput, fixed_target, score
 from vitscope.models.vision_model import VisionModel
 from vitscope.results.attribution import Attribution
 from vitscope.tracing.gradients import GradientCapture, GradientOptions, capture_gradients
+from vitscope.typing import Target
 from vitscope.validation import require_at_least, require_non_negative, require_seed
 
 Place = Literal["patches", "pixels"]
@@ -21,7 +22,7 @@ def input_x_gradient(
     model: VisionModel | nn.Module,
     images: Any,
     *,
-    target: Any = None,
+    target: Target | None = None,
     rules: RuleName = "plain",
     at: Place = "patches",
     output: ScoreOutput = "logit",
@@ -36,7 +37,7 @@ def input_x_gradient(
     Args:
         model: from :func:`vitscope.load`, or a live module.
         images: see :func:`vitscope.capture`.
-        target: what to explain, see :func:`~vitscope.models.targets.score`; by default the most probable class.
+        target: what to explain, see :data:`~vitscope.typing.Target`; by default the most probable class.
         rules: rules of the backward pass: ``"plain"``, ``"libra"`` or ``"attn_lrp"``.
         at: ``"patches"`` or ``"pixels"``.
         output: the number of the target to explain, see :func:`vitscope.generic_attention`.
@@ -58,7 +59,7 @@ def input_x_gradient(
         torch.Size([1, 8, 8])
     """
     require_choice(at, Place, "at")
-    options = GradientOptions(rules=require_rules(rules), pixels=at == "pixels")
+    options = GradientOptions(weights=False, rules=require_rules(rules), pixels=at == "pixels")
     parameters = {"rules": rules, "at": at}
 
     def explain(images: Any, target: Any) -> Attribution:
@@ -74,7 +75,7 @@ def attn_lrp(
     model: VisionModel | nn.Module,
     images: Any,
     *,
-    target: Any = None,
+    target: Target | None = None,
     gamma: float = 0.0,
     conv_gamma: float = 0.0,
     at: Place = "patches",
@@ -93,7 +94,7 @@ def attn_lrp(
     Args:
         model: from :func:`vitscope.load`, or a live module.
         images: see :func:`vitscope.capture`.
-        target: what to explain, see :func:`~vitscope.models.targets.score`; by default the most probable class.
+        target: what to explain, see :data:`~vitscope.typing.Target`; by default the most probable class.
         gamma: γ of the γ-rule of linear layers, at least 0; the authors try 0 to 1 for each model.
         conv_gamma: γ of the γ-rule of the patch embedding, at least 0. It only matters for pixels.
         at: ``"patches"`` or ``"pixels"``.
@@ -114,7 +115,9 @@ def attn_lrp(
     """
     require_choice(at, Place, "at")
     gamma, conv_gamma = require_non_negative(gamma, "gamma"), require_non_negative(conv_gamma, "conv_gamma")
-    options = GradientOptions(rules="attn_lrp", gamma=gamma, conv_gamma=conv_gamma, pixels=at == "pixels")
+    options = GradientOptions(
+        weights=False, rules="attn_lrp", gamma=gamma, conv_gamma=conv_gamma, pixels=at == "pixels"
+    )
     parameters = {"gamma": gamma, "conv_gamma": conv_gamma, "at": at}
 
     def explain(images: Any, target: Any) -> Attribution:
@@ -130,7 +133,7 @@ def smooth_grad(
     model: VisionModel | nn.Module,
     images: Any,
     *,
-    target: Any = None,
+    target: Target | None = None,
     samples: int = 20,
     noise: float = 0.15,
     rules: RuleName = "plain",
@@ -149,7 +152,7 @@ def smooth_grad(
     Args:
         model: from :func:`vitscope.load`, or a live module.
         images: see :func:`vitscope.capture`.
-        target: what to explain, see :func:`~vitscope.models.targets.score`; by default the most probable class of the
+        target: what to explain, see :data:`~vitscope.typing.Target`; by default the most probable class of the
             image without noise.
         samples: number of samples, at least 1.
         noise: deviation of the noise, as a share of the range of the input; at least 0.
@@ -186,13 +189,13 @@ def smooth_grad(
             sample = torch.randn(clean.shape[1:], generator=generator, dtype=torch.float32, device="cpu")
             return clean + sample.to(clean) * deviation
 
-        plain = GradientOptions(rules=rules, pixels=at == "pixels")
+        plain = GradientOptions(weights=False, rules=rules, pixels=at == "pixels")
         with capture_gradients(model, images, plain) as run:
             explained = score(run.model, run.output, run.has_classes, target, output)
             clean = require_start(run, at).detach()
-        classes = fixed_target(run, target)
+        classes = fixed_target(run.output, run.has_classes, target)
         total = torch.zeros_like(clean)
-        noisy = GradientOptions(rules=rules, pixels=at == "pixels", start=with_noise)
+        noisy = GradientOptions(weights=False, rules=rules, pixels=at == "pixels", start=with_noise)
         for _ in range(samples):
             with capture_gradients(model, images, noisy) as sample:
                 values = score(sample.model, sample.output, sample.has_classes, classes, output).values
@@ -205,11 +208,6 @@ def smooth_grad(
 def require_start(run: GradientCapture, at: Place) -> Tensor:
     """Return the input to explain: the pixels, or the tokens that enter the first block."""
     return run.pixels if at == "pixels" else run.require_streams()[0]
-
-
-def fixed_target(run: GradientCapture, target: Any) -> Any:
-    """Return a target that does not depend on the input: the most probable class of each image instead of None."""
-    return run.output.argmax(-1).tolist() if target is None and run.has_classes else target
 
 
 def relevance_result(

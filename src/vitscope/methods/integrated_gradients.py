@@ -8,14 +8,15 @@ from torch import Tensor, nn
 
 from vitscope.errors import CallError
 from vitscope.methods._gradient import in_batches, require_choice
-from vitscope.methods.input_x_gradient import Place, fixed_target, relevance_result, require_start
-from vitscope.models.targets import ScoreOutput, score
+from vitscope.methods.input_x_gradient import Place, relevance_result, require_start
+from vitscope.models.targets import ScoreOutput, fixed_target, score
 from vitscope.models.vision_model import VisionModel
 from vitscope.perturb.baselines import describe_hide
 from vitscope.perturb.rendering import Renderer, subjects
 from vitscope.results.attribution import Attribution
 from vitscope.tracing.capture import as_vision_model
 from vitscope.tracing.gradients import GradientOptions, capture_gradients
+from vitscope.typing import Target
 from vitscope.validation import require_at_least
 
 
@@ -23,7 +24,7 @@ def integrated_gradients(
     model: VisionModel | nn.Module,
     images: Any,
     *,
-    target: Any = None,
+    target: Target | None = None,
     steps: int = 50,
     baseline: Any = "black",
     at: Place = "patches",
@@ -39,7 +40,7 @@ def integrated_gradients(
     Args:
         model: from :func:`vitscope.load`, or a live module.
         images: see :func:`vitscope.capture`.
-        target: what to explain, see :func:`~vitscope.models.targets.score`; by default the most probable class.
+        target: what to explain, see :data:`~vitscope.typing.Target`; by default the most probable class.
         steps: number of nodes, each a forward and a backward pass; at least 1.
         baseline: the image without information: ``"black"``, ``"grey"``, ``"mean"`` (of the image), ``"blur"``,
             ``"noise"``, a colour, an image, or a preprocessed tensor of the same shape as the input.
@@ -71,17 +72,19 @@ def integrated_gradients(
     parameters = {"steps": steps, "baseline": name, "at": at}
 
     def explain(images: Any, target: Any) -> Attribution:
-        with capture_gradients(vision, images, GradientOptions(pixels=on_pixels)) as run:
+        with capture_gradients(vision, images, GradientOptions(weights=False, pixels=on_pixels)) as run:
             explained = score(run.model, run.output, run.has_classes, target, output)
             image = require_start(run, at).detach()
-        classes = fixed_target(run, target)
-        with capture_gradients(vision, _baseline(vision, images, baseline), GradientOptions(pixels=on_pixels)) as blank:
+        classes = fixed_target(run.output, run.has_classes, target)
+        with capture_gradients(
+            vision, _baseline(vision, images, baseline), GradientOptions(weights=False, pixels=on_pixels)
+        ) as blank:
             reference = score(blank.model, blank.output, blank.has_classes, classes, output).values.detach()
             origin = require_start(blank, at).detach()
         mean = torch.zeros_like(image)
         for node, share in zip(nodes, shares, strict=True):
             position = origin + (image - origin) * float((node + 1) / 2)
-            options = GradientOptions(pixels=on_pixels, start=lambda _, position=position: position)  # type: ignore[misc]
+            options = GradientOptions(weights=False, pixels=on_pixels, start=lambda _, position=position: position)  # type: ignore[misc]
             with capture_gradients(vision, images, options) as point:
                 values = score(point.model, point.output, point.has_classes, classes, output).values
                 mean += point.gradients(values, [require_start(point, at)])[0] * float(share / 2)
@@ -107,7 +110,7 @@ def _baseline(model: VisionModel, images: Any, baseline: Any) -> Tensor:
     """Return the model's input for the baseline of each image."""
     if isinstance(baseline, Tensor):
         pixels, _ = model.prepare(images)
-        if baseline.shape[-3:] != pixels.shape[-3:] or len(baseline.expand(pixels.shape)) != len(pixels):
+        if tuple(baseline.shape) not in (tuple(pixels.shape), (1, *pixels.shape[1:]), tuple(pixels.shape[1:])):
             raise CallError(
                 f"baseline has the shape {tuple(baseline.shape)}: {tuple(pixels.shape)} is expected, as the input"
             )

@@ -19,6 +19,7 @@ from vitscope.methods.surrogate import r_squared
 from vitscope.models.vision_model import VisionModel
 from vitscope.perturb import MaskedModel, PerturbationArguments, PerturbationOptions
 from vitscope.results.segment_attribution import SegmentAttribution
+from vitscope.typing import ImageTarget, Target
 from vitscope.validation import require_at_least
 
 
@@ -27,7 +28,7 @@ def kernel_shap(
     model: VisionModel | nn.Module,
     images: Any,
     *,
-    target: int | str | None = None,
+    target: Target | None = None,
     num_samples: int = 2048,
     segments: Any = "quickshift",
     top_labels: int = 5,
@@ -47,8 +48,7 @@ def kernel_shap(
         model: from :func:`vitscope.load`, or a live module.
         images: an image, a list of images of one size, or a tensor (batch, 3, height, width) that is already
             preprocessed.
-        target: the class to explain, by index or label; by default the most probable class of each image.
-            ``"similarity"`` for a model without a classifier, see :func:`vitscope.lime`.
+        target: what to explain, see :data:`~vitscope.typing.Target`; by default the most probable class of each image.
         num_samples: maximum number of coalitions, besides the original image and the fully hidden one; at least 2.
         segments: see :func:`vitscope.lime`.
         top_labels: number of the most probable classes to explain besides the target, see :func:`vitscope.lime`.
@@ -71,8 +71,8 @@ def kernel_shap(
     settings = PerturbationOptions(**options)
     count, top_labels = require_at_least(2, num_samples, "num_samples"), require_at_least(0, top_labels, "top_labels")
 
-    def explain(masked_model: MaskedModel) -> SegmentAttribution:
-        columns = masked_model.columns(target, top_labels)
+    def explain(masked_model: MaskedModel, image_target: ImageTarget | None) -> SegmentAttribution:
+        columns = masked_model.columns(image_target, top_labels)
         players = masked_model.require_segments().count
         rows, kernel = coalitions(players, count, settings.seed)
         if len(rows) < players:
@@ -102,7 +102,7 @@ def kernel_shap(
             interrupted=evaluations.interrupted,
         )
 
-    return explain_each(model, images, segments, settings, explain)
+    return explain_each(model, images, segments, settings, target, explain)
 
 
 def coalitions(

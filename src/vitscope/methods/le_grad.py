@@ -1,4 +1,4 @@
-"""LeGrad (Bousselham et al., 2024): how each block's attention raises the answer to that block's own tokens."""
+"""LeGrad (Bousselham et al., 2024): how each block's attention raises the output for that block's own tokens."""
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -33,7 +33,7 @@ def le_grad(
 ) -> Attribution:
     """Explain a class by the gradient with respect to the attention of each block, without the attention itself.
 
-    The score s_l of block l is the model's answer if every token after the last block is the mean of the tokens after
+    The score s_l of block l is the model's output if every token after the last block is the mean of the tokens after
     block l. With the N tokens and h heads of that block, the result is the mean over the blocks of
     ``1 / (h N) Σ_heads Σ_queries (∂s_l / ∂A_l)⁺``. All blocks take one forward and one backward pass.
 
@@ -75,11 +75,11 @@ def le_grad(
             grid = grid_of(run.trace)
             run.trace.require_chain()
             layers = copies.require_layers(run.trace)
-            answers = run.output.unflatten(0, (-1, len(run.pixels)))
-            output: ScoreOutput = "probability" if run.model.meaning == "probabilities" else "logit"
-            explained = score(run.model, answers[-1], run.has_classes, target, output)
-            fixed = _fixed_target(answers[-1], run.has_classes, target)
-            scores = [score(run.model, answer, run.has_classes, fixed, output).values for answer in answers]
+            outputs = run.output.unflatten(0, (-1, len(run.pixels)))
+            kind: ScoreOutput = "probability" if run.model.meaning == "probabilities" else "logit"
+            explained = score(run.model, outputs[-1], run.has_classes, target, kind)
+            fixed = _fixed_target(outputs[-1], run.has_classes, target)
+            scores = [score(run.model, logits, run.has_classes, fixed, kind).values for logits in outputs]
             total = torch.stack(scores[: len(layers)]).sum(0)
             if pools:
                 tokens, padding = _pooling_gradients(run, total, copies.outputs, layers)
@@ -97,7 +97,7 @@ class _BlockCopies:
     """Hooks that give the layers after the last block one copy of each image per block.
 
     In each copy, the tokens are the mean of a block's tokens, or those tokens themselves if a pooling layer with
-    attention reads them. The last copy is always the output of the last block, so its answer is the model's own.
+    attention reads them. The last copy is always the output of the last block, so its output is the model's own.
 
     Args:
         name: name of the model, for messages.
@@ -158,14 +158,14 @@ class _BlockCopies:
         return (batch, *output[1:]) if isinstance(output, tuple) else batch
 
 
-def _fixed_target(answer: Tensor, has_classes: bool, target: Any) -> Any:
-    """Return a target that means the same for every copy: the class or the direction of the model's own answer."""
+def _fixed_target(output: Tensor, has_classes: bool, target: Any) -> Any:
+    """Return a target that means the same for every copy: the class or the direction of the model's own output."""
     if callable(target):
         return target
     if not has_classes:
-        direction = torch.nn.functional.normalize(answer.detach(), dim=-1)
+        direction = torch.nn.functional.normalize(output.detach(), dim=-1)
         return lambda features: (features * direction).sum(-1)
-    return answer.argmax(-1).tolist() if target is None else target
+    return output.argmax(-1).tolist() if target is None else target
 
 
 def _block_gradients(run: GradientCapture, total: Tensor, layers: Sequence[int]) -> tuple[Tensor, Tensor]:

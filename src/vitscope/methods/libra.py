@@ -13,6 +13,7 @@ from vitscope.models.targets import ScoreOutput, score
 from vitscope.models.vision_model import VisionModel
 from vitscope.results.attribution import Attribution
 from vitscope.tracing.gradients import GradientCapture, GradientOptions, capture_gradients
+from vitscope.typing import Target
 from vitscope.validation import require_non_negative
 
 LibraVariant = Literal["full_grad_plus", "full_grad", "grad_cam_plus", "input_x_gradient"]
@@ -22,7 +23,7 @@ def libra(
     model: VisionModel | nn.Module,
     images: Any,
     *,
-    target: Any = None,
+    target: Target | None = None,
     variant: LibraVariant = "full_grad_plus",
     gamma: float = 0.0,
     conv_gamma: float = 0.0,
@@ -48,7 +49,7 @@ def libra(
     Args:
         model: from :func:`vitscope.load`, or a live module.
         images: see :func:`vitscope.capture`.
-        target: what to explain, see :func:`~vitscope.models.targets.score`; by default the most probable class.
+        target: what to explain, see :data:`~vitscope.typing.Target`; by default the most probable class.
         variant: a row of the table.
         gamma: γ of the γ-rule of linear layers, at least 0. With γ > 0, the law above does not hold.
         conv_gamma: γ of the γ-rule of the patch embedding, at least 0. It only matters for pixels.
@@ -80,7 +81,7 @@ def libra(
     parameters = {"variant": variant, "gamma": gamma, "conv_gamma": conv_gamma, "at": at}
     with_biases = variant != "input_x_gradient"
     options = GradientOptions(
-        rules="libra", gamma=gamma, conv_gamma=conv_gamma, pixels=at == "pixels", biases=with_biases
+        weights=False, rules="libra", gamma=gamma, conv_gamma=conv_gamma, pixels=at == "pixels", biases=with_biases
     )
 
     def explain(images: Any, target: Any) -> Attribution:

@@ -15,6 +15,7 @@ from vitscope.models.vision_model import VisionModel
 from vitscope.perturb import MaskedModel, PerturbationArguments, PerturbationOptions
 from vitscope.perturb.masks import KernelSampler, PairedSampler, Sampler, UniformSampler
 from vitscope.results.segment_attribution import SegmentAttribution
+from vitscope.typing import ImageTarget, Target
 from vitscope.validation import require_at_least, require_integer, require_number, require_ratio, require_seed
 
 Sampling = Literal["lime", "paired", "glime"]
@@ -31,7 +32,7 @@ def lime(
     model: VisionModel | nn.Module,
     images: Any,
     *,
-    target: int | str | None = None,
+    target: Target | None = None,
     num_samples: int | Literal["auto"] = 1000,
     segments: Any = "quickshift",
     sampling: Sampling | None = None,
@@ -57,9 +58,7 @@ def lime(
         model: from :func:`vitscope.load`, or a live module.
         images: an image, a list of images of one size, or a tensor (batch, 3, height, width) that is already
             preprocessed.
-        target: the class to explain, by index or label; by default the most probable class of each image.
-            ``"similarity"`` for a model without a classifier: the cosine similarity between its features of a masked
-            image and those of the original.
+        target: what to explain, see :data:`~vitscope.typing.Target`; by default the most probable class of each image.
         num_samples: number of masks, including the original image; at least 2. ``"auto"`` keeps sampling, up to 10,000
             masks, until the ranking of the ``top_segments`` largest weights is stable. It is stable if any two adjacent
             segments of the ranking, and its last segment and any other, differ significantly at ``confidence`` or by
@@ -109,10 +108,10 @@ def lime(
     )
     top_labels = require_at_least(0, top_labels, "top_labels")
 
-    def explain(masked_model: MaskedModel) -> SegmentAttribution:
-        return _explain(masked_model, plan, target, top_labels)
+    def explain(masked_model: MaskedModel, image_target: ImageTarget | None) -> SegmentAttribution:
+        return _explain(masked_model, plan, masked_model.columns(image_target, top_labels))
 
-    return explain_each(model, images, segments, settings, explain)
+    return explain_each(model, images, segments, settings, target, explain)
 
 
 @dataclass(frozen=True)
@@ -204,9 +203,8 @@ def kernel(visible: Float[np.ndarray, " sample"], width: float) -> Float[np.ndar
     return np.sqrt(np.exp(-(distance**2) / width**2))
 
 
-def _explain(masked_model: MaskedModel, plan: Plan, target: int | str | None, top_labels: int) -> SegmentAttribution:
+def _explain(masked_model: MaskedModel, plan: Plan, columns: Sequence[int]) -> SegmentAttribution:
     """Sample, evaluate and fit, until the number of samples is reached or the ranking is stable."""
-    columns = masked_model.columns(target, top_labels)
     segments = masked_model.require_segments().count
     if plan.num_samples is not None and plan.num_samples <= segments:
         warn(

@@ -18,6 +18,7 @@ from vitscope.models.vision_model import VisionModel
 from vitscope.perturb import MaskedModel, PerturbationArguments, PerturbationOptions
 from vitscope.perturb.masked_model import cells_of
 from vitscope.results.attribution import Attribution
+from vitscope.typing import ImageTarget, Target
 from vitscope.validation import require_integer
 
 
@@ -26,7 +27,7 @@ def occlusion(
     model: VisionModel | nn.Module,
     images: Any,
     *,
-    target: int | str | None = None,
+    target: Target | None = None,
     window: int = 1,
     stride: int = 1,
     **options: Unpack[PerturbationArguments],
@@ -41,8 +42,7 @@ def occlusion(
     Args:
         model: from :func:`vitscope.load`, or a live module.
         images: an image, a list of images, or a tensor (batch, 3, height, width) that is already preprocessed.
-        target: the class to explain, by index or label; by default the most probable class of each image.
-            ``"similarity"`` for a model without a classifier, see :func:`vitscope.lime`.
+        target: what to explain, see :data:`~vitscope.typing.Target`; by default the most probable class of each image.
         window: side of the window, in patches of a plain transformer or in tokens of the last stage of a window
             transformer.
         stride: step from one window to the next, in the same unit; at most ``window``, so that every patch is covered.
@@ -69,10 +69,10 @@ def occlusion(
     if not 1 <= stride <= window:
         raise CallError(f"stride is {stride} and window is {window}: 1 ≤ stride ≤ window is expected")
 
-    def explain(masked_model: MaskedModel) -> Attribution:
+    def explain(masked_model: MaskedModel, image_target: ImageTarget | None) -> Attribution:
         view, cells = cells_of(masked_model.model, masked_model.subject)
         assert cells is not None, "the segments are patches, so their grid is known"
-        column = masked_model.target(target)
+        column = masked_model.target(image_target)
         covers = _windows(cells, window, stride)
         evaluations = masked_model.evaluate(masked_model.masks(~covers), [column])
         evaluated = evaluations.evaluated
@@ -88,13 +88,13 @@ def occlusion(
             cells,
             [view],
             perturbation_provenance(
-                masked_model, "occlusion", parameters, samples=samples, interrupted=evaluations.interrupted
+                masked_model, "occlusion", parameters, column, samples=samples, interrupted=evaluations.interrupted
             ),
             masked_model.label(column),
             True,
         )
 
-    return explain_each(model, images, "patches", settings, explain, on_pixels=False)
+    return explain_each(model, images, "patches", settings, target, explain, on_pixels=False)
 
 
 def _windows(cells: Grid, window: int, stride: int) -> np.ndarray:

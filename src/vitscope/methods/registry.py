@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from vitscope.methods.attention_flow import attention_flow
 from vitscope.methods.attention_map import attention_map
 from vitscope.methods.generic_attention import generic_attention, gradient_rollout
 from vitscope.methods.grad_cam import grad_cam
@@ -56,6 +57,13 @@ METHODS: dict[str, Method] = {
         kind="attention",
         takes_target=True,
         summary="what reaches the readout through all blocks",
+        source="Abnar & Zuidema, 2020",
+    ),
+    "attention_flow": Method(
+        compute=attention_flow,
+        kind="attention",
+        takes_target=False,
+        summary="the most that can flow from the readout to each patch",
         source="Abnar & Zuidema, 2020",
     ),
     "lime": Method(

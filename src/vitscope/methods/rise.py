@@ -21,6 +21,7 @@ from vitscope.models.vision_model import VisionModel
 from vitscope.perturb import MaskedModel, PerturbationArguments, PerturbationOptions, PixelMasks
 from vitscope.perturb.masks import check_count
 from vitscope.results.attribution import Attribution
+from vitscope.typing import ImageTarget, Target
 from vitscope.validation import require_at_least, require_ratio
 
 # Maps are as smooth as the masks: more pixels per side than this would add no information.
@@ -32,7 +33,7 @@ def rise(
     model: VisionModel | nn.Module,
     images: Any,
     *,
-    target: int | str | None = None,
+    target: Target | None = None,
     num_samples: int = 4000,
     cells: int = 7,
     keep_probability: float = 0.5,
@@ -49,8 +50,7 @@ def rise(
         model: from :func:`vitscope.load`, or a live module.
         images: an image, a list of images of one size, or a tensor (batch, 3, height, width) that is already
             preprocessed.
-        target: the class to explain, by index or label; by default the most probable class of each image.
-            ``"similarity"`` for a model without a classifier, see :func:`vitscope.lime`.
+        target: what to explain, see :data:`~vitscope.typing.Target`; by default the most probable class of each image.
         num_samples: number of masks; the paper uses 4,000 to 8,000.
         cells: number of rows, and of columns, of the coarse grid; at least 2.
         keep_probability: probability that a cell is visible, between 0 and 1.
@@ -78,8 +78,8 @@ def rise(
     if not 0 < probability < 1:
         raise CallError(f"keep_probability is {probability}: a probability between 0 and 1 is expected")
 
-    def explain(masked_model: MaskedModel) -> Attribution:
-        column = masked_model.target(target)
+    def explain(masked_model: MaskedModel, image_target: ImageTarget | None) -> Attribution:
+        column = masked_model.target(image_target)
         random = np.random.default_rng(settings.seed)
         bits = random.random((count, cells, cells)) < probability
         shifts = random.random((count, 2))
@@ -102,12 +102,12 @@ def rise(
             Grid(*size),
             [masked_model.subject.view.uncropped()],
             perturbation_provenance(
-                masked_model, "rise", parameters, samples=samples, interrupted=evaluations.interrupted
+                masked_model, "rise", parameters, column, samples=samples, interrupted=evaluations.interrupted
             ),
             masked_model.label(column),
         )
 
-    return explain_each(model, images, None, settings, explain)
+    return explain_each(model, images, None, settings, target, explain)
 
 
 def _mask(

@@ -10,12 +10,14 @@ from scipy.integrate import trapezoid
 from torch import nn
 
 from vitscope.errors import CallError
+from vitscope.models.targets import one_per_image
 from vitscope.models.vision_model import VisionModel
 from vitscope.perturb import MaskedModel, PerturbationOptions
 from vitscope.perturb.masked_model import cells_of
 from vitscope.perturb.rendering import subjects
 from vitscope.results.attribution import Attribution
 from vitscope.tracing.capture import as_vision_model
+from vitscope.typing import Target
 from vitscope.validation import require_at_least
 
 DELETED, INSERTED = "grey", "blur"  # what replaces deleted patches, and patches that are not inserted yet
@@ -43,7 +45,7 @@ def faithfulness(
     images: Any,
     result: Attribution,
     *,
-    target: int | str | None = None,
+    target: Target | None = None,
     steps: int = 10,
     seed: int = 0,
     batch_size: int = 64,
@@ -60,8 +62,8 @@ def faithfulness(
         model: from :func:`vitscope.load`, or a live module.
         images: the images that ``result`` explains.
         result: an attribution of these images on patches, as :func:`vitscope.rollout` returns it.
-        target: the class whose probability is measured, by index or label; by default the most probable class of each
-            image. ``"similarity"`` for a model without a classifier, see :func:`vitscope.lime`.
+        target: what is measured, see :data:`~vitscope.typing.Target`, as a probability if it is a class; by default the
+            most probable class of each image.
         steps: number of steps in which the patches are deleted or inserted; limited to the number of patches.
         seed: seed of the random order.
         batch_size: maximum number of images per forward pass.
@@ -88,12 +90,13 @@ def faithfulness(
         raise CallError(
             f"{len(inputs)} images and an attribution of {len(result)}: pass the images that the attribution explains"
         )
+    targets = one_per_image(target, len(inputs))
     steps = require_at_least(1, steps, "steps")
     deletion = PerturbationOptions(hide=DELETED, seed=seed, batch_size=batch_size)
     insertion = PerturbationOptions(hide=INSERTED, seed=seed, batch_size=batch_size)
     generator = np.random.default_rng(deletion.seed)
     areas = np.zeros((len(inputs), 4))
-    for row, subject in enumerate(inputs):
+    for row, (subject, image_target) in enumerate(zip(inputs, targets, strict=True)):
         deleting, inserting = (
             MaskedModel(vision, subject, options, segments="patches") for options in (deletion, insertion)
         )
@@ -102,7 +105,8 @@ def faithfulness(
         means = F.adaptive_avg_pool2d(result.values[row][None, None], (cells.height, cells.width))
         ranked = np.argsort(-means.flatten().cpu().numpy(), kind="stable")
         shuffled = generator.permutation(len(ranked))
-        column = deleting.target(target)
+        # Both have the same columns, because both add that of a target that is not a class.
+        column, _ = (masked_model.target(image_target) for masked_model in (deleting, inserting))
         areas[row] = [
             _area(masked_model, order, column, steps, deleted=deleted)
             for order in (ranked, shuffled)

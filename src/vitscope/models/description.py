@@ -8,15 +8,17 @@ from typing import Any
 
 from torch import Tensor
 
-from vitscope.errors import CallError
+from vitscope.errors import CallError, UnsupportedModelError
 from vitscope.images.preprocessing import Preprocessing
-from vitscope.models.backends.libraries import backend
+from vitscope.models.backends.libraries import LIBRARIES, backend
 from vitscope.models.checkpoints.json_file import parse_object, read_bytes
 from vitscope.models.checkpoints.paths import PROCESSOR_FILE
 from vitscope.models.forward import Embedding, NoClasses, Observed
 from vitscope.models.layout import Layout
 from vitscope.models.outputs import Output, Select, require_output
+from vitscope.models.text import NO_TEXT_TOWER, TextEncoder
 from vitscope.models.vision_model import VisionModel
+from vitscope.models.zero_shot import zero_shot_classifier
 from vitscope.validation import require_number
 
 Size = tuple[int, int]
@@ -39,6 +41,8 @@ class Description:
     preprocessing: Preprocessing | None = None
     mean: Channels | None = None
     std: Channels | None = None
+    tokenizer: Any = None
+    processor_tokenizer: Any = None
 
     @property
     def selects_output(self) -> bool:
@@ -62,7 +66,7 @@ class Description:
         Raises:
             CallError: the description does not fit the model.
         """
-        changes: dict[str, Any] = {"preprocessing": self._preprocessing_of(model)}
+        changes: dict[str, Any] = {"preprocessing": self._preprocessing_of(model), "text": self._text_of(model)}
         observing = isinstance(model.forward, Observed) and not (self.output is None and self.labels is None)
         if self.output == "features" and model.embed is not None and not self.selects_output:
             changes |= {"forward": NoClasses(getattr(model.forward, "run", None) or model.module), "labels": None}
@@ -80,7 +84,28 @@ class Description:
                 raise CallError("readout needs patch_size: pass it too, because the token layout is unknown")
             readout = require_readout(self.readout, model.layout.prefix_names)
             changes["layout"] = replace(model.layout, readout=readout, readout_from_caller=True)
-        return replace(model, **changes)
+        result = replace(model, **changes)
+        if self.labels is None:
+            return result
+        if result.text is None:
+            if result.library in LIBRARIES and result.meaning == "features":
+                raise UnsupportedModelError(f"labels have no classes to name: {NO_TEXT_TOWER.format(result.name)}")
+            return result
+        if self.output not in (None, "logits", result.text.meaning):
+            raise CallError(
+                f"output={self.output!r} does not fit the labels of {model.name}, which are texts that it compares "
+                f"with an image ({result.text.meaning!r}): omit output, or labels"
+            )
+        return zero_shot_classifier(result, self.labels)
+
+    def _text_of(self, model: VisionModel) -> TextEncoder | None:
+        """Return the text tower of a model with the caller's tokenizer; None if the caller reads other features."""
+        if self.tokenizer is not None and model.text is None:
+            raise UnsupportedModelError(NO_TEXT_TOWER.format(model.name))
+        if model.text is None or self.selects_output:
+            return None
+        tokenizer = self.processor_tokenizer if self.tokenizer is None else self.tokenizer
+        return model.text if tokenizer is None else model.text.with_tokenizer(tokenizer)
 
     def _preprocessing_of(self, model: VisionModel) -> Preprocessing | None:
         """Return the preprocessing of a model with the described changes."""
@@ -131,6 +156,7 @@ def require_description(
     logits: Any,
     embed: Any,
     processor: Any,
+    tokenizer: Any,
     mean: Any,
     std: Any,
 ) -> Description:
@@ -162,6 +188,8 @@ def require_description(
         None if processor is None else read_processor(processor, image_size),
         means,
         deviations,
+        tokenizer,
+        getattr(processor, "tokenizer", None),
     )
 
 

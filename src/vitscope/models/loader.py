@@ -65,6 +65,7 @@ def load(
     logits: Callable[[Any], Tensor] | None = None,
     embed: Callable[[Any], Tensor] | None = None,
     processor: Any = None,
+    tokenizer: Any = None,
     mean: Sequence[float] | float | None = None,
     std: Sequence[float] | float | None = None,
 ) -> VisionModel:
@@ -106,12 +107,16 @@ def load(
             ``"softmax"``, ``"sigmoid"`` (independent classes), ``"probabilities"``, ``"value"`` (regression) or
             ``"features"`` (an embedding, explained by similarity). By default it is derived from the library or from
             the layers that compute the output.
-        labels: names of the classes: a list, a mapping from index to name, or a file of names.
+        labels: names of the classes: a list, a mapping from index to name, or a file of names. For CLIP and SigLIP of
+            transformers they are texts, such as ``"a photo of a cat"``, and the result is a zero-shot classifier: its
+            logits compare the image with each text as the whole model does.
         select: entry of the output that holds the classes: a key, a position, or keys joined by dots.
         logits: a function from the module's output to logits (batch, class).
         embed: a function from the module's output to features (batch, channel).
         processor: the preprocessing: an image processor of transformers, its folder or settings, timm's data
             configuration, or ``weights.transforms()`` of torchvision. By default that of the checkpoint.
+        tokenizer: tokenizer of the text tower of CLIP or SigLIP: a tokenizer or processor of transformers, or its
+            folder. By default that of ``processor``, or else that of the checkpoint.
         mean: mean of each channel, or one number for all channels, for pixels in [0, 1]. It replaces the mean of
             the preprocessing. ``mean``, ``std`` and ``image_size`` together define a preprocessing that resizes the
             image to the input size. For a module that neither is nor contains a known model, ``image_size`` alone means
@@ -156,6 +161,7 @@ def load(
         logits=logits,
         embed=embed,
         processor=processor,
+        tokenizer=tokenizer,
         mean=mean,
         std=std,
     )
@@ -165,10 +171,9 @@ def load(
     loaded = _load_named(str(model), pretrained, size, _dtype(dtype), weights, output, backbone)
     if adapter is not None:
         loaded = with_adapter(loaded, adapter, image_size=size, name=loaded.name)
-    result = description.apply(loaded)
     if device is not None:
-        _move(result.module, device)
-    return result
+        _move(loaded.module, device)
+    return description.apply(loaded)
 
 
 def _move(module: nn.Module, device: str | torch.device) -> None:

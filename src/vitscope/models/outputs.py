@@ -193,13 +193,21 @@ def probabilities(logits: Tensor, meaning: Output) -> Tensor | None:
             that are already probabilities are returned unchanged.
     """
     logits = logits.float()
-    if meaning == "value":
+    scale = scale_of(logits, meaning)
+    if scale == "value":
         return None
-    if meaning == "probabilities" or (meaning in ("logits", "softmax") and sums_to_one(logits)):
+    if scale == "probabilities":
         return logits
-    if meaning == "sigmoid" or (meaning == "logits" and logits.shape[-1] == 1):
-        return logits.sigmoid()
-    return logits.softmax(-1)
+    return logits.sigmoid() if scale == "sigmoid" else logits.softmax(-1)
+
+
+def scale_of(logits: Tensor, meaning: Output) -> Literal["value", "probabilities", "sigmoid", "softmax"]:
+    """Return what the output is, or which function turns it into probabilities; see :func:`probabilities`."""
+    if meaning == "value":
+        return "value"
+    if meaning == "probabilities" or (meaning in ("logits", "softmax") and sums_to_one(logits)):
+        return "probabilities"
+    return "sigmoid" if meaning == "sigmoid" or (meaning == "logits" and logits.shape[-1] == 1) else "softmax"
 
 
 def sums_to_one(rows: Tensor) -> bool:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
@@ -10,11 +11,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vitscope.errors import CallError
+from vitscope.models.outputs import scale_of
 from vitscope.models.vision_model import VisionModel
-from vitscope.validation import require_class_index
+from vitscope.typing import SimilarTo
+from vitscope.validation import require_class_index, short_repr
 
 ScoreOutput = Literal["logit", "log_odds", "probability", "log_probability"]
 SIMILARITY = "similarity"
+CUSTOM = "custom"
+VALUE = "value"
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,105 +43,235 @@ class Score:
         return self.labels[0] if len(set(self.labels)) == 1 else None
 
 
+@dataclass(frozen=True, eq=False)
+class ResolvedTarget:
+    """A target of one image, whose classes exist.
+
+    Attributes:
+        label: what is explained, such as "boxer" or "boxer − bull mastiff".
+        output: meaning of the number, see :class:`Score`.
+        classes: index of the class, or of both classes of a contrast; empty if ``function`` returns the number.
+        function: function of the model's output that returns (batch,); None for classes.
+    """
+
+    label: str
+    output: str
+    classes: tuple[int, ...] = ()
+    function: Callable[[Tensor], Any] | None = None
+
+    def values(self, output: Tensor, class_numbers: Tensor | None) -> Float[Tensor, " batch"]:
+        """Return one number per row.
+
+        Args:
+            output: the model's output, (batch, class) or (batch, channel).
+            class_numbers: the number of each class, (batch, class), from :func:`numbers_of_classes`; None if only
+                ``function`` is needed.
+
+        Raises:
+            CallError: the function does not return one number per row.
+        """
+        if self.function is None:
+            assert class_numbers is not None, "only functions need no classes"
+            first, *second = (class_numbers[:, index] for index in self.classes)
+            return first - second[0] if second else first
+        values = self.function(output)
+        if not isinstance(values, Tensor) or values.shape != (len(output),):
+            shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+            raise CallError(f"target returned {shape}: a tensor ({len(output)},), one number per image, is expected")
+        return values
+
+
+def check_output(output: Any) -> None:
+    """Raise a CallError if there is no such number to explain."""
+    if output not in get_args(ScoreOutput):
+        raise CallError(f"unknown output {output!r}: choose {', '.join(get_args(ScoreOutput))}")
+
+
 def score(model: VisionModel, output: Tensor, has_classes: bool, target: Any, kind: ScoreOutput = "logit") -> Score:
-    """Return the score of each image.
+    """Return the score of each image, attached to the graph of the output.
 
     Args:
         model: the model.
         output: its logits (batch, class) or features (batch, channel).
         has_classes: whether the output is logits.
-        target: None for the most probable class of each image; an index or label; a list with one of these per image;
-            a tuple of two for a contrast, the first logit minus the second; a function of the output that returns
-            (batch,); or ``"similarity"`` for a model without classes.
+        target: see :data:`vitscope.typing.Target`; None for the most probable class of each image. ``"similarity"`` is
+            the length of the features along their own direction, whose gradient is that direction: their cosine with
+            themselves is 1 for every image, so that its gradient is zero.
         kind: the number to explain: the logit, the log-odds against all other classes, the probability or its
             logarithm.
 
     Raises:
         CallError: the target does not fit the model or the batch, or the kind is unknown.
     """
-    if kind not in get_args(ScoreOutput):
-        raise CallError(f"unknown output {kind!r}: choose {', '.join(get_args(ScoreOutput))}")
+    check_output(kind)
     if callable(target):
-        return _custom(output, target)
-    if not has_classes:
-        return _similarity(model, output, target)
-    if isinstance(target, str) and target == SIMILARITY and SIMILARITY not in (model.labels or ()):
-        raise CallError(f"{model.name} has classes: pass one of them as target, instead of 'similarity'")
-    names = model.names(output.shape[-1])
-    choices = _one_per_image(output, target)
-    values, labels = [], []
-    for row, choice in zip(output, choices, strict=True):
-        if isinstance(choice, tuple):
-            first, second = _contrast(choice, names)
-            values.append(_number(model, row, first, kind) - _number(model, row, second, kind))
-            labels.append(f"{names[first]} − {names[second]}")
-        else:
-            index = require_class_index(choice, names, len(names))
-            values.append(_number(model, row, index, kind))
-            labels.append(names[index])
-    return Score(torch.stack(values), labels, "value" if model.meaning == "value" else kind)
+        # A function may combine the images of a batch.
+        custom = _function(target)
+        return Score(custom.values(output, None), [custom.label] * len(output), custom.output)
+    names = model.names(output.shape[-1]) if has_classes else None
+    targets = [
+        resolve(model, choice, names, top, kind, _length_along_itself)
+        for choice, top in zip(one_per_image(target, len(output)), output.argmax(-1).tolist(), strict=True)
+    ]
+    numbers = numbers_of_classes(model, output, kind) if any(resolved.classes for resolved in targets) else None
+    values = [
+        resolved.values(output[i : i + 1], None if numbers is None else numbers[i : i + 1])
+        for i, resolved in enumerate(targets)
+    ]
+    kinds = dict.fromkeys(resolved.output for resolved in targets)
+    return Score(torch.cat(values), [resolved.label for resolved in targets], " and ".join(kinds))
 
 
-def _one_per_image(output: Tensor, target: Any) -> list[Any]:
-    """Return the class of each image."""
-    if target is None:
-        return list(output.argmax(-1).tolist())
-    if isinstance(target, list):
-        if len(target) != len(output):
-            raise CallError(f"target lists {len(target)} classes for {len(output)} images: pass one for each image")
+def fixed_target(output: Tensor, has_classes: bool, target: Any) -> Any:
+    """Return a target that does not depend on the input: the most probable class of each image instead of None."""
+    if not has_classes or callable(target):
         return target
-    return [target] * len(output)
+    return [
+        top if choice is None else (top, choice[1]) if _contrasts_most_probable(choice) else choice
+        for choice, top in zip(one_per_image(target, len(output)), output.argmax(-1).tolist(), strict=True)
+    ]
 
 
-def _contrast(pair: tuple[Any, ...], names: Sequence[str]) -> tuple[int, int]:
-    """Return the two classes of a contrast."""
-    if len(pair) != 2:
-        raise CallError(f"target is {pair!r}: a contrast is a pair of classes, such as ('boxer', 'bull mastiff')")
-    first, second = (require_class_index(choice, names, len(names)) for choice in pair)
-    if first == second:
-        raise CallError(f"a contrast of {names[first]!r} with itself is always 0: pass two different classes")
-    return first, second
+def one_per_image(target: Any, count: int) -> list[Any]:
+    """Return the target of each of ``count`` images.
 
-
-def _number(model: VisionModel, row: Tensor, index: int, kind: ScoreOutput) -> Tensor:
-    """Return the number of one class to explain, from the logits of one image."""
-    if kind == "logit" or model.meaning == "value":
-        if model.meaning == "probabilities":
-            raise CallError(f"{model.name} returns probabilities, not logits: pass output='probability'")
-        return row[index]
-    row = row if row.dtype == torch.float64 else row.float()
-    if model.meaning == "probabilities":
-        chances = row[index]
-        return {"probability": chances, "log_probability": chances.log(), "log_odds": chances.logit()}[kind]
-    if model.meaning == "sigmoid" or len(row) == 1:
-        logit = row[index]
-        return {"probability": logit.sigmoid(), "log_probability": F.logsigmoid(logit), "log_odds": logit}[kind]
-    if kind == "log_odds":
-        others = torch.cat([row[:index], row[index + 1 :]])
-        return row[index] - others.logsumexp(0)
-    logarithm = row.log_softmax(-1)[index]
-    return logarithm.exp() if kind == "probability" else logarithm
-
-
-def _custom(output: Tensor, target: Callable[[Tensor], Any]) -> Score:
-    """Return the score that a function of the output returns."""
-    values = target(output)
-    if not isinstance(values, Tensor) or values.shape != (len(output),):
-        shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
-        raise CallError(f"target returned {shape}: a tensor ({len(output)},), one number per image, is expected")
-    return Score(values, [getattr(target, "__name__", "custom")] * len(output), "custom")
-
-
-def _similarity(model: VisionModel, output: Tensor, target: Any) -> Score:
-    """Return the length of the features along their own direction, whose gradient is that direction.
-
-    The cosine of the features with themselves is 1 for every image, so its gradient is zero.
+    Raises:
+        CallError: a list has another length.
     """
-    if target != SIMILARITY:
-        raise CallError(
-            f"{model.name} has no classifier, so there is no class to explain: pass target='similarity' to explain "
-            "its features, add a classifier from examples (vitscope.few_shot_classifier), or use attention_map or "
-            "rollout, which need no class"
-        )
+    if isinstance(target, list):
+        if len(target) != count:
+            images = "1 image" if count == 1 else f"{count} images"
+            raise CallError(f"target is a list of {len(target)} for {images}: pass one target for each image")
+        return target
+    return [target] * count
+
+
+def resolve(
+    model: VisionModel,
+    target: Any,
+    names: Sequence[str] | None,
+    top: int,
+    kind: str,
+    similarity: Callable[[Tensor], Tensor],
+) -> ResolvedTarget:
+    """Return what a target of one image means.
+
+    Args:
+        model: the model.
+        target: see :data:`vitscope.typing.ImageTarget`; None for the most probable class.
+        names: names of the classes; None if the model returns features.
+        top: index of the most probable class.
+        kind: the number of a class to explain.
+        similarity: function of features, (batch, channel), that ``"similarity"`` means; returns (batch,).
+
+    Raises:
+        CallError: the target does not fit the model.
+    """
+    if callable(target):
+        return _function(target)
+    if names is None:
+        return _resolve_features(model, target, similarity)
+    if isinstance(target, SimilarTo):
+        raise CallError(f"{model.name} returns classes, not features: load it with output='features' for SimilarTo")
+    if isinstance(target, str) and target == SIMILARITY and SIMILARITY not in names:
+        raise CallError(f"target 'similarity' is not a label: {model.name} has classes, so pass one of them")
+    kind = VALUE if model.meaning == VALUE else kind
+    if isinstance(target, tuple):
+        if len(target) != 2:
+            raise CallError(
+                f"target is {short_repr(target)}: a contrast is a pair of classes, such as ('boxer', 'bull mastiff')"
+            )
+        chosen = (top, target[1]) if _contrasts_most_probable(target) else target
+        first, second = (require_class_index(choice, names, len(names)) for choice in chosen)
+        if first == second:
+            raise CallError(f"a contrast of {names[first]!r} with itself is always 0: pass two different classes")
+        return ResolvedTarget(contrast_label(names[first], names[second]), kind, (first, second))
+    index = top if target is None else require_class_index(target, names, len(names))
+    return ResolvedTarget(names[index], kind, (index,))
+
+
+def contrast_label(first: str, second: str) -> str:
+    """Return the label of the contrast of two classes."""
+    return f"{first} − {second}"
+
+
+def numbers_of_classes(model: VisionModel, output: Tensor, kind: str) -> Tensor:
+    """Return the number of each class to explain, from logits; both (batch, class).
+
+    Log-odds are those of a class against all others, computed without loss of precision in saturated outputs. A
+    regression has values, whatever the kind.
+
+    Raises:
+        CallError: logits are asked of a model that returns probabilities.
+    """
+    if kind == "logit" or model.meaning == VALUE:
+        if model.meaning == "probabilities":
+            raise CallError(f"{model.name} gives probabilities, not logits: pass output='probability'")
+        return output
+    output = output if output.dtype == torch.float64 else output.float()
+    scale = scale_of(output, model.meaning)
+    if scale == "probabilities":
+        return output if kind == "probability" else output.logit() if kind == "log_odds" else output.log()
+    if scale == "sigmoid":
+        return output.sigmoid() if kind == "probability" else output if kind == "log_odds" else F.logsigmoid(output)
+    if kind == "log_odds":
+        return _log_odds(output)
+    return output.softmax(-1) if kind == "probability" else output.log_softmax(-1)
+
+
+def _log_odds(logits: Tensor) -> Tensor:
+    """Return z_c − logsumexp of the logits of all other classes.
+
+    The sum over the others is the total times 1 − p, which is precise for p up to ½. Only the most probable class may
+    have more, so its sum is computed without it.
+    """
+    top = F.one_hot(logits.argmax(-1), logits.shape[-1]).bool()
+    others = logits.masked_fill(top, -torch.inf).logsumexp(-1, keepdim=True)
+    total = logits.logsumexp(-1, keepdim=True)
+    chances = (logits - total).exp().masked_fill(top, 0.0)
+    return logits - torch.where(top, others, total + torch.log1p(-chances))
+
+
+def _contrasts_most_probable(target: Any) -> bool:
+    return isinstance(target, tuple) and len(target) == 2 and target[0] is None
+
+
+def _function(function: Callable[[Tensor], Any]) -> ResolvedTarget:
+    return ResolvedTarget(getattr(function, "__name__", CUSTOM), CUSTOM, function=function)
+
+
+def _resolve_features(model: VisionModel, target: Any, similarity: Callable[[Tensor], Tensor]) -> ResolvedTarget:
+    """Return what a target of a model without a classifier means: a similarity to features.
+
+    A target that is a text belongs here, for models whose features are comparable with those of texts.
+    """
+    if isinstance(target, SimilarTo):
+        return _similar_to(model, target)
+    if isinstance(target, str) and target == SIMILARITY:
+        return ResolvedTarget(SIMILARITY, SIMILARITY, function=similarity)
+    raise CallError(
+        f"{model.name} has no classifier, so there is no class to explain: pass target='similarity' to explain the "
+        "similarity of its features, add a classifier from examples (vitscope.few_shot_classifier), or use "
+        "attention_map or rollout, which need no class"
+    )
+
+
+def _similar_to(model: VisionModel, target: SimilarTo) -> ResolvedTarget:
+    pixels, (reference, *more) = model.prepare(target.image)
+    if more:
+        raise CallError(f"SimilarTo takes one image, not {1 + len(more)}: pass a list of targets, one for each image")
+    with torch.no_grad(), model.running():
+        features = model.features(pixels)
+    name = Path(reference.name).name or "another image"
+    return ResolvedTarget(f"similarity to {name}", SIMILARITY, function=lambda output: cosine(output, features))
+
+
+def cosine(output: Tensor, features: Tensor) -> Float[Tensor, " batch"]:
+    """Return the cosine similarity of features (batch, channel) with those of a single image, (1, channel)."""
+    dtype = torch.promote_types(output.dtype, torch.float32)
+    return torch.cosine_similarity(output.to(dtype), features.to(dtype), dim=-1)
+
+
+def _length_along_itself(output: Tensor) -> Float[Tensor, " batch"]:
     direction = F.normalize(output.detach(), dim=-1)
-    return Score((output * direction).sum(-1), [SIMILARITY] * len(output), SIMILARITY)
+    return (output * direction).sum(-1)

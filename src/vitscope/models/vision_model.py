@@ -1,7 +1,7 @@
 """VisionModel: a network from any library, with the facts about it that the rest of the package needs."""
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,6 +20,7 @@ from vitscope.models.layout import Layout
 from vitscope.models.outputs import Output, probabilities
 from vitscope.models.pickling import check_picklable
 from vitscope.models.prediction import Prediction
+from vitscope.models.text import NO_TEXT_TOWER, TextEncoder, TextLogits, require_texts
 from vitscope.typing import Pixels
 from vitscope.validation import require_at_least
 
@@ -52,6 +53,7 @@ class VisionModel:
         verified: whether the layout is certain. If it was derived from a class that the module contains or inherits
             from, the first capture verifies it by an experiment.
         no_preprocessing: reason why ``preprocessing`` is None.
+        text: text tower of a text-image model with its tokenizer, see :meth:`text_logits`; None without one.
 
     Examples:
         >>> import skimage, vitscope as vs
@@ -75,6 +77,7 @@ class VisionModel:
     output: Output | None = None
     verified: bool = True
     no_preprocessing: str = ""
+    text: TextEncoder | None = None
 
     def __repr__(self) -> str:
         size = "" if self.preprocessing is None else " {}×{} px".format(*self.preprocessing.size)
@@ -278,6 +281,33 @@ class VisionModel:
             )
         with self._quote_errors(pixels):
             return self.embed(pixels)
+
+    def text_logits(self, texts: Sequence[str]) -> TextLogits:
+        """Return a function from features (batch, channel) to the logits of texts (batch, text).
+
+        The logits are those of CLIP (temperature · cosine) or SigLIP (also with a bias). The vectors of the texts, with
+        the temperature as their length, are computed once: ``model.text_logits(texts).vectors``, (text, channel).
+
+        Args:
+            texts: the texts, such as ``["a photo of a boxer"]``. They reach the tokenizer as they are.
+
+        Raises:
+            CallError: a text is empty or longer than the text tower allows, or the tokenizer belongs to another model.
+            UnsupportedModelError: the model has no text tower.
+            ModelUnavailableError: the text tower or its tokenizer is not available.
+
+        Examples:
+            >>> import vitscope as vs
+            >>> try:
+            ...     vs.load("vit-nano").text_logits(["a photo of a cat"])
+            ... except vs.UnsupportedModelError as error:
+            ...     print(error)
+            vit-nano has no text tower: load a CLIPModel or SiglipModel of transformers with its own weights
+        """
+        texts = require_texts(texts)
+        if self.text is None:
+            raise UnsupportedModelError(NO_TEXT_TOWER.format(self.name))
+        return self.text(texts, self.device)
 
     @property
     def meaning(self) -> Output:

@@ -10,15 +10,23 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from vitscope.errors import CallError, WorkError, warn
+from vitscope.errors import WorkError, warn
+from vitscope.models.targets import (
+    CUSTOM,
+    SIMILARITY,
+    VALUE,
+    ResolvedTarget,
+    cosine,
+    numbers_of_classes,
+    resolve,
+)
 from vitscope.models.vision_model import VisionModel
 from vitscope.perturb.options import PerturbationOptions
 from vitscope.perturb.rendering import Subject, pool
 from vitscope.progress import Progress, ProgressCallback
-from vitscope.validation import require_class_index, require_finite_tensor
+from vitscope.typing import ImageTarget
+from vitscope.validation import require_finite_tensor
 
-SIMILARITY = "similarity"
-VALUE = "value"
 # Outputs that differ by no more than this share of their magnitude are equal: batch sizes differ in their rounding.
 ROUNDING_SHARE = 2e-6
 
@@ -40,6 +48,9 @@ class Evaluations:
 
 class BatchedPredictor:
     """One model and one image: the output for the original, the classes, and the loop over batches of variants.
+
+    The outputs have a column for each class, or a single one for the similarity if the model has no classifier. A
+    target that is neither, such as a contrast, adds a column of its own.
 
     Memory is bounded: at most two batches of images are held at a time, whatever the number of variants. If there is
     not enough memory for a batch, that batch and all later ones are halved, with a warning.
@@ -63,42 +74,53 @@ class BatchedPredictor:
         self.batch_size = options.batch_size
         self.model, self.subject, self._output, self._report = model, subject, options.output, report
         self.features: Tensor | None = None
-        self.original = self._evaluate_original()
+        self._targets: list[ResolvedTarget] = []
+        self._original_output = self._evaluate_original()
+        self.original = self._outputs(self._original_output)[0]
+        self.num_classes = len(self.original)
+        self._names = (SIMILARITY,) if self.features is not None else model.names(self.num_classes)
 
     @property
     def output(self) -> str:
-        """The kind of the outputs: probability, logit, value (of a regression) or similarity."""
+        """The kind of the classes' outputs: that of the options, value (of a regression) or similarity."""
         if self.features is not None:
             return SIMILARITY
         return VALUE if self.model.meaning == VALUE else self._output
 
-    def target(self, target: int | str | None) -> int:
-        """Return the column of :attr:`original` to explain: a class, by default the most probable, or the similarity.
+    def output_of(self, column: int) -> str:
+        """Return the kind of the output in a column: :attr:`output`, similarity, or custom for a function."""
+        return self.output if column < self.num_classes else self._targets[column - self.num_classes].output
+
+    def target(self, target: ImageTarget | None) -> int:
+        """Return the column of :attr:`original` to explain; a target that has none gets a new one.
 
         Raises:
-            CallError: the model has no such class, or has no classifier and ``target`` is not ``"similarity"``.
+            CallError: the target does not fit the model.
+            WorkError: its number is NaN or infinity.
         """
-        if self.features is not None:
-            if target == SIMILARITY:
-                return 0
-            raise CallError(
-                f"{self.model.name} has no classifier, so there is no class to explain: pass target='similarity' to "
-                "explain the similarity of its features, add a classifier from examples "
-                "(vitscope.few_shot_classifier), or use attention_map or rollout, which need no class"
-            )
-        if target is None:
-            return int(self.original.argmax())
-        return require_class_index(target, self._names, len(self.original))
+        names = None if self.features is not None else self._names
+        resolved = resolve(self.model, target, names, self.top(1)[0], self._output, self._similarity)
+        if len(resolved.classes) == 1:
+            return resolved.classes[0]
+        if resolved.label == SIMILARITY and resolved.output == SIMILARITY:
+            return 0
+        self._targets.append(resolved)
+        self.original = self._outputs(self._original_output)[0]
+        return len(self.original) - 1
 
     def label(self, column: int) -> str:
-        """Return the name of the output in a column: a class, or the similarity."""
-        return SIMILARITY if self.features is not None else self._names[column]
+        """Return the name of the output in a column, such as a class, the similarity or a contrast."""
+        return self._names[column] if column < self.num_classes else self._targets[column - self.num_classes].label
+
+    def class_index(self, column: int) -> int | None:
+        """Return the index of the class in a column; None if the column is a target of its own."""
+        return column if column < self.num_classes else None
 
     def top(self, count: int) -> list[int]:
-        """Return the columns with the highest outputs for the original image, highest first."""
-        return np.argsort(-self.original, kind="stable")[:count].tolist()
+        """Return the columns of the classes with the highest outputs for the original image, highest first."""
+        return np.argsort(-self.original[: self.num_classes], kind="stable")[:count].tolist()
 
-    def columns(self, target: int | str | None, top_labels: int) -> list[int]:
+    def columns(self, target: ImageTarget | None, top_labels: int) -> list[int]:
         """Return the target's column, followed by those of the ``top_labels`` most probable classes."""
         return list(dict.fromkeys([self.target(target), *self.top(top_labels)]))
 
@@ -140,11 +162,11 @@ class BatchedPredictor:
                     ready = started if started is not None else start(threads, batch)
                     started = start(threads, pending[0]) if pending else None
                     try:
-                        batch_outputs = self._outputs(finish(batch, ready))
+                        batch_outputs = self._require_finite(self._outputs(finish(batch, ready))[:, list(columns)])
                     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                         pending, started = self._halve_batches([batch, *pending], error), None
                         continue
-                    outputs[batch], evaluated[batch] = batch_outputs[:, list(columns)], True
+                    outputs[batch], evaluated[batch] = batch_outputs, True
                     if self._report is not None:
                         self._report(Progress("evaluating", before + int(evaluated.sum()), total or count))
             except KeyboardInterrupt:
@@ -166,15 +188,18 @@ class BatchedPredictor:
                 return self.model.features(pixels)
             return self._require_logits(self.model.logits(pixels))
 
-    def _evaluate_original(self) -> Float[np.ndarray, " label"]:
-        """Return the output for the original image. If the model has no classes, keep its features."""
+    def _evaluate_original(self) -> Tensor:
+        """Return the model's output for the original image. If the model has no classes, keep its features."""
         with torch.no_grad(), self.model.running():
             logits = self.model.logits(self.subject.pixels)
             if logits is None:
                 logits = self.features = self.model.features(self.subject.pixels)
-        original = self._outputs(logits)[0]
-        self._names = (SIMILARITY,) if self.features is not None else self.model.names(len(original))
-        return original
+        return logits
+
+    def _similarity(self, output: Tensor) -> Float[Tensor, " variant"]:
+        """Return the cosine similarity of features to those of the original."""
+        assert self.features is not None, "only a model without classes has a similarity"
+        return cosine(output, self.features)
 
     def _remove_rounding(self, outputs: Float[np.ndarray, "variant label"], columns: Sequence[int]) -> None:
         """Replace a column by the output for the original image if it differs from that only by rounding.
@@ -184,17 +209,26 @@ class BatchedPredictor:
         for position, column in enumerate(columns):
             values = outputs[np.isfinite(outputs[:, position]), position]
             original = self.original[column]
-            if len(values) and np.abs(values - original).max() <= ROUNDING_SHARE * abs(original):
+            if len(values) and np.abs(values - original).max() <= ROUNDING_SHARE * self._magnitude(column):
                 outputs[np.isfinite(outputs[:, position]), position] = original
+
+    def _magnitude(self, column: int) -> float:
+        """Return the magnitude to which the rounding of a column is relative: for a contrast, that of its classes."""
+        extra = column - self.num_classes
+        classes = self._targets[extra].classes if extra >= 0 else ()
+        return float(np.abs(self.original[list(classes) or [column]]).max())
 
     def warn_if_constant(self, evaluations: Evaluations, column: int) -> bool:
         """Warn if the output for a class is the same for all masks, and return whether it is."""
         outputs = evaluations.outputs[evaluations.evaluated, 0]
         constant = len(outputs) > 1 and bool((outputs == self.original[column]).all())
         if constant:
-            advice = ": explain output='logit'" if self.output == "probability" else ""
+            output = self.output_of(column)
+            noun, advice = VALUE if output == CUSTOM else output, ""
+            if output == "probability":
+                advice = ": explain output='logit'"
             warn(
-                f"the {self.output} of {self.label(column)!r} stays {self.original[column]:.6g} for all "
+                f"the {noun} of {self.label(column)!r} stays {self.original[column]:.6g} for all "
                 f"{len(outputs)} masks, so the map shows nothing{advice}"
             )
         return constant
@@ -204,18 +238,26 @@ class BatchedPredictor:
             raise WorkError(f"{self.model.name} returned classes for the original image, but none for a perturbed one")
         return logits
 
-    def _outputs(self, logits: Tensor) -> Float[np.ndarray, "variant label"]:
-        """Turn logits or features into the outputs to explain."""
-        logits = require_finite_tensor(logits.float(), f"the output of {self.model.name}")
+    def _outputs(self, output: Tensor) -> Float[np.ndarray, "variant label"]:
+        """Turn logits or features into the outputs to explain: the classes, then the other targets."""
+        finite = require_finite_tensor(output.float(), f"the output of {self.model.name}")
         if self.features is not None:
-            outputs = torch.cosine_similarity(logits, self.features.float(), dim=-1)[:, None]
+            numbers = self._similarity(finite)[:, None]
         else:
-            chosen = self.model.probabilities(logits) if self.output == "probability" else logits
-            assert chosen is not None, "a regression is explained by its value"
-            if self.output == "logit" and self.model.meaning == "probabilities":
-                raise CallError(f"{self.model.name} gives probabilities, not logits: pass output='probability'")
-            outputs = chosen
-        return outputs.cpu().numpy().astype(np.float64)
+            numbers = numbers_of_classes(self.model, finite, self.output)
+        columns = [numbers.cpu().double()]
+        for target in self._targets:
+            values = target.values(output, columns[0]).detach().cpu().double()
+            columns.append(require_finite_tensor(values, f"the {target.output} of {target.label!r}")[:, None])
+        return torch.cat(columns, dim=1).numpy()
+
+    def _require_finite(self, outputs: Float[np.ndarray, "variant label"]) -> Float[np.ndarray, "variant label"]:
+        if not np.isfinite(outputs).all():
+            raise WorkError(
+                f"the {self.output} of a class is infinite, because {self.model.name} gives it a probability of "
+                "exactly 0 or 1: pass output='probability'"
+            )
+        return outputs
 
     def _halve_batches(self, pending: list[list[int]], error: BaseException) -> "deque[list[int]]":
         """Split all batches to half the size of the first, or raise ``error`` if it is not caused by lack of memory."""

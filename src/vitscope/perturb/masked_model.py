@@ -52,7 +52,6 @@ class MaskedModel(BatchedPredictor):
             "segments": None if self.segments is None else self.segments.name,
             "hide": describe_hide(options.hide),
             "perturbed_at": list(subject.size),
-            "output": self.output,
         }
         self._points = None
         if isinstance(options.hide, str) and options.hide == "drop":

@@ -11,7 +11,7 @@ from torch import Tensor
 from vitscope.errors import CallError
 from vitscope.grid import Grid
 from vitscope.results.attribution import Attribution
-from vitscope.typing import Target
+from vitscope.typing import ClassTarget
 from vitscope.validation import (
     require_at_least,
     require_class_index,
@@ -30,8 +30,8 @@ class LinearFit:
     """The linear model of one image and one class.
 
     Attributes:
-        label: the class.
-        index: index of the class in the model's output.
+        label: the class, or the target that is not a class, such as the contrast "boxer − bull mastiff".
+        index: index of the class in the model's output; None if the target is not a class.
         output: the model's output for the unchanged image.
         weights: float64 (segment,), in the order of the sorted labels.
         intervals: float64 (segment, 2), lower and upper end of each weight's interval; None if the method has none.
@@ -40,7 +40,7 @@ class LinearFit:
     """
 
     label: str
-    index: int
+    index: int | None
     output: float
     weights: Float[Tensor, " segment"]
     intervals: Float[Tensor, "segment 2"] | None
@@ -48,7 +48,8 @@ class LinearFit:
     score: float
 
     def __repr__(self) -> str:
-        return f"<LinearFit of {short_text(self.label, '')} ({self.index}): {len(self.weights)} segments>"
+        index = "" if self.index is None else f" ({self.index})"
+        return f"<LinearFit of {short_text(self.label, '')}{index}: {len(self.weights)} segments>"
 
     def as_json(self) -> dict[str, Any]:
         """Return all attributes as JSON values."""
@@ -75,25 +76,33 @@ class SegmentedImage:
         count = len(self.fits[0].weights)
         return f"<SegmentedImage of {height}×{width} pixels: {count} segments, {len(self.fits)} classes>"
 
-    def of(self, target: Target) -> "SegmentedImage":
+    def of(self, target: ClassTarget) -> "SegmentedImage":
         """Return the same segments and linear models with another class first.
 
         Raises:
             CallError: the class was not explained.
         """
-        labels = [fit.label for fit in self.fits]
-        if isinstance(target, str) and not target.isdecimal():
-            position = require_class_index(target, labels, len(labels))
-        else:
-            indices = [fit.index for fit in self.fits]
-            index = require_integer(int(target) if isinstance(target, str) else target, "target")
-            if index not in indices:
-                raise CallError(
-                    f"class {index} was not explained: this result has the classes {indices} ({'; '.join(labels)})"
-                )
-            position = indices.index(index)
-        first = self.fits[position]
+        first = self._fit_of(target)
         return replace(self, fits=[first, *(fit for fit in self.fits if fit is not first)])
+
+    def _fit_of(self, target: ClassTarget) -> LinearFit:
+        labels = [fit.label for fit in self.fits]
+        classes = [fit for fit in self.fits if fit.index is not None]
+        if isinstance(target, str) and not target.isdecimal():
+            # A class comes before a contrast with a synonym of it.
+            exact = next((fit for fit in self.fits if fit.index is None and fit.label == target.strip()), None)
+            if exact is not None:
+                return exact
+            candidates = classes or self.fits
+            return candidates[require_class_index(target, [fit.label for fit in candidates], len(candidates))]
+        index = require_integer(int(target) if isinstance(target, str) else target, "target")
+        match = next((fit for fit in classes if fit.index == index), None)
+        if match is None:
+            indices = [fit.index for fit in classes]
+            raise CallError(
+                f"class {index} was not explained: this result has the classes {indices} ({'; '.join(labels)})"
+            )
+        return match
 
     def values(self) -> Float[Tensor, "1 pixel_height pixel_width"]:
         """Return the weights of the first class at every pixel, float32; 0 for pixels without a segment."""
@@ -159,12 +168,12 @@ class SegmentAttribution(Attribution):
 
     @property
     def classes(self) -> list[str]:
-        """Labels of the explained classes, the target first."""
+        """Labels of the explained classes, the target first, whether or not it is a class."""
         return [fit.label for fit in self._image.fits]
 
     @property
-    def class_indices(self) -> list[int]:
-        """Indices of :attr:`classes` in the model's output."""
+    def class_indices(self) -> list[int | None]:
+        """Indices of :attr:`classes` in the model's output; None for a target that is not a class."""
         return [fit.index for fit in self._image.fits]
 
     @property
@@ -197,11 +206,11 @@ class SegmentAttribution(Attribution):
         """The linear model's output for the unchanged image."""
         return self.intercept + float(self.weights.sum())
 
-    def of(self: Result, target: Target) -> Result:
+    def of(self: Result, target: ClassTarget) -> Result:
         """Return the result for another class, from the same samples.
 
         Args:
-            target: index or label of the class, one of :attr:`classes`.
+            target: index or label of the class, one of :attr:`classes`; a contrast by its label.
 
         Raises:
             CallError: the class was not explained.
@@ -330,6 +339,5 @@ def _parse_fit(tensors: Mapping[str, Tensor], suffix: str, entry: Mapping[str, A
     if not isinstance(entry["label"], str):
         raise ValueError("the label of a class is not text")
     scalars = {name: float(require_number(entry[name], name)) for name in ("output", "intercept", "score")}
-    return LinearFit(
-        entry["label"], require_at_least(0, entry["index"], "index"), weights=weights, intervals=intervals, **scalars
-    )
+    index = None if entry["index"] is None else require_at_least(0, entry["index"], "index")
+    return LinearFit(entry["label"], index, weights=weights, intervals=intervals, **scalars)

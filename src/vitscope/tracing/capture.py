@@ -20,6 +20,7 @@ from vitscope.attention.trace import Trace
 from vitscope.errors import CallError, ReadoutError, UnclearOutputError, UnsupportedModelError, VitscopeWarning, warn
 from vitscope.grid import Grid
 from vitscope.images.image import InputImage
+from vitscope.models.inserted_tokens import names_of_inserted_tokens, with_inserted_tokens
 from vitscope.models.layout import Layout
 from vitscope.models.loader import load
 from vitscope.models.vision_model import VisionModel
@@ -225,7 +226,7 @@ def _with_verified_layout(model: VisionModel, pixels: Tensor) -> VisionModel:
     if model.layout is None:
         return trusted
     verifications = _verifications.setdefault(model.module, {})
-    key = (*pixels.shape[-2:], *sorted(model.layout.readout.items()))
+    key = (*pixels.shape[-2:], model.layout.prefix_names, *sorted(model.layout.readout.items()))
     if key not in verifications:
         verifications[key] = _layout_or_error(trusted, model.layout, pixels)
     layout = verifications[key]
@@ -294,15 +295,15 @@ def _trace(
 
 
 def as_vision_model(model: Any) -> VisionModel:
-    """Return a model as a VisionModel; a live module is loaded first.
+    """Return a model as a VisionModel, whose layout names all tokens with which it runs; a live module is loaded first.
 
     Raises:
         CallError: it is neither a VisionModel nor an nn.Module.
     """
     if isinstance(model, VisionModel):
-        return model
+        return with_inserted_tokens(model)
     if isinstance(model, nn.Module):
-        return load(model)
+        return with_inserted_tokens(load(model))
     raise CallError(f"a model is expected, from vitscope.load or an nn.Module, not {type(model).__name__}")
 
 
@@ -312,6 +313,9 @@ def provenance(model: VisionModel) -> dict[str, Any]:
     record: dict[str, Any] = {"model": model.name, "library": model.library, "versions": versions}
     if model.layout is not None:
         record["readout"] = dict(model.layout.readout)
+        inserted = names_of_inserted_tokens(model.module)
+        if inserted:
+            record["inserted_tokens"] = list(inserted)
     record["output"] = model.meaning
     preprocessing = model.preprocessing
     record["preprocessing"] = None if preprocessing is None else preprocessing.as_json()

@@ -112,6 +112,22 @@ def experiment(model: VisionModel, size: tuple[int, int], channels: int = 3) -> 
     return Evidence(findings.heads_first, findings.heads_before_windows)
 
 
+def axes_of_call(model: VisionModel, call: AttentionCall, pixels: Tensor) -> Axes:
+    """Return the order of images, windows and heads in an attention call.
+
+    Args:
+        model: the model.
+        call: an attention call of its run.
+        pixels: the input of the run, (batch, channel, height, width).
+
+    Raises:
+        UnsupportedModelError: the order is ambiguous.
+    """
+    evidence = experiment(model, (pixels.shape[-2], pixels.shape[-1]), pixels.shape[1])
+    has_hierarchy = model.layout is not None and model.layout.hierarchy is not None
+    return evidence.axes(call, len(pixels), None if has_hierarchy else head_count(model.module, call.module))
+
+
 def _run_twice_if_random(model: VisionModel, size: tuple[int, int], channels: int) -> _Findings:
     """Return the findings of a forward pass; a model that draws random numbers is run again and compared."""
     with preserved_random_state(model.device):

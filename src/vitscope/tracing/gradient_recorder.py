@@ -90,13 +90,14 @@ class GradientRecorder(Recorder):
     Args:
         run: the model and its input.
         tape: notes of the run for the backward pass.
+        weights: whether the gradients of the weights are reported.
     """
 
     rules: LocalRules | AlphaBetaRules
 
-    def __init__(self, run: PreparedRun, tape: Tape) -> None:
+    def __init__(self, run: PreparedRun, tape: Tape, *, weights: bool) -> None:
         super().__init__(run.target, len(run.pixels), run.grid, LayerSelection(None), None, 0)
-        self._tape = tape
+        self._tape, self._weights = tape, weights
         self._on_rows: OnRows | None = None
         self._module = run.model.module
 
@@ -115,7 +116,8 @@ class GradientRecorder(Recorder):
         elif isinstance(scores, Logits):
             scores = Logits(scores.logits.detach())
         step = AttentionStep(layer, call.module, scores, self._slots(call.module, scores), self.grid)
-        self._on_rows = partial(self._tape.receive, step, axes.split)
+        if self._weights:
+            self._on_rows = partial(self._tape.receive, step, axes.split)
         output = call.run()
         if call.logits is not None and output.dtype == torch.float32:
             # The graph keeps these weights, so they need no more memory; the scores would.
@@ -142,7 +144,7 @@ class GradientRecorder(Recorder):
             if gradient is None:  # nothing flows here, as into queries and keys under Libra's rules
                 return
             dtype = torch.promote_types(gradient.dtype, torch.float32)
-            values = gradient.to(dtype) * constant.to(dtype)
+            values = _summed_product(gradient.to(dtype), constant.detach().to(dtype))
             grid, tokens = place(values)
             self._tape.biases[block, grid].append(tokens)
 
@@ -174,6 +176,17 @@ class GradientRecorder(Recorder):
         if module is None or self.hierarchy is None:
             return None
         return self.hierarchy.blocks[module].windows(grid).slots(grid)
+
+
+def _summed_product(gradient: Tensor, constant: Tensor) -> Tensor:
+    """Return gradient · constant, already summed over channels, which keep an axis, if the constant is a vector."""
+    if (
+        constant.ndim == 1
+        and len(constant) == gradient.shape[-1]
+        and not torch.is_autocast_enabled(gradient.device.type)
+    ):
+        return (gradient @ constant)[..., None]
+    return gradient * constant
 
 
 def _with_padding(values: Tensor) -> Tensor:

@@ -34,6 +34,8 @@ class GradientOptions:
         conv_gamma: γ of the γ-rule of convolutions; 0 for the derivative.
         pixels: whether the graph starts at the pixels, as it always does if the blocks of the model are unknown;
             otherwise it starts at the input of the first block.
+        weights: whether the gradients of attention weights are wanted, for ``on_weights`` of
+            :meth:`GradientCapture.gradients`; without them, the backward pass is faster.
         biases: whether to record what each bias contributes to the score.
         separate_blocks: whether the graph of each block starts at its own input.
         merge_norms: whether to record the inputs of patch merging, for ``merge="norm"``.
@@ -47,6 +49,7 @@ class GradientOptions:
     gamma: float = 0.0
     conv_gamma: float = 0.0
     pixels: bool = False
+    weights: bool = True
     biases: bool = False
     separate_blocks: bool = False
     merge_norms: bool = False
@@ -239,7 +242,7 @@ def capture_gradients(
         stack.enter_context(run.model.running())
         stack.enter_context(without_checkpointing(module))
         tape, tracker = Tape(), SoftmaxTracker()
-        recorder = GradientRecorder(run, tape)
+        recorder = GradientRecorder(run, tape, weights=options.weights)
         rules: LocalRules | AlphaBetaRules = LocalRules(
             options.rules,
             tracker,

@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from vitscope.attention.axes import Axes, head_count
 from vitscope.attention.flow import Flow
 from vitscope.attention.readout import readout_text
 from vitscope.attention.softmax_use import SoftmaxTracker
@@ -15,7 +14,7 @@ from vitscope.attention.trace import Trace
 from vitscope.errors import ReadoutError, UnclearOutputError, UnsupportedModelError
 from vitscope.grid import Grid
 from vitscope.models.vision_model import VisionModel
-from vitscope.tracing.experiment import experiment, noise
+from vitscope.tracing.experiment import axes_of_call, noise
 
 # Positions of the changed patches as fractions of the grid: off the centre, and not mirror images of each other.
 _POSITIONS = ((0.3, 0.6), (0.8, 0.1))
@@ -70,7 +69,7 @@ def _check_grid(model: VisionModel, pixels: Tensor, step: AttentionStep, index: 
     changes: list[Tensor] = []
 
     def compare(call: AttentionCall, values: Tensor) -> None:
-        windowed = _axes(model, call, len(images), pixels).split(values).float()
+        windowed = axes_of_call(model, call, images).split(values).float()
         change = (windowed[1:] - windowed[:1]).square().sum((2, 4))  # (copy, window, slot)
         changes.append(_change_of_tokens(step, change))
 
@@ -134,7 +133,7 @@ def _verified_sources(
 
     def on_attention(call: AttentionCall) -> Tensor:
         output = call.run()
-        axes = _axes(model, call, len(images), pixels)
+        axes = axes_of_call(model, call, images)
         if call.index != index or not axes.in_order:
             return output
         windowed = axes.split(output).clone()
@@ -163,13 +162,6 @@ def _verified_sources(
                 "output: pass the right readout to vitscope.load"
             )
     return dict(model.layout.readout)
-
-
-def _axes(model: VisionModel, call: AttentionCall, batch: int, pixels: Tensor) -> Axes:
-    """Return the order of images, windows and heads in a call."""
-    evidence = experiment(model, (pixels.shape[-2], pixels.shape[-1]), pixels.shape[1])
-    has_hierarchy = model.layout is not None and model.layout.hierarchy is not None
-    return evidence.axes(call, batch, None if has_hierarchy else head_count(model.module, call.module))
 
 
 def _run_tapped(

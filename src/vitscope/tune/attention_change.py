@@ -12,8 +12,8 @@ from vitscope.attention.trace import AttentionStep
 from vitscope.errors import CallError, UnsupportedModelError
 from vitscope.methods.rollout import rollout
 from vitscope.metrics.faithfulness import faithfulness
+from vitscope.models.targets import SIMILARITY
 from vitscope.models.vision_model import VisionModel
-from vitscope.perturb.batching import SIMILARITY
 from vitscope.results.attribution import Attribution
 from vitscope.tracing.capture import capture
 

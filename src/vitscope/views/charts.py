@@ -1,12 +1,15 @@
 """Charts of a scene, drawn with matplotlib: bars, dots, curves, and matrices of counts."""
 
+import math
 from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from vitscope.results.attribution import SIGNED_COLORMAP
 from vitscope.views.palette import FAINT, FRAME, GRID, INK, OPPOSES, SERIES, SUPPORTS, WHITE
-from vitscope.views.scene import Bars, Curves, Dots, Matrix
+from vitscope.views.scene import Bars, Cells, Curves, Dots, Histogram, Matrix
 
 LETTER = 0.068  # inches for a letter of a name next to a bar
 NUMBER = 0.62  # inches for a number next to a bar
@@ -14,6 +17,9 @@ MAX_MARKERS = 20  # on a line: more would overlap
 MAX_SINGLE_COLUMN = 4  # names in a legend of one column; more are set in two
 MAX_NUMBERED_ROWS = 16  # of a matrix: in more, the numbers do not fit into the cells
 TICK_RATIO = 1.55  # between neighbouring labels of a logarithmic axis
+BINS = 60  # of a histogram
+MAX_TICKS = 5  # on the logarithmic axis of a histogram
+MINUS = "−"
 PERCENT = FuncFormatter(lambda value, _: f"{100 * value:.3g} %")
 
 
@@ -29,7 +35,7 @@ def draw_bars(axes: Any, bars: Bars) -> None:
         side = 1.0 if value >= 0 else -1.0
         tip = max(value, high, 0.0) if side > 0 else min(value, low, 0.0)
         align = "left" if side > 0 else "right"
-        text = f"{value:+.3f}".replace("-", "−")
+        text = f"{value:+.3f}".replace("-", MINUS)
         axes.text(tip + side * 0.03 * reach, row, text, fontsize=8, color=INK, va="center", ha=align)
         _write_name(axes, row, name)
     has_numbers = [min(bars.values) < 0, max(bars.values) >= 0]  # left and right of the bars
@@ -50,7 +56,7 @@ def draw_dots(axes: Any, dots: Dots) -> None:
         colour, marker = SERIES[dots.groups[row] % len(SERIES)]
         axes.plot(interval, [row, row], color=colour, linewidth=1.6, solid_capstyle="butt")
         axes.plot([value], [row], color=colour, marker=marker, markersize=5)
-        text = f"{100 * value:+.1f}".replace("-", "−") if dots.signed else f"{100 * value:.1f} %"
+        text = f"{100 * value:+.1f}".replace("-", MINUS) if dots.signed else f"{100 * value:.1f} %"
         axes.text(max(value, interval[1]) + room, row, text, fontsize=8, color=INK, va="center", ha="left")
         _write_name(axes, row, name)
     inches = _width_in_inches(axes)
@@ -59,7 +65,7 @@ def draw_dots(axes: Any, dots: Dots) -> None:
     if dots.signed:
         axes.axvline(0, color=FAINT, linewidth=0.8)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 5, 10]))
-    signed = FuncFormatter(lambda value, _: f"{100 * value:+.0f}".replace("-", "−") if round(100 * value) else "0")
+    signed = FuncFormatter(lambda value, _: f"{100 * value:+.0f}".replace("-", MINUS) if round(100 * value) else "0")
     axes.xaxis.set_major_formatter(signed if dots.signed else PERCENT)
     axes.tick_params(labelsize=7.5, colors=FAINT, length=0)
     axes.set_yticks([])
@@ -98,6 +104,39 @@ def draw_matrix(axes: Any, matrix: Matrix, side: float) -> None:
         spine.set_color(FRAME)
 
 
+def draw_cells(axes: Any, bar: Any, cells: Cells) -> None:
+    """Draw values as coloured cells with their numbers, and a colour bar."""
+    limit = float(np.nanmax(np.abs(cells.values))) or 1.0
+    decimals = max(1 - math.floor(math.log10(limit)), 0)
+    colormap = matplotlib.colormaps[SIGNED_COLORMAP].with_extremes(bad=FRAME)
+    axes.imshow(np.ma.masked_invalid(cells.values), cmap=colormap, vmin=-limit, vmax=limit, aspect="auto")
+    for row, column in np.argwhere(np.isfinite(cells.values)):
+        value = float(cells.values[row, column])
+        shade = WHITE if abs(value) > 0.65 * limit else INK
+        axes.text(column, row, _signed(value, decimals), fontsize=7, color=shade, ha="center", va="center")
+    axes.set_xticks(range(len(cells.column_names)), cells.column_names, fontsize=8)
+    axes.set_yticks(range(len(cells.row_names)), cells.row_names, fontsize=8)
+    axes.set_xticks(np.arange(cells.values.shape[1] - 1) + 0.5, minor=True)
+    axes.set_yticks(np.arange(cells.values.shape[0] - 1) + 0.5, minor=True)
+    axes.grid(which="minor", color=WHITE, linewidth=1)
+    axes.tick_params(which="both", length=0, colors=INK)
+    axes.set_xlabel(cells.column_axis, fontsize=8.5, color=FAINT)
+    axes.set_ylabel(cells.row_axis, fontsize=8.5, color=FAINT)
+    axes.set_frame_on(False)
+    bar.imshow(np.linspace(1, 0, 256)[:, None], cmap=colormap, vmin=0, vmax=1, aspect="auto", extent=(0, 1, -1, 1))
+    bar.set_yticks([-1, 0, 1], [_signed(end, decimals) for end in (-limit, 0.0, limit)], fontsize=7.5)
+    bar.yaxis.tick_right()
+    bar.set_xticks([])
+    bar.tick_params(length=0, colors=INK)
+    bar.set_frame_on(False)
+
+
+def _signed(value: float, decimals: int) -> str:
+    """Return a number with its sign, or 0 if it is rounded to zero."""
+    text = f"{value:+.{decimals}f}"
+    return text.replace("-", MINUS) if float(text) else "0"
+
+
 def draw_curves(axes: Any, curves: Curves) -> None:
     """Draw lines that differ in colour and marker; a marker at every point, unless these would overlap."""
     for index, (name, x, y) in enumerate(zip(curves.names, curves.xs, curves.ys, strict=True)):
@@ -121,6 +160,32 @@ def draw_curves(axes: Any, curves: Curves) -> None:
         columns = {"ncols": 2, "columnspacing": 1.0} if len(curves.names) > MAX_SINGLE_COLUMN else {}
         style = {"frameon": True, "framealpha": 0.8, "edgecolor": "none", "facecolor": "white"}
         axes.legend(fontsize=7.5, labelcolor=INK, loc="best", **style, **columns)
+
+
+def draw_histogram(axes: Any, histogram: Histogram) -> None:
+    """Draw counts in bins of equal ratio; values above the threshold have another colour."""
+    logs = np.log(histogram.values[histogram.values > 0])
+    if not len(logs):
+        return
+    counts, edges = np.histogram(logs, BINS)
+    edges = np.exp(edges)
+    threshold = np.inf if histogram.threshold is None else histogram.threshold
+    colours = [SERIES[0][0] if left < threshold else SUPPORTS for left in edges[:-1]]
+    axes.bar(edges[:-1], counts, np.diff(edges), align="edge", color=colours, linewidth=0)
+    if histogram.threshold is not None:
+        axes.axvline(threshold, color=INK, linewidth=1.0, linestyle="--")
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_ylim(bottom=0.7)
+    ticks = MaxNLocator(MAX_TICKS, steps=[1, 2, 5, 10]).tick_values(edges[0], edges[-1])
+    axes.set_xticks([tick for tick in ticks if edges[0] <= tick <= edges[-1]], minor=False)
+    axes.minorticks_off()
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.set_xlabel(histogram.x_axis, fontsize=8, color=FAINT)
+    axes.tick_params(labelsize=7.5, colors=INK, length=2)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
 
 
 def _set_x_ticks(axes: Any, curves: Curves) -> None:

@@ -9,6 +9,7 @@ from vitscope.compositing.effects import Effect
 from vitscope.compositing.ranking import Ranked
 from vitscope.compositing.result import Composition
 from vitscope.results.attribution import Attribution
+from vitscope.typing import ClassTarget
 from vitscope.views.scene import AnyPanel, Bars, Curves, Panel, Row, Scene, rows_of, short_label
 
 COLUMNS = 6
@@ -46,7 +47,7 @@ def plate(result: Composition) -> Scene:
     )
 
 
-def places_and_sizes(results: Sequence[Composition], targets: Sequence[int | str | None] = (None,)) -> Scene:
+def places_and_sizes(results: Sequence[Composition], targets: Sequence[ClassTarget | None] = (None,)) -> Scene:
     """Return location maps over the photo and size curves, a row for each model; all maps share one colour scale.
 
     Args:
@@ -71,11 +72,11 @@ def places_and_sizes(results: Sequence[Composition], targets: Sequence[int | str
         rows=[line for row in rows for line in rows_of(row, columns)],
         title=f"{_noun(results[0])} by place and by size",
         note="maps: one cell per place of the object's centre; grey: the object does not fit; ×: its original centre",
-        caption=_limits_caption(limits, results[0]) if limits else "",
+        caption=_limits_caption(limits, maps[0][0], results[0]) if limits else "",
     )
 
 
-def controls(results: Sequence[Composition], effects: Sequence[Effect], target: int | str | None = None) -> Scene:
+def controls(results: Sequence[Composition], effects: Sequence[Effect], target: ClassTarget | None = None) -> Scene:
     """Return the images and location maps of the first result's controls, and the effects of all results."""
     result = results[0]
     settings = [
@@ -103,7 +104,7 @@ def controls(results: Sequence[Composition], effects: Sequence[Effect], target: 
         rows=[*rows, Row([_effect_bars(effects, len(results), _noun(result).lower())], 1, 2 * MAP_WIDTH)],
         title=f"Effects of object, place, background and positions on {result.provenance['model']}",
         note="maps: each object alone; ×: its original centre; place: output at the centre minus output at the rim",
-        caption=_limits_caption(limits, result) if limits else "",
+        caption=_limits_caption(limits, next(iter(maps.values()))[0], result) if limits else "",
     )
 
 
@@ -186,10 +187,11 @@ def _rollout_panel(result: Composition, index: int) -> Panel:
 def _map_panel(location_map: Attribution, limits: Limits | None, title: str, result: Composition) -> Panel:
     """Return a location map over the photo, with a × at the original centre of the object."""
     low, high = float(location_map.values.min()), float(location_map.values.max())
-    original = result.outputs[0, location_map.provenance["class_index"]]
+    column = location_map.provenance["class_index"]
+    original, output = result.outputs[0, column], result.output_of(column)
     lines = [
-        f"{format_output(low, result.output)} to {format_output(high, result.output)}",
-        f"original: {format_output(float(original), result.output)}",
+        f"{format_output(low, output)} to {format_output(high, output)}",
+        f"original: {format_output(float(original), output)}",
     ]
     image, values = location_map.images[0], location_map.values[0].cpu().numpy()
     height, width = values.shape
@@ -221,9 +223,12 @@ def _limits(maps: Sequence[Attribution]) -> Limits | None:
     )
 
 
-def _curves(result: Composition, targets: Sequence[int | str | None], prefix: str) -> list[Curves]:
+def _curves(result: Composition, targets: Sequence[ClassTarget | None], prefix: str) -> list[Curves]:
     """Return the size curves of all objects and classes in one panel."""
-    curves = [result.size_curve(name, target) for name in result.tested("size") for target in targets]
+    pairs = [(name, target) for name in result.tested("size") for target in targets]
+    curves = [result.size_curve(name, target) for name, target in pairs]
+    percent = all(result.output_of(result.column(target, name)) == "probability" for name, target in pairs)
+    contrasts = any(bool((curve.values < 0).any()) for curve in curves)
     if not curves:
         return []
     return [
@@ -233,8 +238,8 @@ def _curves(result: Composition, targets: Sequence[int | str | None], prefix: st
             [curve.values.tolist() for curve in curves],
             f"{prefix}{_noun(result).lower()} by size",
             "object's share of the photo area",
-            (0.0, 1.0) if result.output == "probability" else None,
-            result.output == "probability",
+            (0.0, 1.0) if percent and not contrasts else None,
+            percent,
         )
     ]
 
@@ -248,7 +253,9 @@ def _noun(result: Composition) -> str:
     """Return the kind of the outputs, for a title."""
     return {
         "probability": "Probability",
+        "log_probability": "Log-probability",
         "logit": "Logit",
+        "log_odds": "Log-odds",
         "value": "Value",
         "similarity": "Similarity to the original",
     }[result.output]
@@ -258,8 +265,9 @@ def _unit(result: Composition) -> str:
     return "percentage points" if result.output == "probability" else result.output
 
 
-def _limits_caption(limits: Limits, result: Composition) -> str:
-    low, high = (format_output(limit, result.output) for limit in limits)
+def _limits_caption(limits: Limits, location_map: Attribution, result: Composition) -> str:
+    output = result.output_of(location_map.provenance["class_index"])
+    low, high = (format_output(limit, output) for limit in limits)
     return f"colours: {_noun(result).lower()} from {low} to {high}, the same in all maps"
 
 

@@ -15,18 +15,36 @@ from PIL import Image
 from vitscope.files import atomic_write
 from vitscope.images.image import nearest_pixels
 from vitscope.results.attribution import COLORMAP, SIGNED_COLORMAP, coloured
-from vitscope.views.charts import LETTER, draw_bars, draw_curves, draw_dots, draw_matrix
+from vitscope.views.charts import LETTER, draw_bars, draw_cells, draw_curves, draw_dots, draw_histogram, draw_matrix
 from vitscope.views.palette import FAINT, INK, OUTLINES, WHITE
 from vitscope.views.plain_text import visible
-from vitscope.views.scene import SIGNED_CAPTION, AnyPanel, Bars, Curves, Dots, Matrix, Panel, Row, Scene
+from vitscope.views.scene import (
+    SIGNED_CAPTION,
+    AnyPanel,
+    Bars,
+    Cells,
+    Curves,
+    Dots,
+    Histogram,
+    Matrix,
+    Panel,
+    Row,
+    Scene,
+)
 
 PAGE_WIDTH, PAGE_HEIGHT = 12.0, 14.0  # inches
 SMALLEST_PAGE_WIDTH = 6.4  # inches
 SMALLEST_PANEL, LARGEST_PANEL = 0.9, 4.0  # inches
 GAP = 0.08  # inches between panels
 TITLE = 0.26  # inches for the titles of a row
+NOTE = 0.24  # inches for the second line of a page
 LINE = 0.155  # inches for a line of text under a panel
 BAR = 0.27  # inches for a bar, in a row without photos
+CELL_HEIGHT = 0.36  # inches for a row of cells
+CELL_MARGINS = (
+    0.5,
+    1.2,
+)  # inches to the left of cells, for the names of their rows, and to the right, for a colour bar
 AXIS = 0.42  # inches for the numbers under curves
 TICKS = 0.26  # inches for the numbers under dots
 COLOUR_BAR = (1.3, 0.1)  # inches
@@ -91,7 +109,7 @@ def _escape_texts(value: Any) -> Any:
         return visible(value)
     if isinstance(value, list | tuple):
         return type(value)(map(_escape_texts, value))
-    if isinstance(value, Scene | Row | Panel | Bars | Dots | Matrix | Curves):
+    if isinstance(value, Scene | Row | Panel | Bars | Dots | Matrix | Cells | Curves | Histogram):
         return replace(value, **{field.name: _escape_texts(getattr(value, field.name)) for field in fields(value)})
     return value
 
@@ -102,7 +120,7 @@ def _draw(scene: Scene) -> Figure:
     ratio = next((photo.height / photo.width for photo in photos), WITHOUT_PHOTO)
     legends = _legends(scene)
     left = 0.55 if scene.row_names else 0.2
-    top = 1.12 if scene.column_names else 0.82
+    top = (1.12 if scene.column_names else 0.82) - (0.0 if scene.note else NOTE)
     bottom = 0.5 + LEGEND * (len(legends) - 1) if legends else 0.15
     widths = [row.width or _panel_width(row.columns, len(scene.rows), left, ratio) for row in scene.rows]
     titles = [TITLE if any(panel.title for panel in row.panels) else 0.0 for row in scene.rows]
@@ -156,7 +174,9 @@ def _draw_legend(page: _Page, x: float, y: float, colormap: str, caption: str) -
 
 
 def _panel_height(row: Row, width: float, ratio: float) -> float:
-    """Return the height of a row's panels in inches; a row of bars alone is as high as its bars need."""
+    """Return the height of a row's panels in inches; a row of bars or cells alone is as high as these need."""
+    if all(isinstance(panel, Cells) for panel in row.panels):
+        return AXIS + CELL_HEIGHT * max(len(panel.values) for panel in row.panels if isinstance(panel, Cells))
     if all(isinstance(panel, Bars | Dots) for panel in row.panels):
         return max(
             BAR * len(panel.names) + _height_of_ticks(panel) for panel in row.panels if isinstance(panel, Bars | Dots)
@@ -195,9 +215,18 @@ def _draw_panel(page: _Page, box: _Box, panel: AnyPanel) -> None:
             draw_bars(axes, panel)
         else:
             draw_dots(axes, panel)
-    elif isinstance(panel, Curves):
+    elif isinstance(panel, Cells):
+        (left, right), cells_height = CELL_MARGINS, height - AXIS
+        cells = page.axes(_Box(x + left, y, width - left - right, cells_height))
+        bar = page.axes(_Box(x + width - right + 0.15, y + 0.1 * cells_height, 0.12, 0.8 * cells_height))
+        draw_cells(cells, bar, panel)
+    elif isinstance(panel, Curves | Histogram):
         x += AXIS
-        draw_curves(page.axes(_Box(x, y, width - AXIS - 0.1, height - AXIS)), panel)
+        axes = page.axes(_Box(x, y, width - AXIS - 0.1, height - AXIS))
+        if isinstance(panel, Curves):
+            draw_curves(axes, panel)
+        else:
+            draw_histogram(axes, panel)
     else:
         margin = min(LETTER * max(map(len, panel.names)) + 0.25, width * 0.45)  # inches for the names
         side = min(width - margin - 0.1, height - AXIS - 0.1)

@@ -15,6 +15,7 @@ OVERLAY = 0.6  # opacity of a map over its photo
 PANEL_RATIO = 1.3  # columns to rows of a grid of panels
 UNSIGNED_CAPTION = "colours: each map from its lowest to its highest value"
 SIGNED_CAPTION = "white: no effect; each map is scaled to its largest absolute value"
+ROLLOUT_MEANING = "which patches reach the readout; the same for every class"
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +93,18 @@ class Matrix:
 
 
 @dataclass(frozen=True, eq=False)
+class Cells:
+    """Values by row and column as coloured cells with their numbers: red above zero, blue below, grey for NaN."""
+
+    values: Float[np.ndarray, "row column"]
+    row_names: Sequence[str]
+    column_names: Sequence[str]
+    title: str = ""
+    row_axis: str = ""
+    column_axis: str = ""
+
+
+@dataclass(frozen=True, eq=False)
 class Curves:
     """Lines over a common x axis.
 
@@ -116,7 +129,22 @@ class Curves:
     series: Sequence[int] | None = None
 
 
-AnyPanel = Panel | Bars | Dots | Matrix | Curves
+@dataclass(frozen=True, eq=False)
+class Histogram:
+    """Counts of positive values in bins of equal ratio, on logarithmic axes.
+
+    Attributes:
+        threshold: value at a vertical line; None for no line.
+        x_axis: the title of the x axis.
+    """
+
+    values: Float[np.ndarray, " value"]
+    threshold: float | None = None
+    title: str = ""
+    x_axis: str = ""
+
+
+AnyPanel = Panel | Bars | Dots | Matrix | Cells | Curves | Histogram
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,15 +177,53 @@ class Scene:
     caption: str = UNSIGNED_CAPTION
 
 
-def explanation(trace: Trace, rollouts: Sequence[Attribution], *, index: int = 0) -> Scene:
-    """Return the photo and its rollouts, above the heads of the last layer over the photo."""
+def explanation(
+    trace: Trace,
+    rollouts: Sequence[Attribution],
+    class_map: Attribution | None = None,
+    label: str = "",
+    *,
+    index: int = 0,
+) -> Scene:
+    """Return the photo, its rollouts and the map of a class, above the heads of the last layer over the photo.
+
+    Args:
+        trace: the run.
+        rollouts: of the trace.
+        class_map: signed map of a class; None if there is none.
+        label: the class as it is named in the title.
+        index: index of the image.
+    """
     top = [Panel(trace.images[index], title="photo"), *_rollout_panels(rollouts, index)]
+    note = f"heads of the last layer ({trace.num_layers - 1}), query: readout"
+    if class_map is None:
+        title, note = f"Attention of {trace.provenance['model']}", f"top: attention rollout; below: {note}"
+    else:
+        values, target = class_map.values[index].cpu().numpy(), short_label(class_map.target)
+        lines = ["red: raises, blue: lowers", f"the {_number_of(class_map)} of {target}"]
+        top = [replace(panel, lines=["what reaches the readout,", "the same for every class"]) for panel in top]
+        top[0] = replace(top[0], lines=[])
+        top.append(Panel(class_map.images[index], values, f"libra, {target}", signed=True, lines=lines))
+        title = f"What reaches the readout of {trace.provenance['model']}, and what supports {label}"
+        note = f"top: attention rollout and LibraGrad; below: {note}"
     heads = _head_panels(trace, -1, "readout", index, OVERLAY)
+    head_rows = -(-len(heads) // (2 * len(top)))
     return Scene(
-        rows=[Row(top, len(top)), *rows_of(heads, min(len(heads), 2 * len(top)))],
-        title=f"Attention of {trace.provenance['model']}",
-        note=f"top: attention rollout; below: heads of the last layer ({trace.num_layers - 1}), query: readout",
+        rows=[Row(top, len(top)), *rows_of(heads, -(-len(heads) // head_rows))],
+        title=title,
+        note=note,
     )
+
+
+def meaning_of_class_map(class_map: Attribution) -> str:
+    """Return what a signed map of a class can tell, as a sentence."""
+    target = short_label(class_map.target)
+    return f"which patches raise (red) or lower (blue) the {_number_of(class_map)} of {target}"
+
+
+def _number_of(class_map: Attribution) -> str:
+    """Return the name of the number that a gradient method explained."""
+    return str(class_map.provenance["parameters"]["output"]).replace("_", "-")
 
 
 def head_grid(trace: Trace, query: Query = "readout", *, index: int = 0) -> Scene:

@@ -33,7 +33,10 @@ def supporting_regions(result: SegmentAttribution, *, count: int = COUNT) -> Sce
         result: of one image.
         count: number of supporting segments per class, and of opposing ones.
     """
-    by_class = [result] + ([result.of(result.class_indices[1])] if len(result.classes) > 1 else [])
+    by_class = [result]
+    if len(result.classes) > 1:
+        index = result.class_indices[1]
+        by_class.append(result.of(result.classes[1] if index is None else index))
     photo = Panel(result.images[0], title="photo and segments", regions=_thinned(result.index), outline="plain")
     rows = [Row([photo, *map(_weights_panel, by_class)], 3)]
     rows += [Row(_class_panels(class_result, count), 3) for class_result in by_class]
@@ -52,8 +55,23 @@ def supporting_regions(result: SegmentAttribution, *, count: int = COUNT) -> Sce
     )
 
 
-def side_by_side(results: Sequence[Attribution], names: Sequence[str], *, title: str, note: str = "") -> Scene:
-    """Return the photo and one map for each result."""
+def side_by_side(
+    results: Sequence[Attribution],
+    names: Sequence[str],
+    *,
+    title: str,
+    note: str = "",
+    lines: Sequence[Sequence[str]] = (),
+) -> Scene:
+    """Return the photo and one map for each result.
+
+    Args:
+        results: of one image.
+        names: written above each map.
+        title: of the figure.
+        note: the second line of the figure.
+        lines: for each map the lines below it.
+    """
     panels: list[Panel | Bars] = [Panel(results[0].images[0], title="photo")]
     panels += [
         Panel(
@@ -62,8 +80,9 @@ def side_by_side(results: Sequence[Attribution], names: Sequence[str], *, title:
             name,
             flat=isinstance(result, SegmentAttribution),
             signed=result.signed,
+            lines=below,
         )
-        for result, name in zip(results, names, strict=True)
+        for result, name, below in zip(results, names, lines or [()] * len(results), strict=True)
     ]
     caption = SIGNED_CAPTION if all(result.signed for result in results) else UNSIGNED_CAPTION
     columns = len(panels) if len(panels) <= SINGLE_ROW else columns_for(len(panels))

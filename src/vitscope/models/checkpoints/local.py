@@ -109,7 +109,7 @@ def with_adapter(base: VisionModel, folder: str | Path, *, image_size: Size | No
         raise CallError(f"{base.name} belongs to none of {', '.join(LIBRARIES)}: load the adapter with peft")
     module = load_adapter(base.module, folder)
     wrapped = backend(base.library).wrap(module.eval(), image_size=image_size)
-    return replace(wrapped, name=name, preprocessing=base.preprocessing, labels=base.labels)
+    return replace(wrapped, name=name, preprocessing=base.preprocessing, labels=base.labels, text=base.text)
 
 
 def _load_base(name: str, image_size: Size | None, dtype: torch.dtype | None, classes: int | None) -> VisionModel:

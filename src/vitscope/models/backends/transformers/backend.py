@@ -27,6 +27,7 @@ from vitscope.models.backends.transformers.heads import write as write
 from vitscope.models.backends.transformers.processor import default_processor, processor_settings
 from vitscope.models.backends.transformers.processor import read_processor as read_processor
 from vitscope.models.backends.transformers.processor import saved_processor as saved_processor
+from vitscope.models.backends.transformers.text import checkpoint_texts, live_texts
 from vitscope.models.backends.transformers.towers import names_pixel_values, require_submodel, vision_tower
 from vitscope.models.checkpoints.hub import is_hub_reachable
 from vitscope.models.checkpoints.paths import PROCESSOR_FILE, model_path
@@ -102,7 +103,11 @@ def load(
         with foreign_errors(f"{display_name} cannot be loaded: reading its layout and preprocessing"):
             random_weights = not pretrained and state is None
             module = module.eval() if backbone is None else require_submodel(module.eval(), backbone)
-            return _describe(module, settings, image_size, display_name, source=source, random_weights=random_weights)
+            loaded = _describe(module, settings, image_size, display_name, source=source, random_weights=random_weights)
+        if random_weights or backbone is not None or loaded.meaning != "features":
+            return loaded
+        texts = checkpoint_texts(config, display_name, source, local_only=local_only, weights=weights, dtype=dtype)
+        return replace(loaded, text=texts)
 
 
 def _load_by_timm(
@@ -136,7 +141,9 @@ def wrap(module: Any, *, image_size: Size | None) -> VisionModel:
     with quiet():
         settings = processor_settings(source, local_only=True)
     name = Path(source).name if Path(source).is_dir() else source  # a folder's full path would depend on the machine
-    return _describe(module, settings, image_size, name or type(module).__name__, source=source)
+    name = name or type(module).__name__
+    described = _describe(module, settings, image_size, name, source=source)
+    return replace(described, text=live_texts(module, name, source))
 
 
 def _wrap_timm(module: Any, image_size: Size | None) -> VisionModel:

@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from vitscope.models.outputs import Output
+
 Prefix = Callable[[Any], tuple[str, ...]]
 Readout = Mapping[str, float]
 
@@ -95,6 +97,29 @@ FAMILIES: Mapping[str, Family] = {
     ),
     "swin": Family(lambda _: (), lambda _: {"patches": 1.0}, windowed=True),
     "swinv2": Family(lambda _: (), lambda _: {"patches": 1.0}, windowed=True),
+}
+
+
+@dataclass(frozen=True)
+class TextFamily:
+    """Facts of one type of text-image model.
+
+    Attributes:
+        module_class: name of the class with both towers.
+        meaning: meaning of its logits.
+        padding: padding of the tokens in training: ``"longest"`` or ``"max_length"``.
+        reads_end: whether the vector of a text is that of its end token.
+    """
+
+    module_class: str
+    meaning: Output
+    padding: str
+    reads_end: bool = False
+
+
+TEXT_FAMILIES: Mapping[str, TextFamily] = {
+    "clip": TextFamily("CLIPModel", "softmax", "longest", reads_end=True),
+    "siglip": TextFamily("SiglipModel", "sigmoid", "max_length"),
 }
 
 # Text-image models are loaded as their vision tower.

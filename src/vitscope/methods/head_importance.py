@@ -1,0 +1,218 @@
+"""The importance of every attention head for a prediction: the drop of the output if the head is switched off."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypedDict, Unpack, get_args
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vitscope.errors import CallError
+from vitscope.interventions.head_ablation import AblatedModel, Ablation, Head, Replacement, check_replacement
+from vitscope.methods._perturbation import one_by_one, perturbation_method, warn_if_interrupted
+from vitscope.models.targets import ScoreOutput, one_per_image
+from vitscope.models.vision_model import VisionModel
+from vitscope.perturb import Evaluations, PerturbationOptions
+from vitscope.perturb.batching import BatchedPredictor
+from vitscope.perturb.rendering import Subject, subjects
+from vitscope.progress import ProgressCallback, ProgressLike
+from vitscope.tracing.capture import as_vision_model, provenance
+from vitscope.typing import ImageTarget, Target
+from vitscope.validation import short_text
+
+By = Literal["ablation"]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class HeadImportance:
+    """The importance of every attention head for the target of each image.
+
+    Attributes:
+        values: float32 (image, layer, head). Positive if the head supports the target, negative if it opposes it. NaN
+            for heads that a layer lacks because it has fewer than others, and for heads that were not evaluated before
+            Ctrl-C.
+        layers: index of each layer.
+        targets: label of the explained class of each image.
+        provenance: method, parameters, model and versions of the libraries; ``outputs`` are the outputs of the whole
+            model, ``samples`` the number of ablations, ``interrupted`` says whether Ctrl-C ended the evaluation early.
+
+    Examples:
+        >>> import skimage.data, vitscope as vs
+        >>> vs.head_importance(vs.load("vit-nano"), skimage.data.chelsea(), target="cat")
+        <HeadImportance of vit-nano by ablation: 1 image, 6 layers of up to 12 heads, target cat>
+    """
+
+    values: Float[Tensor, "image layer head"]
+    layers: tuple[int, ...]
+    targets: tuple[str, ...]
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        images, layers, heads = self.values.shape
+        by = short_text(self.provenance.get("parameters", {}).get("by"), "an unknown measure")
+        targets = short_text(", ".join(dict.fromkeys(self.targets)), "")
+        return (
+            f"<HeadImportance of {short_text(self.provenance.get('model'), 'no model')} by {by}: {images} "
+            f"image{'' if images == 1 else 's'}, {layers} layer{'' if layers == 1 else 's'} of up to {heads} heads, "
+            f"target {targets}>"
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """Return all attributes as JSON values; NaN becomes None."""
+        values = [
+            [[None if math.isnan(value) else value for value in layer] for layer in image]
+            for image in self.values.tolist()
+        ]
+        lists = {"layers": list(self.layers), "targets": list(self.targets)}
+        return {"values": values, **lists, "provenance": dict(self.provenance)}
+
+
+class _Arguments(TypedDict, total=False):
+    """The options of :class:`PerturbationOptions` that :func:`head_importance` takes."""
+
+    output: ScoreOutput
+    batch_size: int
+    progress: ProgressLike
+
+
+@perturbation_method(_Arguments, output="logit")
+def head_importance(
+    model: VisionModel | nn.Module,
+    images: Any,
+    *,
+    target: Target | None = None,
+    by: By = "ablation",
+    replacement: Replacement = "mean",
+    **options: Unpack[_Arguments],
+) -> HeadImportance:
+    """Compute how much every attention head supports a class: the drop of its output without the head.
+
+    The output of a head is o(q) = Σ_k A(q, k) v(k) for each query q, before the projection of the block. It is replaced
+    by (1/n) Σ_q o(q), the mean over all n tokens of the image (prefix tokens included, padding excluded, all windows of
+    the block), or by zero; all else stays. Each head takes one forward pass, in batches. Values of different heads do
+    not add up: heads can replace each other. Heads of a pooling layer are not blocks and have no value.
+
+    Reference: Michel et al., 2019 (arXiv 1905.10650), who set the output of a head to zero.
+
+    Args:
+        model: from :func:`vitscope.load`, or a live module.
+        images: an image, a list of images, or a tensor (batch, 3, height, width) that is already preprocessed.
+        target: what to explain, see :data:`~vitscope.typing.Target`; by default the most probable class of each image.
+        by: ``"ablation"``: the output of the whole model minus the output without the head.
+        replacement: output of a head that is switched off: ``"mean"`` or ``"zero"``.
+        **options: see :class:`~vitscope.perturb.options.PerturbationOptions`.
+
+    Returns:
+        the importance of each head for each image, (image, layer, head).
+
+    Raises:
+        CallError: an option is out of range, the model has no such class, or ``images`` are not valid.
+        NoAttentionError: as for :func:`vitscope.capture`.
+        UnsupportedModelError: as for :func:`vitscope.capture`, or the mean over the tokens is not available.
+        KeyboardInterrupt: Ctrl-C was pressed before two heads were evaluated. After that, Ctrl-C ends the evaluation
+            early, with a warning.
+        WorkError: as for :func:`vitscope.capture`.
+
+    Examples:
+        >>> import skimage.data, vitscope as vs
+        >>> result = vs.head_importance(vs.load("vit-nano"), skimage.data.chelsea(), replacement="zero")
+        >>> result.targets, result.values.shape
+        (('cat',), torch.Size([1, 6, 12]))
+    """
+    settings = PerturbationOptions(**options)
+    check_replacement(replacement)
+    if by not in get_args(By):
+        raise CallError(f"unknown measure {by!r}: choose {' or '.join(get_args(By))}")
+    vision = as_vision_model(model)
+    inputs = subjects(vision, images)
+    if not inputs:
+        raise CallError("no image was given")
+    ablated: dict[tuple[int, ...], AblatedModel] = {}  # by the size of the input, which decides the blocks
+
+    def explain(item: tuple[Subject, ImageTarget | None], report: ProgressCallback) -> _ImageImportance:
+        subject, image_target = item
+        size = tuple(subject.pixels.shape[1:])
+        if size not in ablated:
+            ablated[size] = AblatedModel(vision, subject.pixels)
+        predictor = _HeadPredictor(ablated[size], subject, settings, replacement, report)
+        column = predictor.target(image_target)
+        heads = sorted(ablated[size].heads)
+        evaluations = predictor.evaluate(heads, column)
+        samples = int(evaluations.evaluated.sum())
+        warn_if_interrupted(evaluations.interrupted, samples, len(heads))
+        original = float(predictor.original[column])
+        drops = dict(zip(heads, original - evaluations.outputs[:, 0], strict=True))
+        return _ImageImportance(
+            drops, predictor.label(column), original, predictor.output, samples, evaluations.interrupted
+        )
+
+    pairs = list(zip(inputs, one_per_image(target, len(inputs)), strict=True))
+    results = one_by_one(pairs, explain, lambda result: result.interrupted, settings.progress)
+    parameters = {"by": by, "replacement": replacement, "output": results[0].kind}
+    return _joined(results, {**provenance(vision), "method": "head_importance", "parameters": parameters})
+
+
+@dataclass(frozen=True)
+class _ImageImportance:
+    """The importance of every head for one image.
+
+    Attributes:
+        drops: importance of each head; NaN if it was not evaluated.
+        label: the explained class.
+        output: output of the whole model.
+        kind: kind of the output.
+        samples: number of heads that were evaluated.
+        interrupted: whether Ctrl-C ended the evaluation early.
+    """
+
+    drops: Mapping[Head, float]
+    label: str
+    output: float
+    kind: str
+    samples: int
+    interrupted: bool
+
+
+def _joined(results: Sequence[_ImageImportance], record: Mapping[str, Any]) -> HeadImportance:
+    """Return the results of single images as one."""
+    layers, heads = (1 + max(head[axis] for head in results[0].drops) for axis in (0, 1))
+    values = np.full((len(results), layers, heads), np.nan, np.float32)
+    for image, result in zip(values, results, strict=True):
+        for head, drop in result.drops.items():
+            image[head] = drop
+    facts = {
+        "outputs": [result.output for result in results],
+        "samples": sum(result.samples for result in results),
+        "interrupted": any(result.interrupted for result in results),
+    }
+    targets = tuple(result.label for result in results)
+    return HeadImportance(torch.from_numpy(values), tuple(range(layers)), targets, {**record, **facts})
+
+
+class _HeadPredictor(BatchedPredictor):
+    """A model and one image: the outputs without single heads."""
+
+    def __init__(
+        self,
+        ablated: AblatedModel,
+        subject: Subject,
+        options: PerturbationOptions,
+        replacement: Replacement,
+        report: ProgressCallback,
+    ) -> None:
+        super().__init__(ablated.model, subject, options, report=report)
+        self._ablated, self._replacement = ablated, replacement
+
+    def evaluate(self, heads: Sequence[Head], column: int) -> Evaluations:
+        """Return the outputs of a class without each of the heads."""
+
+        def finish(batch: list[int], _: Any) -> Tensor:
+            ablations = [Ablation(heads=frozenset({heads[index]})) for index in batch]
+            pixels = self.subject.pixels.expand(len(batch), -1, -1, -1)
+            return self._ablated.run(self._logits, pixels, ablations, self._replacement)
+
+        no_preparation: Callable[..., None] = lambda *_: None  # noqa: E731
+        return self._evaluate(len(heads), self._batches_in_order(len(heads)), no_preparation, finish, [column])
