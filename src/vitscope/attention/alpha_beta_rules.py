@@ -289,9 +289,9 @@ def _shared(gradient: Tensor, first: Tensor, second: Tensor, sign: float) -> tup
     dtype = torch.promote_types(gradient.dtype, torch.float32)
     received = gradient.to(dtype)
     of_first, of_second = total(first), sign * total(second)
-    part = (of_first + of_second) / (of_first.abs() + of_second.abs()).clamp_min(torch.finfo(dtype).tiny)
+    scale = (of_first + of_second) / (of_first.abs() + of_second.abs()).clamp_min(torch.finfo(dtype).tiny)
     # |Σag| / Σag is the sign, so that no small sum is a denominator.
-    to_first, to_second = received * of_first.sign() * part, received * of_second.sign() * part * sign
+    to_first, to_second = received * of_first.sign() * scale, received * of_second.sign() * scale * sign
     return to_first.sum_to_size(first.shape).to(first.dtype), to_second.sum_to_size(second.shape).to(second.dtype)
 
 

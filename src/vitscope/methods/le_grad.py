@@ -173,8 +173,7 @@ def _block_gradients(run: GradientCapture, total: Tensor, layers: Sequence[int])
     sums: dict[int, Tensor] = {}
 
     def on_weights(step: AttentionStep, _rows: slice, _weights: Weights, gradient: Weights) -> None:
-        part = gradient.clamp_min(0).mean(2).sum(2)  # (batch, window, key)
-        sums[step.layer] = sums[step.layer] + part if step.layer in sums else part
+        sums[step.layer] = sums.get(step.layer, 0) + gradient.clamp_min(0).mean(2).sum(2)  # (batch, window, key)
 
     run.gradients(total, [run.streams[layer] for layer in layers], on_weights)
     missing = set(layers) - set(sums)
@@ -206,15 +205,15 @@ def _pooling_gradients(
     run: GradientCapture, total: Tensor, outputs: Sequence[Tensor], layers: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
     """Return the mean positive gradient of a pooling layer's attention to each token, and zeros for padding."""
-    parts: list[Tensor] = []
+    gradients: list[Tensor] = []
 
     def on_pooling(_rows: slice, _weights: Weights, gradient: Weights) -> None:
-        parts.append(gradient.clamp_min(0).mean((1, 2)))  # (copy · batch, query, key)
+        gradients.append(gradient.clamp_min(0).mean((1, 2)))  # (copy · batch, query, key)
 
     run.gradients(total, outputs, on_pooling=on_pooling)
-    if not parts:
+    if not gradients:
         raise UnsupportedModelError(f"no gradient reached the pooling layer of {run.model.name}: use generic_attention")
-    received = torch.cat(parts, dim=1).mean(1).unflatten(0, (len(layers), -1)).mean(0)
+    received = torch.cat(gradients, dim=1).mean(1).unflatten(0, (len(layers), -1)).mean(0)
     grid = run.grid(layers[-1])
     tokens = torch.nn.functional.pad(received, (grid.num_tokens - received.shape[-1], 0))
     return tokens, tokens.new_zeros(len(tokens))
