@@ -184,6 +184,17 @@ def test_no_token_of_a_window_transformer_attends_to_a_key_that_is_off(name: str
     assert not same[1].any()
 
 
+def test_a_merged_token_is_off_if_all_of_its_patches_are() -> None:
+    ablated = AblatedModel(*prepared(swin_families.family("timm-swin"), "fitting"))
+    group = {(2, 4), (2, 5), (3, 4), (3, 5)}
+    ablations = [Ablation(keys=frozenset(group)), Ablation(keys=frozenset(group - {(3, 5)}))]
+    counts = {
+        layer: hidden.sum((1, 2)).tolist()
+        for layer, hidden in ablated._hidden_slots(ablations, torch.device("cpu")).items()
+    }
+    assert counts == {0: [4, 3], 1: [4, 3], 2: [1, 0], 3: [1, 0], 4: [0, 0], 5: [0, 0]}
+
+
 def test_a_window_without_keys_has_no_output() -> None:
     model, pixels = prepared(swin_families.family("timm-swin"), "fitting")
     ablated = AblatedModel(model, pixels)

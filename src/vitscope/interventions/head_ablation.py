@@ -299,10 +299,9 @@ class _Run:
         axes = axes_of_call(self.model, call, self.pixels)
         visible = ~hidden if block.is_token is None else ~hidden & block.is_token.to(hidden.device)
         empty = ~visible.any(-1)
-        masked = hidden & ~empty[..., None]  # a softmax over no key is NaN
-        masked = masked[:, :, None, None].expand(-1, -1, block.num_heads, -1, -1)
+        masked = hidden[:, :, None, None].expand(-1, -1, block.num_heads, -1, -1)
         output = attend_without(call, axes.join(masked, call.leading_axes))
-        windowed = axes.split(output)
+        windowed = axes.split(output)  # NaN in a window without keys
         return _with_memory_of(
             output, axes, torch.where(empty[:, :, None, None, None], torch.zeros_like(windowed), windowed)
         )
