@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from vitscope.results.segment_attribution import SegmentAttribution
 
 WIDE = 120  # columns of a terminal that has room for explanations
-PAIRED = 3  # results whose agreement is printed by pair
+PAIRED = 5  # results whose agreement is printed by pair
 CELL = 6  # columns for a number of a matrix
 
 
@@ -111,7 +111,7 @@ def print_meanings(meanings: Mapping[str, str]) -> None:
 def print_agreement(agreement: "Agreement") -> None:
     """Print the rank correlation of each pair, and the overlap of its top regions compared with chance.
 
-    More than three results are printed as a matrix if the terminal is wide enough for it.
+    More than five results are printed as a matrix if the terminal is wide enough for it.
     """
     from rich.console import Console
 
