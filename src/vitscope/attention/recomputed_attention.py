@@ -117,7 +117,7 @@ def _pulled_by_weights(query: Tensor, key: Tensor, bias: Tensor | None, scale: f
     for start in range(0, leading[0], step):
         items = slice(start, min(start + step, leading[0]))
         axes = (items.stop - items.start, *leading[1:])
-        tensors = (tensor[items] if len(tensor) > 1 else tensor for tensor in (query, key, gradient))
+        tensors = (tensor.expand(*leading, *tensor.shape[-2:])[items] for tensor in (query, key, gradient))
         queries, keys, outputs = (_flat(tensor, axes, dtype) for tensor in tensors)
         own = bias is not None and bias.ndim == query.ndim and len(bias) > 1
         part = bias[items] if bias is not None and own else bias
