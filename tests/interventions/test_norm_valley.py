@@ -37,6 +37,19 @@ def test_a_hump_below_twice_the_norm_is_not(share: float) -> None:
     assert norm_valley(mixture(share, 1.9)) is None
 
 
+def test_the_median_above_a_valley_is_at_least_twice_that_of_all() -> None:
+    narrow = np.exp(0.03 * np.random.default_rng(0).standard_normal(2_000))
+    for ratio, expected in ((1.9, False), (2.2, True)):
+        norms = np.where(np.arange(2_000) < 100, ratio * narrow, narrow)
+        assert (norm_valley(norms) is not None) == expected
+
+
+def test_a_share_of_all_patches_is_needed() -> None:
+    plain = mixture(0.0, 1.0, 60_000)
+    assert norm_valley(np.concatenate([plain, np.full(29, 400.0)])) is None
+    assert norm_valley(np.concatenate([plain, np.full(32, 400.0)])) is not None
+
+
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("count", [64, 1_369, 13_690, 68_450])
 def test_no_valley_in_one_population(count: int, seed: int) -> None:

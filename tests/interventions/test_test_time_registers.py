@@ -32,11 +32,15 @@ def logits(model: vs.VisionModel, pixels: torch.Tensor) -> torch.Tensor:
         return model.features(pixels) if model.embed is not None else model.logits(pixels)
 
 
+@pytest.mark.parametrize("name", ["timm-vit", "timm-vit-mean"])
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("neurons", [[], [(1, 5)], [(0, 3), (2, 11), (0, -1)]], ids=["none", "one", "three"])
-def test_logits_are_those_of_the_reference(neurons: list[tuple[int, int]], count: int) -> None:
-    family = next(each for each in ALL if each.name == "timm-vit")
+def test_logits_are_those_of_the_reference(neurons: list[tuple[int, int]], count: int, name: str) -> None:
+    family = next(each for each in ALL if each.name == name)
     model = family.model()
+    with torch.no_grad():  # a neuron whose activations are all negative
+        model.module.blocks[1].mlp.fc1.weight[5] *= 0.05
+        model.module.blocks[1].mlp.fc1.bias[5] = -0.5
     model.module.double()
     pixels = family.pixels().double()
     moves: dict[int, list[int]] = {}

@@ -67,7 +67,11 @@ class Run:
                     hidden[token, neuron] = largest if token < 1 + count else 0.0
             x = x + hidden @ w["mlp.fc2.weight"].T + w["mlp.fc2.bias"]
             self.norms.append(x.square().sum(1).sqrt())
-        y = normed(x[:1], weights["norm.weight"], weights["norm.bias"])
+        # The classifier reads CLS or, after average pooling, the mean of the patches; never a register.
+        pooled = "fc_norm.weight" in weights
+        y = x[1 + count :].mean(0, keepdim=True) if pooled else x[:1]
+        name = "fc_norm" if pooled else "norm"
+        y = normed(y, weights[f"{name}.weight"], weights[f"{name}.bias"])
         self.logits = (y @ weights["head.weight"].T + weights["head.bias"])[0]
 
 

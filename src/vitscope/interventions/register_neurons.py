@@ -60,7 +60,7 @@ def register_neurons(
 
     Examples:
         >>> import skimage.data, vitscope as vs
-        >>> len(vs.register_neurons(vs.load("vit-nano"), skimage.data.chelsea(), threshold=20.0, count=3))
+        >>> len(vs.register_neurons(vs.load("vit-nano"), skimage.data.chelsea(), threshold=120.0, count=3))
         3
     """
     vision = as_vision_model(model)
