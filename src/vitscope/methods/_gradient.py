@@ -18,7 +18,6 @@ from vitscope.results.attribution import Attribution
 from vitscope.tracing.gradients import GradientCapture
 from vitscope.validation import require_finite_tensor, require_integer
 
-
 # Entries of the provenance that are lists with one value per image.
 PER_IMAGE = ("score", "completeness", "convergence", "row_sums", "padding_mass")
 
