@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import vitscope as vs
+from tests.helpers import gradients
 from tests.helpers.families import ALL
 from tests.helpers.swin_families import ALL as SWIN
 from tests.helpers.swin_families import SIZES
@@ -54,6 +55,12 @@ METHODS: dict[str, Method] = {
     "compose": lambda model, image, target: (
         vs.compose(model, image, {"thing": (4, 4, 12, 12)}, tests=("split",), target=target["target"]).outputs
     ),
+}
+
+
+METHODS |= {
+    name: lambda model, image, target, explain=explain: explain(model, image, **target).values
+    for name, explain in gradients.METHODS.items()
 }
 
 

@@ -205,10 +205,6 @@ def test_a_constant_logit_warns(method: str) -> None:
     model, pixels = case("timm-vit").model(), case("timm-vit").pixels
     with torch.no_grad():
         model.module.head.weight[1] = 0  # type: ignore[union-attr,operator]
-    if method == "gradient_rollout":
-        values = METHODS[method](model, pixels, target=1).values  # its identity is left
-        torch.testing.assert_close(values, torch.zeros_like(values))
-        return
     with pytest.warns(VitscopeWarning, match="zero everywhere"):
         assert not bool(METHODS[method](model, pixels, target=1).values.any())
 
@@ -249,4 +245,5 @@ def test_a_photo_of_a_bundled_model(bundled: str, method: str) -> None:
     result = METHODS[method](vs.load(bundled), photo(40, 32), target="cat")
     assert bool(result.values.isfinite().all())
     assert result.target == "cat"
-    assert result.provenance["method"] == method.split(" ")[0].rstrip(",")
+    name = "grad_cam" if method.startswith("layer_cam") else method.split(" ")[0].rstrip(",")
+    assert result.provenance["method"] == name

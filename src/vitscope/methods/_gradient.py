@@ -1,6 +1,7 @@
 """Code that the gradient methods share: batches, maps on the finest grid, and the result."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, get_args
 
 import torch
@@ -16,6 +17,9 @@ from vitscope.models.targets import Score
 from vitscope.results.attribution import Attribution
 from vitscope.tracing.gradients import GradientCapture
 from vitscope.validation import require_finite_tensor, require_integer
+
+# Entries of the provenance that are lists with one value per image.
+PER_IMAGE = ("score", "completeness", "convergence", "row_sums", "padding_mass")
 
 
 def require_choice(value: Any, choices: Any, name: str) -> Any:
@@ -73,11 +77,19 @@ def in_batches(images: Any, target: Any, explain: Callable[[Any, Any], Attributi
             ) from error
     half = count // 2
     warn(f"not enough memory for a batch of {count}: continuing with {half}")
-    results: list[Attribution] = []
-    for part in (slice(0, half), slice(half, count)):
-        targets = target[part] if isinstance(target, list) else target
-        results.extend(in_batches(images[part], targets, explain))
-    return results[0].join(results)
+    parts = [
+        in_batches(images[part], target[part] if isinstance(target, list) else target, explain)
+        for part in (slice(0, half), slice(half, count))
+    ]
+    joined = parts[0].join([result for part in parts for result in part])
+    return replace(joined, provenance=_joined_provenance([part.provenance for part in parts]))
+
+
+def _joined_provenance(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the provenance of a batch from that of its parts: lists with an entry per image are joined."""
+    targets = [label for record in records for label in record["parameters"]["target"]]
+    lists = {name: [entry for record in records for entry in record[name]] for name in PER_IMAGE if name in records[0]}
+    return {**records[0], "parameters": {**records[0]["parameters"], "target": targets}, **lists}
 
 
 def to_finest(trace: Trace, tokens: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
