@@ -214,7 +214,7 @@ def test_a_batch_that_does_not_fit_in_memory_is_halved(monkeypatch: pytest.Monke
         ({"target": 10}, "target 10 does not exist: the model has classes 0 to 9"),
         ({"by": "magic"}, "unknown measure 'magic': choose ablation"),
         ({"replacement": "noise"}, "unknown replacement 'noise': choose mean or zero"),
-        ({"output": "loss"}, "unknown output 'loss': choose probability or logit"),
+        ({"output": "loss"}, "unknown output 'loss': choose logit, log_odds, probability, log_probability"),
         ({"batch_size": 0}, "batch_size is 0, at least 1 is expected"),
     ],
 )

@@ -120,7 +120,7 @@ def test_separate_blocks_have_no_gradient_in_earlier_ones() -> None:
         run.gradients(score_of(run), [run.streams[-1]])
     with (
         capture_gradients(model, pixels, GradientOptions(separate_blocks=True)) as again,
-        pytest.raises(UnsupportedModelError, match=r"2 of 3 gradients are missing"),
+        pytest.raises(UnsupportedModelError, match=r"a module detaches its activations"),
     ):
         again.gradients(score_of(again), again.streams)
 
@@ -150,7 +150,7 @@ def test_a_module_that_detaches_is_refused() -> None:
     for place in ("norm", "head"):
         model, pixels = case("timm-vit").in_float64()
         setattr(model.module, place, Detaching() if place == "norm" else nn.Sequential(model.module.head, Detaching()))
-        with pytest.raises(UnsupportedModelError, match="has no gradient: the module detaches its activations"):
+        with pytest.raises(UnsupportedModelError, match="the graph ends in norm"):
             vs.input_x_gradient(vs.load(model.module, output="logits"), pixels, target=1)
 
 
@@ -160,7 +160,7 @@ def test_a_gradient_of_nan_names_its_block() -> None:
     blocks[1].norm1 = nn.Sequential(blocks[1].norm1, Spoiled())
     with (
         capture_gradients(model, pixels) as run,
-        pytest.raises(WorkError, match="infinite at the input of block 1: run"),
+        pytest.raises(WorkError, match="infinite, first at the input of block 1: run"),
     ):
         run.gradients(score_of(run), run.streams)
 
