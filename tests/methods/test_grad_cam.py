@@ -93,7 +93,7 @@ def test_no_gradient_reaches_the_patches_behind_the_last_block_of_a_cls_readout(
 def test_options_out_of_range() -> None:
     model, pixels = transformers_vit()
     for options, text in (
-        ({"variant": "score_cam"}, "variant is 'eigen_cam': choose grad_cam, hires_cam"),
+        ({"variant": "score_cam"}, "variant is 'score_cam': choose grad_cam, hires_cam"),
         ({"at": "attention"}, "at is 'attention': choose norm, block"),
         ({"layer": 3}, "layer 3 is out of range: the model has layers 0 to 2"),
         ({"layer": 1.5}, "layer is 1.5"),
