@@ -54,7 +54,7 @@ PaddingMass = Float[Tensor, "batch row"]
 """The sum of each row's values on padding."""
 
 ClassTarget = int | str
-"""A class: its index, or its label."""
+"""A class: its index, or its label; for a text-image model without classes, a text such as "a photo of a boxer"."""
 
 Contrast = tuple[ClassTarget | None, ClassTarget]
 """Two classes: the output of the first minus that of the second. None is the most probable class of each image."""

@@ -10,20 +10,22 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vitscope.attention.step import AttentionStep
 from vitscope.errors import CallError
 from vitscope.interventions.head_ablation import AblatedModel, Ablation, Head, Replacement, check_replacement
 from vitscope.methods._perturbation import one_by_one, perturbation_method, warn_if_interrupted
-from vitscope.models.targets import ScoreOutput, one_per_image
+from vitscope.models.targets import ScoreOutput, one_per_image, score
 from vitscope.models.vision_model import VisionModel
 from vitscope.perturb import Evaluations, PerturbationOptions
 from vitscope.perturb.batching import BatchedPredictor
 from vitscope.perturb.rendering import Subject, subjects
 from vitscope.progress import ProgressCallback, ProgressLike
 from vitscope.tracing.capture import as_vision_model, provenance
-from vitscope.typing import ImageTarget, Target
+from vitscope.tracing.gradients import capture_gradients
+from vitscope.typing import ImageTarget, Target, Weights
 from vitscope.validation import short_text
 
-By = Literal["ablation"]
+By = Literal["ablation", "gradient"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -95,14 +97,18 @@ def head_importance(
     the block), or by zero; all else stays. Each head takes one forward pass, in batches. Values of different heads do
     not add up: heads can replace each other. Heads of a pooling layer are not blocks and have no value.
 
-    Reference: Michel et al., 2019 (arXiv 1905.10650), who set the output of a head to zero.
+    Reference: Michel et al., 2019 (arXiv 1905.10650), who set the output of a head to zero, and whose estimate by
+    gradients is the magnitude of this one.
 
     Args:
         model: from :func:`vitscope.load`, or a live module.
         images: an image, a list of images, or a tensor (batch, 3, height, width) that is already preprocessed.
         target: what to explain, see :data:`~vitscope.typing.Target`; by default the most probable class of each image.
-        by: ``"ablation"``: the output of the whole model minus the output without the head.
-        replacement: output of a head that is switched off: ``"mean"`` or ``"zero"``.
+        by: ``"ablation"`` for the output of the whole model minus the output without the head; ``"gradient"`` for its
+            linear estimate with ``replacement="zero"``: Σ A ⊙ ∂f/∂A over queries and keys, which is Σ o ⊙ ∂f/∂o, in one
+            forward and one backward pass for all heads.
+        replacement: output of a head that is switched off: ``"mean"`` or ``"zero"``. It does not matter for
+            ``"gradient"``.
         **options: see :class:`~vitscope.perturb.options.PerturbationOptions`.
 
     Returns:
@@ -130,6 +136,8 @@ def head_importance(
     inputs = subjects(vision, images)
     if not inputs:
         raise CallError("no image was given")
+    if by == "gradient":
+        return _by_gradient(vision, images, target, settings.output)
     ablated: dict[tuple[int, ...], AblatedModel] = {}  # by the size of the input, which decides the blocks
 
     def explain(item: tuple[Subject, ImageTarget | None], report: ProgressCallback) -> _ImageImportance:
@@ -190,6 +198,29 @@ def _joined(results: Sequence[_ImageImportance], record: Mapping[str, Any]) -> H
     }
     targets = tuple(result.label for result in results)
     return HeadImportance(torch.from_numpy(values), tuple(range(layers)), targets, {**record, **facts})
+
+
+def _by_gradient(model: VisionModel, images: Any, target: Target | None, output: ScoreOutput) -> HeadImportance:
+    """Return Σ A ⊙ ∂f/∂A of every head."""
+    sums: dict[int, Tensor] = {}
+
+    def on_weights(step: AttentionStep, _: slice, weights: Weights, gradient: Weights) -> None:
+        total = (weights * gradient).sum((1, 3, 4))  # (batch, head)
+        sums[step.layer] = sums[step.layer] + total if step.layer in sums else total
+
+    with capture_gradients(model, images) as run:
+        explained = score(run.model, run.output, run.has_classes, target, output)
+        run.gradients(explained.values, [run.start], on_weights)
+        record = dict(run.trace.provenance)
+        layers = run.trace.num_layers
+    heads = max(total.shape[1] for total in sums.values())
+    values = torch.full((len(explained.labels), layers, heads), math.nan, dtype=torch.float32, device="cpu")
+    for layer, total in sums.items():
+        values[:, layer, : total.shape[1]] = total.float().cpu()
+    parameters = {"by": "gradient", "replacement": "zero", "output": explained.output}
+    facts = {"outputs": explained.values.tolist(), "samples": len(values), "interrupted": False}
+    record |= {"method": "head_importance", "parameters": parameters, **facts}
+    return HeadImportance(values, tuple(range(layers)), tuple(explained.labels), record)
 
 
 class _HeadPredictor(BatchedPredictor):

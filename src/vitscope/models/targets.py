@@ -241,19 +241,34 @@ def _function(function: Callable[[Tensor], Any]) -> ResolvedTarget:
 
 
 def _resolve_features(model: VisionModel, target: Any, similarity: Callable[[Tensor], Tensor]) -> ResolvedTarget:
-    """Return what a target of a model without a classifier means: a similarity to features.
-
-    A target that is a text belongs here, for models whose features are comparable with those of texts.
-    """
+    """Return what a target of a model without a classifier means: a text, or a similarity to features."""
     if isinstance(target, SimilarTo):
         return _similar_to(model, target)
     if isinstance(target, str) and target == SIMILARITY:
         return ResolvedTarget(SIMILARITY, SIMILARITY, function=similarity)
+    texts = target if isinstance(target, tuple) and len(target) == 2 else (target,)
+    if all(isinstance(text, str) for text in texts) and model.text is not None:
+        return _texts(model, texts)
+    lacks = "no classifier and no text tower" if isinstance(target, str) else "no classifier"
     raise CallError(
-        f"{model.name} has no classifier, so there is no class to explain: pass target='similarity' to explain the "
+        f"{model.name} has {lacks}, so there is no class to explain: pass target='similarity' to explain the "
         "similarity of its features, add a classifier from examples (vitscope.few_shot_classifier), or use "
         "attention_map or rollout, which need no class"
     )
+
+
+def _texts(model: VisionModel, texts: Sequence[str]) -> ResolvedTarget:
+    """Return the logit of a text, or the contrast of two."""
+    if len(set(texts)) < len(texts):
+        raise CallError(f"a contrast of {texts[0]!r} with itself is always 0: pass two different texts")
+    logits = model.text_logits(texts)
+
+    def read(output: Tensor) -> Tensor:
+        numbers = logits(output)
+        return numbers[:, 0] if len(texts) == 1 else numbers[:, 0] - numbers[:, 1]
+
+    label = texts[0] if len(texts) == 1 else contrast_label(texts[0], texts[1])
+    return ResolvedTarget(label, "logit", function=read)
 
 
 def _similar_to(model: VisionModel, target: SimilarTo) -> ResolvedTarget:
