@@ -179,7 +179,7 @@ def test_classes_have_different_maps_and_a_list_explains_one_class_per_image(met
     ("target", "text"),
     [
         ((1, 1), "with itself is always 0"),
-        ([1, 2, 3], "target lists 3 classes for 2 images"),
+        ([1, 2, 3], "target is a list of 3 for 2 images"),
         (9, "target 9 does not exist"),
         ("similarity", "has classes"),
     ],

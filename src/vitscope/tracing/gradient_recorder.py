@@ -67,13 +67,13 @@ class Tape:
         """Hand the weights of some queries, and their gradient, to the function that wants them."""
         if self.on_weights is not None:
             rows, weights, gradient = tensors
-            self.on_weights(step, rows, split(weights), split(gradient))
+            self.on_weights(step, rows, split(_precise(weights)), split(_precise(gradient)))
 
     def receive_pooling(self, split: Callable[[Tensor], Tensor], *tensors: Any) -> None:
         """Hand the weights of a pooling layer, and their gradient, to the function that wants them."""
         if self.on_pooling is not None:
             rows, weights, gradient = tensors
-            self.on_pooling(rows, split(weights), split(gradient))
+            self.on_pooling(rows, split(_precise(weights)), split(_precise(gradient)))
 
     def bias_terms(self) -> list[BiasTerm]:
         """Return what the biases contributed in the last backward pass, one term per block and grid."""
@@ -187,6 +187,11 @@ def _summed_product(gradient: Tensor, constant: Tensor) -> Tensor:
     ):
         return (gradient @ constant)[..., None]
     return gradient * constant
+
+
+def _precise(tensor: Tensor) -> Tensor:
+    """Return a tensor in float32, or in float64 if it has that: folds in half precision would lose most digits."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _with_padding(values: Tensor) -> Tensor:
