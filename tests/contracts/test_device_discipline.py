@@ -58,10 +58,25 @@ METHODS: dict[str, Method] = {
 }
 
 
-METHODS |= {
-    name: lambda model, image, target, explain=explain: explain(model, image, **target).values
-    for name, explain in gradients.METHODS.items()
-}
+def every_gradient_method(model: vs.VisionModel, image: Any, target: dict[str, Any]) -> torch.Tensor:
+    """Return the values of all gradient methods that are available for a model, one after the other."""
+    calls = [(explain, target) for explain in gradients.METHODS.values()]
+    calls += [(explain, {"target": target["target"]}) for explain in (vs.le_grad, vs.transformer_attribution)]
+    values = []
+    for explain, options in calls:
+        try:
+            values.append(explain(model, image, **options).values.flatten())
+        except UnsupportedModelError:
+            continue
+    if not values:
+        raise UnsupportedModelError("no gradient method is available")
+    return torch.cat(values)
+
+
+METHODS["every gradient method"] = every_gradient_method
+METHODS["head_importance by gradient"] = lambda model, image, target: (
+    vs.head_importance(model, image, by="gradient", **target).values
+)
 
 
 @pytest.fixture
