@@ -126,7 +126,7 @@ class LocalRules:
         if rules != "plain" or on_bias is not None:
             handlers |= dict.fromkeys(_NORMS, self._norm)
         if rules == "libra":
-            handlers |= dict.fromkeys(_SOFTMAX, _constant)
+            handlers |= dict.fromkeys(_SOFTMAX, _constant_weights)
         self._handlers = handlers
 
     def __call__(self, func: Any, args: Arguments, kwargs: Keywords) -> Any:
@@ -270,6 +270,12 @@ def _constant(func: Any, args: Arguments, kwargs: Keywords) -> Any:
     """Treat the result of a function as a constant."""
     with torch.no_grad():
         return func(*args, **kwargs)
+
+
+def _constant_weights(func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    """Treat the result of a softmax over tokens as a constant, but not that over the classes of (batch, class)."""
+    activation = args[0] if args else kwargs["input"]
+    return func(*args, **kwargs) if activation.ndim < 3 else _constant(func, args, kwargs)
 
 
 def _gated(func: Any, args: Arguments, kwargs: Keywords) -> Any:

@@ -66,7 +66,7 @@ def in_batches(images: Any, target: Any, explain: Callable[[Any, Any], Attributi
     try:
         # Tensors that a caller's inference mode creates could not enter a graph.
         with torch.inference_mode(False), torch.no_grad():
-            return explain(images, target)
+            return _with_records(explain(images, target))
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         lacks_memory = isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
         if not lacks_memory:
@@ -82,7 +82,20 @@ def in_batches(images: Any, target: Any, explain: Callable[[Any, Any], Attributi
         for part in (slice(0, half), slice(half, count))
     ]
     joined = parts[0].join([result for part in parts for result in part])
-    return replace(joined, provenance=_joined_provenance([part.provenance for part in parts]))
+    return _with_records(replace(joined, provenance=_joined_provenance([part.provenance for part in parts])))
+
+
+def _with_records(result: Attribution) -> Attribution:
+    """Return the result of a batch with the provenance of each image, so that ``result[i]`` has its own target."""
+    record = {name: entry for name, entry in result.provenance.items() if name != "images"}
+    if len(result) == 1:
+        return result
+    images = []
+    for index, label in enumerate(record["parameters"]["target"]):
+        lists = {name: [record[name][index]] for name in PER_IMAGE if name in record}
+        parameters = {**record["parameters"], "target": [label]}
+        images.append({**record, **lists, "parameters": parameters, "target": label})
+    return replace(result, provenance={**record, "images": images})
 
 
 def _joined_provenance(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -1,0 +1,55 @@
+"""Results of gradient methods: the record of each image, and models that end in a softmax."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import vitscope as vs
+from vitscope.errors import CallError
+
+
+def test_each_image_of_a_batch_has_its_own_target_and_record(chelsea: np.ndarray) -> None:
+    model = vs.load("vit-nano")
+    result = vs.libra(model, [chelsea, chelsea], target=["cat", "dog"])
+    assert result.target is None
+    assert [image.target for image in result] == ["cat", "dog"]
+    for image, label in zip(result, ("cat", "dog"), strict=True):
+        alone = vs.libra(model, chelsea, target=label)
+        torch.testing.assert_close(image.values, alone.values, rtol=1e-4, atol=1e-4)
+        assert image.provenance["parameters"] == alone.provenance["parameters"]
+        ours, expected = image.provenance["completeness"][0], alone.provenance["completeness"][0]
+        assert len(image.provenance["completeness"]) == 1
+        assert ours["output"] == pytest.approx(expected["output"], rel=1e-5)
+
+
+def test_the_records_survive_saving(chelsea: np.ndarray, tmp_path: Any) -> None:
+    result = vs.attn_lrp(vs.load("vit-nano"), [chelsea, chelsea], target=["cat", "dog"])
+    loaded = vs.Attribution.load(result.save(tmp_path / "map.safetensors"))
+    assert [image.target for image in loaded] == ["cat", "dog"]
+    assert loaded.provenance == result.provenance
+
+
+class Chances(nn.Module):
+    """A classifier that returns probabilities."""
+
+    def __init__(self, module: Any) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        chances: Tensor = self.module(pixels).logits.softmax(-1)
+        return chances
+
+
+def test_libra_differentiates_the_softmax_over_classes() -> None:
+    module: Any = vs.load("vit-nano").module
+    model = vs.load(Chances(module), image_size=32)
+    pixels = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(CallError, match="gives probabilities, not logits: pass output='probability'"):
+        vs.libra(model, pixels, target=3)
+    logits = vs.libra(vs.load("vit-nano"), pixels, target=3, output="log_odds", variant="input_x_gradient")
+    chances = vs.libra(model, pixels, target=3, output="log_odds", variant="input_x_gradient")
+    torch.testing.assert_close(chances.values, logits.values, rtol=1e-3, atol=1e-3)
