@@ -83,7 +83,7 @@ def test_the_shell_completes_commands(tmp_path):
         (["explain", "cat.png", "--out", "cat.png/below.png"], 1, "cannot write"),
         (["explain", "cat.png", "cat.png", "--out", "one.png"], 2, "pass a folder"),
         (["explain", "cat.png", "--device", "abacus"], 1, "abacus"),
-        (["explain", "cat.png", "--method", "gradcam"], 2, "rollout, lime"),
+        (["explain", "cat.png", "--method", "gradcam"], 2, "rollout, attention_flow, lime"),
         (["explain", "cat.png", "--target", "tabby"], 2, "the nearest labels are"),
         (["explain"], 2, "PHOTO"),
         (["attention", "cat.png", "--layer", "6"], 2, "layers 0 to 5"),

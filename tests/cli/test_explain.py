@@ -93,9 +93,10 @@ def test_a_model_of_probabilities_has_its_rollout(photo, capsys, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["vit-nano", "swin-nano"])
-def test_every_gradient_method_explains_a_class(photo, capsys, monkeypatch, model):
+@pytest.mark.parametrize("half", [0, 1])  # all of them have no room in one matrix of 100 columns
+def test_every_gradient_method_explains_a_class(photo, capsys, monkeypatch, model, half):
     scene = scenes(monkeypatch)
-    gradient = [name for name, method in METHODS.items() if method.kind == "gradient"]
+    gradient = [name for name, method in METHODS.items() if method.kind == "gradient"][half::2]
     options = [word for name in ["rollout", *gradient] for word in ("--method", name)]
     code, out, err = call(capsys, monkeypatch, "explain", photo, "--model", model, "--target", "dog", *options)
     assert (code, err) == (0, "")

@@ -94,7 +94,7 @@ def test_labels_and_model_names_are_harmless(
         code, out, err = call(capsys, monkeypatch, "explain", "cat.png", "--top-k", "2")
         assert (code, err) == (0, "")
         assert f"{escaped} " in out.splitlines()[2]
-        assert len(out.splitlines()) == 5
+        assert len(out.splitlines()) == 7
         assert harmless(out)
         code, more, err = call(capsys, monkeypatch, "lime", "cat.png", "-n", "30", "--segments", "patches")
     assert code == 0

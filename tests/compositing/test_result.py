@@ -226,7 +226,7 @@ def test_the_output_of_a_model_without_classes_is_similarity(bare: vs.Compositio
     for target in ("cat", 0):
         with pytest.raises(vs.CallError, match=r"has no classes, .* its output is 'similarity'"):
             bare.column(target)
-    with pytest.raises(vs.CallError, match=r"has no classifier, .*pass target='similarity'"):
+    with pytest.raises(vs.CallError, match=r"has no classifier and no text tower, .*pass target='similarity'"):
         composed(family("transformers-vit-bare").model(), target="cat")
 
 

@@ -116,10 +116,14 @@ def test_every_family_runs_or_is_refused(family: Family) -> None:
 def test_every_method_runs_inside(example: Planted) -> None:
     model, pixels = example.model, example.pixels[:1]
     slow = {"lime", "kernel_shap", "rise", "smooth_grad", "integrated_gradients"}
-    methods = {name: method.compute for name, method in METHODS.items() if name not in slow}
+    methods = {name: method.compute for name, method in METHODS.items() if name not in {*slow, "le_grad"}}
     before = {name: compute(model, pixels) for name, compute in methods.items()}
     with vs.test_time_registers(model, [(BLOCK, NEURON)]):
         inside = {name: compute(model, pixels) for name, compute in methods.items()}
+        with pytest.raises(
+            vs.UnsupportedModelError, match="le_grad is not available inside vitscope.test_time_registers"
+        ):
+            vs.le_grad(model, pixels)
         dropped = vs.lime(model, pixels, target=0, hide="drop", segments="patches", num_samples=480)
     assert len(dropped.weights) == 96
     for name in methods:

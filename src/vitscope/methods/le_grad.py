@@ -65,6 +65,11 @@ def le_grad(
         (torch.Size([1, 8, 8]), [0, 1, 2, 3, 4, 5])
     """
     model = as_vision_model(model)
+    if model.layout is not None and any(name.startswith("test_register") for name in model.layout.prefix_names):
+        raise UnsupportedModelError(
+            "le_grad is not available inside vitscope.test_time_registers, which takes tokens away after the last "
+            "block: use generic_attention"
+        )
     pools = model.layout is not None and "pooling" in model.layout.readout
 
     def explain(images: Any, target: Any) -> Attribution:
