@@ -121,7 +121,7 @@ def test_every_method_runs_inside(example: Planted) -> None:
     with vs.test_time_registers(model, [(BLOCK, NEURON)]):
         inside = {name: compute(model, pixels) for name, compute in methods.items()}
         with pytest.raises(
-            vs.UnsupportedModelError, match="le_grad is not available inside vitscope.test_time_registers"
+            vs.UnsupportedModelError, match=r"le_grad is not available inside vitscope\.test_time_registers"
         ):
             vs.le_grad(model, pixels)
         dropped = vs.lime(model, pixels, target=0, hide="drop", segments="patches", num_samples=480)
