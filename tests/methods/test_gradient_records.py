@@ -53,3 +53,21 @@ def test_libra_differentiates_the_softmax_over_classes() -> None:
     logits = vs.libra(vs.load("vit-nano"), pixels, target=3, output="log_odds", variant="input_x_gradient")
     chances = vs.libra(model, pixels, target=3, output="log_odds", variant="input_x_gradient")
     torch.testing.assert_close(chances.values, logits.values, rtol=1e-3, atol=1e-3)
+
+
+def test_the_relevance_of_each_image_is_in_its_own_record(chelsea: np.ndarray) -> None:
+    result = vs.transformer_attribution(vs.load("vit-nano"), [chelsea, chelsea[:, ::-1].copy()], target="cat")
+    totals = result.provenance["relevance"]
+    assert [image.provenance["relevance"] for image in result] == [[total] for total in totals]
+
+
+def test_le_grad_of_features_explains_the_target_and_not_always_the_similarity() -> None:
+    """The map of another image's similarity is not that of the features' own direction."""
+    model = vs.load("vit-nano", output="features")
+    first, second = torch.randn(2, 1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    own = vs.le_grad(model, first, target="similarity")
+    other = vs.le_grad(model, first, target=vs.SimilarTo(second))
+    assert own.target == "similarity"
+    assert other.target != own.target
+    correlation = torch.corrcoef(torch.stack([own.values.flatten(), other.values.flatten()]))[0, 1]
+    assert float(correlation) < 0.99

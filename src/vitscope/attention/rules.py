@@ -172,18 +172,16 @@ class LocalRules:
 
     def _norm(self, func: Any, args: Arguments, kwargs: Keywords) -> Any:
         """Hold the deviation of a LayerNorm or RMSNorm constant."""
-        arguments = _named(("input", "normalized_shape", "weight", "bias", "eps"), args, kwargs)
+        centred = func in _LAYER_NORMS  # an RMSNorm subtracts no mean and has no bias
+        names = ("input", "normalized_shape", "weight", *(("bias",) if centred else ()), "eps")
+        arguments = _named(names, args, kwargs)
         activation, weight, bias = arguments["input"], arguments.get("weight"), arguments.get("bias")
         if not is_active(activation):
             return func(*args, **kwargs)
         if self.rules == "plain":
             result = func(*args, **kwargs)
         else:
-            eps, centred = arguments.get("eps"), func in _LAYER_NORMS
-            if func not in _LAYER_NORMS:
-                bias = None
-                if len(args) > 3:
-                    eps = args[3]
+            eps = arguments.get("eps")
             if eps is None:
                 eps = 1e-5 if centred else torch.finfo(activation.dtype).eps
             axes = tuple(range(-len(arguments["normalized_shape"]), 0))
@@ -247,10 +245,7 @@ def is_active(value: Any) -> bool:
 
 def flat(values: Sequence[Any]) -> list[Any]:
     """Return the values, with lists and tuples replaced by their items."""
-    flat: list[Any] = []
-    for value in values:
-        flat.extend(value if isinstance(value, list | tuple) else [value])
-    return flat
+    return [item for value in values for item in (value if isinstance(value, list | tuple) else [value])]
 
 
 def _named(names: Sequence[str], args: Arguments, kwargs: Keywords) -> dict[str, Any]:

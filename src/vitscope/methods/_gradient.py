@@ -13,13 +13,14 @@ from vitscope.attention.trace import Trace
 from vitscope.errors import CallError, WorkError, warn
 from vitscope.grid import Grid
 from vitscope.images.reading import photos
+from vitscope.models.evaluation import lacks_memory
 from vitscope.models.targets import Score
 from vitscope.results.attribution import Attribution
 from vitscope.tracing.gradients import GradientCapture
-from vitscope.validation import require_finite_tensor, require_integer
+from vitscope.validation import require_finite_tensor
 
 # Entries of the provenance that are lists with one value per image.
-PER_IMAGE = ("score", "completeness", "convergence", "row_sums", "padding_mass")
+PER_IMAGE = ("score", "completeness", "convergence", "row_sums", "padding_mass", "relevance")
 
 
 def require_choice(value: Any, choices: Any, name: str) -> Any:
@@ -43,18 +44,6 @@ def require_rules(rules: Any) -> RuleName:
     return name
 
 
-def require_start_layer(start_layer: Any, num_layers: int) -> int:
-    """Return the index of the first block, not negative.
-
-    Raises:
-        CallError: it is not a whole number or out of range.
-    """
-    start = require_integer(start_layer, "start_layer")
-    if not -num_layers <= start < num_layers:
-        raise CallError(f"start_layer is {start}: the model has layers 0 to {num_layers - 1}")
-    return start % num_layers
-
-
 def in_batches(images: Any, target: Any, explain: Callable[[Any, Any], Attribution]) -> Attribution:
     """Return the result of ``explain(images, target)``, in halves if there is not enough memory.
 
@@ -68,8 +57,7 @@ def in_batches(images: Any, target: Any, explain: Callable[[Any, Any], Attributi
         with torch.inference_mode(False), torch.no_grad():
             return _with_records(explain(images, target))
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        lacks_memory = isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
-        if not lacks_memory:
+        if not lacks_memory(error):
             raise
         if count < 2:
             raise WorkError(

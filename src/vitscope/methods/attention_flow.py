@@ -13,9 +13,9 @@ from torch import nn
 from vitscope.attention.patch_merging import MergeStep
 from vitscope.attention.scores import HeadFusion, check_head_fusion
 from vitscope.attention.trace import AttentionStep, Trace
-from vitscope.errors import CallError, UnsupportedModelError
+from vitscope.errors import UnsupportedModelError
 from vitscope.grid import Grid
-from vitscope.methods.attention_map import grid_of, trace_of
+from vitscope.methods.attention_map import grid_of, require_start_layer, trace_of
 from vitscope.models.vision_model import VisionModel
 from vitscope.results.attribution import Attribution
 from vitscope.tracing.capture import run_and_capture
@@ -82,9 +82,7 @@ def attention_flow(
             run_and_capture(m, i, start_layer=max(start, 0), fuse=head_fusion, merge="equal", by_class=False).trace
         ),
     )
-    if not -trace.num_layers <= start < trace.num_layers:
-        raise CallError(f"start_layer is {start}: the model has layers 0 to {trace.num_layers - 1}")
-    start %= trace.num_layers
+    start = require_start_layer(start, trace.num_layers)
     grid = _require_small_grid(trace)
     readout = trace.readout_row(None)
     for layer in range(start, trace.num_layers):

@@ -12,6 +12,7 @@ from vitscope.grid import Grid
 from vitscope.models.vision_model import VisionModel
 from vitscope.results.attribution import Attribution
 from vitscope.tracing.capture import capture
+from vitscope.validation import require_integer
 
 
 def attention_map(
@@ -101,3 +102,15 @@ def grid_of(trace: Trace) -> Grid:
             "readout to vitscope.load"
         )
     return grid
+
+
+def require_start_layer(start_layer: Any, num_layers: int) -> int:
+    """Return the index of the first block, not negative.
+
+    Raises:
+        CallError: it is not a whole number or out of range.
+    """
+    start = require_integer(start_layer, "start_layer")
+    if not -num_layers <= start < num_layers:
+        raise CallError(f"start_layer is {start}: the model has layers 0 to {num_layers - 1}")
+    return start % num_layers

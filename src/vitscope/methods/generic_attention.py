@@ -7,8 +7,8 @@ from torch import nn
 from vitscope.attention.patch_merging import Merge, check_merge
 from vitscope.attention.rules import RuleName
 from vitscope.methods._attention_fold import AttentionFold, Combine
-from vitscope.methods._gradient import gradient_result, in_batches, require_rules, require_start_layer
-from vitscope.methods.attention_map import grid_of
+from vitscope.methods._gradient import gradient_result, in_batches, require_rules
+from vitscope.methods.attention_map import grid_of, require_start_layer
 from vitscope.models.targets import ScoreOutput, score
 from vitscope.models.vision_model import VisionModel
 from vitscope.results.attribution import Attribution

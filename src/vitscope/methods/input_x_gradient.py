@@ -62,13 +62,7 @@ def input_x_gradient(
     options = GradientOptions(weights=False, rules=require_rules(rules), pixels=at == "pixels")
     parameters = {"rules": rules, "at": at}
 
-    def explain(images: Any, target: Any) -> Attribution:
-        with capture_gradients(model, images, options) as run:
-            explained = score(run.model, run.output, run.has_classes, target, output)
-            (gradient,) = run.gradients(explained.values, [require_start(run, at)])
-            return relevance_result(run, "input_x_gradient", parameters, explained, require_start(run, at), gradient)
-
-    return in_batches(images, target, explain)
+    return input_relevance("input_x_gradient", model, images, target, options, parameters, output)
 
 
 def attn_lrp(
@@ -120,13 +114,7 @@ def attn_lrp(
     )
     parameters = {"gamma": gamma, "conv_gamma": conv_gamma, "at": at}
 
-    def explain(images: Any, target: Any) -> Attribution:
-        with capture_gradients(model, images, options) as run:
-            explained = score(run.model, run.output, run.has_classes, target, output)
-            (gradient,) = run.gradients(explained.values, [require_start(run, at)])
-            return relevance_result(run, "attn_lrp", parameters, explained, require_start(run, at), gradient)
-
-    return in_batches(images, target, explain)
+    return input_relevance("attn_lrp", model, images, target, options, parameters, output)
 
 
 def smooth_grad(
@@ -201,6 +189,34 @@ def smooth_grad(
                 values = score(sample.model, sample.output, sample.has_classes, classes, output).values
                 total += sample.gradients(values, [require_start(sample, at)])[0] / samples
         return relevance_result(run, "smooth_grad", parameters, explained, clean, total, complete=False)
+
+    return in_batches(images, target, explain)
+
+
+def input_relevance(
+    method: str,
+    model: VisionModel | nn.Module,
+    images: Any,
+    target: Target | None,
+    options: GradientOptions,
+    parameters: dict[str, Any],
+    output: ScoreOutput,
+) -> Attribution:
+    """Return Σ_c input ⊙ gradient of the patches or pixels, under the rules of ``options``.
+
+    Args:
+        method: name of the method.
+        model, images, target, output: as for :func:`input_x_gradient`.
+        options: rules of the run, and where its graph starts.
+        parameters: options of the method, with ``at``.
+    """
+
+    def explain(images: Any, target: Any) -> Attribution:
+        with capture_gradients(model, images, options) as run:
+            explained = score(run.model, run.output, run.has_classes, target, output)
+            inputs = require_start(run, parameters["at"])
+            (gradient,) = run.gradients(explained.values, [inputs])
+            return relevance_result(run, method, parameters, explained, inputs, gradient)
 
     return in_batches(images, target, explain)
 

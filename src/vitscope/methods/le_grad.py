@@ -11,24 +11,24 @@ from vitscope.attention.step import AttentionStep
 from vitscope.attention.trace import Trace
 from vitscope.errors import UnsupportedModelError
 from vitscope.grid import Grid
-from vitscope.methods._gradient import gradient_result, in_batches, require_start_layer, to_finest
-from vitscope.methods.attention_map import grid_of
+from vitscope.methods._gradient import gradient_result, in_batches, to_finest
+from vitscope.methods.attention_map import grid_of, require_start_layer
 from vitscope.models.blocks import Block
 from vitscope.models.outputs import copied_images
-from vitscope.models.targets import ScoreOutput, score
+from vitscope.models.targets import SIMILARITY, ScoreOutput, fixed_target, score
 from vitscope.models.vision_model import VisionModel
 from vitscope.results.attribution import Attribution
 from vitscope.tracing.capture import as_vision_model
 from vitscope.tracing.gradient_recorder import Tape
 from vitscope.tracing.gradients import GradientCapture, GradientOptions, capture_gradients
-from vitscope.typing import Weights
+from vitscope.typing import Target, Weights
 
 
 def le_grad(
     model: VisionModel | nn.Module,
     images: Any,
     *,
-    target: Any = None,
+    target: Target | None = None,
     start_layer: int = 0,
 ) -> Attribution:
     """Explain a class by the gradient with respect to the attention of each block, without the attention itself.
@@ -46,7 +46,7 @@ def le_grad(
     Args:
         model: from :func:`vitscope.load`, or a live module.
         images: see :func:`vitscope.capture`.
-        target: what to explain, see :func:`~vitscope.models.targets.score`; by default the most probable class.
+        target: what to explain, see :data:`~vitscope.typing.Target`; by default the most probable class.
         start_layer: index of the first block to include, from 0; negative from the end.
 
     Returns:
@@ -75,8 +75,9 @@ def le_grad(
     def explain(images: Any, target: Any) -> Attribution:
         options = GradientOptions(separate_blocks=True)
         with ExitStack() as stack:
-            copies = _BlockCopies(model.name, start_layer, pools, stack.enter_context(copied_images()))
-            run = stack.enter_context(capture_gradients(model, images, options, finish=copies.hooks))
+            with copied_images() as set_copies:  # in the forward pass alone: a target may run the model again
+                copies = _BlockCopies(model.name, start_layer, pools, set_copies)
+                run = stack.enter_context(capture_gradients(model, images, options, finish=copies.hooks))
             grid = grid_of(run.trace)
             run.trace.require_chain()
             layers = copies.require_layers(run.trace)
@@ -165,12 +166,10 @@ class _BlockCopies:
 
 def _fixed_target(output: Tensor, has_classes: bool, target: Any) -> Any:
     """Return a target that means the same for every copy: the class or the direction of the model's own output."""
-    if callable(target):
-        return target
-    if not has_classes:
+    if not has_classes and isinstance(target, str) and target == SIMILARITY:
         direction = torch.nn.functional.normalize(output.detach(), dim=-1)
         return lambda features: (features * direction).sum(-1)
-    return output.argmax(-1).tolist() if target is None else target
+    return fixed_target(output, has_classes, target)
 
 
 def _block_gradients(run: GradientCapture, total: Tensor, layers: Sequence[int]) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from vitscope.errors import CallError
 from vitscope.methods._gradient import gradient_result, in_batches, require_choice, to_finest
 from vitscope.methods.attention_map import grid_of
-from vitscope.methods.input_x_gradient import Place, relevance_result, require_start
+from vitscope.methods.input_x_gradient import Place, input_relevance
 from vitscope.models.targets import ScoreOutput, score
 from vitscope.models.vision_model import VisionModel
 from vitscope.results.attribution import Attribution
@@ -84,12 +84,12 @@ def libra(
         weights=False, rules="libra", gamma=gamma, conv_gamma=conv_gamma, pixels=at == "pixels", biases=with_biases
     )
 
+    if not with_biases:
+        return input_relevance("libra", model, images, target, options, parameters, output)
+
     def explain(images: Any, target: Any) -> Attribution:
         with capture_gradients(model, images, options) as run:
             explained = score(run.model, run.output, run.has_classes, target, output)
-            if not with_biases:
-                (gradient,) = run.gradients(explained.values, [require_start(run, at)])
-                return relevance_result(run, "libra", parameters, explained, require_start(run, at), gradient)
             streams = list(run.require_streams())
             gradients = run.gradients(explained.values, streams)
             return _map(run, parameters, explained, streams, gradients)

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from vitscope.attention.patch_merging import Merge, MergeStep, check_merge
 from vitscope.attention.scores import HeadFusion, check_head_fusion
 from vitscope.attention.trace import AttentionStep, Trace
-from vitscope.errors import CallError, UnsupportedModelError
-from vitscope.methods.attention_map import grid_of, trace_of
+from vitscope.errors import UnsupportedModelError
+from vitscope.methods.attention_map import grid_of, require_start_layer, trace_of
 from vitscope.models.vision_model import VisionModel
 from vitscope.results.attribution import Attribution
 from vitscope.tracing.capture import run_and_capture
@@ -160,12 +160,10 @@ def _prepared(model: VisionModel | nn.Module | Trace, images: Any, recipe: _Reci
     start = require_integer(recipe.start_layer, "start_layer")
     options: dict[str, Any] = {"fuse": recipe.head_fusion, "merge": recipe.merge, "by_class": recipe.target is not None}
     trace = trace_of(model, images, lambda m, i: run_and_capture(m, i, start_layer=max(start, 0), **options).trace)
-    if not -trace.num_layers <= start < trace.num_layers:
-        raise CallError(f"start_layer is {start}: the model has layers 0 to {trace.num_layers - 1}")
     return trace, replace(
         recipe,
         discard_ratio=discard_ratio,
-        start_layer=start % trace.num_layers,
+        start_layer=require_start_layer(start, trace.num_layers),
         normalize=bool(recipe.normalize),
     )
 

@@ -6,13 +6,13 @@ from torch import nn
 
 from vitscope.errors import UnsupportedModelError, warn
 from vitscope.methods._attention_fold import AttentionFold
-from vitscope.methods._gradient import gradient_result, in_batches, require_start_layer
-from vitscope.methods.attention_map import grid_of
+from vitscope.methods._gradient import gradient_result, in_batches
+from vitscope.methods.attention_map import grid_of, require_start_layer
 from vitscope.models.targets import score
 from vitscope.models.vision_model import VisionModel
 from vitscope.results.attribution import Attribution
 from vitscope.tracing.gradients import GradientOptions, capture_gradients
-from vitscope.typing import Fused, Weights
+from vitscope.typing import Fused, Target, Weights
 
 TOLERANCE = 1e-2  # of the total relevance, which is 1
 
@@ -21,7 +21,7 @@ def transformer_attribution(
     model: VisionModel | nn.Module,
     images: Any,
     *,
-    target: Any = None,
+    target: Target | None = None,
     start_layer: int = 0,
 ) -> Attribution:
     """Explain a class by the relevance of attention times its gradient, folded over all blocks.
@@ -36,7 +36,7 @@ def transformer_attribution(
     Args:
         model: from :func:`vitscope.load`, or a live module.
         images: see :func:`vitscope.capture`.
-        target: what to explain, see :func:`~vitscope.models.targets.score`; by default the most probable class.
+        target: what to explain, see :data:`~vitscope.typing.Target`; by default the most probable class.
         start_layer: index of the first block to include, from 0; negative from the end.
 
     Returns:

@@ -71,3 +71,8 @@ def without_checkpointing(module: nn.Module) -> Iterator[None]:
     finally:
         for child, name in held:
             setattr(child, name, True)
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Return whether an error says that there is not enough memory, on any device."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

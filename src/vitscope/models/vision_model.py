@@ -14,7 +14,7 @@ from vitscope.errors import CallError, UnclearOutputError, UnsupportedModelError
 from vitscope.images.image import InputImage, image_of_unit
 from vitscope.images.preprocessing import Preprocessing
 from vitscope.images.reading import photos
-from vitscope.models.evaluation import eager, evaluating
+from vitscope.models.evaluation import eager, evaluating, lacks_memory
 from vitscope.models.forward import Classes, NoClasses, Observed
 from vitscope.models.layout import Layout
 from vitscope.models.outputs import Output, probabilities
@@ -242,7 +242,7 @@ class VisionModel:
         except _FOREIGN_ERRORS as error:
             # Errors of the caller's classes go to the caller; the batch loop handles errors about missing memory.
             is_callers = type(error).__module__.partition(".")[0] not in ("builtins", "torch", "einops")
-            if is_callers or isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+            if is_callers or lacks_memory(error):
                 raise
             height, width = pixels.shape[-2:]
             if isinstance(error, AssertionError) and str(error):

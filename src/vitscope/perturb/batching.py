@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from vitscope.errors import WorkError, warn
+from vitscope.models.evaluation import lacks_memory
 from vitscope.models.targets import (
     CUSTOM,
     SIMILARITY,
@@ -262,7 +263,7 @@ class BatchedPredictor:
     def _halve_batches(self, pending: list[list[int]], error: BaseException) -> "deque[list[int]]":
         """Split all batches to half the size of the first, or raise ``error`` if it is not caused by lack of memory."""
         size = len(pending[0])
-        if not (isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)):
+        if not lacks_memory(error):
             raise error
         if size == 1:
             raise WorkError(

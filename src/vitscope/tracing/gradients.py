@@ -114,8 +114,7 @@ class GradientCapture:
             results = torch.autograd.grad(score.sum(), list(tensors), retain_graph=keep_graph, allow_unused=True)
         finally:
             self._tape.on_weights = self._tape.on_pooling = None
-        missing = [index for index, gradient in enumerate(results) if gradient is None]
-        if missing:
+        if any(gradient is None for gradient in results):
             raise UnsupportedModelError(self._why_no_gradient())
         if not all(bool(torch.isfinite(gradient).all()) for gradient in results):
             # Gradients flow from the last block to the first, so the last block with NaN is where they begin.
