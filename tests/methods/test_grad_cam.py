@@ -101,3 +101,10 @@ def test_options_out_of_range() -> None:
     ):
         with pytest.raises(CallError, match=text):
             vs.grad_cam(model, pixels, **options)  # type: ignore[arg-type]
+
+
+def test_the_output_of_the_last_block_holds_a_test_time_register() -> None:
+    model, pixels = case("timm-vit-mean").in_float64()
+    expected = vs.grad_cam(model, pixels, target=1, at="block").values
+    with vs.test_time_registers(model, [(1, 3)]):
+        assert vs.grad_cam(model, pixels, target=1, at="block").values.shape == expected.shape
