@@ -22,6 +22,7 @@ from .interventions.artefacts import Artefacts as Artefacts
 from .interventions.artefacts import artefact_tokens as artefact_tokens
 from .interventions.register_neurons import register_neurons as register_neurons
 from .interventions.test_time_registers import test_time_registers as test_time_registers
+from .methods.att_cat import att_cat as att_cat
 from .methods.attention_flow import attention_flow as attention_flow
 from .methods.attention_map import attention_map as attention_map
 from .methods.generic_attention import generic_attention as generic_attention
@@ -43,6 +44,7 @@ from .methods.occlusion import occlusion as occlusion
 from .methods.rise import rise as rise
 from .methods.rollout import rollout as rollout
 from .methods.rollout import rollout_evolution as rollout_evolution
+from .methods.token_tm import token_tm as token_tm
 from .methods.transformer_attribution import transformer_attribution as transformer_attribution
 from .methods.window_attention import window_attention as window_attention
 from .metrics.agreement import Agreement as Agreement

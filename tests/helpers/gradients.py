@@ -81,6 +81,9 @@ METHODS: dict[str, Callable[..., vs.Attribution]] = {
     "generic_attention by norm": lambda *args, **options: vs.generic_attention(
         *args, merge="norm", rules="libra", **options
     ),
+    "token_tm": vs.token_tm,
+    "token_tm by norm": lambda *args, **options: vs.token_tm(*args, merge="norm", rules="libra", **options),
+    "att_cat": vs.att_cat,
     "attn_lrp": vs.attn_lrp,
     "attn_lrp with γ": lambda *args, **options: vs.attn_lrp(*args, gamma=0.05, **options),
     "libra": vs.libra,

@@ -30,6 +30,8 @@ def test_every_kind_is_named() -> None:
         "libra": "gradient",
         "transformer_attribution": "gradient",
         "le_grad": "gradient",
+        "token_tm": "gradient",
+        "att_cat": "gradient",
     }
 
 

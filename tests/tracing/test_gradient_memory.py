@@ -81,7 +81,10 @@ def test_the_graph_is_free_after_the_context_without_garbage_collection(options:
         gc.enable()
 
 
-@pytest.mark.parametrize("name", ["generic_attention", "libra", "grad_cam", "transformer_attribution", "le_grad"])
+NAMES = ["generic_attention", "libra", "grad_cam", "transformer_attribution", "le_grad", "token_tm", "att_cat"]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_the_graph_is_free_after_an_exception(name: str) -> None:
     model = vs.load("vit-nano")
     references: list[weakref.ref[Tensor]] = []

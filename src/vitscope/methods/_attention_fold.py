@@ -10,7 +10,7 @@ from vitscope.attention.step import AttentionStep
 from vitscope.attention.trace import Trace
 from vitscope.errors import WorkError
 from vitscope.methods.rollout import discard_smallest
-from vitscope.typing import Fused, Weights
+from vitscope.typing import Fused, Rows, Weights
 
 # (weights, gradient), both (batch, window, head, query, key) → (batch, window, query, key).
 Combine = Callable[[Weights, Weights], Fused]
@@ -82,6 +82,7 @@ class AttentionFold:
         self._merge_until(step.layer)
         self._step, self._plain = step, step.is_plain
         self._layers.add(step.layer)
+        self._row = self._through_mlp(step.layer, self._row)
         self._pulled, self._scaled = torch.zeros_like(self._row), self._row.clone()
 
     def _pull(self, rows: slice, fused: Fused) -> None:
@@ -111,8 +112,16 @@ class AttentionFold:
                     self._scaled = self._scaled / (1 + self._step.row_sums(fused))[:, None]
                 self._pulled, on_padding = self._step.pull(self._scaled, fused)
                 self._padding = self._padding + on_padding
-        self._row = self._scaled + self._pulled
+        self._row = self._through_attention(self._step.layer, self._scaled, self._pulled)
         self._step = None
+
+    def _through_mlp(self, _layer: int, row: Rows) -> Rows:
+        """Return the row before the MLP of a block from the row after it: the same, because tokens do not mix."""
+        return row
+
+    def _through_attention(self, _layer: int, row: Rows, pulled: Rows) -> Rows:
+        """Return the row before a block from the row before its MLP and the product of that row with its attention."""
+        return row + pulled
 
     def _merge_until(self, layer: int | None) -> None:
         """Carry the row through patch merging, back to a block, or to the finest grid for None."""

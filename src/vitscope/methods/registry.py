@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from vitscope.methods.att_cat import att_cat
 from vitscope.methods.attention_flow import attention_flow
 from vitscope.methods.attention_map import attention_map
 from vitscope.methods.generic_attention import generic_attention, gradient_rollout
@@ -17,6 +18,7 @@ from vitscope.methods.lime import lime
 from vitscope.methods.occlusion import occlusion
 from vitscope.methods.rise import rise
 from vitscope.methods.rollout import rollout
+from vitscope.methods.token_tm import token_tm
 from vitscope.methods.transformer_attribution import transformer_attribution
 
 Kind = Literal["attention", "perturbation", "gradient"]
@@ -176,6 +178,22 @@ METHODS: dict[str, Method] = {
         takes_target=True,
         summary="how each block's attention raises a class",
         source="Bousselham et al., 2024",
+        forwards="1 + a backward",
+    ),
+    "token_tm": Method(
+        compute=token_tm,
+        kind="gradient",
+        takes_target=True,
+        summary="attention and changes of tokens, by block",
+        source="Wu et al., 2024",
+        forwards="1 + a backward",
+    ),
+    "att_cat": Method(
+        compute=att_cat,
+        kind="gradient",
+        takes_target=True,
+        summary="attended tokens times their gradients",
+        source="Qiang et al., 2022",
         forwards="1 + a backward",
     ),
 }

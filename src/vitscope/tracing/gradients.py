@@ -164,8 +164,11 @@ class GradientCapture:
         """Return the token grid of a block."""
         return self.trace.step(layer).require_grid()
 
-    def require_streams(self) -> Sequence[Tensor]:
+    def require_streams(self, instead: str = "at='pixels'") -> Sequence[Tensor]:
         """Return the input of each block.
+
+        Args:
+            instead: what to use for a model without them, for the message.
 
         Raises:
             UnsupportedModelError: the blocks of the model are unknown.
@@ -173,7 +176,7 @@ class GradientCapture:
         if len(self.streams) != self.trace.num_layers:
             raise UnsupportedModelError(
                 f"{len(self.streams)} blocks of {self.model.name} are known and {self.trace.num_layers} attend, so "
-                "their inputs are not available: use at='pixels'"
+                f"their inputs are not available: use {instead}"
             )
         return self.streams
 
@@ -349,7 +352,8 @@ def _hooks(
             for block in layers:
                 handles.append(block.module.register_forward_pre_hook(enter, with_kwargs=True))
             for module in watched:
-                handles.append(module.register_forward_hook(keep))
+                # First, because another hook may take tokens away from the output (vitscope.test_time_registers).
+                handles.append(module.register_forward_hook(keep, prepend=True))
             handles.extend(more())
         yield
     finally:
