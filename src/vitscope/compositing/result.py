@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float, Int
 from PIL import Image
 
 from vitscope.compositing.export import csv_text, json_entry, table_row
+from vitscope.compositing.location_grid import LocationGrid
 from vitscope.compositing.object_masks import ObjectMask
 from vitscope.compositing.ranking import Ranked, Ranking, SizeCurve
 from vitscope.compositing.stage import EditedImage, Stage
@@ -236,11 +236,7 @@ class Composition:
         outputs = self.outputs[indices, column]
         if np.isnan(outputs).any():
             raise CallError(f"the location test of {name} was interrupted, so its map is incomplete: run compose again")
-        places, centres = zip(*(_place_and_centre(self.edited_images[index]) for index in indices), strict=True)
-        grid = Grid(*(max(place[axis] for place in places) + 1 for axis in (0, 1)))
-        values = torch.zeros(1, grid.height, grid.width, dtype=torch.float32, device="cpu")
-        for (row, column_of_grid), output in zip(places, outputs, strict=True):
-            values[0, row, column_of_grid] = output
+        locations = LocationGrid.of([self.edited_images[index] for index in indices], self.stage.size_of(name))
         provenance = {
             **self.provenance,
             "method": "location map",
@@ -249,8 +245,8 @@ class Composition:
             "background": background,
             "positions": "neutral" if neutral else "as they are",
         }
-        view = InputImage(self.original.photo, self._extent(name, np.array(centres), grid), self.original.name)
-        return Attribution(values, grid, [view], provenance, self.labels[column])
+        view = InputImage(self.original.photo, locations.box, self.original.name)
+        return Attribution(locations.map(outputs), locations.grid, [view], provenance, self.labels[column])
 
     def size_curve(self, name: str | None = None, target: ClassTarget | None = None) -> SizeCurve:
         """Return the output for a class, by the size of an object; arguments as for :meth:`location_map`.
@@ -383,19 +379,3 @@ class Composition:
         if name is not None and name not in tested:
             raise CallError(f"there is no object {name!r} in the {test} test: choose {', '.join(tested)}")
         return tested[0] if name is None else name
-
-    def _extent(self, name: str, centres: np.ndarray, grid: Grid) -> tuple[float, float, float, float]:
-        """Return the outer edges of the cells: half a step beyond the outermost centres."""
-        (left, top), (right, bottom) = centres.min(0), centres.max(0)
-        width, height = self.stage.size_of(name)
-        half_x = (right - left) / (2 * (grid.width - 1)) if grid.width > 1 else width / 2
-        half_y = (bottom - top) / (2 * (grid.height - 1)) if grid.height > 1 else height / 2
-        return left - half_x, top - half_y, right + half_x, bottom + half_y
-
-
-def _place_and_centre(image: EditedImage) -> tuple[tuple[int, int], tuple[float, float]]:
-    """Return the (row, column) of an image on the location grid, and the (x, y) of its object."""
-    centre = image.show[-1].centre
-    assert image.place is not None, "the image is on the location grid"
-    assert centre is not None, "the image is on the location grid"
-    return image.place, centre
