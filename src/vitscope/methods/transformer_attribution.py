@@ -61,7 +61,7 @@ def transformer_attribution(
     """
 
     def explain(images: Any, target: Any) -> Attribution:
-        with capture_gradients(model, images, GradientOptions(relevance=True)) as run:
+        with capture_gradients(model, images, GradientOptions(rules="alpha_beta")) as run:
             grid = grid_of(run.trace)
             if not run.streams or run.model.meaning == "probabilities":
                 reason = "its blocks are unknown" if not run.streams else "it returns probabilities, not logits"
