@@ -37,10 +37,10 @@ def input_x_gradient(
     Args:
         model: from :func:`vitscope.load`, or a live module.
         images: see :func:`vitscope.capture`.
-        target: what to explain, see :data:`~vitscope.typing.Target`; by default the most probable class.
-        rules: rules of the backward pass: ``"plain"``, ``"libra"`` or ``"attn_lrp"``.
-        at: ``"patches"`` or ``"pixels"``.
-        output: the number of the target to explain, see :func:`vitscope.generic_attention`.
+        target: what to explain, see :data:`~vitscope.typing.Target`; by default the most probable class of each image.
+        rules: ``"plain"``, ``"libra"`` or ``"attn_lrp"`` in the backward pass, see :mod:`vitscope.attention.rules`.
+        at: the input to explain: ``"patches"`` or ``"pixels"``.
+        output: the number of a class: ``"logit"``, ``"log_odds"``, ``"probability"`` or ``"log_probability"``.
 
     Returns:
         a signed attribution whose ``values`` (batch, height, width) lie on the finest grid, or are one value for each
@@ -88,11 +88,11 @@ def attn_lrp(
     Args:
         model: from :func:`vitscope.load`, or a live module.
         images: see :func:`vitscope.capture`.
-        target: what to explain, see :data:`~vitscope.typing.Target`; by default the most probable class.
+        target: what to explain, see :data:`~vitscope.typing.Target`; by default the most probable class of each image.
         gamma: γ of the γ-rule of linear layers, at least 0; the authors try 0 to 1 for each model.
         conv_gamma: γ of the γ-rule of the patch embedding, at least 0. It only matters for pixels.
-        at: ``"patches"`` or ``"pixels"``.
-        output: the number of the target to explain, see :func:`vitscope.generic_attention`.
+        at: the input to explain: ``"patches"`` or ``"pixels"``.
+        output: the number of a class: ``"logit"``, ``"log_odds"``, ``"probability"`` or ``"log_probability"``.
 
     Returns:
         a signed attribution, see :func:`vitscope.input_x_gradient`.
@@ -144,10 +144,10 @@ def smooth_grad(
             image without noise.
         samples: number of samples, at least 1.
         noise: deviation of the noise, as a share of the range of the input; at least 0.
-        rules: rules of the backward pass: ``"plain"``, ``"libra"`` or ``"attn_lrp"``.
-        at: ``"patches"`` or ``"pixels"``.
+        rules: ``"plain"``, ``"libra"`` or ``"attn_lrp"`` in the backward pass, see :mod:`vitscope.attention.rules`.
+        at: the input to explain: ``"patches"`` or ``"pixels"``.
         seed: seed of the noise, 0 to 2³² − 1. All images of a batch receive the same noise.
-        output: the number of the target to explain, see :func:`vitscope.generic_attention`.
+        output: the number of a class: ``"logit"``, ``"log_odds"``, ``"probability"`` or ``"log_probability"``.
 
     Returns:
         a signed attribution, see :func:`vitscope.input_x_gradient`; without completeness.

@@ -40,12 +40,12 @@ def integrated_gradients(
     Args:
         model: from :func:`vitscope.load`, or a live module.
         images: see :func:`vitscope.capture`.
-        target: what to explain, see :data:`~vitscope.typing.Target`; by default the most probable class.
+        target: what to explain, see :data:`~vitscope.typing.Target`; by default the most probable class of each image.
         steps: number of nodes, each a forward and a backward pass; at least 1.
         baseline: the image without information: ``"black"``, ``"grey"``, ``"mean"`` (of the image), ``"blur"``,
             ``"noise"``, a colour, an image, or a preprocessed tensor of the same shape as the input.
-        at: ``"patches"`` or ``"pixels"``.
-        output: the number of the target to explain, see :func:`vitscope.generic_attention`.
+        at: the input to explain: ``"patches"`` or ``"pixels"``.
+        output: the number of a class: ``"logit"``, ``"log_odds"``, ``"probability"`` or ``"log_probability"``.
 
     Returns:
         a signed attribution, see :func:`vitscope.input_x_gradient`. ``provenance["convergence"]`` holds for each image

@@ -49,12 +49,12 @@ def libra(
     Args:
         model: from :func:`vitscope.load`, or a live module.
         images: see :func:`vitscope.capture`.
-        target: what to explain, see :data:`~vitscope.typing.Target`; by default the most probable class.
+        target: what to explain, see :data:`~vitscope.typing.Target`; by default the most probable class of each image.
         variant: a row of the table.
         gamma: γ of the γ-rule of linear layers, at least 0. With γ > 0, the law above does not hold.
         conv_gamma: γ of the γ-rule of the patch embedding, at least 0. It only matters for pixels.
-        at: ``"patches"``, or ``"pixels"`` for the variant ``"input_x_gradient"``.
-        output: the number of the target to explain, see :func:`vitscope.generic_attention`.
+        at: the input to explain: ``"patches"``; or ``"pixels"``, only for the variant ``"input_x_gradient"``.
+        output: the number of a class: ``"logit"``, ``"log_odds"``, ``"probability"`` or ``"log_probability"``.
 
     Returns:
         a signed attribution whose ``values`` (batch, height, width) are the patches' part on the finest grid.

@@ -36,7 +36,7 @@ def transformer_attribution(
     Args:
         model: from :func:`vitscope.load`, or a live module.
         images: see :func:`vitscope.capture`.
-        target: what to explain, see :data:`~vitscope.typing.Target`; by default the most probable class.
+        target: what to explain, see :data:`~vitscope.typing.Target`; by default the most probable class of each image.
         start_layer: index of the first block to include, from 0; negative from the end.
 
     Returns:
