@@ -65,12 +65,12 @@ def in_batches(images: Any, target: Any, explain: Callable[[Any, Any], Attributi
             ) from error
     half = count // 2
     warn(f"not enough memory for a batch of {count}: continuing with {half}")
-    parts = [
-        in_batches(images[part], target[part] if isinstance(target, list) else target, explain)
-        for part in (slice(0, half), slice(half, count))
+    batches = [
+        in_batches(images[items], target[items] if isinstance(target, list) else target, explain)
+        for items in (slice(0, half), slice(half, count))
     ]
-    joined = parts[0].join([result for part in parts for result in part])
-    return _with_records(replace(joined, provenance=_joined_provenance([part.provenance for part in parts])))
+    joined = batches[0].join([result for batch in batches for result in batch])
+    return _with_records(replace(joined, provenance=_joined_provenance([batch.provenance for batch in batches])))
 
 
 def _with_records(result: Attribution) -> Attribution:

@@ -221,9 +221,9 @@ def input_relevance(
     return in_batches(images, target, explain)
 
 
-def require_start(run: GradientCapture, at: Place) -> Tensor:
+def require_start(run: GradientCapture, place: Place) -> Tensor:
     """Return the input to explain: the pixels, or the tokens that enter the first block."""
-    return run.pixels if at == "pixels" else run.require_streams()[0]
+    return run.pixels if place == "pixels" else run.require_streams()[0]
 
 
 def relevance_result(
@@ -260,8 +260,8 @@ def relevance_result(
         values, prefix = grid.patches(tokens), tokens[:, : grid.prefix].sum(-1)
     errors = outputs - relevance.flatten(1).sum(1)
     completeness = [
-        {"output": value, "prefix": part, "error": error}
-        for value, part, error in zip(outputs.tolist(), prefix.tolist(), errors.tolist(), strict=True)
+        {"output": value, "prefix": prefix_sum, "error": error}
+        for value, prefix_sum, error in zip(outputs.tolist(), prefix.tolist(), errors.tolist(), strict=True)
     ]
     facts = {"completeness": completeness} if complete else {}
     return gradient_result(run, method, parameters, explained, values, grid, signed=True, facts=facts)

@@ -126,10 +126,8 @@ def _map(
             tokens, padding = to_finest(run.trace, term.values.to(dtype), term.grid)
             total, unplaced = total + tokens, unplaced + padding
     prefix = total[:, : finest.prefix].sum(1)
-    rows = zip(
-        *(part.tolist() for part in (outputs, prefix, unplaced, outputs - attributed)),
-        strict=True,
-    )
+    columns = (outputs, prefix, unplaced, outputs - attributed)
+    rows = zip(*(column.tolist() for column in columns), strict=True)
     completeness = [dict(zip(("output", "prefix", "unplaced", "error"), row, strict=True)) for row in rows]
     return gradient_result(
         run,

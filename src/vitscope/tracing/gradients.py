@@ -322,7 +322,7 @@ def _hooks(
     tape: Tape,
     options: GradientOptions,
     watched: Sequence[nn.Module],
-    more: Callable[[], Sequence[Any]],
+    extra_hooks: Callable[[], Sequence[Any]],
 ) -> Iterator[None]:
     """Start the graph at the first block, and keep the input of each block and the outputs of watched modules."""
 
@@ -355,7 +355,7 @@ def _hooks(
                 handles.append(block.module.register_forward_pre_hook(enter, with_kwargs=True))
             for module in watched:
                 handles.append(module.register_forward_hook(keep))
-            handles.extend(more())
+            handles.extend(extra_hooks())
         yield
     finally:
         with uninterrupted():
