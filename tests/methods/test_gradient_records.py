@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import vitscope as vs
+from tests.attention.test_flow import timm_parallel
 from vitscope.errors import CallError
 
 
@@ -71,3 +72,12 @@ def test_le_grad_of_features_explains_the_target_and_not_always_the_similarity()
     assert other.target != own.target
     correlation = torch.corrcoef(torch.stack([own.values.flatten(), other.values.flatten()]))[0, 1]
     assert float(correlation) < 0.99
+
+
+@pytest.mark.parametrize("name", ["generic_attention", "gradient_rollout"])
+def test_parallel_blocks_are_refused_by_the_name_of_the_method(name: str) -> None:
+    torch.manual_seed(0)
+    model = vs.load(timm_parallel().eval())
+    images = torch.randn(1, 3, 32, 48, device="cpu")
+    with pytest.raises(vs.UnsupportedModelError, match=f"^{name} is not available for .* run in parallel"):
+        getattr(vs, name)(model, images)

@@ -111,8 +111,7 @@ def _require_small_grid(trace: Trace) -> Grid:
         UnsupportedModelError: it has too many tokens, or the blocks cannot be chained.
     """
     grid, model = grid_of(trace), trace.provenance.get("model", "this model")
-    if trace.why_unchained is not None:
-        raise UnsupportedModelError(f"attention_flow is not available for {model}: {trace.why_unchained}")
+    trace.require_chain("attention_flow")
     if grid.num_tokens > MAX_TOKENS:
         raise UnsupportedModelError(
             f"{model} has {grid.num_tokens} tokens and attention_flow takes at most {MAX_TOKENS}: use a smaller image, "

@@ -145,6 +145,7 @@ def _explain(
             explained = score(run.model, run.output, run.has_classes, target, parameters["output"])
             fold = AttentionFold(
                 run.trace,
+                method,
                 combine,
                 start_layer=start,
                 normalize=method == "gradient_rollout",

@@ -79,7 +79,7 @@ def le_grad(
                 copies = _BlockCopies(model.name, start_layer, pools, set_copies)
                 run = stack.enter_context(capture_gradients(model, images, options, finish=copies.hooks))
             grid = grid_of(run.trace)
-            run.trace.require_chain()
+            run.trace.require_chain("le_grad")
             layers = copies.require_layers(run.trace)
             outputs = run.output.unflatten(0, (-1, len(run.pixels)))
             kind: ScoreOutput = "probability" if run.model.meaning == "probabilities" else "logit"
@@ -189,7 +189,7 @@ def _block_gradients(run: GradientCapture, total: Tensor, layers: Sequence[int])
     placed = [_on_tokens(run.trace.step(layer), sums[layer], grid) for layer in layers]
     tokens = torch.stack([values for values, _ in placed]).mean(0)
     lost = torch.stack([padding for _, padding in placed]).mean(0)
-    finest, padding = to_finest(run.trace, tokens, grid)
+    finest, padding = to_finest(run.trace, tokens, grid, "le_grad")
     return finest, lost + padding
 
 

@@ -113,7 +113,7 @@ def _map(
         elif variant == "full_grad":
             break
         relevance = (h * g.mean(1, keepdim=True)).sum(-1) if variant == "grad_cam_plus" else (h * g).sum(-1)
-        tokens, padding = to_finest(run.trace, relevance, run.grid(layer))
+        tokens, padding = to_finest(run.trace, relevance, run.grid(layer), "libra")
         total, unplaced = total + tokens, unplaced + padding
     for term in run.bias_terms():
         attributed += term.values.to(dtype).sum(1) + term.padding.to(dtype)
@@ -123,7 +123,7 @@ def _map(
         if term.grid is None:
             unplaced += term.values.to(dtype).sum(1)
         else:
-            tokens, padding = to_finest(run.trace, term.values.to(dtype), term.grid)
+            tokens, padding = to_finest(run.trace, term.values.to(dtype), term.grid, "libra")
             total, unplaced = total + tokens, unplaced + padding
     prefix = total[:, : finest.prefix].sum(1)
     columns = (outputs, prefix, unplaced, outputs - attributed)
