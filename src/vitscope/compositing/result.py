@@ -20,9 +20,10 @@ from vitscope.errors import CallError
 from vitscope.files import atomic_write
 from vitscope.grid import Grid
 from vitscope.images.image import InputImage, three_channels
+from vitscope.models.targets import contrast_label, require_contrast
 from vitscope.perturb.segments import cell_labels
 from vitscope.results.attribution import Attribution
-from vitscope.typing import ClassTarget
+from vitscope.typing import ClassTarget, Contrast
 from vitscope.validation import require_at_least, require_class_index, require_integer
 
 TOP_K = 3  # classes per edited image
@@ -123,16 +124,17 @@ class Composition:
         left, top, right, bottom = self.original.box
         return InputImage(pixels, (left * across, top * down, right * across, bottom * down), self.original.name)
 
-    def column(self, target: ClassTarget | None = None, name: str | None = None) -> int:
+    def column(self, target: ClassTarget | Contrast | None = None, name: str | None = None) -> int:
         """Return the column of the class that is explained.
 
         Args:
-            target: the class, or the label of the target of :func:`vitscope.compose`. By default that target, else the
-                class of the object if the model has it, else the most probable class of the original.
+            target: the class; or the target of :func:`vitscope.compose`, by its label or its pair of classes. The
+                default is that target, else the class of the object if the model has it, else the most probable class
+                of the original.
             name: the name of the object.
 
         Raises:
-            CallError: there is no such class; the message lists the nearest labels.
+            CallError: there is no such class, and the message lists the nearest labels; or another contrast.
         """
         if self.target is not None and target in (None, self.labels[self.target]):
             return self.target
@@ -143,6 +145,8 @@ class Composition:
                 f"{self.provenance['model']} has no classes, so {target!r} cannot be its target: its output is "
                 "'similarity', the similarity of its features to those of the original"
             )
+        if isinstance(target, tuple):
+            return self._contrast_column(target)
         if target is not None:
             return require_class_index(target, self.model_labels, self.num_classes)
         object_mask = self.objects[name] if name is not None else None
@@ -153,9 +157,22 @@ class Composition:
                 return require_class_index(object_mask.name, self.model_labels, self.num_classes)
             except CallError:
                 pass  # the name of an object need not be a class of the model
+        return self._most_probable
+
+    @property
+    def _most_probable(self) -> int:
+        """The column of the most probable class of the original."""
         return int(np.argmax(self.outputs[0, : self.num_classes]))
 
-    def value(self, image: int | str, target: ClassTarget | None = None, name: str | None = None) -> float:
+    def _contrast_column(self, target: Contrast) -> int:
+        """Return the column of a contrast, which is that of the target of :func:`vitscope.compose`."""
+        first, second = require_contrast(target, self.labels[: self.num_classes], self._most_probable)
+        label = contrast_label(self.labels[first], self.labels[second])
+        if self.target is None or self.labels[self.target] != label:
+            raise CallError(f"the contrast {label!r} was not evaluated: pass it as target= to compose")
+        return self.target
+
+    def value(self, image: int | str, target: ClassTarget | Contrast | None = None, name: str | None = None) -> float:
         """Return the output for an edited image and a class; arguments as for :meth:`column`."""
         return float(self.outputs[self._index(image), self.column(target, name)])
 
@@ -207,7 +224,7 @@ class Composition:
     def location_map(
         self,
         name: str | None = None,
-        target: ClassTarget | None = None,
+        target: ClassTarget | Contrast | None = None,
         *,
         test: str = "location",
         background: str = "own",
