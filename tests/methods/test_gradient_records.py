@@ -81,3 +81,15 @@ def test_parallel_blocks_are_refused_by_the_name_of_the_method(name: str) -> Non
     images = torch.randn(1, 3, 32, 48, device="cpu")
     with pytest.raises(vs.UnsupportedModelError, match=f"^{name} is not available for .* run in parallel"):
         getattr(vs, name)(model, images)
+
+
+@pytest.mark.parametrize(("name", "passes"), [("integrated_gradients", 6), ("smooth_grad", 5), ("le_grad", 1)])
+def test_a_reference_image_is_evaluated_once(name: str, passes: int) -> None:
+    model = vs.load("vit-nano", output="features")
+    images = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0), device="cpu")
+    options = {"integrated_gradients": {"steps": 4}, "smooth_grad": {"samples": 4}}.get(name, {})
+    runs: list[nn.Module] = []
+    handle = model.module.register_forward_hook(lambda module, *_: runs.append(module))
+    getattr(vs, name)(model, images[:2], target=vs.SimilarTo(images[2:]), **options)
+    handle.remove()
+    assert len(runs) == passes + 1

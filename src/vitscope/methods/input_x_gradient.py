@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from vitscope.attention.rules import RuleName
 from vitscope.methods._gradient import gradient_result, in_batches, pixel_map, require_choice, require_rules
 from vitscope.methods.attention_map import grid_of
-from vitscope.models.targets import Score, ScoreOutput, fixed_target, score
+from vitscope.models.targets import Score, ScoreOutput, score
 from vitscope.models.vision_model import VisionModel
 from vitscope.results.attribution import Attribution
 from vitscope.tracing.gradients import GradientCapture, GradientOptions, capture_gradients
@@ -181,12 +181,11 @@ def smooth_grad(
         with capture_gradients(model, images, plain) as run:
             explained = score(run.model, run.output, run.has_classes, target, output)
             clean = require_start(run, at).detach()
-        classes = fixed_target(run.output, run.has_classes, target)
         total = torch.zeros_like(clean)
         noisy = GradientOptions(weights=False, rules=rules, pixels=at == "pixels", start=with_noise)
         for _ in range(samples):
             with capture_gradients(model, images, noisy) as sample:
-                values = score(sample.model, sample.output, sample.has_classes, classes, output).values
+                values = score(sample.model, sample.output, sample.has_classes, explained.fixed_target, output).values
                 total += sample.gradients(values, [require_start(sample, at)])[0] / samples
         return relevance_result(run, "smooth_grad", parameters, explained, clean, total, complete=False)
 

@@ -15,7 +15,7 @@ from vitscope.methods._gradient import gradient_result, in_batches, to_finest
 from vitscope.methods.attention_map import grid_of, require_start_layer
 from vitscope.models.blocks import Block
 from vitscope.models.outputs import copied_images
-from vitscope.models.targets import SIMILARITY, ScoreOutput, fixed_target, score
+from vitscope.models.targets import SIMILARITY, ScoreOutput, score
 from vitscope.models.vision_model import VisionModel
 from vitscope.results.attribution import Attribution
 from vitscope.tracing.capture import as_vision_model
@@ -84,7 +84,9 @@ def le_grad(
             outputs = run.output.unflatten(0, (-1, len(run.pixels)))
             kind: ScoreOutput = "probability" if run.model.meaning == "probabilities" else "logit"
             explained = score(run.model, outputs[-1], run.has_classes, target, kind)
-            fixed = _fixed_target(outputs[-1], run.has_classes, target)
+            fixed = explained.fixed_target
+            if not run.has_classes and isinstance(target, str) and target == SIMILARITY:
+                fixed = _along(outputs[-1])
             scores = [score(run.model, logits, run.has_classes, fixed, kind).values for logits in outputs]
             total = torch.stack(scores[: len(layers)]).sum(0)
             if pools:
@@ -164,12 +166,10 @@ class _BlockCopies:
         return (batch, *output[1:]) if isinstance(output, tuple) else batch
 
 
-def _fixed_target(output: Tensor, has_classes: bool, target: Any) -> Any:
-    """Return a target that means the same for every copy: the class or the direction of the model's own output."""
-    if not has_classes and isinstance(target, str) and target == SIMILARITY:
-        direction = torch.nn.functional.normalize(output.detach(), dim=-1)
-        return lambda features: (features * direction).sum(-1)
-    return fixed_target(output, has_classes, target)
+def _along(output: Tensor) -> Callable[[Tensor], Tensor]:
+    """Return the length of features along the direction of the model's own output, for every copy."""
+    direction = torch.nn.functional.normalize(output.detach(), dim=-1)
+    return lambda features: (features * direction).sum(-1)
 
 
 def _block_gradients(run: GradientCapture, total: Tensor, layers: Sequence[int]) -> tuple[Tensor, Tensor]:
