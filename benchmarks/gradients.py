@@ -43,6 +43,7 @@ METHODS: dict[str, Callable[[vs.VisionModel, Tensor], object]] = {
     "attn_lrp": vs.attn_lrp,
     "generic_attention": vs.generic_attention,
     "gradient_rollout": vs.gradient_rollout,
+    "le_grad": vs.le_grad,
     "grad_cam": vs.grad_cam,
     EAGER: lambda model, pixels: eager_generic(model, pixels),
 }

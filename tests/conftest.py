@@ -7,7 +7,8 @@ from pathlib import Path
 import jaxtyping
 import pytest
 import torch
-from jaxtyping import install_import_hook
+
+from tests.helpers import type_checks
 
 # No test may access the model hub.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -15,8 +16,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # The models are tiny, so that threads inside an operation would only wait for each other.
 torch.set_num_threads(1)
 
-hook = install_import_hook("vitscope", "beartype.beartype")
-hook.__enter__()
+type_checks.install()
 
 
 @pytest.fixture(scope="session")

@@ -139,15 +139,28 @@ def test_more_than_200_tokens_are_refused(chelsea: Any) -> None:
     with pytest.raises(vs.UnsupportedModelError) as caught:
         vs.attention_flow(vs.load("swin-nano"), chelsea)
     message = "swin-nano has 256 tokens and attention_flow takes at most 200: use a smaller image, or vitscope.rollout"
-    assert str(caught.value) == message
+    assert str(caught.value) == f"{message}, or pass max_tokens=256 and wait"
     blocks = random_blocks(200, 1, heads=1)
-    assert vs.attention_flow(trace_of(blocks, cls(200), vs.Grid(1, 199, 1))).values.shape == (1, 1, 199)
+    trace = trace_of(blocks, cls(200), vs.Grid(1, 199, 1))
+    assert vs.attention_flow(trace).values.shape == (1, 1, 199)
+    with pytest.raises(
+        vs.UnsupportedModelError, match="this model has 200 tokens and attention_flow takes at most 199"
+    ):
+        vs.attention_flow(trace, max_tokens=199)
+
+
+@pytest.mark.slow
+def test_the_limit_of_tokens_can_be_raised(chelsea: Any) -> None:
+    result = vs.attention_flow(vs.load("swin-nano"), chelsea, max_tokens=256)
+    assert result.values.shape == (1, 16, 16)
+    assert 0 < float(result.values.min()) < float(result.values.max()) <= 1
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"start_layer": 6}, "start_layer is 6: the model has layers 0 to 5"),
+        ({"max_tokens": 0}, "max_tokens"),
         ({"start_layer": 1.5}, "start_layer is 1.5, a whole number is expected"),
         ({"head_fusion": "sum"}, "unknown head fusion 'sum'"),
     ],

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import vitscope as vs
+from tests.attention.test_flow import timm_parallel
 from vitscope.errors import CallError
 
 
@@ -71,3 +72,24 @@ def test_le_grad_of_features_explains_the_target_and_not_always_the_similarity()
     assert other.target != own.target
     correlation = torch.corrcoef(torch.stack([own.values.flatten(), other.values.flatten()]))[0, 1]
     assert float(correlation) < 0.99
+
+
+@pytest.mark.parametrize("name", ["generic_attention", "gradient_rollout"])
+def test_parallel_blocks_are_refused_by_the_name_of_the_method(name: str) -> None:
+    torch.manual_seed(0)
+    model = vs.load(timm_parallel().eval())
+    images = torch.randn(1, 3, 32, 48, device="cpu")
+    with pytest.raises(vs.UnsupportedModelError, match=f"^{name} is not available for .* run in parallel"):
+        getattr(vs, name)(model, images)
+
+
+@pytest.mark.parametrize(("name", "passes"), [("integrated_gradients", 6), ("smooth_grad", 5), ("le_grad", 1)])
+def test_a_reference_image_is_evaluated_once(name: str, passes: int) -> None:
+    model = vs.load("vit-nano", output="features")
+    images = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0), device="cpu")
+    options = {"integrated_gradients": {"steps": 4}, "smooth_grad": {"samples": 4}}.get(name, {})
+    runs: list[nn.Module] = []
+    handle = model.module.register_forward_hook(lambda module, *_: runs.append(module))
+    getattr(vs, name)(model, images[:2], target=vs.SimilarTo(images[2:]), **options)
+    handle.remove()
+    assert len(runs) == passes + 1

@@ -263,6 +263,11 @@ def test_compose_shows_a_contrast_beside_its_classes() -> None:
     np.testing.assert_allclose(contrast, first - second, atol=1e-12)
     assert [r.label for r in result.ranking(0, top_k=9).classes] == [r.label for r in plain.ranking(0, 9).classes]
     assert result.column() == result.column("boxer − tabby") == 3
+    assert result.column((0, 2)) == result.column(("boxer", 2)) == 3
+    with pytest.raises(vs.CallError, match="the contrast 'tabby − boxer' was not evaluated: pass it as target= to"):
+        result.column((2, 0))
+    with pytest.raises(vs.CallError, match="the contrast 'boxer − tabby' was not evaluated"):
+        plain.column(("boxer", "tabby"))
     assert (result.column("tabby"), result.output, result.output_of(3)) == (2, "probability", "probability")
     assert result.location_map("a").target == result.size_curve("a").target == "boxer − tabby"
     custom = vs.compose(classifier(), slow.WHITE // 2, marked, target=lambda logits: logits[:, 1], **options)

@@ -19,7 +19,7 @@ OPTIONS = [
     GradientOptions(rules="attn_lrp", gamma=0.1),
     GradientOptions(pixels=True),
     GradientOptions(separate_blocks=True),
-    GradientOptions(relevance=True),
+    GradientOptions(rules="alpha_beta"),
 ]
 NAMES = ["plain", "libra", "gamma", "pixels", "separate", "relevance"]
 

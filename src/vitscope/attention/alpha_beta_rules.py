@@ -22,9 +22,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vitscope.attention.recomputed_attention import query_slices
-from vitscope.attention.rules import PRODUCTS, Arguments, Keywords, LocalRules, OnRows, flat, is_active
-from vitscope.attention.softmax_use import SoftmaxTracker
+from vitscope.attention.recomputed_attention import OnRows, query_slices
+from vitscope.attention.rule_set import Arguments, Keywords, Rule, RuleSet, ScaledGradient, active_operands, is_active
+from vitscope.attention.rules import PRODUCTS
 from vitscope.attention.tap import AttentionCall
 from vitscope.errors import UnsupportedModelError
 
@@ -107,12 +107,11 @@ class _Attention:
         )
 
 
-class AlphaBetaRules:
+class AlphaBetaRules(RuleSet):
     """The rules of one run with two backward passes: first the derivative, then relevance.
 
-    A :class:`~vitscope.attention.tap.Tap` applies them to every torch function. In the second pass, the function that
-    observes attention receives the weights A and, as their gradient, the product ∇A ⊙ dA of the derivative and the
-    relevance gradient.
+    In the second pass, the function that observes attention receives the weights A and, as their gradient, the product
+    ∇A ⊙ dA of the derivative and the relevance gradient.
 
     Args:
         batch: number of images.
@@ -125,19 +124,13 @@ class AlphaBetaRules:
     def __init__(self, batch: int, name: str) -> None:
         self.relevance = False
         self._batch, self._name = batch, name
-        self._plain = LocalRules("plain", SoftmaxTracker())
-        handlers: dict[Any, Callable[[Any, Arguments, Keywords], Any]] = {F.linear: self._linear}
-        handlers |= dict.fromkeys(_UNCHANGED, self._unchanged)
-        handlers |= dict.fromkeys(_SUMS, self._add)
-        handlers |= dict.fromkeys(_IN_PLACE_SUMS, self._refuse)
-        handlers |= dict.fromkeys(PRODUCTS, self._multiply)
-        handlers |= dict.fromkeys(_QUOTIENTS, self._divide)
-        self._handlers = handlers
-
-    def __call__(self, func: Any, args: Arguments, kwargs: Keywords) -> Any:
-        """Return the result of a torch function, with both gradients."""
-        handler = self._handlers.get(func)
-        return func(*args, **kwargs) if handler is None else handler(func, args, kwargs)
+        functions: dict[Any, Rule] = {F.linear: self._linear}
+        functions |= dict.fromkeys(_UNCHANGED, self._unchanged)
+        functions |= dict.fromkeys(_SUMS, self._add)
+        functions |= dict.fromkeys(_IN_PLACE_SUMS, self._refuse)
+        functions |= dict.fromkeys(PRODUCTS, self._multiply)
+        functions |= dict.fromkeys(_QUOTIENTS, self._divide)
+        super().__init__(functions)
 
     def attend(self, call: AttentionCall, on_rows: OnRows | None) -> Tensor:
         """Return the output of an attention call or of its softmax.
@@ -147,7 +140,7 @@ class AlphaBetaRules:
             on_rows: function that receives weights and products of their gradients in the relevance pass.
         """
         if call.query is not None and call.key is not None and call.value is not None:
-            value = self._plain.attend(call, None)
+            value = call.run()
             if not value.requires_grad:
                 return value
             rule = _Attention(call, self, on_rows)
@@ -221,8 +214,9 @@ class AlphaBetaRules:
     def _multiply(self, func: Any, args: Arguments, kwargs: Keywords) -> Any:
         """Halve the gradient of a product of two activations."""
         value = func(*args, **kwargs)
-        operands = [operand for operand in flat((*args, *kwargs.values())) if is_active(operand)]
-        return self._scaled(value, 0.5) if len(operands) > 1 else value
+        if len(active_operands(args, kwargs)) < 2:
+            return value
+        return ScaledGradient.apply(value, 0.5, lambda: self.relevance)
 
     def _divide(self, func: Any, args: Arguments, kwargs: Keywords) -> Any:
         """Give the relevance of a quotient of two activations to the numerator."""
@@ -233,11 +227,6 @@ class AlphaBetaRules:
         numerator, denominator = args[0], args[1].detach()
         return self._with_relevance(value, lambda g, _, x: ((g / denominator).sum_to_size(x.shape),), numerator)
 
-    def _scaled(self, value: Tensor, factor: float) -> Tensor:
-        """Return the value, with a factor on its gradient in the relevance pass."""
-        result: Tensor = _Scaled.apply(value, self, factor)
-        return result
-
     def _refuse(self, func: Any, args: Arguments, kwargs: Keywords) -> Any:
         """Refuse to add to an activation in place: the summand would be lost."""
         if any(is_active(term) for term in args[:2]):
@@ -246,23 +235,6 @@ class AlphaBetaRules:
                 "generic_attention"
             )
         return func(*args, **kwargs)
-
-
-class _Scaled(torch.autograd.Function):
-    """The identity, with a factor on the gradient in the relevance pass."""
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, rules: AlphaBetaRules, factor: float) -> Tensor:
-        ctx.set_materialize_grads(False)
-        ctx.rules, ctx.factor = rules, factor
-        return value.view_as(value)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> Any:
-        (gradient,) = gradients
-        if gradient is None or not ctx.rules.relevance:
-            return gradient, None, None
-        return gradient * ctx.factor, None, None
 
 
 def _divided(numerator: Tensor, denominator: Tensor) -> Tensor:

@@ -94,8 +94,8 @@ def _pulled_by_rows(
         sums = to_scores.sum(-1, keepdim=True)
         to_scores = torch.sub(to_weights, sums, out=to_scores).mul_(weights)
         if to_bias is not None:
-            part = to_bias if to_bias.shape[-2] == 1 else to_bias[..., rows, :]
-            part += to_scores.view(shape).sum_to_size(part.shape)
+            bias_rows = to_bias if to_bias.shape[-2] == 1 else to_bias[..., rows, :]
+            bias_rows += to_scores.view(shape).sum_to_size(bias_rows.shape)
         to_query[:, rows] = torch.baddbmm(to_scores.new_empty(1), to_scores, keys, beta=0, alpha=ctx.scale * factor)
         to_key = _added(to_key, to_scores, block, ctx.scale * factor)
     assert to_value is not None
@@ -119,11 +119,11 @@ def _pulled_by_weights(query: Tensor, key: Tensor, bias: Tensor | None, scale: f
         axes = (items.stop - items.start, *leading[1:])
         tensors = (tensor.expand(*leading, *tensor.shape[-2:])[items] for tensor in (query, key, gradient))
         queries, keys, outputs = (_flat(tensor, axes, dtype) for tensor in tensors)
-        own = bias is not None and bias.ndim == query.ndim and len(bias) > 1
-        part = bias[items] if bias is not None and own else bias
+        has_item_axis = bias is not None and bias.ndim == query.ndim and len(bias) > 1
+        item_bias = bias[items] if bias is not None and has_item_axis else bias
         total = None
         for rows in query_slices(queries, keys, size):
-            weights = _weights(queries[:, rows], keys, scale, axes, part, rows)
+            weights = _weights(queries[:, rows], keys, scale, axes, item_bias, rows)
             total = _added(total, weights, outputs[:, rows], 1.0)
         assert total is not None
         result[items] = total.view(*axes, *total.shape[1:])

@@ -18,7 +18,7 @@ linear, convolution         derivative            derivative or γ-rule        d
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -26,16 +26,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitscope.attention.linear_rules import gamma_pull
-from vitscope.attention.recomputed_attention import OnRows as OnRows
-from vitscope.attention.recomputed_attention import RecomputedAttention
+from vitscope.attention.recomputed_attention import OnRows, RecomputedAttention
+from vitscope.attention.rule_set import Arguments, Keywords, Rule, RuleSet, ScaledGradient, active_operands, is_active
 from vitscope.attention.softmax_use import SoftmaxTracker
 from vitscope.attention.tap import AttentionCall
 
 RuleName = Literal["plain", "libra", "attn_lrp"]
 OnBias = Callable[[Tensor, Tensor], None]  # a tensor that was computed, and the constant that was added in it
 Pull = Callable[[Tensor, Tensor], Tensor]  # (input, gradient of the output) → gradient of the input
-Arguments = Sequence[Any]
-Keywords = Mapping[str, Any]
 
 
 class _Local(torch.autograd.Function):
@@ -57,21 +55,6 @@ class _Local(torch.autograd.Function):
         return ctx.pull(activation, gradient).to(activation.dtype), None, None
 
 
-class _Scaled(torch.autograd.Function):
-    """The identity, with a factor on the gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, activation: Tensor, factor: float) -> Tensor:
-        ctx.set_materialize_grads(False)
-        ctx.factor = factor
-        return activation.view_as(activation)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> Any:
-        (gradient,) = gradients
-        return None if gradient is None else gradient * ctx.factor, None
-
-
 class _ObservedWeights(torch.autograd.Function):
     """The weights that a softmax returned: their gradient is handed to a function, and perhaps ends here."""
 
@@ -90,8 +73,8 @@ class _ObservedWeights(torch.autograd.Function):
         return None if ctx.constant else gradient, None, None
 
 
-class LocalRules:
-    """The rules of one run, applied by a :class:`~vitscope.attention.tap.Tap` to every torch function.
+class LocalRules(RuleSet):
+    """The rules of one backward pass, each of a single function.
 
     Args:
         rules: ``"plain"``, ``"libra"`` or ``"attn_lrp"``, see the table of this module.
@@ -112,27 +95,22 @@ class LocalRules:
     ) -> None:
         self.rules, self._tracker = rules, tracker
         self._gamma, self._conv_gamma, self._on_bias = gamma, conv_gamma, on_bias
-        handlers: dict[Any, Callable[[Any, Arguments, Keywords], Any]] = {}
+        functions: dict[Any, Rule] = {}
         if on_bias is not None:
-            handlers |= dict.fromkeys(_ADDITIONS, self._add)
+            functions |= dict.fromkeys(_ADDITIONS, self._add)
         if gamma or conv_gamma or on_bias is not None:
-            handlers |= dict.fromkeys(_LINEAR, self._linear)
+            functions |= dict.fromkeys(_LINEAR, self._linear)
         if rules != "plain":
-            handlers |= dict.fromkeys(_CONSTANTS, _constant)
-            handlers |= dict.fromkeys(_GATES, _gated)
-            handlers |= dict.fromkeys(PRODUCTS, self._multiply)
-            handlers |= dict.fromkeys(_QUOTIENTS, _divide)
-            handlers[F.normalize] = _normalize
+            functions |= dict.fromkeys(_CONSTANTS, _constant)
+            functions |= dict.fromkeys(_GATES, _gated)
+            functions |= dict.fromkeys(PRODUCTS, self._multiply)
+            functions |= dict.fromkeys(_QUOTIENTS, _divide)
+            functions[F.normalize] = _normalize
         if rules != "plain" or on_bias is not None:
-            handlers |= dict.fromkeys(_NORMS, self._norm)
+            functions |= dict.fromkeys(_NORMS, self._norm)
         if rules == "libra":
-            handlers |= dict.fromkeys(_SOFTMAX, _constant_weights)
-        self._handlers = handlers
-
-    def __call__(self, func: Any, args: Arguments, kwargs: Keywords) -> Any:
-        """Return the result of a torch function, with the gradient of its rule."""
-        handler = self._handlers.get(func)
-        return func(*args, **kwargs) if handler is None else handler(func, args, kwargs)
+            functions |= dict.fromkeys(_SOFTMAX, _constant_weights)
+        super().__init__(functions)
 
     def attend(self, call: AttentionCall, on_rows: OnRows | None) -> Tensor:
         """Return the output of an attention call or of its softmax.
@@ -163,12 +141,12 @@ class LocalRules:
     def _multiply(self, func: Any, args: Arguments, kwargs: Keywords) -> Any:
         """Halve the gradient of a product of two activations."""
         result = func(*args, **kwargs)
-        operands = [value for value in flat((*args, *kwargs.values())) if is_active(value)]
+        operands = active_operands(args, kwargs)
         if len(operands) < 2 or not is_active(result):
             return result
         if self.rules == "libra" and any(self._tracker.holds(operand) for operand in operands):
             return result  # attention weights are a constant
-        return _Scaled.apply(result, 0.5)
+        return ScaledGradient.apply(result, 0.5, None)
 
     def _norm(self, func: Any, args: Arguments, kwargs: Keywords) -> Any:
         """Hold the deviation of a LayerNorm or RMSNorm constant."""
@@ -238,16 +216,6 @@ class _NormPull:
         return result.sub_(result.mean(self.axes, keepdim=True)).mul_(inverse_deviation)
 
 
-def is_active(value: Any) -> bool:
-    """Return whether a value depends on the image by differentiable functions."""
-    return isinstance(value, Tensor) and value.requires_grad
-
-
-def flat(values: Sequence[Any]) -> list[Any]:
-    """Return the values, with lists and tuples replaced by their items."""
-    return [item for value in values for item in (value if isinstance(value, list | tuple) else [value])]
-
-
 def _named(names: Sequence[str], args: Arguments, kwargs: Keywords) -> dict[str, Any]:
     return dict(zip(names, args, strict=False)) | dict(kwargs)
 
@@ -257,7 +225,7 @@ def _with_shares(call: AttentionCall) -> Tensor:
     arguments = dict(call.arguments)
     for name, share in (("query", 0.25), ("key", 0.25), ("value", 0.5), ("attn_mask", 0.5)):
         if is_active(arguments.get(name)):
-            arguments[name] = _Scaled.apply(arguments[name], share)
+            arguments[name] = ScaledGradient.apply(arguments[name], share, None)
     return F.scaled_dot_product_attention(**arguments)
 
 

@@ -264,8 +264,11 @@ class Trace:
             )
         return self.unchained
 
-    def require_chain(self) -> None:
-        """Check that the blocks show the full path from the image to the output, which rollout needs.
+    def require_chain(self, method: str = "rollout") -> None:
+        """Check that the blocks show the full path from the image to the output.
+
+        Args:
+            method: name of the method that needs the path, for the message.
 
         Raises:
             UnsupportedModelError: blocks run in parallel, or attention calls between them are not in the trace.
@@ -277,7 +280,7 @@ class Trace:
         """
         reason = self.why_unchained
         if reason is not None:
-            raise UnsupportedModelError(f"rollout is not available for {self._model}: {reason}")
+            raise UnsupportedModelError(f"{method} is not available for {self._model}: {reason}")
 
     def readout_at(self, step: AttentionStep) -> ReadoutRow:
         """Return the readout over the tokens of a block, pulled back through patch merging only, with equal shares.
@@ -302,7 +305,7 @@ class Trace:
             if later is step:
                 break
             if isinstance(later, MergeStep):
-                self.require_chain()
+                self.require_chain("the readout as a query")
                 rows, _ = later.pull(rows, "equal")
         if rows.shape[-1] != step.require_grid().num_tokens:
             raise UnsupportedModelError(

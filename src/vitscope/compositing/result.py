@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float, Int
 from PIL import Image
 
 from vitscope.compositing.export import csv_text, json_entry, table_row
+from vitscope.compositing.location_grid import LocationGrid
 from vitscope.compositing.object_masks import ObjectMask
 from vitscope.compositing.ranking import Ranked, Ranking, SizeCurve
 from vitscope.compositing.stage import EditedImage, Stage
@@ -20,9 +20,10 @@ from vitscope.errors import CallError
 from vitscope.files import atomic_write
 from vitscope.grid import Grid
 from vitscope.images.image import InputImage, three_channels
+from vitscope.models.targets import contrast_label, require_contrast
 from vitscope.perturb.segments import cell_labels
 from vitscope.results.attribution import Attribution
-from vitscope.typing import ClassTarget
+from vitscope.typing import ClassTarget, Contrast
 from vitscope.validation import require_at_least, require_class_index, require_integer
 
 TOP_K = 3  # classes per edited image
@@ -123,16 +124,17 @@ class Composition:
         left, top, right, bottom = self.original.box
         return InputImage(pixels, (left * across, top * down, right * across, bottom * down), self.original.name)
 
-    def column(self, target: ClassTarget | None = None, name: str | None = None) -> int:
+    def column(self, target: ClassTarget | Contrast | None = None, name: str | None = None) -> int:
         """Return the column of the class that is explained.
 
         Args:
-            target: the class, or the label of the target of :func:`vitscope.compose`. By default that target, else the
-                class of the object if the model has it, else the most probable class of the original.
+            target: the class; or the target of :func:`vitscope.compose`, by its label or its pair of classes. The
+                default is that target, else the class of the object if the model has it, else the most probable class
+                of the original.
             name: the name of the object.
 
         Raises:
-            CallError: there is no such class; the message lists the nearest labels.
+            CallError: there is no such class, and the message lists the nearest labels; or another contrast.
         """
         if self.target is not None and target in (None, self.labels[self.target]):
             return self.target
@@ -143,6 +145,8 @@ class Composition:
                 f"{self.provenance['model']} has no classes, so {target!r} cannot be its target: its output is "
                 "'similarity', the similarity of its features to those of the original"
             )
+        if isinstance(target, tuple):
+            return self._contrast_column(target)
         if target is not None:
             return require_class_index(target, self.model_labels, self.num_classes)
         object_mask = self.objects[name] if name is not None else None
@@ -153,9 +157,22 @@ class Composition:
                 return require_class_index(object_mask.name, self.model_labels, self.num_classes)
             except CallError:
                 pass  # the name of an object need not be a class of the model
+        return self._most_probable
+
+    @property
+    def _most_probable(self) -> int:
+        """The column of the most probable class of the original."""
         return int(np.argmax(self.outputs[0, : self.num_classes]))
 
-    def value(self, image: int | str, target: ClassTarget | None = None, name: str | None = None) -> float:
+    def _contrast_column(self, target: Contrast) -> int:
+        """Return the column of a contrast, which is that of the target of :func:`vitscope.compose`."""
+        first, second = require_contrast(target, self.labels[: self.num_classes], self._most_probable)
+        label = contrast_label(self.labels[first], self.labels[second])
+        if self.target is None or self.labels[self.target] != label:
+            raise CallError(f"the contrast {label!r} was not evaluated: pass it as target= to compose")
+        return self.target
+
+    def value(self, image: int | str, target: ClassTarget | Contrast | None = None, name: str | None = None) -> float:
         """Return the output for an edited image and a class; arguments as for :meth:`column`."""
         return float(self.outputs[self._index(image), self.column(target, name)])
 
@@ -207,7 +224,7 @@ class Composition:
     def location_map(
         self,
         name: str | None = None,
-        target: ClassTarget | None = None,
+        target: ClassTarget | Contrast | None = None,
         *,
         test: str = "location",
         background: str = "own",
@@ -236,11 +253,7 @@ class Composition:
         outputs = self.outputs[indices, column]
         if np.isnan(outputs).any():
             raise CallError(f"the location test of {name} was interrupted, so its map is incomplete: run compose again")
-        places, centres = zip(*(_place_and_centre(self.edited_images[index]) for index in indices), strict=True)
-        grid = Grid(*(max(place[axis] for place in places) + 1 for axis in (0, 1)))
-        values = torch.zeros(1, grid.height, grid.width, dtype=torch.float32, device="cpu")
-        for (row, column_of_grid), output in zip(places, outputs, strict=True):
-            values[0, row, column_of_grid] = output
+        locations = LocationGrid.of([self.edited_images[index] for index in indices], self.stage.size_of(name))
         provenance = {
             **self.provenance,
             "method": "location map",
@@ -249,8 +262,8 @@ class Composition:
             "background": background,
             "positions": "neutral" if neutral else "as they are",
         }
-        view = InputImage(self.original.photo, self._extent(name, np.array(centres), grid), self.original.name)
-        return Attribution(values, grid, [view], provenance, self.labels[column])
+        view = InputImage(self.original.photo, locations.box, self.original.name)
+        return Attribution(locations.map(outputs), locations.grid, [view], provenance, self.labels[column])
 
     def size_curve(self, name: str | None = None, target: ClassTarget | None = None) -> SizeCurve:
         """Return the output for a class, by the size of an object; arguments as for :meth:`location_map`.
@@ -383,19 +396,3 @@ class Composition:
         if name is not None and name not in tested:
             raise CallError(f"there is no object {name!r} in the {test} test: choose {', '.join(tested)}")
         return tested[0] if name is None else name
-
-    def _extent(self, name: str, centres: np.ndarray, grid: Grid) -> tuple[float, float, float, float]:
-        """Return the outer edges of the cells: half a step beyond the outermost centres."""
-        (left, top), (right, bottom) = centres.min(0), centres.max(0)
-        width, height = self.stage.size_of(name)
-        half_x = (right - left) / (2 * (grid.width - 1)) if grid.width > 1 else width / 2
-        half_y = (bottom - top) / (2 * (grid.height - 1)) if grid.height > 1 else height / 2
-        return left - half_x, top - half_y, right + half_x, bottom + half_y
-
-
-def _place_and_centre(image: EditedImage) -> tuple[tuple[int, int], tuple[float, float]]:
-    """Return the (row, column) of an image on the location grid, and the (x, y) of its object."""
-    centre = image.show[-1].centre
-    assert image.place is not None, "the image is on the location grid"
-    assert centre is not None, "the image is on the location grid"
-    return image.place, centre

@@ -105,6 +105,11 @@ class Preprocessing:
         """Read an image with :func:`~vitscope.images.reading.read_photo` and return it as :meth:`__call__` does."""
         return self(*read_photo(source, alpha=self.takes_transparency))
 
+    def read_batch(self, sources: Sequence[Any]) -> tuple[Tensor, list[InputImage]]:
+        """Read images with :meth:`read` and return them as one batch, (batch, channel, height, width)."""
+        pixels, images = zip(*(self.read(source) for source in sources), strict=True)
+        return torch.stack(pixels), list(images)
+
     def __call__(self, photo: Image.Image, name: str = "") -> tuple[Tensor, InputImage]:
         """Return a photo as model input.
 

@@ -24,6 +24,7 @@ class AttentionFold:
 
     Args:
         trace: the run; the row starts from its readout.
+        method: name of the method, for messages.
         combine: function that returns the matrix Ā of some queries from their weights and gradients.
         start_layer: index of the first block to include, not negative.
         normalize: False for r ← r + r·Ā, True for r ← r · rownorm(Ā + I).
@@ -34,6 +35,7 @@ class AttentionFold:
     def __init__(
         self,
         trace: Trace,
+        method: str,
         combine: Combine,
         *,
         start_layer: int,
@@ -41,7 +43,7 @@ class AttentionFold:
         discard_ratio: float = 0.0,
         merge: Merge = "equal",
     ) -> None:
-        trace.require_chain()
+        trace.require_chain(method)
         self._trace, self._combine, self._merge = trace, combine, merge
         self._start, self._normalize, self._discard = start_layer, normalize, discard_ratio
         self._row = trace.readout_row(None)[:, None]

@@ -65,12 +65,12 @@ def in_batches(images: Any, target: Any, explain: Callable[[Any, Any], Attributi
             ) from error
     half = count // 2
     warn(f"not enough memory for a batch of {count}: continuing with {half}")
-    parts = [
-        in_batches(images[part], target[part] if isinstance(target, list) else target, explain)
-        for part in (slice(0, half), slice(half, count))
+    batches = [
+        in_batches(images[items], target[items] if isinstance(target, list) else target, explain)
+        for items in (slice(0, half), slice(half, count))
     ]
-    joined = parts[0].join([result for part in parts for result in part])
-    return _with_records(replace(joined, provenance=_joined_provenance([part.provenance for part in parts])))
+    joined = batches[0].join([result for batch in batches for result in batch])
+    return _with_records(replace(joined, provenance=_joined_provenance([batch.provenance for batch in batches])))
 
 
 def _with_records(result: Attribution) -> Attribution:
@@ -93,13 +93,14 @@ def _joined_provenance(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {**records[0], "parameters": {**records[0]["parameters"], "target": targets}, **lists}
 
 
-def to_finest(trace: Trace, tokens: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+def to_finest(trace: Trace, tokens: Tensor, grid: Grid, method: str) -> tuple[Tensor, Tensor]:
     """Return values of the tokens of a grid as values of the finest tokens, with equal shares in patch merging.
 
     Args:
         trace: the run.
         tokens: (batch, token) of ``grid``.
         grid: a grid of the run.
+        method: name of the method, for messages.
 
     Returns:
         (batch, finest token), and the part on padding, (batch,).
@@ -107,7 +108,7 @@ def to_finest(trace: Trace, tokens: Tensor, grid: Grid) -> tuple[Tensor, Tensor]
     rows, padding = tokens[:, None], tokens.new_zeros(len(tokens))
     if grid == trace.grid:
         return tokens, padding
-    trace.require_chain()
+    trace.require_chain(method)
     started = False
     for step in reversed(trace.steps):
         if isinstance(step, MergeStep) and (started or step.merged_grid == grid):

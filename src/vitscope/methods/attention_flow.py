@@ -19,9 +19,8 @@ from vitscope.methods.attention_map import grid_of, require_start_layer, trace_o
 from vitscope.models.vision_model import VisionModel
 from vitscope.results.attribution import Attribution
 from vitscope.tracing.capture import run_and_capture
-from vitscope.validation import require_finite_tensor, require_integer
+from vitscope.validation import require_at_least, require_finite_tensor, require_integer
 
-MAX_TOKENS = 200
 # The flow is computed in whole numbers of 32 bits. All flows are at most 1, the sum of the readout.
 SCALE = 2**30
 
@@ -32,6 +31,7 @@ def attention_flow(
     *,
     head_fusion: HeadFusion = "mean",
     start_layer: int = 0,
+    max_tokens: int = 200,
 ) -> Attribution:
     """Compute the maximum flow from the readout to each patch through all blocks.
 
@@ -48,7 +48,8 @@ def attention_flow(
 
     Capacities are rounded down to multiples of 2⁻³⁰, so a value is at most the exact flow.
     ``provenance["max_error"]`` is an upper bound of the difference, from the minimum cut. There is one flow per patch,
-    in a graph of layers · tokens² edges: a plain ViT of 197 tokens and 12 blocks takes about ten seconds per image.
+    in a graph of layers · tokens² edges, so the time grows with tokens³: a plain ViT of 197 tokens and 12 blocks takes
+    about ten seconds per image.
 
     Reference: Abnar & Zuidema, 2020 (arXiv 2005.00928).
 
@@ -58,13 +59,15 @@ def attention_flow(
         head_fusion: ``"mean"``, ``"max"`` or ``"min"`` over heads.
         start_layer: index of the first block to include, from 0; negative from the end. Merging before it is always
             included, so the result lies on the finest grid.
+        max_tokens: maximum number of tokens of the finest grid, at least 1; a model with more is refused, because the
+            flow would take long.
 
     Returns:
         an attribution whose ``values`` (batch, height, width), from 0 to 1, are the flows.
 
     Raises:
         CallError: an option is out of range, or ``images`` are missing or not valid.
-        UnsupportedModelError: there are more than 200 tokens, or the model's blocks cannot be chained.
+        UnsupportedModelError: there are more than ``max_tokens`` tokens, or the model's blocks cannot be chained.
         WorkError: as for :func:`vitscope.capture`.
 
     Examples:
@@ -74,7 +77,7 @@ def attention_flow(
         (torch.Size([1, 8, 8]), True)
     """
     check_head_fusion(head_fusion)
-    start = require_integer(start_layer, "start_layer")
+    start, max_tokens = require_integer(start_layer, "start_layer"), require_at_least(1, max_tokens, "max_tokens")
     trace = trace_of(
         model,
         images,
@@ -83,7 +86,7 @@ def attention_flow(
         ),
     )
     start = require_start_layer(start, trace.num_layers)
-    grid = _require_small_grid(trace)
+    grid = _require_small_grid(trace, max_tokens)
     readout = trace.readout_row(None)
     for layer in range(start, trace.num_layers):
         trace.step(layer)
@@ -104,19 +107,18 @@ def attention_flow(
     return Attribution(maps, grid, trace.images, provenance)
 
 
-def _require_small_grid(trace: Trace) -> Grid:
+def _require_small_grid(trace: Trace, max_tokens: int) -> Grid:
     """Return the token grid of a trace if a flow through its blocks is available.
 
     Raises:
         UnsupportedModelError: it has too many tokens, or the blocks cannot be chained.
     """
     grid, model = grid_of(trace), trace.provenance.get("model", "this model")
-    if trace.why_unchained is not None:
-        raise UnsupportedModelError(f"attention_flow is not available for {model}: {trace.why_unchained}")
-    if grid.num_tokens > MAX_TOKENS:
+    trace.require_chain("attention_flow")
+    if grid.num_tokens > max_tokens:
         raise UnsupportedModelError(
-            f"{model} has {grid.num_tokens} tokens and attention_flow takes at most {MAX_TOKENS}: use a smaller image, "
-            "or vitscope.rollout"
+            f"{model} has {grid.num_tokens} tokens and attention_flow takes at most {max_tokens}: use a smaller image, "
+            f"or vitscope.rollout, or pass max_tokens={grid.num_tokens} and wait"
         )
     return grid
 

@@ -36,12 +36,11 @@ def generic_attention(
     Args:
         model: from :func:`vitscope.load`, or a live module.
         images: see :func:`vitscope.capture`.
-        target: what to explain, see :data:`~vitscope.typing.Target`; by default the most probable class.
+        target: what to explain, see :data:`~vitscope.typing.Target`; by default the most probable class of each image.
         start_layer: index of the first block to include, from 0; negative from the end.
-        rules: rules of the backward pass: ``"plain"``, ``"libra"`` or ``"attn_lrp"``.
+        rules: ``"plain"``, ``"libra"`` or ``"attn_lrp"`` in the backward pass, see :mod:`vitscope.attention.rules`.
         merge: the share of each of the four tokens in a merged token, see :func:`vitscope.rollout`.
-        output: the number of the target to explain: ``"logit"``, ``"log_odds"``, ``"probability"`` or
-            ``"log_probability"``.
+        output: the number of a class: ``"logit"``, ``"log_odds"``, ``"probability"`` or ``"log_probability"``.
 
     Returns:
         an attribution whose ``values`` (batch, height, width), at least 0, are the patches' part of the row on the
@@ -83,13 +82,13 @@ def gradient_rollout(
     Args:
         model: from :func:`vitscope.load`, or a live module.
         images: see :func:`vitscope.capture`.
-        target: what to explain, see :data:`~vitscope.typing.Target`; by default the most probable class.
+        target: what to explain, see :data:`~vitscope.typing.Target`; by default the most probable class of each image.
         discard_ratio: in [0, 1], the share of the smallest entries of each image's Ā that become zero, see
             :func:`vitscope.rollout`.
         start_layer: index of the first block to include, from 0; negative from the end.
-        rules: rules of the backward pass: ``"plain"``, ``"libra"`` or ``"attn_lrp"``.
+        rules: ``"plain"``, ``"libra"`` or ``"attn_lrp"`` in the backward pass, see :mod:`vitscope.attention.rules`.
         merge: the share of each of the four tokens in a merged token, see :func:`vitscope.rollout`.
-        output: the number of the target to explain, see :func:`vitscope.generic_attention`.
+        output: the number of a class: ``"logit"``, ``"log_odds"``, ``"probability"`` or ``"log_probability"``.
 
     Returns:
         an attribution whose ``values`` (batch, height, width), at least 0, are the patches' part of the row on the
@@ -146,6 +145,7 @@ def _explain(
             explained = score(run.model, run.output, run.has_classes, target, parameters["output"])
             fold = AttentionFold(
                 run.trace,
+                method,
                 combine,
                 start_layer=start,
                 normalize=method == "gradient_rollout",

@@ -59,14 +59,14 @@ def grad_cam(
     Args:
         model: from :func:`vitscope.load`, or a live module.
         images: see :func:`vitscope.capture`.
-        target: what to explain, see :data:`~vitscope.typing.Target`; by default the most probable class.
+        target: what to explain, see :data:`~vitscope.typing.Target`; by default the most probable class of each image.
         layer: index of the block, from 0; negative from the end.
         variant: a row of the table.
         at: ``"norm"`` for the output of the norm before attention (for the input of a block that normalises after
             attention), ``"block"`` for the output of the block. If a model reads its CLS token, no gradient reaches the
             patches in the output of the last block.
-        rules: rules of the backward pass: ``"plain"``, ``"libra"`` or ``"attn_lrp"``.
-        output: the number of the target to explain, see :func:`vitscope.generic_attention`.
+        rules: ``"plain"``, ``"libra"`` or ``"attn_lrp"`` in the backward pass, see :mod:`vitscope.attention.rules`.
+        output: the number of a class: ``"logit"``, ``"log_odds"``, ``"probability"`` or ``"log_probability"``.
 
     Returns:
         a signed attribution whose ``values`` (batch, height, width) are raw: not clamped, not rescaled. They lie on the

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from vitscope.attention.rules import RuleName
 from vitscope.methods._gradient import gradient_result, in_batches, pixel_map, require_choice, require_rules
 from vitscope.methods.attention_map import grid_of
-from vitscope.models.targets import Score, ScoreOutput, fixed_target, score
+from vitscope.models.targets import Score, ScoreOutput, score
 from vitscope.models.vision_model import VisionModel
 from vitscope.results.attribution import Attribution
 from vitscope.tracing.gradients import GradientCapture, GradientOptions, capture_gradients
@@ -37,10 +37,10 @@ def input_x_gradient(
     Args:
         model: from :func:`vitscope.load`, or a live module.
         images: see :func:`vitscope.capture`.
-        target: what to explain, see :data:`~vitscope.typing.Target`; by default the most probable class.
-        rules: rules of the backward pass: ``"plain"``, ``"libra"`` or ``"attn_lrp"``.
-        at: ``"patches"`` or ``"pixels"``.
-        output: the number of the target to explain, see :func:`vitscope.generic_attention`.
+        target: what to explain, see :data:`~vitscope.typing.Target`; by default the most probable class of each image.
+        rules: ``"plain"``, ``"libra"`` or ``"attn_lrp"`` in the backward pass, see :mod:`vitscope.attention.rules`.
+        at: the input to explain: ``"patches"`` or ``"pixels"``.
+        output: the number of a class: ``"logit"``, ``"log_odds"``, ``"probability"`` or ``"log_probability"``.
 
     Returns:
         a signed attribution whose ``values`` (batch, height, width) lie on the finest grid, or are one value for each
@@ -88,11 +88,11 @@ def attn_lrp(
     Args:
         model: from :func:`vitscope.load`, or a live module.
         images: see :func:`vitscope.capture`.
-        target: what to explain, see :data:`~vitscope.typing.Target`; by default the most probable class.
+        target: what to explain, see :data:`~vitscope.typing.Target`; by default the most probable class of each image.
         gamma: γ of the γ-rule of linear layers, at least 0; the authors try 0 to 1 for each model.
         conv_gamma: γ of the γ-rule of the patch embedding, at least 0. It only matters for pixels.
-        at: ``"patches"`` or ``"pixels"``.
-        output: the number of the target to explain, see :func:`vitscope.generic_attention`.
+        at: the input to explain: ``"patches"`` or ``"pixels"``.
+        output: the number of a class: ``"logit"``, ``"log_odds"``, ``"probability"`` or ``"log_probability"``.
 
     Returns:
         a signed attribution, see :func:`vitscope.input_x_gradient`.
@@ -144,10 +144,10 @@ def smooth_grad(
             image without noise.
         samples: number of samples, at least 1.
         noise: deviation of the noise, as a share of the range of the input; at least 0.
-        rules: rules of the backward pass: ``"plain"``, ``"libra"`` or ``"attn_lrp"``.
-        at: ``"patches"`` or ``"pixels"``.
+        rules: ``"plain"``, ``"libra"`` or ``"attn_lrp"`` in the backward pass, see :mod:`vitscope.attention.rules`.
+        at: the input to explain: ``"patches"`` or ``"pixels"``.
         seed: seed of the noise, 0 to 2³² − 1. All images of a batch receive the same noise.
-        output: the number of the target to explain, see :func:`vitscope.generic_attention`.
+        output: the number of a class: ``"logit"``, ``"log_odds"``, ``"probability"`` or ``"log_probability"``.
 
     Returns:
         a signed attribution, see :func:`vitscope.input_x_gradient`; without completeness.
@@ -181,12 +181,11 @@ def smooth_grad(
         with capture_gradients(model, images, plain) as run:
             explained = score(run.model, run.output, run.has_classes, target, output)
             clean = require_start(run, at).detach()
-        classes = fixed_target(run.output, run.has_classes, target)
         total = torch.zeros_like(clean)
         noisy = GradientOptions(weights=False, rules=rules, pixels=at == "pixels", start=with_noise)
         for _ in range(samples):
             with capture_gradients(model, images, noisy) as sample:
-                values = score(sample.model, sample.output, sample.has_classes, classes, output).values
+                values = score(sample.model, sample.output, sample.has_classes, explained.fixed_target, output).values
                 total += sample.gradients(values, [require_start(sample, at)])[0] / samples
         return relevance_result(run, "smooth_grad", parameters, explained, clean, total, complete=False)
 
@@ -221,9 +220,9 @@ def input_relevance(
     return in_batches(images, target, explain)
 
 
-def require_start(run: GradientCapture, at: Place) -> Tensor:
+def require_start(run: GradientCapture, place: Place) -> Tensor:
     """Return the input to explain: the pixels, or the tokens that enter the first block."""
-    return run.pixels if at == "pixels" else run.require_streams()[0]
+    return run.pixels if place == "pixels" else run.require_streams()[0]
 
 
 def relevance_result(
@@ -260,8 +259,8 @@ def relevance_result(
         values, prefix = grid.patches(tokens), tokens[:, : grid.prefix].sum(-1)
     errors = outputs - relevance.flatten(1).sum(1)
     completeness = [
-        {"output": value, "prefix": part, "error": error}
-        for value, part, error in zip(outputs.tolist(), prefix.tolist(), errors.tolist(), strict=True)
+        {"output": value, "prefix": prefix_sum, "error": error}
+        for value, prefix_sum, error in zip(outputs.tolist(), prefix.tolist(), errors.tolist(), strict=True)
     ]
     facts = {"completeness": completeness} if complete else {}
     return gradient_result(run, method, parameters, explained, values, grid, signed=True, facts=facts)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from vitscope.errors import CallError
 from vitscope.methods._gradient import in_batches, require_choice
 from vitscope.methods.input_x_gradient import Place, relevance_result, require_start
-from vitscope.models.targets import ScoreOutput, fixed_target, score
+from vitscope.models.targets import ScoreOutput, score
 from vitscope.models.vision_model import VisionModel
 from vitscope.perturb.baselines import describe_hide
 from vitscope.perturb.rendering import Renderer, subjects
@@ -40,12 +40,12 @@ def integrated_gradients(
     Args:
         model: from :func:`vitscope.load`, or a live module.
         images: see :func:`vitscope.capture`.
-        target: what to explain, see :data:`~vitscope.typing.Target`; by default the most probable class.
+        target: what to explain, see :data:`~vitscope.typing.Target`; by default the most probable class of each image.
         steps: number of nodes, each a forward and a backward pass; at least 1.
         baseline: the image without information: ``"black"``, ``"grey"``, ``"mean"`` (of the image), ``"blur"``,
             ``"noise"``, a colour, an image, or a preprocessed tensor of the same shape as the input.
-        at: ``"patches"`` or ``"pixels"``.
-        output: the number of the target to explain, see :func:`vitscope.generic_attention`.
+        at: the input to explain: ``"patches"`` or ``"pixels"``.
+        output: the number of a class: ``"logit"``, ``"log_odds"``, ``"probability"`` or ``"log_probability"``.
 
     Returns:
         a signed attribution, see :func:`vitscope.input_x_gradient`. ``provenance["convergence"]`` holds for each image
@@ -75,18 +75,19 @@ def integrated_gradients(
         with capture_gradients(vision, images, GradientOptions(weights=False, pixels=on_pixels)) as run:
             explained = score(run.model, run.output, run.has_classes, target, output)
             image = require_start(run, at).detach()
-        classes = fixed_target(run.output, run.has_classes, target)
         with capture_gradients(
             vision, _baseline(vision, images, baseline), GradientOptions(weights=False, pixels=on_pixels)
         ) as blank:
-            reference = score(blank.model, blank.output, blank.has_classes, classes, output).values.detach()
+            reference = score(
+                blank.model, blank.output, blank.has_classes, explained.fixed_target, output
+            ).values.detach()
             origin = require_start(blank, at).detach()
         mean = torch.zeros_like(image)
         for node, share in zip(nodes, shares, strict=True):
             position = origin + (image - origin) * float((node + 1) / 2)
             options = GradientOptions(weights=False, pixels=on_pixels, start=lambda _, position=position: position)  # type: ignore[misc]
             with capture_gradients(vision, images, options) as point:
-                values = score(point.model, point.output, point.has_classes, classes, output).values
+                values = score(point.model, point.output, point.has_classes, explained.fixed_target, output).values
                 mean += point.gradients(values, [require_start(point, at)])[0] * float(share / 2)
         change = image - origin
         result = relevance_result(run, "integrated_gradients", parameters, explained, change, mean, complete=False)

@@ -15,7 +15,7 @@ from vitscope.methods._gradient import gradient_result, in_batches, to_finest
 from vitscope.methods.attention_map import grid_of, require_start_layer
 from vitscope.models.blocks import Block
 from vitscope.models.outputs import copied_images
-from vitscope.models.targets import SIMILARITY, ScoreOutput, fixed_target, score
+from vitscope.models.targets import SIMILARITY, ScoreOutput, score
 from vitscope.models.vision_model import VisionModel
 from vitscope.results.attribution import Attribution
 from vitscope.tracing.capture import as_vision_model
@@ -46,7 +46,7 @@ def le_grad(
     Args:
         model: from :func:`vitscope.load`, or a live module.
         images: see :func:`vitscope.capture`.
-        target: what to explain, see :data:`~vitscope.typing.Target`; by default the most probable class.
+        target: what to explain, see :data:`~vitscope.typing.Target`; by default the most probable class of each image.
         start_layer: index of the first block to include, from 0; negative from the end.
 
     Returns:
@@ -79,12 +79,14 @@ def le_grad(
                 copies = _BlockCopies(model.name, start_layer, pools, set_copies)
                 run = stack.enter_context(capture_gradients(model, images, options, finish=copies.hooks))
             grid = grid_of(run.trace)
-            run.trace.require_chain()
+            run.trace.require_chain("le_grad")
             layers = copies.require_layers(run.trace)
             outputs = run.output.unflatten(0, (-1, len(run.pixels)))
             kind: ScoreOutput = "probability" if run.model.meaning == "probabilities" else "logit"
             explained = score(run.model, outputs[-1], run.has_classes, target, kind)
-            fixed = _fixed_target(outputs[-1], run.has_classes, target)
+            fixed = explained.fixed_target
+            if not run.has_classes and isinstance(target, str) and target == SIMILARITY:
+                fixed = _along(outputs[-1])
             scores = [score(run.model, logits, run.has_classes, fixed, kind).values for logits in outputs]
             total = torch.stack(scores[: len(layers)]).sum(0)
             if pools:
@@ -164,12 +166,10 @@ class _BlockCopies:
         return (batch, *output[1:]) if isinstance(output, tuple) else batch
 
 
-def _fixed_target(output: Tensor, has_classes: bool, target: Any) -> Any:
-    """Return a target that means the same for every copy: the class or the direction of the model's own output."""
-    if not has_classes and isinstance(target, str) and target == SIMILARITY:
-        direction = torch.nn.functional.normalize(output.detach(), dim=-1)
-        return lambda features: (features * direction).sum(-1)
-    return fixed_target(output, has_classes, target)
+def _along(output: Tensor) -> Callable[[Tensor], Tensor]:
+    """Return the length of features along the direction of the model's own output, for every copy."""
+    direction = torch.nn.functional.normalize(output.detach(), dim=-1)
+    return lambda features: (features * direction).sum(-1)
 
 
 def _block_gradients(run: GradientCapture, total: Tensor, layers: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -189,7 +189,7 @@ def _block_gradients(run: GradientCapture, total: Tensor, layers: Sequence[int])
     placed = [_on_tokens(run.trace.step(layer), sums[layer], grid) for layer in layers]
     tokens = torch.stack([values for values, _ in placed]).mean(0)
     lost = torch.stack([padding for _, padding in placed]).mean(0)
-    finest, padding = to_finest(run.trace, tokens, grid)
+    finest, padding = to_finest(run.trace, tokens, grid, "le_grad")
     return finest, lost + padding
 
 

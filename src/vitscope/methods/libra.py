@@ -49,12 +49,12 @@ def libra(
     Args:
         model: from :func:`vitscope.load`, or a live module.
         images: see :func:`vitscope.capture`.
-        target: what to explain, see :data:`~vitscope.typing.Target`; by default the most probable class.
+        target: what to explain, see :data:`~vitscope.typing.Target`; by default the most probable class of each image.
         variant: a row of the table.
         gamma: γ of the γ-rule of linear layers, at least 0. With γ > 0, the law above does not hold.
         conv_gamma: γ of the γ-rule of the patch embedding, at least 0. It only matters for pixels.
-        at: ``"patches"``, or ``"pixels"`` for the variant ``"input_x_gradient"``.
-        output: the number of the target to explain, see :func:`vitscope.generic_attention`.
+        at: the input to explain: ``"patches"``; or ``"pixels"``, only for the variant ``"input_x_gradient"``.
+        output: the number of a class: ``"logit"``, ``"log_odds"``, ``"probability"`` or ``"log_probability"``.
 
     Returns:
         a signed attribution whose ``values`` (batch, height, width) are the patches' part on the finest grid.
@@ -113,7 +113,7 @@ def _map(
         elif variant == "full_grad":
             break
         relevance = (h * g.mean(1, keepdim=True)).sum(-1) if variant == "grad_cam_plus" else (h * g).sum(-1)
-        tokens, padding = to_finest(run.trace, relevance, run.grid(layer))
+        tokens, padding = to_finest(run.trace, relevance, run.grid(layer), "libra")
         total, unplaced = total + tokens, unplaced + padding
     for term in run.bias_terms():
         attributed += term.values.to(dtype).sum(1) + term.padding.to(dtype)
@@ -123,13 +123,11 @@ def _map(
         if term.grid is None:
             unplaced += term.values.to(dtype).sum(1)
         else:
-            tokens, padding = to_finest(run.trace, term.values.to(dtype), term.grid)
+            tokens, padding = to_finest(run.trace, term.values.to(dtype), term.grid, "libra")
             total, unplaced = total + tokens, unplaced + padding
     prefix = total[:, : finest.prefix].sum(1)
-    rows = zip(
-        *(part.tolist() for part in (outputs, prefix, unplaced, outputs - attributed)),
-        strict=True,
-    )
+    columns = (outputs, prefix, unplaced, outputs - attributed)
+    rows = zip(*(column.tolist() for column in columns), strict=True)
     completeness = [dict(zip(("output", "prefix", "unplaced", "error"), row, strict=True)) for row in rows]
     return gradient_result(
         run,

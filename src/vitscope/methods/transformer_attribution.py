@@ -36,7 +36,7 @@ def transformer_attribution(
     Args:
         model: from :func:`vitscope.load`, or a live module.
         images: see :func:`vitscope.capture`.
-        target: what to explain, see :data:`~vitscope.typing.Target`; by default the most probable class.
+        target: what to explain, see :data:`~vitscope.typing.Target`; by default the most probable class of each image.
         start_layer: index of the first block to include, from 0; negative from the end.
 
     Returns:
@@ -59,18 +59,19 @@ def transformer_attribution(
         >>> result.values.shape, round(result.provenance["relevance"][0], 3)
         (torch.Size([1, 8, 8]), 1.0)
     """
+    method = "transformer_attribution"
 
     def explain(images: Any, target: Any) -> Attribution:
-        with capture_gradients(model, images, GradientOptions(relevance=True)) as run:
+        with capture_gradients(model, images, GradientOptions(rules="alpha_beta")) as run:
             grid = grid_of(run.trace)
             if not run.streams or run.model.meaning == "probabilities":
                 reason = "its blocks are unknown" if not run.streams else "it returns probabilities, not logits"
                 raise UnsupportedModelError(
-                    f"transformer_attribution is not available for {run.model.name}: {reason}; use generic_attention"
+                    f"{method} is not available for {run.model.name}: {reason}; use generic_attention"
                 )
             start = require_start_layer(start_layer, run.trace.num_layers)
             explained = score(run.model, run.output, run.has_classes, target)
-            fold = AttentionFold(run.trace, _clamped_mean, start_layer=start)
+            fold = AttentionFold(run.trace, method, _clamped_mean, start_layer=start)
             (relevance,) = run.relevance(explained.values, [run.start], fold)
             row, padding = fold.finish()
             totals = relevance.double().flatten(1).sum(1).tolist()
@@ -82,7 +83,7 @@ def transformer_attribution(
                 )
             facts = {"relevance": totals, "row_sums": row.sum(-1).tolist(), "padding_mass": padding.tolist()}
             parameters = {"start_layer": start}
-            values, method = grid.patches(row), "transformer_attribution"
+            values = grid.patches(row)
             return gradient_result(run, method, parameters, explained, values, grid, signed=False, facts=facts)
 
     return in_batches(images, target, explain)

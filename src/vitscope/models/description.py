@@ -16,7 +16,7 @@ from vitscope.models.checkpoints.paths import PROCESSOR_FILE
 from vitscope.models.forward import Embedding, NoClasses, Observed
 from vitscope.models.layout import Layout
 from vitscope.models.outputs import Output, Select, require_output
-from vitscope.models.text import NO_TEXT_TOWER, TextEncoder
+from vitscope.models.text import NO_TEXT_TOWER, TextEncoder, require_text_tower
 from vitscope.models.vision_model import VisionModel
 from vitscope.models.zero_shot import zero_shot_classifier
 from vitscope.validation import require_number
@@ -100,8 +100,8 @@ class Description:
 
     def _text_of(self, model: VisionModel) -> TextEncoder | None:
         """Return the text tower of a model with the caller's tokenizer; None if the caller reads other features."""
-        if self.tokenizer is not None and model.text is None:
-            raise UnsupportedModelError(NO_TEXT_TOWER.format(model.name))
+        if self.tokenizer is not None:
+            require_text_tower(model.text, model.name)
         if model.text is None or self.selects_output:
             return None
         tokenizer = self.processor_tokenizer if self.tokenizer is None else self.tokenizer

@@ -1,6 +1,9 @@
-"""The prediction of one class for an image."""
+"""Predictions: the most probable classes of an image."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -28,3 +31,24 @@ class Prediction:
     def __repr__(self) -> str:
         number = f"probability={self.probability}" if self.value is None else f"value={self.value}"
         return f"Prediction(label={self.label!r}, index={self.index}, {number})"
+
+
+def ranked_predictions(
+    logits: Tensor, probabilities: Tensor | None, names: Sequence[str], top_k: int
+) -> list[list[Prediction]]:
+    """Return the most probable classes of each image, the most probable first.
+
+    Args:
+        logits: output of the model, (batch, class).
+        probabilities: probability of each class, (batch, class); None if the model predicts values.
+        names: names of the classes.
+        top_k: maximum number of classes per image.
+    """
+    numbers, indices = (logits.float() if probabilities is None else probabilities).topk(min(top_k, len(names)))
+    return [
+        [
+            Prediction(names[i], i, None, number) if probabilities is None else Prediction(names[i], i, number)
+            for i, number in zip(row_i, row_n, strict=True)
+        ]
+        for row_i, row_n in zip(indices.tolist(), numbers.tolist(), strict=True)
+    ]

@@ -31,11 +31,14 @@ class Score:
         labels: what the score of each image is, such as "boxer" or "boxer − bull mastiff".
         output: meaning of the numbers: ``"logit"``, ``"log_odds"``, ``"probability"``, ``"log_probability"``,
             ``"value"``, ``"similarity"`` or ``"custom"``.
+        fixed_target: the target of :func:`score` for other outputs of the model. The most probable classes are those of
+            this output, and no reference image or text is evaluated again.
     """
 
     values: Float[Tensor, " batch"]
     labels: Sequence[str]
     output: str
+    fixed_target: Any
 
     @property
     def label(self) -> str | None:
@@ -94,9 +97,10 @@ def score(model: VisionModel, output: Tensor, has_classes: bool, target: Any, ki
         model: the model.
         output: its logits (batch, class) or features (batch, channel).
         has_classes: whether the output is logits.
-        target: see :data:`vitscope.typing.Target`; None for the most probable class of each image. ``"similarity"`` is
-            the length of the features along their own direction, whose gradient is that direction: their cosine with
-            themselves is 1 for every image, so that its gradient is zero.
+        target: see :data:`vitscope.typing.Target`; None for the most probable class of each image; or the
+            :attr:`Score.fixed_target` of another score. ``"similarity"`` is the length of the features along their own
+            direction, whose gradient is that direction: their cosine with themselves is 1 for every image, so that its
+            gradient is zero.
         kind: the number to explain: the logit, the log-odds against all other classes, the probability or its
             logarithm.
 
@@ -107,29 +111,23 @@ def score(model: VisionModel, output: Tensor, has_classes: bool, target: Any, ki
     if callable(target):
         # A function may combine the images of a batch.
         custom = _function(target)
-        return Score(custom.values(output, None), [custom.label] * len(output), custom.output)
+        return Score(custom.values(output, None), [custom.label] * len(output), custom.output, target)
     names = model.names(output.shape[-1]) if has_classes else None
-    targets = [
-        resolve(model, choice, names, top, kind, _length_along_itself)
-        for choice, top in zip(one_per_image(target, len(output)), output.argmax(-1).tolist(), strict=True)
-    ]
+    targets: list[ResolvedTarget] = []
+    distinct: dict[tuple[int, int], ResolvedTarget] = {}
+    for choice, top in zip(one_per_image(target, len(output)), output.argmax(-1).tolist(), strict=True):
+        # A target that images share is resolved once, because a reference image or a text has to be evaluated.
+        key = id(choice), top if has_classes else 0
+        if key not in distinct:
+            distinct[key] = resolve(model, choice, names, top, kind, _length_along_itself)
+        targets.append(distinct[key])
     numbers = numbers_of_classes(model, output, kind) if any(resolved.classes for resolved in targets) else None
     values = [
         resolved.values(output[i : i + 1], None if numbers is None else numbers[i : i + 1])
         for i, resolved in enumerate(targets)
     ]
     kinds = dict.fromkeys(resolved.output for resolved in targets)
-    return Score(torch.cat(values), [resolved.label for resolved in targets], " and ".join(kinds))
-
-
-def fixed_target(output: Tensor, has_classes: bool, target: Any) -> Any:
-    """Return a target that does not depend on the input: the most probable class of each image instead of None."""
-    if not has_classes or callable(target):
-        return target
-    return [
-        top if choice is None else (top, choice[1]) if _contrasts_most_probable(choice) else choice
-        for choice, top in zip(one_per_image(target, len(output)), output.argmax(-1).tolist(), strict=True)
-    ]
+    return Score(torch.cat(values), [resolved.label for resolved in targets], " and ".join(kinds), targets)
 
 
 def one_per_image(target: Any, count: int) -> list[Any]:
@@ -158,7 +156,8 @@ def resolve(
 
     Args:
         model: the model.
-        target: see :data:`vitscope.typing.ImageTarget`; None for the most probable class.
+        target: see :data:`vitscope.typing.ImageTarget`; None for the most probable class. A resolved target is
+            returned as it is.
         names: names of the classes; None if the model returns features.
         top: index of the most probable class.
         kind: the number of a class to explain.
@@ -167,6 +166,8 @@ def resolve(
     Raises:
         CallError: the target does not fit the model.
     """
+    if isinstance(target, ResolvedTarget):
+        return target
     if callable(target):
         return _function(target)
     if names is None:
@@ -177,17 +178,32 @@ def resolve(
         raise CallError(f"target 'similarity' is not a label: {model.name} has classes, so pass one of them")
     kind = VALUE if model.meaning == VALUE else kind
     if isinstance(target, tuple):
-        if len(target) != 2:
-            raise CallError(
-                f"target is {short_repr(target)}: a contrast is a pair of classes, such as ('boxer', 'bull mastiff')"
-            )
-        chosen = (top, target[1]) if _contrasts_most_probable(target) else target
-        first, second = (require_class_index(choice, names, len(names)) for choice in chosen)
-        if first == second:
-            raise CallError(f"a contrast of {names[first]!r} with itself is always 0: pass two different classes")
+        first, second = require_contrast(target, names, top)
         return ResolvedTarget(contrast_label(names[first], names[second]), kind, (first, second))
     index = top if target is None else require_class_index(target, names, len(names))
     return ResolvedTarget(names[index], kind, (index,))
+
+
+def require_contrast(target: tuple[Any, ...], names: Sequence[str], top: int) -> tuple[int, int]:
+    """Return the indices of the two classes of a contrast.
+
+    Args:
+        target: the classes, by index or label; None first for the most probable class.
+        names: names of the classes.
+        top: index of the most probable class.
+
+    Raises:
+        CallError: these are not two different classes.
+    """
+    if len(target) != 2:
+        raise CallError(
+            f"target is {short_repr(target)}: a contrast is a pair of classes, such as ('boxer', 'bull mastiff')"
+        )
+    pair = (top, target[1]) if _contrasts_most_probable(target) else target
+    first, second = (require_class_index(choice, names, len(names)) for choice in pair)
+    if first == second:
+        raise CallError(f"a contrast of {names[first]!r} with itself is always 0: pass two different classes")
+    return first, second
 
 
 def contrast_label(first: str, second: str) -> str:

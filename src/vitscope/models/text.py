@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from vitscope.errors import CallError
+from vitscope.errors import CallError, UnsupportedModelError
 from vitscope.models.outputs import Output
 from vitscope.validation import short_repr
 
@@ -74,6 +74,17 @@ class TextEncoder(Protocol):
     def with_tokenizer(self, tokenizer: Any) -> "TextEncoder":
         """Return the text tower with another tokenizer."""
         ...
+
+
+def require_text_tower(text: TextEncoder | None, name: str) -> TextEncoder:
+    """Return the text tower of a model.
+
+    Raises:
+        UnsupportedModelError: the model has none.
+    """
+    if text is None:
+        raise UnsupportedModelError(NO_TEXT_TOWER.format(name))
+    return text
 
 
 def require_texts(texts: Any) -> tuple[str, ...]:

@@ -10,22 +10,21 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vitscope.errors import CallError, UnclearOutputError, UnsupportedModelError, WorkError, quoted_error, warn
-from vitscope.images.image import InputImage, image_of_unit
+from vitscope.errors import CallError, UnclearOutputError, UnsupportedModelError, WorkError, warn
+from vitscope.images.image import InputImage
 from vitscope.images.preprocessing import Preprocessing
 from vitscope.images.reading import photos
-from vitscope.models.evaluation import eager, evaluating, lacks_memory
+from vitscope.models.evaluation import eager, evaluating
 from vitscope.models.forward import Classes, NoClasses, Observed
+from vitscope.models.input_pixels import displayed_images, input_channels, require_pixels
 from vitscope.models.layout import Layout
+from vitscope.models.module_errors import quoted_module_errors
 from vitscope.models.outputs import Output, probabilities
 from vitscope.models.pickling import check_picklable
-from vitscope.models.prediction import Prediction
-from vitscope.models.text import NO_TEXT_TOWER, TextEncoder, TextLogits, require_texts
+from vitscope.models.prediction import Prediction, ranked_predictions
+from vitscope.models.text import TextEncoder, TextLogits, require_text_tower, require_texts
 from vitscope.typing import Pixels
 from vitscope.validation import require_at_least
-
-# The errors that a module may raise for an input that it does not accept.
-_FOREIGN_ERRORS = (AttributeError, TypeError, ValueError, RuntimeError, LookupError, AssertionError, ImportError)
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,9 +128,10 @@ class VisionModel:
         if self.device.type == "meta":
             raise CallError(f"{self.name} is on the device meta, which holds no weights: load it on another device")
         if isinstance(images, Tensor):
-            pixels, views = images, self._input_images(self._require_batch(images))
+            pixels = require_pixels(images, self.channels)
+            views = displayed_images(pixels, self.preprocessing)
         else:
-            pixels, views = self._preprocess(images)
+            pixels, views = self._require_preprocessing().read_batch(photos(images))
         if self.layout is not None:
             height, width = pixels.shape[-2:]
             grid, patch = self.layout.grid(height, width), self.layout.patch_size
@@ -208,7 +208,7 @@ class VisionModel:
             ...     model.logits(pixels).shape
             torch.Size([1, 10])
         """
-        with self._quote_errors(pixels):
+        with quoted_module_errors(self.name, pixels):
             return self.forward(pixels)
 
     def logits_or_none(self, pixels: Pixels) -> Tensor | None:
@@ -233,24 +233,6 @@ class VisionModel:
             return self.logits(pixels)
         except UnclearOutputError:
             return None
-
-    @contextmanager
-    def _quote_errors(self, pixels: Tensor) -> Iterator[None]:
-        """Turn an error of the module into a one-line error that names the shape of its input."""
-        try:
-            yield
-        except _FOREIGN_ERRORS as error:
-            # Errors of the caller's classes go to the caller; the batch loop handles errors about missing memory.
-            is_callers = type(error).__module__.partition(".")[0] not in ("builtins", "torch", "einops")
-            if is_callers or lacks_memory(error):
-                raise
-            height, width = pixels.shape[-2:]
-            if isinstance(error, AssertionError) and str(error):
-                raise CallError(f"{self.name} does not accept an input of {height}×{width} pixels: {error}") from None
-            shape = "×".join(map(str, pixels.shape))
-            raise WorkError(
-                f"{self.name} failed on an input of {shape} (batch×channel×height×width): {quoted_error(error)}"
-            ) from error
 
     def features(self, pixels: Pixels) -> Float[Tensor, "row channel"]:
         """Return the features that a classifier would read, for a model without a classifier.
@@ -279,7 +261,7 @@ class VisionModel:
                 f"{self.name} returns neither classes nor features that vitscope recognises: pass logits= or embed= to "
                 "vitscope.load, a function of the module's output"
             )
-        with self._quote_errors(pixels):
+        with quoted_module_errors(self.name, pixels):
             return self.embed(pixels)
 
     def text_logits(self, texts: Sequence[str]) -> TextLogits:
@@ -305,9 +287,7 @@ class VisionModel:
             vit-nano has no text tower: load a CLIPModel or SiglipModel of transformers with its own weights
         """
         texts = require_texts(texts)
-        if self.text is None:
-            raise UnsupportedModelError(NO_TEXT_TOWER.format(self.name))
-        return self.text(texts, self.device)
+        return require_text_tower(self.text, self.name)(texts, self.device)
 
     @property
     def meaning(self) -> Output:
@@ -358,16 +338,7 @@ class VisionModel:
             raise UnsupportedModelError(f"{self.name} has no classifier: it returns features, not classes{advice}")
         if not bool(torch.isfinite(logits).all()):
             raise WorkError(f"{self.name} returned NaN or infinity: check its weights and dtype")
-        chances = self.probabilities(logits)
-        numbers, indices = (logits.float() if chances is None else chances).topk(min(top_k, logits.shape[-1]))
-        names = self.names(logits.shape[-1])
-        return [
-            [
-                Prediction(names[i], i, None, number) if chances is None else Prediction(names[i], i, number)
-                for i, number in zip(row_i, row_n, strict=True)
-            ]
-            for row_i, row_n in zip(indices.tolist(), numbers.tolist(), strict=True)
-        ]
+        return ranked_predictions(logits, self.probabilities(logits), self.names(logits.shape[-1]), top_k)
 
     def names(self, count: int) -> tuple[str, ...]:
         """Return the labels of all classes, or names such as "class 0" if the model's labels do not fit their number.
@@ -405,8 +376,8 @@ class VisionModel:
         """
         return self.labels[index] if self.labels and index < len(self.labels) else f"class {index}"
 
-    def _preprocess(self, images: Any) -> tuple[Tensor, list[InputImage]]:
-        """Return images as the model's input, and the mapping back to each photo."""
+    def _require_preprocessing(self) -> Preprocessing:
+        """Return the preprocessing of photos."""
         if self.preprocessing is None:
             reason = f" ({self.no_preprocessing})" if self.no_preprocessing else ""
             raise CallError(
@@ -414,9 +385,7 @@ class VisionModel:
                 "width) that is already preprocessed, or image_size to vitscope.load together with mean and std, or "
                 "processor"
             )
-        sources = photos(images)
-        pairs = [self.preprocessing.read(source) for source in sources]
-        return torch.stack([pixels for pixels, _ in pairs]), [image for _, image in pairs]
+        return self.preprocessing
 
     @property
     def channels(self) -> int | None:
@@ -425,35 +394,3 @@ class VisionModel:
             return len(self.preprocessing.mean)
         # In any other module, the first convolution is not necessarily the one that receives the image.
         return None if self.library == "module" else input_channels(self.module)
-
-    def _require_batch(self, images: Tensor) -> Tensor:
-        """Return the tensor if it is a batch of preprocessed images."""
-        channels = self.channels
-        if images.ndim != 4 or 0 in images.shape or channels not in (None, images.shape[1]):
-            raise CallError(
-                f"a tensor of shape {tuple(images.shape)} is not a batch of images: (batch, {channels or 3}, height, "
-                "width) is expected"
-            )
-        if not images.is_floating_point():
-            raise CallError(
-                f"a tensor of {images.dtype} is not preprocessed: pass a floating-point tensor, or arrays of uint8"
-            )
-        if not bool(torch.isfinite(images).all()):
-            raise CallError("the tensor contains NaN or infinity")
-        return images
-
-    def _input_images(self, pixels: Tensor) -> list[InputImage]:
-        """Return preprocessed pixels as images that can be displayed."""
-        if self.preprocessing is not None:
-            return [self.preprocessing.image_of(image) for image in pixels]
-        low, high = pixels.amin((1, 2, 3), keepdim=True), pixels.amax((1, 2, 3), keepdim=True)
-        unit = (pixels - low) / (high - low).clamp_min(1e-12)
-        return [image_of_unit(image.detach().float().cpu()) for image in unit]
-
-
-def input_channels(module: nn.Module) -> int | None:
-    """Return the input channels of a module's first convolution; None if it has no convolution."""
-    for child in module.modules():
-        if isinstance(child, nn.Conv2d):
-            return child.in_channels
-    return None

@@ -32,6 +32,8 @@ from vitscope.tracing.verdicts import check_module_runs, check_softmax_uses, no_
 from vitscope.tracing.verification import verify_readout
 from vitscope.typing import ReadoutRow
 
+VERSION = version("vitscope")
+
 
 @dataclass(frozen=True, eq=False)
 class CaptureResult:
@@ -309,7 +311,7 @@ def as_vision_model(model: Any) -> VisionModel:
 
 def provenance(model: VisionModel) -> dict[str, Any]:
     """Return the name, library, versions, readout, output and preprocessing of a model, for saved results."""
-    versions = {"vitscope": version("vitscope"), "torch": torch.__version__, **(model.versions or {})}
+    versions = {"vitscope": VERSION, "torch": torch.__version__, **(model.versions or {})}
     record: dict[str, Any] = {"model": model.name, "library": model.library, "versions": versions}
     if model.layout is not None:
         record["readout"] = dict(model.layout.readout)

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vitscope.attention.alpha_beta_rules import AlphaBetaRules
-from vitscope.attention.rules import LocalRules, OnRows
+from vitscope.attention.recomputed_attention import OnRows
+from vitscope.attention.rule_set import RuleSet
 from vitscope.attention.scores import Factored, Logits, Scores, StoredWeights
 from vitscope.attention.step import AttentionStep
 from vitscope.attention.tap import AttentionCall
@@ -93,7 +93,7 @@ class GradientRecorder(Recorder):
         weights: whether the gradients of the weights are reported.
     """
 
-    rules: LocalRules | AlphaBetaRules
+    rules: RuleSet
 
     def __init__(self, run: PreparedRun, tape: Tape, *, weights: bool) -> None:
         super().__init__(run.target, len(run.pixels), run.grid, LayerSelection(None), None, 0)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vitscope.attention.alpha_beta_rules import AlphaBetaRules
 from vitscope.attention.flow import tensors_of
+from vitscope.attention.rule_set import RuleSet
 from vitscope.attention.rules import LocalRules, RuleName
 from vitscope.attention.softmax_use import SoftmaxTracker
 from vitscope.attention.trace import Trace
@@ -29,7 +30,8 @@ class GradientOptions:
     """What a run with gradients records.
 
     Attributes:
-        rules: rules of the backward pass, see :mod:`vitscope.attention.rules`.
+        rules: rules of the backward pass, see :mod:`vitscope.attention.rules`; or ``"alpha_beta"`` for those of
+            :mod:`vitscope.attention.alpha_beta_rules`, see :meth:`GradientCapture.relevance`.
         gamma: γ of the γ-rule of linear layers; 0 for the derivative.
         conv_gamma: γ of the γ-rule of convolutions; 0 for the derivative.
         pixels: whether the graph starts at the pixels, as it always does if the blocks of the model are unknown;
@@ -41,11 +43,9 @@ class GradientOptions:
         merge_norms: whether to record the inputs of patch merging, for ``merge="norm"``.
         start: function that returns the value at which the graph starts, from the model's own value there; None for
             that value.
-        relevance: whether to follow :mod:`vitscope.attention.alpha_beta_rules` instead, for
-            :meth:`GradientCapture.relevance`.
     """
 
-    rules: RuleName = "plain"
+    rules: RuleName | Literal["alpha_beta"] = "plain"
     gamma: float = 0.0
     conv_gamma: float = 0.0
     pixels: bool = False
@@ -54,7 +54,6 @@ class GradientOptions:
     separate_blocks: bool = False
     merge_norms: bool = False
     start: Callable[[Tensor], Tensor] | None = None
-    relevance: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +80,7 @@ class GradientCapture:
     outputs: dict[nn.Module, Tensor]
     layers: Sequence[Block]
     _tape: Tape = field(repr=False)
-    _rules: LocalRules | AlphaBetaRules = field(repr=False)
+    _rules: RuleSet = field(repr=False)
 
     def gradients(
         self,
@@ -140,7 +139,7 @@ class GradientCapture:
             UnsupportedModelError: as for :meth:`gradients`.
             WorkError: as for :meth:`gradients`.
         """
-        assert isinstance(self._rules, AlphaBetaRules), "the run has GradientOptions(relevance=True)"
+        assert isinstance(self._rules, AlphaBetaRules), "the run has the rules alpha_beta"
         self._rules.relevance = False
         self.gradients(score, tensors, keep_graph=True)
         self._rules.relevance = True
@@ -245,16 +244,7 @@ def capture_gradients(
         stack.enter_context(without_checkpointing(module))
         tape, tracker = Tape(), SoftmaxTracker()
         recorder = GradientRecorder(run, tape, weights=options.weights)
-        rules: LocalRules | AlphaBetaRules = LocalRules(
-            options.rules,
-            tracker,
-            gamma=options.gamma,
-            conv_gamma=options.conv_gamma,
-            on_bias=recorder.record_bias if options.biases else None,
-        )
-        if options.relevance:
-            rules = AlphaBetaRules(len(pixels), run.model.name)
-        recorder.rules = rules
+        recorder.rules = rules = _rule_set(options, run, recorder, tracker)
         has_classes = run.model.meaning != "features"
         with _hooks(layers, tape, options, watch(layers), lambda: finish(layers, tape)):
             watched = recorder.watched_modules(norms=options.merge_norms, pooled=False)
@@ -285,6 +275,21 @@ def capture_gradients(
             yield capture
         finally:
             tape.clear()
+
+
+def _rule_set(
+    options: GradientOptions, run: PreparedRun, recorder: GradientRecorder, tracker: SoftmaxTracker
+) -> RuleSet:
+    """Return the rules of a run."""
+    if options.rules == "alpha_beta":
+        return AlphaBetaRules(len(run.pixels), run.model.name)
+    return LocalRules(
+        options.rules,
+        tracker,
+        gamma=options.gamma,
+        conv_gamma=options.conv_gamma,
+        on_bias=recorder.record_bias if options.biases else None,
+    )
 
 
 def _pair(output: Tensor | None, has_classes: bool) -> tuple[Tensor | None, Tensor | None]:
@@ -320,7 +325,7 @@ def _hooks(
     tape: Tape,
     options: GradientOptions,
     watched: Sequence[nn.Module],
-    more: Callable[[], Sequence[Any]],
+    extra_hooks: Callable[[], Sequence[Any]],
 ) -> Iterator[None]:
     """Start the graph at the first block, and keep the input of each block and the outputs of watched modules."""
 
@@ -354,7 +359,7 @@ def _hooks(
             for module in watched:
                 # First, because another hook may take tokens away from the output (vitscope.test_time_registers).
                 handles.append(module.register_forward_hook(keep, prepend=True))
-            handles.extend(more())
+            handles.extend(extra_hooks())
         yield
     finally:
         with uninterrupted():

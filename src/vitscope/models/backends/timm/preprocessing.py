@@ -10,7 +10,7 @@ from timm.data import resolve_model_data_config
 
 from vitscope.errors import CallError
 from vitscope.images.preprocessing import Preprocessing
-from vitscope.models.vision_model import input_channels
+from vitscope.models.input_pixels import input_channels
 
 _RESAMPLE = {
     "bicubic": Image.Resampling.BICUBIC,
