@@ -100,6 +100,13 @@ def test_a_block_that_normalises_behind_its_mlp_is_refused() -> None:
         vs.token_tm(vs.load(module.eval(), patch_size=16, prefix=(), readout="patches"), pixels, target=1)
 
 
+@pytest.mark.parametrize("method", [vs.token_tm, vs.generic_attention])
+def test_a_model_that_changes_its_tokens_in_an_unknown_way_is_refused(method: Any) -> None:
+    model, pixels = swin.MAXVIT.model(swin.MAXVIT_SIZES["fitting"]), swin.pixels(swin.MAXVIT_SIZES["fitting"], 1)
+    with pytest.raises(vs.UnsupportedModelError, match=f"{method.__name__} is not supported for this model: how its"):
+        method(model, pixels, target=1)
+
+
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("options", "text"),

@@ -8,7 +8,7 @@ from torch import Tensor
 from vitscope.attention.patch_merging import Merge, MergeStep
 from vitscope.attention.step import AttentionStep
 from vitscope.attention.trace import Trace
-from vitscope.errors import WorkError
+from vitscope.errors import UnsupportedModelError, WorkError
 from vitscope.methods.rollout import discard_smallest
 from vitscope.typing import Fused, Rows, Weights
 
@@ -44,6 +44,7 @@ class AttentionFold:
         merge: Merge = "equal",
     ) -> None:
         trace.require_chain(method)
+        self._method = method
         self._trace, self._combine, self._merge = trace, combine, merge
         self._start, self._normalize, self._discard = start_layer, normalize, discard_ratio
         self._row = trace.readout_row(None)[:, None]
@@ -82,6 +83,11 @@ class AttentionFold:
     def _open(self, step: AttentionStep) -> None:
         """Begin the product with a block."""
         self._merge_until(step.layer)
+        if self._row.shape[-1] != step.require_grid().num_tokens:
+            raise UnsupportedModelError(
+                f"{self._method} is not supported for this model: how its tokens change after layer {step.layer} is "
+                "unknown; use attention_map for each block"
+            )
         self._step, self._plain = step, step.is_plain
         self._layers.add(step.layer)
         self._row = self._through_mlp(step.layer, self._row)

@@ -73,9 +73,8 @@ def att_cat(
             gradients = run.gradients(explained.values, outputs)
             total = padding = torch.zeros((), device=run.pixels.device)
             for layer, (activations, gradient) in enumerate(zip(outputs, gradients, strict=True), start):
-                tokens, on_padding = to_finest(
-                    run.trace, _attended_tokens(run, layer, activations, gradient), run.grid(layer)
-                )
+                values = _attended_tokens(run, layer, activations, gradient)
+                tokens, on_padding = to_finest(run.trace, values, run.grid(layer), "att_cat")
                 total, padding = total + tokens, padding + on_padding
             parameters = {"start_layer": start, "rules": rules}
             values, facts = finest.patches(total), {"padding_mass": padding.tolist()}

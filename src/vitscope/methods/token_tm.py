@@ -151,7 +151,7 @@ class _TransformationFold(AttentionFold):
     """
 
     def __init__(self, run: GradientCapture, middles: Sequence[Tensor], *, start_layer: int, merge: Merge) -> None:
-        super().__init__(run.trace, _product_of_means, start_layer=start_layer, merge=merge)
+        super().__init__(run.trace, "token_tm", _product_of_means, start_layer=start_layer, merge=merge)
         self._run, self._middles = run, middles
         self._dtype = torch.promote_types(run.start.dtype, torch.float32)
 
