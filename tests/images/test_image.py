@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from vitscope.errors import CallError, ImageError, ImageNotFoundError, VitscopeError
-from vitscope.images.image import InputImage
+from vitscope.images.image import InputImage, repeats_patches
 from vitscope.images.preprocessing import Preprocessing
 from vitscope.images.reading import read_photo
 
@@ -356,6 +356,16 @@ def test_smooth_maps_have_the_patch_values_at_the_centres_and_stay_in_range() ->
     assert painted.min() >= 0
     assert painted.max() <= 1
     assert len(np.unique(painted)) > len(np.unique(image.paint(values, smooth=False))) == 3
+
+
+@pytest.mark.parametrize(("height", "width"), [(4, 6), (3, 5), (1, 2), (8, 8)])
+def test_maps_of_coarser_patches_are_recognised(height: int, width: int) -> None:
+    coarse = np.arange(-(-height // 2) * -(-width // 2), dtype=np.float32).reshape(-(-height // 2), -1)
+    repeated = coarse.repeat(2, axis=0).repeat(2, axis=1)[:height, :width]
+    assert repeats_patches(repeated)
+    assert repeats_patches(np.zeros((height, width)))
+    repeated[0, 1] += 1
+    assert not repeats_patches(repeated)
 
 
 @pytest.mark.parametrize("smooth", [True, False])

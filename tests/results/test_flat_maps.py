@@ -1,4 +1,6 @@
-"""A map without contrast has no colours, in overlays and in figures."""
+"""Colours of maps in overlays and in figures: none without contrast, and blocks for coarser patches."""
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -60,3 +62,15 @@ def test_flatness_ignores_unseen_pixels() -> None:
     assert is_flat(np.array([np.nan, np.nan]))
     assert not is_flat(np.array([np.nan, 0.5, 0.6]))
     assert not is_flat(np.array([0.0, 1e-30]))
+
+
+def test_a_map_that_repeats_coarser_patches_is_drawn_in_blocks(chelsea: np.ndarray) -> None:
+    coarse = torch.tensor([[[1.0, -2.0], [0.5, 3.0]]], device="cpu")
+    blocks = result(coarse.repeat_interleave(2, 1).repeat_interleave(2, 2), True, chelsea)
+    colours = np.asarray(blocks.overlay(1.0)).reshape(-1, 3)
+    assert len(np.unique(colours, axis=0)) == 4
+    panel = Panel(blocks.images[0], blocks.values[0].numpy(), signed=True)
+    flat = replace(panel, flat=True)
+    assert np.array_equal(render(panel, (90, 60)), render(flat, (90, 60)))
+    interpolated = result(coarse, True, chelsea)
+    assert len(np.unique(np.asarray(interpolated.overlay(1.0)).reshape(-1, 3), axis=0)) > 4

@@ -86,6 +86,15 @@ class InputImage:
         return canvas
 
 
+def repeats_patches(values: np.ndarray) -> bool:
+    """Return whether a map has one value for every two by two patches, as that of a block after patch merging.
+
+    Interpolation would make it look more precise than it is.
+    """
+    rows, columns = (np.arange(side) // 2 * 2 for side in values.shape)
+    return np.array_equal(values, values[np.ix_(rows, columns)])
+
+
 def nearest_pixels(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Return (height, width) pixels resized to ``size`` without interpolation, so that labels are not mixed."""
     return pixels[np.ix_(*(np.arange(new) * old // new for new, old in zip(size, pixels.shape, strict=True)))]

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from vitscope.errors import CallError, WorkError, first_line
 from vitscope.files import atomic_write, require_path
 from vitscope.grid import Grid
-from vitscope.images.image import InputImage
+from vitscope.images.image import InputImage, repeats_patches
 from vitscope.typing import Maps
 from vitscope.validation import (
     MAX_NAME_BYTES,
@@ -182,7 +182,8 @@ class Attribution:
 
         The colours range from the smallest to the largest value of the map. Those of a signed map range from blue
         (opposes the target) through white (zero) to red (supports it). Pixels that the model did not see are grey. The
-        whole photo is grey if all values of the map are equal.
+        whole photo is grey if all values of the map are equal. Colours are interpolated between patches, unless the map
+        repeats the values of coarser patches.
 
         Args:
             alpha: opacity of the map, from 0 (only the photo) to 1 (only the map).
@@ -198,7 +199,8 @@ class Attribution:
                 "this result was loaded from a file and holds no photos: explain the image again to draw an overlay"
             )
         image = self.images[index]
-        heat = image.paint(self.values[index].cpu().numpy())
+        values = self.values[index].cpu().numpy()
+        heat = image.paint(values, smooth=not repeats_patches(values))
         return coloured(image.photo, heat, opacity, signed=self.signed)
 
     def save(self, path: str | Path, *, index: int = 0) -> Path:

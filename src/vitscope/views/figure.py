@@ -13,7 +13,7 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from vitscope.files import atomic_write
-from vitscope.images.image import nearest_pixels
+from vitscope.images.image import nearest_pixels, repeats_patches
 from vitscope.results.attribution import COLORMAP, SIGNED_COLORMAP, coloured
 from vitscope.views.charts import LETTER, draw_bars, draw_cells, draw_curves, draw_dots, draw_histogram, draw_matrix
 from vitscope.views.palette import FAINT, INK, OUTLINES, WHITE
@@ -253,7 +253,7 @@ def render(panel: Panel, size: tuple[int, int]) -> Image.Image:
         photo = _fade(photo, panel.image.paint(panel.lit.astype(np.float32), size, smooth=False) > 0.5)
     if panel.values is None:
         return photo
-    smooth = not panel.flat and (panel.signed or panel.alpha < 1)
+    smooth = not panel.flat and (panel.signed or panel.alpha < 1) and not repeats_patches(panel.values)
     heat = panel.image.paint(panel.values, size, smooth=smooth)
     return coloured(photo, heat, panel.alpha, signed=panel.signed, limits=None if panel.signed else panel.limits)
 
