@@ -55,6 +55,7 @@ def test_windows_without_padding_conserve_relevance(family: swin.SwinFamily) -> 
     result = laws.check_batch(vs.transformer_attribution, model, pixels, 1e-5)
     if size == swin.SIZES["fitting"]:  # with 16 channels, a few outputs have no positive contribution at all
         assert result.provenance["relevance"] == pytest.approx([1, 1], abs=1e-4)
+        assert result.provenance["padding_relevance"] == [0, 0]
 
 
 def test_a_contrast_starts_with_relevance_1() -> None:

@@ -92,10 +92,12 @@ class _Attention:
                 weights = scores.softmax(-1).to(dtype).view_as(products)
                 to_value.baddbmm_(weights.mT, outputs[:, rows], alpha=0.5)
                 to_weights = torch.bmm(outputs[:, rows], values.mT) * 0.5
+                relevance = weights * to_weights
                 if observed and self._on_rows is not None:
                     product = torch.bmm(derivatives[:, rows], values.mT).mul_(to_weights)
                     self._on_rows(rows, weights.view(scores.shape), product.view(scores.shape))
-                shares = _divided(weights * to_weights, products) * share
+                self._rules.note_zeros(torch.where(products == 0, relevance, 0.0).view(scores.shape))
+                shares = _divided(relevance, products) * share
                 to_query[:, rows] = torch.bmm(shares, keys)
                 to_key.baddbmm_(shares.mT, queries[:, rows])
         pulled = zip((to_query, to_key, to_value), (query, key, value), self._active, strict=True)
@@ -119,10 +121,14 @@ class AlphaBetaRules(RuleSet):
 
     Attributes:
         relevance: whether the next backward pass propagates relevance; otherwise it computes the derivative.
+        on_zeros: float (batch,), the relevance in the last backward pass that ends on activations that are exactly 0.
+            Such an activation contributes nothing and passes nothing on. Padding consists of zeros, and its keys and
+            values of biases alone.
     """
 
     def __init__(self, batch: int, name: str) -> None:
         self.relevance = False
+        self.on_zeros = torch.zeros(batch, dtype=torch.float32, device="cpu")
         self._batch, self._name = batch, name
         functions: dict[Any, Rule] = {F.linear: self._linear}
         functions |= dict.fromkeys(_UNCHANGED, self._unchanged)
@@ -156,11 +162,17 @@ class AlphaBetaRules(RuleSet):
         def pull(gradient: Tensor, weights: Tensor, logits: Tensor) -> tuple[Tensor]:
             if on_rows is not None and derivatives:
                 on_rows(slice(0, gradient.shape[-2]), weights, gradient * derivatives[-1])
-            return (_rescaled(gradient, weights, logits),)
+            return (self._rescaled(gradient, weights, logits),)
 
         observed = self._with_relevance(weights, pull, call.logits)
         observed.register_hook(lambda gradient: None if self.relevance else derivatives.append(gradient.detach()))
         return observed
+
+    def note_zeros(self, relevance: Tensor) -> None:
+        """Add relevance to :attr:`on_zeros`, unless the leading axis of the tensor is not ordered by image."""
+        if relevance.ndim and len(relevance) % self._batch == 0:
+            sums = relevance.reshape(self._batch, -1).sum(1)
+            self.on_zeros = self.on_zeros.to(sums) + sums
 
     def _with_relevance(self, value: Tensor, pull: RelevancePull, *inputs: Tensor) -> Tensor:
         result: Tensor = _TwoGradients.apply(value, self, pull, *inputs)
@@ -173,7 +185,7 @@ class AlphaBetaRules(RuleSet):
         activation = args[0] if args else kwargs["input"]
         if not is_active(activation):
             return value
-        return self._with_relevance(value, lambda g, y, x: (_rescaled(g, y, x),), activation)
+        return self._with_relevance(value, lambda g, y, x: (self._rescaled(g, y, x),), activation)
 
     def _linear(self, func: Any, args: Arguments, kwargs: Keywords) -> Any:
         """Give relevance to positive contributions only."""
@@ -188,7 +200,9 @@ class AlphaBetaRules(RuleSet):
             inputs, matrix = x.to(dtype), weight.to(dtype)
             raising, lowering = matrix.clamp_min(0), matrix.clamp_max(0)
             positive = F.linear(inputs.clamp_min(0), raising) + F.linear(inputs.clamp_max(0), lowering)
-            shares = _divided(output.to(dtype) * gradient.to(dtype), positive)
+            relevance = output.to(dtype) * gradient.to(dtype)
+            self.note_zeros(torch.where((inputs == 0).all(-1), relevance.sum(-1), 0.0))
+            shares = _divided(relevance, positive)
             pulled = torch.where(inputs > 0, shares @ raising, torch.where(inputs < 0, shares @ lowering, 0.0))
             return (pulled.to(x.dtype),)
 
@@ -202,7 +216,7 @@ class AlphaBetaRules(RuleSet):
             return func(*args, **kwargs)
         value = func(*args, **kwargs)
         if len(active) == 1:
-            return self._with_relevance(value, lambda g, y, x: (_rescaled(g, y, x),), active[0])
+            return self._with_relevance(value, lambda g, y, x: (self._rescaled(g, y, x),), active[0])
         sign = (-1.0 if func in _SUBTRACTIONS else 1.0) * kwargs.get("alpha", 1)
         if len(value) != self._batch:
             raise UnsupportedModelError(
@@ -227,6 +241,15 @@ class AlphaBetaRules(RuleSet):
         numerator, denominator = args[0], args[1].detach()
         return self._with_relevance(value, lambda g, _, x: ((g / denominator).sum_to_size(x.shape),), numerator)
 
+    def _rescaled(self, gradient: Tensor, output: Tensor, activation: Tensor) -> Tensor:
+        """Return g·y/x, in the shape of x; 0 where x is 0."""
+        dtype = torch.promote_types(activation.dtype, torch.float32)
+        relevance = (gradient.to(dtype) * output.to(dtype)).sum_to_size(activation.shape)
+        values = activation.to(dtype)
+        is_zero = values == 0
+        self.note_zeros(torch.where(is_zero, relevance, 0.0))
+        return torch.where(is_zero, 0.0, relevance / values).to(activation.dtype)
+
     def _refuse(self, func: Any, args: Arguments, kwargs: Keywords) -> Any:
         """Refuse to add to an activation in place: the summand would be lost."""
         if any(is_active(term) for term in args[:2]):
@@ -241,14 +264,6 @@ def _divided(numerator: Tensor, denominator: Tensor) -> Tensor:
     """Return the quotient, with a stabiliser; 0 where the denominator is 0."""
     stable = denominator + torch.where(denominator < 0, -STABILISER, STABILISER)
     return torch.where(denominator == 0, 0.0, numerator / stable)
-
-
-def _rescaled(gradient: Tensor, output: Tensor, activation: Tensor) -> Tensor:
-    """Return g·y/x, in the shape of x; 0 where x is 0."""
-    dtype = torch.promote_types(activation.dtype, torch.float32)
-    relevance = (gradient.to(dtype) * output.to(dtype)).sum_to_size(activation.shape)
-    values = activation.to(dtype)
-    return torch.where(values == 0, 0.0, relevance / values).to(activation.dtype)
 
 
 def _shared(gradient: Tensor, first: Tensor, second: Tensor, sign: float) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,7 @@ from vitscope.tracing.gradients import GradientCapture
 from vitscope.validation import require_finite_tensor
 
 # Entries of the provenance that are lists with one value per image.
-PER_IMAGE = ("score", "completeness", "convergence", "row_sums", "padding_mass", "relevance")
+PER_IMAGE = ("score", "completeness", "convergence", "row_sums", "padding_mass", "relevance", "padding_relevance")
 
 
 def require_choice(value: Any, choices: Any, name: str) -> Any:

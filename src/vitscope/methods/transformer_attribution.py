@@ -4,6 +4,8 @@ from typing import Any
 
 from torch import nn
 
+from vitscope.attention.patch_merging import MergeStep
+from vitscope.attention.trace import Trace
 from vitscope.errors import UnsupportedModelError, warn
 from vitscope.methods._attention_fold import AttentionFold
 from vitscope.methods._gradient import gradient_result, in_batches
@@ -41,9 +43,11 @@ def transformer_attribution(
 
     Returns:
         an attribution whose ``values`` (batch, height, width), at least 0, are the patches' part of the row on the
-        finest grid. ``provenance["relevance"]`` is the relevance that reaches the input of the first block: 1 for each
-        image, less what padded windows and outputs without a positive contribution lose.
-        ``provenance["padding_mass"]`` is the part of the row on padding.
+        finest grid. If the readout is a mean of N patches, each value contains 1/N of the readout row itself; what
+        exceeds it is due to attention. ``provenance["relevance"]`` is the relevance that reaches the input of the first
+        block, and ``provenance["padding_relevance"]`` that of the padding of windows and merged tokens. For each image
+        they add up to 1, less what outputs without a positive contribution lose. ``provenance["padding_mass"]`` is the
+        part of the row on padding.
 
     Raises:
         CallError: an option is out of range, or the model has no such class.
@@ -75,18 +79,31 @@ def transformer_attribution(
             (relevance,) = run.relevance(explained.values, [run.start], fold)
             row, padding = fold.finish()
             totals = relevance.double().flatten(1).sum(1).tolist()
-            is_padded = any(step.slots is not None and bool((step.slots < 0).any()) for step in run.trace.blocks)
-            if not is_padded and any(abs(total - 1) > TOLERANCE for total in totals):
+            on_padding = run.relevance_on_zeros.tolist() if _is_padded(run.trace) else [0.0] * len(totals)
+            sums = [total + part for total, part in zip(totals, on_padding, strict=True)]
+            worst = max(sums, key=lambda total: abs(total - 1))
+            if abs(worst - 1) > TOLERANCE:
                 warn(
-                    f"relevance is not conserved in {run.model.name}: {totals[0]:.3g} of 1 reaches the first block, so "
-                    "the model uses a function without a relevance rule"
+                    f"relevance is not conserved in {run.model.name}: {worst:.3g} of 1 reaches the first block or "
+                    "padding, so the model uses a function without a relevance rule"
                 )
-            facts = {"relevance": totals, "row_sums": row.sum(-1).tolist(), "padding_mass": padding.tolist()}
+            facts = {
+                "relevance": totals,
+                "padding_relevance": on_padding,
+                "row_sums": row.sum(-1).tolist(),
+                "padding_mass": padding.tolist(),
+            }
             parameters = {"start_layer": start}
             values = grid.patches(row)
             return gradient_result(run, method, parameters, explained, values, grid, signed=False, facts=facts)
 
     return in_batches(images, target, explain)
+
+
+def _is_padded(trace: Trace) -> bool:
+    """Return whether a window or a merged token holds padding."""
+    places = (step.groups if isinstance(step, MergeStep) else step.slots for step in trace.steps)
+    return any(indices is not None and bool((indices < 0).any()) for indices in places)
 
 
 def _clamped_mean(weights: Weights, product: Weights) -> Fused:

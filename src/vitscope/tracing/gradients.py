@@ -129,6 +129,8 @@ class GradientCapture:
     ) -> list[Tensor]:
         """Return the relevance of each tensor for the score, in two backward passes. The relevance of the score is 1.
 
+        Afterwards, :attr:`relevance_on_zeros` holds what activations that are exactly 0 kept.
+
         Args:
             score: as for :meth:`gradients`.
             tensors: tensors of this run.
@@ -143,8 +145,15 @@ class GradientCapture:
         self._rules.relevance = False
         self.gradients(score, tensors, keep_graph=True)
         self._rules.relevance = True
+        self._rules.on_zeros = torch.zeros_like(self._rules.on_zeros)
         gradients = self.gradients(score / score.detach(), tensors, on_weights)
         return [tensor.detach() * gradient for tensor, gradient in zip(tensors, gradients, strict=True)]
+
+    @property
+    def relevance_on_zeros(self) -> Float[Tensor, " batch"]:
+        """The relevance of the last :meth:`relevance` that ended on activations that are exactly 0, as padding is."""
+        assert isinstance(self._rules, AlphaBetaRules), "the run has GradientOptions(relevance=True)"
+        return self._rules.on_zeros
 
     def tokens(self, tensor: Tensor, layer: int) -> Tensor:
         """Return a tensor of a block as (batch, token, channel).
