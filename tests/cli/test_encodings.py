@@ -52,6 +52,7 @@ def print_in(monkeypatch: pytest.MonkeyPatch, encoding: str, *arguments: str) ->
         ["explain", "{}"],
         ["rollout", "{}"],
         ["attention", "{}"],
+        ["heads", "{}", "--method", "gradient", "--contrast", "dog"],
         ["lime", "{}", "-n", "30", "--segments", "patches"],
         ["explain", "{}", "--method", "rollout", "--method", "occlusion"],
         ["compose", "{}", "--object", "Maß=10,10,20,20", "--test", "split", "--no-attention"],
@@ -70,7 +71,7 @@ def test_every_command_prints_in_every_encoding(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "command", ["--help", "attention", "explain", "lime", "compose", "finetune", "compare", "data"]
+    "command", ["--help", "attention", "heads", "explain", "lime", "compose", "finetune", "compare", "data"]
 )
 @pytest.mark.parametrize("encoding", ["ascii", "cp437"])
 def test_the_help_is_printed_in_its_encoding(monkeypatch: pytest.MonkeyPatch, command: str, encoding: str) -> None:

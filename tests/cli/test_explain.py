@@ -103,8 +103,10 @@ def test_every_gradient_method_explains_a_class(photo, capsys, monkeypatch, mode
     assert "below the diagonal: rank correlation" in out
     assert max(map(len, out.splitlines())) <= 100
     (content,) = scene
-    panels = {panel.title: panel for row in content.rows for panel in row.panels}
+    *maps, cells = (panel for row in content.rows for panel in row.panels)
+    panels = {panel.title: panel for panel in maps}
     assert list(panels) == ["photo", "rollout", *gradient]
+    assert cells.row_names == [f"{name}  {number}" for number, name in enumerate(["rollout", *gradient], 1)]
     assert content.title.startswith("Explanations of dog (")
     for name in gradient:
         assert panels[name].lines == ["the logit", f"forward passes: {METHODS[name].forwards}"]

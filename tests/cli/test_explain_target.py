@@ -77,6 +77,7 @@ def test_lime_contrasts_the_target_or_the_most_likely_class(photo, capsys, monke
     [
         (("lime", "--contrast", "cat"), "a contrast of 'cat' with itself is always 0: pass two different classes"),
         (("lime", "-t", "dog", "--contrast", "5"), "a contrast of 'dog' with itself is always 0"),
+        (("heads", "--contrast", "cat"), "a contrast of 'cat' with itself is always 0"),
         (("explain", "--method", "occlusion", "--contrast", "cat"), "a contrast of 'cat' with itself is always 0"),
         (("explain", "--contrast", "cat"), "a contrast of 'cat' with itself is always 0: pass two different classes"),
         (("explain", "--method", "rollout", "--contrast", "dog"), "rollout takes no contrast: add one of lime,"),

@@ -19,6 +19,7 @@ COMMANDS = {
     "explain": ["explain", "cat.png"],
     "attention": ["attention", "cat.png"],
     "rollout": ["rollout", "cat.png"],
+    "heads": ["heads", "cat.png", "--method", "gradient"],
     "lime": ["lime", "cat.png", "-n", "30", "--segments", "patches"],
     "compose": ["compose", "cat.png", "--object", "5,5,20,20", "--test", "none", "--no-attention"],
 }
@@ -57,6 +58,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("coarse_figures")
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
 @pytest.mark.parametrize(("options", "expected"), OPTIONS.values(), ids=OPTIONS)
 def test_options_reach_load(

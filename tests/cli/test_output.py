@@ -22,6 +22,7 @@ photo = photo_in_an_empty_folder
         (["attention"], "cat-attention.png"),
         (["attention", "--layer", "-1", "--query", "2,3"], "cat-attention.png"),
         (["rollout"], "cat-rollout.png"),
+        (["heads", "--method", "gradient"], "cat-heads.png"),
         (
             ["rollout", "--evolution", "--discard-ratio", "0.9", "--no-normalize", "--start-layer", "1"],
             "cat-rollout.png",
@@ -60,7 +61,7 @@ def test_the_photo_itself_is_never_replaced(photo, tmp_path, capsys, monkeypatch
     before = (tmp_path / photo).read_bytes()
     (tmp_path / "link.png").symlink_to(photo)
     for out in (photo, "./link.png"):
-        for command in ("explain", "rollout", "attention", "lime"):
+        for command in ("explain", "rollout", "attention", "heads", "lime"):
             code, _, err = call(capsys, monkeypatch, command, photo, "--out", out, "--overwrite")
             assert (code, err.count("\n")) == (2, 1)
             assert "the photo itself" in err

@@ -247,3 +247,20 @@ def test_photos_of_other_sizes_share_a_result() -> None:
     result = vs.head_importance(model, [noise(40, 36), noise(20, 70)], target=0)
     assert result.values.shape == (2, 2, 2)
     assert not math.isnan(float(result.values.sum()))
+
+
+def test_top_heads_are_the_largest_of_each_sign() -> None:
+    values = torch.tensor([[[0.25, -1.0, torch.nan], [0.5, 0.0, -2.0]], [[3.0] * 3] * 2], device="cpu")
+    result = vs.HeadImportance(values, (4, 5), ("cat", "dog"))
+    assert result.top() == [(5, 0), (4, 0)]
+    assert result.top(1) == [(5, 0)]
+    assert result.top(sign="negative") == [(5, 2), (4, 1)]
+    assert result.top(3, sign="both") == [(5, 2), (4, 1), (5, 0)]
+    assert len(result.top(10, index=1)) == 6
+    for options, message in (
+        ({"sign": "up"}, "sign is 'up': choose positive, negative, both"),
+        ({"count": -1}, "count is -1"),
+        ({"index": 2}, "image 2 is out of range"),
+    ):
+        with pytest.raises(vs.CallError, match=message):
+            result.top(**options)

@@ -1,10 +1,13 @@
 """Figures of segments: supporting and opposing segments with their weights and intervals; methods side by side."""
 
+import dataclasses
 import warnings
 
 import matplotlib as mpl
 import numpy as np
 import pytest
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 import vitscope as vs
@@ -114,6 +117,40 @@ def test_faded_pixels_are_grey_and_lit_pixels_unchanged():
 
 def written(content):
     return {text.get_text() for text in figure.draw(content).texts}
+
+
+def test_the_agreement_of_three_maps_is_a_matrix_and_that_of_two_a_number(result):
+    rollout = vs.rollout(FAMILY.model(), FAMILY.pixels(1))
+    negative = dataclasses.replace(rollout, values=-rollout.values)
+    results, names = [rollout, negative, result], ["rollout", "negative", "lime"]
+    alike = vs.agreement(results, names=names)
+    content = segments.side_by_side(results, names, title="three", agreement=alike)
+    (cells,) = content.rows[-1].panels
+    assert cells.row_names == ["rollout  1", "negative  2", "lime  3"]
+    assert cells.column_names == ["1", "2", "3"]
+    assert np.isnan(np.diag(cells.values)).all()
+    assert cells.values[0, 1] == cells.values[1, 0] == pytest.approx(-1)
+    assert cells.values[2, 0] == pytest.approx(alike.rank_correlation[2, 0])
+    drawn = figure.draw(content)
+    axes = next(axes for axes in drawn.axes if "lime  3" in [label.get_text() for label in axes.get_yticklabels()])
+    box = axes.get_position()
+    assert box.width * drawn.get_size_inches()[0] / 3 == pytest.approx(0.56, abs=0.02)
+    renderer = FigureCanvasAgg(drawn).get_renderer()
+    labels = [label.get_window_extent(renderer) for label in axes.get_yticklabels()]
+    assert min(label.x0 for label in labels) >= 0, "the names are on the page"
+    pair = segments.side_by_side(
+        results[:2], names[:2], title="two", agreement=vs.agreement(results[:2], names=names[:2])
+    )
+    assert (len(pair.rows), pair.note) == (1, "rank correlation of the maps: −1.00")
+
+
+def test_constant_maps_have_no_agreement():
+    rollout = vs.rollout(FAMILY.model(), FAMILY.pixels(1))
+    constant = dataclasses.replace(rollout, values=torch.ones_like(rollout.values))
+    for count in (2, 3):
+        results, names = [constant] * count, [str(number) for number in range(count)]
+        content = segments.side_by_side(results, names, title="", agreement=vs.agreement(results, names=names))
+        assert (len(content.rows), content.note) == (1, "")
 
 
 def test_signed_and_unsigned_maps_have_their_own_legends(result):

@@ -20,7 +20,7 @@ INTERRUPTED = 130  # the exit code that the parser returns after Ctrl-C
 # In the order in which a newcomer needs them.
 COMMANDS = {
     "Start here": ("demo", "explain"),
-    "Attention": ("attention", "rollout", "registers"),
+    "Attention": ("attention", "rollout", "heads", "registers"),
     "Change the image": ("lime", "compose"),
     "Training": ("data", "finetune", "compare"),
     "Lists": ("models", "methods"),

@@ -8,6 +8,7 @@ from vitscope.cli import (  # noqa: F401
     demo,
     explain,
     finetune,
+    heads,
     lime,
     methods,
     models,

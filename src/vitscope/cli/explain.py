@@ -257,9 +257,9 @@ def _explain_by_methods(
     if explained is not None:
         title = f"Explanations of {_describe_classes(vision, logits, explained)} for {vision.name}"
     lines = [_lines(name, result) for name, result in zip(names, results, strict=True)]
-    scene = side_by_side(results, names, title=title, lines=lines)
-    entries: dict[str, Any] = {"results": {name: r.as_json() for name, r in zip(names, results, strict=True)}}
     alike = agreement(results, names=names) if len(results) > 1 else None
+    scene = side_by_side(results, names, title=title, lines=lines, agreement=alike)
+    entries: dict[str, Any] = {"results": {name: r.as_json() for name, r in zip(names, results, strict=True)}}
     if alike is not None:
         entries["agreement"] = alike.as_json()
     predictions = _predictions(vision, logits, top_k)

@@ -1,6 +1,7 @@
 """Printed output of commands: classes, segments, agreement, effects, and JSON."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from vitscope.views.plain_text import visible
 if TYPE_CHECKING:
     from vitscope.compositing.effects import Effect
     from vitscope.compositing.result import Composition
+    from vitscope.methods.head_importance import HeadImportance
     from vitscope.metrics.agreement import Agreement
     from vitscope.models import Prediction, VisionModel
     from vitscope.results.segment_attribution import SegmentAttribution
@@ -99,6 +101,31 @@ def print_segments(result: "SegmentAttribution", count: int) -> None:
         centre = f"row {row:.0f}, column {column:.0f}"
         rows.append((name, str(segments[place]["label"]), f"{result.weights[place]:+.4f}", interval, centre))
     print_table(("", "segment", "weight", "interval", "centre in pixels"), rows, right=(1, 2))
+
+
+def print_heads(name: str, importance: "HeadImportance", count: int) -> None:
+    """Print how many heads support and oppose the target, and the most important ones of each.
+
+    Args:
+        name: the name of the photo.
+        importance: of one image.
+        count: number of heads of each sign.
+    """
+    from vitscope.views.heads import drop_name, explained_output
+
+    values = importance.values[0][importance.values[0].isfinite()]
+    supporting, opposing = int((values > 0).sum()), int((values < 0).sum())
+    say(
+        f"{name}: of {len(values)} heads of {importance.provenance['model']}, {supporting} support "
+        f"{explained_output(importance)} and {opposing} oppose it."
+    )
+    decimals = max(2 - math.floor(math.log10(float(values.abs().max()) or 1.0)), 0)  # three digits of the largest
+    rows = [
+        (verb, str(layer), str(head), f"{importance.values[0, importance.layers.index(layer), head]:+.{decimals}f}")
+        for verb, sign in (("supports", "positive"), ("opposes", "negative"))
+        for layer, head in importance.top(count, sign=sign)
+    ]
+    print_table(("", "layer", "head", drop_name(importance)), rows, right=(1, 2, 3))
 
 
 def print_meanings(meanings: Mapping[str, str]) -> None:

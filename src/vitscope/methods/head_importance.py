@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vitscope.attention.step import AttentionStep
+from vitscope.attention.step import AttentionStep, require_index
 from vitscope.errors import CallError
 from vitscope.interventions.head_ablation import AblatedModel, Ablation, Head, Replacement, check_replacement
 from vitscope.methods._perturbation import one_by_one, perturbation_method, warn_if_interrupted
@@ -23,7 +23,7 @@ from vitscope.progress import ProgressCallback, ProgressLike
 from vitscope.tracing.capture import as_vision_model, provenance
 from vitscope.tracing.gradients import capture_gradients
 from vitscope.typing import ImageTarget, Target, Weights
-from vitscope.validation import short_text
+from vitscope.validation import require_at_least, short_text
 
 By = Literal["ablation", "gradient"]
 
@@ -61,6 +61,34 @@ class HeadImportance:
             f"image{'' if images == 1 else 's'}, {layers} layer{'' if layers == 1 else 's'} of up to {heads} heads, "
             f"target {targets}>"
         )
+
+    def top(self, count: int = 5, *, sign: str = "positive", index: int = 0) -> list[Head]:
+        """Return the heads with the largest importance for one image, as (layer, head), largest first.
+
+        Args:
+            count: maximum number of heads.
+            sign: ``"positive"`` for heads that support the target, ``"negative"`` for those that oppose it, ``"both"``
+                for the largest magnitudes.
+            index: index of the image.
+
+        Raises:
+            CallError: ``sign`` is none of these, ``count`` is not a whole number or is negative, or there is no such
+                image.
+
+        Examples:
+            >>> import torch, vitscope as vs
+            >>> values = torch.tensor([[[0.25, -1.0], [0.5, 0.0]]])
+            >>> vs.HeadImportance(values, layers=(0, 1), targets=("cat",)).top()
+            [(1, 0), (0, 0)]
+        """
+        signs: dict[str, Callable[[Tensor], Tensor]] = {"positive": lambda x: x, "negative": lambda x: -x, "both": abs}
+        if sign not in signs:
+            raise CallError(f"sign is {sign!r}: choose {', '.join(signs)}")
+        values = self.values[require_index(index, len(self.values), "image", "this result")]
+        strength = signs[sign](values.flatten().nan_to_num(nan=0.0))
+        order = strength.argsort(descending=True, stable=True)[: require_at_least(0, count, "count")]
+        heads = values.shape[1]
+        return [(self.layers[i // heads], i % heads) for i in order.tolist() if strength[i] > 0]
 
     def as_json(self) -> dict[str, Any]:
         """Return all attributes as JSON values; NaN becomes None."""

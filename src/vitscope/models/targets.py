@@ -20,6 +20,7 @@ ScoreOutput = Literal["logit", "log_odds", "probability", "log_probability"]
 SIMILARITY = "similarity"
 CUSTOM = "custom"
 VALUE = "value"
+CONTRAST = " − "  # between the two classes of a contrast
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,7 +209,7 @@ def require_contrast(target: tuple[Any, ...], names: Sequence[str], top: int) ->
 
 def contrast_label(first: str, second: str) -> str:
     """Return the label of the contrast of two classes."""
-    return f"{first} − {second}"
+    return f"{first}{CONTRAST}{second}"
 
 
 def numbers_of_classes(model: VisionModel, output: Tensor, kind: str) -> Tensor:

@@ -1,10 +1,12 @@
 """Charts of a scene, drawn with matplotlib: bars, dots, curves, and matrices of counts."""
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
 import numpy as np
+from jaxtyping import Float
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from vitscope.results.attribution import SIGNED_COLORMAP
@@ -104,16 +106,50 @@ def draw_matrix(axes: Any, matrix: Matrix, side: float) -> None:
         spine.set_color(FRAME)
 
 
+@dataclass(frozen=True)
+class SignedScale:
+    """The colours and the numbers of signed values: red above zero, white at zero, blue below, grey for NaN.
+
+    Attributes:
+        limit: the largest absolute value, at both ends of the colours.
+    """
+
+    limit: float
+
+    @classmethod
+    def of(cls, values: Float[np.ndarray, "row column"]) -> "SignedScale":
+        """Return the scale that ends at the largest absolute value; at 1 if all are zero."""
+        return cls(float(np.nanmax(np.abs(values))) or 1.0)
+
+    @property
+    def colormap(self) -> Any:
+        """The colour map, from -limit to limit."""
+        return matplotlib.colormaps[SIGNED_COLORMAP].with_extremes(bad=FRAME)
+
+    def colour(self, value: float) -> Any:
+        """Return the colour of a value."""
+        return self.colormap(0.5 + 0.5 * value / self.limit) if math.isfinite(value) else FRAME
+
+    def ink(self, value: float) -> str:
+        """Return the colour of a text that is readable on the colour of a value."""
+        return WHITE if abs(value) > 0.65 * self.limit else INK
+
+    def text(self, value: float) -> str:
+        """Return a number with its sign and two digits of the limit, or 0 if it is rounded to zero; NaN is empty."""
+        if not math.isfinite(value):
+            return ""
+        text = f"{value:+.{max(1 - math.floor(math.log10(self.limit)), 0)}f}"
+        return text.replace("-", MINUS) if float(text) else "0"
+
+
 def draw_cells(axes: Any, bar: Any, cells: Cells) -> None:
     """Draw values as coloured cells with their numbers, and a colour bar."""
-    limit = float(np.nanmax(np.abs(cells.values))) or 1.0
-    decimals = max(1 - math.floor(math.log10(limit)), 0)
-    colormap = matplotlib.colormaps[SIGNED_COLORMAP].with_extremes(bad=FRAME)
+    scale = SignedScale.of(cells.values)
+    limit, colormap = scale.limit, scale.colormap
     axes.imshow(np.ma.masked_invalid(cells.values), cmap=colormap, vmin=-limit, vmax=limit, aspect="auto")
     for row, column in np.argwhere(np.isfinite(cells.values)):
         value = float(cells.values[row, column])
-        shade = WHITE if abs(value) > 0.65 * limit else INK
-        axes.text(column, row, _signed(value, decimals), fontsize=7, color=shade, ha="center", va="center")
+        axes.text(column, row, scale.text(value), fontsize=7, color=scale.ink(value), ha="center", va="center")
     axes.set_xticks(range(len(cells.column_names)), cells.column_names, fontsize=8)
     axes.set_yticks(range(len(cells.row_names)), cells.row_names, fontsize=8)
     axes.set_xticks(np.arange(cells.values.shape[1] - 1) + 0.5, minor=True)
@@ -124,17 +160,11 @@ def draw_cells(axes: Any, bar: Any, cells: Cells) -> None:
     axes.set_ylabel(cells.row_axis, fontsize=8.5, color=FAINT)
     axes.set_frame_on(False)
     bar.imshow(np.linspace(1, 0, 256)[:, None], cmap=colormap, vmin=0, vmax=1, aspect="auto", extent=(0, 1, -1, 1))
-    bar.set_yticks([-1, 0, 1], [_signed(end, decimals) for end in (-limit, 0.0, limit)], fontsize=7.5)
+    bar.set_yticks([-1, 0, 1], [scale.text(end) for end in (-limit, 0.0, limit)], fontsize=7.5)
     bar.yaxis.tick_right()
     bar.set_xticks([])
     bar.tick_params(length=0, colors=INK)
     bar.set_frame_on(False)
-
-
-def _signed(value: float, decimals: int) -> str:
-    """Return a number with its sign, or 0 if it is rounded to zero."""
-    text = f"{value:+.{decimals}f}"
-    return text.replace("-", MINUS) if float(text) else "0"
 
 
 def draw_curves(axes: Any, curves: Curves) -> None:

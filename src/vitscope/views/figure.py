@@ -15,8 +15,17 @@ from PIL import Image
 from vitscope.files import atomic_write
 from vitscope.images.image import nearest_pixels, repeats_patches
 from vitscope.results.attribution import COLORMAP, SIGNED_COLORMAP, coloured
-from vitscope.views.charts import LETTER, draw_bars, draw_cells, draw_curves, draw_dots, draw_histogram, draw_matrix
-from vitscope.views.palette import FAINT, INK, OUTLINES, WHITE
+from vitscope.views.charts import (
+    LETTER,
+    SignedScale,
+    draw_bars,
+    draw_cells,
+    draw_curves,
+    draw_dots,
+    draw_histogram,
+    draw_matrix,
+)
+from vitscope.views.palette import FAINT, FRAME, INK, OUTLINES, WHITE
 from vitscope.views.plain_text import visible
 from vitscope.views.scene import (
     SIGNED_CAPTION,
@@ -25,6 +34,7 @@ from vitscope.views.scene import (
     Cells,
     Curves,
     Dots,
+    Frames,
     Histogram,
     Matrix,
     Panel,
@@ -40,15 +50,16 @@ TITLE = 0.26  # inches for the titles of a row
 NOTE = 0.24  # inches for the second line of a page
 LINE = 0.155  # inches for a line of text under a panel
 BAR = 0.27  # inches for a bar, in a row without photos
-CELL_HEIGHT = 0.36  # inches for a row of cells
-CELL_MARGINS = (
-    0.5,
-    1.2,
-)  # inches to the left of cells, for the names of their rows, and to the right, for a colour bar
+CELL_WIDTH, CELL_HEIGHT = 0.56, 0.36  # inches
+CELL_MARGIN = 0.5  # inches to the left of cells, for short names of their rows
+CELL_BAR = 1.2  # inches to the right of cells, for a colour bar
+FRAME_WIDTH = 0.06  # inches of the frame of a panel
+FRAME_NUMBER = 0.155  # inches for the number of a frame, below the map
 AXIS = 0.42  # inches for the numbers under curves
 TICKS = 0.26  # inches for the numbers under dots
 COLOUR_BAR = (1.3, 0.1)  # inches
 LEGEND = 0.25  # inches for another line of legends
+LEGEND_LETTER = 0.08  # inches for a letter in a legend
 WITHOUT_PHOTO = 0.7  # height over width of a panel
 DPI = 160
 
@@ -109,7 +120,7 @@ def _escape_texts(value: Any) -> Any:
         return visible(value)
     if isinstance(value, list | tuple):
         return type(value)(map(_escape_texts, value))
-    if isinstance(value, Scene | Row | Panel | Bars | Dots | Matrix | Cells | Curves | Histogram):
+    if isinstance(value, Scene | Row | Frames | Panel | Bars | Dots | Matrix | Cells | Curves | Histogram):
         return replace(value, **{field.name: _escape_texts(getattr(value, field.name)) for field in fields(value)})
     return value
 
@@ -122,10 +133,14 @@ def _draw(scene: Scene) -> Figure:
     left = 0.55 if scene.row_names else 0.2
     top = (1.12 if scene.column_names else 0.82) - (0.0 if scene.note else NOTE)
     bottom = 0.5 + LEGEND * (len(legends) - 1) if legends else 0.15
-    widths = [row.width or _panel_width(row.columns, len(scene.rows), left, ratio) for row in scene.rows]
+    widths = [
+        row.width or _width_of_cells(row) or _panel_width(row.columns, len(scene.rows), left, ratio)
+        for row in scene.rows
+    ]
+    border = 0.0 if scene.frames is None else FRAME_NUMBER - FRAME_WIDTH * (2 * ratio - 1)
     titles = [TITLE if any(panel.title for panel in row.panels) else 0.0 for row in scene.rows]
     heights = [
-        _panel_height(row, width, ratio) + title + _height_of_lines(row) + GAP
+        _panel_height(row, width, ratio) + border + title + _height_of_lines(row) + GAP
         for row, width, title in zip(scene.rows, widths, titles, strict=True)
     ]
     content_right = left + max(row.columns * (width + GAP) for row, width in zip(scene.rows, widths, strict=True))
@@ -135,42 +150,84 @@ def _draw(scene: Scene) -> Figure:
     for i, (row, width, title) in enumerate(zip(scene.rows, widths, titles, strict=True)):
         y, height = top + sum(heights[:i]) + title, _panel_height(row, width, ratio)
         for j, panel in enumerate(row.panels):
-            box = _Box(left + j * (width + GAP), y, width, height)
+            box = _Box(left + j * (width + GAP), y, width, height + border)
+            if scene.frames is not None:
+                box = _draw_frame(page, box, scene.frames, (i, j))
             _draw_panel(page, box, panel)
-            if i == 0 and scene.column_names:
-                page.write(box.x + width / 2, y - 0.07, scene.column_names[j], 9.0, ha="center")
         if scene.row_names:
-            page.write(left - 0.09, y + height / 2, scene.row_names[i], 9.0, ha="right", va="center")
+            page.write(left - 0.09, y + (height + border) / 2, scene.row_names[i], 9.0, ha="right", va="center")
+    for j, name in enumerate(scene.column_names):
+        x = left + j * (widths[0] + GAP) + widths[0] / 2
+        page.write(x, top + titles[0] - 0.07, name, 9.0, ha="center")
     page.write((left + content_right) / 2, top - 0.28, scene.column_axis, 9.0, FAINT, ha="center")
     middle = top + sum(heights) / 2
     page.write(0.2, middle, scene.row_axis, 9.0, FAINT, ha="center", va="center", rotation="vertical")
-    for line, (colormap, caption) in enumerate(reversed(legends)):
-        _draw_legend(page, left, page.height - 0.22 - LEGEND * line, colormap, caption)
+    for line, legend in enumerate(reversed(legends)):
+        _draw_legend(page, left, page.height - 0.22 - LEGEND * line, legend)
     return page.figure
 
 
-def _legends(scene: Scene) -> list[tuple[str, str]]:
-    """Return the colour map and the caption of each legend: one for unsigned maps, one for signed maps."""
+@dataclass(frozen=True)
+class _Legend:
+    """A colour bar with its caption, and the names of its ends."""
+
+    colormap: str
+    caption: str
+    ends: tuple[str, str] = ("", "")
+
+
+def _legends(scene: Scene) -> list[_Legend]:
+    """Return the legends of unsigned maps, of signed maps and of frames, as far as the scene has these."""
     maps = [
         panel for row in scene.rows for panel in row.panels if isinstance(panel, Panel) and panel.values is not None
     ]
     if not scene.caption:
         return []
-    signed = [(SIGNED_COLORMAP, SIGNED_CAPTION)] if any(panel.signed for panel in maps) else []
-    return signed if signed and all(panel.signed for panel in maps) else [(COLORMAP, scene.caption), *signed]
+    legends = []
+    if not maps or not all(panel.signed for panel in maps):
+        legends.append(_Legend(COLORMAP, scene.caption))
+    if any(panel.signed for panel in maps):
+        legends.append(_Legend(SIGNED_COLORMAP, SIGNED_CAPTION, ("opposes", "supports")))
+    if scene.frames is not None:
+        scale = SignedScale.of(scene.frames.values)
+        ends = (scale.text(-scale.limit), scale.text(scale.limit))
+        legends.append(_Legend(SIGNED_COLORMAP, scene.frames.scale, ends))
+    return legends
 
 
-def _draw_legend(page: _Page, x: float, y: float, colormap: str, caption: str) -> None:
-    """Draw a colour bar and its caption; the ends of a signed one are named."""
+def _draw_legend(page: _Page, x: float, y: float, legend: _Legend) -> None:
+    """Draw a colour bar between the names of its ends, and its caption."""
     width, height = COLOUR_BAR
-    if colormap == SIGNED_COLORMAP:
-        page.write(x, y, "opposes", 8.0, FAINT)
-        x += 0.52
-        page.write(x + width + 0.08, y, "supports", 8.0, FAINT)
+    first, last = legend.ends
+    page.write(x, y, first, 8.0, FAINT)
+    x += LEGEND_LETTER * len(first)
+    page.write(x + width + 0.08, y, last, 8.0, FAINT)
     axes = page.axes(_Box(x, y - 0.09, width, height))
-    axes.imshow(np.linspace(0, 1, 256)[None], cmap=matplotlib.colormaps[colormap], aspect="auto")
+    axes.imshow(np.linspace(0, 1, 256)[None], cmap=matplotlib.colormaps[legend.colormap], aspect="auto")
     axes.set_axis_off()
-    page.write(x + width + (0.7 if colormap == SIGNED_COLORMAP else 0.1), y, caption, 8.0, FAINT)
+    page.write(x + width + 0.15 + LEGEND_LETTER * len(last), y, legend.caption, 8.0, FAINT)
+
+
+def _draw_frame(page: _Page, box: _Box, frames: Frames, place: tuple[int, int]) -> _Box:
+    """Draw the frame of a panel with its number below the map; return the box of the map."""
+    scale, value = SignedScale.of(frames.values), float(frames.values[place])
+    bottom = 1 - (box.y + box.height) / page.height
+    frame = Rectangle(
+        (box.x / page.width, bottom),
+        box.width / page.width,
+        box.height / page.height,
+        facecolor=scale.colour(value),
+        edgecolor=FRAME,  # shows where a frame is white
+        linewidth=0.5,
+        zorder=-1,
+        transform=page.figure.transFigure,
+    )
+    page.figure.add_artist(frame)
+    middle = box.y + box.height - FRAME_NUMBER / 2
+    page.write(box.x + box.width / 2, middle, scale.text(value), 7.0, scale.ink(value), ha="center", va="center")
+    return _Box(
+        box.x + FRAME_WIDTH, box.y + FRAME_WIDTH, box.width - 2 * FRAME_WIDTH, box.height - FRAME_WIDTH - FRAME_NUMBER
+    )
 
 
 def _panel_height(row: Row, width: float, ratio: float) -> float:
@@ -182,6 +239,21 @@ def _panel_height(row: Row, width: float, ratio: float) -> float:
             BAR * len(panel.names) + _height_of_ticks(panel) for panel in row.panels if isinstance(panel, Bars | Dots)
         )
     return width * ratio
+
+
+def _width_of_cells(row: Row) -> float | None:
+    """Return the width of a row's panels in inches if these are cells, None otherwise."""
+    widths = [
+        _margin_of_cells(panel) + CELL_WIDTH * panel.values.shape[1] + CELL_BAR
+        for panel in row.panels
+        if isinstance(panel, Cells)
+    ]
+    return max(widths, default=None)
+
+
+def _margin_of_cells(cells: Cells) -> float:
+    """Return the inches to the left of cells, for the names of their rows."""
+    return max(CELL_MARGIN, LETTER * max(map(len, cells.row_names)) + 0.1)
 
 
 def _height_of_ticks(panel: Bars | Dots) -> float:
@@ -216,9 +288,9 @@ def _draw_panel(page: _Page, box: _Box, panel: AnyPanel) -> None:
         else:
             draw_dots(axes, panel)
     elif isinstance(panel, Cells):
-        (left, right), cells_height = CELL_MARGINS, height - AXIS
-        cells = page.axes(_Box(x + left, y, width - left - right, cells_height))
-        bar = page.axes(_Box(x + width - right + 0.15, y + 0.1 * cells_height, 0.12, 0.8 * cells_height))
+        left, cells_height = _margin_of_cells(panel), height - AXIS
+        cells = page.axes(_Box(x + left, y, width - left - CELL_BAR, cells_height))
+        bar = page.axes(_Box(x + width - CELL_BAR + 0.15, y + 0.1 * cells_height, 0.12, 0.8 * cells_height))
         draw_cells(cells, bar, panel)
     elif isinstance(panel, Curves | Histogram):
         x += AXIS

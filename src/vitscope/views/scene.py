@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int
 
 from vitscope.attention.trace import Query, Trace
 from vitscope.images.image import InputImage
+from vitscope.models.targets import CONTRAST
 from vitscope.results.attribution import Attribution
 from vitscope.views.palette import OutlineName
 
@@ -157,6 +158,19 @@ class Row:
 
 
 @dataclass(frozen=True, eq=False)
+class Frames:
+    """A value for each panel, drawn as the colour of its frame and as a number: red above zero, blue below.
+
+    Attributes:
+        values: by row and panel; NaN for a grey frame, and for panels that a row lacks.
+        scale: name of the values with their unit, next to their colour bar.
+    """
+
+    values: Float[np.ndarray, "row column"]
+    scale: str
+
+
+@dataclass(frozen=True, eq=False)
 class Scene:
     """The content of a figure: rows of panels.
 
@@ -165,6 +179,7 @@ class Scene:
         row_names, column_names: written next to the rows and above the columns.
         row_axis, column_axis: the titles of these names.
         caption: of the legend of the maps' colours; without one, there is no legend.
+        frames: a value for each panel.
     """
 
     rows: Sequence[Row]
@@ -175,6 +190,7 @@ class Scene:
     row_axis: str = ""
     column_axis: str = ""
     caption: str = UNSIGNED_CAPTION
+    frames: Frames | None = None
 
 
 def explanation(
@@ -294,8 +310,8 @@ def marks_of(query: Query) -> list[tuple[int, int]]:
 
 
 def short_label(label: str | None) -> str:
-    """Return the first synonym of a label, "tabby" of "tabby, tabby cat"; empty for None."""
-    return (label or "").split(",")[0]
+    """Return the first synonym of a label, "tabby" of "tabby, tabby cat", also in a contrast; empty for None."""
+    return CONTRAST.join(name.split(",")[0] for name in (label or "").split(CONTRAST))
 
 
 def _rollout_panels(rollouts: Sequence[Attribution], index: int) -> list[Panel]:

@@ -3,16 +3,20 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from jaxtyping import Float
 from torch import Tensor
 
+from vitscope.metrics.agreement import Agreement
 from vitscope.results.attribution import Attribution
 from vitscope.results.segment_attribution import SegmentAttribution
+from vitscope.views.charts import MINUS
 from vitscope.views.palette import OutlineName
 from vitscope.views.scene import (
     OVERLAY,
     SIGNED_CAPTION,
     UNSIGNED_CAPTION,
     Bars,
+    Cells,
     Panel,
     Row,
     Scene,
@@ -62,8 +66,9 @@ def side_by_side(
     title: str,
     note: str = "",
     lines: Sequence[Sequence[str]] = (),
+    agreement: Agreement | None = None,
 ) -> Scene:
-    """Return the photo and one map for each result.
+    """Return the photo and one map for each result, with the rank correlation of each pair.
 
     Args:
         results: of one image.
@@ -71,6 +76,7 @@ def side_by_side(
         title: of the figure.
         note: the second line of the figure.
         lines: for each map the lines below it.
+        agreement: of the results; None for no rank correlations.
     """
     panels: list[Panel | Bars] = [Panel(results[0].images[0], title="photo")]
     panels += [
@@ -86,7 +92,22 @@ def side_by_side(
     ]
     caption = SIGNED_CAPTION if all(result.signed for result in results) else UNSIGNED_CAPTION
     columns = len(panels) if len(panels) <= SINGLE_ROW else columns_for(len(panels))
-    return Scene(rows_of(panels, columns), title, note, caption=caption)
+    rows = rows_of(panels, columns)
+    if agreement is not None:
+        correlations = np.where(np.eye(len(results), dtype=bool), np.nan, agreement.rank_correlation)
+        if len(results) > 2 and np.isfinite(correlations).any():
+            rows.append(Row([_correlation_cells(agreement.names, correlations)], 1))
+        elif np.isfinite(correlations).any():
+            correlation = f"rank correlation of the maps: {correlations[0, 1]:+.2f}".replace("-", MINUS)
+            note = f"{note}; {correlation}" if note else correlation
+    return Scene(rows, title, note, caption=caption)
+
+
+def _correlation_cells(names: Sequence[str], values: Float[np.ndarray, "name name"]) -> Cells:
+    """Return the rank correlation of each pair of results; the columns are numbered like the rows."""
+    numbers = [str(number) for number in range(1, len(names) + 1)]
+    rows = [f"{name}  {number}" for name, number in zip(names, numbers, strict=True)]
+    return Cells(values, rows, numbers, "agreement: rank correlation of each pair of maps")
 
 
 def _weights_panel(result: SegmentAttribution) -> Panel:

@@ -1,0 +1,92 @@
+"""The command ``vitscope heads``."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from vitscope.cli.inputs import load_model, with_contrast
+from vitscope.cli.model_options import Description, model_command
+from vitscope.cli.options import (
+    BatchSize,
+    Contrast,
+    Device,
+    Json,
+    ModelName,
+    Out,
+    OutputKind,
+    Overwrite,
+    Photos,
+    Target,
+)
+from vitscope.cli.output import each_photo, figure_paths, reporting, save
+from vitscope.cli.tables import print_heads
+
+if TYPE_CHECKING:
+    from vitscope.methods.head_importance import HeadImportance
+
+COUNT = 5  # heads of each sign in tables
+
+
+@model_command
+def heads(
+    photos: Photos,
+    model: ModelName = "vit-nano",
+    target: Target = None,
+    contrast: Contrast = None,
+    method: Annotated[
+        Literal["ablation", "gradient"],
+        typer.Option(help="Measure of importance: one forward pass per head, or one backward pass as an estimate."),
+    ] = "ablation",
+    replacement: Annotated[
+        Literal["mean", "zero"], typer.Option(help="Output of a head that is switched off.")
+    ] = "mean",
+    output: OutputKind = "logit",
+    batch_size: BatchSize = 64,
+    out: Out = None,
+    overwrite: Overwrite = False,
+    device: Device = None,
+    json_: Json = False,
+    *,
+    description: Description,
+) -> None:
+    """Show the maps of all heads, and what each does for a class."""
+    from vitscope.methods.head_importance import head_importance
+    from vitscope.tracing.capture import capture
+    from vitscope.views.heads import head_maps
+
+    vision = load_model(model, device, photos, description=description)
+    ablation = method == "ablation"
+    with reporting(json_) as report:
+        for photo, path in each_photo(photos, figure_paths(photos, "heads", out), overwrite, bar=not ablation):
+            importance = head_importance(
+                vision,
+                photo,
+                target=with_contrast(target, contrast),
+                by=method,
+                replacement=replacement,
+                output=output,
+                batch_size=batch_size,
+                progress=ablation and not json_,
+            )
+            save(head_maps(capture(vision, photo), importance), path, overwrite)
+            if not json_:
+                print_heads(str(photo), importance, COUNT)
+            report.append(_entry(photo, path, importance))
+            if importance.provenance["interrupted"]:
+                raise KeyboardInterrupt
+
+
+def _entry(photo: Path, path: Path, importance: "HeadImportance") -> dict[str, Any]:
+    """Return the values of the one image, and its most important heads as (layer, head)."""
+    entry = importance.as_json()
+    return {
+        "image": str(photo),
+        "figure": str(path),
+        "target": entry["targets"][0],
+        "layers": entry["layers"],
+        "values": entry["values"][0],
+        "supporting": importance.top(COUNT),
+        "opposing": importance.top(COUNT, sign="negative"),
+        "provenance": entry["provenance"],
+    }
