@@ -119,6 +119,9 @@ def test_true_a_threshold_and_artefacts_drop_the_same_patches(example: Planted, 
         )
     trace = vs.capture(model, pixels[2:])
     torch.testing.assert_close(vs.attention_map(trace, drop_artefacts=artefacts).values, expected.values[2:])
+    one_image = replace(artefacts, places=artefacts.places & (torch.arange(4) == 2)[:, None, None])
+    result = vs.attention_map(trace, drop_artefacts=one_image)  # the trace holds images 2 and 3
+    assert result.provenance["dropped_artefacts"]["count"] == [4, 0]
     rollout = vs.rollout(model, pixels, drop_artefacts=True)
     torch.testing.assert_close(vs.rollout(trace, drop_artefacts=artefacts).values, rollout.values[2:])
     assert rollout.provenance["rows_sum_to_one"] is True
