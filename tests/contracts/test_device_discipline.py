@@ -25,6 +25,19 @@ CLASS: dict[str, Any] = {"target": 0, "output": "logit"}
 FEATURES: dict[str, Any] = {"target": "similarity"}
 Method = Callable[[vs.VisionModel, Any, dict[str, Any]], Any]
 
+
+def without_artefacts(model: vs.VisionModel, image: Any) -> torch.Tensor:
+    """Return maps without the patches whose norm is above the median."""
+    norms = vs.artefact_tokens(model, image)
+    patches = norms.norms[0, -1, norms.grid.prefix :]
+    threshold = float(patches.median())
+    maps = [
+        vs.rollout(model, image, discard_ratio=0.5, drop_artefacts=threshold),
+        vs.attention_map(model, image, head="max", drop_artefacts=threshold),
+    ]
+    return torch.cat([result.values.cpu() for result in maps])
+
+
 METHODS: dict[str, Method] = {
     "capture": lambda model, image, _: vs.capture(model, image).attention(-1),
     "attention_map": lambda model, image, _: vs.attention_map(model, image).values,
@@ -32,6 +45,7 @@ METHODS: dict[str, Method] = {
     "rollout by norm": lambda model, image, _: vs.rollout(model, image, merge="norm", normalize=False).values,
     "rollout": lambda model, image, _: vs.rollout(model, image, head_fusion="max", discard_ratio=0.5).values,
     "rollout_evolution": lambda model, image, _: vs.rollout_evolution(vs.capture(model, image))[-1].values,
+    "without artefacts": lambda model, image, _: without_artefacts(model, image),
     "head_statistics": lambda model, image, _: vs.head_statistics(vs.capture(model, image)).distance,
     "head_importance": lambda model, image, target: vs.head_importance(model, image, **target).values,
     "head_importance, zero": lambda model, image, target: (

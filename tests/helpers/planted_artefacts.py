@@ -31,10 +31,18 @@ def planted(family: str = "transformers-dinov2-registers", batch: int = 4) -> Pl
     for row, column in PLAIN:
         pixels[:, :, row * 8 : row * 8 + 8, column * 8 : column * 8 + 8] = 1.0
         places[:, row, column] = True
-    block = blocks(model.module)[BLOCK]
-    first, last = [child for child in block.module.mlp.modules() if isinstance(child, nn.Linear)]
+    plant(model, pixels, places, block=BLOCK, neuron=NEURON)
+    return Planted(model, pixels, places)
+
+
+def plant(
+    model: vs.VisionModel, pixels: Tensor, places: Tensor, *, block: int, neuron: int, length: float = 20.0
+) -> None:
+    """Change a neuron so that it writes artefacts of about this length at these patches (image, height, width)."""
+    source, final = blocks(model.module)[block], blocks(model.module)[-1]
+    first, last = [child for child in source.module.mlp.modules() if isinstance(child, nn.Linear)]
+    norm = next(child for child in final.module.children() if isinstance(child, nn.LayerNorm))
     inputs, queries = [], []
-    final = blocks(model.module)[-1]
     handles = [
         first.register_forward_pre_hook(lambda _, args: inputs.append(args[0])),
         final.attention.register_forward_pre_hook(lambda _, args: queries.append(args[0][:, 0])),
@@ -53,10 +61,9 @@ def planted(family: str = "transformers-dinov2-registers", batch: int = 4) -> Pl
             torch.cat([torch.ones(len(plain)), torch.zeros(len(others))])[:, None],
         ).solution[:, 0]
         scale = 40 / ((plain - others.mean(0)) @ direction).mean()
-        first.weight[NEURON] = direction * scale
-        first.bias[NEURON] = -(others.mean(0) @ direction) * scale - 20
+        first.weight[neuron] = direction * scale
+        first.bias[neuron] = -(others.mean(0) @ direction) * scale - 20
         # It writes what the query of CLS in the last block looks for.
         query = final.attention.q_proj(queries[0]).mean(0)
-        wanted = final.attention.k_proj.weight.mT @ query / final.module.norm1.weight
-        last.weight[:, NEURON] = wanted / wanted.norm()
-    return Planted(model, pixels, places)
+        wanted = final.attention.k_proj.weight.mT @ query / norm.weight
+        last.weight[:, neuron] = wanted / wanted.norm() * (length / 20)

@@ -1,6 +1,7 @@
 """Rollout by Abnar & Zuidema (2020): the product of all matrices, in float64, one image at a time."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,3 +40,21 @@ def rollout(
         for image in range(len(readout))
     ]
     return torch.stack(rows)
+
+
+def rollout_among(maps: list[Tensor], readout: Tensor, remaining: Tensor, **options: Any) -> Tensor:
+    """Return the rollout of the remaining tokens (image, token) among themselves, zero for all others.
+
+    Rows and columns of the other tokens are deleted from the attention of every head, and each row is divided by its
+    sum.
+    """
+    rows = torch.zeros(readout.shape, dtype=torch.float64)
+    for image, mask in enumerate(remaining):
+        tokens = [token for token, remains in enumerate(mask.tolist()) if remains]
+        smaller = []
+        for layer in maps:
+            heads = layer[image].double()[:, tokens][:, :, tokens]
+            smaller.append((heads / heads.sum(2, keepdim=True))[None])
+        start = readout[image : image + 1, tokens].double()
+        rows[image, tokens] = rollout(smaller, start / start.sum(), **options)[0]
+    return rows

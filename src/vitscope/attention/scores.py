@@ -1,11 +1,11 @@
 """Attention scores in the form in which a run stores them, and the attention weights computed from them in blocks."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from vitscope.errors import CallError
@@ -160,3 +160,23 @@ class StoredWeights(Compact):
 
 
 Scores = Factored | Logits | StoredWeights
+
+
+def without_keys(scores: Scores, dropped: Bool[Tensor, "batch key"]) -> Scores:
+    """Return scores without some keys of each image: each row is the softmax over the remaining keys.
+
+    Stored weights are divided by the sum of the remaining ones, which gives the same numbers unless heads were fused
+    before.
+
+    Args:
+        scores: the scores.
+        dropped: True for the keys to leave out; at least one key of each image remains.
+    """
+    columns = dropped.to(scores.device)[:, None, None, None]
+    if isinstance(scores, StoredWeights):
+        remaining = scores.weights.masked_fill(columns, 0.0)
+        return StoredWeights(remaining / remaining.sum(-1, keepdim=True))
+    if isinstance(scores, Logits):
+        return Logits(scores.logits.masked_fill(columns, float("-inf")))
+    mask = torch.zeros(columns.shape, dtype=torch.float32, device=scores.device).masked_fill(columns, float("-inf"))
+    return replace(scores, bias=mask if scores.bias is None else scores.bias + mask)

@@ -1,14 +1,15 @@
 """The command ``vitscope attention``."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vitscope.cli.inputs import load_model
+from vitscope.cli.inputs import artefacts_or_none, load_model
 from vitscope.cli.model_options import Description, model_command
-from vitscope.cli.options import Device, Json, ModelName, Out, Overwrite, Photos
+from vitscope.cli.options import Device, DropArtefacts, Json, ModelName, Out, Overwrite, Photos
 from vitscope.cli.output import each_photo, figure_paths, reporting, save
 from vitscope.errors import CallError
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vitscope.attention.trace import Query, Trace
+    from vitscope.interventions.artefacts import Artefacts
     from vitscope.models import VisionModel
     from vitscope.views.scene import Scene
 
@@ -36,6 +38,7 @@ def attention(
     window_cls: Annotated[
         bool, typer.Option("--window-cls", help="Swin: use a CLS token in every window as the query.")
     ] = False,
+    drop_artefacts: DropArtefacts = False,
     out: Out = None,
     overwrite: Overwrite = False,
     device: Device = None,
@@ -53,28 +56,44 @@ def attention(
         raise CallError("--window-cls uses CLS tokens as queries: leave out --query")
     vision = load_model(model, device, photos, description=description)
     with reporting(json_) as report:
+        artefacts = artefacts_or_none(vision, photos, drop_artefacts)
         for photo, path in each_photo(photos, figure_paths(photos, "attention", out), overwrite):
             if window_cls:
                 trace, scene, maps = _window_cls(vision, photo, layer)
                 entries: dict[str, Any] = {"window_cls_mean_of_heads": _as_lists(maps)}
             else:
-                trace, scene, maps = _attention(vision, photo, layer, token, shifted=shifted)
+                trace, scene, maps = _attention(vision, photo, layer, token, artefacts, shifted=shifted)
                 entries = {"query": query, "values_mean_of_heads": _as_lists(maps)}
             save(scene, path, overwrite)
             report.append({"image": str(photo), "figure": str(path), "provenance": dict(trace.provenance), **entries})
 
 
 def _attention(
-    model: "VisionModel", photo: Path, layer: int | None, query: "Query", *, shifted: bool
+    model: "VisionModel",
+    photo: Path,
+    layer: int | None,
+    query: "Query",
+    artefacts: "Artefacts | None",
+    *,
+    shifted: bool,
 ) -> tuple["Trace", "Scene", Mapping[int, "Tensor"]]:
     """Return the trace, the figure, and the mean of heads by layer."""
+    from vitscope.interventions.artefact_dropping import dropped_artefacts
     from vitscope.tracing.capture import capture
+    from vitscope.views.artefacts import mark_dropped
     from vitscope.views.windows import attention_scene, mean_attention, shift_effect
 
     trace = capture(model, photo)
     values = mean_attention(trace, layer, query)
     if shifted and layer is not None and not isinstance(query, str):
         return trace, shift_effect(trace, layer, query), values
+    dropped = None if artefacts is None else dropped_artefacts(trace, artefacts, trace)
+    if dropped is not None:
+        shares = {str(block): dropped.shares(attention[None])[0] for block, attention in values.items()}
+        record = {"dropped_artefacts": {**dropped.record, "share_of_map": shares}}
+        trace = replace(dropped.masked(trace), provenance={**trace.provenance, **record})
+        scene = mark_dropped(attention_scene(trace, layer, query), dropped)
+        return trace, scene, mean_attention(trace, layer, query)
     return trace, attention_scene(trace, layer, query), values
 
 

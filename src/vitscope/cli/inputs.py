@@ -10,6 +10,7 @@ from vitscope.errors import CallError, ModelUnavailableError
 from vitscope.validation import MAX_NAME_BYTES
 
 if TYPE_CHECKING:
+    from vitscope.interventions.artefacts import Artefacts
     from vitscope.models import VisionModel
 
 
@@ -52,6 +53,13 @@ def load_model(
     from vitscope.models.nearest_class_mean import few_shot_classifier
 
     return few_shot_classifier(model, examples)
+
+
+def artefacts_or_none(model: "VisionModel", photos: Sequence[Path], drop_artefacts: bool) -> "Artefacts | None":
+    """Return the artefacts of all photos, found together; None without ``--drop-artefacts``."""
+    from vitscope.interventions.artefacts import artefact_tokens
+
+    return artefact_tokens(model, photos) if drop_artefacts else None
 
 
 def check_file_name(path: Path | str, option: str) -> None:

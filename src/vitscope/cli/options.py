@@ -29,6 +29,10 @@ Device = Annotated[
     str | None, typer.Option("--device", help="Device, such as cpu or cuda:1.", show_default="cuda if available")
 ]
 
+DropArtefacts = Annotated[
+    bool,
+    typer.Option("--drop-artefacts", help="Leave out artefact tokens, found in all photos together; see registers."),
+]
 Target = Annotated[
     str | None,
     typer.Option("--target", "-t", help="Class to explain, by label or index.", show_default="the most likely"),

@@ -30,7 +30,8 @@ def registers(
 ) -> None:
     """Find artefact tokens, or show maps without them.
 
-    All photos share one threshold. With --count, the maps are those with test-time registers.
+    All photos share one threshold. With --count, the maps are those with test-time registers. The attention of each
+    register is shown too.
     """
     from vitscope.interventions.artefacts import artefact_tokens
     from vitscope.interventions.register_neurons import register_neurons
@@ -67,4 +68,5 @@ def _numbers(artefacts: "Artefacts", index: int) -> dict[str, Any]:
         "share": artefacts.share,
         "attention_share": artefacts.attention_share,
         "places": artefacts.places[index].tolist(),
+        "registers": dict(zip(artefacts.registers, artefacts.register_attention[index].tolist(), strict=True)),
     }

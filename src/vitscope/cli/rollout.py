@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from vitscope.cli.inputs import load_model
+from vitscope.cli.inputs import artefacts_or_none, load_model
 from vitscope.cli.model_options import Description, model_command
-from vitscope.cli.options import Device, Json, ModelName, Out, Overwrite, Photos
+from vitscope.cli.options import Device, DropArtefacts, Json, ModelName, Out, Overwrite, Photos
 from vitscope.cli.output import each_photo, figure_paths, reporting, save
 from vitscope.errors import CallError
 
@@ -39,6 +39,7 @@ def rollout(
     ] = None,
     evolution: Annotated[bool, typer.Option("--evolution", help="Show the rollout after each layer.")] = False,
     stages: Annotated[bool, typer.Option("--stages", help="Swin: show the rollout after each stage.")] = False,
+    drop_artefacts: DropArtefacts = False,
     out: Out = None,
     overwrite: Overwrite = False,
     device: Device = None,
@@ -47,7 +48,9 @@ def rollout(
     description: Description,
 ) -> None:
     """Compute attention rollout through all layers."""
+    from vitscope.interventions.artefact_dropping import dropped_artefacts
     from vitscope.tracing.capture import capture
+    from vitscope.views.artefacts import mark_dropped
 
     if evolution and stages:
         raise CallError("--evolution and --stages are two figures: pass one of them")
@@ -60,12 +63,18 @@ def rollout(
     }
     vision = load_model(model, device, photos, description=description)
     with reporting(json_) as report:
+        artefacts = artefacts_or_none(vision, photos, drop_artefacts)
+        if artefacts is not None:
+            options["drop_artefacts"] = artefacts
         for photo, path in each_photo(photos, figure_paths(photos, "rollout", out), overwrite):
             trace = capture(vision, photo)
             if evolution or stages:
                 results, scene = _evolution(trace, head_fusion or "mean", options, stages=stages)
             else:
                 results, scene = _rollouts(trace, [head_fusion] if head_fusion else ["mean", "max"], options)
+            dropped = None if artefacts is None else dropped_artefacts(trace, artefacts, trace)
+            if dropped is not None:
+                scene = mark_dropped(scene, dropped)
             save(scene, path, overwrite)
             rollouts = [{"provenance": dict(r.provenance), "values": r.values[0].tolist()} for r in results]
             report.append({"image": str(photo), "figure": str(path), "rollouts": rollouts})

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from scipy.ndimage import distance_transform_edt
 from torch import Tensor, uint8
 
 
@@ -58,7 +59,9 @@ class InputImage:
         box = (left, top, left + (right - left) * width_fraction, top + (bottom - top) * height_fraction)
         return InputImage(self.photo, box, self.name)
 
-    def paint(self, values: Any, size: tuple[int, int] | None = None, *, smooth: bool = True) -> np.ndarray:
+    def paint(
+        self, values: Any, size: tuple[int, int] | None = None, *, smooth: bool = True, dropped: Any = None
+    ) -> np.ndarray:
         """Return a map on the token grid, enlarged and placed on the photo.
 
         Args:
@@ -66,10 +69,18 @@ class InputImage:
             size: (width, height) of the result in pixels; by default that of the photo.
             smooth: interpolate between the patch centres (bicubic, within the range of the map). If False, each patch
                 is a block of one value.
+            dropped: bool (height, width), True for patches without a value; None if all have one. Interpolation does
+                not see them.
 
         Returns:
-            float32 (height, width) of ``size``; NaN outside the region that the model saw.
+            float32 (height, width) of ``size``; NaN on dropped patches and outside the region that the model saw.
         """
+        if dropped is not None and np.any(np.asarray(dropped)):
+            # Interpolation would mix a dropped patch into its neighbours, so it takes the value of the nearest one.
+            rows, columns = distance_transform_edt(dropped, return_distances=False, return_indices=True)
+            painted = self.paint(np.asarray(values)[rows, columns], size, smooth=smooth)
+            painted[self.paint(dropped, size, smooth=False) > 0.5] = np.nan
+            return painted
         width, height = size or self.photo.size
         scale_x, scale_y = width / self.photo.width, height / self.photo.height
         left, top = round(self.box[0] * scale_x), round(self.box[1] * scale_y)

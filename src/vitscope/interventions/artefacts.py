@@ -20,6 +20,8 @@ from vitscope.tracing.capture import as_vision_model, run_and_capture
 from vitscope.typing import Maps, Pixels
 from vitscope.validation import require_finite_tensor
 
+REGISTER_PREFIXES = ("register_", "test_register_")  # of the names of register tokens
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Artefacts:
@@ -34,6 +36,9 @@ class Artefacts:
         attention: float32 (image, height, width), attention of ``query`` to the patches in block ``layer``, mean of its
             heads, on the CPU; None if the tokens that the classifier reads are unknown.
         query: ``"cls"``, or ``"readout"`` for a model without a CLS token.
+        registers: names of the model's register tokens, test-time registers included, in order.
+        register_attention: float32 (image, register, height, width), attention of each register to the patches in block
+            ``layer``, mean of its heads, on the CPU.
         grid: token grid.
         images: the photos.
         model: name of the model.
@@ -45,6 +50,8 @@ class Artefacts:
     places: Bool[Tensor, "image height width"]
     attention: Maps | None
     query: str
+    registers: tuple[str, ...]
+    register_attention: Float[Tensor, "image register height width"]
     grid: Grid
     images: Sequence[InputImage]
     model: str
@@ -135,7 +142,10 @@ def artefact_tokens(model: VisionModel | nn.Module, images: Any, *, layer: int =
     layer = require_index(layer, len(layers), "layer", "the model") % len(layers)
     pixels, views = vision.prepare(images)
     query = "cls" if "cls" in prefix_names else "readout"
-    norms, maps = zip(*(_norms_and_map(vision, layers, image[None], layer, query) for image in pixels), strict=True)
+    registers = tuple(name for name in prefix_names if name.startswith(REGISTER_PREFIXES))
+    norms, maps, register_maps = zip(
+        *(_norms_and_maps(vision, layers, image[None], layer, query, registers) for image in pixels), strict=True
+    )
     assert vision.layout is not None
     grid = vision.layout.grid(*pixels.shape[-2:])
     all_norms = torch.stack(norms)
@@ -149,6 +159,8 @@ def artefact_tokens(model: VisionModel | nn.Module, images: Any, *, layer: int =
         places=grid.patches(all_norms[:, layer] > (float("inf") if threshold is None else threshold)),
         attention=None if any(attention is None for attention in maps) else torch.cat(maps),
         query=query,
+        registers=registers,
+        register_attention=torch.stack(register_maps),
         grid=grid,
         images=views,
         model=vision.name,
@@ -178,10 +190,13 @@ def require_plain_blocks(model: VisionModel, feature: str) -> tuple[list[Block],
     return blocks(model.module.get_submodule(model.backbone)), model.layout.prefix_names
 
 
-def _norms_and_map(
-    model: VisionModel, layers: Sequence[Block], pixels: Pixels, layer: int, query: str
-) -> tuple[Float[Tensor, "layer token"], Maps | None]:
-    """Return the norms of an image's tokens after every block, and the attention of a query in one block."""
+def _norms_and_maps(
+    model: VisionModel, layers: Sequence[Block], pixels: Pixels, layer: int, query: str, registers: Sequence[str]
+) -> tuple[Float[Tensor, "layer token"], Maps | None, Float[Tensor, "register height width"]]:
+    """Return the norms of an image's tokens after every block, and the attention of tokens in one block.
+
+    The attention is that of the query, None if it is unknown, and that of each register.
+    """
     norms: list[Tensor] = []
 
     def record(_: Tensor, output: Any) -> None:
@@ -198,4 +213,7 @@ def _norms_and_map(
             f"expected to return its {num_tokens} tokens once"
         )
     attention = None if query == "readout" and trace.readout is None else trace.map(layer, "mean", query).cpu()
-    return require_finite_tensor(torch.stack(norms), "norms"), attention
+    grid = trace.step(layer).require_grid()
+    maps = [trace.map(layer, "mean", name)[0].cpu() for name in registers]
+    register_maps = torch.stack(maps) if maps else torch.zeros(0, grid.height, grid.width, device="cpu")
+    return require_finite_tensor(torch.stack(norms), "norms"), attention, register_maps

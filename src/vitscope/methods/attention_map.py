@@ -9,6 +9,7 @@ from vitscope.attention.scores import Head
 from vitscope.attention.trace import Query, Trace
 from vitscope.errors import CallError, UnsupportedModelError
 from vitscope.grid import Grid
+from vitscope.interventions.artefact_dropping import DropArtefacts, dropped_artefacts, require_drop_artefacts
 from vitscope.models.vision_model import VisionModel
 from vitscope.results.attribution import Attribution
 from vitscope.tracing.capture import capture
@@ -22,6 +23,7 @@ def attention_map(
     layer: int = -1,
     head: Head = "mean",
     query: Query = "readout",
+    drop_artefacts: DropArtefacts = False,
 ) -> Attribution:
     """Return the attention of one query to each patch, in one attention block.
 
@@ -37,16 +39,23 @@ def attention_map(
         head: index of the head, or ``"mean"``, ``"max"``, ``"min"`` over heads.
         query: ``"readout"``, the name of a prefix token such as ``"cls"``, or a patch as (row, column) of the
             block's own grid.
+        drop_artefacts: whether artefact tokens are left out as keys, so that the row is the softmax over the other
+            tokens. True finds them by :func:`vitscope.artefact_tokens` in these images, a number is the norm above
+            which a patch is an artefact after the last block, and an :class:`~vitscope.Artefacts` has its threshold
+            and block from other images. A trace takes the artefacts of the same images. If norms have no valley,
+            nothing is dropped.
 
     Returns:
         an attribution with ``values`` (batch, height, width) in [0, 1] on the block's grid. They are the patches' part
         of the row, not rescaled; the whole row sums to one, except for ``"max"`` and ``"min"``. In a window
         transformer they are zero outside the query's window; ``provenance["padding_mass"]`` is the attention on
-        padding.
+        padding. Dropped patches are zero and True in ``dropped``; ``provenance["dropped_artefacts"]`` names them and
+        their share of the map with them.
 
     Raises:
-        CallError: the model has no such layer, head or query, or ``images`` are missing or not valid.
-        UnsupportedModelError: as for :func:`vitscope.capture`.
+        CallError: the model has no such layer, head or query, ``images`` are missing or not valid, or
+            ``drop_artefacts`` does not fit the images.
+        UnsupportedModelError: as for :func:`vitscope.capture`; for dropping, as for :func:`vitscope.artefact_tokens`.
         WorkError: as for :func:`vitscope.capture`.
 
     Examples:
@@ -54,9 +63,15 @@ def attention_map(
         >>> vs.attention_map(vs.load("vit-nano"), skimage.data.chelsea(), head=4).values.shape
         torch.Size([1, 8, 8])
     """
+    drop = require_drop_artefacts(drop_artefacts)
     trace = trace_of(model, images, lambda m, i: capture(m, i, layers=[layer]))
     step = trace.step(layer)
     values, padding = trace.map_and_padding(layer, head, query)
+    dropped = dropped_artefacts(trace, drop, model, images)
+    record: dict[str, Any] = {}
+    if dropped is not None:
+        record = {"dropped_artefacts": {**dropped.record, "share_of_map": dropped.shares(values)}}
+        values, padding = dropped.masked(trace).map_and_padding(layer, head, query)
     parameters = {
         "layer": step.layer,
         "head": step.require_head(head),
@@ -68,8 +83,10 @@ def attention_map(
         "parameters": parameters,
         "padding_mass": padding.tolist(),
         "rows_sum_to_one": parameters["head"] not in ("max", "min") and not bool((padding > 1e-4).any()),
+        **record,
     }
-    return Attribution(values, step.require_grid(), trace.images, provenance)
+    places = None if dropped is None else dropped.places_or_none
+    return Attribution(values, step.require_grid(), trace.images, provenance, dropped=places)
 
 
 def trace_of(

@@ -8,13 +8,19 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from vitscope.attention.patch_merging import Merge, MergeStep, check_merge
 from vitscope.attention.scores import HeadFusion, check_head_fusion
 from vitscope.attention.trace import AttentionStep, Trace
 from vitscope.errors import UnsupportedModelError
+from vitscope.interventions.artefact_dropping import (
+    DropArtefacts,
+    DroppedArtefacts,
+    dropped_artefacts,
+    require_drop_artefacts,
+)
 from vitscope.methods.attention_map import grid_of, require_start_layer, trace_of
 from vitscope.models.vision_model import VisionModel
 from vitscope.results.attribution import Attribution
@@ -33,6 +39,7 @@ def rollout(
     normalize: bool = True,
     merge: Merge = "equal",
     target: int | str | None = None,
+    drop_artefacts: DropArtefacts = False,
 ) -> Attribution:
     """Compute how much of each patch reaches the readout through all blocks.
 
@@ -63,15 +70,21 @@ def rollout(
         target: a class, by index or label. The row then starts from the share of each last token in the logit of this
             class, ∝ (w_c · LN(x_i))⁺, instead of the readout. This is supported only for models whose classifier is
             linear in the mean of the last tokens (Swin and Swin v2 of all three libraries).
+        drop_artefacts: whether artefact tokens are left out, as in :func:`vitscope.attention_map`: of the keys of every
+            block, and of the readout. The result is the rollout of the other tokens among themselves. The rollout that
+            keeps them is computed too, for the share of the map that lay on them.
 
     Returns:
         an attribution whose ``values`` (batch, height, width), at least 0, are the patches' part of the row, not
         rescaled. With ``normalize``, patches, prefix tokens and padding sum to one. The provenance holds the sum of
-        the row without padding (``row_sums``) and the part on padding (``padding_mass``).
+        the row without padding (``row_sums``) and the part on padding (``padding_mass``). Dropped patches are zero and
+        True in ``dropped``; ``provenance["dropped_artefacts"]`` names them and their share of the map with them.
 
     Raises:
-        CallError: an option is out of range, the model has no such class, or ``images`` are missing or not valid.
-        UnsupportedModelError: the model's blocks cannot be chained, or it has no readout by class.
+        CallError: an option is out of range, the model has no such class, ``images`` are missing or not valid, or
+            ``drop_artefacts`` does not fit the images.
+        UnsupportedModelError: the model's blocks cannot be chained, or it has no readout by class; for dropping, as for
+            :func:`vitscope.artefact_tokens`.
         WorkError: as for :func:`vitscope.capture`.
 
     Examples:
@@ -82,9 +95,8 @@ def rollout(
         torch.Size([1, 16, 16])
     """
     recipe = _Recipe(head_fusion, discard_ratio, start_layer, normalize, merge, target)
-    trace, recipe = _prepared(model, images, recipe)
-    end = trace.num_layers - 1
-    return _attribution(trace, _fold(trace, recipe, [end])[0], recipe, end)
+    trace, recipe, dropped = _prepared(model, images, recipe, drop_artefacts)
+    return _attributions(trace, recipe, [trace.num_layers - 1], dropped)[0]
 
 
 def rollout_evolution(
@@ -97,6 +109,7 @@ def rollout_evolution(
     normalize: bool = True,
     merge: Merge = "equal",
     target: int | str | None = None,
+    drop_artefacts: DropArtefacts = False,
 ) -> list[Attribution]:
     """Compute the rollout after each block, from ``start_layer`` on, in one pass.
 
@@ -115,6 +128,7 @@ def rollout_evolution(
         normalize: see :func:`rollout`.
         merge: see :func:`rollout`.
         target: see :func:`rollout`.
+        drop_artefacts: see :func:`rollout`; the same patches for every block.
 
     Returns:
         one attribution per block, each normalised as in :func:`rollout`; the last equals that of :func:`rollout`.
@@ -131,10 +145,8 @@ def rollout_evolution(
         (6, torch.Size([1, 8, 8]))
     """
     recipe = _Recipe(head_fusion, discard_ratio, start_layer, normalize, merge, target)
-    trace, recipe = _prepared(model, images, recipe)
-    ends = list(range(recipe.start_layer, trace.num_layers))
-    folded = _fold(trace, recipe, ends)
-    return [_attribution(trace, row, recipe, end) for end, row in zip(ends, folded, strict=True)]
+    trace, recipe, dropped = _prepared(model, images, recipe, drop_artefacts)
+    return _attributions(trace, recipe, list(range(recipe.start_layer, trace.num_layers)), dropped)
 
 
 @dataclass(frozen=True)
@@ -152,24 +164,52 @@ class _Recipe:
 Folded = tuple[ReadoutRow, Float[Tensor, " batch"]]  # a row over the finest tokens, and the part on padding
 
 
-def _prepared(model: VisionModel | nn.Module | Trace, images: Any, recipe: _Recipe) -> tuple[Trace, _Recipe]:
-    """Return the trace and the checked options; the model is run if there is no trace yet."""
+def _prepared(
+    model: VisionModel | nn.Module | Trace, images: Any, recipe: _Recipe, drop_artefacts: DropArtefacts
+) -> tuple[Trace, _Recipe, DroppedArtefacts | None]:
+    """Return the trace, the checked options and the artefacts; the model is run if there is no trace yet."""
     check_head_fusion(recipe.head_fusion)
     check_merge(recipe.merge)
     discard_ratio = require_ratio(recipe.discard_ratio, "discard_ratio")
     start = require_integer(recipe.start_layer, "start_layer")
-    options: dict[str, Any] = {"fuse": recipe.head_fusion, "merge": recipe.merge, "by_class": recipe.target is not None}
+    drop = require_drop_artefacts(drop_artefacts)
+    fuse = recipe.head_fusion if drop is False else None  # a key is left out of each head before the heads are fused
+    options: dict[str, Any] = {"fuse": fuse, "merge": recipe.merge, "by_class": recipe.target is not None}
     trace = trace_of(model, images, lambda m, i: run_and_capture(m, i, start_layer=max(start, 0), **options).trace)
-    return trace, replace(
+    recipe = replace(
         recipe,
         discard_ratio=discard_ratio,
         start_layer=require_start_layer(start, trace.num_layers),
         normalize=bool(recipe.normalize),
     )
+    return trace, recipe, dropped_artefacts(trace, drop, model, images)
 
 
-def _fold(trace: Trace, recipe: _Recipe, ends: Sequence[int]) -> list[Folded]:
-    """Return the readout row of each block of ``ends``, pulled back to the finest tokens, all rows together."""
+def _attributions(
+    trace: Trace, recipe: _Recipe, ends: Sequence[int], dropped: DroppedArtefacts | None
+) -> list[Attribution]:
+    """Return the rollout after each block of ``ends``."""
+    results = [_attribution(trace, row, recipe, end) for end, row in zip(ends, _fold(trace, recipe, ends), strict=True)]
+    if dropped is None:
+        return results
+    records = [{**dropped.record, "share_of_map": dropped.shares(result.values)} for result in results]
+    places = dropped.places_or_none
+    if places is not None:
+        folded = _fold(dropped.masked(trace), recipe, ends, dropped.tokens(trace))
+        results = [_attribution(trace, row, recipe, end) for end, row in zip(ends, folded, strict=True)]
+    return [
+        replace(result, dropped=places, provenance={**result.provenance, "dropped_artefacts": record})
+        for result, record in zip(results, records, strict=True)
+    ]
+
+
+def _fold(
+    trace: Trace, recipe: _Recipe, ends: Sequence[int], dropped: Bool[Tensor, "batch token"] | None = None
+) -> list[Folded]:
+    """Return the readout row of each block of ``ends``, pulled back to the finest tokens, all rows together.
+
+    ``dropped`` tokens have no weight in the trace, and discarding does not count them.
+    """
     grid_of(trace)
     trace.require_chain()
     for layer in range(recipe.start_layer, max(ends) + 1):
@@ -192,19 +232,25 @@ def _fold(trace: Trace, recipe: _Recipe, ends: Sequence[int]) -> list[Folded]:
                     f"rollout is not supported for this model: how its tokens change after layer {step.layer} is "
                     "unknown; use attention_map for each block"
                 )
-            rows, on_padding = _pull(step, rows, recipe)
+            rows, on_padding = _pull(step, rows, recipe, dropped)
             padding = padding + on_padding
     return list(zip(rows.unbind(1), padding.unbind(1), strict=True))[::-1]
 
 
-def _pull(step: AttentionStep, rows: Rows, recipe: _Recipe) -> tuple[Rows, PaddingMass]:
+def _pull(
+    step: AttentionStep, rows: Rows, recipe: _Recipe, dropped: Bool[Tensor, "batch token"] | None
+) -> tuple[Rows, PaddingMass]:
     """Return rows · (discard(E A) + I), with the matrix normalised by row if requested, and the part on padding."""
     if recipe.discard_ratio == 0 and recipe.head_fusion == "mean":
         # Rows of a mean of softmaxes sum to one and those of A + I to two, so the row sums need not be computed.
         scaled = rows / 2 if recipe.normalize else rows
         pulled, on_padding = step.pull_head(scaled, "mean")
         return pulled + scaled, on_padding
-    fused = discard_smallest(step.fused(recipe.head_fusion), recipe.discard_ratio, step.pairs)
+    pairs = step.pairs
+    if dropped is not None:
+        remaining = ~dropped.to(rows.device)
+        pairs = (remaining[:, :, None] & remaining[:, None, :])[:, None]
+    fused = discard_smallest(step.fused(recipe.head_fusion), recipe.discard_ratio, pairs)
     if recipe.normalize:
         rows = rows / (1 + step.row_sums(fused))[:, None]
     pulled, on_padding = step.pull(rows, fused)
@@ -215,12 +261,13 @@ def discard_smallest(fused: Fused, share: float, pairs: Tensor | None = None) ->
     """Return the matrices with the floor(share · n) smallest of each image's n entries set to zero.
 
     Of equal entries, the first become zero first. ``pairs`` (window, query, key) is True for entries that are pairs of
-    tokens. All other entries are padding, and are neither counted nor changed.
+    tokens; with an axis for the images before, for each image. All other entries are neither counted nor changed.
     """
     if pairs is not None:
         thinned = fused.clone()
-        for image, entries in zip(thinned, fused[:, pairs], strict=True):
-            image[pairs] = _discard(entries, math.floor(share * entries.numel()))
+        for image, chosen in zip(thinned, pairs.expand_as(fused), strict=True):
+            entries = image[chosen]
+            image[chosen] = _discard(entries, math.floor(share * entries.numel()))
         return thinned
     images = [_discard(image, math.floor(share * image.numel())) for image in fused.flatten(1)]
     return torch.stack(images).view_as(fused) if len(fused) > 1 else images[0].view_as(fused)

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import matplotlib
 import numpy as np
 import torch
+from jaxtyping import Bool
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -109,6 +110,7 @@ class Attribution:
         provenance: method, parameters, model and versions of the libraries.
         target: label of the explained class; None if no class is explained, or if it differs between the images.
         signed: whether positive values support the target and negative values oppose it.
+        dropped: bool (batch, height, width), patches that were left out, whose value is 0; None if there are none.
 
     Examples:
         >>> import skimage.data, vitscope as vs
@@ -126,6 +128,7 @@ class Attribution:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     target: str | None = None
     signed: bool = False
+    dropped: Bool[torch.Tensor, "batch height width"] | None = None
 
     def __repr__(self) -> str:
         height, width = self.values.shape[1:]
@@ -181,9 +184,9 @@ class Attribution:
         """Return the map of one image, drawn over its photo at the photo's size.
 
         The colours range from the smallest to the largest value of the map. Those of a signed map range from blue
-        (opposes the target) through white (zero) to red (supports it). Pixels that the model did not see are grey. The
-        whole photo is grey if all values of the map are equal. Colours are interpolated between patches, unless the map
-        repeats the values of coarser patches.
+        (opposes the target) through white (zero) to red (supports it). Pixels that the model did not see and dropped
+        patches are grey. The whole photo is grey if all values of the map are equal. Colours are interpolated between
+        patches, unless the map repeats the values of coarser patches.
 
         Args:
             alpha: opacity of the map, from 0 (only the photo) to 1 (only the map).
@@ -200,7 +203,8 @@ class Attribution:
             )
         image = self.images[index]
         values = self.values[index].cpu().numpy()
-        heat = image.paint(values, smooth=not repeats_patches(values))
+        dropped = None if self.dropped is None else self.dropped[index].cpu().numpy()
+        heat = image.paint(values, smooth=not repeats_patches(values), dropped=dropped)
         return coloured(image.photo, heat, opacity, signed=self.signed)
 
     def save(self, path: str | Path, *, index: int = 0) -> Path:
@@ -284,11 +288,12 @@ class Attribution:
 
     def as_json(self) -> dict[str, Any]:
         """Return everything except the photos as JSON values."""
-        return {**self._metadata(), "values": self.values.tolist()}
+        dropped = {} if self.dropped is None else {"dropped": self.dropped.tolist()}
+        return {**self._metadata(), "values": self.values.tolist(), **dropped}
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         """Return the tensors of a saved file."""
-        return {"values": self.values}
+        return {"values": self.values, **({} if self.dropped is None else {"dropped": self.dropped})}
 
     def _metadata(self) -> dict[str, Any]:
         """Return the metadata of a saved file."""
@@ -308,6 +313,7 @@ class Attribution:
         values = require_tensor(tensors, "values", torch.float32, (None, grid.height, grid.width))
         if not len(values):
             raise ValueError("it holds no images")
+        dropped = require_tensor(tensors, "dropped", torch.bool, values.shape) if "dropped" in tensors else None
         if not isinstance(signed, bool) or not (target is None or isinstance(target, str)):
             raise ValueError("its target is not text, or signed is not true or false")
         if "images" in provenance:
@@ -317,7 +323,14 @@ class Attribution:
             for entry in entries:
                 if not isinstance(require_mapping(entry, "provenance of an image")["target"], str | None):
                     raise ValueError("the target of an image is not text")
-        return {"values": values, "grid": grid, "signed": signed, "provenance": provenance, "target": target}
+        return {
+            "values": values,
+            "grid": grid,
+            "signed": signed,
+            "provenance": provenance,
+            "target": target,
+            "dropped": dropped,
+        }
 
     def _require_index(self, index: Any) -> int:
         """Return the index of an image, which may be negative, counted from the start."""
@@ -328,7 +341,9 @@ class Attribution:
 
     def _fields_of(self, index: int) -> dict[str, Any]:
         """Return the fields that differ in the result of a single image."""
-        fields = {"values": self.values[index : index + 1], "images": self.images[index : index + 1]}
+        fields: dict[str, Any] = {"values": self.values[index : index + 1], "images": self.images[index : index + 1]}
+        if self.dropped is not None:
+            fields["dropped"] = self.dropped[index : index + 1]
         if "images" not in self.provenance:
             return fields
         provenance = dict(self.provenance["images"][index])
@@ -344,7 +359,9 @@ class Attribution:
             for key in ("interrupted", "samples"):
                 if key in provenance:
                     provenance[key] = type(provenance[key])(sum(result.provenance[key] for result in results))
+        masks = [torch.zeros_like(r.values, dtype=torch.bool) if r.dropped is None else r.dropped for r in results]
         return {
+            "dropped": None if all(result.dropped is None for result in results) else torch.cat(masks),
             "provenance": provenance,
             "values": torch.cat([result.values for result in results]),
             "images": [image for result in results for image in result.images],

@@ -1,10 +1,15 @@
 """Scenes of artefact tokens: the norms of all tokens, where the artefacts are, and the maps with and without them."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
+from vitscope.interventions.artefact_dropping import DroppedArtefacts
 from vitscope.interventions.artefacts import Artefacts
-from vitscope.views.scene import OVERLAY, Curves, Histogram, Panel, Row, Scene
+from vitscope.views.scene import OVERLAY, Curves, Histogram, Panel, Row, Scene, rows_of
+
+REGISTER_COLUMNS = 8  # panels in a row of register maps
 
 
 def artefact_scene(artefacts: Artefacts, *, index: int = 0) -> Scene:
@@ -40,10 +45,10 @@ def artefact_scene(artefacts: Artefacts, *, index: int = 0) -> Scene:
     if artefacts.attention is not None:
         photos.append(_attention_panel(artefacts, index, _attention_title(artefacts)))
     return Scene(
-        rows=[Row(photos, 3), Row([histogram, curves], 3)],
+        rows=[Row(photos, 3), Row([histogram, curves], 3), *_register_rows(artefacts, index)],
         title=f"Artefact tokens of {artefacts.model}",
         note=artefacts.summary,
-        caption="colours: each map from zero to its highest value",
+        caption=f"colours: each map from zero to its highest value{_meaning_of_register_rows(artefacts)}",
     )
 
 
@@ -64,15 +69,69 @@ def register_scene(before: Artefacts, after: Artefacts, *, index: int = 0) -> Sc
             panels.append(_attention_panel(result, index, _attention_title(result), highest))
         rows.append(Row(panels, 3))
     return Scene(
-        rows=rows,
+        rows=[*rows, *_register_rows(after, index)],
         title=f"Test-time registers in {before.model}",
-        note=f"without: {before.summary}; with: {after.summary}",
-        caption="colours: from zero to the highest value, the same for both maps of a column",
+        note=f"without: {_short_summary(before)}; with: {_short_summary(after)}",
+        caption="colours: from zero to the highest value, the same for both maps of a column"
+        + _meaning_of_register_rows(after),
     )
+
+
+def mark_dropped(scene: Scene, dropped: DroppedArtefacts, *, index: int = 0) -> Scene:
+    """Return a scene of maps without artefacts, in which the dropped patches are hatched and the note names them.
+
+    Args:
+        scene: maps of one image, all on the token grid.
+        dropped: the artefacts that its maps leave out.
+        index: index of the image in ``dropped``.
+    """
+    places = dropped.places[index].numpy()
+    note = "; ".join(filter(None, [scene.note, dropped.summary(index)]))
+    if not places.any():
+        return replace(scene, note=note)
+    rows = [
+        replace(
+            row,
+            panels=[
+                replace(panel, dropped=places) if isinstance(panel, Panel) and panel.values is not None else panel
+                for panel in row.panels
+            ],
+        )
+        for row in scene.rows
+    ]
+    return replace(scene, rows=rows, note=note, caption=f"{scene.caption}; hatched: artefact patches, left out")
 
 
 def _attention_title(artefacts: Artefacts) -> str:
     return "attention of CLS" if artefacts.query == "cls" else "attention of the readout"
+
+
+def _register_rows(artefacts: Artefacts, index: int) -> list[Row]:
+    """Return the photo, the attention of CLS and that of each register, side by side; nothing without registers."""
+    if not artefacts.registers:
+        return []
+    panels = [Panel(artefacts.images[index], title="input")]
+    if artefacts.attention is not None:
+        title = "CLS" if artefacts.query == "cls" else "readout"
+        panels.append(_attention_panel(artefacts, index, title))
+    for name, values in zip(artefacts.registers, artefacts.register_attention[index], strict=True):
+        panels.append(_map_panel(artefacts, index, values, name.replace("_", " "), None))
+    return rows_of(panels, min(len(panels), REGISTER_COLUMNS))
+
+
+def _meaning_of_register_rows(artefacts: Artefacts) -> str:
+    """Return what the rows of registers show, for the caption; empty without registers."""
+    if not artefacts.registers:
+        return ""
+    return f"; with registers: attention of each token in block {artefacts.layer}, mean of heads, each map on its own"
+
+
+def _short_summary(artefacts: Artefacts) -> str:
+    """Return the result in a few words, so that two of them fit on a line."""
+    if artefacts.threshold is None:
+        return f"no valley between the norms after block {artefacts.layer}"
+    share = "" if artefacts.attention_share is None else f", {artefacts.attention_share:.1%} of the attention"
+    return f"artefacts are {artefacts.share:.2%} of patches{share} (norm above {artefacts.threshold:.4g})"
 
 
 def _marked(artefacts: Artefacts, index: int, title: str = "") -> Panel:

@@ -1,5 +1,6 @@
 """Rendering of a :class:`Scene` as PNG: a page laid out in inches, with every panel in the proportions of its photo."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -313,6 +314,7 @@ def _draw_image(page: _Page, box: _Box, panel: Panel) -> None:
     axes.imshow(render(panel, size), interpolation="none", aspect="auto")
     axes.set_axis_off()
     axes.autoscale(False)  # clips what is drawn beyond the photo
+    _draw_hatching(axes, panel, size)
     _draw_outlines(axes, panel, size)
     for line, text in enumerate(panel.lines):
         page.write(box.x, box.y + box.height + LINE * (line + 0.95), text, 7.5, INK if line == 0 else FAINT)
@@ -326,7 +328,7 @@ def render(panel: Panel, size: tuple[int, int]) -> Image.Image:
     if panel.values is None:
         return photo
     smooth = not panel.flat and (panel.signed or panel.alpha < 1) and not repeats_patches(panel.values)
-    heat = panel.image.paint(panel.values, size, smooth=smooth)
+    heat = panel.image.paint(panel.values, size, smooth=smooth, dropped=panel.dropped)
     return coloured(photo, heat, panel.alpha, signed=panel.signed, limits=None if panel.signed else panel.limits)
 
 
@@ -337,28 +339,51 @@ def _fade(photo: Image.Image, lit: np.ndarray) -> Image.Image:
     return Image.fromarray(np.where(lit[..., None], pixels, pale).round().astype(np.uint8))
 
 
+def _corners(
+    panel: Panel, shape: tuple[int, ...], size: tuple[int, int]
+) -> tuple[Callable[[int | float, int | float], tuple[float, float]], float]:
+    """Return the function from (row, column) of a grid to pixels of the panel, and the width of a patch's lines.
+
+    The centres of pixels are whole numbers. The width is in points.
+    """
+    left, top, right, bottom = panel.image.box
+    scale_x, scale_y = size[0] / panel.image.photo.width, size[1] / panel.image.photo.height
+    cell_x, cell_y = (right - left) / shape[1], (bottom - top) / shape[0]
+
+    def corner(row: int | float, column: int | float) -> tuple[float, float]:
+        return (left + column * cell_x) * scale_x - 0.5, (top + row * cell_y) * scale_y - 0.5
+
+    points = min(cell_x * scale_x, cell_y * scale_y) * 72 / DPI  # side of a patch
+    return corner, min(max(points * 0.12, 0.5), 1.5)
+
+
+def _draw_hatching(axes: Any, panel: Panel, size: tuple[int, int]) -> None:
+    """Draw three oblique strokes over each dropped patch, so that its grey is not taken for a value."""
+    if panel.dropped is None or panel.values is None:
+        return
+    corner, thickness = _corners(panel, panel.dropped.shape, size)
+    strokes = (((0.5, 0.0), (0.0, 0.5)), ((1.0, 0.0), (0.0, 1.0)), ((1.0, 0.5), (0.5, 1.0)))
+    lines = [
+        [corner(row + y, column + x) for y, x in stroke]
+        for row, column in np.argwhere(panel.dropped).tolist()
+        for stroke in strokes
+    ]
+    axes.add_collection(LineCollection(lines, colors=INK, linewidths=0.6 * thickness, capstyle="butt"))
+
+
 def _draw_outlines(axes: Any, panel: Panel, size: tuple[int, int]) -> None:
     """Draw the borders between a panel's regions, a square around each marked patch, and the numbers."""
     if panel.regions is None:
         return
     regions = _limit_cells(panel.regions, size)
-    left, top, right, bottom = panel.image.box
-    scale_x, scale_y = size[0] / panel.image.photo.width, size[1] / panel.image.photo.height
-    cell_x, cell_y = (right - left) / regions.shape[1], (bottom - top) / regions.shape[0]
+    corner, thickness = _corners(panel, regions.shape, size)
     colour = OUTLINES[panel.outline]
-
-    def corner(row: int | float, column: int | float) -> tuple[float, float]:
-        """Return a corner of the grid in pixels of the panel, whose centres are whole numbers."""
-        return (left + column * cell_x) * scale_x - 0.5, (top + row * cell_y) * scale_y - 0.5
-
     framed = np.pad(regions, 1, constant_values=-1)
     vertical, horizontal = framed[1:-1, 1:] != framed[1:-1, :-1], framed[1:, 1:-1] != framed[:-1, 1:-1]
     lines = [(corner(row, column), corner(row + 1, column)) for row, column in np.argwhere(vertical).tolist()]
     lines += [(corner(row, column), corner(row, column + 1)) for row, column in np.argwhere(horizontal).tolist()]
     for stroke, width in ((WHITE, 1.8), (colour, 1.0)):
         axes.add_collection(LineCollection(lines, colors=stroke, linewidths=width, capstyle="projecting"))
-    points = min(cell_x * scale_x, cell_y * scale_y) * 72 / DPI  # side of a patch
-    thickness = min(max(points * 0.12, 0.5), 1.5)
     for row, column in panel.marks:
         (x, y), (far_x, far_y) = corner(row, column), corner(row + 1, column + 1)
         for stroke, width in ((WHITE, 1.8 * thickness), (colour, thickness)):

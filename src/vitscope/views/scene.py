@@ -36,6 +36,7 @@ class Panel:
         numbers: short texts as (row, column, text), placed on ``regions``.
         limits: the values at the ends of the colour scale; by default the lowest and highest of the map.
         lines: written below.
+        dropped: True for patches that the map leaves out, which are grey and hatched.
         outline: the colour of outlines and numbers: ``"mark"`` (bright red), ``"plain"`` (black), ``"supports"`` or
             ``"opposes"``.
     """
@@ -52,6 +53,7 @@ class Panel:
     numbers: Sequence[tuple[float, float, str]] = ()
     limits: tuple[float, float] | None = None
     lines: Sequence[str] = ()
+    dropped: Bool[np.ndarray, "height width"] | None = None
     outline: OutlineName = "mark"
 
 
