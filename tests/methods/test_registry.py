@@ -30,6 +30,7 @@ def test_every_kind_is_named() -> None:
         "libra": "gradient",
         "transformer_attribution": "gradient",
         "le_grad": "gradient",
+        "transition_attention": "gradient",
     }
 
 

@@ -18,6 +18,7 @@ from vitscope.methods.occlusion import occlusion
 from vitscope.methods.rise import rise
 from vitscope.methods.rollout import rollout
 from vitscope.methods.transformer_attribution import transformer_attribution
+from vitscope.methods.transition_attention import transition_attention
 
 Kind = Literal["attention", "perturbation", "gradient"]
 
@@ -177,5 +178,13 @@ METHODS: dict[str, Method] = {
         summary="how each block's attention raises a class",
         source="Bousselham et al., 2024",
         forwards="1 + a backward",
+    ),
+    "transition_attention": Method(
+        compute=transition_attention,
+        kind="gradient",
+        takes_target=True,
+        summary="attention by head, and what raises a class",
+        source="Chen et al., 2023",
+        forwards="21 + 21 backward",
     ),
 }
