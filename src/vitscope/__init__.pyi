@@ -46,6 +46,7 @@ from .methods.rollout import rollout as rollout
 from .methods.rollout import rollout_evolution as rollout_evolution
 from .methods.token_tm import token_tm as token_tm
 from .methods.transformer_attribution import transformer_attribution as transformer_attribution
+from .methods.transition_attention import transition_attention as transition_attention
 from .methods.window_attention import window_attention as window_attention
 from .metrics.agreement import Agreement as Agreement
 from .metrics.agreement import agreement as agreement

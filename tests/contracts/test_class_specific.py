@@ -13,7 +13,7 @@ import vitscope as vs
 from vitscope.methods.registry import METHODS
 
 GRADIENT = [name for name, method in METHODS.items() if method.kind == "gradient"]
-FEW = {"smooth_grad": {"samples": 3}, "integrated_gradients": {"steps": 5}}
+FEW = {"smooth_grad": {"samples": 3}, "integrated_gradients": {"steps": 5}, "transition_attention": {"steps": 5}}
 
 
 @pytest.fixture(scope="module")

@@ -163,7 +163,8 @@ def test_fused_and_eager_attention_agree(name: str, method: str) -> None:
     for implementation in ("sdpa", "eager"):
         module.set_attn_implementation(implementation)
         results.append(METHODS[method](model, pixels, target=1).values)
-    assert_equal(results[1], results[0], 2e-3 if "γ" in method else 5e-5)  # float32; γ divides by sums near zero
+    least = 1e-6 if method == "transition_attention" else 1e-4  # a share of the row times a gradient
+    assert_equal(results[1], results[0], 2e-3 if "γ" in method else 5e-5, least)  # float32; γ divides by sums near zero
 
 
 @each_method

@@ -52,10 +52,10 @@ def transformers_vit() -> tuple[vs.VisionModel, Tensor]:
     return vs.load(swin_families.perturbed(tiny_vit(), 0.1).double()), pixels
 
 
-def assert_equal(values: Tensor, expected: Tensor, relative: float = RELATIVE) -> None:
-    """Compare up to an error relative to the largest expected value."""
+def assert_equal(values: Tensor, expected: Tensor, relative: float = RELATIVE, least: float = 1e-4) -> None:
+    """Compare up to an error relative to the largest expected value, which is more than ``least``."""
     assert values.shape == expected.shape
-    assert float(expected.abs().max()) > 1e-4
+    assert float(expected.abs().max()) > least
     tolerance = relative * float(expected.abs().max())
     torch.testing.assert_close(values.double(), expected.double(), rtol=0, atol=tolerance)
 
@@ -84,6 +84,7 @@ METHODS: dict[str, Callable[..., vs.Attribution]] = {
     "token_tm": vs.token_tm,
     "token_tm by norm": lambda *args, **options: vs.token_tm(*args, merge="norm", rules="libra", **options),
     "att_cat": vs.att_cat,
+    "transition_attention": lambda *args, **options: vs.transition_attention(*args, steps=2, **options),
     "attn_lrp": vs.attn_lrp,
     "attn_lrp with γ": lambda *args, **options: vs.attn_lrp(*args, gamma=0.05, **options),
     "libra": vs.libra,

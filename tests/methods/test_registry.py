@@ -32,6 +32,7 @@ def test_every_kind_is_named() -> None:
         "le_grad": "gradient",
         "token_tm": "gradient",
         "att_cat": "gradient",
+        "transition_attention": "gradient",
     }
 
 

@@ -43,7 +43,7 @@ def test_the_map_is_relevance_propagated_layer_by_layer(name: str, kind: str, mo
     model, pixels = laws.in_float64(swin.family(name).model(size)), swin.pixels(size, 1).double()
     expected = slow_attribution(name, model.module, pixels)
     matrices: list[torch.Tensor] = []
-    with capture_gradients(model, pixels, GradientOptions(relevance=True)) as run:
+    with capture_gradients(model, pixels, GradientOptions(rules="alpha_beta")) as run:
         values = score(run.model, run.output, run.has_classes, TARGET).values
         relevance = run.relevance(
             values, run.require_streams(), lambda _step, _rows, weights, product: matrices.append(weights * product)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vitscope.attention.patch_merging import MergeStep
 from vitscope.attention.rules import RuleName
+from vitscope.attention.step import AttentionStep
 from vitscope.attention.trace import Trace
 from vitscope.errors import CallError, WorkError, warn
 from vitscope.grid import Grid
@@ -118,6 +119,25 @@ def to_finest(trace: Trace, tokens: Tensor, grid: Grid, method: str) -> tuple[Te
     return rows[:, 0], padding
 
 
+def from_windows(step: AttentionStep, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Return values of the slots of a block's windows as values of tokens.
+
+    Args:
+        step: the block.
+        values: (batch, window, slot).
+
+    Returns:
+        (batch, token), and the sum on padding, (batch,).
+    """
+    if step.is_plain:
+        return values[:, 0], values.new_zeros(len(values))
+    slots = step.require_slots()
+    is_token = slots >= 0
+    tokens = values.new_zeros(len(values), step.require_grid().num_tokens)
+    tokens[:, slots[is_token]] = values[:, is_token]
+    return tokens, (values * ~is_token).sum((1, 2))
+
+
 def pixel_map(run: GradientCapture, relevance: Tensor) -> tuple[Tensor, Grid]:
     """Return the relevance of pixels, (batch, height, width), in the region that the patches cover, and its grid."""
     grid, layout = run.trace.grid, run.model.layout
@@ -158,7 +178,8 @@ def gradient_result(
     values = require_finite_tensor(values.detach().float(), method)
     for label, image in zip(score.labels, values, strict=True):
         if not bool(image.any()):
-            warn(f"{method} of {label!r} is zero everywhere: its {score.output} does not depend on these activations")
+            reason = "does not depend on" if signed else "is not raised by"
+            warn(f"{method} of {label!r} is zero everywhere: its {score.output} {reason} these activations")
     provenance = {
         **run.trace.provenance,
         "method": method,

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from vitscope.attention.step import AttentionStep
 from vitscope.attention.trace import Trace
 from vitscope.errors import UnsupportedModelError
-from vitscope.grid import Grid
-from vitscope.methods._gradient import gradient_result, in_batches, to_finest
+from vitscope.methods._gradient import from_windows, gradient_result, in_batches, to_finest
 from vitscope.methods.attention_map import grid_of, require_start_layer
 from vitscope.models.blocks import Block
 from vitscope.models.outputs import copied_images
@@ -186,23 +185,11 @@ def _block_gradients(run: GradientCapture, total: Tensor, layers: Sequence[int])
             f"no gradient reached the attention of layer {max(missing)} of {run.model.name}: its module detaches it"
         )
     grid = run.grid(layers[-1])
-    placed = [_on_tokens(run.trace.step(layer), sums[layer], grid) for layer in layers]
+    placed = [from_windows(run.trace.step(layer), sums[layer] / grid.num_tokens) for layer in layers]
     tokens = torch.stack([values for values, _ in placed]).mean(0)
     lost = torch.stack([padding for _, padding in placed]).mean(0)
     finest, padding = to_finest(run.trace, tokens, grid, "le_grad")
     return finest, lost + padding
-
-
-def _on_tokens(step: AttentionStep, sums: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
-    """Return sums over queries, (batch, window, key), as means (batch, token), and the part on padding, (batch,)."""
-    means = sums / grid.num_tokens
-    if step.is_plain:
-        return means[:, 0], means.new_zeros(len(means))
-    slots = step.require_slots()
-    is_token = slots >= 0
-    tokens = means.new_zeros(len(means), grid.num_tokens)
-    tokens[:, slots[is_token]] = means[:, is_token]
-    return tokens, (means * ~is_token).sum((1, 2))
 
 
 def _pooling_gradients(

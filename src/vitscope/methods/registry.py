@@ -20,6 +20,7 @@ from vitscope.methods.rise import rise
 from vitscope.methods.rollout import rollout
 from vitscope.methods.token_tm import token_tm
 from vitscope.methods.transformer_attribution import transformer_attribution
+from vitscope.methods.transition_attention import transition_attention
 
 Kind = Literal["attention", "perturbation", "gradient"]
 
@@ -195,5 +196,13 @@ METHODS: dict[str, Method] = {
         summary="attended tokens times their gradients",
         source="Qiang et al., 2022",
         forwards="1 + a backward",
+    ),
+    "transition_attention": Method(
+        compute=transition_attention,
+        kind="gradient",
+        takes_target=True,
+        summary="attention by head, and what raises a class",
+        source="Chen et al., 2023",
+        forwards="21 + 21 backward",
     ),
 }

@@ -152,7 +152,7 @@ class GradientCapture:
     @property
     def relevance_on_zeros(self) -> Float[Tensor, " batch"]:
         """The relevance of the last :meth:`relevance` that ended on activations that are exactly 0, as padding is."""
-        assert isinstance(self._rules, AlphaBetaRules), "the run has GradientOptions(relevance=True)"
+        assert isinstance(self._rules, AlphaBetaRules), "the run has the rules alpha_beta"
         return self._rules.on_zeros
 
     def tokens(self, tensor: Tensor, layer: int) -> Tensor:
