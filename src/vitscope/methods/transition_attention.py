@@ -12,7 +12,7 @@ from vitscope.errors import WorkError
 from vitscope.methods._attention_fold import RowFold
 from vitscope.methods._gradient import from_windows, gradient_result, in_batches, to_finest
 from vitscope.methods.attention_map import grid_of, require_start_layer
-from vitscope.models.targets import ScoreOutput, fixed_target, score
+from vitscope.models.targets import ScoreOutput, score
 from vitscope.models.vision_model import VisionModel
 from vitscope.results.attribution import Attribution
 from vitscope.tracing.capture import as_vision_model
@@ -80,12 +80,11 @@ def transition_attention(
             fold = _HeadFold(run.trace, "transition_attention", start_layer=start)
             run.gradients(explained.values, [run.start], fold)
             row, padding = fold.finish()
-        classes = fixed_target(run.output, run.has_classes, target)
         mean = _MeanGradient(run.trace, steps)
         for step in range(1, steps + 1):
             # Only the last block has a graph: the others start one of their own.
             with capture_gradients(vision, run.pixels * (step / steps), GradientOptions(separate_blocks=True)) as point:
-                values = score(point.model, point.output, point.has_classes, classes, output).values
+                values = score(point.model, point.output, point.has_classes, explained.fixed_target, output).values
                 point.gradients(values, [point.streams[-1] if point.streams else point.start], mean)
         tokens = row * mean.finest_row()
         facts = {"row_sums": row.sum(-1).tolist(), "padding_mass": padding.tolist()}
