@@ -51,7 +51,7 @@ def test_the_artefacts_are_marked_and_the_valley_is_drawn(example: Planted, tmp_
         expected = trace.map(-1, query="cls" if number == 0 else f"register_{number}")[1]
         np.testing.assert_allclose(panel.values, expected, rtol=1e-5)
         assert panel.limits == (0.0, float(panel.values.max()))
-    assert "with registers: attention of each token in block 2, mean of heads" in scene.caption
+    assert "row of registers: attention of each token in block 2, mean of heads" in scene.caption
     assert save_figure(scene, tmp_path / "artefacts.png").stat().st_size > 10_000
 
 
