@@ -114,7 +114,7 @@ def test_dropped_patches_are_hatched_and_named(example: Planted) -> None:
     assert grey.mean() == pytest.approx(4 / 96, abs=0.02)
     none = mark_dropped(scene, replace(dropped, places=example.places & False, reason="no valley"), index=1)
     assert none.rows is scene.rows
-    assert none.note == "query: cls; no valley, so nothing is left out"
+    assert none.note == "query: cls; no artefacts, nothing is left out"
 
 
 def test_a_histogram_colours_what_lies_above_the_threshold() -> None:
