@@ -51,7 +51,7 @@ def test_the_artefacts_are_marked_and_the_valley_is_drawn(example: Planted, tmp_
         expected = trace.map(-1, query="cls" if number == 0 else f"register_{number}")[1]
         np.testing.assert_allclose(panel.values, expected, rtol=1e-5)
         assert panel.limits == (0.0, float(panel.values.max()))
-    assert "with registers: attention of each token in block 2, mean of heads" in scene.caption
+    assert "row of registers: attention of each token in block 2, mean of heads" in scene.caption
     assert save_figure(scene, tmp_path / "artefacts.png").stat().st_size > 10_000
 
 
@@ -114,7 +114,7 @@ def test_dropped_patches_are_hatched_and_named(example: Planted) -> None:
     assert grey.mean() == pytest.approx(4 / 96, abs=0.02)
     none = mark_dropped(scene, replace(dropped, places=example.places & False, reason="no valley"), index=1)
     assert none.rows is scene.rows
-    assert none.note == "query: cls; no valley, so nothing is left out"
+    assert none.note == "query: cls; no artefacts, nothing is left out"
 
 
 def test_a_histogram_colours_what_lies_above_the_threshold() -> None:

@@ -61,7 +61,7 @@ class DroppedArtefacts:
     def summary(self, index: int = 0) -> str:
         """Return what is left out of one image, in a few words."""
         if self.reason:
-            return f"{self.reason}, so nothing is left out"
+            return "no artefacts, nothing is left out"
         places = self.places[index]
         return (
             f"{int(places.sum())} of {places.numel()} patches left out: norm above {self.threshold:.4g} after block "

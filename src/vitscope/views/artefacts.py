@@ -123,7 +123,7 @@ def _meaning_of_register_rows(artefacts: Artefacts) -> str:
     """Return what the rows of registers show, for the caption; empty without registers."""
     if not artefacts.registers:
         return ""
-    return f"; with registers: attention of each token in block {artefacts.layer}, mean of heads, each map on its own"
+    return f"; row of registers: attention of each token in block {artefacts.layer}, mean of heads, each map on its own"
 
 
 def _short_summary(artefacts: Artefacts) -> str:
