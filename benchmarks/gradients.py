@@ -9,14 +9,16 @@ graph, the gradients of all maps from one backward pass, and the product of matr
 times their gradients, because windows need more than a product. The script checks first that it agrees with
 ``vs.generic_attention`` to a relative error of 1e-3.
 
-Times are medians of interleaved rounds; ratios are to "forward + backward" of the same round. Peak memory is that of a
-fresh process, above its memory after one forward and backward pass; large blocks are kept off malloc's heap. If CUDA
-is available, the GPU in float32 and in bfloat16 follows the CPU.
+Times are medians of interleaved rounds; ratios are to "forward + backward" of the same round. On the CPU they are CPU
+seconds of one thread, which other work on the machine hardly changes. Peak memory is that of a fresh process, above its
+memory after one forward and backward pass; large blocks are kept off malloc's heap. If CUDA is available, the GPU in
+float32 and in bfloat16 follows the CPU.
 """
 
 import argparse
 import json
 import statistics
+import time
 from collections.abc import Callable
 
 import torch
@@ -44,6 +46,7 @@ METHODS: dict[str, Callable[[vs.VisionModel, Tensor], object]] = {
     "generic_attention": vs.generic_attention,
     "gradient_rollout": vs.gradient_rollout,
     "le_grad": vs.le_grad,
+    "token_tm": vs.token_tm,
     "grad_cam": vs.grad_cam,
     EAGER: lambda model, pixels: eager_generic(model, pixels),
 }
@@ -142,7 +145,8 @@ def print_rows(name: str, device: str, dtype: str, args: argparse.Namespace) -> 
     calls: dict[str, Callable[[], object]] = {REFERENCE: lambda: forward_backward(model, pixels)}
     for method in args.methods:
         calls[method] = lambda call=METHODS[method]: call(model, pixels)  # type: ignore[misc]
-    seconds = time_rounds(calls, device, args.rounds)
+    clock = time.process_time if device == "cpu" else time.perf_counter
+    seconds = time_rounds(calls, device, args.rounds, clock)
     reference = None
     for method, times in seconds.items():
         cells = [f"{device} {dtype}", name, method, f"{statistics.median(times) * 1000:,.0f} ms"]
@@ -165,6 +169,7 @@ def main() -> None:
     parser.add_argument("--no-memory", action="store_true")
     parser.add_argument("--child", nargs=4, metavar=("INPUT", "METHOD", "DEVICE", "DTYPE"), help=argparse.SUPPRESS)
     args = parser.parse_args()
+    torch.set_num_threads(1)
     if args.child:
         child(*args.child)
         return

@@ -14,23 +14,28 @@ from pathlib import Path
 import torch
 
 
-def timed(call: Callable[[], object], device: str) -> float:
+def timed(call: Callable[[], object], device: str, clock: Callable[[], float] = time.perf_counter) -> float:
     """Return the seconds of a call."""
     if device != "cpu":
         torch.cuda.synchronize()
-    start = time.perf_counter()
+    start = clock()
     call()
     if device != "cpu":
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return clock() - start
 
 
-def time_rounds(calls: Mapping[str, Callable[[], object]], device: str, rounds: int) -> dict[str, list[float]]:
+def time_rounds(
+    calls: Mapping[str, Callable[[], object]],
+    device: str,
+    rounds: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, list[float]]:
     """Return the seconds of each call in each round; a round runs every call once."""
     seconds: dict[str, list[float]] = {method: [] for method in calls}
     for _ in range(rounds + 1):
         for method, call in calls.items():
-            seconds[method].append(timed(call, device))
+            seconds[method].append(timed(call, device, clock))
     return {method: values[1:] for method, values in seconds.items()}  # the first round warms up
 
 
