@@ -23,6 +23,7 @@ COMMANDS = {
     "compose": ["compose", "cat.png", "--object", "5,5,20,20", "--test", "none", "--no-attention"],
 }
 OPTIONS: dict[str, tuple[list[str], dict[str, Any]]] = {
+    "random weights": (["--no-pretrained"], {"pretrained": False}),
     "weights": (["--weights", "w.pth"], {"weights": Path("w.pth")}),
     "adapter": (["--adapter", "lora"], {"adapter": Path("lora")}),
     "backbone": (["--backbone", "model.encoder"], {"backbone": "model.encoder"}),

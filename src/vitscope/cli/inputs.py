@@ -46,7 +46,9 @@ def load_model(
     if device is not None and device.partition(":")[0].strip() == "meta":
         raise ModelUnavailableError("--device is 'meta', which holds no numbers: pass cpu, cuda or mps")
     device = device or ("cuda" if torch.cuda.is_available() else None)
-    model = load(name, device=device, image_size=image_size, **(description or {}))
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(0)  # for random weights
+        model = load(name, device=device, image_size=image_size, **(description or {}))
     if examples is None:
         return model
     from vitscope.models.nearest_class_mean import few_shot_classifier

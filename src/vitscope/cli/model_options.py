@@ -16,6 +16,7 @@ Description = Mapping[str, Any]  # keyword arguments of vitscope.load
 
 # Argument of vitscope.load: its option.
 OPTIONS: Mapping[str, Any] = {
+    "pretrained": options.Pretrained,
     "weights": options.Weights,
     "adapter": options.Adapter,
     "backbone": options.Backbone,

@@ -69,6 +69,15 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables
 MODEL_PANEL = "Describe the model"
 MODEL_OUTPUT = "Model's output: logits, softmax, sigmoid, probabilities, value or features."
 
+Pretrained = Annotated[
+    bool | None,
+    typer.Option(
+        "--pretrained/--no-pretrained",
+        help="Load pretrained weights, or draw random ones (seed 0).",
+        show_default="pretrained",
+        rich_help_panel=MODEL_PANEL,
+    ),
+]
 Weights = Annotated[
     Path | None,
     typer.Option(help="File of weights for the architecture that --model names.", rich_help_panel=MODEL_PANEL),
