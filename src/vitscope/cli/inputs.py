@@ -80,6 +80,30 @@ def _quoted(path: Path | str) -> str:
     return repr(text if len(text) <= 60 else f"{text[:40]}…{text[-12:]}")
 
 
+def image_files(photos: Sequence[Path] | None, window: str | None, index: int | None) -> Sequence[Path] | None:
+    """Return the photos with the window and the slice with which they are read.
+
+    Args:
+        photos: their paths; None if there are none.
+        window: the value of ``--window``.
+        index: the value of ``--slice``.
+
+    Raises:
+        CallError: there are no photos to which these options could apply, or the window is not two numbers.
+    """
+    if window is None and index is None:
+        return photos
+    if not photos:
+        raise CallError("--window and --slice apply to the photos of the command line: pass one")
+    from vitscope.images.grey_window import ImageFile, require_window
+
+    pair = None if window is None else require_window(parse_numbers(window, "--window"))
+    files = [ImageFile(photo) for photo in photos]
+    for file in files:
+        file.window, file.slice = pair, index
+    return files
+
+
 TargetNames = str | tuple[str | None, str]  # a class, or the two of a contrast; None is the most likely class
 
 

@@ -7,6 +7,16 @@ import typer
 
 Photos = Annotated[list[Path], typer.Argument(help="Photos to explain.", metavar="PHOTO", show_default=False)]
 
+Window = Annotated[
+    str | None,
+    typer.Option(
+        "--window",
+        help="Grey values of the photos that become black and white: low,high, in the units of the file.",
+        show_default="of the file",
+    ),
+]
+Slice = Annotated[int | None, typer.Option("--slice", help="Frame of DICOM files, or slice of NIfTI volumes, from 0.")]
+
 ModelName = Annotated[
     str,
     typer.Option(
