@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from vitscope.errors import CallError, ImageError, VitscopeError, first_line
+from vitscope.errors import CallError, ImageError, VitscopeError, first_line, warn
 from vitscope.images.arrays import MAX_PIXELS, MAX_PIXELS_VARIABLE, check_size, image_of_array, read_npy
-from vitscope.images.grey_window import GreyWindow, ImageFile, describe_choice, require_window
+from vitscope.images.dicom import read_dicom
+from vitscope.images.grey_window import GreyWindow, ImageFile, describe_choice, require_window, warn_if_narrow
 from vitscope.images.image import on_white
+from vitscope.images.nifti import read_nifti
 from vitscope.images.pixel_depth import check_depth, depth_of, eight_bits, transparent_colour
 from vitscope.images.png_data import rows_missing
 from vitscope.images.sources import (
@@ -24,6 +26,7 @@ from vitscope.images.sources import (
     PREFIX,
     check_decoder,
     check_format,
+    medical_format_or_none,
     quoted_path,
     read_binary_file,
     require_regular_file,
@@ -184,6 +187,9 @@ def _decoded(
     prefix = file.read(PREFIX)
     file.seek(0)
     with _errors_in_one_line(name):
+        medical_format = medical_format_or_none(prefix)
+        if medical_format is not None:
+            return _decoded_medical(file, name, choice, medical_format)
         choice.check_single(name)
         if prefix.startswith(NPY):
             array = read_npy(file, name, choice.max_pixels, choice.window)
@@ -196,6 +202,23 @@ def _decoded(
             if rows_missing(image, file):
                 raise ImageError(f"{name} is damaged: its data end before the last row")
             return photo
+
+
+def _decoded_medical(
+    file: io.BytesIO | io.BufferedReader, name: str, choice: _Choice, medical_format: str
+) -> Image.Image:
+    """Return a frame of a DICOM file or a slice of a NIfTI volume."""
+    unused_range, is_oriented = None, True
+    with _quiet_pillow():  # pydicom and nibabel, too, warn of details that the decoded pixels do not depend on
+        if medical_format == "DICOM":
+            pixels, unused_range = read_dicom(file, name, choice.max_pixels, choice.window, choice.slice)
+        else:
+            pixels, is_oriented = read_nifti(file, name, choice.max_pixels, choice.window, choice.slice)
+    if unused_range is not None:
+        warn_if_narrow(*unused_range, name)
+    if not is_oriented:
+        warn(f"{name} does not state its orientation: left and right may be swapped")
+    return _to_rgb(Image.fromarray(pixels), name, choice.unwindowed())
 
 
 @contextmanager
