@@ -190,11 +190,12 @@ def _decoded(
         medical_format = medical_format_or_none(prefix)
         if medical_format is not None:
             return _decoded_medical(file, name, choice, medical_format)
-        choice.check_single(name)
         if prefix.startswith(NPY):
+            choice.check_single(name)
             array = read_npy(file, name, choice.max_pixels, choice.window)
             return _to_rgb(image_of_array(array, name, choice.window), name, choice.unwindowed())
         check_format(prefix, name, CallError if in_memory else ImageError, f": {_EXPECTED}" if in_memory else "")
+        choice.check_single(name)
         with _open_header(file) as image:
             check_decoder(image.format, name)
             check_size(image.width, image.height, name, choice.max_pixels)
