@@ -1,6 +1,9 @@
 """Grey windows: the two values that become black and white, as radiologists choose them."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +16,8 @@ if TYPE_CHECKING:
     NativePath = Path
 else:
     NativePath = type(Path())  # pathlib.Path itself has no subclasses before Python 3.12
+
+_announces = ContextVar("announces", default=True)  # each thread has its own value
 
 GreyWindow = tuple[float, float]
 MIN_USE = 1 / 8  # share of the range of deep pixels below which a warning is issued
@@ -91,6 +96,16 @@ def check_no_nan(values: np.ndarray, name: str) -> None:
         raise ImageError(f"{name} holds {count} pixels that are NaN: replace them with a number first")
 
 
+@contextmanager
+def range_warnings(enabled: bool) -> Iterator[None]:
+    """Enable or disable the warnings of :func:`warn_if_narrow`, which a data set would repeat for each image."""
+    token = _announces.set(enabled)
+    try:
+        yield
+    finally:
+        _announces.reset(token)
+
+
 def warn_if_narrow(values: np.ndarray, full_range: GreyWindow, name: str) -> None:
     """Warn if deep pixels use less than :data:`MIN_USE` of their range, so that they are almost a single grey.
 
@@ -101,7 +116,7 @@ def warn_if_narrow(values: np.ndarray, full_range: GreyWindow, name: str) -> Non
     """
     least, greatest = float(values.min()), float(values.max())
     low, high = full_range
-    if greatest - least < (high - low) * MIN_USE:
+    if greatest - least < (high - low) * MIN_USE and _announces.get():
         warn(
             f"{name} uses only the values {least:g} to {greatest:g} of {low:g} to {high:g}, so it is almost a single "
             f"grey: {HOW_TO_WINDOW}"
