@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import vitscope as vs
 import vitscope.models
 from tests.helpers.command_line import call, needs_bundled
+from vitscope.cli.inputs import load_model
 
 pytestmark = needs_bundled
 
@@ -150,6 +152,15 @@ def test_a_model_whose_classes_are_unclear_is_still_explained(
     assert Path("cat-explain.png").exists()
     _, out, _ = call(capsys, monkeypatch, "explain", "cat.png", "--json", *methods)
     assert json.loads(out)[0]["no_classes"] == "M returns several outputs: pass select= to vitscope.load"
+
+
+def test_random_weights_are_the_same_in_every_run_and_leave_the_generator_alone() -> None:
+    pytest.importorskip("timm")
+    state = torch.get_rng_state()
+    first, second = (load_model("timm:test_vit", None, (), description={"pretrained": False}) for _ in range(2))
+    weights = [dict(model.module.named_parameters())["head.weight"] for model in (first, second)]
+    assert torch.equal(*weights)
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 # The pixels of the photos

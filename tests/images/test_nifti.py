@@ -97,7 +97,10 @@ def test_an_oblique_volume_is_turned_to_the_nearest_view() -> None:
 
 def test_a_file_without_an_orientation_is_announced() -> None:
     content = bytearray(nifti(VOLUME))
-    content[252:256] = bytes(4)  # the codes of both transformations
+    for codes in ([1, 0, 0, 0], [0, 0, 1, 0]):  # one of the two transformations is enough
+        content[252:256] = bytes(codes)
+        vs.read_image(bytes(content), window=WINDOW, slice=0)
+    content[252:256] = bytes(4)
     with pytest.warns(vs.VitscopeWarning, match=r"^the data does not state its orientation: left and right may be"):
         vs.read_image(bytes(content), window=WINDOW, slice=0)
 
