@@ -156,11 +156,15 @@ def test_a_model_whose_classes_are_unclear_is_still_explained(
 
 def test_random_weights_are_the_same_in_every_run_and_leave_the_generator_alone() -> None:
     pytest.importorskip("timm")
-    state = torch.get_rng_state()
-    first, second = (load_model("timm:test_vit", None, (), description={"pretrained": False}) for _ in range(2))
-    weights = [dict(model.module.named_parameters())["head.weight"] for model in (first, second)]
+    weights = []
+    with torch.random.fork_rng(devices=()):
+        for seed in (1, 2):
+            torch.manual_seed(seed)
+            state = torch.get_rng_state()
+            model = load_model("timm:test_vit", None, (), description={"pretrained": False})
+            weights.append(dict(model.module.named_parameters())["head.weight"])
+            assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(*weights)
-    assert torch.equal(torch.get_rng_state(), state)
 
 
 # The pixels of the photos
