@@ -70,7 +70,7 @@ def describe_choice(window: GreyWindow | None, index: int | None) -> str:
     parts = [] if index is None else [f"slice {index}"]
     if window is not None:
         parts.append(f"window {window[0]:g} to {window[1]:g}")
-    return f" ({', '.join(parts)})" if parts else ""
+    return f"({', '.join(parts)})" if parts else ""
 
 
 def windowed(values: np.ndarray, window: GreyWindow, name: str) -> np.ndarray:

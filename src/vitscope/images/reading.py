@@ -88,7 +88,7 @@ def read_image(source: Any, *, window: Any = None, slice: int | None = None) -> 
         >>> twelve_bits = np.linspace(0, 4095, 64 * 64).reshape(64, 64).astype(np.uint16)
         >>> image = vs.read_image(twelve_bits, window=(0, 4095))
         >>> image.size, image.getextrema()[0], image.filename
-        ((64, 64), (0, 255), ' (window 0 to 4095)')
+        ((64, 64), (0, 255), '(window 0 to 4095)')
     """
     image, name = read_photo(source, alpha=True, window=window, slice=slice)
     image.filename = name  # type: ignore[attr-defined]
@@ -130,7 +130,7 @@ def read_photo(
         _limit_from_environment() if max_pixels is None else max_pixels, alpha, require_window(window), slice
     )
     photo, name = _read(source, choice)
-    return photo, f"{name}{describe_choice(choice.window, slice)}"
+    return photo, " ".join(filter(None, (name, describe_choice(choice.window, slice))))
 
 
 @dataclass(frozen=True)
