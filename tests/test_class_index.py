@@ -67,3 +67,42 @@ def test_a_target_that_is_not_a_class_is_refused_in_one_line(target: Any, messag
     assert message in text
     assert "\n" not in text
     assert len(text) < 250
+
+
+CATS = (
+    "tabby, tabby cat",
+    "tiger cat",
+    "Egyptian cat",
+    "cougar, catamount",
+    "crate",
+    "coast",
+    "night_CAT",
+    "lynx, cat_bear",
+)
+
+
+@pytest.mark.parametrize(
+    ("target", "labels", "listed"),
+    [
+        ("cat", CATS, "tabby cat, tiger cat, Egyptian cat, night_CAT, cat_bear: pass a label"),
+        ("Cat ", CATS, "tabby cat, tiger cat, Egyptian cat, night_CAT, cat_bear: pass a label"),
+        ("tiger", CATS, "a word of tiger cat: pass a label"),
+        ("egyptian", CATS, "a word of Egyptian cat: pass a label"),
+        ("c.t", CATS, "did you mean"),
+        ("", CATS, "the nearest labels are"),
+        ("cats", CATS, "did you mean"),
+        ("dog", [f"dog {index}" for index in range(25)], "dog 19 and 5 more: pass a label"),
+    ],
+)
+def test_a_part_of_labels_is_refused_with_all_labels_that_contain_it_as_a_word(
+    target: str, labels: Any, listed: str
+) -> None:
+    with pytest.raises(CallError) as caught:
+        require_class_index(target, labels, len(labels))
+    assert listed in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_label_or_synonym_takes_precedence_over_labels_that_contain_it() -> None:
+    assert require_class_index("cat", (*CATS, "cat"), 9) == 8
+    assert require_class_index("cat", (*CATS, "house animal, Cat"), 9) == 8

@@ -46,6 +46,8 @@ FACE = {"vitscope", "vitscope.__main__"}
 OWNERS = {
     "timm": "vitscope.models.backends.timm",
     "torchvision": "vitscope.models.backends.torchvision.backend",
+    "pydicom": "vitscope.images.dicom",
+    "nibabel": "vitscope.images.nifti",
     "cv2": "vitscope.compositing.grabcut",
 }
 

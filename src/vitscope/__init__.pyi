@@ -18,6 +18,7 @@ from .errors import VitscopeWarning as VitscopeWarning
 from .errors import WorkError as WorkError
 from .grid import Grid as Grid
 from .images.image import InputImage as InputImage
+from .images.reading import read_image as read_image
 from .interventions.artefacts import Artefacts as Artefacts
 from .interventions.artefacts import artefact_tokens as artefact_tokens
 from .interventions.register_neurons import register_neurons as register_neurons

@@ -3,6 +3,7 @@
 import difflib
 import math
 import operator
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 MAX_NAME_BYTES = 255  # bytes of a file name, on the file systems of Linux, macOS and Windows
 MAX_TEXT = 100  # characters of a value in a message or a repr
 MAX_DIGITS = 20  # digits of an index in a message; Python refuses to parse or print numbers of thousands of digits
+MAX_LABELS = 20  # labels that a message lists
 MAX_SEED = 2**32 - 1  # numpy's generators take no larger seed
 
 
@@ -125,7 +127,8 @@ def require_class_index(target: Any, labels: Sequence[str] | None, num_classes: 
         num_classes: number of classes.
 
     Raises:
-        CallError: there is no such class; the message lists the most similar labels.
+        CallError: there is no such class; the message lists the labels that contain the target as a whole word, or
+            else the most similar ones.
     """
     if isinstance(target, list | tuple | dict | set) or getattr(target, "ndim", 0) > 0:
         raise CallError(
@@ -150,6 +153,11 @@ def require_class_index(target: Any, labels: Sequence[str] | None, num_classes: 
             synonyms.setdefault(synonym.strip().casefold(), index)
     if query in synonyms:
         return synonyms[query]
+    containing = _labels_with_word(query, labels)
+    if containing:
+        more = f" and {len(containing) - MAX_LABELS} more" if len(containing) > MAX_LABELS else ""
+        listed = ", ".join(containing[:MAX_LABELS])
+        raise CallError(f"target {target!r} is not a label of this model, but a word of {listed}{more}: pass a label")
     names = [*synonyms, *(label.casefold() for label in labels)]
     close = difflib.get_close_matches(query, names, n=3, cutoff=0.5)
     if close:
@@ -157,6 +165,17 @@ def require_class_index(target: Any, labels: Sequence[str] | None, num_classes: 
         raise CallError(f"target {target!r} is not a label of this model: did you mean {suggestions}?")
     nearest = difflib.get_close_matches(query, synonyms, n=3, cutoff=0)
     raise CallError(f"target {target!r} is not a label of this model: the nearest labels are {', '.join(nearest)}")
+
+
+def _labels_with_word(query: str, labels: Sequence[str]) -> list[str]:
+    """Return the first synonym of each label that contains the query as whole words."""
+    words = re.compile(rf"(?<![^\W_]){re.escape(query)}(?![^\W_])")  # "_" separates words, as in "bull_mastiff"
+    matches = []
+    if query:
+        for label in labels:
+            synonyms = (synonym.strip() for synonym in label.split(","))
+            matches += [synonym for synonym in synonyms if words.search(synonym.casefold())][:1]
+    return matches
 
 
 def _require_index(index: int, num_classes: int) -> int:

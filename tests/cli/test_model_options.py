@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import vitscope as vs
 import vitscope.models
 from tests.helpers.command_line import call, needs_bundled
+from vitscope.cli.inputs import load_model
 
 pytestmark = needs_bundled
 
@@ -24,6 +26,7 @@ COMMANDS = {
     "compose": ["compose", "cat.png", "--object", "5,5,20,20", "--test", "none", "--no-attention"],
 }
 OPTIONS: dict[str, tuple[list[str], dict[str, Any]]] = {
+    "random weights": (["--no-pretrained"], {"pretrained": False}),
     "weights": (["--weights", "w.pth"], {"weights": Path("w.pth")}),
     "adapter": (["--adapter", "lora"], {"adapter": Path("lora")}),
     "backbone": (["--backbone", "model.encoder"], {"backbone": "model.encoder"}),
@@ -151,3 +154,56 @@ def test_a_model_whose_classes_are_unclear_is_still_explained(
     assert Path("cat-explain.png").exists()
     _, out, _ = call(capsys, monkeypatch, "explain", "cat.png", "--json", *methods)
     assert json.loads(out)[0]["no_classes"] == "M returns several outputs: pass select= to vitscope.load"
+
+
+def test_random_weights_are_the_same_in_every_run_and_leave_the_generator_alone() -> None:
+    pytest.importorskip("timm")
+    weights = []
+    with torch.random.fork_rng(devices=()):
+        for seed in (1, 2):
+            torch.manual_seed(seed)
+            state = torch.get_rng_state()
+            model = load_model("timm:test_vit", None, (), description={"pretrained": False})
+            weights.append(dict(model.module.named_parameters())["head.weight"])
+            assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(*weights)
+
+
+# The pixels of the photos
+
+WINDOWED = [COMMANDS["attention"], COMMANDS["compose"]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", WINDOWED, ids=lambda command: command[0])
+def test_a_window_reaches_the_photos_of_a_command(
+    capsys: Any, monkeypatch: pytest.MonkeyPatch, command: list[str]
+) -> None:
+    pixels = np.asarray(Image.open("cat.png").convert("L"))
+    Path("figures").mkdir()
+    options = [*command, "--json", "--overwrite", "--out", "figures"]
+    Image.fromarray(pixels).save("cat.png")
+    _, expected, _ = call(capsys, monkeypatch, *options)
+    Image.fromarray(pixels.astype(np.uint16) * 16).save("cat.png")
+    code, out, err = call(capsys, monkeypatch, *options, "--window", "0,4080")
+    assert (code, err) == (0, "")
+    assert out.replace(" (window 0 to 4080)", "") == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["explain", "cat.png", "--window", "0"], "window is [0]: two numbers are expected"),
+        (["explain", "cat.png", "--window", "a,b"], "--window is 'a,b': pass numbers separated by commas"),
+        (["explain", "cat.png", "--window", "-160,240"], "window is for grey pixels, and cat.png is of mode RGB"),
+        (["rollout", "cat.png", "--slice", "3"], "slice is 3, but cat.png is a single image: leave it out"),
+        (["compose", "--recipe", "r.toml", "--slice", "3"], "--window and --slice apply to the photos of the command"),
+    ],
+    ids=lambda value: " ".join(value[2:]) if isinstance(value, list) else "",
+)
+def test_an_impossible_window_or_slice_is_one_line(
+    capsys: Any, monkeypatch: pytest.MonkeyPatch, options: list[str], message: str
+) -> None:
+    code, out, err = call(capsys, monkeypatch, *options)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert message in err

@@ -46,6 +46,16 @@ def for_tune() -> dict[str, Any]:
     return {}
 
 
+def for_images() -> dict[str, Any]:
+    """Write a photo of 12 bits, a CT and a volume."""
+    nibabel, dicom = pytest.importorskip("nibabel"), pytest.importorskip("pydicom").examples.ct
+    values = np.linspace(0, 4095, 64 * 64).reshape(64, 64).astype(np.uint16)
+    Image.fromarray(values).save("scan.png")
+    dicom.save_as("ct.dcm")
+    nibabel.save(nibabel.Nifti1Image(np.stack([values.astype(np.int16) // 4] * 81, -1), np.eye(4)), "brain.nii.gz")
+    return {}
+
+
 def for_readme() -> dict[str, Any]:
     """What README takes from its reader: files, and live modules to load."""
     import timm
@@ -84,6 +94,7 @@ def for_readme() -> dict[str, Any]:
 
 BRING: dict[str, Callable[[], dict[str, Any]]] = {
     "README.md": for_readme,
+    "images.md": for_images,
     "tune.md": for_tune,
 }
 

@@ -168,6 +168,39 @@ def test_a_misspelled_name_suggests_the_right_one() -> None:
         assert refusal(UnknownModelError, name) == f"unknown model {name!r}: did you mean 'vit-nano'?"
 
 
+@pytest.mark.parametrize(
+    ("name", "suggestion"),
+    [
+        ("vit_small_patch16_224", "did you mean 'timm:vit_small_patch16_224'?"),
+        ("vit_small_patch16_224.augreg_in1k", "did you mean 'timm:vit_small_patch16_224.augreg_in1k'?"),
+        ("swin_t", "did you mean 'torchvision:swin_t'?"),
+        ("resnet18", "did you mean 'timm:resnet18' or 'torchvision:resnet18'?"),
+        ("hf-hub:timm/a.b", "for a repository or folder of timm, pass 'timm:hf-hub:timm/a.b'"),
+        ("local-dir:folder", "for a repository or folder of timm, pass 'timm:local-dir:folder'"),
+    ],
+)
+def test_a_name_without_the_prefix_of_its_library_suggests_the_prefix(
+    name: str, suggestion: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("timm")
+    pytest.importorskip("torchvision")
+    monkeypatch.setenv("TRANSFORMERS_OFFLINE", "1")
+    assert refusal(UnknownModelError, name) == f"unknown model {name!r}: {suggestion}"
+
+
+@pytest.mark.parametrize("name", ["best.pt", "/no/such/folder/last.ckpt"])
+def test_a_missing_file_of_weights_is_not_looked_up_as_a_hub_id(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRANSFORMERS_OFFLINE", "1")
+    message = refusal(UnknownModelError, name)
+    assert message.startswith(f"{name} does not exist; a file of weights needs an architecture too: vs.load('timm:")
+    assert message.endswith("--model timm:<name> --weights file")
+
+
+def test_a_name_that_no_library_has_is_refused_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRANSFORMERS_OFFLINE", "1")
+    assert "foo_bar is not in the local cache" in refusal(ModelUnavailableError, "foo_bar")
+
+
 @pytest.mark.parametrize("library", ["timm", "torchvision"])
 def test_a_name_that_the_library_does_not_know_is_refused(library: str) -> None:
     pytest.importorskip(library)

@@ -313,7 +313,8 @@ def test_a_file_of_weights_needs_an_architecture(name: str, tmp_path: Path) -> N
         torch.save(tiny_vit().state_dict(), file)
     assert refusal(UnknownModelError, file) == (
         f"{file} holds weights only: name the architecture, as in "
-        f'vs.load("timm:vit_small_patch16_224", weights="{name}")'
+        f'vs.load("timm:vit_small_patch16_224", weights="{name}") or '
+        f"--model timm:vit_small_patch16_224 --weights {name}"
     )
 
 

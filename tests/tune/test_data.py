@@ -67,6 +67,22 @@ def test_hidden_and_other_files_are_ignored_and_nested_folders_are_read(tmp_path
     assert sum(data.counts()["red"]) == 5
 
 
+def test_dicom_files_are_images_of_a_class_and_only_the_first_announces_its_range(tmp_path: Path) -> None:
+    ct = pytest.importorskip("pydicom").examples.ct
+    for label in ("left", "right"):
+        (tmp_path / label).mkdir()
+        for number in range(2):
+            ct.save_as(tmp_path / label / f"{number}.dcm")
+        (tmp_path / label / "brain.nii.gz").write_bytes(b"")
+    data = load_data(tmp_path, DataOptions(test_share=0.5))
+    assert len(data.train) + len(data.test) == 6
+    images = LabeledImages(sorted(tmp_path.glob("*/*.dcm")), np.arange(4), np.array([0, 0, 1, 1]))
+    with pytest.warns(vs.VitscopeWarning, match=r"0\.dcm uses only the values -896 to 1167 of -33792 to 31743"):
+        assert images.read(0).size == (128, 128)
+    for index in range(1, 4):
+        images.read(index)
+
+
 def test_a_split_takes_its_share_of_every_class_and_depends_on_its_seed_alone() -> None:
     classes = np.repeat([0, 1, 2], [100, 50, 10])
     train, test = stratified_split(classes, 0.2, 0)

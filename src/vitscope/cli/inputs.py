@@ -47,7 +47,9 @@ def load_model(
     if device is not None and device.partition(":")[0].strip() == "meta":
         raise ModelUnavailableError("--device is 'meta', which holds no numbers: pass cpu, cuda or mps")
     device = device or ("cuda" if torch.cuda.is_available() else None)
-    model = load(name, device=device, image_size=image_size, **(description or {}))
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(0)  # for random weights
+        model = load(name, device=device, image_size=image_size, **(description or {}))
     if examples is None:
         return model
     from vitscope.models.nearest_class_mean import few_shot_classifier
@@ -84,6 +86,30 @@ def _quoted(path: Path | str) -> str:
     """Return a path for a message, shortened if it is long."""
     text = str(path)
     return repr(text if len(text) <= 60 else f"{text[:40]}…{text[-12:]}")
+
+
+def image_files(photos: Sequence[Path] | None, window: str | None, index: int | None) -> Sequence[Path] | None:
+    """Return the photos with the window and the slice with which they are read.
+
+    Args:
+        photos: their paths; None if there are none.
+        window: the value of ``--window``.
+        index: the value of ``--slice``.
+
+    Raises:
+        CallError: there are no photos to which these options could apply, or the window is not two numbers.
+    """
+    if window is None and index is None:
+        return photos
+    if not photos:
+        raise CallError("--window and --slice apply to the photos of the command line: pass one")
+    from vitscope.images.grey_window import ImageFile, require_window
+
+    pair = None if window is None else require_window(parse_numbers(window, "--window"))
+    files = [ImageFile(photo) for photo in photos]
+    for file in files:
+        file.window, file.slice = pair, index
+    return files
 
 
 TargetNames = str | tuple[str | None, str]  # a class, or the two of a contrast; None is the most likely class

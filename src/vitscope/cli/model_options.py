@@ -1,4 +1,4 @@
-"""The decorator that adds the options describing a model to a command."""
+"""The decorator that adds to a command the options that describe its model and the pixels of its photos."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -10,12 +10,13 @@ from typer.core import TyperCommand
 
 from vitscope.cli import options
 from vitscope.cli.app import register
-from vitscope.cli.inputs import check_file_name, parse_numbers
+from vitscope.cli.inputs import check_file_name, image_files, parse_numbers
 
 Description = Mapping[str, Any]  # keyword arguments of vitscope.load
 
 # Argument of vitscope.load: its option.
 OPTIONS: Mapping[str, Any] = {
+    "pretrained": options.Pretrained,
     "weights": options.Weights,
     "adapter": options.Adapter,
     "backbone": options.Backbone,
@@ -27,6 +28,8 @@ OPTIONS: Mapping[str, Any] = {
     "processor": options.Processor,
     "tokenizer": options.Tokenizer,
 }
+# Options of commands with photos.
+PIXEL_OPTIONS: Mapping[str, Any] = {"window": options.Window, "slice": options.Slice}
 
 
 class GroupedCommand(TyperCommand):
@@ -49,7 +52,8 @@ class GroupedCommand(TyperCommand):
 def model_command(function: Callable[..., None]) -> Callable[..., None]:
     """Register a command, and fill its parameter ``description`` from the options that describe a model.
 
-    If the command has an option ``--output`` itself, the model's is ``--model-output`` only.
+    If it has a parameter ``photos``, the options --window and --slice apply to these files. If the command has an
+    option ``--output`` itself, the model's is ``--model-output`` only.
     """
     signature = inspect.signature(function)
     names = {f"model_{name}" if name in signature.parameters else name: name for name in OPTIONS}
@@ -62,10 +66,17 @@ def model_command(function: Callable[..., None]) -> Callable[..., None]:
         )
         for option, argument in names.items()
     ]
+    pixel_options = PIXEL_OPTIONS if "photos" in signature.parameters else {}
+    added += [
+        inspect.Parameter(option, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+        for option, annotation in pixel_options.items()
+    ]
 
     @wraps(function)
     def command(**arguments: Any) -> None:
         values = {argument: arguments.pop(option) for option, argument in names.items()}
+        if pixel_options:
+            arguments["photos"] = image_files(arguments["photos"], arguments.pop("window"), arguments.pop("slice"))
         function(**arguments, description=description_of(values))
 
     declared = [parameter for name, parameter in signature.parameters.items() if name != "description"]

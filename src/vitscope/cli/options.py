@@ -7,6 +7,16 @@ import typer
 
 Photos = Annotated[list[Path], typer.Argument(help="Photos to explain.", metavar="PHOTO", show_default=False)]
 
+Window = Annotated[
+    str | None,
+    typer.Option(
+        "--window",
+        help="Grey values of the photos that become black and white: low,high, in the units of the file.",
+        show_default="of the file",
+    ),
+]
+Slice = Annotated[int | None, typer.Option("--slice", help="Frame of DICOM files, or slice of NIfTI volumes, from 0.")]
+
 ModelName = Annotated[
     str,
     typer.Option(
@@ -73,6 +83,15 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables
 MODEL_PANEL = "Describe the model"
 MODEL_OUTPUT = "Model's output: logits, softmax, sigmoid, probabilities, value or features."
 
+Pretrained = Annotated[
+    bool | None,
+    typer.Option(
+        "--pretrained/--no-pretrained",
+        help="Load pretrained weights, or draw random ones (seed 0).",
+        show_default="pretrained",
+        rich_help_panel=MODEL_PANEL,
+    ),
+]
 Weights = Annotated[
     Path | None,
     typer.Option(help="File of weights for the architecture that --model names.", rich_help_panel=MODEL_PANEL),

@@ -1,10 +1,12 @@
 """Image files: which files are opened, and which formats are decoded."""
 
 import errno
+import importlib.util
 import io
 import os
 import re
 import stat
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,16 @@ _SIGNATURES: dict[str, tuple[bytes, ...]] = {
     "JPEG 2000": (b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  \r\n\x87\n"),
     "AVIF": (b"????ftypavif", b"????ftypavis"),
 }
+# Medical formats, decoded by the packages of the extra "medical". A DICOM file may begin as any other file.
+_MEDICAL: dict[str, tuple[bytes, ...]] = {
+    "DICOM": (b"?" * 128 + b"DICM",),
+    "NIfTI": (
+        *(size + b"?" * 340 + b"n+1\0" for size in (b"\x5c\x01\0\0", b"\0\0\x01\x5c")),
+        *(size + b"n+2\0\r\n\x1a\n" for size in (b"\x1c\x02\0\0", b"\0\0\x02\x1c")),
+    ),
+}
+_PACKAGES = {"DICOM": "pydicom", "NIfTI": "nibabel"}
+_GZIP = b"\x1f\x8b"
 _PILLOW_NAMES = {"PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF"}
 _OPTIONAL = {"WebP": "webp", "JPEG 2000": "jpg_2000", "AVIF": "avif"}
 
@@ -48,7 +60,7 @@ _OTHERS: dict[str, tuple[bytes, ...]] = {
     "X bitmap": (b"#define", b"/* XPM"),
     "QOI": (b"qoif",),
 }
-PREFIX = 256  # bytes that are searched for a signature
+PREFIX = 512  # bytes that are searched for a signature
 NPY = b"\x93NUMPY"
 
 # A pathlib.Path drops one of a URL's slashes. With a single slash, only common schemes count as a URL.
@@ -138,11 +150,25 @@ def _quoted_url(path: str | Path) -> str:
 def formats() -> list[str]:
     """Return the formats that are decoded on this machine; Pillow may be installed without some of them.
 
+    DICOM and NIfTI need the extra ``medical``.
+
     Examples:
         >>> formats()[:3]
         ['PNG', 'JPEG', 'WebP']
     """
-    return [name for name in _SIGNATURES if name not in _OPTIONAL or features.check(_OPTIONAL[name])]
+    decoded = [name for name in _SIGNATURES if name not in _OPTIONAL or features.check(_OPTIONAL[name])]
+    return decoded + [name for name, package in _PACKAGES.items() if importlib.util.find_spec(package)]
+
+
+def medical_format_or_none(prefix: bytes) -> str | None:
+    """Return ``"DICOM"`` or ``"NIfTI"`` if a file that begins like this is one, also one compressed by gzip."""
+    if prefix.startswith(_GZIP):
+        try:
+            prefix = zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(prefix, PREFIX)
+        except zlib.error:
+            return None
+        return _format_of(prefix, {"NIfTI": _MEDICAL["NIfTI"]})
+    return _format_of(prefix, _MEDICAL)
 
 
 def check_format(prefix: bytes, name: str, error: type[ImageError | CallError], advice: str = "") -> None:
@@ -160,7 +186,7 @@ def check_format(prefix: bytes, name: str, error: type[ImageError | CallError], 
     if prefix[4:12] in (b"ftypmif1", b"ftypmsf1"):
         # This is a general container; the brands that follow name the format.
         prefix = prefix[:8] + (b"avif" if b"avif" in prefix[12:64] or b"avis" in prefix[12:64] else b"heic")
-    decoded = {kind: _SIGNATURES[kind] for kind in formats()}
+    decoded = {kind: _SIGNATURES[kind] for kind in formats() if kind in _SIGNATURES}
     if _format_of(prefix, decoded) is not None:
         return
     supported = f"supported formats are {', '.join(formats())}"

@@ -18,6 +18,7 @@ from vitscope.models.checkpoints.local import load_local, with_adapter
 from vitscope.models.checkpoints.paths import model_path
 from vitscope.models.checkpoints.serialization import load_folder, manifest_folder
 from vitscope.models.checkpoints.timm_folder import is_timm_folder
+from vitscope.models.checkpoints.unknown_names import suggestion_or_none
 from vitscope.models.containers import with_backbone_preprocessing
 from vitscope.models.description import Description, require_description, require_readout
 from vitscope.models.forward import Embedding, Observed
@@ -229,12 +230,19 @@ def _load_named(
         raise UnknownModelError(f"unknown model {name!r}: did you mean {close[0]!r}?")
     if not path_like.exists() and not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name):
         raise UnknownModelError(
-            f"unknown model {name!r}: pass a bundled model ({', '.join(BUNDLED)}), a local transformers folder, "
+            suggestion_or_none(name)
+            or f"unknown model {name!r}: pass a bundled model ({', '.join(BUNDLED)}), a local transformers folder, "
             "a hub id such as google/vit-base-patch16-224, timm:<name> or torchvision:<name>"
         )
     target = str(path_like) if path_like.exists() else name
     headless = "features" if output == "features" else None
-    return backend("transformers").load(target, **options, weights=weights, output=headless, backbone=backbone)
+    try:
+        return backend("transformers").load(target, **options, weights=weights, output=headless, backbone=backbone)
+    except (ModelUnavailableError, UnknownModelError):
+        suggestion = None if path_like.exists() else suggestion_or_none(name)
+        if suggestion is None:
+            raise
+    raise UnknownModelError(suggestion)
 
 
 def describe_module(module: nn.Module, description: Description) -> VisionModel:

@@ -94,13 +94,21 @@ class SegmentedImage:
             if exact is not None:
                 return exact
             candidates = classes or self.fits
-            return candidates[require_class_index(target, [fit.label for fit in candidates], len(candidates))]
+            names = [fit.label for fit in candidates]
+            try:
+                return candidates[require_class_index(target, names, len(names))]
+            except CallError:
+                raise CallError(
+                    f"{target!r} was not explained: this result has the classes {', '.join(names)}; for another class, "
+                    "explain the image with target= or a larger top_labels="
+                ) from None
         index = require_integer(int(target) if isinstance(target, str) else target, "target")
         match = next((fit for fit in classes if fit.index == index), None)
         if match is None:
             indices = [fit.index for fit in classes]
             raise CallError(
-                f"class {index} was not explained: this result has the classes {indices} ({'; '.join(labels)})"
+                f"class {index} was not explained: this result has the classes {indices} ({'; '.join(labels)}); for "
+                "another class, explain the image with target= or a larger top_labels="
             )
         return match
 

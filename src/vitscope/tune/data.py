@@ -13,6 +13,7 @@ from PIL import Image
 
 from vitscope.errors import CallError, ImageError, ImageNotFoundError, WorkError, first_line
 from vitscope.files import require_path
+from vitscope.images.grey_window import range_warnings
 from vitscope.images.reading import read_photo
 from vitscope.models.checkpoints.hub import is_hub_reachable
 from vitscope.tune.data_options import DEFAULT_OPTIONS, DataOptions
@@ -48,11 +49,15 @@ class LabeledImages:
         return f"<Images: {len(self):,} of {len(np.unique(self.classes))} classes>"
 
     def read(self, index: int) -> Image.Image:
-        """Return one image in RGB, upright.
+        """Return one image in RGB, upright. Only the first image warns if it uses little of its range.
 
         Raises:
             ImageError: the image cannot be read.
         """
+        with range_warnings(index == 0):
+            return self._read(index)
+
+    def _read(self, index: int) -> Image.Image:
         item = self.source[int(self.index[index])]
         if isinstance(item, bytes):
             try:

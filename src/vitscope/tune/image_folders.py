@@ -9,7 +9,7 @@ from PIL import Image
 from vitscope.errors import CallError, ImageError
 from vitscope.images.sources import KINDS
 
-SUFFIXES = tuple(Image.registered_extensions())
+SUFFIXES = (*Image.registered_extensions(), ".dcm", ".dicom", ".nii")
 _KINDS = {**KINDS, stat.S_IFDIR: "a folder"}
 
 
@@ -107,4 +107,4 @@ def _mode(path: Path) -> int | None:
 
 
 def _has_image_suffix(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES
+    return path.suffix.lower() in SUFFIXES or path.name.lower().endswith(".nii.gz")

@@ -48,6 +48,10 @@ class Backend(Protocol):
         """
         ...
 
+    def has_model(self, name: str, /) -> bool:
+        """Return whether the library has a model of this name; weights after a dot, as timm names them, may follow."""
+        ...
+
     def wrap(self, module: Any, /, *, image_size: Size | None) -> VisionModel:
         """Describe a live module of the library: its forward pass, tokens, preprocessing and labels.
 

@@ -143,7 +143,10 @@ def _file_refusal(path: Path) -> str:
         return f"{path} is a TorchScript program, which is not supported: load the model that it was exported from"
     if path.suffix in SUFFIXES:
         example = f'vs.load("timm:vit_small_patch16_224", weights="{path.name}")'
-        return f"{path} holds weights only: name the architecture, as in {example}"
+        return (
+            f"{path} holds weights only: name the architecture, as in {example} or "
+            f"--model timm:vit_small_patch16_224 --weights {path.name}"
+        )
     if path.name in ("config.json", ADAPTER_CONFIG):
         return f"{path} is a single file of a model: pass its folder {path.parent}"
     return f"{path} is a file, not a model: pass a folder, a name, or a weights file as weights="

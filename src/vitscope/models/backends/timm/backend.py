@@ -69,9 +69,14 @@ def load(
     return wrap(module.eval(), image_size=image_size, name=f"timm:{name}")
 
 
+def has_model(name: str) -> bool:
+    """Return whether timm has an architecture of this name, without the tag of its weights."""
+    return timm.is_model(name.split(".")[0])
+
+
 def _check_name(name: str) -> None:
     """Refuse a name that timm does not know, and suggest the most similar names."""
-    if not timm.is_model(name.split(".")[0]):
+    if not has_model(name):
         close = difflib.get_close_matches(name, timm.list_models(), n=3)
         hint = f": did you mean {', '.join(close)}?" if close else ": timm.list_models() lists all names"
         raise UnknownModelError(f"timm has no model {name!r}{hint}")

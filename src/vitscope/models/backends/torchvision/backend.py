@@ -59,8 +59,8 @@ def load(
         weights: weights file for this architecture, used instead of the pretrained weights.
         classes: number of classes of a classifier that stays untrained because the caller replaces it.
     """
-    names = torchvision.models.list_models(module=torchvision.models)
-    if name not in names:
+    if not has_model(name):
+        names = torchvision.models.list_models(module=torchvision.models)
         close = difflib.get_close_matches(name, names, n=3)
         hint = f": did you mean {', '.join(close)}?" if close else ": torchvision.models.list_models() lists all names"
         raise UnknownModelError(f"torchvision has no model {name!r}{hint}")
@@ -130,6 +130,11 @@ def _pretrained_state(name: str, weights: Any) -> Any:
         f"torchvision:{name} is not in the local cache and could not be downloaded: use the bundled vit-nano, a local "
         f"folder, or pretrained=False ({reason})"
     )
+
+
+def has_model(name: str) -> bool:
+    """Return whether torchvision has a classifier of this name."""
+    return name in torchvision.models.list_models(module=torchvision.models)
 
 
 def wrap(

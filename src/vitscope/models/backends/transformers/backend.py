@@ -126,6 +126,11 @@ def _load_by_timm(
     return replace(loaded, name=name)
 
 
+def has_model(name: str) -> bool:
+    """Return whether this is a model type of transformers, such as ``"vit"``."""
+    return name in transformers.CONFIG_MAPPING
+
+
 def wrap(module: Any, *, image_size: Size | None) -> VisionModel:
     """Describe a live transformers model by the facts of its family.
 
