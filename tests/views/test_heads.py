@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import vitscope as vs
-from vitscope.results.attribution import SIGNED_COLORMAP
+from vitscope.results.colours import SIGNED_COLORMAP
 from vitscope.views import figure
 from vitscope.views.heads import head_values
 

@@ -15,7 +15,8 @@ from PIL import Image
 from vitscope.compositing.export import csv_text, json_entry, table_row
 from vitscope.compositing.object_masks import ObjectMask
 from vitscope.compositing.ranking import Ranked, Ranking, SizeCurve
-from vitscope.compositing.stage import EditedImage, Stage
+from vitscope.compositing.stage import EditedImage, Stage, place_and_centre
+from vitscope.display import Drawn, counted, ends, one_line
 from vitscope.errors import CallError
 from vitscope.files import atomic_write
 from vitscope.grid import Grid
@@ -23,13 +24,13 @@ from vitscope.images.image import InputImage, three_channels
 from vitscope.perturb.segments import cell_labels
 from vitscope.results.attribution import Attribution
 from vitscope.typing import ClassTarget
-from vitscope.validation import require_at_least, require_class_index, require_integer
+from vitscope.validation import require_at_least, require_class_index, require_integer, short_text
 
 TOP_K = 3  # classes per edited image
 
 
 @dataclass(frozen=True, eq=False)
-class Composition:
+class Composition(Drawn):
     """A model's outputs for edited versions of one image, as returned by :func:`vitscope.compose`.
 
     Methods accept an edited image by index or name, and a class by index or label.
@@ -72,6 +73,11 @@ class Composition:
     target_output: str | None = None
     rollouts: Float[np.ndarray, "image height width"] | None = None
     grid: Grid | None = None
+
+    def __repr__(self) -> str:
+        model, size = self.provenance.get("model"), counted(len(self), "edited image")
+        facts = (f"objects {', '.join(self.objects)[:40]}", f"{self.output} {ends(self.outputs)}")
+        return one_line(f"Composition of {short_text(model, 'no model')[:60]}: {size}", *facts)
 
     def __len__(self) -> int:
         return len(self.edited_images)
@@ -236,7 +242,7 @@ class Composition:
         outputs = self.outputs[indices, column]
         if np.isnan(outputs).any():
             raise CallError(f"the location test of {name} was interrupted, so its map is incomplete: run compose again")
-        places, centres = zip(*(_place_and_centre(self.edited_images[index]) for index in indices), strict=True)
+        places, centres = zip(*(place_and_centre(self.edited_images[index]) for index in indices), strict=True)
         grid = Grid(*(max(place[axis] for place in places) + 1 for axis in (0, 1)))
         values = torch.zeros(1, grid.height, grid.width, dtype=torch.float32, device="cpu")
         for (row, column_of_grid), output in zip(places, outputs, strict=True):
@@ -391,11 +397,3 @@ class Composition:
         half_x = (right - left) / (2 * (grid.width - 1)) if grid.width > 1 else width / 2
         half_y = (bottom - top) / (2 * (grid.height - 1)) if grid.height > 1 else height / 2
         return left - half_x, top - half_y, right + half_x, bottom + half_y
-
-
-def _place_and_centre(image: EditedImage) -> tuple[tuple[int, int], tuple[float, float]]:
-    """Return the (row, column) of an image on the location grid, and the (x, y) of its object."""
-    centre = image.show[-1].centre
-    assert image.place is not None, "the image is on the location grid"
-    assert centre is not None, "the image is on the location grid"
-    return image.place, centre

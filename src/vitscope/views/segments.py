@@ -1,10 +1,12 @@
 """Scenes of results with one weight per segment, and of several methods or models side by side."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from torch import Tensor
 
+from vitscope.images.image import InputImage
 from vitscope.results.attribution import Attribution
 from vitscope.results.segment_attribution import SegmentAttribution
 from vitscope.views.palette import OutlineName
@@ -74,19 +76,25 @@ def side_by_side(
     """
     panels: list[Panel | Bars] = [Panel(results[0].images[0], title="photo")]
     panels += [
-        Panel(
-            result.images[0],
-            _thinned(result.values[0]),
-            name,
-            flat=isinstance(result, SegmentAttribution),
-            signed=result.signed,
-            lines=below,
-        )
+        replace(pixel_panel(result, name), lines=below)
         for result, name, below in zip(results, names, lines or [()] * len(results), strict=True)
     ]
     caption = SIGNED_CAPTION if all(result.signed for result in results) else UNSIGNED_CAPTION
     columns = len(panels) if len(panels) <= SINGLE_ROW else columns_for(len(panels))
     return Scene(rows_of(panels, columns), title, note, caption=caption)
+
+
+def pixel_panel(result: Attribution, title: str, image: InputImage | None = None) -> Panel:
+    """Return the map of a single result, on patches, pixels or segments, over its photo or another image."""
+    return Panel(
+        result.images[0] if image is None else image,
+        _thinned(result.values[0]),
+        title,
+        OVERLAY if image is None else 1.0,
+        flat=isinstance(result, SegmentAttribution),
+        signed=result.signed,
+        uniform=result.uniform,
+    )
 
 
 def _weights_panel(result: SegmentAttribution) -> Panel:
