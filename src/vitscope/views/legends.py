@@ -101,9 +101,13 @@ def scale_ends(panel: Panel) -> tuple[str, str, str]:
         number = f"{high:#.2g}".rstrip(".")
         return f"{MINUS}{number}", f"+{number}", ""
     digits = 2 if high - low > 0.1 * abs(high) else 4  # so that the ends of a narrow scale differ
-    low_text, high_text = ("0" if abs(end) < 0.01 * abs(high) else f"{end:.{digits}g}" for end in (low, high))
+    low_text, high_text = ("0" if abs(end) < 0.01 * abs(high) else _number(end, digits) for end in (low, high))
     low_text = low_text.replace("-", MINUS)
     return low_text, high_text, " × uniform" if panel.uniform else ""
+
+
+def _number(value: float, digits: int) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.{digits}g}"
 
 
 def _maps(scene: Scene) -> Iterator[Panel]:
