@@ -73,6 +73,8 @@ def test_true_shows_a_bar_in_a_notebook(console: io.StringIO, capsys: pytest.Cap
         report(Progress("again", 1, 2))
     error = capsys.readouterr().err
     assert "%|" in error
+    assert "evaluating masks:" in error
+    assert "again:" in error
     assert console.getvalue() == ""
 
 

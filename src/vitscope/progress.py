@@ -105,7 +105,7 @@ def _notebook_bar() -> Iterator[ProgressCallback]:
         def show(step: Progress) -> None:
             if step.total is not None and bar.total != step.total:
                 bar.reset(step.total)
-            bar.set_description(step.description, refresh=False)
+            bar.set_description(step.description, refresh=bar.desc != f"{step.description}: ")
             bar.update(step.completed - bar.n)
 
         yield show
