@@ -140,7 +140,7 @@ def test_a_target_is_an_index_or_a_label_and_the_output_a_probability() -> None:
 def test_the_result_is_short_as_text_and_complete_as_json(chelsea: np.ndarray) -> None:
     result = vs.head_importance(vs.load("swin-nano"), chelsea)
     assert repr(result) == (
-        "<HeadImportance of swin-nano by ablation: 1 image, 8 layers of up to 16 heads, target dog>"
+        "<HeadImportance of swin-nano by ablation: 1 image, 8 layers of up to 16 heads, -0.228 to 0.865, target dog>"
     )
     entries = json.loads(json.dumps(result.as_json(), allow_nan=False))
     assert entries["values"][0][0][4:] == [None] * 12
@@ -149,7 +149,7 @@ def test_the_result_is_short_as_text_and_complete_as_json(chelsea: np.ndarray) -
     assert entries["provenance"]["samples"] == 72
     bare = vs.HeadImportance(torch.zeros(2, 1, 3, device="cpu"), (0,), ("a\nb", "c"))
     assert repr(bare) == (
-        "<HeadImportance of no model by an unknown measure: 2 images, 1 layer of up to 3 heads, target a\\nb, c>"
+        "<HeadImportance of no model by an unknown measure: 2 images, 1 layer of up to 3 heads, 0, target a\\nb, c>"
     )
 
 

@@ -12,6 +12,10 @@ from vitscope.views import figure, scene
 FAMILY = next(family for family in ALL if family.name == "transformers-dinov2-registers")
 
 
+def panels_of(drawn):
+    return [axes for axes in drawn.axes if axes.get_label() != "colour bar"]
+
+
 @pytest.fixture
 def trace():
     return vs.capture(FAMILY.model(), FAMILY.pixels(1))
@@ -59,7 +63,7 @@ def test_panels_have_the_photos_proportions(size):
     panel = scene.Panel(image, np.eye(3, dtype=np.float32), "title")
     drawn = figure.draw(scene.Scene([scene.Row([panel] * 3, 3)], "title"))
     inches = drawn.get_size_inches()
-    for axes in drawn.axes[:-1]:
+    for axes in panels_of(drawn):
         box = axes.get_position()
         assert box.width * inches[0] / (box.height * inches[1]) == pytest.approx(size[0] / size[1], rel=1e-6)
 
@@ -67,7 +71,8 @@ def test_panels_have_the_photos_proportions(size):
 def test_panels_are_on_the_page_and_do_not_overlap(trace):
     drawn = figure.draw(scene.explanation(trace, [vs.rollout(trace), vs.rollout(trace, head_fusion="max")]))
     boxes = [axes.get_position() for axes in drawn.axes]
-    assert len(boxes) == 3 + 4 + 1
+    assert len(panels_of(drawn)) == 3 + 4
+    assert len(boxes) == 3 + 4 + (2 + 4) + 1, "each map has a colour bar, and the figure has one"
     assert all(0 <= box.x0 < box.x1 <= 1 and 0 <= box.y0 < box.y1 <= 1 for box in boxes)
     for i, box in enumerate(boxes):
         assert not any(box.overlaps(following) for following in boxes[i + 1 :])

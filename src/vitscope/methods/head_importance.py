@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vitscope.attention.step import AttentionStep, require_index
+from vitscope.display import Drawn, counted, ends, one_line
 from vitscope.errors import CallError
 from vitscope.interventions.head_ablation import AblatedModel, Ablation, Head, Replacement, check_replacement
 from vitscope.methods._perturbation import one_by_one, perturbation_method, warn_if_interrupted
@@ -29,7 +30,7 @@ By = Literal["ablation", "gradient"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class HeadImportance:
+class HeadImportance(Drawn):
     """The importance of every attention head for the target of each image.
 
     Attributes:
@@ -56,10 +57,12 @@ class HeadImportance:
         images, layers, heads = self.values.shape
         by = short_text(self.provenance.get("parameters", {}).get("by"), "an unknown measure")
         targets = short_text(", ".join(dict.fromkeys(self.targets)), "")
-        return (
-            f"<HeadImportance of {short_text(self.provenance.get('model'), 'no model')} by {by}: {images} "
-            f"image{'' if images == 1 else 's'}, {layers} layer{'' if layers == 1 else 's'} of up to {heads} heads, "
-            f"target {targets}>"
+        return one_line(
+            f"HeadImportance of {short_text(self.provenance.get('model'), 'no model')[:60]} by {by}: "
+            f"{counted(images, 'image')}",
+            f"{counted(layers, 'layer')} of up to {heads} heads",
+            ends(self.values),
+            f"target {targets}",
         )
 
     def top(self, count: int = 5, *, sign: str = "positive", index: int = 0) -> list[Head]:

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from PIL import Image
 from scipy.stats import rankdata
 
+from vitscope.display import Tabulated, ends, one_line
 from vitscope.errors import CallError
 from vitscope.images.image import nearest_pixels
 from vitscope.results.attribution import Attribution
@@ -19,7 +20,7 @@ MAX_SIDE = 256
 
 
 @dataclass(frozen=True, eq=False)
-class Agreement:
+class Agreement(Tabulated):
     """How well attributions agree, pair by pair.
 
     Attributes:
@@ -36,6 +37,13 @@ class Agreement:
     overlap: Float[np.ndarray, "name name"]
     chance: Float[np.ndarray, "name name"]
     top: float
+
+    def __repr__(self) -> str:
+        pairs = np.triu_indices(len(self.names), 1)
+        return one_line(
+            f"Agreement of {', '.join(self.names)[:80]}: rank correlation {ends(self.rank_correlation[pairs])}",
+            f"overlap of the top {self.top:.0%} {ends(self.overlap[pairs])}",
+        )
 
     def as_json(self) -> dict[str, Any]:
         """Return all attributes as JSON values; None for a correlation that is not defined."""

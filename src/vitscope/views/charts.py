@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from vitscope.results.attribution import SIGNED_COLORMAP
+from vitscope.results.colours import SIGNED_COLORMAP
 from vitscope.views.palette import FAINT, FRAME, GRID, INK, OPPOSES, SERIES, SUPPORTS, WHITE
 from vitscope.views.scene import Bars, Cells, Curves, Dots, Histogram, Matrix
 

@@ -2,14 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from vitscope.attention.trace import Query, Trace
+from vitscope.attention.trace import AttentionStep, Query, Trace
 from vitscope.images.image import InputImage
 from vitscope.models.targets import CONTRAST
 from vitscope.results.attribution import Attribution
+from vitscope.results.colours import ColourScale, colour_scale
 from vitscope.views.palette import OutlineName
 
 OVERLAY = 0.6  # opacity of a map over its photo
@@ -34,7 +36,10 @@ class Panel:
         signed: red for positive values (supporting a class), white for zero, blue for negative ones (opposing it).
         lit: False for parts of the photo that are faded.
         numbers: short texts as (row, column, text), placed on ``regions``.
-        limits: the values at the ends of the colour scale; by default the lowest and highest of the map.
+        limits: the values at the ends of the colour scale; by default those of
+            :func:`~vitscope.results.colours.colour_scale`.
+        uniform: for a map of attention, the attention of each patch if it was the same for all tokens. The numbers at
+            the ends of the colours are then multiples of it.
         lines: written below.
         dropped: True for patches that the map leaves out, which are grey and hatched.
         outline: the colour of outlines and numbers: ``"mark"`` (bright red), ``"plain"`` (black), ``"supports"`` or
@@ -55,6 +60,15 @@ class Panel:
     lines: Sequence[str] = ()
     dropped: Bool[np.ndarray, "height width"] | None = None
     outline: OutlineName = "mark"
+    uniform: float | None = None
+
+    @cached_property
+    def scale(self) -> ColourScale:
+        """The ends of the colours of the map. A single segment or window is no outlier."""
+        if self.values is None or self.limits is not None:
+            return ColourScale(self.limits)
+        values = self.values if self.dropped is None else np.where(self.dropped, np.nan, self.values)
+        return colour_scale(values, signed=self.signed, uniform=self.uniform, clip=not self.flat)
 
 
 @dataclass(frozen=True, eq=False)
@@ -264,7 +278,7 @@ def head_overlays(trace: Trace, layer: int = -1, query: Query = "readout", *, in
     step = trace.step(layer)
     image = trace.images[index]
     mean = trace.map(layer, "mean", query)[index].cpu().numpy()
-    panels = [Panel(image, title="photo"), Panel(image, mean, "mean of heads")]
+    panels = [Panel(image, title="photo"), Panel(image, mean, "mean of heads", uniform=uniform_attention(step, query))]
     panels += _head_panels(trace, layer, query, index, OVERLAY)
     marks = marks_of(query)
     if marks:
@@ -292,13 +306,27 @@ def evolution(rollouts: Sequence[Attribution], *, index: int = 0) -> Scene:
     panels = [Panel(rollouts[0].images[index], title="photo")]
     for rollout in rollouts:
         end = rollout.provenance["parameters"]["end_layer"]
-        panels.append(Panel(rollout.images[index], rollout.values[index].cpu().numpy(), f"after layer {end}"))
+        panels.append(map_panel(rollout, f"after layer {end}", index=index))
     head_fusion = rollouts[0].provenance["parameters"]["head_fusion"]
     return Scene(
         rows=rows_of(panels, columns_for(len(panels))),
         title=f"Attention rollout of {rollouts[0].provenance['model']}, layer by layer",
         note=f"{head_fusion} of heads, {_rollout_options(rollouts[0])}",
     )
+
+
+def map_panel(result: Attribution, title: str = "", *, index: int = 0) -> Panel:
+    """Return the map of a result on patches, over its photo."""
+    values = result.values[index].cpu().numpy()
+    return Panel(result.images[index], values, title, signed=result.signed, uniform=result.uniform)
+
+
+def uniform_attention(step: AttentionStep, query: Query) -> float:
+    """Return the attention of each token if it was the same for all tokens that the query can attend to.
+
+    The readout attends to all windows, and a patch to its own.
+    """
+    return 1 / (step.grid.num_tokens if query == "readout" and step.grid is not None else step.scores.shape[-1])
 
 
 def name_of(query: Query) -> str:
@@ -318,11 +346,7 @@ def short_label(label: str | None) -> str:
 
 def _rollout_panels(rollouts: Sequence[Attribution], index: int) -> list[Panel]:
     return [
-        Panel(
-            rollout.images[index],
-            rollout.values[index].cpu().numpy(),
-            f"rollout, {rollout.provenance['parameters']['head_fusion']} of heads",
-        )
+        map_panel(rollout, f"rollout, {rollout.provenance['parameters']['head_fusion']} of heads", index=index)
         for rollout in rollouts
     ]
 
@@ -333,7 +357,13 @@ def _head_panels(
     step = trace.step(layer)
     image = trace.images[index]
     return [
-        Panel(image, trace.map(layer, head, query)[index].cpu().numpy(), f"head {head}" if titled else "", alpha)
+        Panel(
+            image,
+            trace.map(layer, head, query)[index].cpu().numpy(),
+            f"head {head}" if titled else "",
+            alpha,
+            uniform=uniform_attention(step, query),
+        )
         for head in range(step.num_heads)
     ]
 
