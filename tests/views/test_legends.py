@@ -54,7 +54,10 @@ def test_a_signed_map_has_a_symmetric_scale_with_its_ends_named() -> None:
 
 def test_a_figure_with_signed_and_unsigned_maps_has_both_legends() -> None:
     mixed = scene(Panel(IMAGE, RAMP), Panel(IMAGE, RAMP - RAMP.mean(), signed=True))
-    assert legends_of(mixed, [3.0]) == [Legend(UNSIGNED_CAPTION, COLORMAP), Legend(SIGNED_CAPTION, SIGNED_COLORMAP)]
+    assert legends_of(mixed, [3.0]) == [
+        Legend(UNSIGNED_CAPTION, COLORMAP),
+        Legend(SIGNED_CAPTION, SIGNED_COLORMAP, ("opposes", "supports")),
+    ]
     assert legends_of(scene(Panel(IMAGE)), [3.0]) == [Legend(UNSIGNED_CAPTION, COLORMAP)]
     assert legends_of(scene(Panel(IMAGE, RAMP), caption=""), [3.0]) == []
 

@@ -56,8 +56,10 @@ def head_maps(trace: Trace, importance: HeadImportance, *, index: int = 0) -> Sc
     windows = any(attends_in_windows(step) for step in steps)
     attention = "attention that each patch receives in its window" if windows else "attention of the readout"
     scale = f"{drop_name(importance, index)}{power}; red: the head supports {target}, blue: it opposes {target}"
+    grid = head_grid(trace, index=index)
     return replace(
-        head_grid(trace, index=index),
+        grid,
+        rows=[replace(row, panels=[replace(panel, explained=False) for panel in row.panels]) for row in grid.rows],
         title=f"What each head of {trace.provenance['model']} does for {explained_output(importance, index)}",
         note=f"maps: {attention}; frames: {_measure(importance)}",
         frames=Frames(values, scale),

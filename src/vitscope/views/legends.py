@@ -74,7 +74,7 @@ def legends_of(scene: Scene, widths: list[float]) -> list[Legend]:
         panel
         for row, width in zip(scene.rows, widths, strict=True)
         for panel in row.panels
-        if width < MIN_WIDTH and isinstance(panel, Panel) and panel.scale.note
+        if isinstance(panel, Panel) and not _has_room(panel, width) and panel.scale.note
     ]
     return [*legends, *([Legend(_summary(small))] if small else [])]
 
@@ -123,12 +123,17 @@ def _maps(scene: Scene) -> Iterator[Panel]:
 def _has_bar(panel: Panel, width: float) -> bool:
     """Return whether a panel has its own colour bar: not if the figure names the ends of its colours."""
     is_map = panel.values is not None and panel.limits is None and panel.scale.limits is not None
-    return is_map and width >= MIN_WIDTH
+    return is_map and _has_room(panel, width)
+
+
+def _has_room(panel: Panel, width: float) -> bool:
+    """Return whether the colours of a panel are explained below it."""
+    return panel.explained and width >= MIN_WIDTH
 
 
 def _lines(panel: Panel, width: float) -> list[str]:
     """Return the lines under a panel, of which the last ones are the note on its colours."""
-    note = panel.scale.note if width >= MIN_WIDTH else ""
+    note = panel.scale.note if _has_room(panel, width) else ""
     return [*panel.lines, *textwrap.wrap(note, max(int(width / LETTER), 12))]
 
 

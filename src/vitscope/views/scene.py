@@ -41,6 +41,7 @@ class Panel:
         uniform: for a map of attention, the attention of each patch if it was the same for all tokens. The numbers at
             the ends of the colours are then multiples of it.
         lines: written below.
+        explained: whether a large panel has a colour bar with numbers, and a note on outliers, below it.
         dropped: True for patches that the map leaves out, which are grey and hatched.
         outline: the colour of outlines and numbers: ``"mark"`` (bright red), ``"plain"`` (black), ``"supports"`` or
             ``"opposes"``.
@@ -61,6 +62,7 @@ class Panel:
     dropped: Bool[np.ndarray, "height width"] | None = None
     outline: OutlineName = "mark"
     uniform: float | None = None
+    explained: bool = True
 
     @cached_property
     def scale(self) -> ColourScale:
