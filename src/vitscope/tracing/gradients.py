@@ -318,6 +318,10 @@ def _check_weights(model: VisionModel) -> None:
             raise UnsupportedModelError(
                 f"{model.name} has no gradients: it was created under torch.inference_mode; create it outside"
             )
+    for name, module in model.module.named_modules():
+        if hasattr(module, "_packed_params"):  # torch packs quantised weights into an object, not into parameters
+            reason = f"the weights of {name} are quantised; load it without quantisation, or use a perturbation method"
+            raise UnsupportedModelError(f"{model.name} has no gradients: {reason} such as vitscope.lime")
 
 
 def _blocks_or_none(model: VisionModel) -> Sequence[Block]:
