@@ -113,7 +113,11 @@ class Matrix:
 
 @dataclass(frozen=True, eq=False)
 class Cells:
-    """Values by row and column as coloured cells with their numbers: red above zero, blue below, grey for NaN."""
+    """Values by row and column as coloured cells with their numbers: red above zero, blue below, grey for NaN.
+
+    Attributes:
+        limit: the absolute value at the ends of the colours; by default the largest.
+    """
 
     values: Float[np.ndarray, "row column"]
     row_names: Sequence[str]
@@ -121,6 +125,7 @@ class Cells:
     title: str = ""
     row_axis: str = ""
     column_axis: str = ""
+    limit: float | None = None
 
 
 @dataclass(frozen=True, eq=False)

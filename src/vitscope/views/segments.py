@@ -102,7 +102,7 @@ def _correlation_cells(names: Sequence[str], values: Float[np.ndarray, "name nam
     """Return the rank correlation of each pair of results; the columns are numbered like the rows."""
     numbers = [str(number) for number in range(1, len(names) + 1)]
     rows = [f"{name}  {number}" for name, number in zip(names, numbers, strict=True)]
-    return Cells(values, rows, numbers, "agreement: rank correlation of each pair of maps")
+    return Cells(values, rows, numbers, "agreement: rank correlation of each pair of maps", limit=1.0)
 
 
 def pixel_panel(result: Attribution, title: str, image: InputImage | None = None) -> Panel:
