@@ -150,7 +150,7 @@ def print_agreement(agreement: "Agreement") -> None:
     rows = [
         (
             f"{first} and {second}",
-            f"{agreement.rank_correlation[i, j]:+.2f}",
+            f"{agreement.rank_correlation[i, j]:+z.2f}",
             f"{agreement.overlap[i, j]:.0%}",
             f"{agreement.chance[i, j]:.0%}",
         )
@@ -174,7 +174,7 @@ def _print_agreement_matrix(agreement: "Agreement") -> None:
             *(
                 ""
                 if i == j
-                else f"{agreement.rank_correlation[i, j]:+.2f}"
+                else f"{agreement.rank_correlation[i, j]:+z.2f}"
                 if j < i
                 else f"{agreement.overlap[i, j]:.0%}"
                 for j in range(count)

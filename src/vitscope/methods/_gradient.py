@@ -11,7 +11,7 @@ from vitscope.attention.patch_merging import MergeStep
 from vitscope.attention.rules import RuleName
 from vitscope.attention.step import AttentionStep
 from vitscope.attention.trace import Trace
-from vitscope.errors import CallError, WorkError, warn
+from vitscope.errors import CallError, UnsupportedModelError, WorkError, warn
 from vitscope.grid import Grid
 from vitscope.images.reading import photos
 from vitscope.models.evaluation import lacks_memory
@@ -105,6 +105,9 @@ def to_finest(trace: Trace, tokens: Tensor, grid: Grid, method: str) -> tuple[Te
 
     Returns:
         (batch, finest token), and the part on padding, (batch,).
+
+    Raises:
+        UnsupportedModelError: the path from the finest grid to this one is unknown.
     """
     rows, padding = tokens[:, None], tokens.new_zeros(len(tokens))
     if grid == trace.grid:
@@ -116,6 +119,12 @@ def to_finest(trace: Trace, tokens: Tensor, grid: Grid, method: str) -> tuple[Te
             started = True
             rows, on_padding = step.pull(rows, "equal")
             padding = padding + on_padding[:, 0]
+    count = trace.step(0).require_grid().num_tokens
+    if rows.shape[-1] != count:
+        raise UnsupportedModelError(
+            f"{method} is not available for this model: how its {count} tokens become {grid.num_tokens} in a later "
+            "block is unknown; use input_x_gradient"
+        )
     return rows[:, 0], padding
 
 
