@@ -165,7 +165,7 @@ def _print_agreement_matrix(agreement: "Agreement") -> None:
             *(
                 ""
                 if i == j
-                else f"{agreement.rank_correlation[i, j]:+.2f}"
+                else f"{agreement.rank_correlation[i, j]:+z.2f}"
                 if j < i
                 else f"{agreement.overlap[i, j]:.0%}"
                 for j in range(count)

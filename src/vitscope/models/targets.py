@@ -1,7 +1,7 @@
 """Targets: the number of each image that a method explains, computed from the output of the model."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -46,6 +46,10 @@ class Score:
     def label(self) -> str | None:
         """The label that all images share; None if they differ."""
         return self.labels[0] if len(set(self.labels)) == 1 else None
+
+    def detached(self) -> "Score":
+        """Return the score without the graph."""
+        return replace(self, values=self.values.detach())
 
 
 @dataclass(frozen=True, eq=False)

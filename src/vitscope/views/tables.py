@@ -22,7 +22,7 @@ def agreement_rows(agreement: Agreement) -> list[tuple[str, ...]]:
     return [
         (
             f"{first} and {second}",
-            f"{agreement.rank_correlation[i, j]:+.2f}",
+            f"{agreement.rank_correlation[i, j]:+z.2f}",
             f"{agreement.overlap[i, j]:.0%}",
             f"{agreement.chance[i, j]:.0%}",
         )
