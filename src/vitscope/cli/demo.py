@@ -14,5 +14,5 @@ def demo(out: Out = None, overwrite: Overwrite = False, device: Device = None, j
 
     photo = Image.fromarray(chelsea())
     explain_photos(
-        [("chelsea", photo)], "vit-nano", out or unused_path("vitscope-demo"), overwrite, device, json_, top_k=5
+        [photo], "vit-nano", out or unused_path("vitscope-demo"), overwrite, device, json_, top_k=5, names=["chelsea"]
     )

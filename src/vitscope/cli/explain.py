@@ -9,8 +9,9 @@ import typer
 
 from vitscope.cli.inputs import TargetNames, load_model, with_contrast
 from vitscope.cli.model_options import Description, model_command
-from vitscope.cli.options import Contrast, Device, Json, ModelName, Out, Overwrite, Photos, Target, TopK
-from vitscope.cli.output import each_photo, figure_paths, reporting, save
+from vitscope.cli.options import Contrast, Device, Json, ModelName, Out, Overwrite, Photos, SkipExisting, Target, TopK
+from vitscope.cli.output import save
+from vitscope.cli.photo_batch import PhotoBatch
 from vitscope.cli.tables import print_agreement, print_classes, print_meanings
 from vitscope.errors import CallError, UnsupportedModelError, VitscopeError, WorkError
 
@@ -30,6 +31,7 @@ def explain(
     model: ModelName = "vit-nano",
     out: Out = None,
     overwrite: Overwrite = False,
+    skip_existing: SkipExisting = False,
     device: Device = None,
     json_: Json = False,
     top_k: TopK = 5,
@@ -47,14 +49,23 @@ def explain(
     description: Description,
 ) -> None:
     """Explain photos: top classes, rollout, a class, heads."""
-    named_photos = [(str(photo), photo) for photo in photos]
     explain_photos(
-        named_photos, model, out, overwrite, device, json_, top_k, method, with_contrast(target, contrast), description
+        photos,
+        model,
+        out,
+        overwrite,
+        device,
+        json_,
+        top_k,
+        method,
+        with_contrast(target, contrast),
+        description,
+        skip_existing=skip_existing,
     )
 
 
 def explain_photos(
-    photos: Sequence[tuple[str, Any]],
+    photos: Sequence[Any],
     model: str,
     out: Path | None,
     overwrite: bool,
@@ -64,44 +75,55 @@ def explain_photos(
     methods: Sequence[str] | None = None,
     target: TargetNames | None = None,
     description: Description | None = None,
+    *,
+    skip_existing: bool = False,
+    names: Sequence[str] | None = None,
 ) -> None:
     """Explain each photo, save its figure, and print its classes.
 
     Args:
-        photos: names and photos; a photo is a path or an image.
+        photos: files or images.
         methods: names of methods to compare; None for rollout, the map of a class, and the heads of the last layer.
         target: the class to explain, or the two of a contrast; by default the most likely.
+        skip_existing: skip the photos whose figure exists.
+        names: a name for each image; by default the paths.
     """
     if methods is not None:
         methods = list(dict.fromkeys(methods))
         check_methods(methods, target)
-    files = [photo for _, photo in photos if isinstance(photo, Path)]
-    vision = load_model(model, device, files, description=description)
-    paths = figure_paths([Path(name) for name, _ in photos], "explain", out)
-    with reporting(json_) as report:
-        for (name, photo), path in each_photo(photos, paths, overwrite, bar=methods is None):
-            if methods is None:
-                explanation = _explain_by_default(vision, photo, top_k, target)
-            else:
-                explanation = _explain_by_methods(vision, photo, top_k, methods, target, progress=not json_)
-            save(explanation.scene, path, overwrite)
-            reason = "" if explanation.predictions else why_no_classes(vision, photo)
-            if not json_:
-                print_classes(name, vision, explanation.predictions, reason)
-                print_meanings(explanation.meanings)
-                if explanation.agreement is not None:
-                    print_agreement(explanation.agreement)
-            report.append(
-                {
-                    "image": name,
+    vision = load_model(model, device, description=description)
+    label = ", ".join(methods or ("rollout", "libra", "heads"))
+    with PhotoBatch(
+        photos,
+        "explain",
+        out,
+        overwrite=overwrite,
+        skip_existing=skip_existing,
+        json_=json_,
+        bar=methods is None,
+        names=names,
+    ) as batch:
+        for photo, path in batch:
+            with batch.explaining(photo):
+                if methods is None:
+                    explanation = _explain_by_default(vision, photo, top_k, target)
+                else:
+                    explanation = _explain_by_methods(vision, photo, top_k, methods, target, progress=not json_)
+                save(explanation.scene, path, overwrite)
+                reason = "" if explanation.predictions else why_no_classes(vision, photo)
+                if not json_:
+                    print_classes(batch.name(photo), vision, explanation.predictions, reason)
+                    print_meanings(explanation.meanings)
+                    if explanation.agreement is not None:
+                        print_agreement(explanation.agreement)
+                entries = {
                     "predictions": [vars(prediction) for prediction in explanation.predictions],
                     **({"no_classes": reason} if reason else {}),
-                    "figure": str(path),
                     **explanation.entries,
                 }
-            )
-            if explanation.interrupted:
-                raise KeyboardInterrupt
+                batch.add(vision, photo, path, entries, target=explanation.target, method=label)
+                if explanation.interrupted:
+                    raise KeyboardInterrupt
 
 
 def check_methods(names: Sequence[str], target: TargetNames | None) -> None:
@@ -142,6 +164,7 @@ class _Explanation:
     Attributes:
         entries: values for the JSON report.
         meanings: a sentence for each map, by its name.
+        target: label of the explained class; None if no class was explained.
         interrupted: whether Ctrl-C ended it early.
     """
 
@@ -151,6 +174,7 @@ class _Explanation:
     meanings: Mapping[str, str] = field(default_factory=dict)
     agreement: "Agreement | None" = None
     interrupted: bool = False
+    target: str | None = None
 
 
 def _explain_by_default(vision: "VisionModel", photo: Any, top_k: int, target: TargetNames | None) -> _Explanation:
@@ -186,7 +210,8 @@ def _explain_by_default(vision: "VisionModel", photo: Any, top_k: int, target: T
         meanings["libra"] = meaning_of_class_map(class_map)
     labels = "" if class_map is None else _describe_classes(vision, result.logits, class_map.target)
     scene = explanation(result.trace, rollouts, class_map, labels)
-    return _Explanation(scene, _predictions(vision, result.logits, top_k), entries, meanings)
+    explained = None if class_map is None else class_map.target
+    return _Explanation(scene, _predictions(vision, result.logits, top_k), entries, meanings, target=explained)
 
 
 def _class_map(
@@ -263,7 +288,7 @@ def _explain_by_methods(
     if alike is not None:
         entries["agreement"] = alike.as_json()
     predictions = _predictions(vision, logits, top_k)
-    return _Explanation(scene, predictions, entries, agreement=alike, interrupted=interrupted)
+    return _Explanation(scene, predictions, entries, agreement=alike, interrupted=interrupted, target=explained)
 
 
 def _lines(name: str, result: "Attribution") -> list[str]:

@@ -5,7 +5,14 @@ from typing import Annotated, Literal
 
 import typer
 
-Photos = Annotated[list[Path], typer.Argument(help="Photos to explain.", metavar="PHOTO", show_default=False)]
+Photos = Annotated[
+    list[Path],
+    typer.Argument(
+        help="Photos to explain, folders of photos (with their subfolders), or globs in quotes.",
+        metavar="PHOTO",
+        show_default=False,
+    ),
+]
 
 Window = Annotated[
     str | None,
@@ -77,6 +84,7 @@ Out = Annotated[
     typer.Option("--out", "-o", help="PNG file to write; a folder for several photos.", show_default="a new name"),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")]
+SkipExisting = Annotated[bool, typer.Option("--skip-existing", help="Skip photos whose file exists.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 # The options that describe a model have their own section in the help.

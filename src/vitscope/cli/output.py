@@ -1,47 +1,18 @@
-"""Paths of figures, and the report of what was written."""
+"""New names of files, figures, and the report of what was written."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitscope.cli.inputs import check_file_name
 from vitscope.cli.tables import print_json
 from vitscope.cli.terminal import say
-from vitscope.errors import CallError, OutputExistsError
 
 if TYPE_CHECKING:
     from vitscope.views.scene import Scene
 
 LONGEST_STEM = 200  # bytes of a photo's name that are used in the name of its figure
-
-
-def figure_paths(photos: Sequence[Path], command: str, out: Path | None) -> list[Path]:
-    """Return a path for the figure of each photo: ``--out``, a file in the folder ``--out``, or a new name here.
-
-    Raises:
-        CallError: ``--out`` is one file for several photos, is not a PNG, or is the photo itself.
-    """
-    return [_figure_path(photo, command, out, len(photos)) for photo in photos]
-
-
-def _figure_path(photo: Path, command: str, out: Path | None, count: int) -> Path:
-    name = f"{shorten_stem(photo.stem)}-{command}"
-    if out is None:
-        return unused_path(name)
-    check_file_name(out, "--out")
-    if out.is_dir():
-        return out / f"{name}.png"
-    if count > 1:
-        if out.suffix or out.exists():
-            raise CallError(f"--out is {out}, one file for {count} photos: pass a folder")
-        return out / f"{name}.png"
-    if out.suffix.lower() != ".png":
-        raise CallError(f"--out is {out}: figures are PNG, end the name in .png")
-    if out.exists() and photo.exists() and out.samefile(photo):
-        raise CallError(f"--out is {out}, the photo itself: choose another name")
-    return out
 
 
 def shorten_stem(stem: str) -> str:
@@ -58,36 +29,6 @@ def unused_path(name: str, suffix: str = ".png") -> Path:
         number += 1
         path = Path(f"{name}-{number}{suffix}")
     return path
-
-
-def each_photo(
-    photos: Sequence[Any], paths: Sequence[Path], overwrite: bool, *, bar: bool = True
-) -> Iterator[tuple[Any, Path]]:
-    """Yield each photo with the path of its figure, and show a progress bar if there are several.
-
-    Args:
-        photos: files or images.
-        paths: one path per photo.
-        overwrite: whether figures may replace files.
-        bar: False if explaining a photo already shows a bar.
-
-    Raises:
-        CallError: a file exists already, or two photos share a path.
-    """
-    existing = [path for path in paths if path.exists() and not overwrite]
-    if existing:
-        raise OutputExistsError(f"{existing[0]} exists already: pass --overwrite or another --out")
-    if len(set(paths)) < len(paths):
-        raise CallError("two photos have the same name, so their figures would too: explain them one by one")
-    pairs = list(zip(photos, paths, strict=True))
-    if len(pairs) == 1 or not bar:
-        yield from pairs
-        return
-    from rich.console import Console
-    from rich.progress import track
-
-    console = Console(stderr=True)
-    yield from track(pairs, description="photos", console=console, transient=True, disable=not console.is_terminal)
 
 
 def save(scene: "Scene", path: Path, overwrite: bool) -> None:

@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from vitscope.cli.inputs import artefacts_or_none, load_model
+from vitscope.cli.inputs import load_model
 from vitscope.cli.model_options import Description, model_command
-from vitscope.cli.options import Device, DropArtefacts, Json, ModelName, Out, Overwrite, Photos
-from vitscope.cli.output import each_photo, figure_paths, reporting, save
+from vitscope.cli.options import Device, DropArtefacts, Json, ModelName, Out, Overwrite, Photos, SkipExisting
+from vitscope.cli.output import save
+from vitscope.cli.photo_batch import PhotoBatch
 from vitscope.errors import CallError
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ def rollout(
     drop_artefacts: DropArtefacts = False,
     out: Out = None,
     overwrite: Overwrite = False,
+    skip_existing: SkipExisting = False,
     device: Device = None,
     json_: Json = False,
     *,
@@ -61,23 +63,24 @@ def rollout(
         "merge": merge,
         "target": target,
     }
-    vision = load_model(model, device, photos, description=description)
-    with reporting(json_) as report:
-        artefacts = artefacts_or_none(vision, photos, drop_artefacts)
+    vision = load_model(model, device, description=description)
+    with PhotoBatch(photos, "rollout", out, overwrite=overwrite, skip_existing=skip_existing, json_=json_) as batch:
+        artefacts = batch.artefacts_or_none(vision, drop_artefacts)
         if artefacts is not None:
             options["drop_artefacts"] = artefacts
-        for photo, path in each_photo(photos, figure_paths(photos, "rollout", out), overwrite):
-            trace = capture(vision, photo)
-            if evolution or stages:
-                results, scene = _evolution(trace, head_fusion or "mean", options, stages=stages)
-            else:
-                results, scene = _rollouts(trace, [head_fusion] if head_fusion else ["mean", "max"], options)
-            dropped = None if artefacts is None else dropped_artefacts(trace, artefacts, trace)
-            if dropped is not None:
-                scene = mark_dropped(scene, dropped)
-            save(scene, path, overwrite)
-            rollouts = [{"provenance": dict(r.provenance), "values": r.values[0].tolist()} for r in results]
-            report.append({"image": str(photo), "figure": str(path), "rollouts": rollouts})
+        for photo, path in batch:
+            with batch.explaining(photo):
+                trace = capture(vision, photo)
+                if evolution or stages:
+                    results, scene = _evolution(trace, head_fusion or "mean", options, stages=stages)
+                else:
+                    results, scene = _rollouts(trace, [head_fusion] if head_fusion else ["mean", "max"], options)
+                dropped = None if artefacts is None else dropped_artefacts(trace, artefacts, trace)
+                if dropped is not None:
+                    scene = mark_dropped(scene, dropped)
+                save(scene, path, overwrite)
+                rollouts = [{"provenance": dict(r.provenance), "values": r.values[0].tolist()} for r in results]
+                batch.add(vision, photo, path, {"rollouts": rollouts}, target=results[0].target)
 
 
 def _rollouts(
