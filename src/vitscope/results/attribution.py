@@ -381,9 +381,9 @@ class Attribution:
         targets = {result.target for result in results}
         provenances = [{key: value for key, value in r.provenance.items() if key != "photos"} for r in results]
         provenance = dict(provenances[0])
-        if len(targets) > 1 or any(other != provenance for other in provenances):
+        if len(targets) > 1 or any(entry != provenance for entry in provenances):
             pairs = zip(results, provenances, strict=True)
-            provenance["images"] = [{**other, "target": result.target} for result, other in pairs]
+            provenance["images"] = [{**entry, "target": result.target} for result, entry in pairs]
             for key in ("interrupted", "samples"):
                 if key in provenance:
                     provenance[key] = type(provenance[key])(sum(result.provenance[key] for result in results))
