@@ -1,7 +1,6 @@
 """The result of every method: one map per image, with its provenance."""
 
 import json
-import os
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,13 +16,13 @@ from safetensors.torch import save_file
 
 from vitscope.display import Drawn, counted, ends, one_line
 from vitscope.errors import CallError, WorkError, first_line
-from vitscope.files import atomic_write, require_path
+from vitscope.files import atomic_write, require_file_path
 from vitscope.grid import Grid
 from vitscope.images.image import InputImage, repeats_patches
 from vitscope.results.colours import ColourScale, colour_scale, coloured
+from vitscope.results.saved_photos import check_provenance, matching_images, photo_record
 from vitscope.typing import Maps
 from vitscope.validation import (
-    MAX_NAME_BYTES,
     require_integer,
     require_mapping,
     require_ratio,
@@ -140,7 +139,7 @@ class Attribution(Drawn):
         index = self._require_index(index)
         if not self.images:
             raise CallError(
-                "this result was loaded from a file and holds no photos: explain the image again to draw an overlay"
+                "this result was loaded from a file and holds no photos: attach them with result.with_photos(images)"
             )
         image = self.images[index]
         values = self.values[index].cpu().numpy()
@@ -207,7 +206,7 @@ class Attribution(Drawn):
             >>> vs.Attribution.load(path).values.shape
             torch.Size([1, 2, 3])
         """
-        path = _require_path(path)
+        path = require_file_path(path)
         if path.suffix.lower() == ".png":
             image = self.overlay(index=index)
             with atomic_write(path) as temporary:
@@ -233,7 +232,9 @@ class Attribution(Drawn):
 
     @classmethod
     def load(cls: type[Result], path: str | Path) -> Result:
-        """Load a result that :meth:`save` wrote as ``.safetensors``. Photos are not saved, so the result holds none.
+        """Load a result that :meth:`save` wrote as ``.safetensors``.
+
+        Photos are not saved: ``provenance["photos"]`` describes them, and :meth:`with_photos` attaches them.
 
         Args:
             path: file to read.
@@ -242,7 +243,7 @@ class Attribution(Drawn):
             CallError: there is no such file.
             WorkError: the file is not a saved result, or its entries contradict each other.
         """
-        path = _require_path(path)
+        path = require_file_path(path)
         try:
             if not stat.S_ISREG(path.stat().st_mode):
                 raise ValueError("it is not a regular file")
@@ -257,6 +258,35 @@ class Attribution(Drawn):
         except (SafetensorError, TypeError, ValueError, OSError, RecursionError) as error:
             raise WorkError(f"{path} is not a saved result: {short_text(first_line(error), '')}") from None
 
+    def with_photos(self: Result, images: Any) -> Result:
+        """Return a loaded result with its photos, so that it can be drawn.
+
+        Args:
+            images: the photos, in any order, as all functions take them; others are ignored. They are recognised by the
+                hash of their pixels.
+
+        Raises:
+            CallError: a photo is missing or was changed, or the file does not describe its photos.
+            ImageError: an image cannot be read.
+
+        Examples:
+            >>> import skimage.data, tempfile, vitscope as vs
+            >>> photo = skimage.data.chelsea()
+            >>> path = vs.rollout(vs.load("vit-nano"), photo).save(f"{tempfile.mkdtemp()}/map.safetensors")
+            >>> vs.Attribution.load(path).with_photos(photo).overlay().size
+            (451, 300)
+        """
+        records = self.photo_records()
+        if not records:
+            raise CallError(
+                "this result does not describe its photos, so they cannot be recognised: explain them again"
+            )
+        return replace(self, images=matching_images(records, images))
+
+    def photo_records(self) -> list[dict[str, Any]]:
+        """Return name, size, box (what the model saw) and hash of each photo; an empty list if they are unknown."""
+        return [photo_record(image) for image in self.images] or list(self.provenance.get("photos", ()))
+
     def as_json(self) -> dict[str, Any]:
         """Return everything except the photos as JSON values."""
         dropped = {} if self.dropped is None else {"dropped": self.dropped.tolist()}
@@ -269,7 +299,8 @@ class Attribution(Drawn):
     def _metadata(self) -> dict[str, Any]:
         """Return the metadata of a saved file."""
         grid = {"height": self.grid.height, "width": self.grid.width, "prefix": self.grid.prefix}
-        return {"grid": grid, "provenance": dict(self.provenance), "target": self.target, "signed": self.signed}
+        provenance = {**self.provenance, **({"photos": records} if (records := self.photo_records()) else {})}
+        return {"grid": grid, "provenance": provenance, "target": self.target, "signed": self.signed}
 
     @classmethod
     def _parse(cls, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any]) -> dict[str, Any]:
@@ -287,13 +318,7 @@ class Attribution(Drawn):
         dropped = require_tensor(tensors, "dropped", torch.bool, values.shape) if "dropped" in tensors else None
         if not isinstance(signed, bool) or not (target is None or isinstance(target, str)):
             raise ValueError("its target is not text, or signed is not true or false")
-        if "images" in provenance:
-            entries = provenance["images"]
-            if not isinstance(entries, list) or len(entries) != len(values):
-                raise ValueError(f"its provenance does not list {len(values)} images")
-            for entry in entries:
-                if not isinstance(require_mapping(entry, "provenance of an image")["target"], str | None):
-                    raise ValueError("the target of an image is not text")
+        check_provenance(provenance, len(values))
         return {
             "values": values,
             "grid": grid,
@@ -315,21 +340,27 @@ class Attribution(Drawn):
         fields: dict[str, Any] = {"values": self.values[index : index + 1], "images": self.images[index : index + 1]}
         if self.dropped is not None:
             fields["dropped"] = self.dropped[index : index + 1]
+        photos = {"photos": [self.provenance["photos"][index]]} if "photos" in self.provenance else {}
         if "images" not in self.provenance:
-            return fields
+            return {**fields, "provenance": {**self.provenance, **photos}}
         provenance = dict(self.provenance["images"][index])
-        return {**fields, "target": provenance.pop("target"), "provenance": provenance}
+        return {**fields, "target": provenance.pop("target"), "provenance": {**provenance, **photos}}
 
     @classmethod
     def _joined_fields(cls: type[Result], results: Sequence[Result]) -> dict[str, Any]:
         """Return the fields in which a batch differs from the result of its first image."""
         targets = {result.target for result in results}
-        provenance = dict(results[0].provenance)
-        if len(targets) > 1 or any(result.provenance != provenance for result in results):
-            provenance["images"] = [{**result.provenance, "target": result.target} for result in results]
+        provenances = [{key: value for key, value in r.provenance.items() if key != "photos"} for r in results]
+        provenance = dict(provenances[0])
+        if len(targets) > 1 or any(entry != provenance for entry in provenances):
+            pairs = zip(results, provenances, strict=True)
+            provenance["images"] = [{**entry, "target": result.target} for result, entry in pairs]
             for key in ("interrupted", "samples"):
                 if key in provenance:
                     provenance[key] = type(provenance[key])(sum(result.provenance[key] for result in results))
+        records = [result.provenance.get("photos", ()) for result in results]
+        if all(records):
+            provenance["photos"] = [record for photos in records for record in photos]
         masks = [torch.zeros_like(r.values, dtype=torch.bool) if r.dropped is None else r.dropped for r in results]
         return {
             "dropped": None if all(result.dropped is None for result in results) else torch.cat(masks),
@@ -338,18 +369,3 @@ class Attribution(Drawn):
             "images": [image for result in results for image in result.images],
             "target": targets.pop() if len(targets) == 1 else None,
         }
-
-
-def _require_path(value: Any) -> Path:
-    """Return the path of a result.
-
-    Raises:
-        CallError: it is not a path, or a name in it is too long.
-    """
-    path = require_path(value, "path")
-    longest = max((len(os.fsencode(name)) for name in path.parts), default=0)
-    if longest > MAX_NAME_BYTES:
-        raise CallError(
-            f"path is {short_text(str(path), '')}, with a name of {longest} bytes: at most {MAX_NAME_BYTES} are allowed"
-        )
-    return path
