@@ -1,5 +1,6 @@
 """Activation patching equals its definition in plain hooks, in every family, and obeys its laws."""
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -139,6 +140,31 @@ def test_every_baseline_of_a_photo(baseline: Any) -> None:
     assert bool(result.values.any())
     assert result.provenance["parameters"]["baseline"] == (list(baseline) if isinstance(baseline, tuple) else baseline)
     assert result.provenance["samples"] == 65
+
+
+def test_a_run_in_another_thread_is_not_patched() -> None:
+    model, pixels = transformers_vit()
+    expected = vs.activation_patching(model, pixels, target=1).values
+    with torch.no_grad(), model.running():
+        logits = model.logits(pixels)
+    main, outputs = threading.get_ident(), list[Tensor]()
+
+    def run() -> None:
+        with torch.no_grad(), model.running():
+            outputs.append(model.logits(pixels))  # type: ignore[arg-type]
+
+    def start(*_: Any) -> None:
+        if threading.get_ident() == main:
+            thread = threading.Thread(target=run)
+            thread.start()
+            thread.join()
+
+    handle = model.module.vit.embeddings.register_forward_hook(start)
+    result = vs.activation_patching(model, pixels, target=1)
+    handle.remove()
+    assert len(outputs) > 2
+    assert all(torch.equal(output, logits) for output in outputs)  # type: ignore[arg-type]
+    assert torch.equal(result.values, expected)
 
 
 @pytest.mark.parametrize("name", ["transformers-vit", "timm-swin-fitting"])
