@@ -189,6 +189,7 @@ class _PatchedModel(BatchedPredictor):
                 f"the blocks {', '.join(map(str, selected))} of {model.name} have different tokens, and how these are "
                 "merged is unknown: pass layers with the same token grid"
             )
+        self._to_finest(torch.zeros(self._grid.num_patches, device="cpu"))  # refuse before the evaluation
         self._patches = {
             layer: _Patches(grid, indices[grid], as_tokens(streams[layer], 1, grid, model.name, INSTEAD))
             for layer, grid in zip(selected, grids, strict=True)
@@ -211,6 +212,9 @@ class _PatchedModel(BatchedPredictor):
         """Return the changes of the output as values of the tokens of the finest grid, (1, token).
 
         Patches that were not evaluated have no change.
+
+        Warns:
+            VitscopeWarning: no patch changes the output.
         """
         outputs = torch.from_numpy(evaluations.outputs[:, 0])
         changes = (outputs[1:] - outputs[0]).nan_to_num(nan=0.0)
@@ -220,7 +224,11 @@ class _PatchedModel(BatchedPredictor):
                 f"activation_patching of {self.label(column)!r} is zero everywhere: no patch changes the "
                 f"{self.output_of(column)} of the baseline"
             )
-        tokens = torch.cat([changes.new_zeros(self._grid.prefix), changes])[None].float()
+        return self._to_finest(changes.float())
+
+    def _to_finest(self, changes: Tensor) -> Tensor:
+        """Return one number per patch, (patch,), as values of the tokens of the finest grid, (1, token)."""
+        tokens = torch.cat([changes.new_zeros(self._grid.prefix), changes])[None]
         values, _ = to_finest(self.trace, tokens.to(self.subject.pixels.device), self._grid, "activation_patching")
         return values.cpu()
 
