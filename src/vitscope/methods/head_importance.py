@@ -195,7 +195,7 @@ def _with_warnings(result: HeadImportance) -> HeadImportance:
     for label, values in zip(result.targets, result.values, strict=True):
         finite = values[values.isfinite()]
         if len(finite) and not bool(finite.any()):
-            warn(f"head_importance of {label!r} is zero everywhere: its {output} does not depend on any head")
+            warn(f"head_importance of {label!r} is zero everywhere: no head changes its {output}")
     return result
 
 
