@@ -1,21 +1,19 @@
 """How results show themselves: as one line, as a figure, and in a notebook as a picture or a table.
 
-Figures and tables are drawn by :mod:`vitscope.views`, which lies above all results: ``vitscope/__init__.py`` registers
-it here, and it is imported when a result is first drawn.
+Figures and tables are drawn by :mod:`vitscope.views`, which lies above all results. It is imported by name when a result
+is first drawn.
 """
 
-from collections.abc import Callable
+import importlib
 from types import ModuleType
 from typing import Any
 
 LONGEST_LINE = 200  # characters of a repr
 
-_views: list[Callable[[], ModuleType]] = []
 
-
-def register_views(load: Callable[[], ModuleType]) -> None:
-    """Register the function that imports :mod:`vitscope.views.display`."""
-    _views[:] = [load]
+def _views() -> ModuleType:
+    """Return the module that draws results."""
+    return importlib.import_module("vitscope.views.display")
 
 
 def one_line(name: str, *facts: str) -> str:
@@ -75,18 +73,18 @@ class Figured:
         Raises:
             CallError: ``index`` is out of range, or the result has no maps of several images.
         """
-        return _views[0]().figure(self, axes, index)
+        return _views().figure(self, axes, index)
 
 
 class Drawn(Figured):
     """A result that a notebook shows as its figure."""
 
     def _repr_png_(self) -> bytes | None:
-        return _views[0]().png(self)
+        return _views().png(self)
 
 
 class Tabulated:
     """A result that a notebook shows as a table."""
 
     def _repr_html_(self) -> str | None:
-        return _views[0]().html(self)
+        return _views().html(self)
