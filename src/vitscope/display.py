@@ -1,7 +1,7 @@
 """How results show themselves: as one line, as a figure, and in a notebook as a picture or a table.
 
-Figures and tables are drawn by :mod:`vitscope.views`, which lies above all results. It is imported by name when a result
-is first drawn.
+Figures and tables are drawn by :mod:`vitscope.views`, which lies above all results. It is imported by name when a
+result is first drawn.
 """
 
 import importlib
