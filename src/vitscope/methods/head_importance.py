@@ -47,7 +47,7 @@ class HeadImportance(Drawn):
     Examples:
         >>> import skimage.data, vitscope as vs
         >>> vs.head_importance(vs.load("vit-nano"), skimage.data.chelsea(), target="cat")
-        <HeadImportance of vit-nano by ablation: 1 image, 6 layers of up to 12 heads, target cat>
+        <HeadImportance of vit-nano by ablation: 1 image, 6 layers of up to 12 heads, -0.707 to 0.984, target cat>
     """
 
     values: Float[Tensor, "image layer head"]
