@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from vitscope.errors import CallError, VitscopeError, first_line
-from vitscope.models.evaluation import lacks_memory
+from vitscope.errors import CallError
 from vitscope.models.outputs import scale_of
 from vitscope.models.vision_model import VisionModel
 from vitscope.typing import SimilarTo
@@ -77,23 +76,13 @@ class ResolvedTarget:
                 ``function`` is needed.
 
         Raises:
-            CallError: the function fails, or does not return one number per row that depends on the output.
+            CallError: the function does not return one number per row, or its numbers do not depend on the output.
         """
         if self.function is None:
             assert class_numbers is not None, "only functions need no classes"
             first, *second = (class_numbers[:, index] for index in self.classes)
             return first - second[0] if second else first
-        try:
-            values = self.function(output)
-        except VitscopeError:
-            raise
-        except Exception as error:
-            if lacks_memory(error):
-                raise
-            raise CallError(
-                f"the function {self.label!r} that was passed as target failed on the output "
-                f"{tuple(output.shape)}: {first_line(error)}"
-            ) from error
+        values = self.function(output)
         if not isinstance(values, Tensor) or values.shape != (len(output),):
             shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
             raise CallError(f"target returned {shape}: a tensor ({len(output)},), one number per image, is expected")
