@@ -66,7 +66,7 @@ def test_a_saved_result_reads_back(result: vs.SegmentAttribution, tmp_path: Path
         assert torch.equal(saved.intervals, explained.intervals)
         assert (saved.intercept, saved.score, saved.target) == (explained.intercept, explained.score, explained.target)
         assert saved.output == explained.output
-    assert back.provenance == result.provenance
+    assert back.provenance == {**result.provenance, "photos": result.photo_records()}
     assert back.signed
     assert back.top(3) == result.top(3)
     assert torch.equal(back.regions(3), result.regions(3))
