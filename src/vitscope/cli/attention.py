@@ -11,6 +11,7 @@ from vitscope.cli.inputs import artefacts_or_none, load_model
 from vitscope.cli.model_options import Description, model_command
 from vitscope.cli.options import Device, DropArtefacts, Json, ModelName, Out, Overwrite, Photos
 from vitscope.cli.output import each_photo, figure_paths, reporting, save
+from vitscope.cli.style_options import drawing
 from vitscope.errors import CallError
 
 if TYPE_CHECKING:
@@ -20,9 +21,11 @@ if TYPE_CHECKING:
     from vitscope.interventions.artefacts import Artefacts
     from vitscope.models import VisionModel
     from vitscope.views.scene import Scene
+    from vitscope.views.style import FigureStyle
 
 
 @model_command
+@drawing
 def attention(
     photos: Photos,
     model: ModelName = "vit-nano",
@@ -45,6 +48,7 @@ def attention(
     json_: Json = False,
     *,
     description: Description,
+    style: "FigureStyle",
 ) -> None:
     """Show raw attention maps of all layers, or of one layer."""
     token = _parse_query(query)
@@ -64,7 +68,7 @@ def attention(
             else:
                 trace, scene, maps = _attention(vision, photo, layer, token, artefacts, shifted=shifted)
                 entries = {"query": query, "values_mean_of_heads": _as_lists(maps)}
-            save(scene, path, overwrite)
+            save(scene, path, overwrite, style)
             report.append({"image": str(photo), "figure": str(path), "provenance": dict(trace.provenance), **entries})
 
 

@@ -25,6 +25,7 @@ from vitscope.cli.options import (
     TopK,
 )
 from vitscope.cli.output import reporting, save, shorten_stem, unused_path
+from vitscope.cli.style_options import drawing
 from vitscope.cli.tables import print_edited_images, print_effects
 from vitscope.cli.terminal import say
 from vitscope.errors import CallError, OutputExistsError
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from vitscope.compositing.result import Composition
     from vitscope.compositing.stage import EditedImage
     from vitscope.models import VisionModel
+    from vitscope.views.style import FigureStyle
 
 VISIBLE = 0.9  # share of an object; if the model sees less of it, a line on stderr says so
 SEGMENTATION = "quickshift"
@@ -50,6 +52,7 @@ class MarkedPhoto:
 
 
 @model_command
+@drawing
 def compose(
     photos: Annotated[
         list[Path] | None,
@@ -119,6 +122,7 @@ def compose(
     json_: Json = False,
     *,
     description: Description,
+    style: "FigureStyle",
 ) -> None:
     """Move, resize and swap objects, and compare the predictions."""
     for path, option in ((out, "--out"), (recipe, "--recipe"), (background, "--background")):
@@ -155,7 +159,7 @@ def compose(
     with reporting(json_) as report:
         for marked_photo, paths in zip(marked_photos, files, strict=True):
             results, interrupted = _compose_each(models, marked_photo, options)
-            written = _write(results, paths, targets or (None,), overwrite, complete=not interrupted)
+            written = _write(results, paths, targets or (None,), overwrite, style, complete=not interrupted)
             _say_what_is_cropped(results)
             for result in () if json_ else results:
                 say(f"{marked_photo.path}, as {result.provenance['model']} sees it:")
@@ -168,7 +172,7 @@ def compose(
                 raise KeyboardInterrupt
             results_by_photo.append(results)
         results_by_model = zip(*results_by_photo, strict=True)
-        report.extend(_report_effects(controls_files, results_by_model, target, overwrite, quiet=json_))
+        report.extend(_report_effects(controls_files, results_by_model, target, overwrite, style, quiet=json_))
 
 
 def _report_effects(
@@ -176,6 +180,7 @@ def _report_effects(
     results_by_model: Iterator[tuple["Composition", ...]],
     target: str | None,
     overwrite: bool,
+    style: "FigureStyle",
     *,
     quiet: bool,
 ) -> Iterator[dict[str, Any]]:
@@ -185,7 +190,7 @@ def _report_effects(
 
     for path, results in zip(files, results_by_model, strict=False):  # no files without the test 'controls'
         model_effects, name = effects(results, target=target), results[0].provenance["model"]
-        save(controls(results, model_effects, target), path, overwrite)
+        save(controls(results, model_effects, target), path, overwrite, style)
         if not quiet:
             print_effects(model_effects, name, results[0].output)
         yield {"model": name, "files": [str(path)], "effects": [effect.as_json() for effect in model_effects]}
@@ -315,6 +320,7 @@ def _write(
     files: Mapping[str, Path],
     targets: Sequence[str | None],
     overwrite: bool,
+    style: "FigureStyle",
     *,
     complete: bool,
 ) -> list[Path]:
@@ -324,9 +330,9 @@ def _write(
     written = []
     for index, result in enumerate(results):
         figure, table, numbers_file = (files[f"{kind} {index}"] for kind in ("plate.png", "table.csv", "result.json"))
-        save(plate(result), figure, overwrite)
+        save(plate(result), figure, overwrite, style)
         written += [figure, result.save(table), result.save(numbers_file)]
     if "places" in files and complete:
-        save(places_and_sizes(results, targets), files["places"], overwrite)
+        save(places_and_sizes(results, targets), files["places"], overwrite, style)
         written.append(files["places"])
     return written

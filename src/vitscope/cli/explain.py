@@ -11,6 +11,7 @@ from vitscope.cli.inputs import TargetNames, load_model, with_contrast
 from vitscope.cli.model_options import Description, model_command
 from vitscope.cli.options import Contrast, Device, Json, ModelName, Out, Overwrite, Photos, Target, TopK
 from vitscope.cli.output import each_photo, figure_paths, reporting, save
+from vitscope.cli.style_options import drawing
 from vitscope.cli.tables import print_agreement, print_classes, print_meanings
 from vitscope.errors import CallError, UnsupportedModelError, VitscopeError, WorkError
 
@@ -22,9 +23,11 @@ if TYPE_CHECKING:
     from vitscope.models import Prediction, VisionModel
     from vitscope.results.attribution import Attribution
     from vitscope.views.scene import Scene
+    from vitscope.views.style import FigureStyle
 
 
 @model_command
+@drawing
 def explain(
     photos: Photos,
     model: ModelName = "vit-nano",
@@ -45,11 +48,22 @@ def explain(
     contrast: Contrast = None,
     *,
     description: Description,
+    style: "FigureStyle",
 ) -> None:
     """Explain photos: top classes, rollout, a class, heads."""
     named_photos = [(str(photo), photo) for photo in photos]
     explain_photos(
-        named_photos, model, out, overwrite, device, json_, top_k, method, with_contrast(target, contrast), description
+        named_photos,
+        model,
+        out,
+        overwrite,
+        device,
+        json_,
+        top_k,
+        style,
+        method,
+        with_contrast(target, contrast),
+        description,
     )
 
 
@@ -61,6 +75,7 @@ def explain_photos(
     device: str | None,
     json_: bool,
     top_k: int,
+    style: "FigureStyle",
     methods: Sequence[str] | None = None,
     target: TargetNames | None = None,
     description: Description | None = None,
@@ -84,7 +99,7 @@ def explain_photos(
                 explanation = _explain_by_default(vision, photo, top_k, target)
             else:
                 explanation = _explain_by_methods(vision, photo, top_k, methods, target, progress=not json_)
-            save(explanation.scene, path, overwrite)
+            save(explanation.scene, path, overwrite, style)
             reason = "" if explanation.predictions else why_no_classes(vision, photo)
             if not json_:
                 print_classes(name, vision, explanation.predictions, reason)

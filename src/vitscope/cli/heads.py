@@ -20,15 +20,18 @@ from vitscope.cli.options import (
     Target,
 )
 from vitscope.cli.output import each_photo, figure_paths, reporting, save
+from vitscope.cli.style_options import drawing
 from vitscope.cli.tables import print_heads
 
 if TYPE_CHECKING:
     from vitscope.methods.head_importance import HeadImportance
+    from vitscope.views.style import FigureStyle
 
 COUNT = 5  # heads of each sign in tables
 
 
 @model_command
+@drawing
 def heads(
     photos: Photos,
     model: ModelName = "vit-nano",
@@ -49,6 +52,7 @@ def heads(
     json_: Json = False,
     *,
     description: Description,
+    style: "FigureStyle",
 ) -> None:
     """Show the maps of all heads, and what each does for a class."""
     from vitscope.methods.head_importance import head_importance
@@ -69,7 +73,7 @@ def heads(
                 batch_size=batch_size,
                 progress=ablation and not json_,
             )
-            save(head_maps(capture(vision, photo), importance), path, overwrite)
+            save(head_maps(capture(vision, photo), importance), path, overwrite, style)
             if not json_:
                 print_heads(str(photo), importance, COUNT)
             report.append(_entry(photo, path, importance))

@@ -25,6 +25,7 @@ from vitscope.cli.options import (
     Target,
 )
 from vitscope.cli.output import each_photo, figure_paths, reporting, save
+from vitscope.cli.style_options import drawing
 from vitscope.cli.tables import print_agreement, print_segments
 from vitscope.cli.terminal import say
 from vitscope.errors import CallError, OutputExistsError, first_line
@@ -36,11 +37,13 @@ if TYPE_CHECKING:
     from vitscope.models import VisionModel
     from vitscope.results.segment_attribution import SegmentAttribution
     from vitscope.views.scene import Scene
+    from vitscope.views.style import FigureStyle
 
 COUNT = 5  # segments of each sign in tables, as in the figure
 
 
 @model_command
+@drawing
 def lime(
     photos: Photos,
     model: ModelName = "vit-nano",
@@ -74,6 +77,7 @@ def lime(
     json_: Json = False,
     *,
     description: Description,
+    style: "FigureStyle",
 ) -> None:
     """Explain a class by segments of the photo, with LIME."""
     from vitscope.metrics.agreement import agreement
@@ -97,7 +101,7 @@ def lime(
         for photo, path in each_photo(photos, figure_paths(photos, "lime", out), overwrite, bar=False):
             results = _explain(models, photo, target, contrast, options)
             alike = agreement(results, names=[model.name for model in models]) if len(results) > 1 else None
-            save(_scene(results), path, overwrite)
+            save(_scene(results), path, overwrite, style)
             if arrays is not None:
                 results[0].save(arrays)
             if not json_:

@@ -74,7 +74,9 @@ Fill = Annotated[
 
 Out = Annotated[
     Path | None,
-    typer.Option("--out", "-o", help="PNG file to write; a folder for several photos.", show_default="a new name"),
+    typer.Option(
+        "--out", "-o", help="PNG, PDF or SVG file to write; a folder for several photos.", show_default="a new name"
+    ),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]

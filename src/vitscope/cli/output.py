@@ -13,7 +13,9 @@ from vitscope.errors import CallError, OutputExistsError
 
 if TYPE_CHECKING:
     from vitscope.views.scene import Scene
+    from vitscope.views.style import FigureStyle
 
+FORMATS = (".png", ".pdf", ".svg")
 LONGEST_STEM = 200  # bytes of a photo's name that are used in the name of its figure
 
 
@@ -21,7 +23,7 @@ def figure_paths(photos: Sequence[Path], command: str, out: Path | None) -> list
     """Return a path for the figure of each photo: ``--out``, a file in the folder ``--out``, or a new name here.
 
     Raises:
-        CallError: ``--out`` is one file for several photos, is not a PNG, or is the photo itself.
+        CallError: ``--out`` is one file for several photos, names no format, or is the photo itself.
     """
     return [_figure_path(photo, command, out, len(photos)) for photo in photos]
 
@@ -37,11 +39,20 @@ def _figure_path(photo: Path, command: str, out: Path | None, count: int) -> Pat
         if out.suffix or out.exists():
             raise CallError(f"--out is {out}, one file for {count} photos: pass a folder")
         return out / f"{name}.png"
-    if out.suffix.lower() != ".png":
-        raise CallError(f"--out is {out}: figures are PNG, end the name in .png")
+    check_format(out)
     if out.exists() and photo.exists() and out.samefile(photo):
         raise CallError(f"--out is {out}, the photo itself: choose another name")
     return out
+
+
+def check_format(path: Path) -> None:
+    """Check that the suffix of ``--out`` names a format of figures.
+
+    Raises:
+        CallError: it does not.
+    """
+    if path.suffix.lower() not in FORMATS:
+        raise CallError(f"--out is {path}: end the name in {', '.join(FORMATS[:-1])} or {FORMATS[-1]}")
 
 
 def shorten_stem(stem: str) -> str:
@@ -90,11 +101,11 @@ def each_photo(
     yield from track(pairs, description="photos", console=console, transient=True, disable=not console.is_terminal)
 
 
-def save(scene: "Scene", path: Path, overwrite: bool) -> None:
-    """Draw a scene and write it as PNG."""
+def save(scene: "Scene", path: Path, overwrite: bool, style: "FigureStyle") -> None:
+    """Draw a scene and write it in the format that the suffix names."""
     from vitscope.views.figure import save_figure
 
-    save_figure(scene, path, overwrite=overwrite)
+    save_figure(scene, path, overwrite=overwrite, style=style)
 
 
 @contextmanager

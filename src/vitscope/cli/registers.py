@@ -8,13 +8,16 @@ from vitscope.cli.inputs import load_model
 from vitscope.cli.model_options import Description, model_command
 from vitscope.cli.options import Device, Json, ModelName, Out, Overwrite, Photos
 from vitscope.cli.output import each_photo, figure_paths, reporting, save
+from vitscope.cli.style_options import drawing
 from vitscope.errors import CallError
 
 if TYPE_CHECKING:
     from vitscope.interventions.artefacts import Artefacts
+    from vitscope.views.style import FigureStyle
 
 
 @model_command
+@drawing
 def registers(
     photos: Photos,
     model: ModelName = "vit-nano",
@@ -27,6 +30,7 @@ def registers(
     json_: Json = False,
     *,
     description: Description,
+    style: "FigureStyle",
 ) -> None:
     """Find artefact tokens, or show maps without them.
 
@@ -53,7 +57,7 @@ def registers(
                 after = artefact_tokens(cured, photos, layer=layer)
         for index, (photo, path) in enumerate(figures):
             scene = artefact_scene(before, index=index) if after is None else register_scene(before, after, index=index)
-            save(scene, path, overwrite)
+            save(scene, path, overwrite, style)
             entry: dict[str, Any] = {"image": str(photo), "figure": str(path), **_numbers(before, index)}
             if after is not None:
                 entry |= {"neurons": moves, "with_registers": _numbers(after, index)}

@@ -9,17 +9,20 @@ from vitscope.cli.inputs import artefacts_or_none, load_model
 from vitscope.cli.model_options import Description, model_command
 from vitscope.cli.options import Device, DropArtefacts, Json, ModelName, Out, Overwrite, Photos
 from vitscope.cli.output import each_photo, figure_paths, reporting, save
+from vitscope.cli.style_options import drawing
 from vitscope.errors import CallError
 
 if TYPE_CHECKING:
     from vitscope.attention.trace import Trace
     from vitscope.results.attribution import Attribution
     from vitscope.views.scene import Scene
+    from vitscope.views.style import FigureStyle
 
 HeadFusion = Literal["mean", "max", "min"]
 
 
 @model_command
+@drawing
 def rollout(
     photos: Photos,
     model: ModelName = "vit-nano",
@@ -46,6 +49,7 @@ def rollout(
     json_: Json = False,
     *,
     description: Description,
+    style: "FigureStyle",
 ) -> None:
     """Compute attention rollout through all layers."""
     from vitscope.interventions.artefact_dropping import dropped_artefacts
@@ -75,7 +79,7 @@ def rollout(
             dropped = None if artefacts is None else dropped_artefacts(trace, artefacts, trace)
             if dropped is not None:
                 scene = mark_dropped(scene, dropped)
-            save(scene, path, overwrite)
+            save(scene, path, overwrite, style)
             rollouts = [{"provenance": dict(r.provenance), "values": r.values[0].tolist()} for r in results]
             report.append({"image": str(photo), "figure": str(path), "rollouts": rollouts})
 

@@ -60,10 +60,13 @@ def stretch_signed(values: np.ndarray) -> np.ndarray:
     return 0.5 + values / (2 * maximum) if maximum > 0 else values * 0 + 0.5
 
 
-def blend(photo: Image.Image, heat: np.ndarray, alpha: float, *, colormap: str = COLORMAP) -> Image.Image:
+def blend(
+    photo: Image.Image, heat: np.ndarray, alpha: float, *, signed: bool = False, colormap: str = ""
+) -> Image.Image:
     """Return a map with values in [0, 1], drawn over a photo of the same size; pixels of value NaN become grey."""
     base = np.asarray(photo, dtype=np.float32)
-    if colormap == SIGNED_COLORMAP:
+    colormap = colormap or (SIGNED_COLORMAP if signed else COLORMAP)
+    if signed:
         base = base.mean(-1, keepdims=True).repeat(3, -1)  # the photo's colours could be mistaken for signs
     colours = matplotlib.colormaps[colormap](np.nan_to_num(heat, nan=0.5))[..., :3].astype(np.float32) * 255
     mixed = (1 - alpha) * base + alpha * colours
@@ -79,15 +82,24 @@ def coloured(
     *,
     signed: bool = False,
     limits: tuple[float, float] | None = None,
+    colormap: str = "",
 ) -> Image.Image:
-    """Return a map drawn over a photo of the same size; if the map is constant, the photo becomes grey instead."""
-    colormap = SIGNED_COLORMAP if signed else COLORMAP
+    """Return a map drawn over a photo of the same size; if the map is constant, the photo becomes grey instead.
+
+    Args:
+        photo: the photo.
+        heat: the map; NaN becomes grey.
+        alpha: opacity of the map.
+        signed: whether the colours diverge from zero.
+        limits: see :func:`stretch`.
+        colormap: name of the colours; by default inferno, and RdBu_r if the map is signed.
+    """
     if limits is None and is_flat(heat):
         # With an alpha of 0 or 1 the result is the photo alone or the map alone, which is a single colour.
         constant = np.full_like(heat, np.nan if 0 < alpha < 1 else 0.5 if signed else 0.0)
-        return blend(photo, np.where(np.isnan(heat), np.nan, constant), alpha, colormap=colormap)
+        return blend(photo, np.where(np.isnan(heat), np.nan, constant), alpha, signed=signed, colormap=colormap)
     stretched = stretch_signed(heat) if signed else stretch(heat, limits)
-    return blend(photo, stretched, alpha, colormap=colormap)
+    return blend(photo, stretched, alpha, signed=signed, colormap=colormap)
 
 
 def is_flat(values: np.ndarray) -> bool:

@@ -1,7 +1,6 @@
 """The report of a comparison: one HTML file with its tables and figures, and the figures as PNG files next to it."""
 
 import base64
-import io
 import json
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -10,13 +9,13 @@ from pathlib import Path
 from statistics import fmean
 from string import Template
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-
 from vitscope.files import atomic_write
 from vitscope.tune.comparison import folder_name
 from vitscope.tune.comparison_result import BASE, Comparison, Summary
-from vitscope.views.figure import draw
+from vitscope.views.figure import PLAIN, draw
+from vitscope.views.figure_file import png_bytes
 from vitscope.views.scene import Scene
+from vitscope.views.style import FigureStyle
 from vitscope.views.tuning import (
     accuracy_scene,
     attention_scene,
@@ -92,7 +91,7 @@ def interaction_rows(comparison: Comparison) -> list[tuple[str, ...]]:
     ]
 
 
-def write_page(comparison: Comparison, folder: str | Path) -> list[Path]:
+def write_page(comparison: Comparison, folder: str | Path, style: FigureStyle = PLAIN) -> list[Path]:
     """Write ``report.html`` and the figures, and return their paths.
 
     Raises:
@@ -100,7 +99,7 @@ def write_page(comparison: Comparison, folder: str | Path) -> list[Path]:
     """
     folder = Path(folder)
     scenes = _scenes(comparison)
-    images = {name: _png(scene) for name, scene in scenes.items()}
+    images = {name: png_bytes(draw(scene, style), style) for name, scene in scenes.items()}
     paths = []
     for name, image in images.items():
         path = folder / f"{name}.png"
@@ -127,12 +126,6 @@ def _scenes(comparison: Comparison) -> dict[str, Scene]:
     if comparison.data_check is not None:
         scenes["data"] = data_scene(comparison.data_check)
     return scenes
-
-
-def _png(scene: Scene) -> bytes:
-    file = io.BytesIO()
-    FigureCanvasAgg(draw(scene)).print_png(file)
-    return file.getvalue()
 
 
 def _page(comparison: Comparison, scenes: Mapping[str, Scene], images: Mapping[str, bytes]) -> str:

@@ -1,4 +1,4 @@
-"""Rendering of a :class:`Scene` as PNG: a page laid out in inches, with every panel in the proportions of its photo."""
+"""Rendering of a :class:`Scene`: a page laid out in inches, with every panel in the proportions of its photo."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
@@ -7,7 +7,6 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -26,6 +25,7 @@ from vitscope.views.charts import (
     draw_histogram,
     draw_matrix,
 )
+from vitscope.views.figure_file import write_figure
 from vitscope.views.palette import FAINT, FRAME, INK, OUTLINES, WHITE
 from vitscope.views.plain_text import visible
 from vitscope.views.scene import (
@@ -42,12 +42,14 @@ from vitscope.views.scene import (
     Row,
     Scene,
 )
+from vitscope.views.style import FigureStyle
 
 PAGE_WIDTH, PAGE_HEIGHT = 12.0, 14.0  # inches
 SMALLEST_PAGE_WIDTH = 6.4  # inches
 SMALLEST_PANEL, LARGEST_PANEL = 0.9, 4.0  # inches
 GAP = 0.08  # inches between panels
 TITLE = 0.26  # inches for the titles of a row
+HEADING = 0.38  # inches for the title of a page
 NOTE = 0.24  # inches for the second line of a page
 LINE = 0.155  # inches for a line of text under a panel
 BAR = 0.27  # inches for a bar, in a row without photos
@@ -62,7 +64,7 @@ COLOUR_BAR = (1.3, 0.1)  # inches
 LEGEND = 0.25  # inches for another line of legends
 LEGEND_LETTER = 0.08  # inches for a letter in a legend
 WITHOUT_PHOTO = 0.7  # height over width of a panel
-DPI = 160
+PLAIN = FigureStyle()
 
 
 @dataclass(frozen=True)
@@ -78,9 +80,10 @@ class _Box:
 class _Page:
     """A figure whose parts are placed in inches from its top left corner."""
 
-    def __init__(self, width: float, height: float) -> None:
+    def __init__(self, width: float, height: float, style: FigureStyle) -> None:
         self.width, self.height = width, height
-        self.figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
+        dpi = style.dpi if style.width is None else style.dpi * style.width / width
+        self.figure = Figure(figsize=(width, height), dpi=dpi, facecolor="white")
 
     def axes(self, box: _Box) -> Any:
         """Add axes; matplotlib measures them in fractions of the page, from the bottom left."""
@@ -92,27 +95,27 @@ class _Page:
         self.figure.text(x / self.width, 1 - y / self.height, text, fontsize=size, color=colour, **style)
 
 
-def save_figure(scene: Scene, path: str | Path, *, overwrite: bool = True) -> Path:
-    """Write a scene as PNG.
+def save_figure(scene: Scene, path: str | Path, *, overwrite: bool = True, style: FigureStyle = PLAIN) -> Path:
+    """Write a scene in the format that the suffix of ``path`` names: ``.png``, ``.pdf`` or ``.svg``.
 
     Raises:
+        CallError: the figure has too many pixels for a PNG.
         OutputExistsError: ``path`` exists and ``overwrite`` is False.
         SaveError: the file cannot be written; an older file at ``path`` is not changed.
     """
     path = Path(path)
     with atomic_write(path, overwrite=overwrite) as temporary_path:
-        canvas = FigureCanvasAgg(draw(scene))
-        canvas.print_png(str(temporary_path))
+        write_figure(draw(scene, style), temporary_path, style)
     return path
 
 
-def draw(scene: Scene) -> Figure:
-    """Return the scene as a matplotlib figure.
+def draw(scene: Scene, style: FigureStyle = PLAIN) -> Figure:
+    """Return the scene as a matplotlib figure of its natural width.
 
     Texts are written literally, dollar signs included; control characters, which fonts lack, are escaped.
     """
     with matplotlib.rc_context({"text.parse_math": False}):
-        return _draw(_escape_texts(scene))
+        return _draw(_escape_texts(style.applied_to(scene)), style)
 
 
 def _escape_texts(value: Any) -> Any:
@@ -126,13 +129,13 @@ def _escape_texts(value: Any) -> Any:
     return value
 
 
-def _draw(scene: Scene) -> Figure:
+def _draw(scene: Scene, style: FigureStyle) -> Figure:
     panels = [panel for row in scene.rows for panel in row.panels]
     photos = (panel.image.photo for panel in panels if isinstance(panel, Panel))
     ratio = next((photo.height / photo.width for photo in photos), WITHOUT_PHOTO)
     legends = _legends(scene)
     left = 0.55 if scene.row_names else 0.2
-    top = (1.12 if scene.column_names else 0.82) - (0.0 if scene.note else NOTE)
+    top = (1.12 if scene.column_names else 0.82) - (0.0 if scene.note else NOTE) - (0.0 if scene.title else HEADING)
     bottom = 0.5 + LEGEND * (len(legends) - 1) if legends else 0.15
     widths = [
         row.width or _width_of_cells(row) or _panel_width(row.columns, len(scene.rows), left, ratio)
@@ -145,7 +148,7 @@ def _draw(scene: Scene) -> Figure:
         for row, width, title in zip(scene.rows, widths, titles, strict=True)
     ]
     content_right = left + max(row.columns * (width + GAP) for row, width in zip(scene.rows, widths, strict=True))
-    page = _Page(max(content_right + 0.12, SMALLEST_PAGE_WIDTH), top + sum(heights) + bottom)
+    page = _Page(max(content_right + 0.12, SMALLEST_PAGE_WIDTH), top + sum(heights) + bottom, style)
     page.write(left, 0.36, scene.title, 13.0, weight="bold")
     page.write(left, 0.60, scene.note, 9.0, FAINT)
     for i, (row, width, title) in enumerate(zip(scene.rows, widths, titles, strict=True)):
@@ -186,9 +189,11 @@ def _legends(scene: Scene) -> list[_Legend]:
         return []
     legends = []
     if not maps or not all(panel.signed for panel in maps):
-        legends.append(_Legend(COLORMAP, scene.caption))
+        colormap = next((panel.colormap for panel in maps if not panel.signed and panel.colormap), COLORMAP)
+        legends.append(_Legend(colormap, scene.caption))
     if any(panel.signed for panel in maps):
-        legends.append(_Legend(SIGNED_COLORMAP, SIGNED_CAPTION, ("opposes", "supports")))
+        colormap = next((panel.colormap for panel in maps if panel.signed and panel.colormap), SIGNED_COLORMAP)
+        legends.append(_Legend(colormap, SIGNED_CAPTION, ("opposes", "supports")))
     if scene.frames is not None:
         scale = SignedScale.of(scene.frames.values)
         ends = (scale.text(-scale.limit), scale.text(scale.limit))
@@ -310,12 +315,13 @@ def _draw_panel(page: _Page, box: _Box, panel: AnyPanel) -> None:
 def _draw_image(page: _Page, box: _Box, panel: Panel) -> None:
     """Draw a photo or map, its outlines, and the lines of text below it."""
     axes = page.axes(box)
-    size = (max(round(box.width * DPI), 2), max(round(box.height * DPI), 2))
+    dpi = page.figure.dpi
+    size = (max(round(box.width * dpi), 2), max(round(box.height * dpi), 2))
     axes.imshow(render(panel, size), interpolation="none", aspect="auto")
     axes.set_axis_off()
     axes.autoscale(False)  # clips what is drawn beyond the photo
-    _draw_hatching(axes, panel, size)
-    _draw_outlines(axes, panel, size)
+    _draw_hatching(axes, panel, size, dpi)
+    _draw_outlines(axes, panel, size, dpi)
     for line, text in enumerate(panel.lines):
         page.write(box.x, box.y + box.height + LINE * (line + 0.95), text, 7.5, INK if line == 0 else FAINT)
 
@@ -329,7 +335,8 @@ def render(panel: Panel, size: tuple[int, int]) -> Image.Image:
         return photo
     smooth = not panel.flat and (panel.signed or panel.alpha < 1) and not repeats_patches(panel.values)
     heat = panel.image.paint(panel.values, size, smooth=smooth, dropped=panel.dropped)
-    return coloured(photo, heat, panel.alpha, signed=panel.signed, limits=None if panel.signed else panel.limits)
+    limits = None if panel.signed else panel.limits
+    return coloured(photo, heat, panel.alpha, signed=panel.signed, limits=limits, colormap=panel.colormap)
 
 
 def _fade(photo: Image.Image, lit: np.ndarray) -> Image.Image:
@@ -340,7 +347,7 @@ def _fade(photo: Image.Image, lit: np.ndarray) -> Image.Image:
 
 
 def _corners(
-    panel: Panel, shape: tuple[int, ...], size: tuple[int, int]
+    panel: Panel, shape: tuple[int, ...], size: tuple[int, int], dpi: int | float
 ) -> tuple[Callable[[int | float, int | float], tuple[float, float]], float]:
     """Return the function from (row, column) of a grid to pixels of the panel, and the width of a patch's lines.
 
@@ -353,15 +360,15 @@ def _corners(
     def corner(row: int | float, column: int | float) -> tuple[float, float]:
         return (left + column * cell_x) * scale_x - 0.5, (top + row * cell_y) * scale_y - 0.5
 
-    points = min(cell_x * scale_x, cell_y * scale_y) * 72 / DPI  # side of a patch
+    points = min(cell_x * scale_x, cell_y * scale_y) * 72 / dpi  # side of a patch
     return corner, min(max(points * 0.12, 0.5), 1.5)
 
 
-def _draw_hatching(axes: Any, panel: Panel, size: tuple[int, int]) -> None:
+def _draw_hatching(axes: Any, panel: Panel, size: tuple[int, int], dpi: int | float) -> None:
     """Draw three oblique strokes over each dropped patch, so that its grey is not taken for a value."""
     if panel.dropped is None or panel.values is None:
         return
-    corner, thickness = _corners(panel, panel.dropped.shape, size)
+    corner, thickness = _corners(panel, panel.dropped.shape, size, dpi)
     strokes = (((0.5, 0.0), (0.0, 0.5)), ((1.0, 0.0), (0.0, 1.0)), ((1.0, 0.5), (0.5, 1.0)))
     lines = [
         [corner(row + y, column + x) for y, x in stroke]
@@ -371,12 +378,12 @@ def _draw_hatching(axes: Any, panel: Panel, size: tuple[int, int]) -> None:
     axes.add_collection(LineCollection(lines, colors=INK, linewidths=0.6 * thickness, capstyle="butt"))
 
 
-def _draw_outlines(axes: Any, panel: Panel, size: tuple[int, int]) -> None:
+def _draw_outlines(axes: Any, panel: Panel, size: tuple[int, int], dpi: int | float) -> None:
     """Draw the borders between a panel's regions, a square around each marked patch, and the numbers."""
     if panel.regions is None:
         return
     regions = _limit_cells(panel.regions, size)
-    corner, thickness = _corners(panel, regions.shape, size)
+    corner, thickness = _corners(panel, regions.shape, size, dpi)
     colour = OUTLINES[panel.outline]
     framed = np.pad(regions, 1, constant_values=-1)
     vertical, horizontal = framed[1:-1, 1:] != framed[1:-1, :-1], framed[1:, 1:-1] != framed[:-1, 1:-1]

@@ -39,6 +39,7 @@ class Panel:
         dropped: True for patches that the map leaves out, which are grey and hatched.
         outline: the colour of outlines and numbers: ``"mark"`` (bright red), ``"plain"`` (black), ``"supports"`` or
             ``"opposes"``.
+        colormap: name of the map's colours; by default inferno, and RdBu_r if it is signed.
     """
 
     image: InputImage
@@ -55,6 +56,7 @@ class Panel:
     lines: Sequence[str] = ()
     dropped: Bool[np.ndarray, "height width"] | None = None
     outline: OutlineName = "mark"
+    colormap: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -218,7 +220,7 @@ def explanation(
         title, note = f"Attention of {trace.provenance['model']}", f"top: attention rollout; below: {note}"
     else:
         values, target = class_map.values[index].cpu().numpy(), short_label(class_map.target)
-        lines = ["red: raises, blue: lowers", f"the {_number_of(class_map)} of {target}"]
+        lines = ["what raises or lowers", f"the {_number_of(class_map)} of {target}"]
         top = [replace(panel, lines=["what reaches the readout,", "the same for every class"]) for panel in top]
         top[0] = replace(top[0], lines=[])
         top.append(Panel(class_map.images[index], values, f"libra, {target}", signed=True, lines=lines))
