@@ -10,7 +10,7 @@ import typer
 from vitscope.cli.inputs import artefacts_or_none, load_model
 from vitscope.cli.model_options import Description, model_command
 from vitscope.cli.options import Device, DropArtefacts, Json, ModelName, Out, Overwrite, Photos
-from vitscope.cli.output import each_photo, figure_paths, reporting, save
+from vitscope.cli.output import each_photo, figure_paths, predictions_of, reporting, save
 from vitscope.cli.style_options import drawing
 from vitscope.errors import CallError
 
@@ -51,6 +51,8 @@ def attention(
     style: "FigureStyle",
 ) -> None:
     """Show raw attention maps of all layers, or of one layer."""
+    from vitscope.views.subject import with_subject
+
     token = _parse_query(query)
     if shifted and (layer is None or isinstance(token, str)):
         raise CallError("--shifted compares one query in two layers: pass both, as in --layer 2 --query 5,6")
@@ -68,6 +70,7 @@ def attention(
             else:
                 trace, scene, maps = _attention(vision, photo, layer, token, artefacts, shifted=shifted)
                 entries = {"query": query, "values_mean_of_heads": _as_lists(maps)}
+            scene = with_subject(scene, str(photo), vision.name, predictions_of(vision, photo))
             save(scene, path, overwrite, style)
             report.append({"image": str(photo), "figure": str(path), "provenance": dict(trace.provenance), **entries})
 

@@ -19,7 +19,7 @@ from vitscope.cli.options import (
     Photos,
     Target,
 )
-from vitscope.cli.output import each_photo, figure_paths, reporting, save
+from vitscope.cli.output import each_photo, figure_paths, predictions_of, reporting, save
 from vitscope.cli.style_options import drawing
 from vitscope.cli.tables import print_heads
 
@@ -58,6 +58,7 @@ def heads(
     from vitscope.methods.head_importance import head_importance
     from vitscope.tracing.capture import capture
     from vitscope.views.heads import head_maps
+    from vitscope.views.subject import with_subject
 
     vision = load_model(model, device, photos, description=description)
     ablation = method == "ablation"
@@ -73,7 +74,10 @@ def heads(
                 batch_size=batch_size,
                 progress=ablation and not json_,
             )
-            save(head_maps(capture(vision, photo), importance), path, overwrite, style)
+            scene = head_maps(capture(vision, photo), importance)
+            label = importance.as_json()["targets"][0]
+            scene = with_subject(scene, str(photo), vision.name, predictions_of(vision, photo), label or "")
+            save(scene, path, overwrite, style)
             if not json_:
                 print_heads(str(photo), importance, COUNT)
             report.append(_entry(photo, path, importance))

@@ -1,7 +1,8 @@
 """Paths of figures, and the report of what was written."""
 
 import os
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,26 +10,35 @@ from typing import TYPE_CHECKING, Any
 from vitscope.cli.inputs import check_file_name
 from vitscope.cli.tables import print_json
 from vitscope.cli.terminal import say
-from vitscope.errors import CallError, OutputExistsError
+from vitscope.errors import CallError, OutputExistsError, VitscopeError
 
 if TYPE_CHECKING:
+    from vitscope.models import Prediction, VisionModel
+    from vitscope.views.report import Report
     from vitscope.views.scene import Scene
     from vitscope.views.style import FigureStyle
 
 FORMATS = (".png", ".pdf", ".svg")
+REPORT = ".html"
 LONGEST_STEM = 200  # bytes of a photo's name that are used in the name of its figure
 
 
-def figure_paths(photos: Sequence[Path], command: str, out: Path | None) -> list[Path]:
+def figure_paths(photos: Sequence[Path], command: str, out: Path | None, *, report: bool = False) -> list[Path]:
     """Return a path for the figure of each photo: ``--out``, a file in the folder ``--out``, or a new name here.
+
+    Args:
+        photos: the photos.
+        command: name of the command.
+        out: the value of ``--out``.
+        report: whether the command also writes reports as HTML.
 
     Raises:
         CallError: ``--out`` is one file for several photos, names no format, or is the photo itself.
     """
-    return [_figure_path(photo, command, out, len(photos)) for photo in photos]
+    return [_figure_path(photo, command, out, len(photos), report) for photo in photos]
 
 
-def _figure_path(photo: Path, command: str, out: Path | None, count: int) -> Path:
+def _figure_path(photo: Path, command: str, out: Path | None, count: int, report: bool) -> Path:
     name = f"{shorten_stem(photo.stem)}-{command}"
     if out is None:
         return unused_path(name)
@@ -39,20 +49,21 @@ def _figure_path(photo: Path, command: str, out: Path | None, count: int) -> Pat
         if out.suffix or out.exists():
             raise CallError(f"--out is {out}, one file for {count} photos: pass a folder")
         return out / f"{name}.png"
-    check_format(out)
+    check_format(out, report=report)
     if out.exists() and photo.exists() and out.samefile(photo):
         raise CallError(f"--out is {out}, the photo itself: choose another name")
     return out
 
 
-def check_format(path: Path) -> None:
+def check_format(path: Path, *, report: bool = False) -> None:
     """Check that the suffix of ``--out`` names a format of figures.
 
     Raises:
         CallError: it does not.
     """
-    if path.suffix.lower() not in FORMATS:
-        raise CallError(f"--out is {path}: end the name in {', '.join(FORMATS[:-1])} or {FORMATS[-1]}")
+    formats = (*FORMATS, REPORT) if report else FORMATS
+    if path.suffix.lower() not in formats:
+        raise CallError(f"--out is {path}: end the name in {', '.join(formats[:-1])} or {formats[-1]}")
 
 
 def shorten_stem(stem: str) -> str:
@@ -101,10 +112,29 @@ def each_photo(
     yield from track(pairs, description="photos", console=console, transient=True, disable=not console.is_terminal)
 
 
-def save(scene: "Scene", path: Path, overwrite: bool, style: "FigureStyle") -> None:
-    """Draw a scene and write it in the format that the suffix names."""
+def predictions_of(model: "VisionModel", photo: Any) -> Sequence["Prediction"]:
+    """Return the classes of a photo, the most probable first; none if the model has none."""
+    try:
+        return model.predict(photo, top_k=sys.maxsize)[0]
+    except VitscopeError:  # the model has no classifier
+        return []
+
+
+def save(
+    scene: "Scene",
+    path: Path,
+    overwrite: bool,
+    style: "FigureStyle",
+    report: "Callable[[], Report] | None" = None,
+) -> None:
+    """Draw a scene and write it in the format that the suffix names; ``.html`` is its report."""
     from vitscope.views.figure import save_figure
 
+    if report is not None and path.suffix.lower() == REPORT:
+        from vitscope.views.report import write_report
+
+        write_report(report(), path, overwrite=overwrite, style=style)
+        return
     save_figure(scene, path, overwrite=overwrite, style=style)
 
 

@@ -7,7 +7,7 @@ import typer
 from vitscope.cli.inputs import load_model
 from vitscope.cli.model_options import Description, model_command
 from vitscope.cli.options import Device, Json, ModelName, Out, Overwrite, Photos
-from vitscope.cli.output import each_photo, figure_paths, reporting, save
+from vitscope.cli.output import each_photo, figure_paths, predictions_of, reporting, save
 from vitscope.cli.style_options import drawing
 from vitscope.errors import CallError
 
@@ -41,6 +41,7 @@ def registers(
     from vitscope.interventions.register_neurons import register_neurons
     from vitscope.interventions.test_time_registers import test_time_registers
     from vitscope.views.artefacts import artefact_scene, register_scene
+    from vitscope.views.subject import with_subject
 
     vision = load_model(model, device, photos, description=description)
     paths = figure_paths(photos, "registers", out)
@@ -57,6 +58,7 @@ def registers(
                 after = artefact_tokens(cured, photos, layer=layer)
         for index, (photo, path) in enumerate(figures):
             scene = artefact_scene(before, index=index) if after is None else register_scene(before, after, index=index)
+            scene = with_subject(scene, str(photo), vision.name, predictions_of(vision, photo))
             save(scene, path, overwrite, style)
             entry: dict[str, Any] = {"image": str(photo), "figure": str(path), **_numbers(before, index)}
             if after is not None:

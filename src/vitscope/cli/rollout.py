@@ -1,6 +1,7 @@
 """The command ``vitscope rollout``."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -14,10 +15,13 @@ from vitscope.errors import CallError
 
 if TYPE_CHECKING:
     from vitscope.attention.trace import Trace
+    from vitscope.models import Prediction, VisionModel
     from vitscope.results.attribution import Attribution
+    from vitscope.views.report import Report
     from vitscope.views.scene import Scene
     from vitscope.views.style import FigureStyle
 
+LISTED = 5  # predictions in a report
 HeadFusion = Literal["mean", "max", "min"]
 
 
@@ -53,8 +57,9 @@ def rollout(
 ) -> None:
     """Compute attention rollout through all layers."""
     from vitscope.interventions.artefact_dropping import dropped_artefacts
-    from vitscope.tracing.capture import capture
+    from vitscope.tracing.capture import run_and_capture
     from vitscope.views.artefacts import mark_dropped
+    from vitscope.views.subject import with_subject
 
     if evolution and stages:
         raise CallError("--evolution and --stages are two figures: pass one of them")
@@ -70,8 +75,9 @@ def rollout(
         artefacts = artefacts_or_none(vision, photos, drop_artefacts)
         if artefacts is not None:
             options["drop_artefacts"] = artefacts
-        for photo, path in each_photo(photos, figure_paths(photos, "rollout", out), overwrite):
-            trace = capture(vision, photo)
+        for photo, path in each_photo(photos, figure_paths(photos, "rollout", out, report=True), overwrite):
+            run = run_and_capture(vision, photo)
+            trace = run.trace
             if evolution or stages:
                 results, scene = _evolution(trace, head_fusion or "mean", options, stages=stages)
             else:
@@ -79,9 +85,38 @@ def rollout(
             dropped = None if artefacts is None else dropped_artefacts(trace, artefacts, trace)
             if dropped is not None:
                 scene = mark_dropped(scene, dropped)
-            save(scene, path, overwrite, style)
+            predictions = [] if run.logits is None else vision.predictions(run.logits, run.logits.shape[-1])[0]
+            scene = with_subject(scene, str(photo), vision.name, predictions, results[0].target or "")
+            save(scene, path, overwrite, style, partial(_report, str(photo), vision, scene, predictions, results))
             rollouts = [{"provenance": dict(r.provenance), "values": r.values[0].tolist()} for r in results]
             report.append({"image": str(photo), "figure": str(path), "rollouts": rollouts})
+
+
+def _report(
+    name: str,
+    vision: "VisionModel",
+    scene: "Scene",
+    predictions: Sequence["Prediction"],
+    results: Sequence["Attribution"],
+) -> "Report":
+    """Return the content of the report of a photo."""
+    from vitscope.views.report import Report, numbers_of
+
+    named = {f"{r.provenance['parameters']['head_fusion']} of heads, to layer {_end(r)}": r for r in results}
+    return Report(
+        photo=name,
+        image=scene.photo,
+        model=vision.name,
+        predictions=predictions[:LISTED],
+        scenes=[scene],
+        kinds=["attention"],
+        numbers=[row for map_name, result in named.items() for row in numbers_of(map_name, result)],
+        provenance={map_name: result.provenance for map_name, result in named.items()},
+    )
+
+
+def _end(result: "Attribution") -> int:
+    return int(result.provenance["parameters"]["end_layer"])
 
 
 def _rollouts(

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import matplotlib
@@ -25,7 +26,7 @@ from vitscope.views.charts import (
     draw_histogram,
     draw_matrix,
 )
-from vitscope.views.figure_file import write_figure
+from vitscope.views.figure_file import png_bytes, write_figure
 from vitscope.views.palette import FAINT, FRAME, INK, OUTLINES, WHITE
 from vitscope.views.plain_text import visible
 from vitscope.views.scene import (
@@ -49,8 +50,9 @@ SMALLEST_PAGE_WIDTH = 6.4  # inches
 SMALLEST_PANEL, LARGEST_PANEL = 0.9, 4.0  # inches
 GAP = 0.08  # inches between panels
 TITLE = 0.26  # inches for the titles of a row
-HEADING = 0.38  # inches for the title of a page
-NOTE = 0.24  # inches for the second line of a page
+HEADING = 0.25  # inches for a line of the title of a page
+NOTE = 0.2  # inches for a line below it
+HEADING_LETTER, NOTE_LETTER = 0.118, 0.071  # inches for a letter
 LINE = 0.155  # inches for a line of text under a panel
 BAR = 0.27  # inches for a bar, in a row without photos
 CELL_WIDTH, CELL_HEIGHT = 0.56, 0.36  # inches
@@ -95,7 +97,7 @@ class _Page:
         self.figure.text(x / self.width, 1 - y / self.height, text, fontsize=size, color=colour, **style)
 
 
-def save_figure(scene: Scene, path: str | Path, *, overwrite: bool = True, style: FigureStyle = PLAIN) -> Path:
+def save_figure(scene: Scene, path: str | Path, *, overwrite: bool = True, style: FigureStyle | None = None) -> Path:
     """Write a scene in the format that the suffix of ``path`` names: ``.png``, ``.pdf`` or ``.svg``.
 
     Raises:
@@ -105,15 +107,21 @@ def save_figure(scene: Scene, path: str | Path, *, overwrite: bool = True, style
     """
     path = Path(path)
     with atomic_write(path, overwrite=overwrite) as temporary_path:
-        write_figure(draw(scene, style), temporary_path, style)
+        write_figure(draw(scene, style), temporary_path, style or PLAIN)
     return path
 
 
-def draw(scene: Scene, style: FigureStyle = PLAIN) -> Figure:
+def figure_png(scene: Scene, style: FigureStyle | None = None) -> bytes:
+    """Return a scene as the bytes of a PNG file."""
+    return png_bytes(draw(scene, style), style or PLAIN)
+
+
+def draw(scene: Scene, style: FigureStyle | None = None) -> Figure:
     """Return the scene as a matplotlib figure of its natural width.
 
     Texts are written literally, dollar signs included; control characters, which fonts lack, are escaped.
     """
+    style = style or PLAIN
     with matplotlib.rc_context({"text.parse_math": False}):
         return _draw(_escape_texts(style.applied_to(scene)), style)
 
@@ -135,7 +143,7 @@ def _draw(scene: Scene, style: FigureStyle) -> Figure:
     ratio = next((photo.height / photo.width for photo in photos), WITHOUT_PHOTO)
     legends = _legends(scene)
     left = 0.55 if scene.row_names else 0.2
-    top = (1.12 if scene.column_names else 0.82) - (0.0 if scene.note else NOTE) - (0.0 if scene.title else HEADING)
+    top = 0.58 if scene.column_names else 0.28
     bottom = 0.5 + LEGEND * (len(legends) - 1) if legends else 0.15
     widths = [
         row.width or _width_of_cells(row) or _panel_width(row.columns, len(scene.rows), left, ratio)
@@ -148,9 +156,16 @@ def _draw(scene: Scene, style: FigureStyle) -> Figure:
         for row, width, title in zip(scene.rows, widths, titles, strict=True)
     ]
     content_right = left + max(row.columns * (width + GAP) for row, width in zip(scene.rows, widths, strict=True))
-    page = _Page(max(content_right + 0.12, SMALLEST_PAGE_WIDTH), top + sum(heights) + bottom, style)
-    page.write(left, 0.36, scene.title, 13.0, weight="bold")
-    page.write(left, 0.60, scene.note, 9.0, FAINT)
+    width_of_page = max(content_right + 0.12, SMALLEST_PAGE_WIDTH)
+    room = width_of_page - left - 0.1
+    title_lines = wrap(scene.title, int(room / HEADING_LETTER))
+    note_lines = [line for text in (scene.subject, scene.note) for line in wrap(text, int(room / NOTE_LETTER))]
+    top += HEADING * len(title_lines) + NOTE * len(note_lines) + (0.09 if title_lines else 0.0)
+    page = _Page(width_of_page, top + sum(heights) + bottom, style)
+    for line, text in enumerate(title_lines, 1):
+        page.write(left, 0.11 + HEADING * line, text, 13.0, weight="bold")
+    for line, text in enumerate(note_lines, 1):
+        page.write(left, 0.14 + HEADING * len(title_lines) + NOTE * line, text, 9.0, FAINT)
     for i, (row, width, title) in enumerate(zip(scene.rows, widths, titles, strict=True)):
         y, height = top + sum(heights[:i]) + title, _panel_height(row, width, ratio)
         for j, panel in enumerate(row.panels):

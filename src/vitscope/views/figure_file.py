@@ -2,9 +2,8 @@
 
 import re
 from collections.abc import Callable
-from io import BytesIO, StringIO
+from io import BufferedIOBase, BytesIO, StringIO
 from pathlib import Path
-from typing import IO
 
 import matplotlib
 import numpy as np
@@ -46,7 +45,7 @@ def png_bytes(figure: Figure, style: FigureStyle) -> bytes:
     return file.getvalue()
 
 
-def _write_png(figure: Figure, file: IO[bytes], style: FigureStyle) -> None:
+def _write_png(figure: Figure, file: BufferedIOBase, style: FigureStyle) -> None:
     """Write RGB pixels, see :func:`_smoothed`."""
     width, height = (round(float(side) * figure.dpi) for side in figure.get_size_inches())
     if width * height > MAX_PIXELS or max(width, height) >= 2**16:
@@ -75,7 +74,7 @@ def _smoothed(pixels: np.ndarray) -> np.ndarray:
     return smoothed
 
 
-def _write_pdf(figure: Figure, file: IO[bytes], style: FigureStyle) -> None:
+def _write_pdf(figure: Figure, file: BufferedIOBase, style: FigureStyle) -> None:
     """Write a page of the style's width. Matplotlib has no scale of a page, so it is set before anything is drawn."""
     FigureCanvasBase(figure)
     scale, dpi = _scale(figure, style), figure.dpi
@@ -92,7 +91,7 @@ def _write_pdf(figure: Figure, file: IO[bytes], style: FigureStyle) -> None:
     pdf.close()
 
 
-def _write_svg(figure: Figure, file: IO[bytes], style: FigureStyle) -> None:
+def _write_svg(figure: Figure, file: BufferedIOBase, style: FigureStyle) -> None:
     """Write a page of the style's width, whose texts are texts."""
     text = StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "vitscope"}):  # no random identifiers
@@ -111,7 +110,7 @@ def _scale(figure: Figure, style: FigureStyle) -> float:
     return 1.0 if style.width is None else style.width / float(figure.get_size_inches()[0])
 
 
-WRITERS: dict[str, Callable[[Figure, IO[bytes], FigureStyle], None]] = {
+WRITERS: dict[str, Callable[[Figure, BufferedIOBase, FigureStyle], None]] = {
     ".png": _write_png,
     ".pdf": _write_pdf,
     ".svg": _write_svg,

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
+from PIL import Image
 
 from vitscope.attention.trace import Query, Trace
 from vitscope.images.image import InputImage
@@ -179,7 +180,8 @@ class Scene:
     """The content of a figure: rows of panels.
 
     Attributes:
-        note: the second line, which says how the maps were computed.
+        subject: below the title: the photo, what the model predicts for it, and the explained class.
+        note: below that: how the maps were computed.
         row_names, column_names: written next to the rows and above the columns.
         row_axis, column_axis: the titles of these names.
         caption: of the legend of the maps' colours; without one, there is no legend.
@@ -195,6 +197,12 @@ class Scene:
     column_axis: str = ""
     caption: str = UNSIGNED_CAPTION
     frames: Frames | None = None
+    subject: str = ""
+
+    @property
+    def photo(self) -> Image.Image:
+        """The photo of the first panel that has one."""
+        return next(panel.image.photo for row in self.rows for panel in row.panels if isinstance(panel, Panel))
 
 
 def explanation(
@@ -284,7 +292,7 @@ def rollout_panels(rollouts: Sequence[Attribution], *, index: int = 0) -> Scene:
     panels = [Panel(rollouts[0].images[index], title="photo"), *_rollout_panels(rollouts, index)]
     return Scene(
         rows=[Row(panels, len(panels))],
-        title=f"Attention rollout of {rollouts[0].provenance['model']}",
+        title=f"Attention rollout of {rollouts[0].provenance['model']}{_for_class(rollouts[0])}",
         note=_rollout_options(rollouts[0]),
     )
 
@@ -298,7 +306,7 @@ def evolution(rollouts: Sequence[Attribution], *, index: int = 0) -> Scene:
     head_fusion = rollouts[0].provenance["parameters"]["head_fusion"]
     return Scene(
         rows=rows_of(panels, columns_for(len(panels))),
-        title=f"Attention rollout of {rollouts[0].provenance['model']}, layer by layer",
+        title=f"Attention rollout of {rollouts[0].provenance['model']}{_for_class(rollouts[0])}, layer by layer",
         note=f"{head_fusion} of heads, {_rollout_options(rollouts[0])}",
     )
 
@@ -316,6 +324,10 @@ def marks_of(query: Query) -> list[tuple[int, int]]:
 def short_label(label: str | None) -> str:
     """Return the first synonym of a label, "tabby" of "tabby, tabby cat", also in a contrast; empty for None."""
     return CONTRAST.join(name.split(",")[0] for name in (label or "").split(CONTRAST))
+
+
+def _for_class(rollout: Attribution) -> str:
+    return f" for {short_label(rollout.target)}" if rollout.target else ""
 
 
 def _rollout_panels(rollouts: Sequence[Attribution], index: int) -> list[Panel]:

@@ -49,7 +49,7 @@ class FigureStyle:
                 replace(row, panels=[self._recolour(p) if isinstance(p, Panel) else p for p in row.panels])
                 for row in rows
             ]
-        return replace(scene, rows=rows) if self.title else replace(scene, rows=rows, title="", note="")
+        return replace(scene, rows=rows) if self.title else replace(scene, rows=rows, title="", subject="", note="")
 
     def _recolour(self, panel: Panel) -> Panel:
         name = self.signed_colormap if panel.signed else self.colormap
