@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable
-from io import BufferedIOBase, BytesIO, StringIO
+from io import BytesIO, StringIO
 from pathlib import Path
 
 import matplotlib
@@ -30,30 +30,24 @@ def write_figure(figure: Figure, path: Path, style: FigureStyle) -> None:
     Raises:
         CallError: the figure has too many pixels for a PNG.
     """
-    with path.open("wb") as file:
-        WRITERS[path.suffix.lower()](figure, file, style)
+    path.write_bytes(ENCODERS[path.suffix.lower()](figure, style))
 
 
 def png_bytes(figure: Figure, style: FigureStyle) -> bytes:
-    """Return a figure as the bytes of a PNG file.
+    """Return a figure as a PNG file of RGB pixels, see :func:`_smoothed`.
 
     Raises:
         CallError: the figure has too many pixels.
     """
-    file = BytesIO()
-    _write_png(figure, file, style)
-    return file.getvalue()
-
-
-def _write_png(figure: Figure, file: BufferedIOBase, style: FigureStyle) -> None:
-    """Write RGB pixels, see :func:`_smoothed`."""
     width, height = (round(float(side) * figure.dpi) for side in figure.get_size_inches())
     if width * height > MAX_PIXELS or max(width, height) >= 2**16:
         raise CallError(f"the figure would have {width:,} × {height:,} pixels: lower --dpi or --width")
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     pixels = _smoothed(np.asarray(canvas.buffer_rgba())[..., :3])
+    file = BytesIO()
     Image.fromarray(pixels).save(file, "PNG", dpi=(style.dpi, style.dpi), compress_level=COMPRESSION)
+    return file.getvalue()
 
 
 def _smoothed(pixels: np.ndarray) -> np.ndarray:
@@ -74,12 +68,13 @@ def _smoothed(pixels: np.ndarray) -> np.ndarray:
     return smoothed
 
 
-def _write_pdf(figure: Figure, file: BufferedIOBase, style: FigureStyle) -> None:
-    """Write a page of the style's width. Matplotlib has no scale of a page, so it is set before anything is drawn."""
+def _pdf_bytes(figure: Figure, style: FigureStyle) -> bytes:
+    """Return a PDF page of the style's width; its scale is set before anything is drawn."""
     FigureCanvasBase(figure)
     scale, dpi = _scale(figure, style), figure.dpi
     width, height = map(float, figure.get_size_inches())
     with matplotlib.rc_context({"pdf.fonttype": 42}):  # text that editors can change
+        file = BytesIO()
         pdf = PdfFile(file, metadata={"CreationDate": None})
         figure.dpi = POINTS
         pdf.newPage(width * scale, height * scale)
@@ -89,10 +84,11 @@ def _write_pdf(figure: Figure, file: BufferedIOBase, style: FigureStyle) -> None
         renderer.finalize()
         pdf.finalize()
     pdf.close()
+    return file.getvalue()
 
 
-def _write_svg(figure: Figure, file: BufferedIOBase, style: FigureStyle) -> None:
-    """Write a page of the style's width, whose texts are texts."""
+def _svg_bytes(figure: Figure, style: FigureStyle) -> bytes:
+    """Return an SVG page of the style's width, whose texts are texts."""
     text = StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "vitscope"}):  # no random identifiers
         FigureCanvasSVG(figure).print_svg(text, metadata={"Date": None})
@@ -103,15 +99,15 @@ def _write_svg(figure: Figure, file: BufferedIOBase, style: FigureStyle) -> None
         text.getvalue(),
         count=2,
     )
-    file.write(svg.encode("utf-8"))
+    return svg.encode("utf-8")
 
 
 def _scale(figure: Figure, style: FigureStyle) -> float:
     return 1.0 if style.width is None else style.width / float(figure.get_size_inches()[0])
 
 
-WRITERS: dict[str, Callable[[Figure, BufferedIOBase, FigureStyle], None]] = {
-    ".png": _write_png,
-    ".pdf": _write_pdf,
-    ".svg": _write_svg,
+ENCODERS: dict[str, Callable[[Figure, FigureStyle], bytes]] = {
+    ".png": png_bytes,
+    ".pdf": _pdf_bytes,
+    ".svg": _svg_bytes,
 }
