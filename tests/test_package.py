@@ -25,6 +25,7 @@ LAYERS = (
     "grid",
     "progress",
     "docstrings",
+    "display",
     "images",
     "results",
     "attention",

@@ -7,6 +7,7 @@ import pytest
 from rich import console as rich_console
 
 import vitscope as vs
+from vitscope import progress as progress_module
 from vitscope.progress import Progress, progress_callback
 
 
@@ -28,18 +29,53 @@ def test_no_progress_prints_nothing(progress: Any, capsys: pytest.CaptureFixture
     assert capsys.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("terminal", [True, False])
-def test_true_shows_a_bar_only_on_a_terminal(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def console(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> io.StringIO:
+    """Replace rich's console by one that is a terminal, a notebook or neither; return what is written to it."""
     stream = io.StringIO()
 
     class Console(rich_console.Console):
         def __init__(self, **_: Any) -> None:
-            super().__init__(file=stream, force_terminal=terminal, width=80)
+            terminal, notebook = request.param == "terminal", request.param == "notebook"
+            super().__init__(file=stream, force_terminal=terminal, force_jupyter=notebook, width=80)
 
     monkeypatch.setattr(rich_console, "Console", Console)
+    return stream
+
+
+@pytest.mark.parametrize("console", ["terminal"], indirect=True)
+def test_true_shows_a_bar_on_a_terminal(console: io.StringIO) -> None:
     with progress_callback(True) as report:
         report(Progress("evaluating masks", 1, 2))
-    assert ("evaluating masks" in stream.getvalue()) is terminal
+    assert "evaluating masks" in console.getvalue()
+
+
+@pytest.mark.parametrize("console", ["log"], indirect=True)
+def test_true_writes_a_line_now_and_then_to_a_log(
+    console: io.StringIO, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seconds = iter([0.0, 10.0, 31.0, 31.0, 40.0, 62.0, 62.0])
+    monkeypatch.setattr(progress_module.time, "monotonic", lambda: next(seconds))
+    with progress_callback(True) as report:
+        for completed in (1, 2, 3):
+            report(Progress("evaluating masks", completed * 1000, 5000))
+        report(Progress("training", 7, None))
+    assert capsys.readouterr() == ("", "evaluating masks: 2,000 of 5,000\ntraining: 7\n")
+    assert console.getvalue() == ""
+
+
+@pytest.mark.parametrize("console", ["notebook"], indirect=True)
+def test_true_shows_a_bar_in_a_notebook(console: io.StringIO, capsys: pytest.CaptureFixture[str]) -> None:
+    with progress_callback(True) as report:
+        report(Progress("reading", 1, None))
+        report(Progress("evaluating masks", 1, 2))
+        report(Progress("evaluating masks", 2, 2))
+        report(Progress("again", 1, 2))
+    error = capsys.readouterr().err
+    assert "%|" in error
+    assert "evaluating masks:" in error
+    assert "again:" in error
+    assert console.getvalue() == ""
 
 
 @pytest.mark.usefixtures("unchecked")

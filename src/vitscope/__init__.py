@@ -5,9 +5,12 @@ Importing this package loads neither torch nor transformers; they are imported w
 """
 
 import importlib
+from types import ModuleType
 from typing import Any
 
 import lazy_loader
+
+from vitscope.display import register_views
 
 _load_name, _, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
@@ -23,3 +26,12 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted([*__all__, "__version__"])
+
+
+def _load_views() -> ModuleType:
+    from vitscope.views import display
+
+    return display
+
+
+register_views(_load_views)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from vitscope.errors import CallError, OutputExistsError, SaveError
-from vitscope.validation import MAX_NAME_BYTES, short_repr
+from vitscope.validation import MAX_NAME_BYTES, short_repr, short_text
 
 # A temporary name contains the machine and the process that write it, so that files left by a killed process can be
 # distinguished from files still being written. It does not contain the result's name, which may already be as long as
@@ -48,6 +48,21 @@ def require_path(value: Any, name: str) -> Path:
     if not os.fspath(value) or "\0" in os.fspath(value):
         raise CallError(f"{name} is {short_repr(os.fspath(value))}: the path of a file or folder is expected")
     return Path(value)
+
+
+def require_file_path(value: Any) -> Path:
+    """Return the path of a file.
+
+    Raises:
+        CallError: it is not a path, or a name in it is too long.
+    """
+    path = require_path(value, "path")
+    longest = max((len(os.fsencode(name)) for name in path.parts), default=0)
+    if longest > MAX_NAME_BYTES:
+        raise CallError(
+            f"path is {short_text(str(path), '')}, with a name of {longest} bytes: at most {MAX_NAME_BYTES} are allowed"
+        )
+    return path
 
 
 @contextmanager

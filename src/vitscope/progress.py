@@ -1,5 +1,8 @@
 """Progress reports: the event class, and the meaning of the parameter ``progress`` in every function."""
 
+import sys
+import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -34,7 +37,9 @@ class Progress:
 
 ProgressCallback = Callable[[Progress], None]
 ProgressLike = bool | ProgressCallback | None
-"""``True``: a bar on stderr if it is a terminal. ``False`` or ``None``: no output. A callable: receives each event."""
+"""``True``: a bar on a terminal (stderr) or in a notebook, otherwise a line on stderr every 30 seconds. ``False`` or
+``None``: no output. A callable: receives each event."""
+LOG_SECONDS = 30.0  # between two lines in a log
 
 
 @contextmanager
@@ -69,10 +74,51 @@ def _ignore(_: Progress) -> None:
 
 @contextmanager
 def _bar() -> Iterator[ProgressCallback]:
+    """Yield a callback that shows a bar on a terminal or in a notebook, and lines now and then in a log."""
     from rich.console import Console
-    from rich.progress import Progress as Bar
 
     console = Console(stderr=True)
-    with Bar(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task: Any = bar.add_task("", total=None)
-        yield lambda step: bar.update(task, description=step.description, completed=step.completed, total=step.total)
+    if console.is_jupyter:
+        with _notebook_bar() as callback:
+            yield callback
+    elif not console.is_terminal:
+        yield _Log(LOG_SECONDS)
+    else:
+        from rich.progress import Progress as Bar
+
+        with Bar(console=console, transient=True) as bar:
+            task: Any = bar.add_task("", total=None)
+            yield lambda step: bar.update(
+                task, description=step.description, completed=step.completed, total=step.total
+            )
+
+
+@contextmanager
+def _notebook_bar() -> Iterator[ProgressCallback]:
+    """Yield a callback that shows tqdm's bar: a widget if ipywidgets is installed, otherwise text."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # tqdm warns if ipywidgets is missing
+        from tqdm.auto import tqdm
+
+    with tqdm(leave=False) as bar:
+
+        def show(step: Progress) -> None:
+            if step.total is not None and bar.total != step.total:
+                bar.reset(step.total)
+            bar.set_description(step.description, refresh=bar.desc != f"{step.description}: ")
+            bar.update(step.completed - bar.n)
+
+        yield show
+
+
+class _Log:
+    """A callback that writes a line to stderr if the last one is long ago, for output that is no terminal."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self.last = seconds, time.monotonic()
+
+    def __call__(self, step: Progress) -> None:
+        if time.monotonic() - self.last >= self.seconds:
+            self.last = time.monotonic()
+            total = "" if step.total is None else f" of {step.total:,}"
+            print(f"{step.description}: {step.completed:,}{total}", file=sys.stderr, flush=True)

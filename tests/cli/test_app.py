@@ -76,7 +76,7 @@ def test_the_shell_completes_commands(tmp_path):
     ("arguments", "expected_code", "words"),
     [
         (["explain", "nowhere.jpg"], 2, "nowhere.jpg does not exist"),
-        (["explain", "."], 2, "is a folder"),
+        (["explain", "."], 2, "the folder of the photos"),
         (["explain", "cat.png", "--model", "vit-nanoo"], 2, "did you mean 'vit-nano'"),
         (["explain", "cat.png", "--model", "some/model"], 1, "vit-nano"),
         (["explain", "cat.png", "--out", "figure.jpg"], 2, "end the name in .png"),

@@ -89,7 +89,7 @@ def test_ctrl_c_keeps_the_heads_before(photo, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"output": "probabilities"}, "pass output='probability'"),
+        ({"output": "probabilities"}, "pass --output probability"),
         ({"layout": None}, "token grid"),
     ],
     ids=str,

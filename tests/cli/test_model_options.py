@@ -163,7 +163,7 @@ def test_random_weights_are_the_same_in_every_run_and_leave_the_generator_alone(
         for seed in (1, 2):
             torch.manual_seed(seed)
             state = torch.get_rng_state()
-            model = load_model("timm:test_vit", None, (), description={"pretrained": False})
+            model = load_model("timm:test_vit", None, description={"pretrained": False})
             weights.append(dict(model.module.named_parameters())["head.weight"])
             assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(*weights)

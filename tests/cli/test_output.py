@@ -42,7 +42,11 @@ def test_several_photos_go_to_a_folder(photo, tmp_path, capsys, monkeypatch):
     Image.open(photo).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save("tac.png")
     code, _, _ = call(capsys, monkeypatch, "explain", photo, "tac.png", "--out", "figures")
     assert code == 0
-    assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == ["cat-explain.png", "tac-explain.png"]
+    assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == [
+        "cat-explain.png",
+        "summary.csv",
+        "tac-explain.png",
+    ]
     code, _, err = call(capsys, monkeypatch, "explain", photo, "tac.png", "--out", "figures")
     assert (code, err.count("\n")) == (2, 1)
     assert "exists already" in err

@@ -26,7 +26,7 @@ def test_a_command_writes_one_page(photo, tmp_path, capsys, monkeypatch, argumen
     assert out.endswith("wrote a.html\n")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.html", "cat.png"]
     page = (tmp_path / "a.html").read_text(encoding="utf-8")
-    for text in ["cat.png", "vit-nano", "preprocessing", *texts]:
+    for text in ["cat.png", "vit-nano", "preprocessing", "weights_sha256", *texts]:
         assert text in page
     code, _, err = call(capsys, monkeypatch, arguments[0], photo, *arguments[1:], "--out", "a.html", *COARSE)
     assert (code, "exists already" in err) == (2, True)

@@ -18,6 +18,7 @@ import vitscope as vs
 import vitscope.models
 from tests.helpers.command_line import call, needs_bundled
 from vitscope.cli import tables, terminal
+from vitscope.metrics.agreement import Agreement
 from vitscope.views import figure, scene
 from vitscope.views.plain_text import visible
 
@@ -190,3 +191,12 @@ def test_math_signs_in_a_title_are_letters() -> None:
     drawn = figure.draw(scene.Scene([scene.Row([panel], 1)], "$x^$"))
     FigureCanvasAgg(drawn).draw()
     assert [text.get_text() for text in drawn.texts].count("$x^$") == 2
+
+
+def test_an_agreement_of_almost_zero_has_no_minus(capsys):
+    for count in (2, 6):
+        square = np.full((count, count), -0.001)
+        tables.print_agreement(Agreement(list("abcdef"[:count]), square, abs(square), abs(square), 0.2))
+        out = capsys.readouterr().out
+        assert "+0.00" in out
+        assert "-0.00" not in out

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import types
 import typing
 from collections.abc import Callable
 from typing import Any
@@ -36,13 +37,14 @@ def checked(function: Any = None, *, typechecker: Any) -> Any:
 
 def check_types(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return a function that checks the types of its arguments and result, unless jaxtyping is disabled."""
-    strict = beartype(function)
+    strict, config = beartype(function), jaxtyping.config
 
-    @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        return (function if jaxtyping.config.jaxtyping_disable else strict)(*args, **kwargs)
+        return (function if config.jaxtyping_disable else strict)(*args, **kwargs)
 
-    return call
+    # The warnings of vitscope skip the frames of jaxtyping, to point at the calling line.
+    as_jaxtyping = types.FunctionType(call.__code__, {"__name__": "jaxtyping"}, closure=call.__closure__)
+    return functools.wraps(function)(as_jaxtyping)
 
 
 def has_shapes(function: Callable[..., Any]) -> bool:

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from timm.models import eva, vision_transformer
 from torch import Tensor
 
 import vitscope as vs
@@ -108,3 +109,24 @@ def test_the_output_of_the_last_block_holds_a_test_time_register() -> None:
     expected = vs.grad_cam(model, pixels, target=1, at="block").values
     with vs.test_time_registers(model, [(1, 3)]):
         assert vs.grad_cam(model, pixels, target=1, at="block").values.shape == expected.shape
+
+
+@pytest.mark.parametrize("block", ["ResPostBlock", "EvaBlockPostNorm"])
+def test_the_map_of_a_post_norm_block_is_that_of_its_input(block: str) -> None:
+    size: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2}
+    if block == "ResPostBlock":
+        module: Any = vision_transformer.VisionTransformer(
+            **size, num_classes=5, init_values=0.5, block_fn=vision_transformer.ResPostBlock
+        )
+    else:
+        module = eva.Eva(**size, num_classes=5, use_post_norm=True, head_init_scale=1.0)
+    module = module.eval().double()
+    assert type(module.blocks[1]).__name__ == block
+    pixels = torch.randn(1, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    streams: list[Tensor] = []
+    handle = module.blocks[1].register_forward_pre_hook(lambda _, args: streams.append(args[0]))
+    (gradient,) = torch.autograd.grad(score(module(pixels.clone().requires_grad_())).sum(), streams)
+    handle.remove()
+    expected = reference.cam(streams[0].detach()[0, 1:], gradient[0, 1:], "hires_cam")[None]
+    result = vs.grad_cam(module, pixels, target=1, layer=1, variant="hires_cam")
+    assert_equal(result.values.flatten(1), expected, 10 * RELATIVE)

@@ -1,5 +1,6 @@
 """Results of gradient methods: the record of each image, and models that end in a softmax."""
 
+import weakref
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 import vitscope as vs
 from tests.attention.test_flow import timm_parallel
+from tests.helpers.gradients import case
 from vitscope.errors import CallError
 
 
@@ -93,3 +95,20 @@ def test_a_reference_image_is_evaluated_once(name: str, passes: int) -> None:
     getattr(vs, name)(model, images[:2], target=vs.SimilarTo(images[2:]), **options)
     handle.remove()
     assert len(runs) == passes + 1
+
+
+@pytest.mark.parametrize("method", [vs.smooth_grad, vs.integrated_gradients])
+def test_the_activations_of_earlier_runs_are_released(method: Any) -> None:
+    model = case("timm-vit").model()
+    activations: list[weakref.ref[Tensor]] = []
+    alive: list[int] = []
+
+    def count(_: nn.Module, __: Any, output: Tensor) -> None:
+        alive.append(sum(activation() is not None for activation in activations))
+        activations.append(weakref.ref(output))
+
+    linear: Any = model.module.get_submodule("blocks.0.mlp.fc1")
+    linear.register_forward_hook(count)
+    method(model, case("timm-vit").pixels, **({"samples": 2} if method is vs.smooth_grad else {"steps": 2}))
+    assert len(alive) > 2
+    assert not any(alive)

@@ -140,7 +140,7 @@ def test_a_target_is_an_index_or_a_label_and_the_output_a_probability() -> None:
 def test_the_result_is_short_as_text_and_complete_as_json(chelsea: np.ndarray) -> None:
     result = vs.head_importance(vs.load("swin-nano"), chelsea)
     assert repr(result) == (
-        "<HeadImportance of swin-nano by ablation: 1 image, 8 layers of up to 16 heads, target dog>"
+        "<HeadImportance of swin-nano by ablation: 1 image, 8 layers of up to 16 heads, -0.228 to 0.865, target dog>"
     )
     entries = json.loads(json.dumps(result.as_json(), allow_nan=False))
     assert entries["values"][0][0][4:] == [None] * 12
@@ -149,7 +149,7 @@ def test_the_result_is_short_as_text_and_complete_as_json(chelsea: np.ndarray) -
     assert entries["provenance"]["samples"] == 72
     bare = vs.HeadImportance(torch.zeros(2, 1, 3, device="cpu"), (0,), ("a\nb", "c"))
     assert repr(bare) == (
-        "<HeadImportance of no model by an unknown measure: 2 images, 1 layer of up to 3 heads, target a\\nb, c>"
+        "<HeadImportance of no model by an unknown measure: 2 images, 1 layer of up to 3 heads, 0, target a\\nb, c>"
     )
 
 
@@ -264,3 +264,30 @@ def test_top_heads_are_the_largest_of_each_sign() -> None:
     ):
         with pytest.raises(vs.CallError, match=message):
             result.top(**options)
+
+
+def test_halves_of_a_batch_without_memory_are_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, photos = vs.load("vit-nano"), [noise(40, 40, seed) for seed in range(3)]
+    expected = vs.head_importance(model, photos, by="gradient")
+    forward = type(model.module).forward
+
+    def limited(self: nn.Module, pixel_values: torch.Tensor, **options: Any) -> Any:
+        if len(pixel_values) > 1:
+            raise torch.OutOfMemoryError("out of memory")
+        return forward(self, pixel_values, **options)
+
+    monkeypatch.setattr(type(model.module), "forward", limited)
+    with pytest.warns(vs.VitscopeWarning, match="continuing with 1"):
+        result = vs.head_importance(model, photos, by="gradient")
+    np.testing.assert_allclose(result.values, expected.values, atol=1e-5)
+    assert (result.targets, result.provenance["samples"]) == (expected.targets, 3)
+    assert result.provenance["outputs"] == pytest.approx(expected.provenance["outputs"], abs=1e-4)
+
+
+@pytest.mark.parametrize("by", ["ablation", "gradient"])
+def test_a_class_that_no_head_changes_is_announced(by: Any) -> None:
+    model = vs.load("vit-nano")
+    with torch.no_grad():
+        model.module.classifier.weight[3] = 0
+    with pytest.warns(vs.VitscopeWarning, match="is zero everywhere: its logit does not depend on any head"):
+        vs.head_importance(model, noise(40, 40, 0), target=3, by=by)

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+import timm
 import torch
 from torch import Tensor
 
@@ -20,7 +21,7 @@ from tests.helpers.gradients import (
 )
 from tests.reference import gradients as reference
 from tests.reference.explicit_functions import explicit_functions
-from vitscope.errors import CallError
+from vitscope.errors import CallError, UnsupportedModelError
 
 VARIANTS = ("full_grad_plus", "full_grad", "grad_cam_plus", "input_x_gradient")
 
@@ -98,3 +99,12 @@ def test_options_out_of_range() -> None:
     ):
         with pytest.raises(CallError, match=text):
             vs.libra(model, pixels, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["full_grad_plus", "full_grad", "grad_cam_plus"])
+def test_unknown_paths_between_grids_are_refused(variant: Any) -> None:
+    module = timm.create_model("test_maxvit", pretrained=False, num_classes=5).eval()
+    pixels = torch.rand(1, 3, 160, 160, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(UnsupportedModelError, match=r"^libra is not available for this model: how its 1600 tokens "):
+        vs.libra(module, pixels, target=1, variant=variant)

@@ -140,10 +140,20 @@ def test_methods_of_one_image_can_be_compared() -> None:
     assert bool((np.abs(result.rank_correlation) <= 1 + 1e-12).all())
 
 
+def test_loaded_results_agree_as_they_did_with_their_photo(photo: Image.Image, tmp_path: Any) -> None:
+    arrays = [*maps(2), maps(1, (4, 6))[0]]
+    results = [attribution(values, photo) for values in arrays]
+    loaded = [vs.Attribution.load(r.save(tmp_path / f"{i}.safetensors")) for i, r in enumerate(results)]
+    expected = vs.agreement(results)
+    for mixed in (loaded, [results[0], *loaded[1:]], [result.with_photos(photo) for result in loaded]):
+        assert np.array_equal(vs.agreement(mixed).rank_correlation, expected.rank_correlation)
+
+
 def test_incomparable_results_are_refused_in_one_line(photo: Image.Image, tmp_path: Any) -> None:
     result = attribution(maps(1)[0], photo)
     different = attribution(maps(1)[0], Image.fromarray(noise(24, 36, seed=8)))
     loaded = vs.Attribution.load(result.save(tmp_path / "map.safetensors"))
+    unknown = vs.Attribution(result.values, result.grid)
     batch = vs.Attribution(result.values.repeat(2, 1, 1), result.grid, [*result.images] * 2)
     left = vs.Attribution(result.values, result.grid, [vs.InputImage(photo, (0.0, 0.0, 10.0, 24.0))])
     right = vs.Attribution(result.values, result.grid, [vs.InputImage(photo, (20.0, 0.0, 36.0, 24.0))])
@@ -151,7 +161,8 @@ def test_incomparable_results_are_refused_in_one_line(photo: Image.Image, tmp_pa
         ([result], {}, "two or more results, got 1"),
         ([], {}, "two or more results, got 0"),
         ([result, different], {}, "results of the same photo"),
-        ([result, loaded], {}, "not loaded from files"),
+        ([result, unknown], {}, "a result does not describe: explain the image again"),
+        ([different, loaded], {}, "results of the same photo"),
         ([result, batch], {}, "results of one image each"),
         ([left, right], {}, "no common part"),
         ([result, result], {"top": 0.0}, "top is 0.0"),

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -107,5 +108,14 @@ def test_targets_that_are_refused(vit: vs.VisionModel, target: Any, kind: Any, t
 
 def test_a_target_that_does_not_depend_on_the_output_is_refused(vit: vs.VisionModel) -> None:
     pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    with pytest.raises(vs.VitscopeError, match="no gradient"):
+    with pytest.raises(CallError, match="does not depend on the model's output, or detaches it"):
         vs.input_x_gradient(vit, pixels, target=lambda output: torch.zeros(len(output), device=output.device))
+
+
+@pytest.mark.parametrize("explain", [vs.libra, vs.occlusion], ids=["libra", "occlusion"])
+def test_a_function_that_fails_is_named(explain: Any) -> None:
+    def class_77(output: torch.Tensor) -> torch.Tensor:
+        return output[:, 77]
+
+    with pytest.raises(vs.CallError, match=r"the function 'class_77' .* failed on the output \(\d+, \d+\): index 77"):
+        explain(vs.load("vit-nano"), np.zeros((32, 32, 3), np.uint8), target=class_77)

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 import vitscope as vs
-from vitscope.results.attribution import is_flat
+from vitscope.results.colours import is_flat
 from vitscope.views.figure import render
 from vitscope.views.scene import Panel
 

@@ -175,3 +175,12 @@ def test_weights_without_gradients_are_refused() -> None:
     model.module.extra = nn.Parameter(torch.zeros(2, dtype=torch.int8), requires_grad=False)
     with pytest.raises(UnsupportedModelError, match=r"its weights are integers \(extra is torch.int8\)"):
         vs.libra(model, pixels, target=1)
+
+
+def test_packed_quantised_weights_are_refused() -> None:
+    """The modules of torch.ao.nn.quantized hold their weights in ``_packed_params`` and have no parameters."""
+    model, pixels = transformers_vit()
+    path, linear = next((path, m) for path, m in model.module.named_modules() if isinstance(m, nn.Linear))
+    linear.add_module("_packed_params", nn.Module())
+    with pytest.raises(UnsupportedModelError, match=rf"the weights of {path} are quantised"):
+        vs.generic_attention(model, pixels, target=1)

@@ -16,8 +16,8 @@ from tests.helpers.tiny import LABELS, tiny_vit
 from tests.reference import stage as slow
 from tests.reference.stage import noise, painted, seeing
 from vitscope.compositing.ranking import Ranked
-from vitscope.results.attribution import stretch
-from vitscope.views import figure
+from vitscope.results.colours import stretch
+from vitscope.views import figure, legends
 from vitscope.views.compositing import (
     change,
     controls,
@@ -349,7 +349,7 @@ def test_rows_have_their_width() -> None:
     assert [box.height * inches[1] for box in boxes] == pytest.approx([0.75, 0.75, 2.0])
     # Between the rows there is room for two lines and a title.
     gap = (boxes[0].y0 - boxes[2].y1) * inches[1]
-    assert gap > 2 * figure.LINE + 0.26
+    assert gap > 2 * legends.LINE + 0.26
     texts = {text.get_text(): text.get_position() for text in drawing.texts}
     assert boxes[2].y1 < texts["a line"][1] or texts["a line"][1] < boxes[0].y0
 

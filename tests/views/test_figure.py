@@ -7,9 +7,13 @@ from PIL import Image
 
 import vitscope as vs
 from tests.helpers.families import ALL
-from vitscope.views import figure, scene
+from vitscope.views import figure, rollouts, scene
 
 FAMILY = next(family for family in ALL if family.name == "transformers-dinov2-registers")
+
+
+def panels_of(drawn):
+    return [axes for axes in drawn.axes if axes.get_label() != "colour bar"]
 
 
 @pytest.fixture
@@ -42,14 +46,14 @@ def test_head_overlays_mark_the_query(trace):
 
 
 def test_evolution_ends_with_the_rollout(trace):
-    content = scene.evolution(vs.rollout_evolution(trace, start_layer=1))
+    content = rollouts.evolution(vs.rollout_evolution(trace, start_layer=1))
     panels = [panel for row in content.rows for panel in row.panels]
     assert [panel.title for panel in panels] == ["photo", "after layer 1", "after layer 2"]
     np.testing.assert_allclose(panels[-1].values, vs.rollout(trace, start_layer=1).values[0], atol=1e-7)
 
 
 def test_the_note_lists_the_options_of_a_rollout(trace):
-    content = scene.rollout_panels([vs.rollout(trace, normalize=False, discard_ratio=0.9, start_layer=1)])
+    content = rollouts.rollout_panels([vs.rollout(trace, normalize=False, discard_ratio=0.9, start_layer=1)])
     assert content.note == "rows not normalised, lowest 90% discarded, from layer 1 on"
 
 
@@ -59,7 +63,7 @@ def test_panels_have_the_photos_proportions(size):
     panel = scene.Panel(image, np.eye(3, dtype=np.float32), "title")
     drawn = figure.draw(scene.Scene([scene.Row([panel] * 3, 3)], "title"))
     inches = drawn.get_size_inches()
-    for axes in drawn.axes[:-1]:
+    for axes in panels_of(drawn):
         box = axes.get_position()
         assert box.width * inches[0] / (box.height * inches[1]) == pytest.approx(size[0] / size[1], rel=1e-6)
 
@@ -67,7 +71,8 @@ def test_panels_have_the_photos_proportions(size):
 def test_panels_are_on_the_page_and_do_not_overlap(trace):
     drawn = figure.draw(scene.explanation(trace, [vs.rollout(trace), vs.rollout(trace, head_fusion="max")]))
     boxes = [axes.get_position() for axes in drawn.axes]
-    assert len(boxes) == 3 + 4 + 1
+    assert len(panels_of(drawn)) == 3 + 4
+    assert len(boxes) == 3 + 4 + (2 + 4) + 1, "each map has a colour bar, and the figure has one"
     assert all(0 <= box.x0 < box.x1 <= 1 and 0 <= box.y0 < box.y1 <= 1 for box in boxes)
     for i, box in enumerate(boxes):
         assert not any(box.overlaps(following) for following in boxes[i + 1 :])

@@ -9,7 +9,7 @@ import torch
 
 import vitscope as vs
 from tests.helpers.families import ALL
-from vitscope.results.attribution import SIGNED_COLORMAP
+from vitscope.results.colours import SIGNED_COLORMAP
 from vitscope.views import figure, palette
 from vitscope.views.heads import head_maps, head_values
 from vitscope.views.scene import head_grid

@@ -12,7 +12,7 @@ from PIL import Image
 
 import vitscope as vs
 from tests.helpers.families import ALL
-from vitscope.results import attribution
+from vitscope.results import colours
 from vitscope.views import figure, palette, scene, segments
 
 FAMILY = next(family for family in ALL if family.name == "transformers-vit")
@@ -52,7 +52,7 @@ def test_supporting_segments_are_red_and_opposing_ones_blue(result):
     assert outlined == {"supports": {palette.SUPPORTS}, "opposes": {palette.OPPOSES}}
     red, _, blue = mpl.colors.to_rgb(palette.SUPPORTS)
     assert red > blue
-    low, high = (mpl.colormaps[attribution.SIGNED_COLORMAP](end) for end in (0.1, 0.9))
+    low, high = (mpl.colormaps[colours.SIGNED_COLORMAP](end) for end in (0.1, 0.9))
     assert low[2] > low[0]
     assert high[0] > high[2]
 

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vitscope.attention.scores import Compact, in_float32
+from vitscope.display import one_line
 from vitscope.errors import CallError
 from vitscope.grid import Grid
 from vitscope.typing import Groups, PaddingMass, Rows, Shares
@@ -94,6 +95,10 @@ class MergeStep(Compact):
     grid: Grid
     merged_grid: Grid
     reduction: Reduction | None = None
+
+    def __repr__(self) -> str:
+        before, after = (f"{grid.height}×{grid.width}" for grid in (self.grid, self.merged_grid))
+        return one_line(f"MergeStep {self.module}: grid {before} to {after}")
 
     def shares(self, merge: Merge) -> Shares:
         """Return the share of each of the four tokens in each merged token.

@@ -15,18 +15,19 @@ from vitscope.attention.scores import Head
 from vitscope.attention.step import AttentionStep as AttentionStep
 from vitscope.attention.step import require_index
 from vitscope.attention.unsupported import BLOCK_BY_BLOCK
+from vitscope.display import Drawn, counted, one_line
 from vitscope.errors import CallError, UnsupportedModelError
 from vitscope.grid import Grid
 from vitscope.images.image import InputImage
 from vitscope.typing import DenseAttention, Maps, ReadoutRow
-from vitscope.validation import require_class_index, require_finite_tensor, require_integer
+from vitscope.validation import require_class_index, require_finite_tensor, require_integer, short_text
 
 Query = str | tuple[int, int]
 Step = AttentionStep | MergeStep
 
 
 @dataclass(frozen=True, eq=False)
-class Trace:
+class Trace(Drawn):
     """The attention of one run of a model. Returned by :func:`vitscope.capture`.
 
     Attributes:
@@ -46,10 +47,7 @@ class Trace:
     Examples:
         >>> import skimage.data, vitscope as vs
         >>> vs.capture(vs.load("vit-nano"), skimage.data.chelsea())
-        <Trace of vit-nano: 1 image, 6 attention blocks
-          12 heads × 65 tokens
-          grid 8×8 after cls
-          readout cls>
+        <Trace of vit-nano: 1 image, 6 attention blocks, 12 heads × 65 tokens, grid 8×8 after cls, readout cls>
     """
 
     steps: Sequence[Step]
@@ -64,20 +62,20 @@ class Trace:
     unchained: str | None = None
 
     def __repr__(self) -> str:
-        images = f"{len(self.images)} {'image' if len(self.images) == 1 else 'images'}"
         held = "" if len(self.blocks) == self.num_layers else f"{len(self.blocks)} of "
-        lines = [f"<Trace of {self._model}: {images}, {held}{self.num_layers} attention blocks"]
-        shapes = dict.fromkeys(step.shape_text for step in self.blocks)
-        lines.append("  " + "; ".join([*list(shapes)[:4], *(["…"] if len(shapes) > 4 else [])]))
+        shapes = list(dict.fromkeys(step.shape_text for step in self.blocks))
         prefix = f" after {', '.join(self.prefix_names)}" if self.prefix_names else ""
         grid = self.grid if self.steps else None
-        lines.append("  grid unknown" if grid is None else f"  grid {grid.height}×{grid.width}{prefix}")
-        if self.omitted:
-            lines.append(f"  {len(self.omitted)} attention calls are not in the trace (see trace.omitted)")
         sources = self.provenance.get("readout")
         readout = "unknown" if self.readout is None else readout_text(sources) if sources else "custom"
-        lines.append(f"  readout {readout}>")
-        return "\n".join(lines)
+        return one_line(
+            f"Trace of {short_text(self._model, '')}: {counted(len(self.images), 'image')}",
+            f"{held}{counted(self.num_layers, 'attention block')}",
+            "; ".join([*shapes[:2], *(["…"] if len(shapes) > 2 else [])]),
+            "grid unknown" if grid is None else f"grid {grid.height}×{grid.width}{prefix}",
+            f"{len(self.omitted)} attention calls omitted" if self.omitted else "",
+            f"readout {readout}",
+        )
 
     @property
     def _model(self) -> str:

@@ -75,7 +75,8 @@ def run() -> NoReturn:
                 raise KeyboardInterrupt
             sys.exit(code if isinstance(code, int) else 0)
         except VitscopeError as error:
-            _fail(str(error), error.exit_code)
+            # Messages are written for Python; this option is the only one that they name.
+            _fail(str(error).replace("output='probability'", "--output probability"), error.exit_code)
         except (KeyboardInterrupt, typer.Abort):
             _fail("interrupted; finished results are kept", 1)
         except Exception as error:

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vitscope.cli.inputs import artefacts_or_none, load_model
+from vitscope.cli.inputs import load_model
 from vitscope.cli.model_options import Description, model_command
-from vitscope.cli.options import Device, DropArtefacts, Json, ModelName, Out, Overwrite, Photos
-from vitscope.cli.output import each_photo, figure_paths, predictions_of, reporting, save
+from vitscope.cli.options import Device, DropArtefacts, Json, ModelName, Out, Overwrite, Photos, SkipExisting
+from vitscope.cli.output import predictions_of, save
+from vitscope.cli.photo_batch import PhotoBatch
 from vitscope.cli.style_options import drawing
 from vitscope.errors import CallError
 
@@ -44,6 +45,7 @@ def attention(
     drop_artefacts: DropArtefacts = False,
     out: Out = None,
     overwrite: Overwrite = False,
+    skip_existing: SkipExisting = False,
     device: Device = None,
     json_: Json = False,
     *,
@@ -60,19 +62,20 @@ def attention(
         raise CallError("--shifted and --window-cls are two figures: pass one of them")
     if window_cls and token != "readout":
         raise CallError("--window-cls uses CLS tokens as queries: leave out --query")
-    vision = load_model(model, device, photos, description=description)
-    with reporting(json_) as report:
-        artefacts = artefacts_or_none(vision, photos, drop_artefacts)
-        for photo, path in each_photo(photos, figure_paths(photos, "attention", out), overwrite):
-            if window_cls:
-                trace, scene, maps = _window_cls(vision, photo, layer)
-                entries: dict[str, Any] = {"window_cls_mean_of_heads": _as_lists(maps)}
-            else:
-                trace, scene, maps = _attention(vision, photo, layer, token, artefacts, shifted=shifted)
-                entries = {"query": query, "values_mean_of_heads": _as_lists(maps)}
-            scene = with_subject(scene, str(photo), vision.name, predictions_of(vision, photo))
-            save(scene, path, overwrite, style)
-            report.append({"image": str(photo), "figure": str(path), "provenance": dict(trace.provenance), **entries})
+    vision = load_model(model, device, description=description)
+    with PhotoBatch(photos, "attention", out, overwrite=overwrite, skip_existing=skip_existing, json_=json_) as batch:
+        artefacts = batch.artefacts_or_none(vision, drop_artefacts)
+        for photo, path in batch:
+            with batch.explaining(photo):
+                if window_cls:
+                    trace, scene, maps = _window_cls(vision, photo, layer)
+                    entries: dict[str, Any] = {"window_cls_mean_of_heads": _as_lists(maps)}
+                else:
+                    trace, scene, maps = _attention(vision, photo, layer, token, artefacts, shifted=shifted)
+                    entries = {"query": query, "values_mean_of_heads": _as_lists(maps)}
+                scene = with_subject(scene, batch.name(photo), vision.name, predictions_of(vision, photo))
+                save(scene, path, overwrite, style)
+                batch.add(vision, photo, path, {"provenance": dict(trace.provenance), **entries})
 
 
 def _attention(

@@ -69,7 +69,7 @@ def compare(
     )
 
     folder = out or Path(f"{data_name(data)}-comparison")
-    loaded = [load_model(name, device, (), image_size=image_size) for name in split_list(models)]
+    loaded = [load_model(name, device, image_size=image_size) for name in split_list(models)]
     with training_progress(not json_ and is_first_process()) as show:
         result = run(
             data,

@@ -130,8 +130,8 @@ def compose(
         if path is not None:
             check_file_name(path, option)
     photo_paths = list(photos or ())
-    models = [load_model(model, device, photo_paths, examples, image_size, description)]
-    models += [load_model(name, device, photo_paths, examples, image_size) for name in compare or ()]
+    models = [load_model(model, device, examples, image_size, description)]
+    models += [load_model(name, device, examples, image_size) for name in compare or ()]
     marked_photos = _marked_photos(photo_paths, objects or [], recipe, refine=refine, cut=segments)
     test_names = [name for name in tests or TESTS if name != "none"]
     grid = parse_numbers(places, "--places")

@@ -54,7 +54,7 @@ def data(
 
 def _print_check(check: "DataCheck") -> None:
     """Print the number of images per class, the leaks and the unreadable files."""
-    from vitscope.tune.leakage import counted
+    from vitscope.display import counted
 
     rows = [(label, f"{train:,}", f"{test:,}") for label, (train, test) in check.data.counts().items()]
     print_table(("class", "train", "test"), rows, right=(1, 2))

@@ -23,7 +23,15 @@ def demo(
 
     photo = Image.fromarray(chelsea())
     explain_photos(
-        [("chelsea", photo)], "vit-nano", out or unused_path("vitscope-demo"), overwrite, device, json_, 5, style
+        [photo],
+        "vit-nano",
+        out or unused_path("vitscope-demo"),
+        overwrite,
+        device,
+        json_,
+        top_k=5,
+        style=style,
+        names=["chelsea"],
     )
 
 

@@ -10,8 +10,9 @@ import typer
 
 from vitscope.cli.inputs import TargetNames, load_model, with_contrast
 from vitscope.cli.model_options import Description, model_command
-from vitscope.cli.options import Contrast, Device, Json, ModelName, Out, Overwrite, Photos, Target, TopK
-from vitscope.cli.output import each_photo, figure_paths, reporting, save
+from vitscope.cli.options import Contrast, Device, Json, ModelName, Out, Overwrite, Photos, SkipExisting, Target, TopK
+from vitscope.cli.output import save
+from vitscope.cli.photo_batch import PhotoBatch
 from vitscope.cli.style_options import drawing
 from vitscope.cli.tables import print_agreement, print_classes, print_meanings
 from vitscope.errors import CallError, UnsupportedModelError, VitscopeError, WorkError
@@ -38,6 +39,7 @@ def explain(
     model: ModelName = "vit-nano",
     out: Out = None,
     overwrite: Overwrite = False,
+    skip_existing: SkipExisting = False,
     device: Device = None,
     json_: Json = False,
     top_k: TopK = 5,
@@ -56,9 +58,8 @@ def explain(
     style: "FigureStyle",
 ) -> None:
     """Explain photos: top classes, rollout, a class, heads."""
-    named_photos = [(str(photo), photo) for photo in photos]
     explain_photos(
-        named_photos,
+        photos,
         model,
         out,
         overwrite,
@@ -69,11 +70,12 @@ def explain(
         method,
         with_contrast(target, contrast),
         description,
+        skip_existing=skip_existing,
     )
 
 
 def explain_photos(
-    photos: Sequence[tuple[str, Any]],
+    photos: Sequence[Any],
     model: str,
     out: Path | None,
     overwrite: bool,
@@ -84,49 +86,61 @@ def explain_photos(
     methods: Sequence[str] | None = None,
     target: TargetNames | None = None,
     description: Description | None = None,
+    *,
+    skip_existing: bool = False,
+    names: Sequence[str] | None = None,
 ) -> None:
     """Explain each photo, save its figure, and print its classes.
 
     Args:
-        photos: names and photos; a photo is a path or an image.
+        photos: files or images.
         methods: names of methods to compare; None for rollout, the map of a class, and the heads of the last layer.
         target: the class to explain, or the two of a contrast; by default the most likely.
+        skip_existing: skip the photos whose figure exists.
+        names: a name for each image; by default the paths.
     """
     from vitscope.views.subject import with_subject
 
     if methods is not None:
         methods = list(dict.fromkeys(methods))
         check_methods(methods, target)
-    files = [photo for _, photo in photos if isinstance(photo, Path)]
-    vision = load_model(model, device, files, description=description)
-    paths = figure_paths([Path(name) for name, _ in photos], "explain", out, report=True)
-    with reporting(json_) as report:
-        for (name, photo), path in each_photo(photos, paths, overwrite, bar=methods is None):
-            if methods is None:
-                explanation = _explain_by_default(vision, photo, target)
-            else:
-                explanation = _explain_by_methods(vision, photo, methods, target, progress=not json_)
-            predictions = explanation.predictions[:top_k]
-            scene = with_subject(explanation.scene, name, vision.name, explanation.predictions, explanation.target)
-            report_of = partial(_report, name, vision, replace(explanation, scene=scene), top_k)
-            save(scene, path, overwrite, style, report_of)
-            reason = "" if explanation.predictions else why_no_classes(vision, photo)
-            if not json_:
-                print_classes(name, vision, predictions, reason)
-                print_meanings(explanation.meanings)
-                if explanation.agreement is not None:
-                    print_agreement(explanation.agreement)
-            report.append(
-                {
-                    "image": name,
-                    "predictions": [vars(prediction) for prediction in predictions],
+    vision = load_model(model, device, description=description)
+    label = ", ".join(methods or ("rollout", "libra", "heads"))
+    with PhotoBatch(
+        photos,
+        "explain",
+        out,
+        overwrite=overwrite,
+        skip_existing=skip_existing,
+        json_=json_,
+        bar=methods is None,
+        names=names,
+        report=True,
+    ) as batch:
+        for photo, path in batch:
+            with batch.explaining(photo):
+                if methods is None:
+                    explanation = _explain_by_default(vision, photo, target)
+                else:
+                    explanation = _explain_by_methods(vision, photo, methods, target, progress=not json_)
+                name, predictions = batch.name(photo), explanation.predictions
+                scene = with_subject(explanation.scene, name, vision.name, predictions, explanation.target or "")
+                explanation = replace(explanation, scene=scene)
+                save(scene, path, overwrite, style, partial(_report, name, vision, explanation, top_k))
+                reason = "" if predictions else why_no_classes(vision, photo)
+                if not json_:
+                    print_classes(name, vision, predictions[:top_k], reason)
+                    print_meanings(explanation.meanings)
+                    if explanation.agreement is not None:
+                        print_agreement(explanation.agreement)
+                entries = {
+                    "predictions": [vars(prediction) for prediction in predictions[:top_k]],
                     **({"no_classes": reason} if reason else {}),
-                    "figure": str(path),
                     **explanation.entries,
                 }
-            )
-            if explanation.interrupted:
-                raise KeyboardInterrupt
+                batch.add(vision, photo, path, entries, target=explanation.target, method=label)
+                if explanation.interrupted:
+                    raise KeyboardInterrupt
 
 
 def check_methods(names: Sequence[str], target: TargetNames | None) -> None:
@@ -183,9 +197,9 @@ class _Explanation:
     names: Sequence[str] = ()
 
     @property
-    def target(self) -> str:
-        """The label of the explained class; empty if there is none."""
-        return next((result.target for result in self.results if result.target), "")
+    def target(self) -> str | None:
+        """The label of the explained class; None if no class was explained."""
+        return next((result.target for result in self.results if result.target), None)
 
 
 def _explain_by_default(vision: "VisionModel", photo: Any, target: TargetNames | None) -> _Explanation:

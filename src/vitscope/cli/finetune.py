@@ -69,7 +69,7 @@ def finetune(
     from vitscope.tune.finetune import finetune as tune
     from vitscope.views.tuning import run_scene
 
-    base = load_model(model, device, (), image_size=image_size)
+    base = load_model(model, device, image_size=image_size)
     folder = out or Path(f"{data_name(data)}-{Path(model).name.replace(':', '-')}-{tuning}")
     trained = False
 

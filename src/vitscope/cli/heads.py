@@ -1,6 +1,5 @@
 """The command ``vitscope heads``."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -17,9 +16,11 @@ from vitscope.cli.options import (
     OutputKind,
     Overwrite,
     Photos,
+    SkipExisting,
     Target,
 )
-from vitscope.cli.output import each_photo, figure_paths, predictions_of, reporting, save
+from vitscope.cli.output import predictions_of, save
+from vitscope.cli.photo_batch import PhotoBatch
 from vitscope.cli.style_options import drawing
 from vitscope.cli.tables import print_heads
 
@@ -48,6 +49,7 @@ def heads(
     batch_size: BatchSize = 64,
     out: Out = None,
     overwrite: Overwrite = False,
+    skip_existing: SkipExisting = False,
     device: Device = None,
     json_: Json = False,
     *,
@@ -60,37 +62,38 @@ def heads(
     from vitscope.views.heads import head_maps
     from vitscope.views.subject import with_subject
 
-    vision = load_model(model, device, photos, description=description)
+    vision = load_model(model, device, description=description)
     ablation = method == "ablation"
-    with reporting(json_) as report:
-        for photo, path in each_photo(photos, figure_paths(photos, "heads", out), overwrite, bar=not ablation):
-            importance = head_importance(
-                vision,
-                photo,
-                target=with_contrast(target, contrast),
-                by=method,
-                replacement=replacement,
-                output=output,
-                batch_size=batch_size,
-                progress=ablation and not json_,
-            )
-            scene = head_maps(capture(vision, photo), importance)
-            label = importance.as_json()["targets"][0]
-            scene = with_subject(scene, str(photo), vision.name, predictions_of(vision, photo), label or "")
-            save(scene, path, overwrite, style)
-            if not json_:
-                print_heads(str(photo), importance, COUNT)
-            report.append(_entry(photo, path, importance))
-            if importance.provenance["interrupted"]:
-                raise KeyboardInterrupt
+    with PhotoBatch(
+        photos, "heads", out, overwrite=overwrite, skip_existing=skip_existing, json_=json_, bar=not ablation
+    ) as batch:
+        for photo, path in batch:
+            with batch.explaining(photo):
+                importance = head_importance(
+                    vision,
+                    photo,
+                    target=with_contrast(target, contrast),
+                    by=method,
+                    replacement=replacement,
+                    output=output,
+                    batch_size=batch_size,
+                    progress=ablation and not json_,
+                )
+                label = importance.targets[0] or ""
+                scene = head_maps(capture(vision, photo), importance)
+                scene = with_subject(scene, batch.name(photo), vision.name, predictions_of(vision, photo), label)
+                save(scene, path, overwrite, style)
+                if not json_:
+                    print_heads(str(photo), importance, COUNT)
+                batch.add(vision, photo, path, _entry(importance), target=importance.targets[0])
+                if importance.provenance["interrupted"]:
+                    raise KeyboardInterrupt
 
 
-def _entry(photo: Path, path: Path, importance: "HeadImportance") -> dict[str, Any]:
+def _entry(importance: "HeadImportance") -> dict[str, Any]:
     """Return the values of the one image, and its most important heads as (layer, head)."""
     entry = importance.as_json()
     return {
-        "image": str(photo),
-        "figure": str(path),
         "target": entry["targets"][0],
         "layers": entry["layers"],
         "values": entry["values"][0],

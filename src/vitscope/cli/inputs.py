@@ -2,7 +2,7 @@
 
 import errno
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,40 +10,32 @@ from vitscope.errors import CallError, ModelUnavailableError
 from vitscope.validation import MAX_NAME_BYTES
 
 if TYPE_CHECKING:
-    from vitscope.interventions.artefacts import Artefacts
     from vitscope.models import VisionModel
 
 
 def load_model(
     name: str,
     device: str | None,
-    photos: Sequence[Path],
     examples: Path | None = None,
     image_size: int | None = None,
     description: Mapping[str, Any] | None = None,
 ) -> "VisionModel":
-    """Load a model, after checking that every photo exists.
+    """Load a model.
 
     Args:
         name: the value of ``--model``.
         device: the value of ``--device``; None for cuda if it is available.
-        photos: files that must exist.
         examples: a folder with one subfolder of images per class, for a model without a classifier.
         image_size: side of the model's input in pixels.
         description: more keyword arguments of :func:`vitscope.load`.
     """
     check_file_name(name, "--model")
-    for photo in photos:
-        check_file_name(photo, "a photo")
     if examples is not None:
         check_file_name(examples, "--examples")
     import torch
 
-    from vitscope.images.sources import require_regular_file
     from vitscope.models import load
 
-    for photo in photos:
-        require_regular_file(photo)
     if device is not None and device.partition(":")[0].strip() == "meta":
         raise ModelUnavailableError("--device is 'meta', which holds no numbers: pass cpu, cuda or mps")
     device = device or ("cuda" if torch.cuda.is_available() else None)
@@ -55,13 +47,6 @@ def load_model(
     from vitscope.models.nearest_class_mean import few_shot_classifier
 
     return few_shot_classifier(model, examples)
-
-
-def artefacts_or_none(model: "VisionModel", photos: Sequence[Path], drop_artefacts: bool) -> "Artefacts | None":
-    """Return the artefacts of all photos, found together; None without ``--drop-artefacts``."""
-    from vitscope.interventions.artefacts import artefact_tokens
-
-    return artefact_tokens(model, photos) if drop_artefacts else None
 
 
 def check_file_name(path: Path | str, option: str) -> None:
@@ -86,30 +71,6 @@ def _quoted(path: Path | str) -> str:
     """Return a path for a message, shortened if it is long."""
     text = str(path)
     return repr(text if len(text) <= 60 else f"{text[:40]}…{text[-12:]}")
-
-
-def image_files(photos: Sequence[Path] | None, window: str | None, index: int | None) -> Sequence[Path] | None:
-    """Return the photos with the window and the slice with which they are read.
-
-    Args:
-        photos: their paths; None if there are none.
-        window: the value of ``--window``.
-        index: the value of ``--slice``.
-
-    Raises:
-        CallError: there are no photos to which these options could apply, or the window is not two numbers.
-    """
-    if window is None and index is None:
-        return photos
-    if not photos:
-        raise CallError("--window and --slice apply to the photos of the command line: pass one")
-    from vitscope.images.grey_window import ImageFile, require_window
-
-    pair = None if window is None else require_window(parse_numbers(window, "--window"))
-    files = [ImageFile(photo) for photo in photos]
-    for file in files:
-        file.window, file.slice = pair, index
-    return files
 
 
 TargetNames = str | tuple[str | None, str]  # a class, or the two of a contrast; None is the most likely class

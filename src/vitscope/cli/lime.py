@@ -24,9 +24,11 @@ from vitscope.cli.options import (
     Overwrite,
     Photos,
     Seed,
+    SkipExisting,
     Target,
 )
-from vitscope.cli.output import each_photo, figure_paths, predictions_of, reporting, save
+from vitscope.cli.output import predictions_of, save
+from vitscope.cli.photo_batch import PhotoBatch
 from vitscope.cli.style_options import drawing
 from vitscope.cli.tables import print_agreement, print_segments
 from vitscope.cli.terminal import say
@@ -76,6 +78,7 @@ def lime(
     ] = None,
     out: Out = None,
     overwrite: Overwrite = False,
+    skip_existing: SkipExisting = False,
     device: Device = None,
     json_: Json = False,
     *,
@@ -99,29 +102,30 @@ def lime(
     }
     if arrays is not None:
         _check_arrays(arrays, len(photos) * (1 + len(compare or ())), overwrite)
-    models = [load_model(model, device, photos, examples, description=description)]
-    models += [load_model(name, device, photos, examples) for name in compare or ()]
-    with reporting(json_) as report:
-        for photo, path in each_photo(photos, figure_paths(photos, "lime", out, report=True), overwrite, bar=False):
-            results = _explain(models, photo, target, contrast, options)
-            alike = agreement(results, names=[model.name for model in models]) if len(results) > 1 else None
-            predictions = predictions_of(models[0], photo)
-            scene = with_subject(
-                _scene(results, predictions), str(photo), models[0].name, predictions, results[0].target or ""
-            )
-            report_of = partial(_report, str(photo), scene, predictions, results, alike)
-            save(scene, path, overwrite, style, report_of)
-            if arrays is not None:
-                results[0].save(arrays)
-            if not json_:
-                for result in results:
-                    say(f"{photo}, as {describe_prediction(result)}")
-                    print_segments(result, COUNT)
-                if alike is not None:
-                    print_agreement(alike)
-            report.append(_entry(photo, path, results, alike))
-            if any(result.provenance["interrupted"] for result in results):
-                raise KeyboardInterrupt
+    models = [load_model(model, device, examples, description=description)]
+    models += [load_model(name, device, examples) for name in compare or ()]
+    with PhotoBatch(
+        photos, "lime", out, overwrite=overwrite, skip_existing=skip_existing, json_=json_, bar=False, report=True
+    ) as batch:
+        for photo, path in batch:
+            with batch.explaining(photo):
+                results = _explain(models, photo, target, contrast, options)
+                alike = agreement(results, names=[model.name for model in models]) if len(results) > 1 else None
+                predictions, name = predictions_of(models[0], photo), batch.name(photo)
+                scene = _scene(results, predictions)
+                scene = with_subject(scene, name, models[0].name, predictions, results[0].target or "")
+                save(scene, path, overwrite, style, partial(_report, name, scene, predictions, results, alike))
+                if arrays is not None:
+                    results[0].save(arrays)
+                if not json_:
+                    for result in results:
+                        say(f"{photo}, as {describe_prediction(result)}")
+                        print_segments(result, COUNT)
+                    if alike is not None:
+                        print_agreement(alike)
+                batch.add(models[0], photo, path, _entries(results, alike), target=results[0].target)
+                if any(result.provenance["interrupted"] for result in results):
+                    raise KeyboardInterrupt
 
 
 def _explain(
@@ -190,11 +194,10 @@ def _report(
     )
 
 
-def _entry(
-    photo: Path, path: Path, results: Sequence["SegmentAttribution"], agreement: "Agreement | None"
-) -> dict[str, Any]:
-    entry = {"image": str(photo), "figure": str(path), "results": [result.as_json() for result in results]}
-    return entry if agreement is None else entry | {"agreement": agreement.as_json()}
+def _entries(results: Sequence["SegmentAttribution"], agreement: "Agreement | None") -> dict[str, Any]:
+    """Return the values of the report."""
+    entries: dict[str, Any] = {"results": [result.as_json() for result in results]}
+    return entries if agreement is None else entries | {"agreement": agreement.as_json()}
 
 
 def _parse_num_samples(text: str) -> int | str:

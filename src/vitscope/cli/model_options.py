@@ -10,7 +10,7 @@ from typer.core import TyperCommand
 
 from vitscope.cli import options
 from vitscope.cli.app import register
-from vitscope.cli.inputs import check_file_name, image_files, parse_numbers
+from vitscope.cli.inputs import check_file_name, parse_numbers
 
 Description = Mapping[str, Any]  # keyword arguments of vitscope.load
 
@@ -52,7 +52,8 @@ class GroupedCommand(TyperCommand):
 def model_command(function: Callable[..., None]) -> Callable[..., None]:
     """Register a command, and fill its parameter ``description`` from the options that describe a model.
 
-    If it has a parameter ``photos``, the options --window and --slice apply to these files. If the command has an
+    If it has a parameter ``photos``, these are files, folders and globs, to which the options --window and --slice
+    apply. If the command has an
     option ``--output`` itself, the model's is ``--model-output`` only.
     """
     signature = inspect.signature(function)
@@ -76,7 +77,9 @@ def model_command(function: Callable[..., None]) -> Callable[..., None]:
     def command(**arguments: Any) -> None:
         values = {argument: arguments.pop(option) for option, argument in names.items()}
         if pixel_options:
-            arguments["photos"] = image_files(arguments["photos"], arguments.pop("window"), arguments.pop("slice"))
+            from vitscope.cli.photos import photo_files  # imports numpy, which the help does not need
+
+            arguments["photos"] = photo_files(arguments["photos"], arguments.pop("window"), arguments.pop("slice"))
         function(**arguments, description=description_of(values))
 
     declared = [parameter for name, parameter in signature.parameters.items() if name != "description"]

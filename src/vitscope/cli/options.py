@@ -5,7 +5,14 @@ from typing import Annotated, Literal
 
 import typer
 
-Photos = Annotated[list[Path], typer.Argument(help="Photos to explain.", metavar="PHOTO", show_default=False)]
+Photos = Annotated[
+    list[Path],
+    typer.Argument(
+        help="Photos to explain, folders of photos (with their subfolders), or globs in quotes.",
+        metavar="PHOTO",
+        show_default=False,
+    ),
+]
 
 Window = Annotated[
     str | None,
@@ -83,6 +90,7 @@ Out = Annotated[
     ),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")]
+SkipExisting = Annotated[bool, typer.Option("--skip-existing", help="Skip photos whose file exists.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 # The options that describe a model have their own section in the help.

@@ -1,4 +1,4 @@
-"""Paths of figures, and the report of what was written."""
+"""New names of files, figures, and the report of what was written."""
 
 import os
 import sys
@@ -7,10 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitscope.cli.inputs import check_file_name
 from vitscope.cli.tables import print_json
 from vitscope.cli.terminal import say
-from vitscope.errors import CallError, OutputExistsError, VitscopeError
+from vitscope.errors import CallError, VitscopeError
 
 if TYPE_CHECKING:
     from vitscope.models import Prediction, VisionModel
@@ -23,40 +22,12 @@ REPORT = ".html"
 LONGEST_STEM = 200  # bytes of a photo's name that are used in the name of its figure
 
 
-def figure_paths(photos: Sequence[Path], command: str, out: Path | None, *, report: bool = False) -> list[Path]:
-    """Return a path for the figure of each photo: ``--out``, a file in the folder ``--out``, or a new name here.
-
-    Args:
-        photos: the photos.
-        command: name of the command.
-        out: the value of ``--out``.
-        report: whether the command also writes reports as HTML.
-
-    Raises:
-        CallError: ``--out`` is one file for several photos, names no format, or is the photo itself.
-    """
-    return [_figure_path(photo, command, out, len(photos), report) for photo in photos]
-
-
-def _figure_path(photo: Path, command: str, out: Path | None, count: int, report: bool) -> Path:
-    name = f"{shorten_stem(photo.stem)}-{command}"
-    if out is None:
-        return unused_path(name)
-    check_file_name(out, "--out")
-    if out.is_dir():
-        return out / f"{name}.png"
-    if count > 1:
-        if out.suffix or out.exists():
-            raise CallError(f"--out is {out}, one file for {count} photos: pass a folder")
-        return out / f"{name}.png"
-    check_format(out, report=report)
-    if out.exists() and photo.exists() and out.samefile(photo):
-        raise CallError(f"--out is {out}, the photo itself: choose another name")
-    return out
-
-
 def check_format(path: Path, *, report: bool = False) -> None:
     """Check that the suffix of ``--out`` names a format of figures.
+
+    Args:
+        path: the value of ``--out``.
+        report: whether the command also writes reports as HTML.
 
     Raises:
         CallError: it does not.
@@ -80,36 +51,6 @@ def unused_path(name: str, suffix: str = ".png") -> Path:
         number += 1
         path = Path(f"{name}-{number}{suffix}")
     return path
-
-
-def each_photo(
-    photos: Sequence[Any], paths: Sequence[Path], overwrite: bool, *, bar: bool = True
-) -> Iterator[tuple[Any, Path]]:
-    """Yield each photo with the path of its figure, and show a progress bar if there are several.
-
-    Args:
-        photos: files or images.
-        paths: one path per photo.
-        overwrite: whether figures may replace files.
-        bar: False if explaining a photo already shows a bar.
-
-    Raises:
-        CallError: a file exists already, or two photos share a path.
-    """
-    existing = [path for path in paths if path.exists() and not overwrite]
-    if existing:
-        raise OutputExistsError(f"{existing[0]} exists already: pass --overwrite or another --out")
-    if len(set(paths)) < len(paths):
-        raise CallError("two photos have the same name, so their figures would too: explain them one by one")
-    pairs = list(zip(photos, paths, strict=True))
-    if len(pairs) == 1 or not bar:
-        yield from pairs
-        return
-    from rich.console import Console
-    from rich.progress import track
-
-    console = Console(stderr=True)
-    yield from track(pairs, description="photos", console=console, transient=True, disable=not console.is_terminal)
 
 
 def predictions_of(model: "VisionModel", photo: Any) -> Sequence["Prediction"]:

@@ -6,8 +6,9 @@ import typer
 
 from vitscope.cli.inputs import load_model
 from vitscope.cli.model_options import Description, model_command
-from vitscope.cli.options import Device, Json, ModelName, Out, Overwrite, Photos
-from vitscope.cli.output import each_photo, figure_paths, predictions_of, reporting, save
+from vitscope.cli.options import Device, Json, ModelName, Out, Overwrite, Photos, SkipExisting
+from vitscope.cli.output import predictions_of, save
+from vitscope.cli.photo_batch import PhotoBatch
 from vitscope.cli.style_options import drawing
 from vitscope.errors import CallError
 
@@ -26,6 +27,7 @@ def registers(
     neurons: Annotated[int, typer.Option(min=1, help="Register neurons to move to the registers.")] = 10,
     out: Out = None,
     overwrite: Overwrite = False,
+    skip_existing: SkipExisting = False,
     device: Device = None,
     json_: Json = False,
     *,
@@ -43,27 +45,29 @@ def registers(
     from vitscope.views.artefacts import artefact_scene, register_scene
     from vitscope.views.subject import with_subject
 
-    vision = load_model(model, device, photos, description=description)
-    paths = figure_paths(photos, "registers", out)
-    with reporting(json_) as report:
-        figures = list(each_photo(photos, paths, overwrite, bar=False))
-        before = artefact_tokens(vision, photos, layer=layer)
+    vision = load_model(model, device, description=description)
+    with PhotoBatch(
+        photos, "registers", out, overwrite=overwrite, skip_existing=skip_existing, json_=json_, bar=False
+    ) as batch:
+        readable = batch.readable()
+        before = artefact_tokens(vision, readable, layer=layer)
         moves: list[tuple[int, int]] = []
         after = None
         if count:
             if before.threshold is None:
                 raise CallError(f"{before.summary}, so --count has no use: leave it out, or pass more photos")
-            moves = register_neurons(vision, photos, threshold=before.threshold, layer=layer, count=neurons)
+            moves = register_neurons(vision, readable, threshold=before.threshold, layer=layer, count=neurons)
             with test_time_registers(vision, moves, count=count) as cured:
-                after = artefact_tokens(cured, photos, layer=layer)
-        for index, (photo, path) in enumerate(figures):
+                after = artefact_tokens(cured, readable, layer=layer)
+        for photo, path in batch:
+            index = readable.index(photo)
             scene = artefact_scene(before, index=index) if after is None else register_scene(before, after, index=index)
-            scene = with_subject(scene, str(photo), vision.name, predictions_of(vision, photo))
+            scene = with_subject(scene, batch.name(photo), vision.name, predictions_of(vision, photo))
             save(scene, path, overwrite, style)
-            entry: dict[str, Any] = {"image": str(photo), "figure": str(path), **_numbers(before, index)}
+            entries: dict[str, Any] = _numbers(before, index)
             if after is not None:
-                entry |= {"neurons": moves, "with_registers": _numbers(after, index)}
-            report.append(entry)
+                entries |= {"neurons": moves, "with_registers": _numbers(after, index)}
+            batch.add(vision, photo, path, entries)
 
 
 def _numbers(artefacts: "Artefacts", index: int) -> dict[str, Any]:

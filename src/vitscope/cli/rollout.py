@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from vitscope.cli.inputs import artefacts_or_none, load_model
+from vitscope.cli.inputs import load_model
 from vitscope.cli.model_options import Description, model_command
-from vitscope.cli.options import Device, DropArtefacts, Json, ModelName, Out, Overwrite, Photos
-from vitscope.cli.output import each_photo, figure_paths, reporting, save
+from vitscope.cli.options import Device, DropArtefacts, Json, ModelName, Out, Overwrite, Photos, SkipExisting
+from vitscope.cli.output import save
+from vitscope.cli.photo_batch import PhotoBatch
 from vitscope.cli.style_options import drawing
 from vitscope.errors import CallError
 
@@ -49,6 +50,7 @@ def rollout(
     drop_artefacts: DropArtefacts = False,
     out: Out = None,
     overwrite: Overwrite = False,
+    skip_existing: SkipExisting = False,
     device: Device = None,
     json_: Json = False,
     *,
@@ -70,26 +72,30 @@ def rollout(
         "merge": merge,
         "target": target,
     }
-    vision = load_model(model, device, photos, description=description)
-    with reporting(json_) as report:
-        artefacts = artefacts_or_none(vision, photos, drop_artefacts)
+    vision = load_model(model, device, description=description)
+    with PhotoBatch(
+        photos, "rollout", out, overwrite=overwrite, skip_existing=skip_existing, json_=json_, report=True
+    ) as batch:
+        artefacts = batch.artefacts_or_none(vision, drop_artefacts)
         if artefacts is not None:
             options["drop_artefacts"] = artefacts
-        for photo, path in each_photo(photos, figure_paths(photos, "rollout", out, report=True), overwrite):
-            run = run_and_capture(vision, photo)
-            trace = run.trace
-            if evolution or stages:
-                results, scene = _evolution(trace, head_fusion or "mean", options, stages=stages)
-            else:
-                results, scene = _rollouts(trace, [head_fusion] if head_fusion else ["mean", "max"], options)
-            dropped = None if artefacts is None else dropped_artefacts(trace, artefacts, trace)
-            if dropped is not None:
-                scene = mark_dropped(scene, dropped)
-            predictions = [] if run.logits is None else vision.predictions(run.logits, run.logits.shape[-1])[0]
-            scene = with_subject(scene, str(photo), vision.name, predictions, results[0].target or "")
-            save(scene, path, overwrite, style, partial(_report, str(photo), vision, scene, predictions, results))
-            rollouts = [{"provenance": dict(r.provenance), "values": r.values[0].tolist()} for r in results]
-            report.append({"image": str(photo), "figure": str(path), "rollouts": rollouts})
+        for photo, path in batch:
+            with batch.explaining(photo):
+                run = run_and_capture(vision, photo)
+                trace = run.trace
+                if evolution or stages:
+                    results, scene = _evolution(trace, head_fusion or "mean", options, stages=stages)
+                else:
+                    results, scene = _rollouts(trace, [head_fusion] if head_fusion else ["mean", "max"], options)
+                dropped = None if artefacts is None else dropped_artefacts(trace, artefacts, trace)
+                if dropped is not None:
+                    scene = mark_dropped(scene, dropped)
+                predictions = [] if run.logits is None else vision.predictions(run.logits, run.logits.shape[-1])[0]
+                name = batch.name(photo)
+                scene = with_subject(scene, name, vision.name, predictions, results[0].target or "")
+                save(scene, path, overwrite, style, partial(_report, name, vision, scene, predictions, results))
+                rollouts = [{"provenance": dict(r.provenance), "values": r.values[0].tolist()} for r in results]
+                batch.add(vision, photo, path, {"rollouts": rollouts}, target=results[0].target)
 
 
 def _report(
@@ -124,7 +130,7 @@ def _rollouts(
 ) -> tuple[list["Attribution"], "Scene"]:
     """Return one rollout per head fusion, and their figure."""
     from vitscope.methods.rollout import rollout as compute
-    from vitscope.views.scene import rollout_panels
+    from vitscope.views.rollouts import rollout_panels
 
     results = [compute(trace, head_fusion=fusion, **options) for fusion in fusions]
     return results, rollout_panels(results)
@@ -135,7 +141,7 @@ def _evolution(
 ) -> tuple[list["Attribution"], "Scene"]:
     """Return the rollout after each layer, and a figure of all layers or of the last one of each stage."""
     from vitscope.methods.rollout import rollout_evolution
-    from vitscope.views.scene import evolution
+    from vitscope.views.rollouts import evolution
     from vitscope.views.windows import stage_evolution
 
     results = rollout_evolution(trace, head_fusion=head_fusion, **options)

@@ -142,24 +142,15 @@ def print_agreement(agreement: "Agreement") -> None:
     """
     from rich.console import Console
 
+    from vitscope.views.tables import agreement_rows
+
     count = len(agreement.names)
     width = max(map(len, agreement.names)) + len(str(count)) + 2 + CELL * count
     if count > PAIRED and Console().width >= width:
         _print_agreement_matrix(agreement)
         return
-    rows = [
-        (
-            f"{first} and {second}",
-            f"{agreement.rank_correlation[i, j]:+.2f}",
-            f"{agreement.overlap[i, j]:.0%}",
-            f"{agreement.chance[i, j]:.0%}",
-        )
-        for i, first in enumerate(agreement.names)
-        for j, second in enumerate(agreement.names)
-        if i < j
-    ]
     overlap = f"top {agreement.top:.0%} overlap"
-    print_table(("agreement", "rank correlation", overlap, "by chance"), rows, right=(1, 2, 3))
+    print_table(("agreement", "rank correlation", overlap, "by chance"), agreement_rows(agreement), right=(1, 2, 3))
 
 
 def _print_agreement_matrix(agreement: "Agreement") -> None:
@@ -174,7 +165,7 @@ def _print_agreement_matrix(agreement: "Agreement") -> None:
             *(
                 ""
                 if i == j
-                else f"{agreement.rank_correlation[i, j]:+.2f}"
+                else f"{agreement.rank_correlation[i, j]:+z.2f}"
                 if j < i
                 else f"{agreement.overlap[i, j]:.0%}"
                 for j in range(count)

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from scipy.stats import t as student
 
 from vitscope.compositing.result import Composition
+from vitscope.display import Tabulated, counted, one_line
 from vitscope.errors import CallError
 from vitscope.results.attribution import Attribution
 from vitscope.typing import ClassTarget
@@ -61,6 +62,10 @@ class Effect:
     standardized: float | None
     confidence: float = 0.95
 
+    def __repr__(self) -> str:
+        interval = "" if self.interval is None else "{:+.3f} to {:+.3f}".format(*self.interval)
+        return one_line(f"Effect {self.name}: {self.mean:+.3f}", interval, counted(len(self.values), "image"))
+
     @property
     def description(self) -> str:
         """The two sides of the difference, in words."""
@@ -79,9 +84,13 @@ class Effect:
         }
 
 
+class Effects(list[Effect], Tabulated):
+    """A list of effects, which a notebook shows as a table."""
+
+
 def effects(
     results: Composition | Sequence[Composition], *, target: ClassTarget | None = None, confidence: float = 0.95
-) -> list[Effect]:
+) -> Effects:
     """Return the effects of object, place, background and positions, from the controls of one or more images.
 
     ``place`` is the output at the place nearest to the centre of what the model sees, minus the mean output over the
@@ -96,8 +105,8 @@ def effects(
             describe the mean over other images of the same kind.
 
     Returns:
-        One effect for each difference that is available in all images, in the order of :data:`DESCRIPTIONS`. Means
-        are in the unit of the outputs: 0.1 is ten percentage points of probability.
+        A list with one effect for each difference that is available in all images, in the order of
+        :data:`DESCRIPTIONS`. Means are in the unit of the outputs: 0.1 is ten percentage points of probability.
 
     Raises:
         CallError: there are no controls, they were interrupted, or the results have different models or outputs.
@@ -113,11 +122,11 @@ def effects(
     if not 0 < require_ratio(confidence, "confidence") < 1:
         raise CallError(f"confidence is {confidence}: pass a number above 0 and below 1")
     by_image = [_effects_of_image(result, target) for result in compositions]
-    return [
+    return Effects(
         _summarize(name, np.array([values[name] for values in by_image]), confidence)
         for name in DESCRIPTIONS
         if all(name in values for values in by_image)
-    ]
+    )
 
 
 def _require_compositions(results: Any) -> list[Composition]:

@@ -13,6 +13,7 @@ from PIL import Image
 from skimage.draw import polygon2mask
 
 from vitscope.compositing.grabcut import refine_mask
+from vitscope.display import one_line
 from vitscope.errors import CallError, first_line
 from vitscope.images.image import InputImage
 from vitscope.images.reading import read_photo
@@ -44,6 +45,10 @@ class ObjectMask:
     name: str
     mask: Mask
     label: str | None = None
+
+    def __repr__(self) -> str:
+        label = "" if self.label is None else f"class {self.label}"
+        return one_line(f"ObjectMask {self.name}: {self.area:.1%} of the photo", f"box {self.box}", label)
 
     @cached_property
     def box(self) -> tuple[int, int, int, int]:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
+from vitscope.display import counted, ends, one_line
+
 
 @dataclass(frozen=True)
 class Ranked:
@@ -55,3 +57,7 @@ class SizeCurve:
     scales: Float[np.ndarray, " size"]
     areas: Float[np.ndarray, " size"]
     values: Float[np.ndarray, " size"]
+
+    def __repr__(self) -> str:
+        sizes = f"{counted(len(self.scales), 'size')} of scale {ends(self.scales)}"
+        return one_line(f"SizeCurve of {self.target} by the size of {self.name}: {sizes}", ends(self.values))

@@ -16,6 +16,7 @@ from vitscope.compositing.location_grid import LocationGrid
 from vitscope.compositing.object_masks import ObjectMask
 from vitscope.compositing.ranking import Ranked, Ranking, SizeCurve
 from vitscope.compositing.stage import EditedImage, Stage
+from vitscope.display import Drawn, counted, ends, one_line
 from vitscope.errors import CallError
 from vitscope.files import atomic_write
 from vitscope.grid import Grid
@@ -24,13 +25,13 @@ from vitscope.models.targets import contrast_label, require_contrast
 from vitscope.perturb.segments import cell_labels
 from vitscope.results.attribution import Attribution
 from vitscope.typing import ClassTarget, Contrast
-from vitscope.validation import require_at_least, require_class_index, require_integer
+from vitscope.validation import require_at_least, require_class_index, require_integer, short_text
 
 TOP_K = 3  # classes per edited image
 
 
 @dataclass(frozen=True, eq=False)
-class Composition:
+class Composition(Drawn):
     """A model's outputs for edited versions of one image, as returned by :func:`vitscope.compose`.
 
     Methods accept an edited image by index or name, and a class by index or label.
@@ -73,6 +74,11 @@ class Composition:
     target_output: str | None = None
     rollouts: Float[np.ndarray, "image height width"] | None = None
     grid: Grid | None = None
+
+    def __repr__(self) -> str:
+        model, size = self.provenance.get("model"), counted(len(self), "edited image")
+        facts = (f"objects {', '.join(self.objects)[:40]}", f"{self.output} {ends(self.outputs)}")
+        return one_line(f"Composition of {short_text(model, 'no model')[:60]}: {size}", *facts)
 
     def __len__(self) -> int:
         return len(self.edited_images)

@@ -86,6 +86,14 @@ class EditedImage:
     place: tuple[int, int] | None = None
 
 
+def place_and_centre(image: EditedImage) -> tuple[tuple[int, int], tuple[float, float]]:
+    """Return the (row, column) of an image on the location grid, and the (x, y) of its object."""
+    centre = image.show[-1].centre
+    assert image.place is not None, "the image is on the location grid"
+    assert centre is not None, "the image is on the location grid"
+    return image.place, centre
+
+
 @dataclass(frozen=True, eq=False)
 class _Cutout:
     """An object at the resolution of the stage: its pixels, its opacity, and the region of the photo around it."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from vitscope.attention.step import require_index
 from vitscope.attention.tap import OnModule
+from vitscope.display import Drawn, one_line
 from vitscope.errors import UnsupportedModelError
 from vitscope.grid import Grid
 from vitscope.images.image import InputImage
@@ -24,7 +25,7 @@ REGISTER_PREFIXES = ("register_", "test_register_")  # of the names of register 
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Artefacts:
+class Artefacts(Drawn):
     """The norms of a model's tokens, and the artefact tokens among its patches.
 
     Attributes:
@@ -99,7 +100,7 @@ class Artefacts:
         )
 
     def __repr__(self) -> str:
-        return f"<Artefacts of {self.model}: {self.summary}>"
+        return one_line(f"Artefacts of {self.model}: {self.summary}")
 
 
 def artefact_tokens(model: VisionModel | nn.Module, images: Any, *, layer: int = -1) -> Artefacts:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from vitscope.attention.patch_merging import MergeStep
 from vitscope.attention.rules import RuleName
 from vitscope.attention.step import AttentionStep
 from vitscope.attention.trace import Trace
-from vitscope.errors import CallError, WorkError, warn
+from vitscope.errors import CallError, UnsupportedModelError, WorkError, warn
 from vitscope.grid import Grid
 from vitscope.images.reading import photos
 from vitscope.models.evaluation import lacks_memory
@@ -19,6 +19,8 @@ from vitscope.models.targets import Score
 from vitscope.results.attribution import Attribution
 from vitscope.tracing.gradients import GradientCapture
 from vitscope.validation import require_finite_tensor
+
+Result = TypeVar("Result")
 
 # Entries of the provenance that are lists with one value per image.
 PER_IMAGE = ("score", "completeness", "convergence", "row_sums", "padding_mass", "relevance", "padding_relevance")
@@ -51,12 +53,31 @@ def in_batches(images: Any, target: Any, explain: Callable[[Any, Any], Attributi
     Raises:
         WorkError: there is not enough memory for a single image.
     """
+
+    def join(batches: Sequence[Attribution]) -> Attribution:
+        joined = batches[0].join([result for batch in batches for result in batch])
+        return replace(joined, provenance=_joined_provenance([batch.provenance for batch in batches]))
+
+    return _with_records(in_halves(images, target, explain, join))
+
+
+def in_halves(
+    images: Any,
+    target: Any,
+    explain: Callable[[Any, Any], Result],
+    join: Callable[[Sequence[Result]], Result],
+) -> Result:
+    """Return the result of ``explain(images, target)``, joined from two halves if there is not enough memory.
+
+    Raises:
+        WorkError: there is not enough memory for a single image.
+    """
     images = images if isinstance(images, Tensor) else photos(images)
     count = len(images)
     try:
         # Tensors that a caller's inference mode creates could not enter a graph.
         with torch.inference_mode(False), torch.no_grad():
-            return _with_records(explain(images, target))
+            return explain(images, target)
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         if not lacks_memory(error):
             raise
@@ -66,12 +87,12 @@ def in_batches(images: Any, target: Any, explain: Callable[[Any, Any], Attributi
             ) from error
     half = count // 2
     warn(f"not enough memory for a batch of {count}: continuing with {half}")
-    batches = [
-        in_batches(images[items], target[items] if isinstance(target, list) else target, explain)
-        for items in (slice(0, half), slice(half, count))
-    ]
-    joined = batches[0].join([result for batch in batches for result in batch])
-    return _with_records(replace(joined, provenance=_joined_provenance([batch.provenance for batch in batches])))
+    return join(
+        [
+            in_halves(images[items], target[items] if isinstance(target, list) else target, explain, join)
+            for items in (slice(0, half), slice(half, count))
+        ]
+    )
 
 
 def _with_records(result: Attribution) -> Attribution:
@@ -105,6 +126,9 @@ def to_finest(trace: Trace, tokens: Tensor, grid: Grid, method: str) -> tuple[Te
 
     Returns:
         (batch, finest token), and the part on padding, (batch,).
+
+    Raises:
+        UnsupportedModelError: the path from the finest grid to this one is unknown.
     """
     rows, padding = tokens[:, None], tokens.new_zeros(len(tokens))
     if grid == trace.grid:
@@ -116,6 +140,12 @@ def to_finest(trace: Trace, tokens: Tensor, grid: Grid, method: str) -> tuple[Te
             started = True
             rows, on_padding = step.pull(rows, "equal")
             padding = padding + on_padding[:, 0]
+    count = trace.step(0).require_grid().num_tokens
+    if rows.shape[-1] != count:
+        raise UnsupportedModelError(
+            f"{method} is not available for this model: how its {count} tokens become {grid.num_tokens} in a later "
+            "block is unknown; use input_x_gradient"
+        )
     return rows[:, 0], padding
 
 

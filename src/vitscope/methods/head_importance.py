@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypedDict, Unpack, get_args
 
 import numpy as np
@@ -11,8 +11,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vitscope.attention.step import AttentionStep, require_index
-from vitscope.errors import CallError
+from vitscope.display import Drawn, counted, ends, one_line
+from vitscope.errors import CallError, warn
 from vitscope.interventions.head_ablation import AblatedModel, Ablation, Head, Replacement, check_replacement
+from vitscope.methods._gradient import in_halves
 from vitscope.methods._perturbation import one_by_one, perturbation_method, warn_if_interrupted
 from vitscope.models.targets import ScoreOutput, one_per_image, score
 from vitscope.models.vision_model import VisionModel
@@ -29,7 +31,7 @@ By = Literal["ablation", "gradient"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class HeadImportance:
+class HeadImportance(Drawn):
     """The importance of every attention head for the target of each image.
 
     Attributes:
@@ -56,10 +58,12 @@ class HeadImportance:
         images, layers, heads = self.values.shape
         by = short_text(self.provenance.get("parameters", {}).get("by"), "an unknown measure")
         targets = short_text(", ".join(dict.fromkeys(self.targets)), "")
-        return (
-            f"<HeadImportance of {short_text(self.provenance.get('model'), 'no model')} by {by}: {images} "
-            f"image{'' if images == 1 else 's'}, {layers} layer{'' if layers == 1 else 's'} of up to {heads} heads, "
-            f"target {targets}>"
+        return one_line(
+            f"HeadImportance of {short_text(self.provenance.get('model'), 'no model')[:60]} by {by}: "
+            f"{counted(images, 'image')}",
+            f"{counted(layers, 'layer')} of up to {heads} heads",
+            ends(self.values),
+            f"target {targets}",
         )
 
     def top(self, count: int = 5, *, sign: str = "positive", index: int = 0) -> list[Head]:
@@ -165,7 +169,7 @@ def head_importance(
     if not inputs:
         raise CallError("no image was given")
     if by == "gradient":
-        return _by_gradient(vision, images, target, settings.output)
+        return _with_warnings(_by_gradient(vision, images, target, settings.output))
     ablated: dict[tuple[int, ...], AblatedModel] = {}  # by the size of the input, which decides the blocks
 
     def explain(item: tuple[Subject, ImageTarget | None], report: ProgressCallback) -> _ImageImportance:
@@ -188,7 +192,18 @@ def head_importance(
     pairs = list(zip(inputs, one_per_image(target, len(inputs)), strict=True))
     results = one_by_one(pairs, explain, lambda result: result.interrupted, settings.progress)
     parameters = {"by": by, "replacement": replacement, "output": results[0].kind}
-    return _joined(results, {**provenance(vision), "method": "head_importance", "parameters": parameters})
+    record = {**provenance(vision), "method": "head_importance", "parameters": parameters}
+    return _with_warnings(_joined(results, record))
+
+
+def _with_warnings(result: HeadImportance) -> HeadImportance:
+    """Return a result; warn of each image for which no head matters."""
+    output = result.provenance["parameters"]["output"]
+    for label, values in zip(result.targets, result.values, strict=True):
+        finite = values[values.isfinite()]
+        if len(finite) and not bool(finite.any()):
+            warn(f"head_importance of {label!r} is zero everywhere: its {output} does not depend on any head")
+    return result
 
 
 @dataclass(frozen=True)
@@ -230,6 +245,21 @@ def _joined(results: Sequence[_ImageImportance], record: Mapping[str, Any]) -> H
 
 def _by_gradient(model: VisionModel, images: Any, target: Target | None, output: ScoreOutput) -> HeadImportance:
     """Return Σ A ⊙ ∂f/∂A of every head."""
+
+    def explain(images: Any, target: Any) -> HeadImportance:
+        return _estimates(model, images, target, output)
+
+    def join(batches: Sequence[HeadImportance]) -> HeadImportance:
+        values, targets = torch.cat([batch.values for batch in batches]), sum((batch.targets for batch in batches), ())
+        records = [batch.provenance for batch in batches]
+        facts = {"outputs": [output for record in records for output in record["outputs"]], "samples": len(values)}
+        return replace(batches[0], values=values, targets=targets, provenance={**records[0], **facts})
+
+    return in_halves(images, target, explain, join)
+
+
+def _estimates(model: VisionModel, images: Any, target: Target | None, output: ScoreOutput) -> HeadImportance:
+    """Return the importance of every head by gradient, of a single batch."""
     sums: dict[int, Tensor] = {}
 
     def on_weights(step: AttentionStep, _: slice, weights: Weights, gradient: Weights) -> None:

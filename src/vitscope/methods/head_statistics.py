@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vitscope.attention.trace import AttentionStep, Trace
 from vitscope.attention.windows import merged_grid
+from vitscope.display import Tabulated, counted, ends, one_line
 from vitscope.grid import Grid
 from vitscope.methods.attention_map import grid_of, trace_of
 from vitscope.models.vision_model import VisionModel
@@ -19,7 +20,7 @@ from vitscope.validation import require_finite_tensor
 
 
 @dataclass(frozen=True, eq=False)
-class HeadStatistics:
+class HeadStatistics(Tabulated):
     """Entropy and attention distance of every head.
 
     Attributes:
@@ -32,6 +33,15 @@ class HeadStatistics:
     entropy: Float[Tensor, "batch layer head"]
     distance: Float[Tensor, "batch layer head"]
     layers: tuple[int, ...]
+
+    def __repr__(self) -> str:
+        images, layers, heads = self.entropy.shape
+        return one_line(
+            f"HeadStatistics: {counted(images, 'image')}",
+            f"{counted(layers, 'layer')} of up to {heads} heads",
+            f"entropy {ends(self.entropy)} nats",
+            f"distance {ends(self.distance)} patches",
+        )
 
 
 def head_statistics(model: VisionModel | nn.Module | Trace, images: Any = None) -> HeadStatistics:

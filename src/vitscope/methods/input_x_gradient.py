@@ -179,8 +179,9 @@ def smooth_grad(
 
         plain = GradientOptions(weights=False, rules=rules, pixels=at == "pixels")
         with capture_gradients(model, images, plain) as run:
-            explained = score(run.model, run.output, run.has_classes, target, output)
-            clean = require_start(run, at).detach()
+            explained = score(run.model, run.output, run.has_classes, target, output).detached()
+            run = run.detached()
+        clean = require_start(run, at)
         total = torch.zeros_like(clean)
         noisy = GradientOptions(weights=False, rules=rules, pixels=at == "pixels", start=with_noise)
         for _ in range(samples):

@@ -73,15 +73,15 @@ def integrated_gradients(
 
     def explain(images: Any, target: Any) -> Attribution:
         with capture_gradients(vision, images, GradientOptions(weights=False, pixels=on_pixels)) as run:
-            explained = score(run.model, run.output, run.has_classes, target, output)
-            image = require_start(run, at).detach()
+            explained = score(run.model, run.output, run.has_classes, target, output).detached()
+            run = run.detached()
+        image = require_start(run, at)
         with capture_gradients(
             vision, _baseline(vision, images, baseline), GradientOptions(weights=False, pixels=on_pixels)
         ) as blank:
-            reference = score(
-                blank.model, blank.output, blank.has_classes, explained.fixed_target, output
-            ).values.detach()
-            origin = require_start(blank, at).detach()
+            blank = blank.detached()
+        reference = score(blank.model, blank.output, blank.has_classes, explained.fixed_target, output).values
+        origin = require_start(blank, at)
         mean = torch.zeros_like(image)
         for node, share in zip(nodes, shares, strict=True):
             position = origin + (image - origin) * float((node + 1) / 2)
@@ -91,7 +91,7 @@ def integrated_gradients(
                 mean += point.gradients(values, [require_start(point, at)])[0] * float(share / 2)
         change = image - origin
         result = relevance_result(run, "integrated_gradients", parameters, explained, change, mean, complete=False)
-        return _with_convergence(result, explained.values.detach() - reference, reference, (change * mean).flatten(1))
+        return _with_convergence(result, explained.values - reference, reference, (change * mean).flatten(1))
 
     return in_batches(images, target, explain)
 

@@ -9,8 +9,9 @@ from jaxtyping import Float
 from PIL import Image
 from scipy.stats import rankdata
 
+from vitscope.display import Tabulated, ends, one_line
 from vitscope.errors import CallError
-from vitscope.images.image import nearest_pixels
+from vitscope.images.image import InputImage, nearest_pixels
 from vitscope.results.attribution import Attribution
 from vitscope.validation import require_ratio
 
@@ -19,7 +20,7 @@ MAX_SIDE = 256
 
 
 @dataclass(frozen=True, eq=False)
-class Agreement:
+class Agreement(Tabulated):
     """How well attributions agree, pair by pair.
 
     Attributes:
@@ -36,6 +37,13 @@ class Agreement:
     overlap: Float[np.ndarray, "name name"]
     chance: Float[np.ndarray, "name name"]
     top: float
+
+    def __repr__(self) -> str:
+        pairs = np.triu_indices(len(self.names), 1)
+        return one_line(
+            f"Agreement of {', '.join(self.names)[:80]}: rank correlation {ends(self.rank_correlation[pairs])}",
+            f"overlap of the top {self.top:.0%} {ends(self.overlap[pairs])}",
+        )
 
     def as_json(self) -> dict[str, Any]:
         """Return all attributes as JSON values; None for a correlation that is not defined."""
@@ -62,7 +70,7 @@ def agreement(results: Sequence[Attribution], *, names: Sequence[str] | None = N
         rank correlation and overlap of each pair of results.
 
     Raises:
-        CallError: there are fewer than two results, a result holds several images or no photo, the results are of
+        CallError: there are fewer than two results, a result holds several images, the results are of
             different photos, or an option is out of range.
 
     Examples:
@@ -78,16 +86,17 @@ def agreement(results: Sequence[Attribution], *, names: Sequence[str] | None = N
         raise CallError(f"agreement needs two or more results, got {len(results)}")
     if not 0 < require_ratio(top, "top") < 1:
         raise CallError(f"top is {top}: a share between 0 and 1 is expected")
-    if any(len(result) != 1 or not result.images for result in results):
-        raise CallError("agreement compares results of one image each, as they were computed (not loaded from files)")
-    photos = [result.images[0].photo for result in results]
-    if any(not _same_photo(photos[0], photo) for photo in photos[1:]):
+    if any(len(result) != 1 for result in results):
+        raise CallError("agreement compares results of one image each: take one of a batch, as in result[0]")
+    images = [_image_of(result) for result in results]
+    if any(not _same_photo(results[0], result) for result in results[1:]):
         raise CallError("agreement compares results of the same photo, but these are of different photos")
+    photo_width, photo_height = images[0].photo.size
     if names is not None and len(names) != len(results):
         raise CallError(f"{len(names)} names for {len(results)} results: pass one name per result")
-    shrink = min(MAX_SIDE / max(photos[0].size), 1)
-    size = (max(round(photos[0].width * shrink), 1), max(round(photos[0].height * shrink), 1))
-    maps = [_map(result, size) for result in results]
+    shrink = min(MAX_SIDE / max(photo_width, photo_height), 1)
+    size = (max(round(photo_width * shrink), 1), max(round(photo_height * shrink), 1))
+    maps = [_map(result, image, size) for result, image in zip(results, images, strict=True)]
     covered = np.isfinite(maps).all(0)
     if not covered.any():
         raise CallError("the results cover no common part of the photo")
@@ -100,14 +109,27 @@ def agreement(results: Sequence[Attribution], *, names: Sequence[str] | None = N
     return Agreement(names or _distinctive_names(results), _rank_correlation(values), overlap, chance, float(top))
 
 
-def _same_photo(first: Image.Image, second: Image.Image) -> bool:
-    return first is second or (first.size == second.size and first.tobytes() == second.tobytes())
+def _image_of(result: Attribution) -> InputImage:
+    """Return the image of a result; that of a loaded one is black, because only its size and box matter here."""
+    if result.images:
+        return result.images[0]
+    records = result.photo_records()
+    if not records:
+        raise CallError("agreement needs the photo, which a result does not describe: explain the image again")
+    width, height = records[0]["size"]
+    left, top, right, bottom = records[0]["box"]
+    return InputImage(Image.new("RGB", (width, height)), (left, top, right, bottom))
 
 
-def _map(result: Attribution, size: tuple[int, int]) -> Float[np.ndarray, "height width"]:
+def _same_photo(first: Attribution, second: Attribution) -> bool:
+    if first.images and second.images and first.images[0].photo is second.images[0].photo:
+        return True
+    return first.photo_records()[0]["sha256"] == second.photo_records()[0]["sha256"]
+
+
+def _map(result: Attribution, image: InputImage, size: tuple[int, int]) -> Float[np.ndarray, "height width"]:
     """Return a result on the photo. One on pixels is not smoothed, which would blur the borders of segments."""
     values = result.values[0].cpu().numpy()
-    image = result.images[0]
     is_fine = values.shape[0] >= size[1] and values.shape[1] >= size[0]
     if not is_fine:
         return image.paint(values, size)

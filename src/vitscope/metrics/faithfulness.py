@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from scipy.integrate import trapezoid
 from torch import nn
 
+from vitscope.display import Tabulated, counted, one_line
 from vitscope.errors import CallError
 from vitscope.models.targets import one_per_image
 from vitscope.models.vision_model import VisionModel
@@ -24,7 +25,7 @@ DELETED, INSERTED = "grey", "blur"  # what replaces deleted patches, and patches
 
 
 @dataclass(frozen=True, eq=False)
-class Faithfulness:
+class Faithfulness(Tabulated):
     """Areas under the curves of the target's probability, (image,) in [0, 1] each.
 
     Attributes:
@@ -38,6 +39,17 @@ class Faithfulness:
     insertion: Float[np.ndarray, " image"]
     random_deletion: Float[np.ndarray, " image"]
     random_insertion: Float[np.ndarray, " image"]
+
+    def __repr__(self) -> str:
+        deletion, insertion, random_deletion, random_insertion = (
+            f"{area.mean():.3f}"
+            for area in (self.deletion, self.insertion, self.random_deletion, self.random_insertion)
+        )
+        return one_line(
+            f"Faithfulness: {counted(len(self.deletion), 'image')}",
+            f"deletion {deletion} ({random_deletion} in random order)",
+            f"insertion {insertion} ({random_insertion})",
+        )
 
 
 def faithfulness(

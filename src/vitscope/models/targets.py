@@ -1,7 +1,7 @@
 """Targets: the number of each image that a method explains, computed from the output of the model."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from vitscope.errors import CallError
+from vitscope.errors import CallError, VitscopeError, first_line
+from vitscope.models.evaluation import lacks_memory
 from vitscope.models.outputs import scale_of
 from vitscope.models.vision_model import VisionModel
 from vitscope.typing import SimilarTo
@@ -46,6 +47,10 @@ class Score:
         """The label that all images share; None if they differ."""
         return self.labels[0] if len(set(self.labels)) == 1 else None
 
+    def detached(self) -> "Score":
+        """Return the score without the graph."""
+        return replace(self, values=self.values.detach())
+
 
 @dataclass(frozen=True, eq=False)
 class ResolvedTarget:
@@ -72,16 +77,31 @@ class ResolvedTarget:
                 ``function`` is needed.
 
         Raises:
-            CallError: the function does not return one number per row.
+            CallError: the function fails, or does not return one number per row that depends on the output.
         """
         if self.function is None:
             assert class_numbers is not None, "only functions need no classes"
             first, *second = (class_numbers[:, index] for index in self.classes)
             return first - second[0] if second else first
-        values = self.function(output)
+        try:
+            values = self.function(output)
+        except VitscopeError:
+            raise
+        except Exception as error:
+            if lacks_memory(error):
+                raise
+            raise CallError(
+                f"the function {self.label!r} that was passed as target failed on the output "
+                f"{tuple(output.shape)}: {first_line(error)}"
+            ) from error
         if not isinstance(values, Tensor) or values.shape != (len(output),):
             shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
             raise CallError(f"target returned {shape}: a tensor ({len(output)},), one number per image, is expected")
+        if output.requires_grad and not values.requires_grad:
+            raise CallError(
+                f"the function {self.label!r} that was passed as target does not depend on the model's output, or "
+                "detaches it: compute the numbers from the output with functions of torch"
+            )
         return values
 
 

@@ -1,14 +1,12 @@
 """The result of every method: one map per image, with its provenance."""
 
 import json
-import os
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import matplotlib
 import numpy as np
 import torch
 from jaxtyping import Bool
@@ -16,13 +14,15 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from vitscope.display import Drawn, counted, ends, one_line
 from vitscope.errors import CallError, WorkError, first_line
-from vitscope.files import atomic_write, require_path
+from vitscope.files import atomic_write, require_file_path
 from vitscope.grid import Grid
 from vitscope.images.image import InputImage, repeats_patches
+from vitscope.results.colours import ColourScale, colour_scale, coloured
+from vitscope.results.saved_photos import check_provenance, matching_images, photo_record
 from vitscope.typing import Maps
 from vitscope.validation import (
-    MAX_NAME_BYTES,
     require_integer,
     require_mapping,
     require_ratio,
@@ -33,83 +33,11 @@ from vitscope.validation import (
 # Not typing.Self, which the tests' shape checks of individual methods cannot resolve.
 Result = TypeVar("Result", bound="Attribution")
 
-COLORMAP = "inferno"  # perceptually uniform: equal steps of value look like equal steps
-SIGNED_COLORMAP = "RdBu_r"  # blue below zero, white at zero, red above; safe for most forms of colour blindness
-ROUNDING = 2e-6  # relative to the largest value: accumulated rounding, a few units in the last place of float32
 METADATA = "about"  # key of the metadata in saved files
 
 
-def stretch(values: np.ndarray, limits: tuple[float, float] | None = None) -> np.ndarray:
-    """Return values scaled to [0, 1].
-
-    Args:
-        values: NaN stays NaN; a constant map becomes 0.
-        limits: the values that become 0 and 1; by default the smallest and the largest value.
-    """
-    if not np.isfinite(values).any():
-        return values
-    low, high = (np.nanmin(values), np.nanmax(values)) if limits is None else limits
-    return ((values - low) / (high - low)).clip(0, 1) if high > low else values * 0
-
-
-def stretch_signed(values: np.ndarray) -> np.ndarray:
-    """Return values scaled by the largest magnitude to [0, 1], with zero at 0.5; NaN stays NaN."""
-    if not np.isfinite(values).any():
-        return values
-    maximum = np.nanmax(np.abs(values))
-    return 0.5 + values / (2 * maximum) if maximum > 0 else values * 0 + 0.5
-
-
-def blend(
-    photo: Image.Image, heat: np.ndarray, alpha: float, *, signed: bool = False, colormap: str = ""
-) -> Image.Image:
-    """Return a map with values in [0, 1], drawn over a photo of the same size; pixels of value NaN become grey."""
-    base = np.asarray(photo, dtype=np.float32)
-    colormap = colormap or (SIGNED_COLORMAP if signed else COLORMAP)
-    if signed:
-        base = base.mean(-1, keepdims=True).repeat(3, -1)  # the photo's colours could be mistaken for signs
-    colours = matplotlib.colormaps[colormap](np.nan_to_num(heat, nan=0.5))[..., :3].astype(np.float32) * 255
-    mixed = (1 - alpha) * base + alpha * colours
-    unseen = np.isnan(heat)
-    mixed[unseen] = base[unseen].mean(-1, keepdims=True) * 0.35 + 160
-    return Image.fromarray(mixed.round().clip(0, 255).astype(np.uint8))
-
-
-def coloured(
-    photo: Image.Image,
-    heat: np.ndarray,
-    alpha: float,
-    *,
-    signed: bool = False,
-    limits: tuple[float, float] | None = None,
-    colormap: str = "",
-) -> Image.Image:
-    """Return a map drawn over a photo of the same size; if the map is constant, the photo becomes grey instead.
-
-    Args:
-        photo: the photo.
-        heat: the map; NaN becomes grey.
-        alpha: opacity of the map.
-        signed: whether the colours diverge from zero.
-        limits: see :func:`stretch`.
-        colormap: name of the colours; by default inferno, and RdBu_r if the map is signed.
-    """
-    if limits is None and is_flat(heat):
-        # With an alpha of 0 or 1 the result is the photo alone or the map alone, which is a single colour.
-        constant = np.full_like(heat, np.nan if 0 < alpha < 1 else 0.5 if signed else 0.0)
-        return blend(photo, np.where(np.isnan(heat), np.nan, constant), alpha, signed=signed, colormap=colormap)
-    stretched = stretch_signed(heat) if signed else stretch(heat, limits)
-    return blend(photo, stretched, alpha, signed=signed, colormap=colormap)
-
-
-def is_flat(values: np.ndarray) -> bool:
-    """Return whether the finite values differ by no more than rounding in float32."""
-    finite = values[np.isfinite(values)]
-    return not finite.size or float(np.ptp(finite)) <= ROUNDING * float(np.abs(finite).max())
-
-
 @dataclass(frozen=True, eq=False, repr=False)
-class Attribution:
+class Attribution(Drawn):
     """One map for each image of a batch.
 
     ``len(result)`` is the number of images, ``result[0]`` the result of the first one, and iterating yields the
@@ -144,17 +72,15 @@ class Attribution:
 
     def __repr__(self) -> str:
         height, width = self.values.shape[1:]
-        lines = [
-            f"{type(self).__name__}: {short_text(self.provenance.get('method'), 'no method')} of "
-            f"{short_text(self.provenance.get('model'), 'no model')}",
-            f"  target: {short_text(self.target, 'none')}{', signed' if self.signed else ''}",
-            f"  values: {len(self)} image{'s' if len(self) != 1 else ''} of {height}×{width}, grid of "
-            f"{self.grid.height}×{self.grid.width}, {'with' if self.images else 'without'} photos",
-        ]
-        return "\n".join([*lines, *self._extra_repr()])
+        method, model = (short_text(self.provenance.get(key), f"no {key}") for key in ("method", "model"))
+        target = f"target {short_text(self.target, 'none')}{', signed' if self.signed else ''}"
+        photos = "" if self.images else "without photos"
+        name = f"{type(self).__name__}: {method[:40]} of {model[:60]}"
+        size = f"{counted(len(self), 'image')} of {height}×{width}"
+        return one_line(name, size, *self._extra_repr(), photos, ends(self.values), target)
 
     def _extra_repr(self) -> list[str]:
-        """Return the lines that a subclass adds to the repr."""
+        """Return the facts that a subclass adds to the repr."""
         return []
 
     def __len__(self) -> int:
@@ -195,10 +121,12 @@ class Attribution:
     def overlay(self, alpha: float = 0.6, *, index: int = 0) -> Image.Image:
         """Return the map of one image, drawn over its photo at the photo's size.
 
-        The colours range from the smallest to the largest value of the map. Those of a signed map range from blue
-        (opposes the target) through white (zero) to red (supports it). Pixels that the model did not see and dropped
-        patches are grey. The whole photo is grey if all values of the map are equal. Colours are interpolated between
-        patches, unless the map repeats the values of coarser patches.
+        The colours range from the lowest to the highest value of the map. Those of a signed map range from blue
+        (opposes the target) through white (zero) to red (supports it). If the highest value exceeds three times the
+        99.5th percentile of at least 100 values, the colours end at this percentile. Attention whose highest value is
+        below 1.1 times its lowest is coloured from zero to twice its mean. Pixels that the model did not see and
+        dropped patches are grey. The whole photo is grey if all values of the map are equal. Colours are interpolated
+        between patches, unless the map repeats the values of coarser patches.
 
         Args:
             alpha: opacity of the map, from 0 (only the photo) to 1 (only the map).
@@ -211,13 +139,43 @@ class Attribution:
         index = self._require_index(index)
         if not self.images:
             raise CallError(
-                "this result was loaded from a file and holds no photos: explain the image again to draw an overlay"
+                "this result was loaded from a file and holds no photos: attach them with result.with_photos(images)"
             )
         image = self.images[index]
         values = self.values[index].cpu().numpy()
         dropped = None if self.dropped is None else self.dropped[index].cpu().numpy()
         heat = image.paint(values, smooth=not repeats_patches(values), dropped=dropped)
-        return coloured(image.photo, heat, opacity, signed=self.signed)
+        return coloured(image.photo, heat, opacity, signed=self.signed, limits=self.colour_scale(index).limits)
+
+    @property
+    def uniform(self) -> float | None:
+        """The attention of each patch if it was the same for all tokens; None if the values are no attention."""
+        return 1 / self.grid.num_tokens if self.provenance.get("rows_sum_to_one") is True else None
+
+    def colour_scale(self, index: int = 0) -> ColourScale:
+        """Return the values at the ends of the colours of one image's map.
+
+        Args:
+            index: index of the image in the batch, by default the first.
+        """
+        index = self._require_index(index)
+        values = self.values[index].detach().cpu()
+        if self.dropped is not None:
+            values = values.masked_fill(self.dropped[index].cpu(), torch.nan)
+        return colour_scale(values.numpy(), signed=self.signed, uniform=self.uniform)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """Return :attr:`values` as an array (batch, height, width), for ``numpy.asarray``.
+
+        Raises:
+            ValueError: ``copy`` is False, but the values are not in the memory of the CPU or have another dtype.
+        """
+        if copy is False and self.values.device.type != "cpu":
+            raise ValueError(f"the values are on {self.values.device}: an array of them is a copy")
+        values = self.values.detach().cpu().numpy()
+        if copy is False and dtype is not None and np.dtype(dtype) != values.dtype:
+            raise ValueError(f"the values are {values.dtype}: an array of {np.dtype(dtype)} is a copy")
+        return np.array(values, dtype=dtype) if copy else np.asarray(values, dtype=dtype)
 
     def save(self, path: str | Path, *, index: int = 0) -> Path:
         """Save the result in the format that the suffix of ``path`` names.
@@ -248,7 +206,7 @@ class Attribution:
             >>> vs.Attribution.load(path).values.shape
             torch.Size([1, 2, 3])
         """
-        path = _require_path(path)
+        path = require_file_path(path)
         if path.suffix.lower() == ".png":
             image = self.overlay(index=index)
             with atomic_write(path) as temporary:
@@ -274,7 +232,9 @@ class Attribution:
 
     @classmethod
     def load(cls: type[Result], path: str | Path) -> Result:
-        """Load a result that :meth:`save` wrote as ``.safetensors``. Photos are not saved, so the result holds none.
+        """Load a result that :meth:`save` wrote as ``.safetensors``.
+
+        Photos are not saved: ``provenance["photos"]`` describes them, and :meth:`with_photos` attaches them.
 
         Args:
             path: file to read.
@@ -283,7 +243,7 @@ class Attribution:
             CallError: there is no such file.
             WorkError: the file is not a saved result, or its entries contradict each other.
         """
-        path = _require_path(path)
+        path = require_file_path(path)
         try:
             if not stat.S_ISREG(path.stat().st_mode):
                 raise ValueError("it is not a regular file")
@@ -298,6 +258,35 @@ class Attribution:
         except (SafetensorError, TypeError, ValueError, OSError, RecursionError) as error:
             raise WorkError(f"{path} is not a saved result: {short_text(first_line(error), '')}") from None
 
+    def with_photos(self: Result, images: Any) -> Result:
+        """Return a loaded result with its photos, so that it can be drawn.
+
+        Args:
+            images: the photos, in any order, as all functions take them; others are ignored. They are recognised by the
+                hash of their pixels.
+
+        Raises:
+            CallError: a photo is missing or was changed, or the file does not describe its photos.
+            ImageError: an image cannot be read.
+
+        Examples:
+            >>> import skimage.data, tempfile, vitscope as vs
+            >>> photo = skimage.data.chelsea()
+            >>> path = vs.rollout(vs.load("vit-nano"), photo).save(f"{tempfile.mkdtemp()}/map.safetensors")
+            >>> vs.Attribution.load(path).with_photos(photo).overlay().size
+            (451, 300)
+        """
+        records = self.photo_records()
+        if not records:
+            raise CallError(
+                "this result does not describe its photos, so they cannot be recognised: explain them again"
+            )
+        return replace(self, images=matching_images(records, images))
+
+    def photo_records(self) -> list[dict[str, Any]]:
+        """Return name, size, box (what the model saw) and hash of each photo; an empty list if they are unknown."""
+        return [photo_record(image) for image in self.images] or list(self.provenance.get("photos", ()))
+
     def as_json(self) -> dict[str, Any]:
         """Return everything except the photos as JSON values."""
         dropped = {} if self.dropped is None else {"dropped": self.dropped.tolist()}
@@ -310,7 +299,8 @@ class Attribution:
     def _metadata(self) -> dict[str, Any]:
         """Return the metadata of a saved file."""
         grid = {"height": self.grid.height, "width": self.grid.width, "prefix": self.grid.prefix}
-        return {"grid": grid, "provenance": dict(self.provenance), "target": self.target, "signed": self.signed}
+        provenance = {**self.provenance, **({"photos": records} if (records := self.photo_records()) else {})}
+        return {"grid": grid, "provenance": provenance, "target": self.target, "signed": self.signed}
 
     @classmethod
     def _parse(cls, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any]) -> dict[str, Any]:
@@ -328,13 +318,7 @@ class Attribution:
         dropped = require_tensor(tensors, "dropped", torch.bool, values.shape) if "dropped" in tensors else None
         if not isinstance(signed, bool) or not (target is None or isinstance(target, str)):
             raise ValueError("its target is not text, or signed is not true or false")
-        if "images" in provenance:
-            entries = provenance["images"]
-            if not isinstance(entries, list) or len(entries) != len(values):
-                raise ValueError(f"its provenance does not list {len(values)} images")
-            for entry in entries:
-                if not isinstance(require_mapping(entry, "provenance of an image")["target"], str | None):
-                    raise ValueError("the target of an image is not text")
+        check_provenance(provenance, len(values))
         return {
             "values": values,
             "grid": grid,
@@ -356,21 +340,27 @@ class Attribution:
         fields: dict[str, Any] = {"values": self.values[index : index + 1], "images": self.images[index : index + 1]}
         if self.dropped is not None:
             fields["dropped"] = self.dropped[index : index + 1]
+        photos = {"photos": [self.provenance["photos"][index]]} if "photos" in self.provenance else {}
         if "images" not in self.provenance:
-            return fields
+            return {**fields, "provenance": {**self.provenance, **photos}}
         provenance = dict(self.provenance["images"][index])
-        return {**fields, "target": provenance.pop("target"), "provenance": provenance}
+        return {**fields, "target": provenance.pop("target"), "provenance": {**provenance, **photos}}
 
     @classmethod
     def _joined_fields(cls: type[Result], results: Sequence[Result]) -> dict[str, Any]:
         """Return the fields in which a batch differs from the result of its first image."""
         targets = {result.target for result in results}
-        provenance = dict(results[0].provenance)
-        if len(targets) > 1 or any(result.provenance != provenance for result in results):
-            provenance["images"] = [{**result.provenance, "target": result.target} for result in results]
+        provenances = [{key: value for key, value in r.provenance.items() if key != "photos"} for r in results]
+        provenance = dict(provenances[0])
+        if len(targets) > 1 or any(entry != provenance for entry in provenances):
+            pairs = zip(results, provenances, strict=True)
+            provenance["images"] = [{**entry, "target": result.target} for result, entry in pairs]
             for key in ("interrupted", "samples"):
                 if key in provenance:
                     provenance[key] = type(provenance[key])(sum(result.provenance[key] for result in results))
+        records = [result.provenance.get("photos", ()) for result in results]
+        if all(records):
+            provenance["photos"] = [record for photos in records for record in photos]
         masks = [torch.zeros_like(r.values, dtype=torch.bool) if r.dropped is None else r.dropped for r in results]
         return {
             "dropped": None if all(result.dropped is None for result in results) else torch.cat(masks),
@@ -379,18 +369,3 @@ class Attribution:
             "images": [image for result in results for image in result.images],
             "target": targets.pop() if len(targets) == 1 else None,
         }
-
-
-def _require_path(value: Any) -> Path:
-    """Return the path of a result.
-
-    Raises:
-        CallError: it is not a path, or a name in it is too long.
-    """
-    path = require_path(value, "path")
-    longest = max((len(os.fsencode(name)) for name in path.parts), default=0)
-    if longest > MAX_NAME_BYTES:
-        raise CallError(
-            f"path is {short_text(str(path), '')}, with a name of {longest} bytes: at most {MAX_NAME_BYTES} are allowed"
-        )
-    return path

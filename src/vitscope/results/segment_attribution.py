@@ -8,9 +8,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from vitscope.display import counted
 from vitscope.errors import CallError
 from vitscope.grid import Grid
 from vitscope.results.attribution import Attribution
+from vitscope.results.colours import ColourScale, colour_scale
 from vitscope.typing import ClassTarget
 from vitscope.validation import (
     require_at_least,
@@ -161,8 +163,12 @@ class SegmentAttribution(Attribution):
 
     def _extra_repr(self) -> list[str]:
         if len(self.segmented_images) != 1:
-            return [f"  segments: of {len(self.segmented_images)} images; take one, as in result[0]"]
-        return [f"  segments: {len(self.weights)}, weights for {len(self.classes)} classes"]
+            return []
+        return [counted(len(self.weights), "segment"), f"{len(self.classes)} class{'es' * (len(self.classes) != 1)}"]
+
+    def colour_scale(self, index: int = 0) -> ColourScale:
+        """Return the values at the ends of the colours of one image's map: a single segment is no outlier."""
+        return colour_scale(self.values[self._require_index(index)].cpu().numpy(), signed=self.signed, clip=False)
 
     @property
     def segments(self) -> Int[Tensor, "pixel_height pixel_width"]:

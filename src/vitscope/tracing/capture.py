@@ -24,6 +24,7 @@ from vitscope.models.inserted_tokens import names_of_inserted_tokens, with_inser
 from vitscope.models.layout import Layout
 from vitscope.models.loader import load
 from vitscope.models.vision_model import VisionModel
+from vitscope.models.weights_hash import weights_hash
 from vitscope.tracing.experiment import experiment, preserved_random_state
 from vitscope.tracing.layer_selection import LayerSelection
 from vitscope.tracing.recorder import CaptureTarget
@@ -310,7 +311,7 @@ def as_vision_model(model: Any) -> VisionModel:
 
 
 def provenance(model: VisionModel) -> dict[str, Any]:
-    """Return the name, library, versions, readout, output and preprocessing of a model, for saved results."""
+    """Return the name, library, versions, readout, output, hash and preprocessing of a model, for saved results."""
     versions = {"vitscope": VERSION, "torch": torch.__version__, **(model.versions or {})}
     record: dict[str, Any] = {"model": model.name, "library": model.library, "versions": versions}
     if model.layout is not None:
@@ -319,6 +320,7 @@ def provenance(model: VisionModel) -> dict[str, Any]:
         if inserted:
             record["inserted_tokens"] = list(inserted)
     record["output"] = model.meaning
+    record["weights_sha256"] = weights_hash(model.module)
     preprocessing = model.preprocessing
     record["preprocessing"] = None if preprocessing is None else preprocessing.as_json()
     return record

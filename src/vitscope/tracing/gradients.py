@@ -193,6 +193,11 @@ class GradientCapture:
         """The tensor at which the graph starts: the pixels or the input of the first block."""
         return self.pixels if self.pixels.requires_grad or not self.streams else self.streams[0]
 
+    def detached(self) -> "GradientCapture":
+        """Return the run without its graph, whose activations need no memory any more."""
+        streams = tuple(stream.detach() for stream in self.streams)
+        return replace(self, pixels=self.pixels.detach(), output=self.output.detach(), streams=streams, outputs={})
+
     def bias_terms(self) -> list[BiasTerm]:
         """Return what the biases contributed in the last call of :meth:`gradients`, one term per block and grid."""
         return self._tape.bias_terms()
@@ -318,6 +323,10 @@ def _check_weights(model: VisionModel) -> None:
             raise UnsupportedModelError(
                 f"{model.name} has no gradients: it was created under torch.inference_mode; create it outside"
             )
+    for name, module in model.module.named_modules():
+        if hasattr(module, "_packed_params"):  # torch packs quantised weights into an object, not into parameters
+            reason = f"the weights of {name} are quantised; load it without quantisation, or use a perturbation method"
+            raise UnsupportedModelError(f"{model.name} has no gradients: {reason} such as vitscope.lime")
 
 
 def _blocks_or_none(model: VisionModel) -> Sequence[Block]:

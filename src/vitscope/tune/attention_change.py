@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 
 from vitscope.attention.trace import AttentionStep
+from vitscope.display import Drawn, counted, ends, one_line
 from vitscope.errors import CallError, UnsupportedModelError
 from vitscope.methods.rollout import rollout
 from vitscope.metrics.faithfulness import faithfulness
@@ -24,7 +25,7 @@ RolloutValues = Float[np.ndarray, "image height width"]
 
 
 @dataclass(frozen=True, eq=False)
-class AttentionChange:
+class AttentionChange(Drawn):
     """The attention of a model before and after tuning, on the same images.
 
     Attributes:
@@ -48,6 +49,14 @@ class AttentionChange:
     correlation: float | None
     faithfulness_before: dict[str, float] | None
     faithfulness_after: dict[str, float] | None
+
+    def __repr__(self) -> str:
+        distances = np.asarray(self.distances)
+        rollouts = "" if self.before is None else f"rollouts of {counted(len(self.before), 'image')}"
+        correlation = "" if self.correlation is None else f"correlation {self.correlation:+.2f}"
+        return one_line(
+            f"AttentionChange: {counted(len(distances), 'layer')}", f"distance {ends(distances)}", rollouts, correlation
+        )
 
     def as_json(self) -> dict[str, Any]:
         """Return every field; rollouts are rounded to six digits."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from vitscope.display import Figured, Tabulated, one_line
 from vitscope.images.image import InputImage
 from vitscope.tune import metrics
 from vitscope.tune.attention_change import AttentionChange
@@ -77,7 +78,7 @@ class Interaction:
 
 
 @dataclass(frozen=True, eq=False)
-class Comparison:
+class Comparison(Figured, Tabulated):
     """The result of :func:`vitscope.compare`.
 
     Attributes:
@@ -110,7 +111,7 @@ class Comparison:
             f"{len(self.cells)} cells: {', '.join(self.tunings[:5])} of {', '.join(map(repr, self.models[:3]))}",
             f"in {self.folder}",
         ]
-        return f"<Comparison on {self.data}, {'; '.join(lines)}>"
+        return one_line(f"Comparison on {self.data}", "; ".join(lines))
 
     @property
     def models(self) -> tuple[str, ...]:

@@ -9,7 +9,11 @@ from PIL import Image
 from vitscope.errors import CallError, ImageError
 from vitscope.images.sources import KINDS
 
-SUFFIXES = (*Image.registered_extensions(), ".dcm", ".dicom", ".nii")
+# Pillow also writes formats that it cannot read, such as PDF.
+SUFFIXES = (
+    *(suffix for suffix, name in Image.registered_extensions().items() if name in Image.OPEN),
+    *(".dcm", ".dicom", ".nii"),
+)
 _KINDS = {**KINDS, stat.S_IFDIR: "a folder"}
 
 

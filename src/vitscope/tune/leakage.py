@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from PIL import Image
 
+from vitscope.display import Drawn, counted, one_line
 from vitscope.errors import CallError, ImageError, WorkError, warn
 from vitscope.progress import Progress, ProgressCallback, ProgressLike, progress_callback
 from vitscope.tune.data import Data, LabeledImages, load_data, without
@@ -27,7 +28,7 @@ READING = "reading images"
 
 
 @dataclass(frozen=True, eq=False)
-class DataCheck:
+class DataCheck(Drawn):
     """The result of :func:`vitscope.check_data`.
 
     Attributes:
@@ -64,9 +65,10 @@ class DataCheck:
     threshold: float
 
     def __repr__(self) -> str:
-        return (
-            f"<DataCheck of {self.data.name}: {counted(len(self.unreadable), 'unreadable image')}, "
-            f"{self.describe_leaks()}, {counted(self.repeated, 'repeated training image')}>"
+        return one_line(
+            f"DataCheck of {self.data.name}: {counted(len(self.unreadable), 'unreadable image')}",
+            self.describe_leaks(),
+            counted(self.repeated, "repeated training image"),
         )
 
     @property
@@ -188,11 +190,6 @@ def checked_data(
         return data, None
     check = data if isinstance(data, DataCheck) else check_data(load_data(data, options), progress=report)
     return check.clean_data(options), check
-
-
-def counted(count: int, noun: str) -> str:
-    """Return a number of things as text, such as ``"2 images"``."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 @dataclass(frozen=True, eq=False)

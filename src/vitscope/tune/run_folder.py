@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vitscope.display import Drawn, one_line
 from vitscope.errors import CallError, OutputExistsError
 from vitscope.files import (
     atomic_write,
@@ -56,7 +57,7 @@ DIGESTS = {
 
 
 @dataclass(frozen=True, eq=False)
-class Tuned:
+class Tuned(Drawn):
     """The result of :func:`vitscope.finetune`.
 
     Attributes:
@@ -83,9 +84,10 @@ class Tuned:
     def __repr__(self) -> str:
         record = self.record
         low, high = record["interval"]
-        return (
-            f"<Tuned {record['model']} ({record['tuning']}) on {record['data']}: accuracy {record['accuracy']:.1%} of "
-            f"{len(self.predictions):,} test images, 95 % interval {low:.1%} to {high:.1%}; in {self.folder}>"
+        return one_line(
+            f"Tuned {record['model']} ({record['tuning']}) on {record['data']}: accuracy {record['accuracy']:.1%} of "
+            f"{len(self.predictions):,} test images",
+            f"95 % interval {low:.1%} to {high:.1%}; in {self.folder}",
         )
 
     @property

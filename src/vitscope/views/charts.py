@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from vitscope.results.attribution import SIGNED_COLORMAP
+from vitscope.results.colours import SIGNED_COLORMAP
 from vitscope.views.palette import FAINT, FRAME, GRID, INK, OPPOSES, SERIES, SUPPORTS, WHITE
 from vitscope.views.scene import Bars, Cells, Curves, Dots, Histogram, Matrix
 
@@ -111,15 +111,18 @@ class SignedScale:
     """The colours and the numbers of signed values: red above zero, white at zero, blue below, grey for NaN.
 
     Attributes:
-        limit: the largest absolute value, at both ends of the colours.
+        limit: the absolute value at both ends of the colours.
+        decimals: digits after the point of a number.
     """
 
     limit: float
+    decimals: int
 
     @classmethod
-    def of(cls, values: Float[np.ndarray, "row column"]) -> "SignedScale":
-        """Return the scale that ends at the largest absolute value; at 1 if all are zero."""
-        return cls(float(np.nanmax(np.abs(values))) or 1.0)
+    def of(cls, values: Float[np.ndarray, "row column"], limit: float | None = None) -> "SignedScale":
+        """Return the scale that ends at a limit, by default the largest absolute value, or 1 if all are zero."""
+        largest = float(np.nanmax(np.abs(values))) or 1.0
+        return cls(limit or largest, max(1 - math.floor(math.log10(largest)), 0))
 
     @property
     def colormap(self) -> Any:
@@ -135,16 +138,16 @@ class SignedScale:
         return WHITE if abs(value) > 0.65 * self.limit else INK
 
     def text(self, value: float) -> str:
-        """Return a number with its sign and two digits of the limit, or 0 if it is rounded to zero; NaN is empty."""
+        """Return a number with its sign and two digits of the largest, or 0 if it is rounded to zero; NaN is empty."""
         if not math.isfinite(value):
             return ""
-        text = f"{value:+.{max(1 - math.floor(math.log10(self.limit)), 0)}f}"
+        text = f"{value:+.{self.decimals}f}"
         return text.replace("-", MINUS) if float(text) else "0"
 
 
 def draw_cells(axes: Any, bar: Any, cells: Cells) -> None:
     """Draw values as coloured cells with their numbers, and a colour bar."""
-    scale = SignedScale.of(cells.values)
+    scale = SignedScale.of(cells.values, cells.limit)
     limit, colormap = scale.limit, scale.colormap
     axes.imshow(np.ma.masked_invalid(cells.values), cmap=colormap, vmin=-limit, vmax=limit, aspect="auto")
     for row, column in np.argwhere(np.isfinite(cells.values)):

@@ -10,7 +10,7 @@ from vitscope.files import atomic_write
 from vitscope.tune.comparison import folder_name
 from vitscope.tune.comparison_result import BASE, Comparison, Summary
 from vitscope.views.figure import figure_png
-from vitscope.views.html_page import html_page, html_table, png_image
+from vitscope.views.html_page import html_page, page_table, png_image
 from vitscope.views.scene import Scene
 from vitscope.views.style import FigureStyle
 from vitscope.views.tuning import (
@@ -127,15 +127,15 @@ def _scenes(comparison: Comparison) -> dict[str, Scene]:
 
 def _page(comparison: Comparison, scenes: Mapping[str, Scene], images: Mapping[str, bytes]) -> str:
     """Return the HTML of the report."""
-    sections = ["<h2>Accuracy</h2>", html_table(SUMMARY_HEADER, summary_rows(comparison)), SUMMARY_NOTE]
+    sections = ["<h2>Accuracy</h2>", page_table(SUMMARY_HEADER, summary_rows(comparison)), SUMMARY_NOTE]
     interactions = interaction_rows(comparison)
     if interactions:
-        sections += ["<h2>Interactions</h2>", html_table(INTERACTION_HEADER, interactions), INTERACTION_NOTE]
+        sections += ["<h2>Interactions</h2>", page_table(INTERACTION_HEADER, interactions), INTERACTION_NOTE]
     attention = attention_rows(comparison)
     if attention:
         sections += [
             "<h2>Attention before and after tuning</h2>",
-            html_table(ATTENTION_HEADER, attention),
+            page_table(ATTENTION_HEADER, attention),
             ATTENTION_NOTE,
         ]
     for name, image in images.items():

@@ -1,7 +1,7 @@
 """Rendering of a :class:`Scene`: a page laid out in inches, with every panel in the proportions of its photo."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from textwrap import wrap
 from typing import Any
@@ -9,28 +9,20 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.collections import LineCollection
-from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
 from vitscope.files import atomic_write
 from vitscope.images.image import nearest_pixels, repeats_patches
-from vitscope.results.attribution import COLORMAP, SIGNED_COLORMAP, coloured
-from vitscope.views.charts import (
-    LETTER,
-    SignedScale,
-    draw_bars,
-    draw_cells,
-    draw_curves,
-    draw_dots,
-    draw_histogram,
-    draw_matrix,
-)
+from vitscope.results.colours import coloured
+from vitscope.views.charts import LETTER, draw_bars, draw_cells, draw_curves, draw_dots, draw_histogram, draw_matrix
 from vitscope.views.figure_file import png_bytes, write_figure
-from vitscope.views.palette import FAINT, FRAME, INK, OUTLINES, WHITE
+from vitscope.views.frames import border_height, draw_frame
+from vitscope.views.legends import draw_legend, height_below, legends_of, scale_ends, write_below
+from vitscope.views.page import MAX_SIDE, Box, Page, SceneFigure
+from vitscope.views.palette import FAINT, INK, OUTLINES, WHITE
 from vitscope.views.plain_text import visible
 from vitscope.views.scene import (
-    SIGNED_CAPTION,
     AnyPanel,
     Bars,
     Cells,
@@ -43,7 +35,7 @@ from vitscope.views.scene import (
     Row,
     Scene,
 )
-from vitscope.views.style import FigureStyle
+from vitscope.views.style import DPI, FigureStyle
 
 PAGE_WIDTH, PAGE_HEIGHT = 12.0, 14.0  # inches
 SMALLEST_PAGE_WIDTH = 6.4  # inches
@@ -53,48 +45,15 @@ TITLE = 0.26  # inches for the titles of a row
 HEADING = 0.25  # inches for a line of the title of a page
 NOTE = 0.2  # inches for a line below it
 HEADING_LETTER, NOTE_LETTER = 0.118, 0.071  # inches for a letter
-LINE = 0.155  # inches for a line of text under a panel
 BAR = 0.27  # inches for a bar, in a row without photos
 CELL_WIDTH, CELL_HEIGHT = 0.56, 0.36  # inches
 CELL_MARGIN = 0.5  # inches to the left of cells, for short names of their rows
 CELL_BAR = 1.2  # inches to the right of cells, for a colour bar
-FRAME_WIDTH = 0.06  # inches of the frame of a panel
-FRAME_NUMBER = 0.155  # inches for the number of a frame, below the map
 AXIS = 0.42  # inches for the numbers under curves
 TICKS = 0.26  # inches for the numbers under dots
-COLOUR_BAR = (1.3, 0.1)  # inches
 LEGEND = 0.25  # inches for another line of legends
-LEGEND_LETTER = 0.08  # inches for a letter in a legend
 WITHOUT_PHOTO = 0.7  # height over width of a panel
 PLAIN = FigureStyle()
-
-
-@dataclass(frozen=True)
-class _Box:
-    """A rectangle on the page, in inches from its top left corner."""
-
-    x: float
-    y: float
-    width: float
-    height: float
-
-
-class _Page:
-    """A figure whose parts are placed in inches from its top left corner."""
-
-    def __init__(self, width: float, height: float, style: FigureStyle) -> None:
-        self.width, self.height = width, height
-        dpi = style.dpi if style.width is None else style.dpi * style.width / width
-        self.figure = Figure(figsize=(width, height), dpi=dpi, facecolor="white")
-
-    def axes(self, box: _Box) -> Any:
-        """Add axes; matplotlib measures them in fractions of the page, from the bottom left."""
-        bottom = 1 - (box.y + box.height) / self.height
-        return self.figure.add_axes((box.x / self.width, bottom, box.width / self.width, box.height / self.height))
-
-    def write(self, x: float, y: float, text: str, size: float, colour: str = INK, **style: Any) -> None:
-        """Write a text."""
-        self.figure.text(x / self.width, 1 - y / self.height, text, fontsize=size, color=colour, **style)
 
 
 def save_figure(scene: Scene, path: str | Path, *, overwrite: bool = True, style: FigureStyle | None = None) -> Path:
@@ -116,7 +75,7 @@ def figure_png(scene: Scene, style: FigureStyle | None = None) -> bytes:
     return png_bytes(draw(scene, style), style or PLAIN)
 
 
-def draw(scene: Scene, style: FigureStyle | None = None) -> Figure:
+def draw(scene: Scene, style: FigureStyle | None = None) -> SceneFigure:
     """Return the scene as a matplotlib figure of its natural width.
 
     Texts are written literally, dollar signs included; control characters, which fonts lack, are escaped.
@@ -137,22 +96,22 @@ def _escape_texts(value: Any) -> Any:
     return value
 
 
-def _draw(scene: Scene, style: FigureStyle) -> Figure:
+def _draw(scene: Scene, style: FigureStyle) -> SceneFigure:
     panels = [panel for row in scene.rows for panel in row.panels]
     photos = (panel.image.photo for panel in panels if isinstance(panel, Panel))
     ratio = next((photo.height / photo.width for photo in photos), WITHOUT_PHOTO)
-    legends = _legends(scene)
     left = 0.55 if scene.row_names else 0.2
     top = 0.58 if scene.column_names else 0.28
-    bottom = 0.5 + LEGEND * (len(legends) - 1) if legends else 0.15
     widths = [
         row.width or _width_of_cells(row) or _panel_width(row.columns, len(scene.rows), left, ratio)
         for row in scene.rows
     ]
-    border = 0.0 if scene.frames is None else FRAME_NUMBER - FRAME_WIDTH * (2 * ratio - 1)
+    legends = legends_of(scene, widths)
+    bottom = 0.5 + LEGEND * (len(legends) - 1) if legends else 0.15
+    border = border_height(scene.frames, ratio)
     titles = [TITLE if any(panel.title for panel in row.panels) else 0.0 for row in scene.rows]
     heights = [
-        _panel_height(row, width, ratio) + border + title + _height_of_lines(row) + GAP
+        _panel_height(row, width, ratio) + border + title + height_below(row, width) + GAP
         for row, width, title in zip(scene.rows, widths, titles, strict=True)
     ]
     content_right = left + max(row.columns * (width + GAP) for row, width in zip(scene.rows, widths, strict=True))
@@ -161,7 +120,7 @@ def _draw(scene: Scene, style: FigureStyle) -> Figure:
     title_lines = wrap(scene.title, int(room / HEADING_LETTER))
     note_lines = [line for text in (scene.subject, scene.note) for line in wrap(text, int(room / NOTE_LETTER))]
     top += HEADING * len(title_lines) + NOTE * len(note_lines) + (0.09 if title_lines else 0.0)
-    page = _Page(width_of_page, top + sum(heights) + bottom, style)
+    page = Page(width_of_page, top + sum(heights) + bottom, style.resolution(width_of_page))
     for line, text in enumerate(title_lines, 1):
         page.write(left, 0.11 + HEADING * line, text, 13.0, weight="bold")
     for line, text in enumerate(note_lines, 1):
@@ -169,9 +128,9 @@ def _draw(scene: Scene, style: FigureStyle) -> Figure:
     for i, (row, width, title) in enumerate(zip(scene.rows, widths, titles, strict=True)):
         y, height = top + sum(heights[:i]) + title, _panel_height(row, width, ratio)
         for j, panel in enumerate(row.panels):
-            box = _Box(left + j * (width + GAP), y, width, height + border)
+            box = Box(left + j * (width + GAP), y, width, height + border)
             if scene.frames is not None:
-                box = _draw_frame(page, box, scene.frames, (i, j))
+                box = draw_frame(page, box, scene.frames, (i, j))
             _draw_panel(page, box, panel)
         if scene.row_names:
             page.write(left - 0.09, y + (height + border) / 2, scene.row_names[i], 9.0, ha="right", va="center")
@@ -182,73 +141,8 @@ def _draw(scene: Scene, style: FigureStyle) -> Figure:
     middle = top + sum(heights) / 2
     page.write(0.2, middle, scene.row_axis, 9.0, FAINT, ha="center", va="center", rotation="vertical")
     for line, legend in enumerate(reversed(legends)):
-        _draw_legend(page, left, page.height - 0.22 - LEGEND * line, legend)
+        draw_legend(page, left, page.height - 0.22 - LEGEND * line, legend)
     return page.figure
-
-
-@dataclass(frozen=True)
-class _Legend:
-    """A colour bar with its caption, and the names of its ends."""
-
-    colormap: str
-    caption: str
-    ends: tuple[str, str] = ("", "")
-
-
-def _legends(scene: Scene) -> list[_Legend]:
-    """Return the legends of unsigned maps, of signed maps and of frames, as far as the scene has these."""
-    maps = [
-        panel for row in scene.rows for panel in row.panels if isinstance(panel, Panel) and panel.values is not None
-    ]
-    if not scene.caption:
-        return []
-    legends = []
-    if not maps or not all(panel.signed for panel in maps):
-        colormap = next((panel.colormap for panel in maps if not panel.signed and panel.colormap), COLORMAP)
-        legends.append(_Legend(colormap, scene.caption))
-    if any(panel.signed for panel in maps):
-        colormap = next((panel.colormap for panel in maps if panel.signed and panel.colormap), SIGNED_COLORMAP)
-        legends.append(_Legend(colormap, SIGNED_CAPTION, ("opposes", "supports")))
-    if scene.frames is not None:
-        scale = SignedScale.of(scene.frames.values)
-        ends = (scale.text(-scale.limit), scale.text(scale.limit))
-        legends.append(_Legend(SIGNED_COLORMAP, scene.frames.scale, ends))
-    return legends
-
-
-def _draw_legend(page: _Page, x: float, y: float, legend: _Legend) -> None:
-    """Draw a colour bar between the names of its ends, and its caption."""
-    width, height = COLOUR_BAR
-    first, last = legend.ends
-    page.write(x, y, first, 8.0, FAINT)
-    x += LEGEND_LETTER * len(first)
-    page.write(x + width + 0.08, y, last, 8.0, FAINT)
-    axes = page.axes(_Box(x, y - 0.09, width, height))
-    axes.imshow(np.linspace(0, 1, 256)[None], cmap=matplotlib.colormaps[legend.colormap], aspect="auto")
-    axes.set_axis_off()
-    page.write(x + width + 0.15 + LEGEND_LETTER * len(last), y, legend.caption, 8.0, FAINT)
-
-
-def _draw_frame(page: _Page, box: _Box, frames: Frames, place: tuple[int, int]) -> _Box:
-    """Draw the frame of a panel with its number below the map; return the box of the map."""
-    scale, value = SignedScale.of(frames.values), float(frames.values[place])
-    bottom = 1 - (box.y + box.height) / page.height
-    frame = Rectangle(
-        (box.x / page.width, bottom),
-        box.width / page.width,
-        box.height / page.height,
-        facecolor=scale.colour(value),
-        edgecolor=FRAME,  # shows where a frame is white
-        linewidth=0.5,
-        zorder=-1,
-        transform=page.figure.transFigure,
-    )
-    page.figure.add_artist(frame)
-    middle = box.y + box.height - FRAME_NUMBER / 2
-    page.write(box.x + box.width / 2, middle, scale.text(value), 7.0, scale.ink(value), ha="center", va="center")
-    return _Box(
-        box.x + FRAME_WIDTH, box.y + FRAME_WIDTH, box.width - 2 * FRAME_WIDTH, box.height - FRAME_WIDTH - FRAME_NUMBER
-    )
 
 
 def _panel_height(row: Row, width: float, ratio: float) -> float:
@@ -282,12 +176,6 @@ def _height_of_ticks(panel: Bars | Dots) -> float:
     return TICKS if isinstance(panel, Dots) else 0.0
 
 
-def _height_of_lines(row: Row) -> float:
-    """Return the inches for the lines under a row's panels."""
-    lines = max((len(panel.lines) for panel in row.panels if isinstance(panel, Panel)), default=0)
-    return lines * LINE + 0.12 if lines else 0.0
-
-
 def _panel_width(columns: int, rows: int, left: float, ratio: float) -> float:
     """Return the width of one of ``columns`` panels in inches: an equal share of the page, large enough to read."""
     width = (PAGE_WIDTH - left - 0.2 - GAP * (columns - 1)) / columns
@@ -295,7 +183,7 @@ def _panel_width(columns: int, rows: int, left: float, ratio: float) -> float:
     return min(max(width, SMALLEST_PANEL), LARGEST_PANEL, LARGEST_PANEL / ratio)
 
 
-def _draw_panel(page: _Page, box: _Box, panel: AnyPanel) -> None:
+def _draw_panel(page: Page, box: Box, panel: AnyPanel) -> None:
     """Draw a panel with its title."""
     x, y, width, height = box.x, box.y, box.width, box.height
     if isinstance(panel, Panel):
@@ -303,31 +191,23 @@ def _draw_panel(page: _Page, box: _Box, panel: AnyPanel) -> None:
     elif isinstance(panel, Bars | Dots):
         margin = max(LETTER * max(map(len, panel.names)) + 0.1, 0.35)  # inches for the names
         x += margin
-        axes = page.axes(_Box(x, y, width - margin, height - _height_of_ticks(panel)))
-        if isinstance(panel, Bars):
-            draw_bars(axes, panel)
-        else:
-            draw_dots(axes, panel)
+        _draw_chart(page.axes(Box(x, y, width - margin, height - _height_of_ticks(panel))), panel)
     elif isinstance(panel, Cells):
         left, cells_height = _margin_of_cells(panel), height - AXIS
-        cells = page.axes(_Box(x + left, y, width - left - CELL_BAR, cells_height))
-        bar = page.axes(_Box(x + width - CELL_BAR + 0.15, y + 0.1 * cells_height, 0.12, 0.8 * cells_height))
+        cells = page.axes(Box(x + left, y, width - left - CELL_BAR, cells_height))
+        bar = page.axes(Box(x + width - CELL_BAR + 0.15, y + 0.1 * cells_height, 0.12, 0.8 * cells_height))
         draw_cells(cells, bar, panel)
     elif isinstance(panel, Curves | Histogram):
         x += AXIS
-        axes = page.axes(_Box(x, y, width - AXIS - 0.1, height - AXIS))
-        if isinstance(panel, Curves):
-            draw_curves(axes, panel)
-        else:
-            draw_histogram(axes, panel)
+        _draw_chart(page.axes(Box(x, y, width - AXIS - 0.1, height - AXIS)), panel)
     else:
         margin = min(LETTER * max(map(len, panel.names)) + 0.25, width * 0.45)  # inches for the names
         side = min(width - margin - 0.1, height - AXIS - 0.1)
-        draw_matrix(page.axes(_Box(x + margin, y, side, side)), panel, side)
+        draw_matrix(page.axes(Box(x + margin, y, side, side)), panel, side)
     page.write(x, y - 0.07, panel.title, 9.0)
 
 
-def _draw_image(page: _Page, box: _Box, panel: Panel) -> None:
+def _draw_image(page: Page, box: Box, panel: Panel) -> None:
     """Draw a photo or map, its outlines, and the lines of text below it."""
     axes = page.axes(box)
     dpi = page.figure.dpi
@@ -337,8 +217,56 @@ def _draw_image(page: _Page, box: _Box, panel: Panel) -> None:
     axes.autoscale(False)  # clips what is drawn beyond the photo
     _draw_hatching(axes, panel, size, dpi)
     _draw_outlines(axes, panel, size, dpi)
-    for line, text in enumerate(panel.lines):
-        page.write(box.x, box.y + box.height + LINE * (line + 0.95), text, 7.5, INK if line == 0 else FAINT)
+    write_below(page, box, panel)
+
+
+def draw_on_axes(panel: AnyPanel, axes: Any) -> None:
+    """Draw a panel into axes of the caller's figure, with its title and with the notes on its colours below."""
+    with matplotlib.rc_context({"text.parse_math": False}):
+        panel = _escape_texts(panel)
+        axes.set_title(panel.title, fontsize=9, color=INK, loc="left")
+        if isinstance(panel, Panel):
+            _draw_image_on_axes(panel, axes)
+        elif isinstance(panel, Cells):
+            draw_cells(axes, axes.inset_axes((1.03, 0.1, 0.04, 0.8)), panel)
+        elif isinstance(panel, Matrix):
+            draw_matrix(axes, panel, _inches(axes)[0])
+        else:
+            _draw_chart(axes, panel)
+
+
+def _draw_chart(axes: Any, panel: Bars | Dots | Curves | Histogram) -> None:
+    if isinstance(panel, Bars):
+        draw_bars(axes, panel)
+    elif isinstance(panel, Dots):
+        draw_dots(axes, panel)
+    elif isinstance(panel, Curves):
+        draw_curves(axes, panel)
+    else:
+        draw_histogram(axes, panel)
+
+
+def _draw_image_on_axes(panel: Panel, axes: Any) -> None:
+    photo = panel.image.photo
+    pixels = min(max(*_inches(axes)) * DPI, MAX_SIDE)
+    scale = pixels / max(photo.size)
+    size = (max(round(photo.width * scale), 2), max(round(photo.height * scale), 2))
+    axes.imshow(render(panel, size), interpolation="none")
+    axes.set_axis_off()
+    axes.autoscale(False)
+    _draw_hatching(axes, panel, size, DPI)
+    _draw_outlines(axes, panel, size, DPI)
+    low, high, unit = scale_ends(panel)
+    signed = f"blue: opposes, to {low}; red: supports, to {high}"
+    colours = signed if panel.signed else f"colours: {low} to {high}{unit}"
+    below = "\n".join(filter(None, [*panel.lines, colours if high else "", panel.scale.note]))
+    axes.text(0, -0.02, below, fontsize=7.5, color=FAINT, va="top", transform=axes.transAxes)
+
+
+def _inches(axes: Any) -> tuple[float, float]:
+    """Return the width and the height of axes."""
+    box, dpi = axes.get_window_extent(), axes.get_figure(root=True).dpi
+    return box.width / dpi, box.height / dpi
 
 
 def render(panel: Panel, size: tuple[int, int]) -> Image.Image:
@@ -350,8 +278,7 @@ def render(panel: Panel, size: tuple[int, int]) -> Image.Image:
         return photo
     smooth = not panel.flat and (panel.signed or panel.alpha < 1) and not repeats_patches(panel.values)
     heat = panel.image.paint(panel.values, size, smooth=smooth, dropped=panel.dropped)
-    limits = None if panel.signed else panel.limits
-    return coloured(photo, heat, panel.alpha, signed=panel.signed, limits=limits, colormap=panel.colormap)
+    return coloured(photo, heat, panel.alpha, signed=panel.signed, limits=panel.scale.limits, colormap=panel.colormap)
 
 
 def _fade(photo: Image.Image, lit: np.ndarray) -> Image.Image:

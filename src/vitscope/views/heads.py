@@ -12,7 +12,7 @@ from vitscope.errors import CallError
 from vitscope.methods.head_importance import HeadImportance
 from vitscope.models.targets import CONTRAST
 from vitscope.views.charts import MINUS
-from vitscope.views.scene import Cells, Frames, Row, Scene, head_grid, short_label
+from vitscope.views.scene import Cells, Frames, Panel, Row, Scene, head_grid, short_label
 from vitscope.views.windows import attends_in_windows
 
 MAX_EXPONENT = 2  # of the largest value
@@ -56,8 +56,13 @@ def head_maps(trace: Trace, importance: HeadImportance, *, index: int = 0) -> Sc
     windows = any(attends_in_windows(step) for step in steps)
     attention = "attention that each patch receives in its window" if windows else "attention of the readout"
     scale = f"{drop_name(importance, index)}{power}; red: the head supports {target}, blue: it opposes {target}"
+    grid = head_grid(trace, index=index)
     return replace(
-        head_grid(trace, index=index),
+        grid,
+        rows=[
+            replace(row, panels=[replace(panel, explained=False) for panel in row.panels if isinstance(panel, Panel)])
+            for row in grid.rows
+        ],
         title=f"What each head of {trace.provenance['model']} does for {explained_output(importance, index)}",
         note=f"maps: {attention}; frames: {_measure(importance)}",
         frames=Frames(values, scale),

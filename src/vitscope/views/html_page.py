@@ -2,11 +2,10 @@
 
 import base64
 from collections.abc import Sequence
-from html import escape
 from importlib.resources import files
 from string import Template
 
-from vitscope.views.plain_text import visible
+from vitscope.views.html_table import html_table, html_text
 
 
 def html_page(title: str, note: str, sections: Sequence[str]) -> str:
@@ -27,26 +26,12 @@ def html_page(title: str, note: str, sections: Sequence[str]) -> str:
     )
 
 
-def html_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, text: bool = False) -> str:
-    """Return a table of text cells, which are escaped.
-
-    Args:
-        header: one name for each column.
-        rows: one cell for each column.
-        text: the cells are texts, which are aligned to the left and may be broken into lines.
-    """
-    head = "".join(f"<th>{html_text(name)}</th>" for name in header)
-    body = "\n".join("<tr>" + "".join(f"<td>{html_text(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    kind = ' class="text"' if text else ""
-    return f'<div class="wide"><table{kind}>\n<tr>{head}</tr>\n{body}\n</table></div>'
+def page_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, text: bool = False) -> str:
+    """Return a table with all rows, which can be scrolled on a narrow screen; see :func:`html_table`."""
+    return f'<div class="wide">{html_table(header, rows, limit=None, text=text)}</div>'
 
 
 def png_image(png: bytes, description: str) -> str:
     """Return the image of a PNG file, with its description for those who cannot see it."""
     encoded = base64.b64encode(png).decode("ascii")
     return f'<img alt="{html_text(description)}" src="data:image/png;base64,{encoded}">'
-
-
-def html_text(text: str) -> str:
-    """Return a text for HTML; its control characters are spelled out."""
-    return escape(visible(text))

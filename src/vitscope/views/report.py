@@ -15,12 +15,13 @@ from vitscope.models.prediction import Prediction
 from vitscope.results.attribution import Attribution
 from vitscope.results.segment_attribution import SegmentAttribution
 from vitscope.views.figure import figure_png
-from vitscope.views.html_page import html_page, html_table, html_text, png_image
+from vitscope.views.html_page import html_page, page_table, png_image
+from vitscope.views.html_table import html_text
 from vitscope.views.reading_guide import CAUTION, READING
 from vitscope.views.scene import Scene, short_label
 from vitscope.views.style import FigureStyle
+from vitscope.views.tables import AGREEMENT_HEADER, agreement_rows
 
-AGREEMENT_HEADER = ("maps", "rank correlation", "overlap of the top", "by chance")
 MAX_PHOTO = 1024  # pixels of the longer side of the photo in a report
 LONGEST_VALUE = 300  # characters of an entry of the provenance
 
@@ -77,18 +78,19 @@ def report_page(report: Report, style: FigureStyle | None = None) -> str:
         sections += [f"<h2>{html_text(scene.title)}</h2>", f'<div class="wide figure">{image}</div>']
         sections += [f'<p class="note">{html_text(scene.note)}</p>'] if scene.note else []
     if report.meanings:
-        sections.append(html_table(("map", "what it shows"), list(report.meanings.items()), text=True))
+        sections.append(page_table(("map", "what it shows"), list(report.meanings.items()), text=True))
     sections.append("<h2>How to read the maps</h2>")
     sections += [f"<p>{html_text(READING[kind])}</p>" for kind in dict.fromkeys(report.kinds)]
     sections.append(f"<p>{html_text(CAUTION)}</p>")
     if report.numbers:
-        sections += ["<h2>Numbers</h2>", html_table(("map", "number", "value"), report.numbers)]
+        sections += ["<h2>Numbers</h2>", page_table(("map", "number", "value"), report.numbers)]
     if report.agreement is not None:
-        sections += ["<h2>Agreement of the maps</h2>", html_table(AGREEMENT_HEADER, _agreement(report.agreement))]
+        sections += ["<h2>Agreement of the maps</h2>", page_table(AGREEMENT_HEADER, agreement_rows(report.agreement))]
+        sections.append(f"<p>Overlap: of the top {report.agreement.top:.0%} of the image.</p>")
     sections.append("<h2>Provenance</h2>")
     for name, provenance in report.provenance.items():
         rows = [(key, _value(value)) for key, value in provenance.items()]
-        sections += [f"<h3>{html_text(name)}</h3>", html_table(("entry", "value"), rows, text=True)]
+        sections += [f"<h3>{html_text(name)}</h3>", page_table(("entry", "value"), rows, text=True)]
     return html_page(f"{report.photo}, as {report.model} sees it", _summary(report), sections)
 
 
@@ -131,22 +133,8 @@ def _photo(report: Report) -> str:
 
 def _predictions(report: Report) -> str:
     if report.predictions[0].probability is None:
-        return html_table(("output", "value"), [(p.label, f"{p.value:.4g}") for p in report.predictions])
-    return html_table(("class", "probability"), [(p.label, f"{p.probability:.1%}") for p in report.predictions])
-
-
-def _agreement(agreement: Agreement) -> list[tuple[str, ...]]:
-    return [
-        (
-            f"{first} and {second}",
-            f"{agreement.rank_correlation[i, j]:+.2f}",
-            f"{agreement.overlap[i, j]:.0%}",
-            f"{agreement.chance[i, j]:.0%}",
-        )
-        for i, first in enumerate(agreement.names)
-        for j, second in enumerate(agreement.names)
-        if i < j
-    ]
+        return page_table(("output", "value"), [(p.label, f"{p.value:.4g}") for p in report.predictions])
+    return page_table(("class", "probability"), [(p.label, f"{p.probability:.1%}") for p in report.predictions])
 
 
 def _value(value: Any) -> str:

@@ -2,15 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from PIL import Image
 
-from vitscope.attention.trace import Query, Trace
+from vitscope.attention.trace import AttentionStep, Query, Trace
 from vitscope.images.image import InputImage
 from vitscope.models.targets import CONTRAST
 from vitscope.results.attribution import Attribution
+from vitscope.results.colours import ColourScale, colour_scale
 from vitscope.views.palette import OutlineName
 
 OVERLAY = 0.6  # opacity of a map over its photo
@@ -35,8 +37,12 @@ class Panel:
         signed: red for positive values (supporting a class), white for zero, blue for negative ones (opposing it).
         lit: False for parts of the photo that are faded.
         numbers: short texts as (row, column, text), placed on ``regions``.
-        limits: the values at the ends of the colour scale; by default the lowest and highest of the map.
+        limits: the values at the ends of the colour scale; by default those of
+            :func:`~vitscope.results.colours.colour_scale`.
+        uniform: for a map of attention, the attention of each patch if it was the same for all tokens. The numbers at
+            the ends of the colours are then multiples of it.
         lines: written below.
+        explained: whether a large panel has a colour bar with numbers, and a note on outliers, below it.
         dropped: True for patches that the map leaves out, which are grey and hatched.
         outline: the colour of outlines and numbers: ``"mark"`` (bright red), ``"plain"`` (black), ``"supports"`` or
             ``"opposes"``.
@@ -57,7 +63,17 @@ class Panel:
     lines: Sequence[str] = ()
     dropped: Bool[np.ndarray, "height width"] | None = None
     outline: OutlineName = "mark"
+    uniform: float | None = None
+    explained: bool = True
     colormap: str = ""
+
+    @cached_property
+    def scale(self) -> ColourScale:
+        """The ends of the colours of the map. A single segment or window is no outlier."""
+        if self.values is None or self.limits is not None:
+            return ColourScale(self.limits)
+        values = self.values if self.dropped is None else np.where(self.dropped, np.nan, self.values)
+        return colour_scale(values, signed=self.signed, uniform=self.uniform, clip=not self.flat)
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +116,11 @@ class Matrix:
 
 @dataclass(frozen=True, eq=False)
 class Cells:
-    """Values by row and column as coloured cells with their numbers: red above zero, blue below, grey for NaN."""
+    """Values by row and column as coloured cells with their numbers: red above zero, blue below, grey for NaN.
+
+    Attributes:
+        limit: the absolute value at the ends of the colours; by default the largest.
+    """
 
     values: Float[np.ndarray, "row column"]
     row_names: Sequence[str]
@@ -108,6 +128,7 @@ class Cells:
     title: str = ""
     row_axis: str = ""
     column_axis: str = ""
+    limit: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -222,7 +243,7 @@ def explanation(
         label: the class as it is named in the title.
         index: index of the image.
     """
-    top = [Panel(trace.images[index], title="photo"), *_rollout_panels(rollouts, index)]
+    top = [Panel(trace.images[index], title="photo"), *rollout_maps(rollouts, index)]
     note = f"heads of the last layer ({trace.num_layers - 1}), query: readout"
     if class_map is None:
         title, note = f"Attention of {trace.provenance['model']}", f"top: attention rollout; below: {note}"
@@ -274,7 +295,7 @@ def head_overlays(trace: Trace, layer: int = -1, query: Query = "readout", *, in
     step = trace.step(layer)
     image = trace.images[index]
     mean = trace.map(layer, "mean", query)[index].cpu().numpy()
-    panels = [Panel(image, title="photo"), Panel(image, mean, "mean of heads")]
+    panels = [Panel(image, title="photo"), Panel(image, mean, "mean of heads", uniform=uniform_attention(step, query))]
     panels += _head_panels(trace, layer, query, index, OVERLAY)
     marks = marks_of(query)
     if marks:
@@ -287,28 +308,26 @@ def head_overlays(trace: Trace, layer: int = -1, query: Query = "readout", *, in
     )
 
 
-def rollout_panels(rollouts: Sequence[Attribution], *, index: int = 0) -> Scene:
-    """Return the photo and its rollouts side by side, one for each head fusion."""
-    panels = [Panel(rollouts[0].images[index], title="photo"), *_rollout_panels(rollouts, index)]
-    return Scene(
-        rows=[Row(panels, len(panels))],
-        title=f"Attention rollout of {rollouts[0].provenance['model']}{_for_class(rollouts[0])}",
-        note=_rollout_options(rollouts[0]),
-    )
+def map_panel(result: Attribution, title: str = "", *, index: int = 0) -> Panel:
+    """Return the map of a result on patches, over its photo."""
+    values = result.values[index].cpu().numpy()
+    return Panel(result.images[index], values, title, signed=result.signed, uniform=result.uniform)
 
 
-def evolution(rollouts: Sequence[Attribution], *, index: int = 0) -> Scene:
-    """Return the photo, and the rollout after each layer over the photo."""
-    panels = [Panel(rollouts[0].images[index], title="photo")]
-    for rollout in rollouts:
-        end = rollout.provenance["parameters"]["end_layer"]
-        panels.append(Panel(rollout.images[index], rollout.values[index].cpu().numpy(), f"after layer {end}"))
-    head_fusion = rollouts[0].provenance["parameters"]["head_fusion"]
-    return Scene(
-        rows=rows_of(panels, columns_for(len(panels))),
-        title=f"Attention rollout of {rollouts[0].provenance['model']}{_for_class(rollouts[0])}, layer by layer",
-        note=f"{head_fusion} of heads, {_rollout_options(rollouts[0])}",
-    )
+def rollout_maps(rollouts: Sequence[Attribution], index: int) -> list[Panel]:
+    """Return the map of each rollout of one image, named by its head fusion."""
+    return [
+        map_panel(rollout, f"rollout, {rollout.provenance['parameters']['head_fusion']} of heads", index=index)
+        for rollout in rollouts
+    ]
+
+
+def uniform_attention(step: AttentionStep, query: Query) -> float:
+    """Return the attention of each token if it was the same for all tokens that the query can attend to.
+
+    The readout attends to all windows, and a patch to its own.
+    """
+    return 1 / (step.grid.num_tokens if query == "readout" and step.grid is not None else step.scores.shape[-1])
 
 
 def name_of(query: Query) -> str:
@@ -326,41 +345,21 @@ def short_label(label: str | None) -> str:
     return CONTRAST.join(name.split(",")[0] for name in (label or "").split(CONTRAST))
 
 
-def _for_class(rollout: Attribution) -> str:
-    return f" for {short_label(rollout.target)}" if rollout.target else ""
-
-
-def _rollout_panels(rollouts: Sequence[Attribution], index: int) -> list[Panel]:
-    return [
-        Panel(
-            rollout.images[index],
-            rollout.values[index].cpu().numpy(),
-            f"rollout, {rollout.provenance['parameters']['head_fusion']} of heads",
-        )
-        for rollout in rollouts
-    ]
-
-
 def _head_panels(
     trace: Trace, layer: int, query: Query, index: int, alpha: float, *, titled: bool = True
 ) -> list[Panel]:
     step = trace.step(layer)
     image = trace.images[index]
     return [
-        Panel(image, trace.map(layer, head, query)[index].cpu().numpy(), f"head {head}" if titled else "", alpha)
+        Panel(
+            image,
+            trace.map(layer, head, query)[index].cpu().numpy(),
+            f"head {head}" if titled else "",
+            alpha,
+            uniform=uniform_attention(step, query),
+        )
         for head in range(step.num_heads)
     ]
-
-
-def _rollout_options(rollout: Attribution) -> str:
-    """Return the options of a rollout as text."""
-    parameters = rollout.provenance["parameters"]
-    options = ["rows normalised" if parameters["normalize"] else "rows not normalised"]
-    if parameters["discard_ratio"]:
-        options.append(f"lowest {parameters['discard_ratio']:.0%} discarded")
-    if parameters["start_layer"]:
-        options.append(f"from layer {parameters['start_layer']} on")
-    return ", ".join(options)
 
 
 def columns_for(panels: int) -> int:

@@ -1,11 +1,13 @@
 """Scenes of results with one weight per segment, and of several methods or models side by side."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
+from vitscope.images.image import InputImage
 from vitscope.metrics.agreement import Agreement
 from vitscope.results.attribution import Attribution
 from vitscope.results.segment_attribution import SegmentAttribution
@@ -80,14 +82,7 @@ def side_by_side(
     """
     panels: list[Panel | Bars] = [Panel(results[0].images[0], title="photo")]
     panels += [
-        Panel(
-            result.images[0],
-            _thinned(result.values[0]),
-            name,
-            flat=isinstance(result, SegmentAttribution),
-            signed=result.signed,
-            lines=below,
-        )
+        replace(pixel_panel(result, name), lines=below)
         for result, name, below in zip(results, names, lines or [()] * len(results), strict=True)
     ]
     caption = SIGNED_CAPTION if all(result.signed for result in results) else UNSIGNED_CAPTION
@@ -107,7 +102,20 @@ def _correlation_cells(names: Sequence[str], values: Float[np.ndarray, "name nam
     """Return the rank correlation of each pair of results; the columns are numbered like the rows."""
     numbers = [str(number) for number in range(1, len(names) + 1)]
     rows = [f"{name}  {number}" for name, number in zip(names, numbers, strict=True)]
-    return Cells(values, rows, numbers, "agreement: rank correlation of each pair of maps")
+    return Cells(values, rows, numbers, "agreement: rank correlation of each pair of maps", limit=1.0)
+
+
+def pixel_panel(result: Attribution, title: str, image: InputImage | None = None) -> Panel:
+    """Return the map of a single result, on patches, pixels or segments, over its photo or another image."""
+    return Panel(
+        result.images[0] if image is None else image,
+        _thinned(result.values[0]),
+        title,
+        OVERLAY if image is None else 1.0,
+        flat=isinstance(result, SegmentAttribution),
+        signed=result.signed,
+        uniform=result.uniform,
+    )
 
 
 def _weights_panel(result: SegmentAttribution) -> Panel:

@@ -41,6 +41,10 @@ class FigureStyle:
         if self.width is not None:
             _require_range(self.width, "width", MIN_WIDTH, MAX_WIDTH, "inches")
 
+    def resolution(self, natural_width: int | float) -> int | float:
+        """Return the pixels per inch of a page of its natural width, so that it has the pixels of this style."""
+        return self.dpi if self.width is None else self.dpi * self.width / natural_width
+
     def applied_to(self, scene: Scene) -> Scene:
         """Return the scene with the colour maps of this style, and without titles if it has none."""
         rows = scene.rows

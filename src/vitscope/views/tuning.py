@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from vitscope.display import counted
 from vitscope.images.image import InputImage
 from vitscope.tune.comparison_result import BASE, Comparison
-from vitscope.tune.leakage import DataCheck, counted
+from vitscope.tune.leakage import DataCheck
 from vitscope.tune.run_folder import Tuned
 from vitscope.views.scene import AnyPanel, Curves, Dots, Matrix, Panel, Row, Scene, rows_of
 

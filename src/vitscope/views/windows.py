@@ -18,9 +18,11 @@ from vitscope.views.scene import (
     columns_for,
     head_grid,
     head_overlays,
+    map_panel,
     marks_of,
     name_of,
     rows_of,
+    uniform_attention,
 )
 from vitscope.window_tokens.window_cls import WindowCls
 
@@ -129,7 +131,15 @@ def block_grid(trace: Trace, query: Query = "readout", *, index: int = 0) -> Sce
     def panel(step: AttentionStep) -> Panel:
         block_query = query_in(trace, step, query)
         values = _numpy(trace.map(step.layer, "mean", block_query)[index])
-        return Panel(trace.images[index], values, _short_name(step), 1.0, _regions(step), marks_of(block_query))
+        return Panel(
+            trace.images[index],
+            values,
+            _short_name(step),
+            1.0,
+            _regions(step),
+            marks_of(block_query),
+            uniform=uniform_attention(step, block_query),
+        )
 
     attention = "attention that each patch receives within its window"
     description = attention if query == "readout" else f"query: {name_of(query)}"
@@ -156,7 +166,7 @@ def stage_evolution(trace: Trace, rollouts: Sequence[Attribution], *, index: int
     for rollout in rollouts:
         end = rollout.provenance["parameters"]["end_layer"]
         if end in ends:
-            panels.append(Panel(rollout.images[index], _numpy(rollout.values[index]), f"after stage {ends[end]}"))
+            panels.append(map_panel(rollout, f"after stage {ends[end]}", index=index))
     return Scene(
         rows=rows_of(panels, len(panels)),
         title=f"Attention rollout of {trace.provenance['model']}, stage by stage",
@@ -174,8 +184,9 @@ def cls_comparison(result: WindowCls, rollout: Attribution | None, layer: int, *
     ]
     if rollout is not None:
         mean = _numpy(trace.map(layer, "mean", "readout")[index])
-        top.append(Panel(image, mean, "mean attention of the layer", regions=regions, flat=True))
-        top.append(Panel(image, _numpy(rollout.values[index]), "rollout"))
+        uniform = uniform_attention(step, "readout")
+        top.append(Panel(image, mean, "mean attention of the layer", regions=regions, flat=True, uniform=uniform))
+        top.append(map_panel(rollout, "rollout", index=index))
     heads = [
         Panel(image, _numpy(result.map(layer, head)[index]), f"CLS, head {head}", OVERLAY, regions, flat=True)
         for head in range(step.num_heads)
@@ -216,8 +227,9 @@ def _mean_and_heads(
     heads: list[Head] = ["mean", *range(step.num_heads)]
     titles = ["mean of heads", *(f"head {head}" for head in range(step.num_heads))]
     image, regions = trace.images[index], _regions(step)
+    uniform = 1 / step.scores.shape[-1]  # each query attends to its window
     return [
-        Panel(image, _numpy(values(head)[index]), title, OVERLAY, regions, marks, flat=True)
+        Panel(image, _numpy(values(head)[index]), title, OVERLAY, regions, marks, flat=True, uniform=uniform)
         for head, title in zip(heads, titles, strict=True)
     ]
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from vitscope.attention.scores import Head, fuse_heads
 from vitscope.attention.trace import Trace
+from vitscope.display import Drawn, counted, one_line
 from vitscope.errors import CallError
 from vitscope.models.heads import WindowClassified
 from vitscope.models.vision_model import VisionModel
@@ -17,13 +18,13 @@ from vitscope.models.window_reader import WindowRows, block_projections, read_wi
 from vitscope.results.attribution import Attribution
 from vitscope.tracing.capture import as_vision_model, run_and_capture
 from vitscope.typing import Maps
-from vitscope.validation import require_finite_tensor
+from vitscope.validation import require_finite_tensor, short_text
 
 WindowAttention = Float[Tensor, "batch window head query key"]
 
 
 @dataclass(frozen=True, eq=False)
-class WindowCls:
+class WindowCls(Drawn):
     """The attention of a CLS token in every window of every block.
 
     Attributes:
@@ -36,6 +37,11 @@ class WindowCls:
     trace: Trace
     rows: Mapping[int, WindowRows]
     logits: Tensor | None
+
+    def __repr__(self) -> str:
+        model = short_text(self.trace.provenance.get("model"), "no model")
+        layers = f"layers {min(self.rows)} to {max(self.rows)}" if self.rows else "no layers"
+        return one_line(f"WindowCls of {model}: {counted(len(self.trace.images), 'image')}", layers)
 
     def attention(self, layer: int) -> WindowAttention:
         """Return the attention of a layer, including the CLS token.

@@ -13,7 +13,10 @@ NORM_AFTER_ATTENTION = ("layernorm_before", "norm1")  # in post-norm blocks, whi
 LAYER_SCALES = (("layer_scale1", "layer_scale2"), ("ls1", "ls2"))
 # If the layer scale is a parameter of the block, each branch ends in its stochastic depth, if both branches have one.
 SCALE, DEPTHS = "gamma_1", ("drop_path1", "drop_path2")
-POST_NORM = ("Swinv2Layer", "SwinTransformerV2Block", "SwinTransformerBlockV2")  # class names
+POST_NORM = (  # class names
+    *("Swinv2Layer", "SwinTransformerV2Block", "SwinTransformerBlockV2"),
+    *("SwinTransformerV2CrBlock", "ResPostBlock", "EvaBlockPostNorm"),
+)
 
 # Projections of attention
 
