@@ -1,5 +1,7 @@
 """The style of figures: its ranges, its colour maps, and figures without titles."""
 
+from dataclasses import replace
+
 import matplotlib
 import numpy as np
 import pytest
@@ -52,6 +54,13 @@ def test_colour_maps_change_the_maps_that_they_fit():
 def test_legends_have_the_colours_of_the_maps():
     drawn = draw(SCENE, style_of(colormaps=["viridis", "PuOr"]))
     assert [axes.images[0].get_cmap().name for axes in drawn.axes[-2:]] == ["PuOr", "viridis"]
+
+
+def test_the_bar_under_a_large_map_has_its_colours():
+    large = replace(SCENE, rows=[Row(SCENE.rows[0].panels, 2, 3.0)])
+    drawn = draw(large, style_of(colormaps=["viridis", "PuOr"]))
+    bars = [axes.images[0].get_cmap().name for axes in drawn.axes if axes.get_label() == "colour bar"]
+    assert bars == ["viridis", "PuOr", "PuOr", "viridis"], "under each map, and at the foot"
 
 
 def test_a_figure_without_a_title_is_lower_and_says_the_same_otherwise():
