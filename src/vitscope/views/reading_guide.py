@@ -7,7 +7,7 @@ READING: Mapping[str, str] = {
         "Attention maps show from which patches information can reach the token that the model classifies. Bright "
         "patches contribute more attention. They say nothing about the sign: a bright patch may speak for or against "
         "the predicted class, and most of these maps are the same for every class. Each map is coloured from its "
-        "lowest to its highest value, so compare places within a map, not brightness between maps."
+        "lowest to its highest value, unless noted below it: compare places within a map, not brightness between maps."
     ),
     "gradient": (
         "Gradient and relevance maps divide an output of the model among the patches, by how the output would react "
