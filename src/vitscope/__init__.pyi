@@ -23,6 +23,7 @@ from .interventions.artefacts import Artefacts as Artefacts
 from .interventions.artefacts import artefact_tokens as artefact_tokens
 from .interventions.register_neurons import register_neurons as register_neurons
 from .interventions.test_time_registers import test_time_registers as test_time_registers
+from .methods.activation_patching import activation_patching as activation_patching
 from .methods.att_cat import att_cat as att_cat
 from .methods.attention_flow import attention_flow as attention_flow
 from .methods.attention_map import attention_map as attention_map

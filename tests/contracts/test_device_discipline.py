@@ -58,6 +58,7 @@ METHODS: dict[str, Method] = {
     ),
     "kernel_shap": lambda model, image, target: vs.kernel_shap(model, image, segments="patches", **target).values,
     "occlusion": lambda model, image, target: vs.occlusion(model, image, **target).values,
+    "activation_patching": lambda model, image, target: vs.activation_patching(model, image, **target).values,
     "rise": lambda model, image, target: vs.rise(model, image, num_samples=8, **target).values,
     "faithfulness": lambda model, image, target: (
         vs.faithfulness(model, image, vs.attention_map(model, image), target=target["target"], steps=3).deletion

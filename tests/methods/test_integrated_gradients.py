@@ -80,7 +80,8 @@ def test_options_out_of_range() -> None:
         ({"at": "tokens"}, "at is 'tokens'"),
         ({"baseline": torch.zeros(3, 8, 8)}, "baseline has the shape"),
         ({"baseline": torch.zeros(3, 3, 32, 32)}, "baseline has the shape"),
-        ({"baseline": "white noise"}, "white noise"),
+        ({"baseline": "white noise"}, "baseline is 'white noise'"),
+        ({"baseline": "drop"}, "baseline is 'drop'"),
     ):
         with pytest.raises(CallError, match=text):
             vs.integrated_gradients(model, pixels, **options)  # type: ignore[arg-type]

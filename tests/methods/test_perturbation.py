@@ -91,7 +91,7 @@ def test_methods_work_on_maxvit() -> None:
 
 def test_every_perturbation_method_is_in_the_registry() -> None:
     names = {name for name, method in METHODS.items() if method.kind == "perturbation"}
-    assert names == {"lime", "kernel_shap", "occlusion", "rise"}
+    assert names == {"lime", "kernel_shap", "occlusion", "rise", "activation_patching"}
     for name, method in METHODS.items():
         assert callable(method.compute)
         assert getattr(method.compute, "__name__", "") in (name, f"{name}_map")

@@ -20,6 +20,7 @@ def test_every_kind_is_named() -> None:
         "kernel_shap": "perturbation",
         "occlusion": "perturbation",
         "rise": "perturbation",
+        "activation_patching": "perturbation",
         "grad_cam": "gradient",
         "input_x_gradient": "gradient",
         "integrated_gradients": "gradient",

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypedDict, Unpack, get_args
+from typing import Any, Literal, Unpack, get_args
 
 import numpy as np
 import torch
@@ -20,8 +20,9 @@ from vitscope.models.targets import ScoreOutput, one_per_image, score
 from vitscope.models.vision_model import VisionModel
 from vitscope.perturb import Evaluations, PerturbationOptions
 from vitscope.perturb.batching import BatchedPredictor
+from vitscope.perturb.options import BatchArguments
 from vitscope.perturb.rendering import Subject, subjects
-from vitscope.progress import ProgressCallback, ProgressLike
+from vitscope.progress import ProgressCallback
 from vitscope.tracing.capture import as_vision_model, provenance
 from vitscope.tracing.gradients import capture_gradients
 from vitscope.typing import ImageTarget, Target, Weights
@@ -104,15 +105,7 @@ class HeadImportance(Drawn):
         return {"values": values, **lists, "provenance": dict(self.provenance)}
 
 
-class _Arguments(TypedDict, total=False):
-    """The options of :class:`PerturbationOptions` that :func:`head_importance` takes."""
-
-    output: ScoreOutput
-    batch_size: int
-    progress: ProgressLike
-
-
-@perturbation_method(_Arguments, output="logit")
+@perturbation_method(BatchArguments, output="logit")
 def head_importance(
     model: VisionModel | nn.Module,
     images: Any,
@@ -120,7 +113,7 @@ def head_importance(
     target: Target | None = None,
     by: By = "ablation",
     replacement: Replacement = "mean",
-    **options: Unpack[_Arguments],
+    **options: Unpack[BatchArguments],
 ) -> HeadImportance:
     """Compute how much every attention head supports a class: the drop of its output without the head.
 
@@ -202,7 +195,7 @@ def _with_warnings(result: HeadImportance) -> HeadImportance:
     for label, values in zip(result.targets, result.values, strict=True):
         finite = values[values.isfinite()]
         if len(finite) and not bool(finite.any()):
-            warn(f"head_importance of {label!r} is zero everywhere: its {output} does not depend on any head")
+            warn(f"head_importance of {label!r} is zero everywhere: no head changes its {output}")
     return result
 
 

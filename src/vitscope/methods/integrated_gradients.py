@@ -6,13 +6,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vitscope.errors import CallError
 from vitscope.methods._gradient import in_batches, require_choice
 from vitscope.methods.input_x_gradient import Place, relevance_result, require_start
 from vitscope.models.targets import ScoreOutput, score
 from vitscope.models.vision_model import VisionModel
 from vitscope.perturb.baselines import describe_hide
-from vitscope.perturb.rendering import Renderer, subjects
+from vitscope.perturb.rendering import baseline_pixels, subjects
 from vitscope.results.attribution import Attribution
 from vitscope.tracing.capture import as_vision_model
 from vitscope.tracing.gradients import GradientOptions, capture_gradients
@@ -68,7 +67,7 @@ def integrated_gradients(
     nodes, shares = np.polynomial.legendre.leggauss(steps)
     vision = as_vision_model(model)
     on_pixels = at == "pixels"
-    name = "a tensor" if isinstance(baseline, Tensor) else describe_hide(baseline)
+    name = "a tensor" if isinstance(baseline, Tensor) else describe_hide(baseline, "baseline")
     parameters = {"steps": steps, "baseline": name, "at": at}
 
     def explain(images: Any, target: Any) -> Attribution:
@@ -109,12 +108,4 @@ def _with_convergence(result: Attribution, difference: Tensor, reference: Tensor
 
 def _baseline(model: VisionModel, images: Any, baseline: Any) -> Tensor:
     """Return the model's input for the baseline of each image."""
-    if isinstance(baseline, Tensor):
-        pixels, _ = model.prepare(images)
-        if tuple(baseline.shape) not in (tuple(pixels.shape), (1, *pixels.shape[1:]), tuple(pixels.shape[1:])):
-            raise CallError(
-                f"baseline has the shape {tuple(baseline.shape)}: {tuple(pixels.shape)} is expected, as the input"
-            )
-        return baseline.expand(pixels.shape)
-    inputs = subjects(model, images)
-    return torch.cat([Renderer(model, subject, baseline, None, 0).hidden() for subject in inputs])
+    return torch.cat(baseline_pixels(model, subjects(model, images), baseline))

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from vitscope.methods.activation_patching import activation_patching
 from vitscope.methods.att_cat import att_cat
 from vitscope.methods.attention_flow import attention_flow
 from vitscope.methods.attention_map import attention_map
@@ -100,6 +101,14 @@ METHODS: dict[str, Method] = {
         summary="the expected output if a pixel is visible",
         source="Petsiuk et al., 2018",
         forwards="4,000",
+    ),
+    "activation_patching": Method(
+        compute=activation_patching,
+        kind="perturbation",
+        takes_target=True,
+        summary="what each patch's activations change",
+        source="CAAP, 2026",
+        forwards="one per patch",
     ),
     "grad_cam": Method(
         compute=grad_cam,

@@ -16,6 +16,8 @@ from vitscope.perturb.segments import Segments
 
 HideName = Literal["mean", "black", "grey", "blur", "noise", "drop"]
 
+BASELINES = tuple(name for name in get_args(HideName) if name != "drop")  # names of an image without information
+
 GREY = 128
 OPAQUE = 255
 BLUR = 5 / 224  # standard deviation over the shorter side, as in the insertion metric of RISE
@@ -130,11 +132,16 @@ def _colour_or_none(hide: Any, option: str = "hide") -> Float[np.ndarray, " comp
     return colour
 
 
-def describe_hide(hide: Any) -> str | list[float]:
-    """Return ``hide`` as the provenance records it: a name, a colour, or "an image"."""
+def describe_hide(hide: Any, option: str = "hide") -> str | list[float]:
+    """Return ``hide`` as the provenance records it: a name, a colour, or "an image".
+
+    Args:
+        hide: see :func:`fill`.
+        option: name of the option, for error messages.
+    """
     if isinstance(hide, str) and hide in get_args(HideName):
         return hide
-    colour = _colour_or_none(hide)
+    colour = _colour_or_none(hide, option)
     if colour is None:
         return "an image"
     return (np.broadcast_to(colour, (3,)) if len(colour) == 1 else colour).tolist()

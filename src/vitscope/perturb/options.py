@@ -8,13 +8,18 @@ from vitscope.progress import ProgressLike
 from vitscope.validation import require_at_least, require_seed
 
 
-class EvaluationArguments(TypedDict, total=False):
-    """The keyword arguments of :class:`PerturbationOptions` without ``hide``, for ``**options: Unpack[...]``."""
+class BatchArguments(TypedDict, total=False):
+    """The keyword arguments of :class:`PerturbationOptions` for a method that draws and hides nothing."""
 
     output: ScoreOutput
-    seed: int
     batch_size: int
     progress: ProgressLike
+
+
+class EvaluationArguments(BatchArguments, total=False):
+    """The keyword arguments of :class:`PerturbationOptions` without ``hide``, for ``**options: Unpack[...]``."""
+
+    seed: int
 
 
 class PerturbationArguments(EvaluationArguments, total=False):

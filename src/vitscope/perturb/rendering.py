@@ -4,18 +4,19 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from vitscope.errors import CallError
 from vitscope.images.image import InputImage, on_white
 from vitscope.images.preprocessing import Preprocessing
 from vitscope.images.reading import photos, read_photo
 from vitscope.models.vision_model import VisionModel
-from vitscope.perturb.baselines import fill
+from vitscope.perturb.baselines import BASELINES, HideName, fill
 from vitscope.perturb.masks import Masks
 from vitscope.perturb.segments import Segments
 
@@ -88,9 +89,19 @@ class Renderer:
     with the same result.
     """
 
-    def __init__(self, model: VisionModel, subject: Subject, hide: Any, segments: Segments | None, seed: int) -> None:
+    def __init__(
+        self,
+        model: VisionModel,
+        subject: Subject,
+        hide: Any,
+        segments: Segments | None,
+        seed: int,
+        *,
+        option: str = "hide",
+        names: Sequence[str] = get_args(HideName),
+    ) -> None:
         self._model, self._subject = model, subject
-        self._filling = fill(subject.values, hide, segments, seed)
+        self._filling = fill(subject.values, hide, segments, seed, option=option, names=names)
         self._input_region = self._input_region_or_none()
         if self._input_region is not None:
             self._filled = self._input_of(self._filling)
@@ -148,6 +159,34 @@ class Renderer:
             return self._model.prepare(values)[0].to(pixels)
         factor, offset = self._subject.scaling
         return (torch.from_numpy(values) * factor + offset).permute(2, 0, 1)[None].to(pixels)
+
+
+def baseline_pixels(model: VisionModel, inputs: Sequence[Subject], baseline: Any) -> list[Tensor]:
+    """Return the model's input for the image without information that belongs to each image.
+
+    Args:
+        model: the model.
+        inputs: the images.
+        baseline: ``"mean"`` (of the image), ``"black"``, ``"grey"``, ``"blur"``, ``"noise"``, a colour, an image, or a
+            preprocessed tensor of the same shape as the input, of one image or of all.
+
+    Returns:
+        one (1, channel, height, width) for each image.
+
+    Raises:
+        CallError: the baseline is none of these.
+    """
+    if isinstance(baseline, Tensor):
+        image = tuple(inputs[0].pixels.shape[1:])
+        shape = (len(inputs), *image)
+        if tuple(baseline.shape) not in (shape, (1, *image), image):
+            raise CallError(f"baseline has the shape {tuple(baseline.shape)}: {shape} is expected, as the input")
+        return list(baseline.expand(shape).to(inputs[0].pixels)[:, None])
+    if isinstance(baseline, str) and baseline == "drop":
+        raise CallError(f"baseline is 'drop', which leaves no image: choose {', '.join(BASELINES)}")
+    return [
+        Renderer(model, subject, baseline, None, 0, option="baseline", names=BASELINES).hidden() for subject in inputs
+    ]
 
 
 def pool() -> ThreadPoolExecutor:

@@ -213,11 +213,11 @@ def _from_slots(batch: int, grid: Grid, slots: Slots, values: Tensor) -> tuple[G
     return grid, tokens.index_add_(1, columns, in_slots)
 
 
-def as_tokens(tensor: Tensor, batch: int, grid: Grid, name: str) -> Tensor:
+def as_tokens(tensor: Tensor, batch: int, grid: Grid, name: str, instead: str = "at='pixels'") -> Tensor:
     """Return (batch, token, channel) or (batch, height, width, channel) as (batch, token, channel)."""
     if len(tensor) == batch and tensor.ndim >= 3 and tensor[0, ..., 0].numel() == grid.num_tokens:
         return tensor.reshape(batch, grid.num_tokens, tensor.shape[-1])
     raise UnsupportedModelError(
         f"a block of {name} takes a tensor of shape {tuple(tensor.shape)}, which does not hold one row for each of "
-        f"{grid.num_tokens} tokens: use at='pixels'"
+        f"{grid.num_tokens} tokens: use {instead}"
     )
