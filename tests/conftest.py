@@ -57,8 +57,9 @@ def quick_comparisons() -> Iterator[None]:
 def coarse_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw figures with fewer pixels, which is faster."""
     from vitscope.views import figure
+    from vitscope.views.style import FigureStyle
 
-    monkeypatch.setattr(figure, "DPI", 40)
+    monkeypatch.setattr(figure, "PLAIN", FigureStyle(dpi=40))
 
 
 @pytest.fixture

@@ -107,9 +107,10 @@ def test_every_gradient_method_explains_a_class(photo, capsys, monkeypatch, mode
     panels = {panel.title: panel for panel in maps}
     assert list(panels) == ["photo", "rollout", *gradient]
     assert cells.row_names == [f"{name}  {number}" for number, name in enumerate(["rollout", *gradient], 1)]
-    assert content.title.startswith("Explanations of dog (")
+    assert content.title.startswith("What supports dog (")
     for name in gradient:
-        assert panels[name].lines == ["the logit", f"forward passes: {METHODS[name].forwards}"]
+        baseline = ["baseline: black"] if name == "integrated_gradients" else []
+        assert panels[name].lines == ["the logit", f"forward passes: {METHODS[name].forwards}", *baseline]
         expected = METHODS[name].compute(vs.load(model), photo, target="dog")
         assert panels[name].signed == expected.signed
         np.testing.assert_allclose(panels[name].values, expected.values[0], atol=1e-5)

@@ -86,14 +86,12 @@ def test_a_file_is_replaced_only_if_allowed(photo, tmp_path, capsys, monkeypatch
 
 @pytest.mark.slow
 def test_a_full_disk_leaves_the_existing_file_as_it_was(photo, tmp_path, capsys, monkeypatch):
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    def fill_the_disk(_, path):
-        Path(path).write_bytes(b"half a fig")
+    def fill_the_disk(_, file, *__, **___):
+        file.write(b"half a fig")
         raise OSError(errno.ENOSPC, "No space left on device")
 
     (tmp_path / "mine.png").write_bytes(b"precious")
-    monkeypatch.setattr(FigureCanvasAgg, "print_png", fill_the_disk)
+    monkeypatch.setattr(Image.Image, "save", fill_the_disk)
     code, _, err = call(capsys, monkeypatch, "rollout", photo, "--out", "mine.png", "--overwrite")
     assert code == 1
     assert err == "vitscope: cannot write mine.png: No space left on device\n"

@@ -121,6 +121,20 @@ def test_figures_in_the_folder_of_the_photos_are_refused(monkeypatch):
     batch("../dogs")
 
 
+def test_the_format_of_a_figure_is_named_by_out_and_several_figures_are_png():
+    def figures(*arguments, out, **options):
+        photos = photo_files([Path(argument) for argument in arguments], None, None)
+        return [path.name for _, path in PhotoBatch(photos, "rollout", Path(out), overwrite=False, **options)]
+
+    assert figures("pics/cats/a.png", out="a.PDF") == ["a.PDF"]
+    assert figures("pics/cats/a.png", out="a.html", report=True) == ["a.html"]
+    assert figures("pics/*/a.png", out="figures", report=True) == ["cats_a-rollout.png", "dogs_a-rollout.png"]
+    with pytest.raises(vs.CallError, match=r"end the name in \.png, \.pdf or \.svg"):
+        figures("pics/cats/a.png", out="a.html")
+    with pytest.raises(vs.CallError, match="one file for 2 photos: pass a folder"):
+        figures("pics/*/a.png", out="a.html", report=True)
+
+
 def test_an_error_of_the_call_ends_the_batch_unless_another_photo_was_explained(capsys):
     def explain(explained):
         with batch("pics/*/a.png") as photos:

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 import vitscope as vs
-from vitscope.results.colours import colour_scale
+from vitscope.results.colours import blend, colour_scale
 
 UNIFORM = 1 / 401
 
@@ -135,3 +135,9 @@ def test_numpy_copies_a_result_only_if_it_has_to() -> None:
         assert np.shares_memory(np.array(result, copy=False), result.values.numpy())
         with pytest.raises(ValueError, match="the values are float32: an array of float64 is a copy"):
             np.array(result, dtype=np.float64, copy=False)
+
+
+def test_the_photo_under_a_signed_map_is_grey_in_any_colours() -> None:
+    photo, heat = Image.new("RGB", (1, 1), (30, 60, 210)), np.ones((1, 1))
+    assert blend(photo, heat, 0.0, signed=True, colormap="PuOr").getpixel((0, 0)) == (100, 100, 100)
+    assert blend(photo, heat, 0.0, colormap="viridis").getpixel((0, 0)) == (30, 60, 210)

@@ -74,7 +74,7 @@ def drawn(scene: Scene, tmp_path: Path) -> tuple[int, int]:
     """Draw a figure, check that all axes are on the page, and return its size."""
     figures, draw = [], figure.draw
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(figure, "draw", lambda scene: figures.append(draw(scene)) or figures[-1])
+        patched.setattr(figure, "draw", lambda *arguments: figures.append(draw(*arguments)) or figures[-1])
         path = figure.save_figure(scene, tmp_path / "figure.png")
     boxes = [axes.get_position() for axes in figures[0].axes]
     assert all(-1e-9 <= box.x0 < box.x1 <= 1 + 1e-9 and -1e-9 <= box.y0 < box.y1 <= 1 + 1e-9 for box in boxes)

@@ -7,7 +7,7 @@ from PIL import Image
 
 import vitscope as vs
 from tests.helpers.families import ALL
-from vitscope.views import figure, scene
+from vitscope.views import figure, rollouts, scene
 
 FAMILY = next(family for family in ALL if family.name == "transformers-dinov2-registers")
 
@@ -46,14 +46,14 @@ def test_head_overlays_mark_the_query(trace):
 
 
 def test_evolution_ends_with_the_rollout(trace):
-    content = scene.evolution(vs.rollout_evolution(trace, start_layer=1))
+    content = rollouts.evolution(vs.rollout_evolution(trace, start_layer=1))
     panels = [panel for row in content.rows for panel in row.panels]
     assert [panel.title for panel in panels] == ["photo", "after layer 1", "after layer 2"]
     np.testing.assert_allclose(panels[-1].values, vs.rollout(trace, start_layer=1).values[0], atol=1e-7)
 
 
 def test_the_note_lists_the_options_of_a_rollout(trace):
-    content = scene.rollout_panels([vs.rollout(trace, normalize=False, discard_ratio=0.9, start_layer=1)])
+    content = rollouts.rollout_panels([vs.rollout(trace, normalize=False, discard_ratio=0.9, start_layer=1)])
     assert content.note == "rows not normalised, lowest 90% discarded, from layer 1 on"
 
 

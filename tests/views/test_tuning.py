@@ -38,7 +38,7 @@ def drawn(scene: Scene, folder: Path) -> Any:
     """Return the figure, saved as a PNG, after a check that all its axes lie on the page."""
     figures, draw = [], figure.draw
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(figure, "draw", lambda scene: figures.append(draw(scene)) or figures[-1])
+        patched.setattr(figure, "draw", lambda *arguments: figures.append(draw(*arguments)) or figures[-1])
         path = figure.save_figure(scene, folder / "figure.png")
     for axes in figures[0].axes:
         box = axes.get_position()

@@ -10,8 +10,9 @@ import typer
 from vitscope.cli.inputs import load_model
 from vitscope.cli.model_options import Description, model_command
 from vitscope.cli.options import Device, DropArtefacts, Json, ModelName, Out, Overwrite, Photos, SkipExisting
-from vitscope.cli.output import save
+from vitscope.cli.output import predictions_of, save
 from vitscope.cli.photo_batch import PhotoBatch
+from vitscope.cli.style_options import drawing
 from vitscope.errors import CallError
 
 if TYPE_CHECKING:
@@ -21,9 +22,11 @@ if TYPE_CHECKING:
     from vitscope.interventions.artefacts import Artefacts
     from vitscope.models import VisionModel
     from vitscope.views.scene import Scene
+    from vitscope.views.style import FigureStyle
 
 
 @model_command
+@drawing
 def attention(
     photos: Photos,
     model: ModelName = "vit-nano",
@@ -47,8 +50,11 @@ def attention(
     json_: Json = False,
     *,
     description: Description,
+    style: "FigureStyle",
 ) -> None:
     """Show raw attention maps of all layers, or of one layer."""
+    from vitscope.views.subject import with_subject
+
     token = _parse_query(query)
     if shifted and (layer is None or isinstance(token, str)):
         raise CallError("--shifted compares one query in two layers: pass both, as in --layer 2 --query 5,6")
@@ -67,7 +73,8 @@ def attention(
                 else:
                     trace, scene, maps = _attention(vision, photo, layer, token, artefacts, shifted=shifted)
                     entries = {"query": query, "values_mean_of_heads": _as_lists(maps)}
-                save(scene, path, overwrite)
+                scene = with_subject(scene, batch.name(photo), vision.name, predictions_of(vision, photo))
+                save(scene, path, overwrite, style)
                 batch.add(vision, photo, path, {"provenance": dict(trace.provenance), **entries})
 
 

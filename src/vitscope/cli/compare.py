@@ -2,12 +2,13 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vitscope.cli.inputs import load_model, split_list
 from vitscope.cli.options import Device, ImageSize, Json
+from vitscope.cli.style_options import drawing
 from vitscope.cli.tables import WIDE, print_table
 from vitscope.cli.training import (
     DataName,
@@ -23,10 +24,14 @@ from vitscope.cli.training import (
     training_progress,
 )
 
+if TYPE_CHECKING:
+    from vitscope.views.style import FigureStyle
+
 NARROW_COLUMNS = (0, 1, 2, 3, 5)  # of the summary, in a narrow terminal
 
 
 @training_command
+@drawing
 def compare(
     data: DataName,
     *,
@@ -44,6 +49,7 @@ def compare(
     out: Folder = None,
     device: Device = None,
     json_: Json = False,
+    style: "FigureStyle",
 ) -> None:
     """Fine-tune models with several methods, and compare them."""
     from rich.console import Console
@@ -81,7 +87,7 @@ def compare(
         )
     if not is_first_process():
         return
-    files = write_page(result, folder)
+    files = write_page(result, folder, style)
     if json_:
         typer.echo(json.dumps({**result.as_json(), "files": [str(path) for path in files]}, indent=2))
         return

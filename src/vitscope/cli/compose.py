@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,7 +24,8 @@ from vitscope.cli.options import (
     Seed,
     TopK,
 )
-from vitscope.cli.output import reporting, save, shorten_stem, unused_path
+from vitscope.cli.output import FORMATS, REPORT, reporting, save, shorten_stem, unused_path
+from vitscope.cli.style_options import drawing
 from vitscope.cli.tables import print_edited_images, print_effects
 from vitscope.cli.terminal import say
 from vitscope.errors import CallError, OutputExistsError
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from vitscope.compositing.result import Composition
     from vitscope.compositing.stage import EditedImage
     from vitscope.models import VisionModel
+    from vitscope.views.style import FigureStyle
 
 VISIBLE = 0.9  # share of an object; if the model sees less of it, a line on stderr says so
 SEGMENTATION = "quickshift"
@@ -50,6 +52,7 @@ class MarkedPhoto:
 
 
 @model_command
+@drawing
 def compose(
     photos: Annotated[
         list[Path] | None,
@@ -112,13 +115,15 @@ def compose(
     examples: Examples = None,
     image_size: ImageSize = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Folder to write to.", show_default="a new folder")
+        Path | None,
+        typer.Option("--out", "-o", help="Folder to write to, or an HTML report.", show_default="a new folder"),
     ] = None,
     overwrite: Overwrite = False,
     device: Device = None,
     json_: Json = False,
     *,
     description: Description,
+    style: "FigureStyle",
 ) -> None:
     """Move, resize and swap objects, and compare the predictions."""
     for path, option in ((out, "--out"), (recipe, "--recipe"), (background, "--background")):
@@ -146,16 +151,24 @@ def compose(
         "batch_size": batch_size,
         "progress": not json_,
     }
-    folders = _folders(marked_photos, out)
+    page = _report_path(marked_photos, out)
+    folders = _folders(marked_photos, out) if page is None else [page.parent]
     model_names = [loaded.name for loaded in models]
     files = [_files(folder, model_names, test_names) for folder in folders]
     controls_files = _controls_files(folders, model_names) if "controls" in test_names else []
+    if page is not None:
+        files, controls_files = [{"page": page}], []
     _check_free([*(path for paths in files for path in paths.values()), *controls_files], overwrite)
     results_by_photo: list[list[Composition]] = []
     with reporting(json_) as report:
         for marked_photo, paths in zip(marked_photos, files, strict=True):
             results, interrupted = _compose_each(models, marked_photo, options)
-            written = _write(results, paths, targets or (None,), overwrite, complete=not interrupted)
+            shown: Sequence[str | None] = targets or (None,)
+            if page is None:
+                complete = not interrupted
+                written = _write(marked_photo.path, results, paths, shown, overwrite, style, complete=complete)
+            else:
+                written = _write_report(marked_photo.path, results, page, shown, overwrite, style)
             _say_what_is_cropped(results)
             for result in () if json_ else results:
                 say(f"{marked_photo.path}, as {result.provenance['model']} sees it:")
@@ -168,7 +181,7 @@ def compose(
                 raise KeyboardInterrupt
             results_by_photo.append(results)
         results_by_model = zip(*results_by_photo, strict=True)
-        report.extend(_report_effects(controls_files, results_by_model, target, overwrite, quiet=json_))
+        report.extend(_report_effects(controls_files, results_by_model, target, overwrite, style, quiet=json_))
 
 
 def _report_effects(
@@ -176,6 +189,7 @@ def _report_effects(
     results_by_model: Iterator[tuple["Composition", ...]],
     target: str | None,
     overwrite: bool,
+    style: "FigureStyle",
     *,
     quiet: bool,
 ) -> Iterator[dict[str, Any]]:
@@ -185,7 +199,7 @@ def _report_effects(
 
     for path, results in zip(files, results_by_model, strict=False):  # no files without the test 'controls'
         model_effects, name = effects(results, target=target), results[0].provenance["model"]
-        save(controls(results, model_effects, target), path, overwrite)
+        save(controls(results, model_effects, target), path, overwrite, style)
         if not quiet:
             print_effects(model_effects, name, results[0].output)
         yield {"model": name, "files": [str(path)], "effects": [effect.as_json() for effect in model_effects]}
@@ -267,10 +281,38 @@ def _object_mask(photo: Path, text: str, default_name: str, refine: bool, cut: s
     return object_mask(photo, **option, refine=refine, cut=cut, name=name)
 
 
+def _report_path(marked_photos: Sequence[MarkedPhoto], out: Path | None) -> Path | None:
+    """Return the path of the report if --out names one, which is written instead of all other files."""
+    if out is None or out.suffix.lower() != REPORT or out.is_dir():
+        return None
+    if len(marked_photos) > 1:
+        raise CallError(f"--out is {out}, one report for {len(marked_photos)} photos: pass a folder")
+    return out
+
+
+def _write_report(
+    photo: Path,
+    results: Sequence["Composition"],
+    path: Path,
+    targets: Sequence[str | None],
+    overwrite: bool,
+    style: "FigureStyle",
+) -> list[Path]:
+    """Write the report of a photo, of the models whose results are complete, and return its path."""
+    from vitscope.views.composition_report import composition_report
+    from vitscope.views.report import write_report
+
+    complete = [result for result in results if not result.provenance["interrupted"]]
+    if not complete:
+        return []
+    write_report(composition_report(str(photo), complete, targets), path, overwrite=overwrite, style=style)
+    return [path]
+
+
 def _folders(marked_photos: Sequence[MarkedPhoto], out: Path | None) -> list[Path]:
     """Return the folder for the results of each photo: --out, or a folder in it if there are several photos."""
-    if out is not None and (out.is_file() or out.suffix.lower() in (".png", ".csv", ".json")):
-        raise CallError(f"--out is {out}, but compose writes several files: pass a folder")
+    if out is not None and (out.is_file() or out.suffix.lower() in (*FORMATS, ".csv", ".json")):
+        raise CallError(f"--out is {out}, but compose writes several files: pass a folder, or a report as .html")
     stems = [marked_photo.path.stem for marked_photo in marked_photos]
     if len(stems) == 1:
         return [out or unused_path(f"{shorten_stem(stems[0])}-compose", "")]
@@ -311,22 +353,26 @@ def _check_free(paths: Sequence[Path], overwrite: bool) -> None:
 
 
 def _write(
+    photo: Path,
     results: Sequence["Composition"],
     files: Mapping[str, Path],
     targets: Sequence[str | None],
     overwrite: bool,
+    style: "FigureStyle",
     *,
     complete: bool,
 ) -> list[Path]:
     """Write the files of a photo and return their paths; location maps and size curves need ``complete`` results."""
     from vitscope.views.compositing import places_and_sizes, plate
+    from vitscope.views.composition_report import composition_subject
 
     written = []
     for index, result in enumerate(results):
         figure, table, numbers_file = (files[f"{kind} {index}"] for kind in ("plate.png", "table.csv", "result.json"))
-        save(plate(result), figure, overwrite)
+        save(replace(plate(result), subject=composition_subject(str(photo), result)), figure, overwrite, style)
         written += [figure, result.save(table), result.save(numbers_file)]
     if "places" in files and complete:
-        save(places_and_sizes(results, targets), files["places"], overwrite)
+        subject = "; ".join(composition_subject(str(photo), result) for result in results)
+        save(replace(places_and_sizes(results, targets), subject=subject), files["places"], overwrite, style)
         written.append(files["places"])
     return written

@@ -7,27 +7,32 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vitscope.cli.options import Json, Overwrite
-from vitscope.cli.output import save, unused_path
+from vitscope.cli.output import check_format, save, unused_path
+from vitscope.cli.style_options import drawing
 from vitscope.cli.tables import print_table
 from vitscope.cli.training import DataName, SplitSettings, data_name, training_command
-from vitscope.errors import CallError, OutputExistsError
+from vitscope.errors import OutputExistsError
 
 if TYPE_CHECKING:
     from vitscope.tune.leakage import DataCheck
+    from vitscope.views.style import FigureStyle
 
 MOST_LISTED = 10  # unreadable files
 
 
 @training_command
+@drawing
 def data(
     data: DataName,
     options: SplitSettings,
     threshold: Annotated[float, typer.Option(help="Correlation at which two images count as near duplicates.")] = 0.99,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="PNG file to write.", show_default="a new name")
+        Path | None, typer.Option("--out", "-o", help="PNG, PDF or SVG file to write.", show_default="a new name")
     ] = None,
     overwrite: Overwrite = False,
     json_: Json = False,
+    *,
+    style: "FigureStyle",
 ) -> None:
     """Check a data set: counts, leaks, unreadable images."""
     from vitscope.tune.data import load_data
@@ -37,10 +42,9 @@ def data(
     path = out or unused_path(f"{data_name(data)}-data")
     if path.exists() and not overwrite:
         raise OutputExistsError(f"{path} exists already: pass --overwrite or another --out")
-    if path.suffix.lower() != ".png":
-        raise CallError(f"--out is {path}: figures are PNG, end the name in .png")
+    check_format(path)
     check = check_data(load_data(data, options), threshold=threshold, progress=not json_)
-    save(data_scene(check), path, overwrite)
+    save(data_scene(check), path, overwrite, style)
     if json_:
         typer.echo(json.dumps({**check.as_json(), "figure": str(path)}, indent=2))
         return

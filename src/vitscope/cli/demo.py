@@ -1,18 +1,38 @@
 """The command ``vitscope demo``."""
 
-from vitscope.cli.app import app
+import inspect
+from typing import TYPE_CHECKING
+
+from vitscope.cli.app import register
 from vitscope.cli.explain import explain_photos
 from vitscope.cli.options import Device, Json, Out, Overwrite
 from vitscope.cli.output import unused_path
+from vitscope.cli.style_options import drawing
+
+if TYPE_CHECKING:
+    from vitscope.views.style import FigureStyle
 
 
-@app.command()
-def demo(out: Out = None, overwrite: Overwrite = False, device: Device = None, json_: Json = False) -> None:
+@drawing
+def demo(
+    out: Out = None, overwrite: Overwrite = False, device: Device = None, json_: Json = False, *, style: "FigureStyle"
+) -> None:
     """Explain a photo with the bundled model; needs no network."""
     from PIL import Image
     from skimage.data import chelsea
 
     photo = Image.fromarray(chelsea())
     explain_photos(
-        [photo], "vit-nano", out or unused_path("vitscope-demo"), overwrite, device, json_, top_k=5, names=["chelsea"]
+        [photo],
+        "vit-nano",
+        out or unused_path("vitscope-demo"),
+        overwrite,
+        device,
+        json_,
+        top_k=5,
+        style=style,
+        names=["chelsea"],
     )
+
+
+register(demo, list(inspect.signature(demo).parameters.values()))

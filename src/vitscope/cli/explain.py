@@ -1,7 +1,8 @@
 """The command ``vitscope explain``."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +13,7 @@ from vitscope.cli.model_options import Description, model_command
 from vitscope.cli.options import Contrast, Device, Json, ModelName, Out, Overwrite, Photos, SkipExisting, Target, TopK
 from vitscope.cli.output import save
 from vitscope.cli.photo_batch import PhotoBatch
+from vitscope.cli.style_options import drawing
 from vitscope.cli.tables import print_agreement, print_classes, print_meanings
 from vitscope.errors import CallError, UnsupportedModelError, VitscopeError, WorkError
 
@@ -22,10 +24,16 @@ if TYPE_CHECKING:
     from vitscope.metrics.agreement import Agreement
     from vitscope.models import Prediction, VisionModel
     from vitscope.results.attribution import Attribution
+    from vitscope.views.report import Report
     from vitscope.views.scene import Scene
+    from vitscope.views.style import FigureStyle
+
+
+BASELINES = {"hide": "hidden parts", "baseline": "baseline"}  # parameters of methods, and their names in figures
 
 
 @model_command
+@drawing
 def explain(
     photos: Photos,
     model: ModelName = "vit-nano",
@@ -47,6 +55,7 @@ def explain(
     contrast: Contrast = None,
     *,
     description: Description,
+    style: "FigureStyle",
 ) -> None:
     """Explain photos: top classes, rollout, a class, heads."""
     explain_photos(
@@ -57,6 +66,7 @@ def explain(
         device,
         json_,
         top_k,
+        style,
         method,
         with_contrast(target, contrast),
         description,
@@ -72,6 +82,7 @@ def explain_photos(
     device: str | None,
     json_: bool,
     top_k: int,
+    style: "FigureStyle",
     methods: Sequence[str] | None = None,
     target: TargetNames | None = None,
     description: Description | None = None,
@@ -88,6 +99,8 @@ def explain_photos(
         skip_existing: skip the photos whose figure exists.
         names: a name for each image; by default the paths.
     """
+    from vitscope.views.subject import with_subject
+
     if methods is not None:
         methods = list(dict.fromkeys(methods))
         check_methods(methods, target)
@@ -102,22 +115,26 @@ def explain_photos(
         json_=json_,
         bar=methods is None,
         names=names,
+        report=True,
     ) as batch:
         for photo, path in batch:
             with batch.explaining(photo):
                 if methods is None:
-                    explanation = _explain_by_default(vision, photo, top_k, target)
+                    explanation = _explain_by_default(vision, photo, target)
                 else:
-                    explanation = _explain_by_methods(vision, photo, top_k, methods, target, progress=not json_)
-                save(explanation.scene, path, overwrite)
-                reason = "" if explanation.predictions else why_no_classes(vision, photo)
+                    explanation = _explain_by_methods(vision, photo, methods, target, progress=not json_)
+                name, predictions = batch.name(photo), explanation.predictions
+                scene = with_subject(explanation.scene, name, vision.name, predictions, explanation.target or "")
+                explanation = replace(explanation, scene=scene)
+                save(scene, path, overwrite, style, partial(_report, name, vision, explanation, top_k))
+                reason = "" if predictions else why_no_classes(vision, photo)
                 if not json_:
-                    print_classes(batch.name(photo), vision, explanation.predictions, reason)
+                    print_classes(name, vision, predictions[:top_k], reason)
                     print_meanings(explanation.meanings)
                     if explanation.agreement is not None:
                         print_agreement(explanation.agreement)
                 entries = {
-                    "predictions": [vars(prediction) for prediction in explanation.predictions],
+                    "predictions": [vars(prediction) for prediction in predictions[:top_k]],
                     **({"no_classes": reason} if reason else {}),
                     **explanation.entries,
                 }
@@ -162,10 +179,12 @@ class _Explanation:
     """The figure of a photo, with everything that is printed or reported.
 
     Attributes:
+        predictions: of all classes, the most probable first.
         entries: values for the JSON report.
         meanings: a sentence for each map, by its name.
-        target: label of the explained class; None if no class was explained.
         interrupted: whether Ctrl-C ended it early.
+        results: the maps.
+        names: of their methods; empty for the default maps.
     """
 
     scene: "Scene"
@@ -174,10 +193,16 @@ class _Explanation:
     meanings: Mapping[str, str] = field(default_factory=dict)
     agreement: "Agreement | None" = None
     interrupted: bool = False
-    target: str | None = None
+    results: Sequence["Attribution"] = ()
+    names: Sequence[str] = ()
+
+    @property
+    def target(self) -> str | None:
+        """The label of the explained class; None if no class was explained."""
+        return next((result.target for result in self.results if result.target), None)
 
 
-def _explain_by_default(vision: "VisionModel", photo: Any, top_k: int, target: TargetNames | None) -> _Explanation:
+def _explain_by_default(vision: "VisionModel", photo: Any, target: TargetNames | None) -> _Explanation:
     """Explain a photo by rollout, by the map of a class, and by the heads of the last layer.
 
     A model that classifies by CLS tokens in its windows has a figure of these tokens instead.
@@ -186,6 +211,7 @@ def _explain_by_default(vision: "VisionModel", photo: Any, top_k: int, target: T
     from vitscope.models.heads import WindowClassified
     from vitscope.tracing.capture import run_and_capture
     from vitscope.views.scene import ROLLOUT_MEANING, explanation, meaning_of_class_map
+    from vitscope.views.subject import describe_target
     from vitscope.views.windows import cls_grid
     from vitscope.window_tokens.window_cls import window_cls
 
@@ -193,9 +219,7 @@ def _explain_by_default(vision: "VisionModel", photo: Any, top_k: int, target: T
     if isinstance(vision.module, WindowClassified):
         if target is not None:
             raise CallError(f"--target of {vision.name}, which has CLS tokens in its windows, needs a --method")
-        return _Explanation(
-            cls_grid(window_cls(vision, photo)), _predictions(vision, result.logits, top_k), {"rollouts": []}
-        )
+        return _Explanation(cls_grid(window_cls(vision, photo)), _predictions(vision, result.logits), {"rollouts": []})
     rollouts = [rollout(result.trace, head_fusion=fusion) for fusion in ("mean", "max")]
     class_map, reason = _class_map(vision, photo, result.logits, target)
     entries: dict[str, Any] = {
@@ -208,10 +232,11 @@ def _explain_by_default(vision: "VisionModel", photo: Any, top_k: int, target: T
     else:
         entries["class_map"] = {**class_map.as_json(), "values": class_map.values[0].tolist()}
         meanings["libra"] = meaning_of_class_map(class_map)
-    labels = "" if class_map is None else _describe_classes(vision, result.logits, class_map.target)
+    predictions = _predictions(vision, result.logits)
+    labels = "" if class_map is None else describe_target(class_map.target, predictions)
     scene = explanation(result.trace, rollouts, class_map, labels)
-    explained = None if class_map is None else class_map.target
-    return _Explanation(scene, _predictions(vision, result.logits, top_k), entries, meanings, target=explained)
+    explained = [*rollouts, *([] if class_map is None else [class_map])]
+    return _Explanation(scene, predictions, entries, meanings, results=explained)
 
 
 def _class_map(
@@ -236,24 +261,9 @@ def _class_map(
         return None, str(error)
 
 
-def _describe_classes(vision: "VisionModel", logits: "Tensor | None", target: str | None) -> str:
-    """Return a class with its probability, and the most probable class if that is another."""
-    from vitscope.views.scene import short_label
-
-    predictions = [] if logits is None else _predictions(vision, logits, logits.shape[-1])
-    explained = next((prediction for prediction in predictions if prediction.label == target), None)
-    if explained is None or explained.probability is None:
-        return short_label(target)
-    text = f"{short_label(target)} ({explained.probability:.1%}"
-    if explained != predictions[0]:
-        text += f"; predicted: {short_label(predictions[0].label)}, {predictions[0].probability:.1%}"
-    return f"{text})"
-
-
 def _explain_by_methods(
     vision: "VisionModel",
     photo: Any,
-    top_k: int,
     methods: Sequence[str],
     target: TargetNames | None,
     *,
@@ -263,6 +273,7 @@ def _explain_by_methods(
     from vitscope.metrics.agreement import agreement
     from vitscope.tracing.capture import run_and_capture
     from vitscope.views.segments import side_by_side
+    from vitscope.views.subject import describe_target
 
     logits = run_and_capture(vision, photo).logits
     results, interrupted = [], False
@@ -278,26 +289,30 @@ def _explain_by_methods(
             break
     names = methods[: len(results)]
     explained = next((result.target for result in results if result.target), None)
+    predictions = _predictions(vision, logits)
     title = f"What {vision.name} looks at"
     if explained is not None:
-        title = f"Explanations of {_describe_classes(vision, logits, explained)} for {vision.name}"
+        title = f"What supports {describe_target(explained, predictions)} for {vision.name}"
     lines = [_lines(name, result) for name, result in zip(names, results, strict=True)]
     alike = agreement(results, names=names) if len(results) > 1 else None
     scene = side_by_side(results, names, title=title, lines=lines, agreement=alike)
     entries: dict[str, Any] = {"results": {name: r.as_json() for name, r in zip(names, results, strict=True)}}
     if alike is not None:
         entries["agreement"] = alike.as_json()
-    predictions = _predictions(vision, logits, top_k)
-    return _Explanation(scene, predictions, entries, agreement=alike, interrupted=interrupted, target=explained)
+    return _Explanation(
+        scene, predictions, entries, agreement=alike, interrupted=interrupted, results=results, names=names
+    )
 
 
 def _lines(name: str, result: "Attribution") -> list[str]:
-    """Return what a map explains, and how many forward passes it took."""
+    """Return what a map explains, how many forward passes it took, and its baseline if it has one."""
     from vitscope.methods.registry import METHODS
 
     samples = result.provenance.get("samples")
     passes = METHODS[name].forwards if samples is None else f"{samples:,}"
-    return [_explained_number(name, result), f"forward passes: {passes}"]
+    parameters = result.provenance["parameters"]
+    baseline = next((f"{noun}: {parameters[key]}" for key, noun in BASELINES.items() if key in parameters), None)
+    return [_explained_number(name, result), f"forward passes: {passes}", *([baseline] if baseline else [])]
 
 
 def _explained_number(name: str, result: "Attribution") -> str:
@@ -338,6 +353,36 @@ def _result(
         return method.compute(vision, photo, **options)
 
 
-def _predictions(vision: "VisionModel", logits: "Tensor | None", top_k: int) -> Sequence["Prediction"]:
-    """Return the most likely classes of the one photo of a run; none if the model has no classifier."""
-    return [] if logits is None else vision.predictions(logits, top_k)[0]
+def _report(name: str, vision: "VisionModel", explanation: _Explanation, top_k: int) -> "Report":
+    """Return the content of the report of a photo."""
+    from vitscope.methods.registry import METHODS
+    from vitscope.views.report import Report, numbers_of
+
+    results = explanation.results
+    names = explanation.names or [_map_name(result) for result in results]
+    kinds = [METHODS[method].kind for method in explanation.names] or ["attention"]
+    if not explanation.names and any(result.signed for result in results):
+        kinds.append("gradient")
+    return Report(
+        photo=name,
+        image=explanation.scene.photo,
+        model=vision.name,
+        predictions=explanation.predictions[:top_k],
+        scenes=[explanation.scene],
+        kinds=kinds,
+        meanings=explanation.meanings or {method: METHODS[method].summary for method in explanation.names},
+        numbers=[row for map_name, result in zip(names, results, strict=True) for row in numbers_of(map_name, result)],
+        agreement=explanation.agreement,
+        provenance={map_name: result.provenance for map_name, result in zip(names, results, strict=True)},
+    )
+
+
+def _map_name(result: "Attribution") -> str:
+    """Return the name of a map of the default figure."""
+    fusion = result.provenance["parameters"].get("head_fusion")
+    return str(result.provenance["method"]) + (f", {fusion} of heads" if fusion else "")
+
+
+def _predictions(vision: "VisionModel", logits: "Tensor | None") -> Sequence["Prediction"]:
+    """Return the classes of the one photo of a run, the most probable first; none if the model has no classifier."""
+    return [] if logits is None else vision.predictions(logits, logits.shape[-1])[0]

@@ -10,6 +10,7 @@ import typer
 from vitscope.cli.inputs import load_model
 from vitscope.cli.options import Device, ImageSize, Json, Overwrite
 from vitscope.cli.output import save
+from vitscope.cli.style_options import drawing
 from vitscope.cli.tables import print_table
 from vitscope.cli.training import (
     DataName,
@@ -28,11 +29,13 @@ from vitscope.cli.training import (
 if TYPE_CHECKING:
     from vitscope.progress import Progress
     from vitscope.tune.run_folder import Tuned
+    from vitscope.views.style import FigureStyle
 
 NOT_PRINTED = {"predictions", "true_labels", "history"}  # long lists
 
 
 @training_command
+@drawing
 def finetune(
     data: DataName,
     *,
@@ -57,6 +60,7 @@ def finetune(
     overwrite: Overwrite = False,
     device: Device = None,
     json_: Json = False,
+    style: "FigureStyle",
 ) -> None:
     """Fine-tune a model on your images; resumes if interrupted."""
     from vitscope.tune.methods import require_tuning
@@ -95,7 +99,7 @@ def finetune(
         return
     report = folder / "report.png"
     if trained or not report.exists():
-        save(run_scene(tuned), report, overwrite=True)
+        save(run_scene(tuned), report, True, style)
     if json_:
         record = {name: value for name, value in tuned.record.items() if name not in NOT_PRINTED}
         typer.echo(json.dumps({**record, "folder": str(folder)}, indent=2))

@@ -19,17 +19,20 @@ from vitscope.cli.options import (
     SkipExisting,
     Target,
 )
-from vitscope.cli.output import save
+from vitscope.cli.output import predictions_of, save
 from vitscope.cli.photo_batch import PhotoBatch
+from vitscope.cli.style_options import drawing
 from vitscope.cli.tables import print_heads
 
 if TYPE_CHECKING:
     from vitscope.methods.head_importance import HeadImportance
+    from vitscope.views.style import FigureStyle
 
 COUNT = 5  # heads of each sign in tables
 
 
 @model_command
+@drawing
 def heads(
     photos: Photos,
     model: ModelName = "vit-nano",
@@ -51,11 +54,13 @@ def heads(
     json_: Json = False,
     *,
     description: Description,
+    style: "FigureStyle",
 ) -> None:
     """Show the maps of all heads, and what each does for a class."""
     from vitscope.methods.head_importance import head_importance
     from vitscope.tracing.capture import capture
     from vitscope.views.heads import head_maps
+    from vitscope.views.subject import with_subject
 
     vision = load_model(model, device, description=description)
     ablation = method == "ablation"
@@ -74,7 +79,10 @@ def heads(
                     batch_size=batch_size,
                     progress=ablation and not json_,
                 )
-                save(head_maps(capture(vision, photo), importance), path, overwrite)
+                label = importance.targets[0] or ""
+                scene = head_maps(capture(vision, photo), importance)
+                scene = with_subject(scene, batch.name(photo), vision.name, predictions_of(vision, photo), label)
+                save(scene, path, overwrite, style)
                 if not json_:
                     print_heads(str(photo), importance, COUNT)
                 batch.add(vision, photo, path, _entry(importance), target=importance.targets[0])

@@ -1,6 +1,8 @@
 """The command ``vitscope lime``."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -25,8 +27,9 @@ from vitscope.cli.options import (
     SkipExisting,
     Target,
 )
-from vitscope.cli.output import save
+from vitscope.cli.output import predictions_of, save
 from vitscope.cli.photo_batch import PhotoBatch
+from vitscope.cli.style_options import drawing
 from vitscope.cli.tables import print_agreement, print_segments
 from vitscope.cli.terminal import say
 from vitscope.errors import CallError, OutputExistsError, first_line
@@ -35,14 +38,17 @@ if TYPE_CHECKING:
     import numpy as np
 
     from vitscope.metrics.agreement import Agreement
-    from vitscope.models import VisionModel
+    from vitscope.models import Prediction, VisionModel
     from vitscope.results.segment_attribution import SegmentAttribution
+    from vitscope.views.report import Report
     from vitscope.views.scene import Scene
+    from vitscope.views.style import FigureStyle
 
 COUNT = 5  # segments of each sign in tables, as in the figure
 
 
 @model_command
+@drawing
 def lime(
     photos: Photos,
     model: ModelName = "vit-nano",
@@ -77,10 +83,12 @@ def lime(
     json_: Json = False,
     *,
     description: Description,
+    style: "FigureStyle",
 ) -> None:
     """Explain a class by segments of the photo, with LIME."""
     from vitscope.metrics.agreement import agreement
     from vitscope.views.segments import describe_prediction
+    from vitscope.views.subject import with_subject
 
     options: dict[str, Any] = {
         "num_samples": _parse_num_samples(num_samples),
@@ -97,13 +105,16 @@ def lime(
     models = [load_model(model, device, examples, description=description)]
     models += [load_model(name, device, examples) for name in compare or ()]
     with PhotoBatch(
-        photos, "lime", out, overwrite=overwrite, skip_existing=skip_existing, json_=json_, bar=False
+        photos, "lime", out, overwrite=overwrite, skip_existing=skip_existing, json_=json_, bar=False, report=True
     ) as batch:
         for photo, path in batch:
             with batch.explaining(photo):
                 results = _explain(models, photo, target, contrast, options)
                 alike = agreement(results, names=[model.name for model in models]) if len(results) > 1 else None
-                save(_scene(results), path, overwrite)
+                predictions, name = predictions_of(models[0], photo), batch.name(photo)
+                scene = _scene(results, predictions)
+                scene = with_subject(scene, name, models[0].name, predictions, results[0].target or "")
+                save(scene, path, overwrite, style, partial(_report, name, scene, predictions, results, alike))
                 if arrays is not None:
                     results[0].save(arrays)
                 if not json_:
@@ -139,15 +150,47 @@ def _explain(
     return results
 
 
-def _scene(results: Sequence["SegmentAttribution"]) -> "Scene":
+def _scene(results: Sequence["SegmentAttribution"], predictions: Sequence["Prediction"]) -> "Scene":
+    from vitscope.views.scene import short_label
     from vitscope.views.segments import describe_prediction, side_by_side, supporting_regions
+    from vitscope.views.subject import describe_target
 
+    title = f"What supports {describe_target(results[0].target, predictions)}"
     if len(results) == 1:
-        return supporting_regions(results[0])
+        scene = supporting_regions(results[0])
+        second = f", and what supports {short_label(results[0].classes[1])}" if len(results[0].classes) > 1 else ""
+        return replace(scene, title=title + second)
     samples = ", ".join(f"{result.provenance['samples']:,}" for result in results)
     names = [describe_prediction(result) for result in results]
     return side_by_side(
-        results, names, title="Segments that support or oppose the class", note=f"lime; samples: {samples}"
+        results,
+        names,
+        title=title,
+        note=f"lime; samples: {samples}; hidden segments: {results[0].provenance['parameters']['hide']}",
+    )
+
+
+def _report(
+    name: str,
+    scene: "Scene",
+    predictions: Sequence["Prediction"],
+    results: Sequence["SegmentAttribution"],
+    agreement: "Agreement | None",
+) -> "Report":
+    """Return the content of the report of a photo."""
+    from vitscope.views.report import Report, numbers_of
+
+    named = {str(result.provenance["model"]): result for result in results}
+    return Report(
+        photo=name,
+        image=scene.photo,
+        model=" and ".join(named),
+        predictions=predictions[:COUNT],
+        scenes=[scene],
+        kinds=["perturbation"],
+        numbers=[row for model, result in named.items() for row in numbers_of(model, result)],
+        agreement=agreement,
+        provenance={model: result.provenance for model, result in named.items()},
     )
 
 

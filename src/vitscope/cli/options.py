@@ -81,7 +81,13 @@ Fill = Annotated[
 
 Out = Annotated[
     Path | None,
-    typer.Option("--out", "-o", help="PNG file to write; a folder for several photos.", show_default="a new name"),
+    typer.Option(
+        "--out",
+        "-o",
+        help="PNG, PDF or SVG file to write; explain, lime, rollout and compose also write an HTML report. A folder "
+        "for several photos.",
+        show_default="a new name",
+    ),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")]
 SkipExisting = Annotated[bool, typer.Option("--skip-existing", help="Skip photos whose file exists.")]

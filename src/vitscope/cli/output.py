@@ -1,18 +1,40 @@
 """New names of files, figures, and the report of what was written."""
 
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitscope.cli.tables import print_json
 from vitscope.cli.terminal import say
+from vitscope.errors import CallError, VitscopeError
 
 if TYPE_CHECKING:
+    from vitscope.models import Prediction, VisionModel
+    from vitscope.views.report import Report
     from vitscope.views.scene import Scene
+    from vitscope.views.style import FigureStyle
 
+FORMATS = (".png", ".pdf", ".svg")
+REPORT = ".html"
 LONGEST_STEM = 200  # bytes of a photo's name that are used in the name of its figure
+
+
+def check_format(path: Path, *, report: bool = False) -> None:
+    """Check that the suffix of ``--out`` names a format of figures.
+
+    Args:
+        path: the value of ``--out``.
+        report: whether the command also writes reports as HTML.
+
+    Raises:
+        CallError: it does not.
+    """
+    formats = (*FORMATS, REPORT) if report else FORMATS
+    if path.suffix.lower() not in formats:
+        raise CallError(f"--out is {path}: end the name in {', '.join(formats[:-1])} or {formats[-1]}")
 
 
 def shorten_stem(stem: str) -> str:
@@ -31,11 +53,30 @@ def unused_path(name: str, suffix: str = ".png") -> Path:
     return path
 
 
-def save(scene: "Scene", path: Path, overwrite: bool) -> None:
-    """Draw a scene and write it as PNG."""
+def predictions_of(model: "VisionModel", photo: Any) -> Sequence["Prediction"]:
+    """Return the classes of a photo, the most probable first; none if the model has none."""
+    try:
+        return model.predict(photo, top_k=sys.maxsize)[0]
+    except VitscopeError:  # the model has no classifier
+        return []
+
+
+def save(
+    scene: "Scene",
+    path: Path,
+    overwrite: bool,
+    style: "FigureStyle",
+    report: "Callable[[], Report] | None" = None,
+) -> None:
+    """Draw a scene and write it in the format that the suffix names; ``.html`` is its report."""
     from vitscope.views.figure import save_figure
 
-    save_figure(scene, path, overwrite=overwrite)
+    if report is not None and path.suffix.lower() == REPORT:
+        from vitscope.views.report import write_report
+
+        write_report(report(), path, overwrite=overwrite, style=style)
+        return
+    save_figure(scene, path, overwrite=overwrite, style=style)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from vitscope.cli.inputs import check_file_name
-from vitscope.cli.output import reporting, shorten_stem, unused_path
+from vitscope.cli.output import check_format, reporting, shorten_stem, unused_path
 from vitscope.cli.summary import NAME, Summary
 from vitscope.cli.terminal import say
 from vitscope.errors import CallError, ImageError, ImageNotFoundError, OutputExistsError, VitscopeError
@@ -35,9 +35,10 @@ class PhotoBatch:
         json_: print the results as JSON instead of the names of the written files.
         bar: False if explaining a photo already shows a bar.
         names: a name for each image; by default the paths.
+        report: whether the command also writes reports as HTML.
 
     Raises:
-        CallError: ``out`` is one file for several photos, is not a PNG, is the photo itself, or is in a folder of
+        CallError: ``out`` is one file for several photos, names no format, is the photo itself, or is in a folder of
             photos; a figure exists already; or two photos have the same name.
     """
 
@@ -52,10 +53,11 @@ class PhotoBatch:
         json_: bool = False,
         bar: bool = True,
         names: Sequence[str] | None = None,
+        report: bool = False,
     ) -> None:
         if overwrite and skip_existing:
             raise CallError("--overwrite and --skip-existing contradict each other: pass one of them")
-        self._command, self._json, self._bar = command, json_, bar
+        self._command, self._json, self._bar, self._takes_html = command, json_, bar, report
         self._names = (
             {id(photo): str(photo) for photo in photos}
             if names is None
@@ -90,8 +92,7 @@ class PhotoBatch:
             if out.suffix or out.exists():
                 raise CallError(f"--out is {out}, one file for {len(self._names)} photos: pass a folder")
             return out / f"{name}.png"
-        if out.suffix.lower() != ".png":
-            raise CallError(f"--out is {out}: figures are PNG, end the name in .png")
+        check_format(out, report=self._takes_html)
         if out.exists() and isinstance(photo, Path) and photo.exists() and out.samefile(photo):
             raise CallError(f"--out is {out}, the photo itself: choose another name")
         return out

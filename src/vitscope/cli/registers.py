@@ -7,15 +7,18 @@ import typer
 from vitscope.cli.inputs import load_model
 from vitscope.cli.model_options import Description, model_command
 from vitscope.cli.options import Device, Json, ModelName, Out, Overwrite, Photos, SkipExisting
-from vitscope.cli.output import save
+from vitscope.cli.output import predictions_of, save
 from vitscope.cli.photo_batch import PhotoBatch
+from vitscope.cli.style_options import drawing
 from vitscope.errors import CallError
 
 if TYPE_CHECKING:
     from vitscope.interventions.artefacts import Artefacts
+    from vitscope.views.style import FigureStyle
 
 
 @model_command
+@drawing
 def registers(
     photos: Photos,
     model: ModelName = "vit-nano",
@@ -29,6 +32,7 @@ def registers(
     json_: Json = False,
     *,
     description: Description,
+    style: "FigureStyle",
 ) -> None:
     """Find artefact tokens, or show maps without them.
 
@@ -39,6 +43,7 @@ def registers(
     from vitscope.interventions.register_neurons import register_neurons
     from vitscope.interventions.test_time_registers import test_time_registers
     from vitscope.views.artefacts import artefact_scene, register_scene
+    from vitscope.views.subject import with_subject
 
     vision = load_model(model, device, description=description)
     with PhotoBatch(
@@ -57,7 +62,8 @@ def registers(
         for photo, path in batch:
             index = readable.index(photo)
             scene = artefact_scene(before, index=index) if after is None else register_scene(before, after, index=index)
-            save(scene, path, overwrite)
+            scene = with_subject(scene, batch.name(photo), vision.name, predictions_of(vision, photo))
+            save(scene, path, overwrite, style)
             entries: dict[str, Any] = _numbers(before, index)
             if after is not None:
                 entries |= {"neurons": moves, "with_registers": _numbers(after, index)}

@@ -1,6 +1,7 @@
 """The command ``vitscope rollout``."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -10,17 +11,23 @@ from vitscope.cli.model_options import Description, model_command
 from vitscope.cli.options import Device, DropArtefacts, Json, ModelName, Out, Overwrite, Photos, SkipExisting
 from vitscope.cli.output import save
 from vitscope.cli.photo_batch import PhotoBatch
+from vitscope.cli.style_options import drawing
 from vitscope.errors import CallError
 
 if TYPE_CHECKING:
     from vitscope.attention.trace import Trace
+    from vitscope.models import Prediction, VisionModel
     from vitscope.results.attribution import Attribution
+    from vitscope.views.report import Report
     from vitscope.views.scene import Scene
+    from vitscope.views.style import FigureStyle
 
+LISTED = 5  # predictions in a report
 HeadFusion = Literal["mean", "max", "min"]
 
 
 @model_command
+@drawing
 def rollout(
     photos: Photos,
     model: ModelName = "vit-nano",
@@ -48,11 +55,13 @@ def rollout(
     json_: Json = False,
     *,
     description: Description,
+    style: "FigureStyle",
 ) -> None:
     """Compute attention rollout through all layers."""
     from vitscope.interventions.artefact_dropping import dropped_artefacts
-    from vitscope.tracing.capture import capture
+    from vitscope.tracing.capture import run_and_capture
     from vitscope.views.artefacts import mark_dropped
+    from vitscope.views.subject import with_subject
 
     if evolution and stages:
         raise CallError("--evolution and --stages are two figures: pass one of them")
@@ -64,13 +73,16 @@ def rollout(
         "target": target,
     }
     vision = load_model(model, device, description=description)
-    with PhotoBatch(photos, "rollout", out, overwrite=overwrite, skip_existing=skip_existing, json_=json_) as batch:
+    with PhotoBatch(
+        photos, "rollout", out, overwrite=overwrite, skip_existing=skip_existing, json_=json_, report=True
+    ) as batch:
         artefacts = batch.artefacts_or_none(vision, drop_artefacts)
         if artefacts is not None:
             options["drop_artefacts"] = artefacts
         for photo, path in batch:
             with batch.explaining(photo):
-                trace = capture(vision, photo)
+                run = run_and_capture(vision, photo)
+                trace = run.trace
                 if evolution or stages:
                     results, scene = _evolution(trace, head_fusion or "mean", options, stages=stages)
                 else:
@@ -78,9 +90,39 @@ def rollout(
                 dropped = None if artefacts is None else dropped_artefacts(trace, artefacts, trace)
                 if dropped is not None:
                     scene = mark_dropped(scene, dropped)
-                save(scene, path, overwrite)
+                predictions = [] if run.logits is None else vision.predictions(run.logits, run.logits.shape[-1])[0]
+                name = batch.name(photo)
+                scene = with_subject(scene, name, vision.name, predictions, results[0].target or "")
+                save(scene, path, overwrite, style, partial(_report, name, vision, scene, predictions, results))
                 rollouts = [{"provenance": dict(r.provenance), "values": r.values[0].tolist()} for r in results]
                 batch.add(vision, photo, path, {"rollouts": rollouts}, target=results[0].target)
+
+
+def _report(
+    name: str,
+    vision: "VisionModel",
+    scene: "Scene",
+    predictions: Sequence["Prediction"],
+    results: Sequence["Attribution"],
+) -> "Report":
+    """Return the content of the report of a photo."""
+    from vitscope.views.report import Report, numbers_of
+
+    named = {f"{r.provenance['parameters']['head_fusion']} of heads, to layer {_end(r)}": r for r in results}
+    return Report(
+        photo=name,
+        image=scene.photo,
+        model=vision.name,
+        predictions=predictions[:LISTED],
+        scenes=[scene],
+        kinds=["attention"],
+        numbers=[row for map_name, result in named.items() for row in numbers_of(map_name, result)],
+        provenance={map_name: result.provenance for map_name, result in named.items()},
+    )
+
+
+def _end(result: "Attribution") -> int:
+    return int(result.provenance["parameters"]["end_layer"])
 
 
 def _rollouts(
@@ -88,7 +130,7 @@ def _rollouts(
 ) -> tuple[list["Attribution"], "Scene"]:
     """Return one rollout per head fusion, and their figure."""
     from vitscope.methods.rollout import rollout as compute
-    from vitscope.views.scene import rollout_panels
+    from vitscope.views.rollouts import rollout_panels
 
     results = [compute(trace, head_fusion=fusion, **options) for fusion in fusions]
     return results, rollout_panels(results)
@@ -99,7 +141,7 @@ def _evolution(
 ) -> tuple[list["Attribution"], "Scene"]:
     """Return the rollout after each layer, and a figure of all layers or of the last one of each stage."""
     from vitscope.methods.rollout import rollout_evolution
-    from vitscope.views.scene import evolution
+    from vitscope.views.rollouts import evolution
     from vitscope.views.windows import stage_evolution
 
     results = rollout_evolution(trace, head_fusion=head_fusion, **options)

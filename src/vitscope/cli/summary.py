@@ -2,11 +2,11 @@
 
 import csv
 import io
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitscope.errors import OutputExistsError, VitscopeError
+from vitscope.cli.output import predictions_of
+from vitscope.errors import OutputExistsError
 from vitscope.files import atomic_write
 from vitscope.interrupts import uninterrupted
 
@@ -88,10 +88,7 @@ def _read(path: Path, *, overwrite: bool) -> list[dict[str, str]]:
 
 def _numbers(model: "VisionModel", photo: Any, target: str | None) -> dict[str, str]:
     """Return the most probable class and the score of the target, as text; empty if there are no classes."""
-    try:
-        [predictions] = model.predict(photo, top_k=sys.maxsize)
-    except VitscopeError:
-        predictions = []
+    predictions = predictions_of(model, photo)
     by_label = {prediction.label: prediction for prediction in reversed(predictions)}
     numbers = [
         "" if prediction is None else f"{prediction.probability if prediction.value is None else prediction.value:.6g}"

@@ -90,10 +90,18 @@ def stretch(values: np.ndarray, limits: tuple[float, float] | None = None) -> np
     return ((values - low) / (high - low)).clip(0, 1) if high > low else values * 0
 
 
-def blend(photo: Image.Image, heat: np.ndarray, alpha: float, *, colormap: str = COLORMAP) -> Image.Image:
+def default_colormap(*, signed: bool) -> str:
+    """Return the name of the colours of maps that name none themselves."""
+    return SIGNED_COLORMAP if signed else COLORMAP
+
+
+def blend(
+    photo: Image.Image, heat: np.ndarray, alpha: float, *, signed: bool = False, colormap: str = ""
+) -> Image.Image:
     """Return a map with values in [0, 1], drawn over a photo of the same size; pixels of value NaN become grey."""
     base = np.asarray(photo, dtype=np.float32)
-    if colormap == SIGNED_COLORMAP:
+    colormap = colormap or default_colormap(signed=signed)
+    if signed:
         base = base.mean(-1, keepdims=True).repeat(3, -1)  # the photo's colours could be mistaken for signs
     colours = matplotlib.colormaps[colormap](np.nan_to_num(heat, nan=0.5))[..., :3].astype(np.float32) * 255
     mixed = (1 - alpha) * base + alpha * colours
@@ -109,16 +117,26 @@ def coloured(
     *,
     signed: bool = False,
     limits: tuple[float, float] | None = None,
+    colormap: str = "",
 ) -> Image.Image:
-    """Return a map drawn over a photo of the same size; if the map is constant, the photo becomes grey instead."""
-    colormap = SIGNED_COLORMAP if signed else COLORMAP
+    """Return a map drawn over a photo of the same size; if the map is constant, the photo becomes grey instead.
+
+    Args:
+        photo: the photo.
+        heat: the map; NaN becomes grey.
+        alpha: opacity of the map.
+        signed: whether the colours diverge from zero.
+        limits: the values of the first and the last colour; by default the ends of all values, and for a signed map
+            minus and plus the largest absolute value.
+        colormap: name of the colours; by default inferno, and RdBu_r if the map is signed.
+    """
     if limits is None and is_flat(heat):
         # With an alpha of 0 or 1 the result is the photo alone or the map alone, which is a single colour.
         constant = np.full_like(heat, np.nan if 0 < alpha < 1 else 0.5 if signed else 0.0)
-        return blend(photo, np.where(np.isnan(heat), np.nan, constant), alpha, colormap=colormap)
+        return blend(photo, np.where(np.isnan(heat), np.nan, constant), alpha, signed=signed, colormap=colormap)
     if limits is None and signed:
         limits = colour_scale(heat, signed=True, clip=False).limits
-    return blend(photo, stretch(heat, limits), alpha, colormap=colormap)
+    return blend(photo, stretch(heat, limits), alpha, signed=signed, colormap=colormap)
 
 
 def is_flat(values: np.ndarray) -> bool:

@@ -1,22 +1,18 @@
 """The report of a comparison: one HTML file with its tables and figures, and the figures as PNG files next to it."""
 
-import base64
-import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from html import escape
-from importlib.resources import files
 from pathlib import Path
 from statistics import fmean
-from string import Template
-
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from vitscope.files import atomic_write
 from vitscope.tune.comparison import folder_name
 from vitscope.tune.comparison_result import BASE, Comparison, Summary
-from vitscope.views.figure import draw
+from vitscope.views.figure import figure_png
+from vitscope.views.html_page import html_page, page_table, png_image
 from vitscope.views.scene import Scene
+from vitscope.views.style import FigureStyle
 from vitscope.views.tuning import (
     accuracy_scene,
     attention_scene,
@@ -92,7 +88,7 @@ def interaction_rows(comparison: Comparison) -> list[tuple[str, ...]]:
     ]
 
 
-def write_page(comparison: Comparison, folder: str | Path) -> list[Path]:
+def write_page(comparison: Comparison, folder: str | Path, style: FigureStyle | None = None) -> list[Path]:
     """Write ``report.html`` and the figures, and return their paths.
 
     Raises:
@@ -100,7 +96,7 @@ def write_page(comparison: Comparison, folder: str | Path) -> list[Path]:
     """
     folder = Path(folder)
     scenes = _scenes(comparison)
-    images = {name: _png(scene) for name, scene in scenes.items()}
+    images = {name: figure_png(scene, style) for name, scene in scenes.items()}
     paths = []
     for name, image in images.items():
         path = folder / f"{name}.png"
@@ -129,26 +125,22 @@ def _scenes(comparison: Comparison) -> dict[str, Scene]:
     return scenes
 
 
-def _png(scene: Scene) -> bytes:
-    file = io.BytesIO()
-    FigureCanvasAgg(draw(scene)).print_png(file)
-    return file.getvalue()
-
-
 def _page(comparison: Comparison, scenes: Mapping[str, Scene], images: Mapping[str, bytes]) -> str:
     """Return the HTML of the report."""
-    resources = files("vitscope.views")
-    sections = ["<h2>Accuracy</h2>", _table(SUMMARY_HEADER, summary_rows(comparison)), SUMMARY_NOTE]
+    sections = ["<h2>Accuracy</h2>", page_table(SUMMARY_HEADER, summary_rows(comparison)), SUMMARY_NOTE]
     interactions = interaction_rows(comparison)
     if interactions:
-        sections += ["<h2>Interactions</h2>", _table(INTERACTION_HEADER, interactions), INTERACTION_NOTE]
+        sections += ["<h2>Interactions</h2>", page_table(INTERACTION_HEADER, interactions), INTERACTION_NOTE]
     attention = attention_rows(comparison)
     if attention:
-        sections += ["<h2>Attention before and after tuning</h2>", _table(ATTENTION_HEADER, attention), ATTENTION_NOTE]
+        sections += [
+            "<h2>Attention before and after tuning</h2>",
+            page_table(ATTENTION_HEADER, attention),
+            ATTENTION_NOTE,
+        ]
     for name, image in images.items():
-        encoded = base64.b64encode(image).decode("ascii")
-        title = escape(scenes[name].title)
-        sections.append(f'<h2>{title}</h2>\n<img alt="{title}" src="data:image/png;base64,{encoded}">')
+        title = scenes[name].title
+        sections.append(f"<h2>{escape(title)}</h2>\n{png_image(image, title)}")
     recipe = escape(json.dumps(dict(comparison.recipe), indent=1))
     sections += ["<h2>Recipe</h2>", f"<pre>{recipe}</pre>"]
     seeds = sorted({cell.seed for cell in comparison.cells})
@@ -157,19 +149,7 @@ def _page(comparison: Comparison, scenes: Mapping[str, Scene], images: Mapping[s
         f"{counts['train']:,} training and {counts['test']:,} test images, {len(comparison.labels)} classes, seeds "
         f"{', '.join(map(str, seeds))}"
     )
-    template = Template((resources / "page.html").read_text(encoding="utf-8"))
-    return template.substitute(
-        title=escape(f"Fine-tuning on {comparison.data}"),
-        note=escape(note),
-        style=(resources / "page.css").read_text(encoding="utf-8"),
-        body="\n".join(sections),
-    )
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f"<th>{escape(name)}</th>" for name in header)
-    body = "\n".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f'<div class="wide"><table>\n<tr>{head}</tr>\n{body}\n</table></div>'
+    return html_page(f"Fine-tuning on {comparison.data}", note, sections)
 
 
 def _summary_row(summary: Summary) -> tuple[str, ...]:

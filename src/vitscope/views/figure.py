@@ -1,13 +1,13 @@
-"""Rendering of a :class:`Scene` as PNG: a page laid out in inches, with every panel in the proportions of its photo."""
+"""Rendering of a :class:`Scene`: a page laid out in inches, with every panel in the proportions of its photo."""
 
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import matplotlib
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.patches import Rectangle
 from PIL import Image
@@ -16,6 +16,7 @@ from vitscope.files import atomic_write
 from vitscope.images.image import nearest_pixels, repeats_patches
 from vitscope.results.colours import coloured
 from vitscope.views.charts import LETTER, draw_bars, draw_cells, draw_curves, draw_dots, draw_histogram, draw_matrix
+from vitscope.views.figure_file import png_bytes, write_figure
 from vitscope.views.frames import border_height, draw_frame
 from vitscope.views.legends import draw_legend, height_below, legends_of, scale_ends, write_below
 from vitscope.views.page import MAX_SIDE, Box, Page, SceneFigure
@@ -34,13 +35,16 @@ from vitscope.views.scene import (
     Row,
     Scene,
 )
+from vitscope.views.style import DPI, FigureStyle
 
 PAGE_WIDTH, PAGE_HEIGHT = 12.0, 14.0  # inches
 SMALLEST_PAGE_WIDTH = 6.4  # inches
 SMALLEST_PANEL, LARGEST_PANEL = 0.9, 4.0  # inches
 GAP = 0.08  # inches between panels
 TITLE = 0.26  # inches for the titles of a row
-NOTE = 0.24  # inches for the second line of a page
+HEADING = 0.25  # inches for a line of the title of a page
+NOTE = 0.2  # inches for a line below it
+HEADING_LETTER, NOTE_LETTER = 0.118, 0.071  # inches for a letter
 BAR = 0.27  # inches for a bar, in a row without photos
 CELL_WIDTH, CELL_HEIGHT = 0.56, 0.36  # inches
 CELL_MARGIN = 0.5  # inches to the left of cells, for short names of their rows
@@ -49,30 +53,36 @@ AXIS = 0.42  # inches for the numbers under curves
 TICKS = 0.26  # inches for the numbers under dots
 LEGEND = 0.25  # inches for another line of legends
 WITHOUT_PHOTO = 0.7  # height over width of a panel
-DPI = 160
+PLAIN = FigureStyle()
 
 
-def save_figure(scene: Scene, path: str | Path, *, overwrite: bool = True) -> Path:
-    """Write a scene as PNG.
+def save_figure(scene: Scene, path: str | Path, *, overwrite: bool = True, style: FigureStyle | None = None) -> Path:
+    """Write a scene in the format that the suffix of ``path`` names: ``.png``, ``.pdf`` or ``.svg``.
 
     Raises:
+        CallError: the figure has too many pixels for a PNG.
         OutputExistsError: ``path`` exists and ``overwrite`` is False.
         SaveError: the file cannot be written; an older file at ``path`` is not changed.
     """
     path = Path(path)
     with atomic_write(path, overwrite=overwrite) as temporary_path:
-        canvas = FigureCanvasAgg(draw(scene))
-        canvas.print_png(str(temporary_path))
+        write_figure(draw(scene, style), temporary_path, style or PLAIN)
     return path
 
 
-def draw(scene: Scene) -> SceneFigure:
-    """Return the scene as a matplotlib figure.
+def figure_png(scene: Scene, style: FigureStyle | None = None) -> bytes:
+    """Return a scene as the bytes of a PNG file."""
+    return png_bytes(draw(scene, style), style or PLAIN)
+
+
+def draw(scene: Scene, style: FigureStyle | None = None) -> SceneFigure:
+    """Return the scene as a matplotlib figure of its natural width.
 
     Texts are written literally, dollar signs included; control characters, which fonts lack, are escaped.
     """
+    style = style or PLAIN
     with matplotlib.rc_context({"text.parse_math": False}):
-        return _draw(_escape_texts(scene))
+        return _draw(_escape_texts(style.applied_to(scene)), style)
 
 
 def _escape_texts(value: Any) -> Any:
@@ -86,12 +96,12 @@ def _escape_texts(value: Any) -> Any:
     return value
 
 
-def _draw(scene: Scene) -> SceneFigure:
+def _draw(scene: Scene, style: FigureStyle) -> SceneFigure:
     panels = [panel for row in scene.rows for panel in row.panels]
     photos = (panel.image.photo for panel in panels if isinstance(panel, Panel))
     ratio = next((photo.height / photo.width for photo in photos), WITHOUT_PHOTO)
     left = 0.55 if scene.row_names else 0.2
-    top = (1.12 if scene.column_names else 0.82) - (0.0 if scene.note else NOTE)
+    top = 0.58 if scene.column_names else 0.28
     widths = [
         row.width or _width_of_cells(row) or _panel_width(row.columns, len(scene.rows), left, ratio)
         for row in scene.rows
@@ -105,9 +115,16 @@ def _draw(scene: Scene) -> SceneFigure:
         for row, width, title in zip(scene.rows, widths, titles, strict=True)
     ]
     content_right = left + max(row.columns * (width + GAP) for row, width in zip(scene.rows, widths, strict=True))
-    page = Page(max(content_right + 0.12, SMALLEST_PAGE_WIDTH), top + sum(heights) + bottom, DPI)
-    page.write(left, 0.36, scene.title, 13.0, weight="bold")
-    page.write(left, 0.60, scene.note, 9.0, FAINT)
+    width_of_page = max(content_right + 0.12, SMALLEST_PAGE_WIDTH)
+    room = width_of_page - left - 0.1
+    title_lines = wrap(scene.title, int(room / HEADING_LETTER))
+    note_lines = [line for text in (scene.subject, scene.note) for line in wrap(text, int(room / NOTE_LETTER))]
+    top += HEADING * len(title_lines) + NOTE * len(note_lines) + (0.09 if title_lines else 0.0)
+    page = Page(width_of_page, top + sum(heights) + bottom, style.resolution(width_of_page))
+    for line, text in enumerate(title_lines, 1):
+        page.write(left, 0.11 + HEADING * line, text, 13.0, weight="bold")
+    for line, text in enumerate(note_lines, 1):
+        page.write(left, 0.14 + HEADING * len(title_lines) + NOTE * line, text, 9.0, FAINT)
     for i, (row, width, title) in enumerate(zip(scene.rows, widths, titles, strict=True)):
         y, height = top + sum(heights[:i]) + title, _panel_height(row, width, ratio)
         for j, panel in enumerate(row.panels):
@@ -193,12 +210,13 @@ def _draw_panel(page: Page, box: Box, panel: AnyPanel) -> None:
 def _draw_image(page: Page, box: Box, panel: Panel) -> None:
     """Draw a photo or map, its outlines, and the lines of text below it."""
     axes = page.axes(box)
-    size = (max(round(box.width * DPI), 2), max(round(box.height * DPI), 2))
+    dpi = page.figure.dpi
+    size = (max(round(box.width * dpi), 2), max(round(box.height * dpi), 2))
     axes.imshow(render(panel, size), interpolation="none", aspect="auto")
     axes.set_axis_off()
     axes.autoscale(False)  # clips what is drawn beyond the photo
-    _draw_hatching(axes, panel, size)
-    _draw_outlines(axes, panel, size)
+    _draw_hatching(axes, panel, size, dpi)
+    _draw_outlines(axes, panel, size, dpi)
     write_below(page, box, panel)
 
 
@@ -236,8 +254,8 @@ def _draw_image_on_axes(panel: Panel, axes: Any) -> None:
     axes.imshow(render(panel, size), interpolation="none")
     axes.set_axis_off()
     axes.autoscale(False)
-    _draw_hatching(axes, panel, size)
-    _draw_outlines(axes, panel, size)
+    _draw_hatching(axes, panel, size, DPI)
+    _draw_outlines(axes, panel, size, DPI)
     low, high, unit = scale_ends(panel)
     signed = f"blue: opposes, to {low}; red: supports, to {high}"
     colours = signed if panel.signed else f"colours: {low} to {high}{unit}"
@@ -260,7 +278,7 @@ def render(panel: Panel, size: tuple[int, int]) -> Image.Image:
         return photo
     smooth = not panel.flat and (panel.signed or panel.alpha < 1) and not repeats_patches(panel.values)
     heat = panel.image.paint(panel.values, size, smooth=smooth, dropped=panel.dropped)
-    return coloured(photo, heat, panel.alpha, signed=panel.signed, limits=panel.scale.limits)
+    return coloured(photo, heat, panel.alpha, signed=panel.signed, limits=panel.scale.limits, colormap=panel.colormap)
 
 
 def _fade(photo: Image.Image, lit: np.ndarray) -> Image.Image:
@@ -271,7 +289,7 @@ def _fade(photo: Image.Image, lit: np.ndarray) -> Image.Image:
 
 
 def _corners(
-    panel: Panel, shape: tuple[int, ...], size: tuple[int, int]
+    panel: Panel, shape: tuple[int, ...], size: tuple[int, int], dpi: int | float
 ) -> tuple[Callable[[int | float, int | float], tuple[float, float]], float]:
     """Return the function from (row, column) of a grid to pixels of the panel, and the width of a patch's lines.
 
@@ -284,15 +302,15 @@ def _corners(
     def corner(row: int | float, column: int | float) -> tuple[float, float]:
         return (left + column * cell_x) * scale_x - 0.5, (top + row * cell_y) * scale_y - 0.5
 
-    points = min(cell_x * scale_x, cell_y * scale_y) * 72 / DPI  # side of a patch
+    points = min(cell_x * scale_x, cell_y * scale_y) * 72 / dpi  # side of a patch
     return corner, min(max(points * 0.12, 0.5), 1.5)
 
 
-def _draw_hatching(axes: Any, panel: Panel, size: tuple[int, int]) -> None:
+def _draw_hatching(axes: Any, panel: Panel, size: tuple[int, int], dpi: int | float) -> None:
     """Draw three oblique strokes over each dropped patch, so that its grey is not taken for a value."""
     if panel.dropped is None or panel.values is None:
         return
-    corner, thickness = _corners(panel, panel.dropped.shape, size)
+    corner, thickness = _corners(panel, panel.dropped.shape, size, dpi)
     strokes = (((0.5, 0.0), (0.0, 0.5)), ((1.0, 0.0), (0.0, 1.0)), ((1.0, 0.5), (0.5, 1.0)))
     lines = [
         [corner(row + y, column + x) for y, x in stroke]
@@ -302,12 +320,12 @@ def _draw_hatching(axes: Any, panel: Panel, size: tuple[int, int]) -> None:
     axes.add_collection(LineCollection(lines, colors=INK, linewidths=0.6 * thickness, capstyle="butt"))
 
 
-def _draw_outlines(axes: Any, panel: Panel, size: tuple[int, int]) -> None:
+def _draw_outlines(axes: Any, panel: Panel, size: tuple[int, int], dpi: int | float) -> None:
     """Draw the borders between a panel's regions, a square around each marked patch, and the numbers."""
     if panel.regions is None:
         return
     regions = _limit_cells(panel.regions, size)
-    corner, thickness = _corners(panel, regions.shape, size)
+    corner, thickness = _corners(panel, regions.shape, size, dpi)
     colour = OUTLINES[panel.outline]
     framed = np.pad(regions, 1, constant_values=-1)
     vertical, horizontal = framed[1:-1, 1:] != framed[1:-1, :-1], framed[1:, 1:-1] != framed[:-1, 1:-1]

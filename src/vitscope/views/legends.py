@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import matplotlib
 import numpy as np
 
-from vitscope.results.colours import COLORMAP, SIGNED_COLORMAP
+from vitscope.results.colours import SIGNED_COLORMAP, default_colormap
 from vitscope.views.charts import MINUS, SignedScale
 from vitscope.views.page import Box, Page
 from vitscope.views.palette import FAINT, INK
@@ -62,10 +62,12 @@ def legends_of(scene: Scene, widths: list[float]) -> list[Legend]:
         return []
     notes = [panel for panel in maps if panel.scale.note]
     caption = scene.caption + (", unless noted" if notes and scene.caption == UNSIGNED_CAPTION else "")
-    signed = [panel for panel in maps if panel.signed]
-    legends = [] if signed and len(signed) == len(maps) else [Legend(caption, COLORMAP)]
+    signed, unsigned = ([panel for panel in maps if panel.signed is sign] for sign in (True, False))
+    legends = []
+    if unsigned or not signed:
+        legends.append(Legend(caption, _colormap(unsigned, signed=False)))
     if signed:
-        legends.append(Legend(SIGNED_CAPTION, SIGNED_COLORMAP, ("opposes", "supports")))
+        legends.append(Legend(SIGNED_CAPTION, _colormap(signed, signed=True), ("opposes", "supports")))
     if scene.frames is not None:
         scale = SignedScale.of(scene.frames.values)
         ends = (scale.text(-scale.limit), scale.text(scale.limit))
@@ -120,6 +122,11 @@ def _maps(scene: Scene) -> Iterator[Panel]:
         yield from (panel for panel in row.panels if isinstance(panel, Panel) and panel.values is not None)
 
 
+def _colormap(panels: list[Panel], *, signed: bool) -> str:
+    """Return the name of the colours of panels that are all signed or all unsigned, and so have the same colours."""
+    return next((panel.colormap for panel in panels if panel.colormap), default_colormap(signed=signed))
+
+
 def _has_bar(panel: Panel, width: float) -> bool:
     """Return whether a panel has its own colour bar: not if the figure names the ends of its colours."""
     is_map = panel.values is not None and panel.limits is None and panel.scale.limits is not None
@@ -147,7 +154,7 @@ def _draw_panel_bar(page: Page, box: Box, panel: Panel) -> None:
     y = box.y + 0.11
     page.write(box.x, y, left, 7.5, FAINT)
     width = min(max(box.width - start - end, 0.3), COLOUR_BAR[0])
-    _draw_bar(page, Box(box.x + start, box.y + 0.025, width, 0.08), SIGNED_COLORMAP if panel.signed else COLORMAP)
+    _draw_bar(page, Box(box.x + start, box.y + 0.025, width, 0.08), _colormap([panel], signed=panel.signed))
     page.write(box.x + start + width + 0.05, y, right, 7.5, FAINT)
 
 

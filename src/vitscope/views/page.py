@@ -44,7 +44,7 @@ class Box:
 class Page:
     """A figure whose parts are placed in inches from its top left corner."""
 
-    def __init__(self, width: float, height: float, dpi: int) -> None:
+    def __init__(self, width: float, height: float, dpi: int | float) -> None:
         self.width, self.height = width, height
         self.figure = SceneFigure(figsize=(width, height), dpi=dpi, facecolor="white")
 

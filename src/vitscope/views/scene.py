@@ -6,6 +6,7 @@ from functools import cached_property
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
+from PIL import Image
 
 from vitscope.attention.trace import AttentionStep, Query, Trace
 from vitscope.images.image import InputImage
@@ -45,6 +46,7 @@ class Panel:
         dropped: True for patches that the map leaves out, which are grey and hatched.
         outline: the colour of outlines and numbers: ``"mark"`` (bright red), ``"plain"`` (black), ``"supports"`` or
             ``"opposes"``.
+        colormap: name of the map's colours; by default inferno, and RdBu_r if it is signed.
     """
 
     image: InputImage
@@ -63,6 +65,7 @@ class Panel:
     outline: OutlineName = "mark"
     uniform: float | None = None
     explained: bool = True
+    colormap: str = ""
 
     @cached_property
     def scale(self) -> ColourScale:
@@ -198,7 +201,8 @@ class Scene:
     """The content of a figure: rows of panels.
 
     Attributes:
-        note: the second line, which says how the maps were computed.
+        subject: below the title: the photo, what the model predicts for it, and the explained class.
+        note: below that: how the maps were computed.
         row_names, column_names: written next to the rows and above the columns.
         row_axis, column_axis: the titles of these names.
         caption: of the legend of the maps' colours; without one, there is no legend.
@@ -214,6 +218,12 @@ class Scene:
     column_axis: str = ""
     caption: str = UNSIGNED_CAPTION
     frames: Frames | None = None
+    subject: str = ""
+
+    @property
+    def photo(self) -> Image.Image:
+        """The photo of the first panel that has one."""
+        return next(panel.image.photo for row in self.rows for panel in row.panels if isinstance(panel, Panel))
 
 
 def explanation(
@@ -233,13 +243,13 @@ def explanation(
         label: the class as it is named in the title.
         index: index of the image.
     """
-    top = [Panel(trace.images[index], title="photo"), *_rollout_panels(rollouts, index)]
+    top = [Panel(trace.images[index], title="photo"), *rollout_maps(rollouts, index)]
     note = f"heads of the last layer ({trace.num_layers - 1}), query: readout"
     if class_map is None:
         title, note = f"Attention of {trace.provenance['model']}", f"top: attention rollout; below: {note}"
     else:
         values, target = class_map.values[index].cpu().numpy(), short_label(class_map.target)
-        lines = ["red: raises, blue: lowers", f"the {_number_of(class_map)} of {target}"]
+        lines = ["what raises or lowers", f"the {_number_of(class_map)} of {target}"]
         top = [replace(panel, lines=["what reaches the readout,", "the same for every class"]) for panel in top]
         top[0] = replace(top[0], lines=[])
         top.append(Panel(class_map.images[index], values, f"libra, {target}", signed=True, lines=lines))
@@ -298,34 +308,18 @@ def head_overlays(trace: Trace, layer: int = -1, query: Query = "readout", *, in
     )
 
 
-def rollout_panels(rollouts: Sequence[Attribution], *, index: int = 0) -> Scene:
-    """Return the photo and its rollouts side by side, one for each head fusion."""
-    panels = [Panel(rollouts[0].images[index], title="photo"), *_rollout_panels(rollouts, index)]
-    return Scene(
-        rows=[Row(panels, len(panels))],
-        title=f"Attention rollout of {rollouts[0].provenance['model']}",
-        note=_rollout_options(rollouts[0]),
-    )
-
-
-def evolution(rollouts: Sequence[Attribution], *, index: int = 0) -> Scene:
-    """Return the photo, and the rollout after each layer over the photo."""
-    panels = [Panel(rollouts[0].images[index], title="photo")]
-    for rollout in rollouts:
-        end = rollout.provenance["parameters"]["end_layer"]
-        panels.append(map_panel(rollout, f"after layer {end}", index=index))
-    head_fusion = rollouts[0].provenance["parameters"]["head_fusion"]
-    return Scene(
-        rows=rows_of(panels, columns_for(len(panels))),
-        title=f"Attention rollout of {rollouts[0].provenance['model']}, layer by layer",
-        note=f"{head_fusion} of heads, {_rollout_options(rollouts[0])}",
-    )
-
-
 def map_panel(result: Attribution, title: str = "", *, index: int = 0) -> Panel:
     """Return the map of a result on patches, over its photo."""
     values = result.values[index].cpu().numpy()
     return Panel(result.images[index], values, title, signed=result.signed, uniform=result.uniform)
+
+
+def rollout_maps(rollouts: Sequence[Attribution], index: int) -> list[Panel]:
+    """Return the map of each rollout of one image, named by its head fusion."""
+    return [
+        map_panel(rollout, f"rollout, {rollout.provenance['parameters']['head_fusion']} of heads", index=index)
+        for rollout in rollouts
+    ]
 
 
 def uniform_attention(step: AttentionStep, query: Query) -> float:
@@ -351,13 +345,6 @@ def short_label(label: str | None) -> str:
     return CONTRAST.join(name.split(",")[0] for name in (label or "").split(CONTRAST))
 
 
-def _rollout_panels(rollouts: Sequence[Attribution], index: int) -> list[Panel]:
-    return [
-        map_panel(rollout, f"rollout, {rollout.provenance['parameters']['head_fusion']} of heads", index=index)
-        for rollout in rollouts
-    ]
-
-
 def _head_panels(
     trace: Trace, layer: int, query: Query, index: int, alpha: float, *, titled: bool = True
 ) -> list[Panel]:
@@ -373,17 +360,6 @@ def _head_panels(
         )
         for head in range(step.num_heads)
     ]
-
-
-def _rollout_options(rollout: Attribution) -> str:
-    """Return the options of a rollout as text."""
-    parameters = rollout.provenance["parameters"]
-    options = ["rows normalised" if parameters["normalize"] else "rows not normalised"]
-    if parameters["discard_ratio"]:
-        options.append(f"lowest {parameters['discard_ratio']:.0%} discarded")
-    if parameters["start_layer"]:
-        options.append(f"from layer {parameters['start_layer']} on")
-    return ", ".join(options)
 
 
 def columns_for(panels: int) -> int:
