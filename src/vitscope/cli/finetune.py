@@ -105,12 +105,16 @@ def finetune(
         typer.echo(json.dumps({**record, "folder": str(folder)}, indent=2))
         return
     _print_tuned(tuned)
+    if tuned.warning is not None:
+        typer.echo(f"warning: {tuned.warning}")
     status = f"wrote {folder}" if trained else f"{folder} was finished before"
     typer.echo(f"{status}: explain it with --model {folder}")
 
 
 def _print_tuned(tuned: "Tuned") -> None:
-    """Print accuracy, F1, number of trained weights, time and memory."""
+    """Print accuracy, baselines, recipe, F1, number of trained weights, time and memory."""
+    from vitscope.tune.baselines import describe_baselines
+    from vitscope.tune.run_folder import describe_recipe
     from vitscope.views.tuning import short_name
 
     record = tuned.record
@@ -118,6 +122,8 @@ def _print_tuned(tuned: "Tuned") -> None:
     others = f" and {record['num_trained']:,} others" if record["num_trained"] else ""
     rows = [
         ("test accuracy", f"{record['accuracy']:.1%}, 95 % interval {low:.1%} to {high:.1%}"),
+        ("without tuning", describe_baselines(record)),
+        ("recipe", describe_recipe(record)),
         ("macro F1", f"{record['macro_f1']:.3f}"),
         ("trained", f"{record['num_head']:,} weights of the classifier{others}"),
         ("time", f"{record['seconds']:.0f} s, {record['peak_mib']:.0f} MiB at the peak"),

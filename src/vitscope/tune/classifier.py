@@ -1,9 +1,10 @@
 """A vision model with a loss for the training engine, and the features that its classifier reads."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from vitscope.errors import WorkError
 from vitscope.models.heads import get_classifiers
 from vitscope.models.vision_model import VisionModel
+from vitscope.tune.logistic_regression import LogisticRegression, fit_logistic_regression
 
 
 class Classifier(nn.Module):
@@ -52,22 +54,67 @@ class Classifier(nn.Module):
 
 @contextmanager
 def classifier_inputs(model: VisionModel) -> Iterator[list[Any]]:
-    """Yield a list that receives the input of the classifier in each forward pass."""
+    """Yield a list that receives the input of each classifier in each forward pass."""
     inputs: list[Any] = []
-    (head,) = get_classifiers(model)
-    handle = head.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0].detach()))
+    handles = [
+        head.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0].detach()))
+        for head in get_classifiers(model)
+    ]
     try:
         yield inputs
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
 def compute_features(model: VisionModel, batches: Any) -> Tensor:
-    """Return the features (image, channel) that the classifier reads, for every image, on the CPU."""
+    """Return the features (classifier, image, channel) that each classifier reads, for every image, on the CPU."""
     features: list[Tensor] = []
     with torch.no_grad(), model.running(), classifier_inputs(model) as inputs:
         for pixels in batches:
             model.forward(pixels.to(model.device, model.dtype))
-            features.append(inputs.pop().cpu())
+            features.append(torch.stack([entry.cpu() for entry in inputs]))
             inputs.clear()
-    return torch.cat(features)
+    return torch.cat(features, dim=1)
+
+
+def fit_classifiers(
+    model: VisionModel,
+    features: Tensor,
+    classes: np.ndarray,
+    seed: int,
+    report: Callable[[int, int, float], None] = lambda *_: None,
+) -> LogisticRegression:
+    """Set each classifier of a model to a logistic regression on its features, and return the last one.
+
+    Args:
+        model: the model, whose classifiers change.
+        features: (classifier, image, channel) from :func:`compute_features`.
+        classes: the class index of each image.
+        seed: random seed of the folds of the cross-validation.
+        report: receives the number of finished fits, of all fits, and the loss after every fit.
+
+    Raises:
+        WorkError: a feature is not finite.
+    """
+    if not bool(torch.isfinite(features).all()):
+        raise WorkError(f"{model.name} has features that are NaN or infinite: load it in float32, or check its weights")
+    heads = get_classifiers(model)
+    for i, (head, inputs) in enumerate(zip(heads, features, strict=True)):
+
+        def report_head(completed: int, total: int, loss: float, i: int = i) -> None:
+            report(i * total + completed, len(heads) * total, loss)
+
+        fit = fit_logistic_regression(
+            inputs.double().numpy(),
+            classes,
+            head.out_features,
+            seed=seed,
+            has_bias=head.bias is not None,
+            report=report_head,
+        )
+        with torch.no_grad():
+            head.weight.copy_(torch.from_numpy(fit.weight))
+            if head.bias is not None:
+                head.bias.copy_(torch.from_numpy(fit.bias))
+    return fit

@@ -20,7 +20,8 @@ from vitscope.tune.attention_change import AttentionChange, attention_change
 from vitscope.tune.comparison_result import BASE, Cell, Comparison
 from vitscope.tune.data import Data
 from vitscope.tune.data_options import DEFAULT_OPTIONS, DataOptions
-from vitscope.tune.finetune import finetune, require_device
+from vitscope.tune.devices import require_device
+from vitscope.tune.finetune import finetune
 from vitscope.tune.leakage import DataCheck, checked_data
 from vitscope.tune.lock import locked
 from vitscope.tune.methods import READS_WINDOWS, require_tuning
@@ -116,7 +117,7 @@ def compare(
             for model, tuning, seed in _combinations(loaded, tunings, seed_list):
                 folder = out / CELLS / f"{folder_name(model.name)}-{tuning}-{seed}"
                 cell_rank = None if require_tuning(tuning).rank is None else rank
-                cell_recipe = replace(recipe, seed=seed)
+                cell_recipe = replace(recipe, seed=seed).resolved(tuning, len(data.train))
                 job = _CellJob(model, data, tuning, cell_rank, cell_recipe, folder, images, keep_models, device)
                 cells.append(job.cell(report))
             views = {model.name: model.prepare(list(images))[1] for model in loaded}

@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ from typing import Any, Unpack
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 from transformers import TrainerState
 
 from vitscope.errors import CallError, VitscopeError, first_line
@@ -22,12 +24,14 @@ from vitscope.models.checkpoints.serialization import MODEL_FOLDER, check_folder
 from vitscope.models.heads import get_classifiers, reset_classifier
 from vitscope.models.loader import load
 from vitscope.models.vision_model import VisionModel
-from vitscope.progress import ProgressCallback, ProgressLike, progress_callback
+from vitscope.progress import Progress, ProgressCallback, ProgressLike, progress_callback
 from vitscope.tune import checkpoints
-from vitscope.tune.classifier import Classifier, compute_features
+from vitscope.tune.baselines import baselines
+from vitscope.tune.classifier import Classifier, compute_features, fit_classifiers
 from vitscope.tune.data import Data, LabeledImages, stratified_split
 from vitscope.tune.data_options import DEFAULT_OPTIONS, DataOptions
 from vitscope.tune.dataset import FeatureDataset, ImageDataset, collate
+from vitscope.tune.devices import require_device
 from vitscope.tune.leakage import DataCheck, checked_data
 from vitscope.tune.lock import locked
 from vitscope.tune.memory import peak_memory
@@ -118,7 +122,9 @@ def finetune(
     out, torch_device = require_path(out, "out"), require_device(device)
     with progress_callback(progress) as report:
         base = model if isinstance(model, VisionModel) else load(model)
-        data, _ = checked_data(data, data_options, report)
+        data, check = checked_data(data, data_options, report)
+        recipe = recipe.resolved(tuning, len(data.train))
+        nearest = None if check is None else check.nearest_accuracy(data_options)
         with _restored_random_state(recipe.seed), quiet(), _enabled_gradients():
             trainable = _with_new_classifier(base, data.labels, tuning)
             check_folder(trainable)
@@ -130,7 +136,7 @@ def finetune(
                 folder = _choose_folder(out, settings, overwrite)
                 if folder is None:
                     return read_run(out)
-                run = _Run(trainable, prepared, data, tuning, recipe, folder, settings, torch_device)
+                run = _Run(trainable, prepared, data, tuning, recipe, folder, settings, torch_device, nearest)
                 tuned = run.train(save_steps, tensorboard, report)
                 if folder != out:
                     if processes.is_main_process:
@@ -186,6 +192,7 @@ class _Run:
     out: Path
     settings: Mapping[str, Any]
     device: torch.device
+    nearest: float | None  # accuracy of the nearest training thumbnail
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -194,35 +201,92 @@ class _Run:
 
     def train(self, save_steps: int | None, tensorboard: bool, report: ProgressCallback) -> Tuned:
         """Train from the beginning or from the last checkpoint, test, and write the results."""
+        started = time.perf_counter()
         self.model.module.to(self.device)
         with peak_memory(self.device) as peak:
-            train, evaluation = self._datasets()
             frozen = self.tuning in ("head", READS_WINDOWS)
             digests = frozen_digests(self.model.module, evaluating=frozen)
-            classifier = Classifier(self.model, float(self.recipe.label_smoothing), frozen=frozen)
-            trainer = self._trainer(classifier, train, evaluation)
-            early_stop = self.recipe.early_stop
-            trainer.add_callback(
-                RunReporter(
-                    trainer, report, log=self.out / LOG, early_stop=early_stop, dataset=train, save_steps=save_steps
-                )
-            )
-            if tensorboard:
-                trainer.add_callback(tensorboard_callback(self.out / "tensorboard"))
-            self._train_or_resume(trainer)
-            if early_stop is not None:
-                checkpoints.load_trained(self.model.module, trainer.best_checkpoint)
+            if self.recipe.only_fits(self.tuning):
+                outcome = self._fit(report, started)
+            else:
+                outcome = self._take_steps(save_steps, tensorboard, report)
         check_frozen_weights(self.model.module, digests, self.model.name)
         self.prepared.finish()
         for parameter in self.model.module.parameters():
             parameter.requires_grad_(True).grad = None
         self.model.module.eval()
-        if trainer.is_world_process_zero():
-            self._write_result(trainer, peak.mib)
-        trainer.accelerator.wait_for_everyone()
+        processes = training_processes()
+        if processes.is_main_process:
+            self._write_result(outcome, peak.mib)
+        processes.wait_for_everyone()
         return read_run(self.out)
 
+    def _fit(self, report: ProgressCallback, started: float) -> dict[str, Any]:
+        """Fit the classifier on the features of the frozen backbone until it converges, and return what to record."""
+        train, evaluation = self._splits()
+        features, evaluated = (compute_features(self.model, self._batches(images)) for images in (train, evaluation))
+        is_main, last = training_processes().is_main_process, Progress("training", 0, 0)
+
+        def show(completed: int, total: int, loss: float) -> None:
+            nonlocal last
+            last = Progress("training", completed, total, {"loss": loss})
+            if is_main:
+                report(last)
+
+        fit = fit_classifiers(self.model, features, train.classes, self.recipe.seed, show)
+        with torch.no_grad():
+            heads = zip(get_classifiers(self.model), evaluated, strict=True)
+            logits = torch.stack([head(inputs.to(self.device)).float().cpu() for head, inputs in heads]).mean(0)
+        classes = torch.from_numpy(evaluation.classes)
+        accuracy = float((logits.argmax(-1) == classes).double().mean())
+        history = [
+            {"epoch": float(fit.passes), "step": fit.passes, "loss": fit.loss},
+            {
+                "epoch": float(fit.passes),
+                "step": fit.passes,
+                "eval_loss": float(cross_entropy(logits, classes)),
+                "eval_accuracy": accuracy,
+            },
+        ]
+        if is_main:
+            with atomic_write(self.out / LOG) as temporary:
+                temporary.write_text("".join(json.dumps(row) + "\n" for row in history), encoding="utf-8")
+            report(replace(last, metrics={**last.metrics, "accuracy": accuracy}))
+        return {
+            "seconds": time.perf_counter() - started,
+            "epochs": float(fit.passes),
+            "penalty": fit.penalty,
+            "history": history,
+        }
+
+    def _take_steps(self, save_steps: int | None, tensorboard: bool, report: ProgressCallback) -> dict[str, Any]:
+        """Train step by step, from the beginning or from the last checkpoint, and return what to record."""
+        if self._starts_fitted and not checkpoints.checkpoints(self.out / CHECKPOINTS):
+            images = self._splits()[0]
+            features = compute_features(self.model, self._batches(images))
+            fit_classifiers(self.model, features, images.classes, self.recipe.seed)
+        train, evaluation = self._datasets()
+        frozen = self.tuning in ("head", READS_WINDOWS)
+        classifier = Classifier(self.model, float(self.recipe.label_smoothing), frozen=frozen)
+        trainer, early_stop = self._trainer(classifier, train, evaluation), self.recipe.early_stop
+        reporter = RunReporter(
+            trainer, report, log=self.out / LOG, early_stop=early_stop, dataset=train, save_steps=save_steps
+        )
+        trainer.add_callback(reporter)
+        if tensorboard:
+            trainer.add_callback(tensorboard_callback(self.out / "tensorboard"))
+        self._train_or_resume(trainer)
+        if early_stop is not None:
+            checkpoints.load_trained(self.model.module, trainer.best_checkpoint)
+        return {"seconds": trainer.seconds, "epochs": trainer.state.epoch, "history": trainer.state.log_history}
+
+    @property
+    def _starts_fitted(self) -> bool:
+        """Whether the classifier is fitted before the first step; one that reads untrained CLS tokens cannot be."""
+        return self.recipe.initial_classifier == "fitted" and self.tuning != READS_WINDOWS
+
     def _trainer(self, classifier: Classifier, train: Any, evaluation: Any) -> Trainer:
+        assert self.recipe.epochs is not None
         per_step = self.recipe.batch_size * self.recipe.accumulate * training_processes().num_processes
         steps = self.recipe.epochs * math.ceil(len(train) / per_step)
         on_cpu = self.device.type == "cpu"
@@ -249,19 +313,24 @@ class _Run:
         else:
             trainer.train(resume_from_checkpoint=str(saved[-1]))
 
+    def _splits(self) -> tuple[LabeledImages, LabeledImages]:
+        """Return the images to learn from, and those that monitor training."""
+        if not self.recipe.validation:
+            return self.data.train, self.data.test
+        splits = stratified_split(self.data.train.classes, float(self.recipe.validation), self.recipe.seed)
+        return self.data.train.subset(splits[0]), self.data.train.subset(splits[1])
+
     def _datasets(self) -> tuple[Any, Any]:
         """Return the training and evaluation images, or their features if the backbone is frozen and runs only once."""
-        train, evaluation = self.data.train, self.data.test
-        if self.recipe.validation:
-            splits = stratified_split(train.classes, float(self.recipe.validation), self.recipe.seed)
-            train, evaluation = train.subset(splits[0]), train.subset(splits[1])
-        if self.tuning == "head" and not self.recipe.augment and len(get_classifiers(self.model)) == 1:
+        train, evaluation = self._splits()
+        augment = self.recipe.augment or ()
+        if self.tuning == "head" and not augment and len(get_classifiers(self.model)) == 1:
             return self._features(train), self._features(evaluation)
-        augmented = ImageDataset(train, self.preprocessing, augmentations=self.recipe.augment, seed=self.recipe.seed)
+        augmented = ImageDataset(train, self.preprocessing, augmentations=augment, seed=self.recipe.seed)
         return augmented, ImageDataset(evaluation, self.preprocessing)
 
     def _features(self, images: LabeledImages) -> FeatureDataset:
-        return FeatureDataset(compute_features(self.model, self._batches(images)), images.classes)
+        return FeatureDataset(compute_features(self.model, self._batches(images))[0], images.classes)
 
     def _batches(self, images: LabeledImages) -> Iterator[Tensor]:
         dataset, size = ImageDataset(images, self.preprocessing), self.recipe.batch_size
@@ -278,7 +347,7 @@ class _Run:
                 logits.append(output.float().cpu())
         return torch.cat(logits).argmax(-1).numpy()
 
-    def _write_result(self, trainer: Trainer, peak_mib: float) -> None:
+    def _write_result(self, outcome: Mapping[str, Any], peak_mib: float) -> None:
         """Test the finished model, write the model and the result, and delete the checkpoints."""
         predictions, labels = self._predict(), self.data.test.classes
         confusion = confusion_matrix(labels, predictions, len(self.data.labels))
@@ -291,10 +360,10 @@ class _Run:
             "confusion": confusion.tolist(),
             "num_trained": self.prepared.num_trained,
             "num_head": self.prepared.num_head,
-            "seconds": round(trainer.seconds, 3),
+            "baselines": baselines(self.data, self.nearest),
+            **outcome,
+            "seconds": round(outcome["seconds"], 3),
             "peak_mib": round(peak_mib, 1),
-            "epochs": trainer.state.epoch,
-            "history": trainer.state.log_history,
             "predictions": predictions.tolist(),
             "true_labels": labels.tolist(),
         }
@@ -309,29 +378,6 @@ class _Run:
         with atomic_write(self.out / RESULT) as temporary:
             temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         delete_folder(self.out / CHECKPOINTS)
-
-
-def require_device(device: str | torch.device | None) -> torch.device:
-    """Return the device to train on.
-
-    Raises:
-        CallError: the device is not available, or cannot be used for training.
-    """
-    has_cuda = torch.cuda.is_available()
-    try:
-        if not isinstance(device, str | torch.device | None):
-            raise TypeError
-        resolved = torch.device(device if device is not None else "cuda" if has_cuda else "cpu")
-    except (RuntimeError, TypeError):
-        resolved = None
-    available = resolved is not None and (
-        resolved.type == "cpu"
-        or (resolved.type == "cuda" and has_cuda and (resolved.index or 0) < torch.cuda.device_count())
-    )
-    if resolved is None or not available:
-        choices = "cpu or cuda" if has_cuda else "cpu"
-        raise CallError(f"device {str(device)!r} is not available for training here: choose {choices}")
-    return resolved
 
 
 @contextmanager

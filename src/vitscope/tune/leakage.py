@@ -76,6 +76,10 @@ class DataCheck(Drawn):
         """Indices of the training images that are also in the test set."""
         return tuple(sorted({train for train, _ in (*self.exact, *self.near)}))
 
+    def nearest_accuracy(self, options: DataOptions) -> float:
+        """Return the accuracy of the nearest training thumbnail on the data set that these options clean."""
+        return self.nearest_without if options.drop_duplicates else self.nearest
+
     def describe_leaks(self) -> str:
         """Return the number of leaking images as text."""
         if not self.leaking:

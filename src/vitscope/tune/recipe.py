@@ -1,5 +1,6 @@
 """Training recipes: the settings of a run, two presets, and recipes in TOML files."""
 
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -14,9 +15,18 @@ Optimizer = Literal["adamw", "muon"]
 Schedule = Literal["constant", "cosine", "trapezoid"]
 Precision = Literal["float32", "bfloat16", "float16"]
 Augmentation = Literal["mirror", "shift", "crop", "light"]
+InitialClassifier = Literal["fitted", "random"]
 
 # New weights (classifier, adapters) learn fast; full tuning changes pretrained weights and learns slowly.
 FAST, SLOW = 1e-3, 1e-4
+
+DEFAULT_AUGMENT: tuple[Augmentation, ...] = ("mirror", "crop")
+
+# The length of a run follows the number of training images: more epochs for few images, until there are enough steps.
+MIN_EPOCHS, MAX_EPOCHS, ENOUGH_STEPS = 10, 20, 300
+
+# Training images from which they are augmented: a run on fewer is too short to learn from altered images.
+AUGMENTED_FROM = 1000
 
 # The largest number of float32, the format of the weights.
 LARGEST = 3.4e38
@@ -27,7 +37,8 @@ class Recipe:
     """The settings of a training run.
 
     Attributes:
-        epochs: Number of passes over the training images.
+        epochs: Number of passes over the training images. None chooses it: 10 to 20, the smallest number with 300
+            optimizer steps; ``head`` then only fits its classifier, which converges.
         learning_rate: Highest learning rate. None means 1e-4 for full tuning and 1e-3 for every other method.
         weight_decay: Weight decay of weight matrices. Biases, normalizations and embedding tables do not decay.
         schedule: Learning-rate schedule. ``"constant"``; ``"cosine"``, which falls to zero; ``"trapezoid"``, which is
@@ -41,8 +52,12 @@ class Recipe:
         betas: The two momentum coefficients of AdamW.
         clip: Largest norm of the gradient. 0 turns clipping off.
         label_smoothing: Share of a label that is spread evenly over all classes.
-        augment: Augmentations of each training image, drawn again in every epoch. ``"mirror"``; ``"shift"`` by up to an
-            eighth of the side; ``"crop"`` to between half and all of the area; ``"light"``, brightness and contrast.
+        augment: Augmentations of each training image, drawn again in every epoch. None chooses by the
+            number of images: ``"mirror"`` and ``"crop"`` from 1,000 images on, none for fewer or for ``head``.
+            ``"mirror"``; ``"shift"`` by up to an eighth of the side; ``"crop"`` to between half and all of the
+            area; ``"light"``, brightness and contrast.
+        initial_classifier: Weights of the classifier before the first step. ``"fitted"`` is a logistic regression on
+            the features of the untuned backbone, with a penalty chosen by cross-validation; ``"random"``.
         precision: Number format of the forward pass. The weights stay as they are.
         validation: Share of the training images held out to monitor training.
         early_stop: Number of epochs without a better validation accuracy after which training stops. The best epoch is
@@ -57,7 +72,7 @@ class Recipe:
         'cosine'
     """
 
-    epochs: int = 10
+    epochs: int | None = None
     learning_rate: float | int | None = None
     weight_decay: float | int = 0.05
     schedule: Schedule = "cosine"
@@ -70,7 +85,8 @@ class Recipe:
     betas: tuple[float | int, float | int] = (0.9, 0.999)
     clip: float | int = 1.0
     label_smoothing: float | int = 0.1
-    augment: tuple[Augmentation, ...] = ("mirror", "crop")
+    augment: tuple[Augmentation, ...] | None = None
+    initial_classifier: InitialClassifier = "fitted"
     precision: Precision = "float32"
     validation: float | int = 0.0
     early_stop: int | None = None
@@ -78,7 +94,8 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate"):
-            require_at_least(1, getattr(self, name), name)
+            if name != "epochs" or self.epochs is not None:
+                require_at_least(1, getattr(self, name), name)
         for name in ("warmup", "decay", "label_smoothing", "validation"):
             require_ratio(getattr(self, name), name)
         for name in ("weight_decay", "clip", "muon_learning_rate", "learning_rate"):
@@ -87,13 +104,19 @@ class Recipe:
         pair = isinstance(self.betas, tuple) and len(self.betas) == 2
         if not pair or not all(0 <= require_number(beta, "a beta of betas") < 1 for beta in self.betas):
             raise CallError(f"betas is {self.betas!r}: pass two numbers from 0 to below 1")
-        for name, names in (("schedule", Schedule), ("optimizer", Optimizer), ("precision", Precision)):
+        for name, names in (
+            ("schedule", Schedule),
+            ("optimizer", Optimizer),
+            ("precision", Precision),
+            ("initial_classifier", InitialClassifier),
+        ):
             if not isinstance(getattr(self, name), str) or getattr(self, name) not in get_args(names):
                 raise CallError(f"unknown {name} {getattr(self, name)!r}: choose {', '.join(get_args(names))}")
         choices = ", ".join(get_args(Augmentation))
-        if not isinstance(self.augment, tuple) or not all(isinstance(name, str) for name in self.augment):
+        augment = () if self.augment is None else self.augment
+        if not isinstance(augment, tuple) or not all(isinstance(name, str) for name in augment):
             raise CallError(f"augment is {self.augment!r}: pass a tuple of some of {choices}")
-        unknown = [name for name in self.augment if name not in get_args(Augmentation)]
+        unknown = [name for name in augment if name not in get_args(Augmentation)]
         if unknown:
             raise CallError(f"unknown augmentation {unknown[0]!r}: choose {choices}")
         if self.early_stop is not None:
@@ -101,6 +124,28 @@ class Recipe:
             if not self.validation:
                 raise CallError("early_stop needs validation, a share of the training images to hold out")
         require_seed(self.seed)
+
+    def resolved(self, tuning: str, num_images: int) -> "Recipe":
+        """Return the recipe with every setting that it leaves open, chosen from the tuning method and the data.
+
+        Args:
+            tuning: the tuning method.
+            num_images: number of training images.
+        """
+        trained = round(num_images * (1 - float(self.validation)))
+        augment, epochs = self.augment, self.epochs
+        if augment is None:
+            augment = DEFAULT_AUGMENT if tuning != "head" and trained >= AUGMENTED_FROM else ()
+        recipe = replace(self, augment=augment)
+        if epochs is None and not recipe.only_fits(tuning):
+            steps_per_epoch = math.ceil(trained / (self.batch_size * self.accumulate))
+            epochs = min(max(math.ceil(ENOUGH_STEPS / max(steps_per_epoch, 1)), MIN_EPOCHS), MAX_EPOCHS)
+        return replace(recipe, epochs=epochs)
+
+    def only_fits(self, tuning: str) -> bool:
+        """Return whether a resolved recipe ends with the fitted classifier: ``head``, if no setting asks for steps."""
+        steps = self.epochs, self.learning_rate, self.early_stop, self.augment or None
+        return tuning == "head" and self.initial_classifier == "fitted" and all(setting is None for setting in steps)
 
     def rate(self, tuning: str) -> float:
         """Return the learning rate for a tuning method."""
@@ -116,7 +161,7 @@ class Recipe:
 class RecipeChanges(TypedDict, total=False):
     """Settings of a :class:`Recipe` to change, as keyword arguments."""
 
-    epochs: int
+    epochs: int | None
     learning_rate: float | int | None
     weight_decay: float | int
     schedule: Schedule
@@ -129,7 +174,8 @@ class RecipeChanges(TypedDict, total=False):
     betas: tuple[float | int, float | int]
     clip: float | int
     label_smoothing: float | int
-    augment: tuple[Augmentation, ...]
+    augment: tuple[Augmentation, ...] | None
+    initial_classifier: InitialClassifier
     precision: Precision
     validation: float | int
     early_stop: int | None
@@ -147,6 +193,7 @@ PRESETS: Mapping[str, Recipe] = {
         clip=0.0,
         label_smoothing=0.0,
         augment=(),
+        initial_classifier="random",
     ),
     "modern": Recipe(),
 }

@@ -26,6 +26,7 @@ from vitscope.files import (
 )
 from vitscope.models.checkpoints.serialization import MODEL_FOLDER, load_folder
 from vitscope.models.vision_model import VisionModel
+from vitscope.tune.baselines import baseline_warning, describe_baselines
 from vitscope.tune.data import Data, LabeledImages
 from vitscope.tune.json_files import DamagedError, mistyped_key, read_object
 from vitscope.tune.recipe import Recipe
@@ -65,7 +66,9 @@ class Tuned(Drawn):
         folder: the folder of the run; ``vitscope.load(folder)`` returns the model again.
         record: every setting and result of the run: ``accuracy`` and its 95 % ``interval``, ``macro_f1``,
             ``confusion`` (rows: true classes), ``num_trained`` and ``num_head`` (weights that learned, without and of
-            the classifier), ``seconds``, ``peak_mib``, ``history``, ``predictions`` and ``true_labels``.
+            the classifier), ``baselines`` (accuracies of chance, of the most frequent class and of the nearest training
+            thumbnail, None if the data set was loaded before), ``seconds``, ``peak_mib``, ``history``, ``predictions``
+            and ``true_labels``.
         predictions: (image,) the predicted class index of each test image.
 
     Examples:
@@ -87,13 +90,23 @@ class Tuned(Drawn):
         return one_line(
             f"Tuned {record['model']} ({record['tuning']}) on {record['data']}: accuracy {record['accuracy']:.1%} of "
             f"{len(self.predictions):,} test images",
-            f"95 % interval {low:.1%} to {high:.1%}; in {self.folder}",
+            f"95 % interval {low:.1%} to {high:.1%} ({describe_baselines(record)}); in {self.folder}",
         )
 
     @property
     def accuracy(self) -> float:
         """The share of test images whose class is predicted correctly."""
         return self.record["accuracy"]
+
+    @property
+    def baselines(self) -> Mapping[str, float | None]:
+        """Accuracies without tuning: ``"chance"``, ``"majority"`` (most frequent class) and ``"nearest"`` thumbnail."""
+        return self.record["baselines"]
+
+    @property
+    def warning(self) -> str | None:
+        """A warning if the accuracy is not clearly above every baseline: its interval has to lie above all of them."""
+        return baseline_warning(self.record)
 
     @property
     def confusion(self) -> np.ndarray:
@@ -168,6 +181,16 @@ def settings_of(base: VisionModel, data: Data, tuning: str, rank: int | None, re
         "rank": rank,
         "recipe": json.loads(json.dumps(recipe.as_json())),
     }
+
+
+def describe_recipe(record: Mapping[str, Any]) -> str:
+    """Return how long a run trained, with which augmentations, and from which classifier."""
+    recipe = record["recipe"]
+    if record.get("penalty") is not None:
+        return f"classifier fitted until it converged, penalty {record['penalty']:.2g} by cross-validation"
+    augment = ", ".join(recipe["augment"]) or "none"
+    initial = recipe.get("initial_classifier", "random")
+    return f"{record['epochs']:g} epochs, augmentation: {augment}, initial classifier: {initial}"
 
 
 def _digest(values: Any) -> str:

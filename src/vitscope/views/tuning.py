@@ -10,6 +10,7 @@ from PIL import Image
 
 from vitscope.display import counted
 from vitscope.images.image import InputImage
+from vitscope.tune.baselines import describe_baselines
 from vitscope.tune.comparison_result import BASE, Comparison
 from vitscope.tune.leakage import DataCheck
 from vitscope.tune.run_folder import Tuned
@@ -69,9 +70,9 @@ def run_scene(tuned: Tuned) -> Scene:
         title=f"{short_name(record['model'])}, tuned on {record['data']} ({record['tuning']})",
         note=(
             f"test accuracy {record['accuracy']:.1%} (95 % interval {low:.1%} to {high:.1%}), "
-            f"macro F1 {record['macro_f1']:.3f}"
+            f"macro F1 {record['macro_f1']:.3f}; without tuning: {describe_baselines(record)}"
         ),
-        caption="",
+        caption="" if tuned.warning is None else f"Warning: {tuned.warning}.",
     )
 
 
