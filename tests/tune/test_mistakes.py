@@ -32,7 +32,6 @@ def compare(out: Path, **options: Any) -> Any:
 
 CALLS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "augment 5": (lambda _: Recipe(augment=5), "augment is 5"),  # type: ignore[arg-type]
-    "augment None": (lambda _: Recipe(augment=None), "augment is None"),  # type: ignore[arg-type]
     "augment text": (lambda _: Recipe(augment="crop"), "augment is 'crop'"),  # type: ignore[arg-type]
     "augment nested": (lambda _: Recipe(augment=(["crop"],)), "augment is"),  # type: ignore[arg-type]
     "schedule list": (lambda _: Recipe(schedule=["cosine"]), "unknown schedule"),  # type: ignore[arg-type]
