@@ -110,20 +110,13 @@ def object_mask(
     """
     photo = read_photo(image)[0]
     options = {"box": box, "polygon": polygon, "mask": mask, "segments": segments}
-    passed = [option for option, value in options.items() if value is not None]
+    passed = {option: value for option, value in options.items() if value is not None}
     if len(passed) != 1:
         raise CallError(
             f"{name} is marked by {' and '.join(passed) or 'nothing'}: pass exactly one of box, polygon, mask or "
             "segments"
         )
-    if box is not None:
-        pixels = _mask_of_box(box, photo, name)
-    elif polygon is not None:
-        pixels = _mask_of_polygon(polygon, photo, name)
-    elif segments is not None:
-        pixels = _mask_of_segments(segments, cut, photo, name)
-    else:
-        pixels = _mask_of_image(mask, photo, name)
+    pixels = mask_pixels(photo, passed, name, cut)
     _check_mask(pixels, name)
     if refine:
         pixels = refine_mask(np.asarray(photo), pixels, name)
@@ -182,11 +175,38 @@ def _convert(image: Any, name: str, specification: Any) -> ObjectMask:
     """Return one object as an :class:`ObjectMask`."""
     if isinstance(specification, ObjectMask):
         return ObjectMask(name, specification.mask, specification.label)
+    return object_mask(image, **mask_option(specification), name=name)
+
+
+def mask_option(specification: Any) -> dict[str, Any]:
+    """Return a box, polygon or mask as the keyword argument of :func:`object_mask` that takes it."""
     if _is_box(specification):
-        return object_mask(image, box=specification, name=name)
+        return {"box": specification}
     if not _is_polygon(specification) and isinstance(specification, np.ndarray | str | Path | Image.Image):
-        return object_mask(image, mask=specification, name=name)
-    return object_mask(image, polygon=specification, name=name)
+        return {"mask": specification}
+    return {"polygon": specification}
+
+
+def mask_pixels(photo: Image.Image, option: Mapping[str, Any], name: str, cut: Any = "quickshift") -> Mask:
+    """Return the mask of an object or a region, which may be empty or cover the whole photo.
+
+    Args:
+        photo: upright RGB.
+        option: one of the keyword arguments box, polygon, mask and segments of :func:`object_mask`, with its value.
+        name: of the object, for errors.
+        cut: the segmentation that segments refer to.
+
+    Raises:
+        CallError: the object reaches outside the photo, has another size, or is described by something else.
+    """
+    ((kind, value),) = option.items()
+    if kind == "box":
+        return _mask_of_box(value, photo, name)
+    if kind == "polygon":
+        return _mask_of_polygon(value, photo, name)
+    if kind == "segments":
+        return _mask_of_segments(value, cut, photo, name)
+    return _mask_of_image(value, photo, name)
 
 
 def _is_box(value: Any) -> bool:
