@@ -166,8 +166,8 @@ def _by_name(objects: Any) -> dict[str, Any]:
 def _is_single_object(objects: Any) -> bool:
     return (
         isinstance(objects, ObjectMask | np.ndarray | str | Path | Image.Image)
-        or _is_box(objects)
-        or _is_polygon(objects)
+        or is_box(objects)
+        or is_polygon(objects)
     )
 
 
@@ -180,9 +180,9 @@ def _convert(image: Any, name: str, specification: Any) -> ObjectMask:
 
 def mask_option(specification: Any) -> dict[str, Any]:
     """Return a box, polygon or mask as the keyword argument of :func:`object_mask` that takes it."""
-    if _is_box(specification):
+    if is_box(specification):
         return {"box": specification}
-    if not _is_polygon(specification) and isinstance(specification, np.ndarray | str | Path | Image.Image):
+    if not is_polygon(specification) and isinstance(specification, np.ndarray | str | Path | Image.Image):
         return {"mask": specification}
     return {"polygon": specification}
 
@@ -209,12 +209,14 @@ def mask_pixels(photo: Image.Image, option: Mapping[str, Any], name: str, cut: A
     return _mask_of_image(value, photo, name)
 
 
-def _is_box(value: Any) -> bool:
+def is_box(value: Any) -> bool:
+    """Return whether a value is four numbers."""
     flat = isinstance(value, Sequence | np.ndarray) and not isinstance(value, str) and len(value) == 4
     return flat and all(isinstance(side, int | float | np.number) for side in value)
 
 
-def _is_polygon(value: Any) -> bool:
+def is_polygon(value: Any) -> bool:
+    """Return whether a value is three or more pairs of numbers."""
     if isinstance(value, np.ndarray):
         return value.ndim == 2 and value.shape[1] == 2 and len(value) > 2
     is_sequence = isinstance(value, Sequence) and not isinstance(value, str) and len(value) > 2

@@ -10,10 +10,12 @@ from vitscope.compositing.effects import Effect
 from vitscope.methods.head_statistics import HeadStatistics
 from vitscope.metrics.agreement import Agreement
 from vitscope.metrics.faithfulness import Faithfulness
+from vitscope.metrics.region_shares import PARTS, RegionShare
 
 AGREEMENT_HEADER = ("pair", "rank correlation", "overlap", "by chance")
 EFFECTS_HEADER = ("effect", "difference", "mean", "interval")
 FAITHFULNESS_HEADER = ("image", "deletion", "in random order", "insertion", "in random order")
+REGIONS_HEADER = ("map", "region", "share of the map", "of the area", "ratio", "random maps", "p")
 STATISTICS_HEADER = ("layer", "entropy in nats", "attention distance in patches")
 
 
@@ -50,6 +52,32 @@ def faithfulness_rows(areas: Faithfulness) -> list[tuple[str, ...]]:
     columns = (areas.deletion, areas.random_deletion, areas.insertion, areas.random_insertion)
     rows = [(str(image), *(f"{area:.3f}" for area in row)) for image, row in enumerate(zip(*columns, strict=True))]
     return rows if len(rows) == 1 else [("mean", *(f"{column.mean():.3f}" for column in columns)), *rows]
+
+
+def region_rows(entries: Sequence[RegionShare]) -> list[tuple[str, ...]]:
+    """Return the share of each region, its ratio to the area, and the ratios of random maps; with 95 % intervals."""
+    return [
+        (
+            entry.name if entry.part in PARTS else f"{entry.name}: {entry.part}",
+            entry.region if entry.photos else f"{entry.region} (not seen)",
+            _percent(entry.share, entry.share_interval),
+            _percent(entry.area),
+            _ratio(entry.ratio, entry.ratio_interval),
+            "{} to {}".format(*map(_ratio, entry.random_interval)) if entry.photos else "",
+            f"{entry.p_value:.3f}" if entry.photos else "",
+        )
+        for entry in entries
+    ]
+
+
+def _percent(share: float, interval: tuple[float, float] | None = None) -> str:
+    ends = "" if interval is None else f" ({interval[0]:.1%} to {interval[1]:.1%})"
+    return "" if math.isnan(share) else f"{share:.1%}{ends}"
+
+
+def _ratio(ratio: float, interval: tuple[float, float] | None = None) -> str:
+    ends = "" if interval is None else f" ({interval[0]:.2f} to {interval[1]:.2f})"
+    return "" if math.isnan(ratio) else f"{ratio:.2f}{ends}"
 
 
 def statistics_rows(statistics: HeadStatistics) -> list[tuple[str, ...]]:
