@@ -62,6 +62,20 @@ Contrast = Annotated[
         show_default="none",
     ),
 ]
+Regions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--region",
+        help="Region to measure the share of the map in: a box x,y,w,h in pixels, a polygon x,y,x,y,x,y,…, a mask "
+        "file, a folder of masks named like the photos, or border (the outer tenth); optionally with a name, such as "
+        "tumour=40,60,30,30. May be repeated.",
+        show_default="none",
+    ),
+]
+GroupBy = Annotated[
+    Literal["predicted", "folder"],
+    typer.Option("--group-by", help="Groups of photos whose mean shares and mean maps --region shows."),
+]
 TopK = Annotated[int, typer.Option("--top-k", min=1, help="Number of classes to list.")]
 OutputKind = Annotated[
     Literal["probability", "log_probability", "logit", "log_odds"],

@@ -22,6 +22,7 @@ from vitscope.views.legends import draw_legend, height_below, legends_of, scale_
 from vitscope.views.page import MAX_SIDE, Box, Page, SceneFigure
 from vitscope.views.palette import FAINT, INK, OUTLINES, WHITE
 from vitscope.views.plain_text import visible
+from vitscope.views.region_outlines import draw_region_outlines
 from vitscope.views.scene import (
     AnyPanel,
     Bars,
@@ -31,6 +32,7 @@ from vitscope.views.scene import (
     Frames,
     Histogram,
     Matrix,
+    Outline,
     Panel,
     Row,
     Scene,
@@ -91,7 +93,7 @@ def _escape_texts(value: Any) -> Any:
         return visible(value)
     if isinstance(value, list | tuple):
         return type(value)(map(_escape_texts, value))
-    if isinstance(value, Scene | Row | Frames | Panel | Bars | Dots | Matrix | Cells | Curves | Histogram):
+    if isinstance(value, Scene | Row | Frames | Panel | Outline | Bars | Dots | Matrix | Cells | Curves | Histogram):
         return replace(value, **{field.name: _escape_texts(getattr(value, field.name)) for field in fields(value)})
     return value
 
@@ -217,6 +219,7 @@ def _draw_image(page: Page, box: Box, panel: Panel) -> None:
     axes.autoscale(False)  # clips what is drawn beyond the photo
     _draw_hatching(axes, panel, size, dpi)
     _draw_outlines(axes, panel, size, dpi)
+    draw_region_outlines(axes, panel, size)
     write_below(page, box, panel)
 
 
@@ -256,6 +259,7 @@ def _draw_image_on_axes(panel: Panel, axes: Any) -> None:
     axes.autoscale(False)
     _draw_hatching(axes, panel, size, DPI)
     _draw_outlines(axes, panel, size, DPI)
+    draw_region_outlines(axes, panel, size)
     low, high, unit = scale_ends(panel)
     signed = f"blue: opposes, to {low}; red: supports, to {high}"
     colours = signed if panel.signed else f"colours: {low} to {high}{unit}"

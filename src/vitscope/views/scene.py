@@ -23,6 +23,14 @@ ROLLOUT_MEANING = "which patches reach the readout; the same for every class"
 
 
 @dataclass(frozen=True, eq=False)
+class Outline:
+    """A region of the photo, outlined and named: ``mask`` is True inside."""
+
+    name: str
+    mask: Bool[np.ndarray, "pixel_height pixel_width"]
+
+
+@dataclass(frozen=True, eq=False)
 class Panel:
     """A photo, a map over its photo, or a map alone.
 
@@ -47,6 +55,7 @@ class Panel:
         outline: the colour of outlines and numbers: ``"mark"`` (bright red), ``"plain"`` (black), ``"supports"`` or
             ``"opposes"``.
         colormap: name of the map's colours; by default inferno, and RdBu_r if it is signed.
+        outlines: regions of the photo, drawn over the map.
     """
 
     image: InputImage
@@ -66,6 +75,7 @@ class Panel:
     uniform: float | None = None
     explained: bool = True
     colormap: str = ""
+    outlines: Sequence[Outline] = ()
 
     @cached_property
     def scale(self) -> ColourScale:

@@ -15,7 +15,7 @@ from vitscope.metrics.region_shares import PARTS, RegionShare
 AGREEMENT_HEADER = ("pair", "rank correlation", "overlap", "by chance")
 EFFECTS_HEADER = ("effect", "difference", "mean", "interval")
 FAITHFULNESS_HEADER = ("image", "deletion", "in random order", "insertion", "in random order")
-REGIONS_HEADER = ("map", "region", "share of the map", "of the area", "ratio", "random maps", "p")
+REGIONS_HEADER = ("map", "region", "share", "area", "ratio", "random maps", "p")
 STATISTICS_HEADER = ("layer", "entropy in nats", "attention distance in patches")
 
 
@@ -55,12 +55,15 @@ def faithfulness_rows(areas: Faithfulness) -> list[tuple[str, ...]]:
 
 
 def region_rows(entries: Sequence[RegionShare]) -> list[tuple[str, ...]]:
-    """Return the share of each region, its ratio to the area, and the ratios of random maps; with 95 % intervals."""
+    """Return the share of the map in each region, its ratio to the area, and the ratios of random maps.
+
+    A mean over photos is named with their number, and its ratio has a 95 % interval.
+    """
     return [
         (
-            entry.name if entry.part in PARTS else f"{entry.name}: {entry.part}",
+            _name_and_part(entry),
             entry.region if entry.photos else f"{entry.region} (not seen)",
-            _percent(entry.share, entry.share_interval),
+            _percent(entry.share),
             _percent(entry.area),
             _ratio(entry.ratio, entry.ratio_interval),
             "{} to {}".format(*map(_ratio, entry.random_interval)) if entry.photos else "",
@@ -70,9 +73,13 @@ def region_rows(entries: Sequence[RegionShare]) -> list[tuple[str, ...]]:
     ]
 
 
-def _percent(share: float, interval: tuple[float, float] | None = None) -> str:
-    ends = "" if interval is None else f" ({interval[0]:.1%} to {interval[1]:.1%})"
-    return "" if math.isnan(share) else f"{share:.1%}{ends}"
+def _name_and_part(entry: RegionShare) -> str:
+    count = f" ({entry.photos:,})" if entry.ratio_interval is not None else ""
+    return f"{entry.name}{count}{'' if entry.part in PARTS else f', {entry.part}'}"
+
+
+def _percent(share: float) -> str:
+    return "" if math.isnan(share) else f"{share:.1%}"
 
 
 def _ratio(ratio: float, interval: tuple[float, float] | None = None) -> str:
