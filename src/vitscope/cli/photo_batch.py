@@ -191,7 +191,7 @@ class PhotoBatch:
         self._report.append({"image": self.name(photo), "figure": str(path), **entries})
         if self._summary is not None:
             method = method or self._command
-            self._summary.add(model, photo, self.name(photo), target, method, path.name, numbers or {})
+            self._summary.add(model, photo, self.name(photo), target, method, path.name, numbers)
 
     def add_overview(self, path: Path, entries: Mapping[str, Any]) -> None:
         """Report a figure of all photos together, with values of the JSON report."""

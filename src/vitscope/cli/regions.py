@@ -14,8 +14,6 @@ from vitscope.cli.terminal import say
 from vitscope.errors import CallError, OutputExistsError
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from vitscope.cli.photo_batch import PhotoBatch
     from vitscope.compositing.object_masks import Mask
     from vitscope.metrics.region_shares import RegionShare, RegionShares
@@ -25,7 +23,7 @@ if TYPE_CHECKING:
     from vitscope.views.style import FigureStyle
 
 BORDER = "border"
-MEAN_CELLS = 64  # rows and columns of the masks on mean photos
+MEAN_CELLS = 200  # rows and columns of the masks on mean photos
 OVERVIEW = "regions"  # ends the name of the figure of mean maps
 ALL = "all photos"
 WIDE = 100  # columns of a terminal that has room for all columns of the table
@@ -100,7 +98,7 @@ class RegionOption:
         self._groups: list[str] = []
         self._shares: dict[str, list[RegionShares]] = {}
         self._maps: dict[str, list[Attribution]] = {}
-        self._masks: list[dict[str, np.ndarray]] = []
+        self._masks: list[dict[str, Mask]] = []
 
     def __enter__(self) -> "RegionOption":
         return self
@@ -199,8 +197,8 @@ class RegionOption:
             [self._mean_masks(group) for group in order],
             lines,
             title=f"Mean maps by {GROUPS[self._group_by]}: {', '.join(means)} of {provenance.get('model', '')}",
-            note="every photo counts equally; below: share of the map in a region, its ratio to the area, and 95 % of "
-            "random maps",
+            note="every photo counts equally; below: share of the map in a region, its ratio to the area, and the "
+            "ratios of 95 % of random maps",
         )
 
     def _mean_masks(self, group: str) -> "dict[str, Mask]":
@@ -226,6 +224,8 @@ def _parse_regions(texts: Sequence[str]) -> dict[str, Any]:
             regions[name] = Path(value)
         else:
             ((kind, mark),) = parse_mark(value, "--region").items()
+            if kind == "box" and len(mark) != 4:
+                raise CallError(f"the region {name} is {value}, {len(mark)} numbers: a box is x,y,width,height")
             regions[name] = Path(mark) if kind == "mask" else mark
     return regions
 
@@ -243,16 +243,20 @@ def _region_of(photo: Any, region: Any) -> Any:
     return masks[0] if masks else None
 
 
-def _coarse_masks(masks: "Mapping[str, Mask]", result: "Attribution") -> "dict[str, np.ndarray]":
-    """Return the share of each region in the cells of a coarse grid of what the model sees."""
+def _coarse_masks(masks: "Mapping[str, Mask]", result: "Attribution") -> "dict[str, Mask]":
+    """Return each region at the points of a coarse grid of what the model sees."""
     import numpy as np
 
-    from vitscope.images.cell_sums import cell_sums
-
     left, top, right, bottom = result.images[0].box
-    rows, columns = np.linspace(top, bottom, MEAN_CELLS + 1), np.linspace(left, right, MEAN_CELLS + 1)
-    area = (right - left) * (bottom - top) / MEAN_CELLS**2
-    return {name: cell_sums(mask, rows, columns) / area for name, mask in masks.items()}
+    points = (np.arange(MEAN_CELLS) + 0.5) / MEAN_CELLS
+    rows, columns = np.floor(top + points * (bottom - top)), np.floor(left + points * (right - left))
+    coarse = {}
+    for name, mask in masks.items():
+        height, width = mask.shape
+        inside = ((rows >= 0) & (rows < height))[:, None] & ((columns >= 0) & (columns < width))
+        indices = rows.clip(0, height - 1).astype(int), columns.clip(0, width - 1).astype(int)
+        coarse[name] = mask[np.ix_(*indices)] & inside
+    return coarse
 
 
 def _print_shares(rows: "Sequence[RegionShare]") -> None:

@@ -110,7 +110,8 @@ def rollout(
                 predictions = [] if run.logits is None else vision.predictions(run.logits, run.logits.shape[-1])[0]
                 name = batch.name(photo)
                 scene = with_subject(scene, name, vision.name, predictions, results[0].target or "")
-                measured = regions.measure(photo, {_map_name(result): result for result in results}, predictions)
+                maps = {f"rollout, {_map_name(result)}": result for result in results}
+                measured = regions.measure(photo, maps, predictions)
                 scene = measured.outline(scene)
                 report = partial(_report, name, vision, scene, predictions, results, measured)
                 save(scene, path, overwrite, style, report)

@@ -45,7 +45,7 @@ class Summary:
         target: str | None,
         method: str,
         file: str,
-        numbers: Mapping[str, str],
+        numbers: Mapping[str, str] | None = None,
     ) -> None:
         """Add the line of a photo; the model is evaluated again for its classes.
 
@@ -66,7 +66,7 @@ class Summary:
             "model": model.name,
             "method": method,
             "file": file,
-            **numbers,
+            **(numbers or {}),
         }
         self._has_news = True
 
