@@ -20,6 +20,7 @@ from vitscope.cli.options import (
     Photos,
     Regions,
     SkipExisting,
+    option,
 )
 from vitscope.cli.output import predictions_of, save
 from vitscope.cli.photo_batch import PhotoBatch
@@ -43,9 +44,7 @@ if TYPE_CHECKING:
 def attention(
     photos: Photos,
     model: ModelName = "vit-nano",
-    layer: Annotated[
-        int | None, typer.Option("--layer", "-l", help="Layer whose heads are shown.", show_default="all layers")
-    ] = None,
+    layer: Annotated[int | None, option("--layer", "Its heads are shown.", default="all layers")] = None,
     query: Annotated[
         str, typer.Option(help="Query token: readout, cls, register_1, …, or a patch as row,column.")
     ] = "readout",
@@ -65,7 +64,7 @@ def attention(
     json_: Json = False,
     *,
     description: Description,
-    style: "FigureStyle",
+    style: "FigureStyle | None",
 ) -> None:
     """Show raw attention maps of all layers, or of one layer."""
     from vitscope.views.subject import with_subject
@@ -82,7 +81,15 @@ def attention(
         raise CallError("--region measures attention maps: leave out --shifted and --window-cls")
     with (
         RegionOption(region, group_by, photos, json_=json_) as regions,
-        PhotoBatch(photos, "attention", out, overwrite=overwrite, skip_existing=skip_existing, json_=json_) as batch,
+        PhotoBatch(
+            photos,
+            "attention",
+            out,
+            overwrite=overwrite,
+            skip_existing=skip_existing,
+            json_=json_,
+            figures=style is not None,
+        ) as batch,
     ):
         artefacts = batch.artefacts_or_none(vision, drop_artefacts)
         for photo, path in batch:

@@ -136,14 +136,21 @@ class RegionOption:
         if measured.shares and not self._json and not several:
             _print_shares(measured.rows())
 
-    def conclude(self, batch: "PhotoBatch", *, overwrite: bool, style: "FigureStyle") -> None:
-        """Write the mean maps of several photos, and add the means to the report."""
+    def conclude(self, batch: "PhotoBatch", *, overwrite: bool, style: "FigureStyle | None") -> None:
+        """Write the mean maps of several photos, and add the means to the report.
+
+        Args:
+            batch: the photos.
+            overwrite: whether an existing figure is replaced.
+            style: of the figure; None for no figure.
+        """
         if len(self._groups) < 2:
             return
-        path = batch.overview_path(OVERVIEW)
-        if path.exists() and not overwrite:
-            raise OutputExistsError(f"{path} exists already: pass --overwrite or another --out")
-        save(self._scene(), path, overwrite, style)
+        path = None if style is None else batch.overview_path(OVERVIEW)
+        if path is not None:
+            if path.exists() and not overwrite:
+                raise OutputExistsError(f"{path} exists already: pass --overwrite or another --out")
+            save(self._scene(), path, overwrite, style)
         means = {name: [row.as_json() for row in rows] for name, rows in self._means().items()}
         batch.add_overview(path, {"group_by": self._group_by, "region_means": means})
 

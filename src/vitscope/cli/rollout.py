@@ -14,11 +14,12 @@ from vitscope.cli.options import (
     GroupBy,
     Json,
     ModelName,
-    Out,
+    OutWithReport,
     Overwrite,
     Photos,
     Regions,
     SkipExisting,
+    option,
 )
 from vitscope.cli.output import save
 from vitscope.cli.photo_batch import PhotoBatch
@@ -55,21 +56,22 @@ def rollout(
         Literal["equal", "norm"], typer.Option(help="Swin: weights of the four patches that patch merging joins.")
     ] = "equal",
     target: Annotated[
-        str | None, typer.Option(help="Swin: class to start from, by label or index.", show_default="the readout")
+        str | None,
+        option("--target", "For models whose readout takes a class, such as Swin.", default="the readout"),
     ] = None,
     evolution: Annotated[bool, typer.Option("--evolution", help="Show the rollout after each layer.")] = False,
     stages: Annotated[bool, typer.Option("--stages", help="Swin: show the rollout after each stage.")] = False,
     drop_artefacts: DropArtefacts = False,
     region: Regions = None,
     group_by: GroupBy = "predicted",
-    out: Out = None,
+    out: OutWithReport = None,
     overwrite: Overwrite = False,
     skip_existing: SkipExisting = False,
     device: Device = None,
     json_: Json = False,
     *,
     description: Description,
-    style: "FigureStyle",
+    style: "FigureStyle | None",
 ) -> None:
     """Compute attention rollout through all layers."""
     from vitscope.interventions.artefact_dropping import dropped_artefacts
@@ -90,7 +92,14 @@ def rollout(
     with (
         RegionOption(region, group_by, photos, json_=json_) as regions,
         PhotoBatch(
-            photos, "rollout", out, overwrite=overwrite, skip_existing=skip_existing, json_=json_, report=True
+            photos,
+            "rollout",
+            out,
+            overwrite=overwrite,
+            skip_existing=skip_existing,
+            json_=json_,
+            report=True,
+            figures=style is not None,
         ) as batch,
     ):
         artefacts = batch.artefacts_or_none(vision, drop_artefacts)
