@@ -36,6 +36,7 @@ LAYERS = (
     "methods",
     "metrics",
     "window_tokens",
+    "explanation",
     "compositing",
     "tune",
     "batch",

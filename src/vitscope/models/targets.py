@@ -221,6 +221,11 @@ def contrast_label(first: str, second: str) -> str:
     return f"{first}{CONTRAST}{second}"
 
 
+def short_label(label: str | None) -> str:
+    """Return the first synonym of a label, "tabby" of "tabby, tabby cat", also in a contrast; empty for None."""
+    return CONTRAST.join(name.split(",")[0] for name in (label or "").split(CONTRAST))
+
+
 def numbers_of_classes(model: VisionModel, output: Tensor, kind: str) -> Tensor:
     """Return the number of each class to explain, from logits; both (batch, class).
 
