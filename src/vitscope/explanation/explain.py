@@ -25,12 +25,13 @@ from vitscope.metrics.agreement import agreement
 from vitscope.models.heads import WindowClassified
 from vitscope.models.loader import load
 from vitscope.models.prediction import Prediction
-from vitscope.models.targets import one_per_image, short_label
+from vitscope.models.targets import one_per_image
 from vitscope.models.vision_model import VisionModel
 from vitscope.progress import Progress, ProgressCallback, ProgressLike, progress_callback
 from vitscope.results.attribution import Attribution
 from vitscope.tracing.capture import as_vision_model, run_and_capture
 from vitscope.typing import ImageTarget, Target
+from vitscope.validation import short_label
 from vitscope.window_tokens.window_cls import window_cls
 
 ROLLOUT_MEANING = "which patches reach the readout; the same for every class"
