@@ -4,7 +4,8 @@
 
 FOLDER holds one folder of images per class. Each seed draws 40 images per class to train and 100 to test, without
 duplicates, and is also the seed of the run. `head` is compared with scikit-learn's LogisticRegressionCV on the same
-features, standardized; every tuning with `--recipe report`. Seconds are of the whole call, on the processor (set OMP_NUM_THREADS=1).
+features, standardized; every tuning with `--recipe report`. Seconds are CPU seconds of
+the whole call: set OMP_NUM_THREADS=1.
 """
 
 import argparse
