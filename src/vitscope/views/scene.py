@@ -23,6 +23,14 @@ SIGNED_CAPTION = "white: no effect; each map is scaled to its largest absolute v
 
 
 @dataclass(frozen=True, eq=False)
+class Outline:
+    """A region of the photo, outlined and named: ``mask`` is True inside."""
+
+    name: str
+    mask: Bool[np.ndarray, "pixel_height pixel_width"]
+
+
+@dataclass(frozen=True, eq=False)
 class Panel:
     """A photo, a map over its photo, or a map alone.
 
@@ -48,6 +56,7 @@ class Panel:
             ``"opposes"``.
         colormap: name of the map's colours; by default inferno, and RdBu_r if it is signed.
         pale: True for parts of a map that cannot be told from zero, in pale colours; None for none.
+        outlines: regions of the photo, drawn over the map.
     """
 
     image: InputImage
@@ -68,6 +77,7 @@ class Panel:
     explained: bool = True
     colormap: str = ""
     pale: Bool[np.ndarray, "height width"] | None = None
+    outlines: Sequence[Outline] = ()
 
     @cached_property
     def scale(self) -> ColourScale:
