@@ -217,12 +217,16 @@ class LocalRules(RuleSet):
 
     def _add(self, func: Any, args: Arguments, kwargs: Keywords) -> Any:
         """Report a constant that is added to an activation."""
-        result = func(*args, **kwargs)
         terms = args[:2] if len(args) > 1 else [*args, kwargs.get("other")]
         constants = [index for index, term in enumerate(terms) if not is_active(term)]
-        if not is_active(result) or len(constants) != 1:
-            return result
+        if len(constants) != 1:
+            return func(*args, **kwargs)
         (index,) = constants
+        if func in _IN_PLACE_ADDITIONS and index == 0:
+            terms = [terms[0].clone(), terms[1]]
+        result = func(*args, **kwargs)
+        if not is_active(result):
+            return result
         subtracted = func in _SUBTRACTIONS and index == (0 if func is Tensor.__rsub__ else 1)
         factor = (-1 if subtracted else 1) * (kwargs.get("alpha", 1) if index == 1 else 1)
         constant = terms[index]
@@ -374,6 +378,7 @@ _LINEAR = (F.linear, *_CONVOLUTIONS, F.conv1d, torch.conv1d)
 _POWERS = (torch.pow, Tensor.pow, Tensor.__pow__, torch.float_power, Tensor.float_power)
 _SQUARES = (torch.square, Tensor.square)
 _SUBTRACTIONS = frozenset({torch.sub, Tensor.sub, Tensor.sub_, Tensor.__sub__, Tensor.__isub__, Tensor.__rsub__})
+_IN_PLACE_ADDITIONS = frozenset({Tensor.add_, Tensor.sub_, Tensor.__iadd__, Tensor.__isub__})
 _ADDITIONS = (
     *(torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__radd__, Tensor.__iadd__),
     *_SUBTRACTIONS,

@@ -77,9 +77,9 @@ def att_cat(
                 tokens, on_padding = to_finest(run.trace, values, run.grid(layer), "att_cat")
                 total, padding = total + tokens, padding + on_padding
                 magnitude = magnitude + to_finest(run.trace, absolute, run.grid(layer), "att_cat")[0]
-            total = without_rounding(total, magnitude, run.dtype)
             parameters = {"start_layer": start, "rules": rules}
-            values, facts = finest.patches(total), {"padding_mass": padding.tolist()}
+            values = without_rounding(finest.patches(total), finest.patches(magnitude), run.dtype)
+            facts = {"padding_mass": padding.tolist()}
             return gradient_result(run, "att_cat", parameters, explained, values, finest, signed=True, facts=facts)
 
     return in_batches(images, target, explain)
