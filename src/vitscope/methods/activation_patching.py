@@ -25,11 +25,12 @@ from vitscope.models.targets import one_per_image
 from vitscope.models.thread_hooks import in_this_thread
 from vitscope.models.vision_model import VisionModel
 from vitscope.perturb.baselines import describe_hide
-from vitscope.perturb.batching import ROUNDING_SHARE, BatchedPredictor, Evaluations
+from vitscope.perturb.batching import BatchedPredictor, Evaluations
 from vitscope.perturb.options import BatchArguments, PerturbationOptions
 from vitscope.perturb.rendering import Subject, baseline_pixels, subjects
 from vitscope.progress import ProgressCallback
 from vitscope.results.attribution import Attribution
+from vitscope.results.samples import ROUNDING_SHARE
 from vitscope.tracing.capture import as_vision_model, run_and_capture
 from vitscope.tracing.gradient_recorder import as_tokens
 from vitscope.typing import ImageTarget, Pixels, Target
