@@ -200,7 +200,7 @@ def _report(
 
 def _entries(results: Sequence["SegmentAttribution"], agreement: "Agreement | None") -> dict[str, Any]:
     """Return the values of the report."""
-    entries: dict[str, Any] = {"results": [result.as_json() for result in results]}
+    entries: dict[str, Any] = {"explanations": [result.as_json() for result in results]}
     return entries if agreement is None else entries | {"agreement": agreement.as_json()}
 
 

@@ -120,7 +120,7 @@ class PhotoBatch:
         return self._names[id(photo)]
 
     def __enter__(self) -> "PhotoBatch":
-        self._report = self._reporting.enter_context(reporting(self._json))
+        self._report = self._reporting.enter_context(reporting(self._command, self._json))
         return self
 
     def __iter__(self) -> Iterator[tuple[Any, Path]]:
@@ -192,7 +192,8 @@ class PhotoBatch:
             target: label of what was explained, for the summary; None for the whole prediction.
             method: names of the methods, for the summary; by default the command.
         """
-        self._report.append({"image": self.name(photo), "figure": str(path) if self._figures else None, **entries})
+        figure = str(path) if self._figures else None
+        self._report.append({"image": self.name(photo), "model": model.name, "figure": figure, **entries})
         if self._summary is not None:
             self._summary.add(model, photo, self.name(photo), target, method or self._command, path.name)
 

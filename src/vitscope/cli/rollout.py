@@ -22,6 +22,7 @@ from vitscope.cli.options import (
 from vitscope.cli.output import save
 from vitscope.cli.photo_batch import PhotoBatch
 from vitscope.cli.style_options import drawing
+from vitscope.display import ordinal
 from vitscope.errors import CallError
 
 if TYPE_CHECKING:
@@ -126,7 +127,9 @@ def _report(
     """Return the content of the report of a photo."""
     from vitscope.views.report import Report, numbers_of
 
-    named = {f"{r.provenance['parameters']['head_fusion']} of heads, to layer {_end(r)}": r for r in results}
+    named = {
+        f"{r.provenance['parameters']['head_fusion']} of heads, to {ordinal('layer', _end(r))}": r for r in results
+    }
     return Report(
         photo=name,
         image=scene.photo,

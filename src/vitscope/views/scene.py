@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 from PIL import Image
 
 from vitscope.attention.trace import AttentionStep, Query, Trace
+from vitscope.display import ordinal
 from vitscope.images.image import InputImage
 from vitscope.models.targets import CONTRAST
 from vitscope.results.attribution import Attribution
@@ -20,6 +21,8 @@ PANEL_RATIO = 1.3  # columns to rows of a grid of panels
 UNSIGNED_CAPTION = "colours: each map from its lowest to its highest value"
 SIGNED_CAPTION = "white: no effect; each map is scaled to its largest absolute value"
 ROLLOUT_MEANING = "which patches reach the readout; the same for every class"
+
+LAYER_AXIS, HEAD_AXIS = "layer (index)", "index of the head"
 
 
 @dataclass(frozen=True, eq=False)
@@ -244,7 +247,7 @@ def explanation(
         index: index of the image.
     """
     top = [Panel(trace.images[index], title="photo"), *rollout_maps(rollouts, index)]
-    note = f"heads of the last layer ({trace.num_layers - 1}), query: readout"
+    note = f"heads of the last layer, {ordinal('layer', trace.num_layers - 1)}, query: readout"
     if class_map is None:
         title, note = f"Attention of {trace.provenance['model']}", f"top: attention rollout; below: {note}"
     else:
@@ -283,10 +286,10 @@ def head_grid(trace: Trace, query: Query = "readout", *, index: int = 0) -> Scen
         rows=[Row(_head_panels(trace, layer, query, index, alpha=1.0, titled=False), heads) for layer in layers],
         title=f"Attention of {trace.provenance['model']}, by layer and head",
         note=f"query: {name_of(query)}",
-        row_names=[str(layer) for layer in layers],
+        row_names=[f"{layer + 1} ({layer})" for layer in layers],
         column_names=[str(head) for head in range(heads)],
-        row_axis="layer",
-        column_axis="head",
+        row_axis=LAYER_AXIS,
+        column_axis=HEAD_AXIS,
     )
 
 
@@ -303,7 +306,7 @@ def head_overlays(trace: Trace, layer: int = -1, query: Query = "readout", *, in
         panels = [replace(panel, regions=frame, marks=marks) for panel in panels]
     return Scene(
         rows=rows_of(panels, columns_for(len(panels))),
-        title=f"Heads of layer {step.layer} of {trace.provenance['model']}",
+        title=f"Heads of {ordinal('layer', step.layer)} of {trace.provenance['model']}",
         note=f"query: {name_of(query)}",
     )
 
