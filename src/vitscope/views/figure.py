@@ -125,7 +125,7 @@ def _draw(scene: Scene, style: FigureStyle) -> SceneFigure:
     panels = [panel for row in scene.rows for panel in row.panels]
     photos = (panel.image.photo for panel in panels if isinstance(panel, Panel))
     ratio = next((photo.height / photo.width for photo in photos), WITHOUT_PHOTO)
-    left = 0.55 if scene.row_names else 0.2
+    left = max(0.55, 0.33 + LETTER * max(map(len, scene.row_names))) if scene.row_names else 0.2
     top = 0.58 if scene.column_names else 0.28
     widths = [
         row.width or _width_of_cells(row) or _panel_width(row.columns, len(scene.rows), left, ratio)

@@ -7,6 +7,7 @@ from PIL import Image
 from vitscope.attention.trace import Trace
 from vitscope.compositing.effects import Effects
 from vitscope.compositing.result import Composition
+from vitscope.display import ordinal
 from vitscope.errors import CallError
 from vitscope.images.image import InputImage
 from vitscope.interventions.artefacts import Artefacts
@@ -141,7 +142,11 @@ def _photo_and_map(result: Attribution) -> list[AnyPanel]:
 def _options(result: Attribution, count: int) -> str:
     """Return the options of a method, its number of samples, and the number of images that are shown."""
     parameters = result.provenance.get("parameters", {})
-    options = [f"{key.replace('_', ' ')}: {parameters[key]}" for key in OPTIONS if parameters.get(key) is not None]
+    passed = [key for key in OPTIONS if parameters.get(key) is not None]
+    options = [
+        ordinal("layer", parameters[key]) if key == "layer" else f"{key.replace('_', ' ')}: {parameters[key]}"
+        for key in passed
+    ]
     samples = result.provenance.get("samples")
     options += [] if samples is None else [f"{samples:,} samples"]
     options += ["interrupted"] if result.provenance.get("interrupted") else []

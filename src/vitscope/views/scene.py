@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 from PIL import Image
 
 from vitscope.attention.trace import AttentionStep, Query, Trace
+from vitscope.display import ordinal
 from vitscope.images.image import InputImage
 from vitscope.results.attribution import Attribution
 from vitscope.results.colours import ColourScale, colour_scale
@@ -28,6 +29,9 @@ class Outline:
 
     name: str
     mask: Bool[np.ndarray, "pixel_height pixel_width"]
+
+
+LAYER_AXIS, HEAD_AXIS = "layer (index)", "index of the head"
 
 
 @dataclass(frozen=True, eq=False)
@@ -249,10 +253,10 @@ def head_grid(trace: Trace, query: Query = "readout", *, index: int = 0) -> Scen
         rows=[Row(_head_panels(trace, layer, query, index, alpha=1.0, titled=False), heads) for layer in layers],
         title=f"Attention of {trace.provenance['model']}, by layer and head",
         note=f"query: {name_of(query)}",
-        row_names=[str(layer) for layer in layers],
+        row_names=[f"{layer + 1} ({layer})" for layer in layers],
         column_names=[str(head) for head in range(heads)],
-        row_axis="layer",
-        column_axis="head",
+        row_axis=LAYER_AXIS,
+        column_axis=HEAD_AXIS,
     )
 
 
@@ -269,7 +273,7 @@ def head_overlays(trace: Trace, layer: int = -1, query: Query = "readout", *, in
         panels = [replace(panel, regions=frame, marks=marks) for panel in panels]
     return Scene(
         rows=rows_of(panels, columns_for(len(panels))),
-        title=f"Heads of layer {step.layer} of {trace.provenance['model']}",
+        title=f"Heads of {ordinal('layer', step.layer)} of {trace.provenance['model']}",
         note=f"query: {name_of(query)}",
     )
 
