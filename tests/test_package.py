@@ -27,6 +27,7 @@ LAYERS = (
     "docstrings",
     "display",
     "images",
+    "estimators",
     "results",
     "attention",
     "models",

@@ -61,6 +61,7 @@ from .models import load as load
 from .models.nearest_class_mean import few_shot_classifier as few_shot_classifier
 from .progress import Progress as Progress
 from .results.attribution import Attribution as Attribution
+from .results.sampled_attribution import SampledAttribution as SampledAttribution
 from .results.segment_attribution import SegmentAttribution as SegmentAttribution
 from .tracing.capture import capture as capture
 from .tracing.check import check as check

@@ -224,7 +224,7 @@ show = [{ name = "face", scale = 0.5 }]
 @pytest.mark.usefixtures("photo")
 def test_a_recipe_replaces_the_options(tmp_path, capsys, monkeypatch):
     Path("recipe.toml").write_text(RECIPE)
-    code, out, err = run(capsys, monkeypatch, "compose", "--recipe", "recipe.toml", "--test", "none", "--json")
+    code, out, err = run(capsys, monkeypatch, "compose", "--annotations", "recipe.toml", "--test", "none", "--json")
     assert (code, err) == (0, "")
     (entry,) = json.loads(out)
     assert [image["name"] for image in entry["results"][0]["edited_images"]] == ["original", "small"]
@@ -236,7 +236,7 @@ def test_a_recipe_replaces_the_options(tmp_path, capsys, monkeypatch):
 def test_each_photo_of_a_recipe_has_its_folder(photo, tmp_path, capsys, monkeypatch):
     Image.open(photo).rotate(5).save("dog.png")
     Path("recipe.toml").write_text(RECIPE + RECIPE.replace("cat.png", "dog.png"))
-    chosen = ("--recipe", "recipe.toml", "--test", "controls", *SMALL, "--out", "made")
+    chosen = ("--annotations", "recipe.toml", "--test", "controls", *SMALL, "--out", "made")
     code, out, err = run(capsys, monkeypatch, "compose", photo, "dog.png", *chosen)
     assert (code, err) == (0, "")
     names = ["plate.png", "result.json", "table.csv"]
@@ -344,12 +344,12 @@ MISTAKES = [
     (["cat.png", *BOX, "--compare", "vit-nanoo"], "did you mean"),
     (["cat.png", *BOX, "--out", "figure.png"], "compose writes several files: pass a folder"),
     (["cat.png", *BOX, "--out", "cat.png"], "pass a folder"),
-    (["cat.png", *BOX, "--recipe", "recipe.toml"], "cannot combine --recipe with --object"),
-    (["cat.png", "--recipe", "recipe.toml", "--refine"], "cannot combine --recipe with --object, --refine"),
-    (["cat.png", "--recipe", "recipe.toml", "--segments", "slic"], "or --segments: mark the objects in the recipe"),
+    (["cat.png", *BOX, "--annotations", "recipe.toml"], "cannot combine --annotations with --object"),
+    (["cat.png", "--annotations", "recipe.toml", "--refine"], "cannot combine --annotations with --object, --refine"),
+    (["cat.png", "--annotations", "recipe.toml", "--segments", "slic"], "or --segments: mark the objects in the file"),
     (["cat.png", *BOX, "--background", "nowhere.png"], "nowhere.png does not exist"),
-    (["--recipe", "nowhere.toml"], "nowhere.toml does not exist"),
-    (["--recipe", "cat.png"], "is not a recipe"),
+    (["--annotations", "nowhere.toml"], "nowhere.toml does not exist"),
+    (["--annotations", "cat.png"], "is no file of annotations"),
     (["cat.png", *BOX, "--examples", "nowhere"], "has classes already"),
     (["cat.png", *BOX, "--batch-size", "0"], "at least 1"),
 ]
@@ -370,7 +370,7 @@ def test_a_mistake_is_one_clear_line_and_writes_nothing(tmp_path, capsys, monkey
 @pytest.mark.usefixtures("photo")
 def test_an_unknown_class_is_refused_before_any_file_is_written(tmp_path, capsys, monkeypatch):
     Path("recipe.toml").write_text(RECIPE.replace('"cat"\nbox', '"tabby"\nbox'))
-    code, out, err = run(capsys, monkeypatch, "compose", "--recipe", "recipe.toml")
+    code, out, err = run(capsys, monkeypatch, "compose", "--annotations", "recipe.toml")
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert "tabby" in err
     assert files(tmp_path) == ["cat.png", "recipe.toml"]
@@ -379,7 +379,7 @@ def test_an_unknown_class_is_refused_before_any_file_is_written(tmp_path, capsys
 @pytest.mark.usefixtures("photo")
 def test_photos_of_the_same_name_are_refused(capsys, monkeypatch):
     Path("recipe.toml").write_text(RECIPE * 2)
-    code, out, err = run(capsys, monkeypatch, "compose", "--recipe", "recipe.toml")
+    code, out, err = run(capsys, monkeypatch, "compose", "--annotations", "recipe.toml")
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert "the same name" in err
 

@@ -217,7 +217,7 @@ LONG = "a" * 300
         ["lime", "{}", "--examples", LONG],
         ["compose", "{}", "--object", f"{LONG}.png"],
         ["compose", "{}", "--object", "1,1,9,9", "--out", LONG],
-        ["compose", "--recipe", f"{LONG}.toml"],
+        ["compose", "--annotations", f"{LONG}.toml"],
     ],
     ids=lambda arguments: " ".join(arguments).replace(LONG, "long").replace("\0", "NUL"),
 )

@@ -53,7 +53,7 @@ birds = folder_of_images
         (["compare", "birds", "--out", "taken"], 2, "taken holds something other than a comparison"),
         (["compare", "birds", "--tunings", "head,lore"], 2, "unknown tuning 'lore': did you mean lora?"),
         (["compare", "birds", "--models", "vit-nano,vit-nano"], 2, "two models have the same name, vit-nano"),
-        (["compare", "birds", "--models", ","], 2, "needs at least one model, one tuning and one seed"),
+        (["compare", "birds", "--models", ","], 2, "is no list: pass a name"),
         (["compare", "birds", "--seeds", "0"], 2, "seeds is 0"),
         (["compare", "birds", "--recipe", "olden"], 2, "unknown recipe 'olden'"),
     ],

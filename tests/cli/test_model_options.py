@@ -197,7 +197,10 @@ def test_a_window_reaches_the_photos_of_a_command(
         (["explain", "cat.png", "--window", "a,b"], "--window is 'a,b': pass numbers separated by commas"),
         (["explain", "cat.png", "--window", "-160,240"], "window is for grey pixels, and cat.png is of mode RGB"),
         (["rollout", "cat.png", "--slice", "3"], "slice is 3, but cat.png is a single image: leave it out"),
-        (["compose", "--recipe", "r.toml", "--slice", "3"], "--window and --slice apply to the photos of the command"),
+        (
+            ["compose", "--annotations", "r.toml", "--slice", "3"],
+            "--window and --slice apply to the photos of the command",
+        ),
     ],
     ids=lambda value: " ".join(value[2:]) if isinstance(value, list) else "",
 )

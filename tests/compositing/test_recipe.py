@@ -114,7 +114,7 @@ BOXED = DOG + "box = [4, 6, 16, 10]\n"
 EDITED = BOXED + '[[image.edited_image]]\nname = "x"\n'
 WRONG = [
     ("", "lists no images: begin each with"),
-    ("[[image]", "is not a recipe: "),
+    ("[[image]", "is no file of annotations: "),
     ("image = 3", "image is 3, but must be a list of tables"),
     ('[image]\nphoto = "pets.png"', "must be a list of tables"),
     ('[[images]]\nphoto = "pets.png"', "unknown key 'images': use image"),
@@ -174,7 +174,7 @@ def test_files_that_are_not_recipes_are_refused(folder: Path) -> None:
     for path, message in (
         (folder / "nowhere.toml", "nowhere.toml does not exist"),
         (folder, "is a folder"),
-        (folder / "pets.png", "is not a recipe"),
+        (folder / "pets.png", "is no file of annotations"),
     ):
         with pytest.raises(vs.CallError, match=message) as caught:
             read_recipe(path)

@@ -5,11 +5,12 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from inspect import Parameter, signature
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperGroup
 
+from vitscope.cli.command import Command
 from vitscope.cli.terminal import safe_stderr, safe_stdout, say
 from vitscope.errors import VitscopeError, VitscopeWarning, quoted_error
 
@@ -50,14 +51,33 @@ app = typer.Typer(
 )
 
 
-def register(
-    command: Callable[..., None], parameters: Sequence[Parameter], cls: type[TyperCommand] | None = None
+def _print_version(version: bool) -> bool:
+    """Print the version and end the program if ``--version`` was passed."""
+    if version:
+        from importlib.metadata import version as installed_version
+
+        say(f"vitscope {installed_version('vitscope')}")
+        raise typer.Exit
+    return version
+
+
+@app.callback()
+def vitscope(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
 ) -> None:
-    """Add a command whose arguments and options are ``parameters`` instead of those of its signature."""
+    """See what a vision transformer looks at."""
+
+
+def register(command: Callable[..., None], parameters: Sequence[Parameter] | None = None) -> None:
+    """Add a command whose arguments and options are ``parameters``; None for those of its signature."""
+    if parameters is None:
+        parameters = list(signature(command).parameters.values())
     keywords = [parameter.replace(kind=Parameter.KEYWORD_ONLY) for parameter in parameters]
     command.__signature__ = signature(command).replace(parameters=keywords)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in keywords}
-    app.command(cls=cls)(command)
+    app.command(cls=Command)(command)
 
 
 def run() -> NoReturn:

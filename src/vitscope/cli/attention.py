@@ -9,7 +9,7 @@ import typer
 
 from vitscope.cli.inputs import load_model
 from vitscope.cli.model_options import Description, model_command
-from vitscope.cli.options import Device, DropArtefacts, Json, ModelName, Out, Overwrite, Photos, SkipExisting
+from vitscope.cli.options import Device, DropArtefacts, Json, ModelName, Out, Overwrite, Photos, SkipExisting, option
 from vitscope.cli.output import predictions_of, save
 from vitscope.cli.photo_batch import PhotoBatch
 from vitscope.cli.style_options import drawing
@@ -30,9 +30,7 @@ if TYPE_CHECKING:
 def attention(
     photos: Photos,
     model: ModelName = "vit-nano",
-    layer: Annotated[
-        int | None, typer.Option("--layer", "-l", help="Layer whose heads are shown.", show_default="all layers")
-    ] = None,
+    layer: Annotated[int | None, option("--layer", "Its heads are shown.", default="all layers")] = None,
     query: Annotated[
         str, typer.Option(help="Query token: readout, cls, register_1, …, or a patch as row,column.")
     ] = "readout",
@@ -50,7 +48,7 @@ def attention(
     json_: Json = False,
     *,
     description: Description,
-    style: "FigureStyle",
+    style: "FigureStyle | None",
 ) -> None:
     """Show raw attention maps of all layers, or of one layer."""
     from vitscope.views.subject import with_subject
@@ -63,7 +61,15 @@ def attention(
     if window_cls and token != "readout":
         raise CallError("--window-cls uses CLS tokens as queries: leave out --query")
     vision = load_model(model, device, description=description)
-    with PhotoBatch(photos, "attention", out, overwrite=overwrite, skip_existing=skip_existing, json_=json_) as batch:
+    with PhotoBatch(
+        photos,
+        "attention",
+        out,
+        overwrite=overwrite,
+        skip_existing=skip_existing,
+        json_=json_,
+        figures=style is not None,
+    ) as batch:
         artefacts = batch.artefacts_or_none(vision, drop_artefacts)
         for photo, path in batch:
             with batch.explaining(photo):

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vitscope.cli.inputs import load_model, split_list
-from vitscope.cli.options import Device, ImageSize, Json
+from vitscope.cli.inputs import load_model
+from vitscope.cli.options import Device, ImageSize, Json, option
 from vitscope.cli.style_options import drawing
 from vitscope.cli.tables import WIDE, print_table
 from vitscope.cli.training import (
@@ -27,6 +27,8 @@ from vitscope.cli.training import (
 if TYPE_CHECKING:
     from vitscope.views.style import FigureStyle
 
+MODELS = ("vit-nano", "swin-nano")
+TUNINGS = ("head", "adapter-mlp", "lora")
 NARROW_COLUMNS = (0, 1, 2, 3, 5)  # of the summary, in a narrow terminal
 
 
@@ -35,10 +37,8 @@ NARROW_COLUMNS = (0, 1, 2, 3, 5)  # of the summary, in a narrow terminal
 def compare(
     data: DataName,
     *,
-    models: Annotated[str, typer.Option("--models", "-m", help="Models, separated by commas.")] = "vit-nano,swin-nano",
-    tunings: Annotated[
-        str, typer.Option("--tunings", "-t", help="Tuning methods, separated by commas.")
-    ] = "head,adapter-mlp,lora",
+    model: Annotated[list[str] | None, option("--model", default=",".join(MODELS), several=True)] = None,
+    tuning: Annotated[list[str] | None, option("--tuning", default=",".join(TUNINGS), several=True)] = None,
     seeds: Annotated[int, typer.Option(help="Number of random seeds, counted from 0.")] = 3,
     recipe: RecipeName = "modern",
     changes: RecipeSettings,
@@ -49,16 +49,16 @@ def compare(
     out: Folder = None,
     device: Device = None,
     json_: Json = False,
-    style: "FigureStyle",
+    style: "FigureStyle | None",
 ) -> None:
     """Fine-tune models with several methods, and compare them."""
     from rich.console import Console
 
     from vitscope.tune.methods import require_tuning
 
-    tuning_names = split_list(tunings)
-    for tuning in tuning_names:
-        require_tuning(tuning)  # before the engine is imported, which takes seconds
+    tunings = TUNINGS if tuning is None else tuning
+    for name in tunings:
+        require_tuning(name)  # before the engine is imported, which takes seconds
     from vitscope.tune.comparison import compare as run
     from vitscope.views.comparison_page import (
         INTERACTION_HEADER,
@@ -69,13 +69,13 @@ def compare(
     )
 
     folder = out or Path(f"{data_name(data)}-comparison")
-    loaded = [load_model(name, device, image_size=image_size) for name in split_list(models)]
+    loaded = [load_model(name, device, image_size=image_size) for name in (MODELS if model is None else model)]
     with training_progress(not json_ and is_first_process()) as show:
         result = run(
             data,
             loaded,
             out=folder,
-            tunings=tuning_names,
+            tunings=tunings,
             seeds=seeds,
             recipe=recipe,
             rank=rank,
@@ -87,7 +87,7 @@ def compare(
         )
     if not is_first_process():
         return
-    files = write_page(result, folder, style)
+    files = [] if style is None else write_page(result, folder, style)
     if json_:
         typer.echo(json.dumps({**result.as_json(), "files": [str(path) for path in files]}, indent=2))
         return
@@ -97,4 +97,4 @@ def compare(
     interactions = interaction_rows(result)
     if interactions:
         print_table(INTERACTION_HEADER, interactions, right=(2, 3))
-    typer.echo(f"wrote {files[0]} and {len(files) - 1} figures next to it")
+    typer.echo(f"wrote {files[0]} and {len(files) - 1} figures next to it" if files else f"wrote {folder}")

@@ -8,21 +8,29 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vitscope.cli.inputs import check_file_name, load_model, parse_fill, parse_numbers
+from vitscope.cli.inputs import (
+    check_file_name,
+    load_models,
+    parse_fill,
+    parse_numbers,
+    split_objects,
+    split_targets,
+    split_values,
+)
 from vitscope.cli.model_options import Description, model_command
 from vitscope.cli.options import (
+    SEVERAL,
     BatchSize,
     ComparedModels,
     Device,
-    Examples,
     Fill,
-    ImageSize,
     Json,
-    ModelName,
+    ModelNames,
     OutputKind,
     Overwrite,
     Seed,
     TopK,
+    option,
 )
 from vitscope.cli.output import FORMATS, REPORT, reporting, save, shorten_stem, unused_path
 from vitscope.cli.style_options import drawing
@@ -56,7 +64,7 @@ class MarkedPhoto:
 def compose(
     photos: Annotated[
         list[Path] | None,
-        typer.Argument(help="One photo; with --recipe, any number or none.", metavar="PHOTO"),
+        typer.Argument(help="One photo; with --annotations, any number or none.", metavar="PHOTO"),
     ] = None,
     objects: Annotated[
         list[str] | None,
@@ -64,34 +72,32 @@ def compose(
             "--object",
             "-b",
             help="An object: a box x,y,w,h in pixels, a polygon x,y,x,y,x,y,…, a mask file, or segments:3,4; "
-            "optionally with a name, such as dog=76,12,90,108. May be repeated.",
+            "optionally with a name, such as dog=76,12,90,108. Several: repeat it, or separate named ones by commas.",
+            callback=split_objects,
         ),
     ] = None,
-    recipe: Annotated[
-        Path | None, typer.Option(help="A TOML file of photos, objects and edited images, instead of --object.")
+    annotations: Annotated[
+        Path | None, typer.Option(help="TOML file of photos, objects and edited images, instead of --object.")
     ] = None,
-    model: ModelName = "vit-nano",
+    model: ModelNames = None,
     tests: Annotated[
         list[str] | None,
         typer.Option(
-            "--test", help="size, location, split, controls or none. May be repeated.", show_default="the first three"
+            "--test",
+            help="Test: size, location, split, controls or none. " + SEVERAL,
+            show_default="the first three",
+            callback=split_values,
         ),
     ] = None,
     targets: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--target",
-            "-t",
-            help="A class, by label or index. May be repeated, to show several side by side.",
-            show_default="each object's",
-        ),
+        list[str] | None, option("--target", "Several are shown together.", default="each object's", several=True)
     ] = None,
     refine: Annotated[
         bool, typer.Option("--refine", help="Fit rough masks to the borders of the objects, by GrabCut.")
     ] = False,
-    segments: Annotated[
-        str, typer.Option(help="Segmentation for segments: in --object: quickshift or slic.")
-    ] = SEGMENTATION,
+    segments: Annotated[str, option("--segments", "For segments: in --object; patches have no numbers there.")] = (
+        SEGMENTATION
+    ),
     scales: Annotated[
         str | None,
         typer.Option(help="Scales of the size test, such as 0.5,1.", show_default="areas that double"),
@@ -112,33 +118,27 @@ def compose(
     batch_size: BatchSize = 64,
     top_k: TopK = 3,
     compare: ComparedModels = None,
-    examples: Examples = None,
-    image_size: ImageSize = None,
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", "-o", help="Folder to write to, or an HTML report.", show_default="a new folder"),
-    ] = None,
+    out: Annotated[Path | None, option("--out", "A folder, or a report as HTML.", default="a new folder")] = None,
     overwrite: Overwrite = False,
     device: Device = None,
     json_: Json = False,
     *,
     description: Description,
-    style: "FigureStyle",
+    style: "FigureStyle | None",
 ) -> None:
     """Move, resize and swap objects, and compare the predictions."""
-    for path, option in ((out, "--out"), (recipe, "--recipe"), (background, "--background")):
+    for path, name in ((out, "--out"), (annotations, "--annotations"), (background, "--background")):
         if path is not None:
-            check_file_name(path, option)
+            check_file_name(path, name)
     photo_paths = list(photos or ())
-    models = [load_model(model, device, examples, image_size, description)]
-    models += [load_model(name, device, examples, image_size) for name in compare or ()]
-    marked_photos = _marked_photos(photo_paths, objects or [], recipe, refine=refine, cut=segments)
+    models = load_models(model, compare, device, description)
+    marked_photos = _marked_photos(photo_paths, objects or [], annotations, refine=refine, cut=segments)
     test_names = [name for name in tests or TESTS if name != "none"]
     grid = parse_numbers(places, "--places")
-    target = targets[0] if targets else None
+    classes: Sequence[str | None] = split_targets(targets or (), models[0].labels) or (None,)
     options: dict[str, Any] = {
         "tests": test_names,
-        "target": target,
+        "target": classes[0],
         "scales": None if scales is None else parse_numbers(scales, "--scales"),
         "places": grid * 2 if len(grid) == 1 else grid,
         "location_scale": location_scale,
@@ -151,24 +151,25 @@ def compose(
         "batch_size": batch_size,
         "progress": not json_,
     }
-    page = _report_path(marked_photos, out)
+    page = _report_path(marked_photos, out, figures=style is not None)
     folders = _folders(marked_photos, out) if page is None else [page.parent]
     model_names = [loaded.name for loaded in models]
-    files = [_files(folder, model_names, test_names) for folder in folders]
-    controls_files = _controls_files(folders, model_names) if "controls" in test_names else []
+    files = [_files(folder, model_names, test_names, figures=style is not None) for folder in folders]
+    controls_files = _controls_files(folders, model_names) if "controls" in test_names and style is not None else []
     if page is not None:
         files, controls_files = [{"page": page}], []
+    elif style is None and out is None:
+        files = [{} for _ in folders]
     _check_free([*(path for paths in files for path in paths.values()), *controls_files], overwrite)
     results_by_photo: list[list[Composition]] = []
     with reporting(json_) as report:
         for marked_photo, paths in zip(marked_photos, files, strict=True):
             results, interrupted = _compose_each(models, marked_photo, options)
-            shown: Sequence[str | None] = targets or (None,)
             if page is None:
                 complete = not interrupted
-                written = _write(marked_photo.path, results, paths, shown, overwrite, style, complete=complete)
+                written = _write(marked_photo.path, results, paths, classes, overwrite, style, complete=complete)
             else:
-                written = _write_report(marked_photo.path, results, page, shown, overwrite, style)
+                written = _write_report(marked_photo.path, results, page, classes, overwrite, style)
             _say_what_is_cropped(results)
             for result in () if json_ else results:
                 say(f"{marked_photo.path}, as {result.provenance['model']} sees it:")
@@ -181,7 +182,8 @@ def compose(
                 raise KeyboardInterrupt
             results_by_photo.append(results)
         results_by_model = zip(*results_by_photo, strict=True)
-        report.extend(_report_effects(controls_files, results_by_model, target, overwrite, style, quiet=json_))
+        if "controls" in test_names and page is None:
+            report.extend(_report_effects(controls_files, results_by_model, classes[0], overwrite, style, quiet=json_))
 
 
 def _report_effects(
@@ -189,7 +191,7 @@ def _report_effects(
     results_by_model: Iterator[tuple["Composition", ...]],
     target: str | None,
     overwrite: bool,
-    style: "FigureStyle",
+    style: "FigureStyle | None",
     *,
     quiet: bool,
 ) -> Iterator[dict[str, Any]]:
@@ -197,12 +199,17 @@ def _report_effects(
     from vitscope.compositing.effects import effects
     from vitscope.views.compositing import controls
 
-    for path, results in zip(files, results_by_model, strict=False):  # no files without the test 'controls'
+    for index, results in enumerate(results_by_model):
         model_effects, name = effects(results, target=target), results[0].provenance["model"]
-        save(controls(results, model_effects, target), path, overwrite, style)
+        if files:
+            save(controls(results, model_effects, target), files[index], overwrite, style)
         if not quiet:
             print_effects(model_effects, name, results[0].output)
-        yield {"model": name, "files": [str(path)], "effects": [effect.as_json() for effect in model_effects]}
+        yield {
+            "model": name,
+            "files": [str(files[index])] if files else [],
+            "effects": [effect.as_json() for effect in model_effects],
+        }
 
 
 def _compose_each(
@@ -237,21 +244,23 @@ def _say_what_is_cropped(results: Sequence["Composition"]) -> None:
 
 
 def _marked_photos(
-    photos: Sequence[Path], objects: Sequence[str], recipe: Path | None, *, refine: bool, cut: str
+    photos: Sequence[Path], objects: Sequence[str], annotations: Path | None, *, refine: bool, cut: str
 ) -> list[MarkedPhoto]:
-    """Return every photo with its objects, from the recipe or from the command line."""
-    if recipe is not None:
+    """Return every photo with its objects, from the annotations or from the command line."""
+    if annotations is not None:
         from vitscope.compositing.recipe import read_recipe
 
         if objects or refine or cut != SEGMENTATION:
             raise CallError(
-                "cannot combine --recipe with --object, --refine or --segments: mark the objects in the recipe"
+                "cannot combine --annotations with --object, --refine or --segments: mark the objects in the file"
             )
-        return [MarkedPhoto(entry.photo, entry.objects, entry.edited_images) for entry in read_recipe(recipe, photos)]
+        return [
+            MarkedPhoto(entry.photo, entry.objects, entry.edited_images) for entry in read_recipe(annotations, photos)
+        ]
     if len(photos) != 1 or not objects:
         raise CallError(
             f"compose got {len(photos)} photos and {len(objects)} objects: pass one photo and mark an object in it, "
-            "as --object 105,20,235,200 (x,y,width,height), or pass --recipe"
+            "as --object 105,20,235,200 (x,y,width,height), or pass --annotations"
         )
     masks = [
         _object_mask(photos[0], text, "object" if len(objects) == 1 else f"object {number}", refine, cut)
@@ -281,10 +290,12 @@ def _object_mask(photo: Path, text: str, default_name: str, refine: bool, cut: s
     return object_mask(photo, **option, refine=refine, cut=cut, name=name)
 
 
-def _report_path(marked_photos: Sequence[MarkedPhoto], out: Path | None) -> Path | None:
+def _report_path(marked_photos: Sequence[MarkedPhoto], out: Path | None, *, figures: bool) -> Path | None:
     """Return the path of the report if --out names one, which is written instead of all other files."""
     if out is None or out.suffix.lower() != REPORT or out.is_dir():
         return None
+    if not figures:
+        raise CallError(f"--no-figure and --out {out} contradict each other: pass one of them")
     if len(marked_photos) > 1:
         raise CallError(f"--out is {out}, one report for {len(marked_photos)} photos: pass a folder")
     return out
@@ -296,7 +307,7 @@ def _write_report(
     path: Path,
     targets: Sequence[str | None],
     overwrite: bool,
-    style: "FigureStyle",
+    style: "FigureStyle | None",
 ) -> list[Path]:
     """Write the report of a photo, of the models whose results are complete, and return its path."""
     from vitscope.views.composition_report import composition_report
@@ -318,17 +329,19 @@ def _folders(marked_photos: Sequence[MarkedPhoto], out: Path | None) -> list[Pat
         return [out or unused_path(f"{shorten_stem(stems[0])}-compose", "")]
     parent = out or unused_path("compose", "")
     if len(set(stems)) < len(stems):
-        raise CallError("two photos of the recipe have the same name, and so would their folders: rename one of them")
+        raise CallError("two photos of --annotations have the same name, and so would their folders: rename one of them")
     return [parent / stem for stem in stems]
 
 
-def _files(folder: Path, models: Sequence[str], tests: Sequence[str]) -> dict[str, Path]:
+def _files(folder: Path, models: Sequence[str], tests: Sequence[str], *, figures: bool) -> dict[str, Path]:
     """Return the paths of a photo's files: the kind and the index of the model, and "places" for all models."""
-    kinds = ("plate.png", "table.csv", "result.json")
+    kinds = (*(("plate.png",) if figures else ()), "table.csv", "result.json")
     files = {
         f"{kind} {index}": folder / name for kind in kinds for index, name in enumerate(_names_by_model(models, kind))
     }
-    return files | ({"places": folder / "places-and-sizes.png"} if {"size", "location"} & set(tests) else {})
+    return files | (
+        {"places": folder / "places-and-sizes.png"} if figures and {"size", "location"} & set(tests) else {}
+    )
 
 
 def _controls_files(folders: Sequence[Path], models: Sequence[str]) -> list[Path]:
@@ -358,7 +371,7 @@ def _write(
     files: Mapping[str, Path],
     targets: Sequence[str | None],
     overwrite: bool,
-    style: "FigureStyle",
+    style: "FigureStyle | None",
     *,
     complete: bool,
 ) -> list[Path]:
@@ -368,9 +381,13 @@ def _write(
 
     written = []
     for index, result in enumerate(results):
-        figure, table, numbers_file = (files[f"{kind} {index}"] for kind in ("plate.png", "table.csv", "result.json"))
-        save(replace(plate(result), subject=composition_subject(str(photo), result)), figure, overwrite, style)
-        written += [figure, result.save(table), result.save(numbers_file)]
+        figure = files.get(f"plate.png {index}")
+        if figure is not None:
+            save(replace(plate(result), subject=composition_subject(str(photo), result)), figure, overwrite, style)
+            written.append(figure)
+        written += [
+            result.save(files[key]) for kind in ("table.csv", "result.json") if (key := f"{kind} {index}") in files
+        ]
     if "places" in files and complete:
         subject = "; ".join(composition_subject(str(photo), result) for result in results)
         save(replace(places_and_sizes(results, targets), subject=subject), files["places"], overwrite, style)

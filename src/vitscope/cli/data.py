@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vitscope.cli.options import Json, Overwrite
+from vitscope.cli.options import Json, Overwrite, option
 from vitscope.cli.output import check_format, save, unused_path
 from vitscope.cli.style_options import drawing
 from vitscope.cli.tables import print_table
 from vitscope.cli.training import DataName, SplitSettings, data_name, training_command
-from vitscope.errors import OutputExistsError
+from vitscope.errors import CallError, OutputExistsError
 
 if TYPE_CHECKING:
     from vitscope.tune.leakage import DataCheck
@@ -26,19 +26,19 @@ def data(
     data: DataName,
     options: SplitSettings,
     threshold: Annotated[float, typer.Option(help="Correlation at which two images count as near duplicates.")] = 0.99,
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="PNG, PDF or SVG file to write.", show_default="a new name")
-    ] = None,
+    out: Annotated[Path | None, option("--out", "PNG, PDF or SVG.", default="a new name")] = None,
     overwrite: Overwrite = False,
     json_: Json = False,
     *,
-    style: "FigureStyle",
+    style: "FigureStyle | None",
 ) -> None:
     """Check a data set: counts, leaks, unreadable images."""
     from vitscope.tune.data import load_data
     from vitscope.tune.leakage import check_data
     from vitscope.views.tuning import data_scene
 
+    if style is None and out is not None:
+        raise CallError("--no-figure and --out contradict each other: pass one of them")
     path = out or unused_path(f"{data_name(data)}-data")
     if path.exists() and not overwrite:
         raise OutputExistsError(f"{path} exists already: pass --overwrite or another --out")
@@ -46,10 +46,11 @@ def data(
     check = check_data(load_data(data, options), threshold=threshold, progress=not json_)
     save(data_scene(check), path, overwrite, style)
     if json_:
-        typer.echo(json.dumps({**check.as_json(), "figure": str(path)}, indent=2))
+        typer.echo(json.dumps({**check.as_json(), "figure": None if style is None else str(path)}, indent=2))
         return
     _print_check(check)
-    typer.echo(f"wrote {path}")
+    if style is not None:
+        typer.echo(f"wrote {path}")
 
 
 def _print_check(check: "DataCheck") -> None:

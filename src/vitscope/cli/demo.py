@@ -1,6 +1,5 @@
 """The command ``vitscope demo``."""
 
-import inspect
 from typing import TYPE_CHECKING
 
 from vitscope.cli.app import register
@@ -15,7 +14,12 @@ if TYPE_CHECKING:
 
 @drawing
 def demo(
-    out: Out = None, overwrite: Overwrite = False, device: Device = None, json_: Json = False, *, style: "FigureStyle"
+    out: Out = None,
+    overwrite: Overwrite = False,
+    device: Device = None,
+    json_: Json = False,
+    *,
+    style: "FigureStyle",
 ) -> None:
     """Explain a photo with the bundled model; needs no network."""
     from PIL import Image
@@ -35,4 +39,4 @@ def demo(
     )
 
 
-register(demo, list(inspect.signature(demo).parameters.values()))
+register(demo)

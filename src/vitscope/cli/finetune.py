@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vitscope.cli.inputs import load_model
-from vitscope.cli.options import Device, ImageSize, Json, Overwrite
+from vitscope.cli.options import Device, ImageSize, Json, ModelName, Overwrite, option
 from vitscope.cli.output import save
 from vitscope.cli.style_options import drawing
 from vitscope.cli.tables import print_table
@@ -39,16 +39,8 @@ NOT_PRINTED = {"predictions", "true_labels", "history"}  # long lists
 def finetune(
     data: DataName,
     *,
-    model: Annotated[str, typer.Option("--model", "-m", help="Model to tune, as for explain.")] = "vit-nano",
-    tuning: Annotated[
-        str,
-        typer.Option(
-            "--tuning",
-            "-t",
-            help="Tuning method: head, full, bitfit, layernorm, adapter-attention, adapter-mlp, adapter-both, "
-            "adapter-parallel, lora, window-cls.",
-        ),
-    ] = "head",
+    model: ModelName = "vit-nano",
+    tuning: Annotated[str, option("--tuning")] = "head",
     recipe: RecipeName = "modern",
     changes: RunSettings,
     rank: Rank = None,
@@ -60,7 +52,7 @@ def finetune(
     overwrite: Overwrite = False,
     device: Device = None,
     json_: Json = False,
-    style: "FigureStyle",
+    style: "FigureStyle | None",
 ) -> None:
     """Fine-tune a model on your images; resumes if interrupted."""
     from vitscope.tune.methods import require_tuning

@@ -38,7 +38,7 @@ def heads(
     model: ModelName = "vit-nano",
     target: Target = None,
     contrast: Contrast = None,
-    method: Annotated[
+    by: Annotated[
         Literal["ablation", "gradient"],
         typer.Option(help="Measure of importance: one forward pass per head, or one backward pass as an estimate."),
     ] = "ablation",
@@ -54,7 +54,7 @@ def heads(
     json_: Json = False,
     *,
     description: Description,
-    style: "FigureStyle",
+    style: "FigureStyle | None",
 ) -> None:
     """Show the maps of all heads, and what each does for a class."""
     from vitscope.methods.head_importance import head_importance
@@ -63,9 +63,16 @@ def heads(
     from vitscope.views.subject import with_subject
 
     vision = load_model(model, device, description=description)
-    ablation = method == "ablation"
+    ablation = by == "ablation"
     with PhotoBatch(
-        photos, "heads", out, overwrite=overwrite, skip_existing=skip_existing, json_=json_, bar=not ablation
+        photos,
+        "heads",
+        out,
+        overwrite=overwrite,
+        skip_existing=skip_existing,
+        json_=json_,
+        bar=not ablation,
+        figures=style is not None,
     ) as batch:
         for photo, path in batch:
             with batch.explaining(photo):
@@ -73,7 +80,7 @@ def heads(
                     vision,
                     photo,
                     target=with_contrast(target, contrast),
-                    by=method,
+                    by=by,
                     replacement=replacement,
                     output=output,
                     batch_size=batch_size,

@@ -8,22 +8,22 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from vitscope.cli.inputs import check_file_name, load_model, parse_fill, with_contrast
+from vitscope.cli.inputs import check_file_name, load_models, parse_fill, with_contrast
 from vitscope.cli.model_options import Description, model_command
 from vitscope.cli.options import (
     BatchSize,
     ComparedModels,
     Contrast,
     Device,
-    Examples,
     Hide,
     Json,
-    ModelName,
-    Out,
+    ModelNames,
     OutputKind,
+    OutWithReport,
     Overwrite,
     Photos,
     Seed,
+    Segments,
     SkipExisting,
     Target,
 )
@@ -51,7 +51,7 @@ COUNT = 5  # segments of each sign in tables, as in the figure
 @drawing
 def lime(
     photos: Photos,
-    model: ModelName = "vit-nano",
+    model: ModelNames = None,
     target: Target = None,
     contrast: Contrast = None,
     num_samples: Annotated[
@@ -60,9 +60,7 @@ def lime(
             "--num-samples", "-n", help="Number of masks, or auto: sample until the top five segments are stable."
         ),
     ] = "1000",
-    segments: Annotated[
-        str, typer.Option(help="Segments: quickshift, slic, patches, or a file of labels (.npy or an image).")
-    ] = "quickshift",
+    segments: Segments = "quickshift",
     hide: Hide = "mean",
     sampling: Annotated[
         Literal["lime", "paired", "glime"] | None,
@@ -72,18 +70,17 @@ def lime(
     seed: Seed = 0,
     batch_size: BatchSize = 64,
     compare: ComparedModels = None,
-    examples: Examples = None,
     arrays: Annotated[
         Path | None, typer.Option(help="File for the weights (.safetensors, .npz or .json); one photo and one model.")
     ] = None,
-    out: Out = None,
+    out: OutWithReport = None,
     overwrite: Overwrite = False,
     skip_existing: SkipExisting = False,
     device: Device = None,
     json_: Json = False,
     *,
     description: Description,
-    style: "FigureStyle",
+    style: "FigureStyle | None",
 ) -> None:
     """Explain a class by segments of the photo, with LIME."""
     from vitscope.metrics.agreement import agreement
@@ -101,11 +98,18 @@ def lime(
         "progress": not json_,
     }
     if arrays is not None:
-        _check_arrays(arrays, len(photos) * (1 + len(compare or ())), overwrite)
-    models = [load_model(model, device, examples, description=description)]
-    models += [load_model(name, device, examples) for name in compare or ()]
+        _check_arrays(arrays, len(photos) * len([*(model or [""]), *(compare or ())]), overwrite)
+    models = load_models(model, compare, device, description)
     with PhotoBatch(
-        photos, "lime", out, overwrite=overwrite, skip_existing=skip_existing, json_=json_, bar=False, report=True
+        photos,
+        "lime",
+        out,
+        overwrite=overwrite,
+        skip_existing=skip_existing,
+        json_=json_,
+        bar=False,
+        report=True,
+        figures=style is not None,
     ) as batch:
         for photo, path in batch:
             with batch.explaining(photo):

@@ -1,11 +1,10 @@
 """The command ``vitscope methods``."""
 
-from vitscope.cli.app import app
+from vitscope.cli.app import register
 from vitscope.cli.options import Json
 from vitscope.cli.tables import WIDE, print_json, print_table
 
 
-@app.command()
 def methods(json_: Json = False) -> None:
     """List the methods for explain --method."""
     from vitscope.methods.registry import METHODS
@@ -30,3 +29,6 @@ def methods(json_: Json = False) -> None:
     if Console().width < WIDE:  # the summaries would be broken into many lines
         columns.remove("source")
     print_table(columns, [[row[name] for name in columns] for row in rows], right=(2,), unbroken=(0, 2))
+
+
+register(methods)

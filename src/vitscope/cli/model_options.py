@@ -4,78 +4,57 @@ import inspect
 from collections.abc import Callable, Mapping
 from functools import wraps
 from pathlib import Path
-from typing import Any
-
-from typer.core import TyperCommand
+from typing import Annotated, Any
 
 from vitscope.cli import options
 from vitscope.cli.app import register
 from vitscope.cli.inputs import check_file_name, parse_numbers
+from vitscope.cli.options import option
 
-Description = Mapping[str, Any]  # keyword arguments of vitscope.load
+Description = Mapping[str, Any]  # keyword arguments of vitscope.load, and the examples
 
-# Argument of vitscope.load: its option.
+# Argument of vitscope.load: its option. --examples makes a classifier of the loaded model.
 OPTIONS: Mapping[str, Any] = {
-    "pretrained": options.Pretrained,
-    "weights": options.Weights,
-    "adapter": options.Adapter,
-    "backbone": options.Backbone,
-    "output": options.Output,
-    "labels": options.Labels,
-    "select": options.Select,
-    "mean": options.Mean,
-    "std": options.Std,
-    "processor": options.Processor,
-    "tokenizer": options.Tokenizer,
+    "image_size": options.ImageSize,
+    "examples": Annotated[Path | None, option("--examples")],
+    "pretrained": Annotated[bool | None, option("--pretrained", default="pretrained")],
+    "weights": Annotated[Path | None, option("--weights")],
+    "adapter": Annotated[Path | None, option("--adapter")],
+    "backbone": Annotated[str | None, option("--backbone")],
+    "output": Annotated[str | None, option("--model-output")],
+    "labels": Annotated[Path | None, option("--labels")],
+    "select": Annotated[str | None, option("--select")],
+    "mean": Annotated[str | None, option("--mean")],
+    "std": Annotated[str | None, option("--std")],
+    "processor": Annotated[Path | None, option("--processor")],
+    "tokenizer": Annotated[Path | None, option("--tokenizer")],
 }
 # Options of commands with photos.
 PIXEL_OPTIONS: Mapping[str, Any] = {"window": options.Window, "slice": options.Slice}
-
-
-class GroupedCommand(TyperCommand):
-    """A command whose help lists the options that describe the model in their own section."""
-
-    def format_options(self, ctx: Any, formatter: Any) -> None:
-        """Write the command's options, then the section of the model."""
-        all_parameters = self.params
-        described = [p for p in all_parameters if getattr(p, "rich_help_panel", None) == options.MODEL_PANEL]
-        self.params = [parameter for parameter in all_parameters if parameter not in described]
-        try:
-            super().format_options(ctx, formatter)
-        finally:
-            self.params = all_parameters
-        records = [record for parameter in described if (record := parameter.get_help_record(ctx)) is not None]
-        with formatter.section(options.MODEL_PANEL):
-            formatter.write_dl(records)
 
 
 def model_command(function: Callable[..., None]) -> Callable[..., None]:
     """Register a command, and fill its parameter ``description`` from the options that describe a model.
 
     If it has a parameter ``photos``, these are files, folders and globs, to which the options --window and --slice
-    apply. If the command has an
-    option ``--output`` itself, the model's is ``--model-output`` only.
+    apply.
     """
     signature = inspect.signature(function)
-    names = {f"model_{name}" if name in signature.parameters else name: name for name in OPTIONS}
+    names = {f"model_{name}" if name == "output" else name: name for name in OPTIONS}
+    names = {name: argument for name, argument in names.items() if name not in signature.parameters}
     added = [
-        inspect.Parameter(
-            option,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=None,
-            annotation=options.ModelOutput if option == "model_output" else OPTIONS[argument],
-        )
-        for option, argument in names.items()
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=OPTIONS[argument])
+        for name, argument in names.items()
     ]
     pixel_options = PIXEL_OPTIONS if "photos" in signature.parameters else {}
     added += [
-        inspect.Parameter(option, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
-        for option, annotation in pixel_options.items()
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+        for name, annotation in pixel_options.items()
     ]
 
     @wraps(function)
     def command(**arguments: Any) -> None:
-        values = {argument: arguments.pop(option) for option, argument in names.items()}
+        values = {argument: arguments.pop(name) for name, argument in names.items()}
         if pixel_options:
             from vitscope.cli.photos import photo_files  # imports numpy, which the help does not need
 
@@ -83,7 +62,7 @@ def model_command(function: Callable[..., None]) -> Callable[..., None]:
         function(**arguments, description=description_of(values))
 
     declared = [parameter for name, parameter in signature.parameters.items() if name != "description"]
-    register(command, [*declared, *added], GroupedCommand)
+    register(command, [*declared, *added])
     return function
 
 

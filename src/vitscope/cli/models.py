@@ -2,13 +2,12 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from vitscope.cli.app import app
+from vitscope.cli.app import register
 from vitscope.cli.options import Json
 from vitscope.cli.tables import print_json
 from vitscope.cli.terminal import say
 
 
-@app.command()
 def models(json_: Json = False) -> None:
     """List the models that can be loaded on this machine."""
     from vitscope.models.catalogue import CATALOGUE
@@ -42,3 +41,6 @@ def _version_or_none(library: str) -> str | None:
 
 def _how_to_install(library: str | None) -> str:
     return f"not installed: pip install 'vitscope[{library}]'"
+
+
+register(models)

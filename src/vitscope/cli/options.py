@@ -1,9 +1,229 @@
-"""Arguments and options that more than one command takes, and the options that describe a model."""
+"""The options of the command line: one table, with one name, short form, type and meaning for all commands.
 
+An option that several commands take is declared by :func:`option` from its row in :data:`OPTIONS`. An option of a
+single command is declared next to the command, and the fields of the training options in the module
+:mod:`~vitscope.cli.training`. ``tests/cli/test_options.py`` compares the table with all commands.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
+
+from vitscope.cli.completion import Completion, labels_for, models_for, tunings_for
+from vitscope.cli.inputs import split_models, split_values
+
+SEVERAL = "Several: repeat it, or separate them by commas."
+# Sections of the help for the options that most calls leave alone.
+FIGURE_PANEL = "Style of the figure"
+MODEL_PANEL = "Describe the model"
+
+OutputName = Literal["probability", "log_probability", "logit", "log_odds"]
+
+
+@dataclass(frozen=True)
+class SharedOption:
+    """An option of several commands.
+
+    Attributes:
+        name: the option, such as ``--target``.
+        help: its meaning: one or more sentences.
+        commands: the commands that take it.
+        type: the type of a value; ``bool`` for a flag.
+        short: its short form, such as ``-t``.
+        off: the flag that switches it off, such as ``--no-pretrained``.
+        several: the commands that accept several values, by repetition or separated by commas.
+        split: function that splits several values in one text at the commas; None if the command does it.
+        complete: function for the shell: the beginning of a value → (value, description).
+        minimum: lowest value.
+        panel: section of the help.
+    """
+
+    name: str
+    help: str
+    commands: tuple[str, ...]
+    type: Any = str
+    short: str = ""
+    off: str = ""
+    several: tuple[str, ...] = ()
+    split: Callable[[list[str] | None], list[str] | None] | None = None
+    complete: Callable[..., list[Completion]] | None = None
+    minimum: int | None = None
+    panel: str | None = None
+
+
+MODEL_COMMANDS = ("explain", "attention", "rollout", "heads", "registers", "lime", "compose")
+PHOTO_COMMANDS = tuple(name for name in MODEL_COMMANDS if name != "compose")  # a figure for each photo
+TRAINING = ("finetune", "compare")
+DATA = ("data", *TRAINING)
+DRAWING = ("demo", *MODEL_COMMANDS, *DATA)
+COMMANDS = (*DRAWING, "models", "methods")
+
+_ROWS = (
+    SharedOption(
+        "--model",
+        "Model: vit-nano, swin-nano, a hub id, a folder, timm:<name> or torchvision:<name>.",
+        (*MODEL_COMMANDS, *TRAINING),
+        short="-m",
+        several=("lime", "compose", "compare"),
+        split=split_models,
+        complete=models_for,
+    ),
+    SharedOption("--out", "File or folder to write.", DRAWING, Path, "-o"),
+    SharedOption("--overwrite", "Replace existing files.", ("demo", *MODEL_COMMANDS, "data", "finetune"), bool),
+    SharedOption("--skip-existing", "Skip photos whose file exists.", PHOTO_COMMANDS, bool),
+    SharedOption("--device", "Device, such as cpu or cuda:1.", ("demo", *MODEL_COMMANDS, *TRAINING)),
+    SharedOption("--json", "Print JSON instead of tables.", COMMANDS, bool),
+    SharedOption(
+        "--window",
+        "Grey values of the photos that become black and white: low,high, in the units of the file.",
+        MODEL_COMMANDS,
+    ),
+    SharedOption("--slice", "Frame of DICOM files, or slice of NIfTI volumes, from 0.", MODEL_COMMANDS, int),
+    SharedOption(
+        "--target",
+        "Class to explain, by label or index.",
+        ("explain", "rollout", "heads", "lime", "compose"),
+        short="-t",
+        several=("compose",),
+        complete=labels_for,
+    ),
+    SharedOption(
+        "--contrast",
+        "Class to contrast with the target: explain the difference of their outputs.",
+        ("explain", "heads", "lime"),
+        complete=labels_for,
+    ),
+    SharedOption("--top-k", "Number of classes to list.", ("explain", "compose"), int, minimum=1),
+    SharedOption(
+        "--layer", "Index of the layer, from 0; negative from the end.", ("attention", "registers"), int, "-l"
+    ),
+    SharedOption("--output", "Output to evaluate.", ("heads", "lime", "compose"), OutputName),
+    SharedOption("--seed", "Random seed.", ("lime", "compose", "finetune"), int),
+    SharedOption("--batch-size", "Images per forward pass.", ("heads", "lime", "compose", *TRAINING), int),
+    SharedOption(
+        "--segments",
+        "Segments of the photo: quickshift, slic, patches, or a file of labels (.npy or an image).",
+        ("lime", "compose"),
+    ),
+    SharedOption(
+        "--drop-artefacts",
+        "Leave out artefact tokens, found in all photos together; see registers.",
+        ("attention", "rollout"),
+        bool,
+    ),
+    SharedOption("--recipe", "Training recipe: report, modern, or a TOML file.", TRAINING, short="-r"),
+    SharedOption(
+        "--tuning",
+        "Tuning method: head, full, bitfit, layernorm, adapter-attention, adapter-mlp, adapter-both, "
+        "adapter-parallel, lora, window-cls.",
+        TRAINING,
+        several=("compare",),
+        split=split_values,
+        complete=tunings_for,
+    ),
+    SharedOption("--rank", "Width of adapters or of LoRA.", TRAINING, int),
+    SharedOption("--no-figure", "Compute and print, but draw no figure.", DRAWING, bool),
+    SharedOption("--dpi", "Pixels per inch.", DRAWING, float, panel=FIGURE_PANEL),
+    SharedOption("--width", "Width in inches; letters scale.", DRAWING, float, panel=FIGURE_PANEL),
+    SharedOption(
+        "--cmap",
+        "Colour map of matplotlib: sequential, or diverging for signed maps.",
+        DRAWING,
+        several=DRAWING,
+        split=split_values,
+        panel=FIGURE_PANEL,
+    ),
+    SharedOption("--no-title", "Leave out the title and the lines below it.", DRAWING, bool, panel=FIGURE_PANEL),
+    SharedOption(
+        "--image-size", "Side of the model's input in pixels.", (*MODEL_COMMANDS, *TRAINING), int, panel=MODEL_PANEL
+    ),
+    SharedOption(
+        "--examples",
+        "Folder of examples, one subfolder per class, for a model without a classifier.",
+        MODEL_COMMANDS,
+        Path,
+        panel=MODEL_PANEL,
+    ),
+    SharedOption(
+        "--pretrained",
+        "Load pretrained weights, or draw random ones (seed 0).",
+        MODEL_COMMANDS,
+        bool,
+        off="--no-pretrained",
+        panel=MODEL_PANEL,
+    ),
+    SharedOption(
+        "--weights",
+        "File of weights for the architecture that --model names.",
+        MODEL_COMMANDS,
+        Path,
+        panel=MODEL_PANEL,
+    ),
+    SharedOption("--adapter", "PEFT adapter folder for --model.", MODEL_COMMANDS, Path, panel=MODEL_PANEL),
+    SharedOption(
+        "--backbone",
+        "Path of the vision transformer inside the model, such as model.encoder.",
+        MODEL_COMMANDS,
+        panel=MODEL_PANEL,
+    ),
+    SharedOption(
+        "--model-output",
+        "Model's output: logits, softmax, sigmoid, probabilities, value or features.",
+        MODEL_COMMANDS,
+        panel=MODEL_PANEL,
+    ),
+    SharedOption(
+        "--labels",
+        "File of class names (texts for CLIP and SigLIP): one per line, or JSON (a list, or a mapping from index to "
+        "name).",
+        MODEL_COMMANDS,
+        Path,
+        panel=MODEL_PANEL,
+    ),
+    SharedOption("--select", "Key or position of the output to explain.", MODEL_COMMANDS, panel=MODEL_PANEL),
+    SharedOption(
+        "--mean",
+        "Mean of each channel, for pixels from 0 to 1, such as 0.5,0.5,0.5.",
+        MODEL_COMMANDS,
+        panel=MODEL_PANEL,
+    ),
+    SharedOption("--std", "Standard deviation of each channel, as for --mean.", MODEL_COMMANDS, panel=MODEL_PANEL),
+    SharedOption("--processor", "Folder with a preprocessor_config.json.", MODEL_COMMANDS, Path, panel=MODEL_PANEL),
+    SharedOption(
+        "--tokenizer",
+        "Folder with the tokenizer of CLIP or SigLIP, for --labels.",
+        MODEL_COMMANDS,
+        Path,
+        panel=MODEL_PANEL,
+    ),
+)
+OPTIONS: Mapping[str, SharedOption] = {row.name: row for row in _ROWS}
+
+
+def option(name: str, note: str = "", *, default: str | bool = True, several: bool = False) -> Any:
+    """Return typer's option for a row of the table.
+
+    Args:
+        name: the option, such as ``--target``.
+        note: sentences about this command, which follow the meaning in the help.
+        default: the default in words; True to show the parameter's default.
+        several: whether the command accepts several values, so that the parameter is a list.
+    """
+    row = OPTIONS[name]
+    names = [f"{row.name}/{row.off}" if row.off else row.name, *([row.short] if row.short else [])]
+    return typer.Option(
+        *names,
+        help=" ".join(filter(None, (row.help, note, SEVERAL if several else ""))),
+        show_default=default,
+        callback=row.split if several else None,
+        autocompletion=row.complete,
+        min=row.minimum,
+        rich_help_panel=row.panel,
+    )
+
 
 Photos = Annotated[
     list[Path],
@@ -14,61 +234,32 @@ Photos = Annotated[
     ),
 ]
 
-Window = Annotated[
-    str | None,
-    typer.Option(
-        "--window",
-        help="Grey values of the photos that become black and white: low,high, in the units of the file.",
-        show_default="of the file",
-    ),
+ModelName = Annotated[str, option("--model")]
+ModelNames = Annotated[list[str] | None, option("--model", default="vit-nano", several=True)]
+ComparedModels = Annotated[  # the name of ModelNames in version 0.1
+    list[str] | None,
+    typer.Option("--compare", help="More models, as for --model.", hidden=True, callback=split_models),
 ]
-Slice = Annotated[int | None, typer.Option("--slice", help="Frame of DICOM files, or slice of NIfTI volumes, from 0.")]
-
-ModelName = Annotated[
-    str,
-    typer.Option(
-        "--model",
-        "-m",
-        help="Model: vit-nano, swin-nano, a hub id, a folder, timm:<name> or torchvision:<name>.",
-    ),
-]
-ComparedModels = Annotated[
-    list[str] | None, typer.Option("--compare", help="Another model to compare with. May be repeated.")
-]
-Examples = Annotated[
+Out = Annotated[Path | None, option("--out", "PNG, PDF or SVG; a folder for several photos.", default="a new name")]
+OutWithReport = Annotated[
     Path | None,
-    typer.Option(help="Folder of examples, one subfolder per class, for a model without a classifier."),
+    option("--out", "PNG, PDF, SVG or a report as HTML; a folder for several photos.", default="a new name"),
 ]
-ImageSize = Annotated[
-    int | None, typer.Option(help="Side of the model's input in pixels.", show_default="the model's own")
-]
-Device = Annotated[
-    str | None, typer.Option("--device", help="Device, such as cpu or cuda:1.", show_default="cuda if available")
-]
+Overwrite = Annotated[bool, option("--overwrite")]
+SkipExisting = Annotated[bool, option("--skip-existing")]
+Device = Annotated[str | None, option("--device", default="cuda if available")]
+Json = Annotated[bool, option("--json")]
+Window = Annotated[str | None, option("--window", default="of the file")]
+Slice = Annotated[int | None, option("--slice")]
 
-DropArtefacts = Annotated[
-    bool,
-    typer.Option("--drop-artefacts", help="Leave out artefact tokens, found in all photos together; see registers."),
-]
-Target = Annotated[
-    str | None,
-    typer.Option("--target", "-t", help="Class to explain, by label or index.", show_default="the most likely"),
-]
-Contrast = Annotated[
-    str | None,
-    typer.Option(
-        "--contrast",
-        help="Class to contrast with the target: explain the difference of their outputs.",
-        show_default="none",
-    ),
-]
-TopK = Annotated[int, typer.Option("--top-k", min=1, help="Number of classes to list.")]
-OutputKind = Annotated[
-    Literal["probability", "log_probability", "logit", "log_odds"],
-    typer.Option("--output", help="Output to evaluate."),
-]
-Seed = Annotated[int, typer.Option(help="Random seed.")]
-BatchSize = Annotated[int, typer.Option(help="Images per forward pass.")]
+Target = Annotated[str | None, option("--target", default="the most likely")]
+Contrast = Annotated[str | None, option("--contrast", default="none")]
+TopK = Annotated[int, option("--top-k")]
+OutputKind = Annotated[OutputName, option("--output")]
+Seed = Annotated[int, option("--seed")]
+BatchSize = Annotated[int, option("--batch-size")]
+Segments = Annotated[str, option("--segments")]
+DropArtefacts = Annotated[bool, option("--drop-artefacts")]
 Hide = Annotated[
     str,
     typer.Option(
@@ -78,74 +269,4 @@ Hide = Annotated[
 Fill = Annotated[
     str, typer.Option(help="Fill of holes: inpaint, mean, blur, a colour (128 or r,g,b) or an image file.")
 ]
-
-Out = Annotated[
-    Path | None,
-    typer.Option(
-        "--out",
-        "-o",
-        help="PNG, PDF or SVG file to write; explain, lime, rollout and compose also write an HTML report. A folder "
-        "for several photos.",
-        show_default="a new name",
-    ),
-]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")]
-SkipExisting = Annotated[bool, typer.Option("--skip-existing", help="Skip photos whose file exists.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
-
-# The options that describe a model have their own section in the help.
-MODEL_PANEL = "Describe the model"
-MODEL_OUTPUT = "Model's output: logits, softmax, sigmoid, probabilities, value or features."
-
-Pretrained = Annotated[
-    bool | None,
-    typer.Option(
-        "--pretrained/--no-pretrained",
-        help="Load pretrained weights, or draw random ones (seed 0).",
-        show_default="pretrained",
-        rich_help_panel=MODEL_PANEL,
-    ),
-]
-Weights = Annotated[
-    Path | None,
-    typer.Option(help="File of weights for the architecture that --model names.", rich_help_panel=MODEL_PANEL),
-]
-Adapter = Annotated[Path | None, typer.Option(help="PEFT adapter folder for --model.", rich_help_panel=MODEL_PANEL)]
-Backbone = Annotated[
-    str | None,
-    typer.Option(
-        help="Path of the vision transformer inside the model, such as model.encoder.", rich_help_panel=MODEL_PANEL
-    ),
-]
-Output = Annotated[
-    str | None, typer.Option("--output", "--model-output", help=MODEL_OUTPUT, rich_help_panel=MODEL_PANEL)
-]
-ModelOutput = Annotated[str | None, typer.Option("--model-output", help=MODEL_OUTPUT, rich_help_panel=MODEL_PANEL)]
-Labels = Annotated[
-    Path | None,
-    typer.Option(
-        help="File of class names (texts for CLIP and SigLIP): one per line, or JSON (a list, or a mapping from index "
-        "to name).",
-        rich_help_panel=MODEL_PANEL,
-    ),
-]
-Select = Annotated[
-    str | None, typer.Option(help="Key or position of the output to explain.", rich_help_panel=MODEL_PANEL)
-]
-Mean = Annotated[
-    str | None,
-    typer.Option(
-        help="Mean of each channel, for pixels from 0 to 1, such as 0.5,0.5,0.5.", rich_help_panel=MODEL_PANEL
-    ),
-]
-Std = Annotated[
-    str | None,
-    typer.Option(help="Standard deviation of each channel, as for --mean.", rich_help_panel=MODEL_PANEL),
-]
-Processor = Annotated[
-    Path | None, typer.Option(help="Folder with a preprocessor_config.json.", rich_help_panel=MODEL_PANEL)
-]
-Tokenizer = Annotated[
-    Path | None,
-    typer.Option(help="Folder with the tokenizer of CLIP or SigLIP, for --labels.", rich_help_panel=MODEL_PANEL),
-]
+ImageSize = Annotated[int | None, option("--image-size", default="the model's own")]

@@ -65,10 +65,15 @@ def save(
     scene: "Scene",
     path: Path,
     overwrite: bool,
-    style: "FigureStyle",
+    style: "FigureStyle | None",
     report: "Callable[[], Report] | None" = None,
 ) -> None:
-    """Draw a scene and write it in the format that the suffix names; ``.html`` is its report."""
+    """Draw a scene and write it in the format that the suffix names; ``.html`` is its report.
+
+    Without a style nothing is drawn.
+    """
+    if style is None:
+        return
     from vitscope.views.figure import save_figure
 
     if report is not None and path.suffix.lower() == REPORT:
@@ -93,5 +98,5 @@ def reporting(json_: bool) -> Iterator[list[dict[str, Any]]]:
         if json_ and report:
             print_json(report)
         for entry in () if json_ else report:
-            for path in entry.get("files") or [entry["figure"]]:
+            for path in filter(None, entry.get("files", [entry.get("figure")])):
                 say(f"wrote {path}")

@@ -36,10 +36,12 @@ class PhotoBatch:
         bar: False if explaining a photo already shows a bar.
         names: a name for each image; by default the paths.
         report: whether the command also writes reports as HTML.
+        figures: False to write no file at all.
 
     Raises:
-        CallError: ``out`` is one file for several photos, names no format, is the photo itself, or is in a folder of
-            photos; a figure exists already; or two photos have the same name.
+        CallError: an option needs figures, and there are none; ``out`` is one file for several photos, names no
+            format, is the photo itself, or is in a folder of photos; a figure exists already; or two photos have the
+            same name.
     """
 
     def __init__(
@@ -54,10 +56,14 @@ class PhotoBatch:
         bar: bool = True,
         names: Sequence[str] | None = None,
         report: bool = False,
+        figures: bool = True,
     ) -> None:
+        if not figures and (out is not None or skip_existing):
+            name = "--skip-existing" if out is None else "--out"
+            raise CallError(f"--no-figure and {name} contradict each other: pass one of them")
         if overwrite and skip_existing:
             raise CallError("--overwrite and --skip-existing contradict each other: pass one of them")
-        self._command, self._json, self._bar, self._takes_html = command, json_, bar, report
+        self._command, self._json, self._bar, self._takes_html, self._figures = command, json_, bar, report, figures
         self._names = (
             {id(photo): str(photo) for photo in photos}
             if names is None
@@ -67,7 +73,8 @@ class PhotoBatch:
         paths = [self._path(photo, out, several=several, reuse=skip_existing) for photo in photos]
         if len(set(paths)) < len(paths):
             raise CallError("two photos have the same name, so their figures would too: pass each photo once")
-        self._check_folders(photos, paths)
+        if figures:
+            self._check_folders(photos, paths)
         existing = [path for path in paths if path.exists()]
         if existing and not (overwrite or skip_existing):
             raise OutputExistsError(f"{existing[0]} exists already: pass --overwrite, --skip-existing or another --out")
@@ -75,7 +82,7 @@ class PhotoBatch:
         skipped = set(existing) if skip_existing else set()
         self._pairs = [pair for pair in zip(photos, paths, strict=True) if pair[1] not in skipped]
         self._skipped = len(skipped)
-        self._summary = Summary(paths[0].parent / NAME, overwrite=overwrite) if len(photos) > 1 else None
+        self._summary = Summary(paths[0].parent / NAME, overwrite=overwrite) if figures and len(photos) > 1 else None
         self._failures: list[tuple[Any, VitscopeError]] = []
         self._report: list[dict[str, Any]] = []
         self._reporting = ExitStack()
@@ -185,7 +192,7 @@ class PhotoBatch:
             target: label of what was explained, for the summary; None for the whole prediction.
             method: names of the methods, for the summary; by default the command.
         """
-        self._report.append({"image": self.name(photo), "figure": str(path), **entries})
+        self._report.append({"image": self.name(photo), "figure": str(path) if self._figures else None, **entries})
         if self._summary is not None:
             self._summary.add(model, photo, self.name(photo), target, method or self._command, path.name)
 

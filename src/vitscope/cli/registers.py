@@ -6,7 +6,7 @@ import typer
 
 from vitscope.cli.inputs import load_model
 from vitscope.cli.model_options import Description, model_command
-from vitscope.cli.options import Device, Json, ModelName, Out, Overwrite, Photos, SkipExisting
+from vitscope.cli.options import Device, Json, ModelName, Out, Overwrite, Photos, SkipExisting, option
 from vitscope.cli.output import predictions_of, save
 from vitscope.cli.photo_batch import PhotoBatch
 from vitscope.cli.style_options import drawing
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def registers(
     photos: Photos,
     model: ModelName = "vit-nano",
-    layer: Annotated[int, typer.Option("--layer", "-l", help="Block whose output is searched.")] = -1,
+    layer: Annotated[int, option("--layer", "Its output is searched.")] = -1,
     count: Annotated[int, typer.Option(min=0, help="Test-time registers to add; 0 to show artefacts only.")] = 0,
     neurons: Annotated[int, typer.Option(min=1, help="Register neurons to move to the registers.")] = 10,
     out: Out = None,
@@ -32,7 +32,7 @@ def registers(
     json_: Json = False,
     *,
     description: Description,
-    style: "FigureStyle",
+    style: "FigureStyle | None",
 ) -> None:
     """Find artefact tokens, or show maps without them.
 
@@ -47,7 +47,14 @@ def registers(
 
     vision = load_model(model, device, description=description)
     with PhotoBatch(
-        photos, "registers", out, overwrite=overwrite, skip_existing=skip_existing, json_=json_, bar=False
+        photos,
+        "registers",
+        out,
+        overwrite=overwrite,
+        skip_existing=skip_existing,
+        json_=json_,
+        bar=False,
+        figures=style is not None,
     ) as batch:
         readable = batch.readable()
         before = artefact_tokens(vision, readable, layer=layer)

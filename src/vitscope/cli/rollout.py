@@ -8,7 +8,17 @@ import typer
 
 from vitscope.cli.inputs import load_model
 from vitscope.cli.model_options import Description, model_command
-from vitscope.cli.options import Device, DropArtefacts, Json, ModelName, Out, Overwrite, Photos, SkipExisting
+from vitscope.cli.options import (
+    Device,
+    DropArtefacts,
+    Json,
+    ModelName,
+    OutWithReport,
+    Overwrite,
+    Photos,
+    SkipExisting,
+    option,
+)
 from vitscope.cli.output import save
 from vitscope.cli.photo_batch import PhotoBatch
 from vitscope.cli.style_options import drawing
@@ -43,19 +53,20 @@ def rollout(
         Literal["equal", "norm"], typer.Option(help="Swin: weights of the four patches that patch merging joins.")
     ] = "equal",
     target: Annotated[
-        str | None, typer.Option(help="Swin: class to start from, by label or index.", show_default="the readout")
+        str | None,
+        option("--target", "For models whose readout takes a class, such as Swin.", default="the readout"),
     ] = None,
     evolution: Annotated[bool, typer.Option("--evolution", help="Show the rollout after each layer.")] = False,
     stages: Annotated[bool, typer.Option("--stages", help="Swin: show the rollout after each stage.")] = False,
     drop_artefacts: DropArtefacts = False,
-    out: Out = None,
+    out: OutWithReport = None,
     overwrite: Overwrite = False,
     skip_existing: SkipExisting = False,
     device: Device = None,
     json_: Json = False,
     *,
     description: Description,
-    style: "FigureStyle",
+    style: "FigureStyle | None",
 ) -> None:
     """Compute attention rollout through all layers."""
     from vitscope.interventions.artefact_dropping import dropped_artefacts
@@ -74,7 +85,14 @@ def rollout(
     }
     vision = load_model(model, device, description=description)
     with PhotoBatch(
-        photos, "rollout", out, overwrite=overwrite, skip_existing=skip_existing, json_=json_, report=True
+        photos,
+        "rollout",
+        out,
+        overwrite=overwrite,
+        skip_existing=skip_existing,
+        json_=json_,
+        report=True,
+        figures=style is not None,
     ) as batch:
         artefacts = batch.artefacts_or_none(vision, drop_artefacts)
         if artefacts is not None:

@@ -5,40 +5,22 @@ from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import Annotated, Any
 
-import typer
+from vitscope.cli.options import option
 
 STYLE_OPTIONS: Mapping[str, tuple[Any, Any]] = {
-    "dpi": (
-        Annotated[float | None, typer.Option("--dpi", help="Pixels per inch.", show_default="160")],
-        None,
-    ),
-    "width": (
-        Annotated[
-            float | None,
-            typer.Option("--width", help="Width of the figure in inches; letters scale.", show_default="natural"),
-        ],
-        None,
-    ),
-    "cmap": (
-        Annotated[
-            list[str] | None,
-            typer.Option(
-                "--cmap",
-                help="Colour map of matplotlib: sequential, or diverging for signed maps. May be repeated.",
-                show_default="inferno and RdBu_r",
-            ),
-        ],
-        None,
-    ),
-    "no_title": (
-        Annotated[bool, typer.Option("--no-title", help="Leave out the title and the lines below it.")],
-        False,
-    ),
+    "no_figure": (Annotated[bool, option("--no-figure")], False),
+    "dpi": (Annotated[float | None, option("--dpi", default="160")], None),
+    "width": (Annotated[float | None, option("--width", default="natural")], None),
+    "cmap": (Annotated[list[str] | None, option("--cmap", default="inferno and RdBu_r", several=True)], None),
+    "no_title": (Annotated[bool, option("--no-title")], False),
 }
 
 
 def drawing(function: Callable[..., None]) -> Callable[..., None]:
-    """Fill the parameter ``style`` of a command from the options --dpi, --width, --cmap and --no-title."""
+    """Fill the parameter ``style`` of a command from the options --dpi, --width, --cmap and --no-title.
+
+    With --no-figure it is None: the command draws no figure.
+    """
     signature = inspect.signature(function)
 
     @wraps(function)
@@ -47,7 +29,7 @@ def drawing(function: Callable[..., None]) -> Callable[..., None]:
         from vitscope.views.style import style_of
 
         style = style_of(values["dpi"], values["width"], values["cmap"], title=not values["no_title"])
-        function(**arguments, style=style)
+        function(**arguments, style=None if values["no_figure"] else style)
 
     added = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 import typer
 
 from vitscope.cli.app import register
+from vitscope.cli.options import OPTIONS, option
 from vitscope.docstrings import attribute_entries
 from vitscope.errors import WorkError
 from vitscope.progress import Progress, ProgressCallback
@@ -53,18 +54,20 @@ class OptionGroup:
         defaults = {entry.name: entry.default for entry in fields(self.owner)}
         parameters = []
         for name in self.options:
-            option = typer.Option(
-                f"--{name.replace('_', '-')}",
-                help=" ".join(filter(None, (texts.get(name), self.notes.get(name)))),
-                show_default="the recipe's" if self.as_changes else True,
-            )
+            long_name = f"--{name.replace('_', '-')}"
+            default, note = "the recipe's" if self.as_changes else True, self.notes.get(name, "")
+            if long_name in OPTIONS:
+                declaration = option(long_name, note, default=default)
+            else:
+                text = " ".join(filter(None, (texts.get(name), note)))
+                declaration = typer.Option(long_name, help=text, show_default=default)
             kind = _option_type(hints[name], optional=self.as_changes)
             parameters.append(
                 inspect.Parameter(
                     name,
                     inspect.Parameter.KEYWORD_ONLY,
                     default=None if self.as_changes else defaults[name],
-                    annotation=Annotated[kind, option],
+                    annotation=Annotated[kind, declaration],
                 )
             )
         return parameters
@@ -126,18 +129,17 @@ DataName = Annotated[
 SplitSettings = Annotated[DataOptions, OptionGroup(DataOptions, ("test_share", "split_seed", "per_class"))]
 DataSettings = Annotated[DataOptions, OptionGroup(DataOptions)]
 SHARED_SETTINGS = ("epochs", "learning_rate", "batch_size", "precision", "early_stop")
-NOTES = {"early_stop": "Holds out a tenth of the training images."}
+NOTES = {
+    "early_stop": "Holds out a tenth of the training images.",
+    "seed": "Of the new classifier, the order of the images, the augmentations and dropout.",
+}
 RecipeSettings = Annotated[RecipeChanges, OptionGroup(Recipe, SHARED_SETTINGS, as_changes=True, notes=NOTES)]
 RunSettings = Annotated[
     RecipeChanges, OptionGroup(Recipe, (*SHARED_SETTINGS, "accumulate", "seed"), as_changes=True, notes=NOTES)
 ]
-RecipeName = Annotated[str, typer.Option("--recipe", "-r", help="Training recipe: report, modern, or a TOML file.")]
-Rank = Annotated[
-    int | None, typer.Option(help="Width of adapters or of LoRA.", show_default="64 for adapters, 8 for LoRA")
-]
-Folder = Annotated[
-    Path | None, typer.Option("--out", "-o", help="Folder of the run.", show_default="named after data and model")
-]
+RecipeName = Annotated[str, option("--recipe")]
+Rank = Annotated[int | None, option("--rank", default="64 for adapters, 8 for LoRA")]
+Folder = Annotated[Path | None, option("--out", "The folder of the run.", default="named after data and model")]
 
 
 def data_name(data: str) -> str:

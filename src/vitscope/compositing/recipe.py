@@ -63,7 +63,7 @@ def read_recipe(path: str | Path, photos: Sequence[Path] = ()) -> list[ImageReci
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise CallError(f"{path} is not a recipe: {first_line(error)}") from None
+        raise CallError(f"{path} is no file of annotations: {first_line(error)}") from None
     _check_keys(content, {"image"}, f"{path}")
     tables = _tables(content, "image", f"{path}")
     if not tables:

@@ -10,9 +10,9 @@ from PIL import Image
 
 from vitscope.attention.trace import AttentionStep, Query, Trace
 from vitscope.images.image import InputImage
-from vitscope.models.targets import CONTRAST
 from vitscope.results.attribution import Attribution
 from vitscope.results.colours import ColourScale, colour_scale
+from vitscope.validation import CONTRAST
 from vitscope.views.palette import OutlineName
 
 OVERLAY = 0.6  # opacity of a map over its photo
