@@ -37,6 +37,7 @@ LAYERS = (
     "methods",
     "metrics",
     "window_tokens",
+    "explanation",
     "compositing",
     "tune",
     "batch",

@@ -72,7 +72,7 @@ def report_page(report: Report, style: FigureStyle | None = None) -> str:
     untitled = replace(style or FigureStyle(), title=False)  # the headings of the page have the titles
     sections = ["<h2>Photo</h2>", _photo(report)]
     if report.predictions:
-        sections += ["<h2>Predictions</h2>", _predictions(report)]
+        sections += ["<h2>Predictions</h2>", page_table(*prediction_rows(report.predictions))]
     for scene in report.scenes:
         image = png_image(figure_png(scene, untitled), scene.title)
         sections += [f"<h2>{html_text(scene.title)}</h2>", f'<div class="wide figure">{image}</div>']
@@ -131,10 +131,11 @@ def _photo(report: Report) -> str:
     return png_image(file.getvalue(), report.photo).replace("<img ", '<img class="photo" ', 1)
 
 
-def _predictions(report: Report) -> str:
-    if report.predictions[0].probability is None:
-        return page_table(("output", "value"), [(p.label, f"{p.value:.4g}") for p in report.predictions])
-    return page_table(("class", "probability"), [(p.label, f"{p.probability:.1%}") for p in report.predictions])
+def prediction_rows(predictions: Sequence[Prediction]) -> tuple[tuple[str, str], list[tuple[str, str]]]:
+    """Return header and rows of a table of classes with their probabilities, or of outputs with their values."""
+    if predictions[0].probability is None:
+        return ("output", "value"), [(p.label, f"{p.value:.4g}") for p in predictions]
+    return ("class", "probability"), [(p.label, f"{p.probability:.1%}") for p in predictions]
 
 
 def _value(value: Any) -> str:
