@@ -25,6 +25,7 @@ from vitscope.views.page import MAX_SIDE, Box, Page, SceneFigure
 from vitscope.views.palette import FAINT, INK, OUTLINES, WHITE
 from vitscope.views.plain_text import escape, visible
 from vitscope.views.scene import (
+    PALE_CAPTION,
     AnyPanel,
     Bars,
     Cells,
@@ -279,8 +280,9 @@ def _draw_image_on_axes(panel: Panel, axes: Any) -> None:
     _draw_outlines(axes, panel, size, DPI)
     low, high, unit = scale_ends(panel)
     signed = f"blue: opposes, to {low}; red: supports, to {high}"
+    pale = "" if panel.pale is None else PALE_CAPTION
     colours = signed if panel.signed else f"colours: {low} to {high}{unit}"
-    below = "\n".join(filter(None, [*panel.lines, colours if high else "", panel.scale.note]))
+    below = "\n".join(filter(None, [*panel.lines, colours if high else "", panel.scale.note, pale]))
     axes.text(0, -0.02, below, fontsize=7.5, color=FAINT, va="top", transform=axes.transAxes)
 
 
@@ -299,7 +301,15 @@ def render(panel: Panel, size: tuple[int, int]) -> Image.Image:
         return photo
     smooth = not panel.flat and (panel.signed or panel.alpha < 1) and not repeats_patches(panel.values)
     heat = panel.image.paint(panel.values, size, smooth=smooth, dropped=panel.dropped)
-    return coloured(photo, heat, panel.alpha, signed=panel.signed, limits=panel.scale.limits, colormap=panel.colormap)
+    return coloured(
+        photo,
+        heat,
+        panel.alpha,
+        signed=panel.signed,
+        limits=panel.scale.limits,
+        colormap=panel.colormap,
+        pale=None if panel.pale is None else panel.image.paint(panel.pale, size, smooth=False) > 0.5,
+    )
 
 
 def _fade(photo: Image.Image, lit: np.ndarray) -> Image.Image:

@@ -11,7 +11,7 @@ from vitscope.attention.trace import Trace
 from vitscope.errors import CallError
 from vitscope.methods.head_importance import HeadImportance
 from vitscope.validation import CONTRAST
-from vitscope.views.charts import MINUS
+from vitscope.views.numbers import MINUS
 from vitscope.views.scene import Cells, Frames, Panel, Row, Scene, head_grid, short_label
 from vitscope.views.windows import attends_in_windows
 

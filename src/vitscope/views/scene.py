@@ -17,6 +17,7 @@ from vitscope.views.palette import OutlineName
 
 OVERLAY = 0.6  # opacity of a map over its photo
 PANEL_RATIO = 1.3  # columns to rows of a grid of panels
+PALE_CAPTION = "pale: interval holds 0"
 UNSIGNED_CAPTION = "colours: each map from its lowest to its highest value"
 SIGNED_CAPTION = "white: no effect; each map is scaled to its largest absolute value"
 
@@ -46,6 +47,7 @@ class Panel:
         outline: the colour of outlines and numbers: ``"mark"`` (bright red), ``"plain"`` (black), ``"supports"`` or
             ``"opposes"``.
         colormap: name of the map's colours; by default inferno, and RdBu_r if it is signed.
+        pale: True for parts of a map that cannot be told from zero, in pale colours; None for none.
     """
 
     image: InputImage
@@ -65,6 +67,7 @@ class Panel:
     uniform: float | None = None
     explained: bool = True
     colormap: str = ""
+    pale: Bool[np.ndarray, "height width"] | None = None
 
     @cached_property
     def scale(self) -> ColourScale:
@@ -77,7 +80,10 @@ class Panel:
 
 @dataclass(frozen=True, eq=False)
 class Bars:
-    """Values as horizontal bars, from top to bottom: red above zero, blue below; optionally with intervals."""
+    """Values as horizontal bars, from top to bottom: red above zero, blue below; optionally with intervals.
+
+    A bar whose interval holds zero is pale.
+    """
 
     names: Sequence[str]
     values: Sequence[float]
