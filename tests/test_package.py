@@ -36,6 +36,7 @@ LAYERS = (
     "perturb",
     "methods",
     "window_tokens",
+    "explanation",
     "compositing",
     "metrics",
     "tune",

@@ -16,6 +16,8 @@ from .errors import UnsupportedModelError as UnsupportedModelError
 from .errors import VitscopeError as VitscopeError
 from .errors import VitscopeWarning as VitscopeWarning
 from .errors import WorkError as WorkError
+from .explanation.explain import explain as explain
+from .explanation.result import Explanation as Explanation
 from .grid import Grid as Grid
 from .images.image import InputImage as InputImage
 from .images.reading import read_image as read_image

@@ -162,7 +162,7 @@ def compose(
         files = [{} for _ in folders]
     _check_free([*(path for paths in files for path in paths.values()), *controls_files], overwrite)
     results_by_photo: list[list[Composition]] = []
-    with reporting(json_) as report:
+    with reporting("compose", json_) as report:
         for marked_photo, paths in zip(marked_photos, files, strict=True):
             results, interrupted = _compose_each(models, marked_photo, options)
             if page is None:
@@ -176,7 +176,7 @@ def compose(
                 print_edited_images(result, top_k)
             entries = [result.as_json() for result in results]
             report.append(
-                {"image": str(marked_photo.path), "files": [str(path) for path in written], "results": entries}
+                {"image": str(marked_photo.path), "files": [str(path) for path in written], "compositions": entries}
             )
             if interrupted:
                 raise KeyboardInterrupt
@@ -321,9 +321,7 @@ def _folders(marked_photos: Sequence[MarkedPhoto], out: Path | None) -> list[Pat
         return [out or unused_path(f"{shorten_stem(stems[0])}-compose", "")]
     parent = out or unused_path("compose", "")
     if len(set(stems)) < len(stems):
-        raise CallError(
-            "two photos of --annotations have the same name, and so would their folders: rename one of them"
-        )
+        raise CallError("two photos have the same name, and so would their folders: rename one of them")
     return [parent / stem for stem in stems]
 
 

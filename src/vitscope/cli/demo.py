@@ -26,6 +26,7 @@ def demo(
     from skimage.data import chelsea
 
     photo = Image.fromarray(chelsea())
+    photo.filename = "chelsea"  # type: ignore[attr-defined]  # the name in the figure
     explain_photos(
         [photo],
         "vit-nano",

@@ -121,7 +121,7 @@ class PhotoBatch:
         return self._names[id(photo)]
 
     def __enter__(self) -> "PhotoBatch":
-        self._report = self._reporting.enter_context(reporting(self._json))
+        self._report = self._reporting.enter_context(reporting(self._command, self._json))
         return self
 
     def __iter__(self) -> Iterator[tuple[Any, Path]]:
@@ -195,7 +195,8 @@ class PhotoBatch:
             method: names of the methods, for the summary; by default the command.
             numbers: further columns of the summary.
         """
-        self._report.append({"image": self.name(photo), "figure": str(path) if self._figures else None, **entries})
+        figure = str(path) if self._figures else None
+        self._report.append({"image": self.name(photo), "model": model.name, "figure": figure, **entries})
         if self._summary is not None:
             method = method or self._command
             self._summary.add(model, photo, self.name(photo), target, method, path.name, numbers)

@@ -25,6 +25,7 @@ from vitscope.cli.output import save
 from vitscope.cli.photo_batch import PhotoBatch
 from vitscope.cli.regions import MeasuredPhoto, RegionOption
 from vitscope.cli.style_options import drawing
+from vitscope.display import ordinal
 from vitscope.errors import CallError
 
 if TYPE_CHECKING:
@@ -158,7 +159,7 @@ def _report(
 
 def _map_name(result: "Attribution") -> str:
     parameters = result.provenance["parameters"]
-    return f"{parameters['head_fusion']} of heads, to layer {parameters['end_layer']}"
+    return f"{parameters['head_fusion']} of heads, to {ordinal('layer', parameters['end_layer'])}"
 
 
 def _rollouts(

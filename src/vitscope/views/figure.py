@@ -26,6 +26,7 @@ from vitscope.views.palette import FAINT, INK, OUTLINES, WHITE
 from vitscope.views.plain_text import escape, visible
 from vitscope.views.region_outlines import draw_region_outlines
 from vitscope.views.scene import (
+    PALE_CAPTION,
     AnyPanel,
     Bars,
     Cells,
@@ -124,7 +125,7 @@ def _draw(scene: Scene, style: FigureStyle) -> SceneFigure:
     panels = [panel for row in scene.rows for panel in row.panels]
     photos = (panel.image.photo for panel in panels if isinstance(panel, Panel))
     ratio = next((photo.height / photo.width for photo in photos), WITHOUT_PHOTO)
-    left = 0.55 if scene.row_names else 0.2
+    left = max(0.55, 0.33 + LETTER * max(map(len, scene.row_names))) if scene.row_names else 0.2
     top = 0.58 if scene.column_names else 0.28
     widths = [
         row.width or _width_of_cells(row) or _panel_width(row.columns, len(scene.rows), left, ratio)
@@ -283,8 +284,9 @@ def _draw_image_on_axes(panel: Panel, axes: Any) -> None:
     draw_region_outlines(axes, panel, size)
     low, high, unit = scale_ends(panel)
     signed = f"blue: opposes, to {low}; red: supports, to {high}"
+    pale = "" if panel.pale is None else PALE_CAPTION
     colours = signed if panel.signed else f"colours: {low} to {high}{unit}"
-    below = "\n".join(filter(None, [*panel.lines, colours if high else "", panel.scale.note]))
+    below = "\n".join(filter(None, [*panel.lines, colours if high else "", panel.scale.note, pale]))
     axes.text(0, -0.02, below, fontsize=7.5, color=FAINT, va="top", transform=axes.transAxes)
 
 
@@ -303,7 +305,15 @@ def render(panel: Panel, size: tuple[int, int]) -> Image.Image:
         return photo
     smooth = not panel.flat and (panel.signed or panel.alpha < 1) and not repeats_patches(panel.values)
     heat = panel.image.paint(panel.values, size, smooth=smooth, dropped=panel.dropped)
-    return coloured(photo, heat, panel.alpha, signed=panel.signed, limits=panel.scale.limits, colormap=panel.colormap)
+    return coloured(
+        photo,
+        heat,
+        panel.alpha,
+        signed=panel.signed,
+        limits=panel.scale.limits,
+        colormap=panel.colormap,
+        pale=None if panel.pale is None else panel.image.paint(panel.pale, size, smooth=False) > 0.5,
+    )
 
 
 def _fade(photo: Image.Image, lit: np.ndarray) -> Image.Image:

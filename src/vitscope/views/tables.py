@@ -16,7 +16,7 @@ AGREEMENT_HEADER = ("pair", "rank correlation", "overlap", "by chance")
 EFFECTS_HEADER = ("effect", "difference", "mean", "interval")
 FAITHFULNESS_HEADER = ("image", "deletion", "in random order", "insertion", "in random order")
 REGIONS_HEADER = ("map", "region", "share", "area", "ratio", "random maps", "p")
-STATISTICS_HEADER = ("layer", "entropy in nats", "attention distance in patches")
+STATISTICS_HEADER = ("layer (index)", "entropy in nats", "attention distance in patches")
 
 
 def agreement_rows(agreement: Agreement) -> list[tuple[str, ...]]:
@@ -90,7 +90,10 @@ def _ratio(ratio: float, interval: tuple[float, float] | None = None) -> str:
 def statistics_rows(statistics: HeadStatistics) -> list[tuple[str, ...]]:
     """Return the mean entropy and distance of each layer, with the lowest and the highest of its heads."""
     by_layer = zip(statistics.layers, statistics.entropy.unbind(1), statistics.distance.unbind(1), strict=True)
-    return [(str(layer), _mean_and_range(entropy), _mean_and_range(distance)) for layer, entropy, distance in by_layer]
+    return [
+        (f"{layer + 1} ({layer})", _mean_and_range(entropy), _mean_and_range(distance))
+        for layer, entropy, distance in by_layer
+    ]
 
 
 def _mean_and_range(values: Tensor) -> str:
