@@ -5,6 +5,7 @@ result is first drawn.
 """
 
 import importlib
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -62,6 +63,15 @@ def ends(values: Any) -> str:
         return ""
     low, high = f"{finite.min():.3g}", f"{finite.max():.3g}"
     return low if low == high else f"{low} to {high}"
+
+
+def write(result: Any, path: Path) -> None:
+    """Write the figure of a result, or its report if the suffix of ``path`` is ``.html``; replace an existing file.
+
+    Raises:
+        SaveError: the file cannot be written; an older file at ``path`` is unchanged.
+    """
+    _views().write(result, path)
 
 
 class Figured:

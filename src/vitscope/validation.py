@@ -16,6 +16,7 @@ MAX_NAME_BYTES = 255  # bytes of a file name, on the file systems of Linux, macO
 MAX_TEXT = 100  # characters of a value in a message or a repr
 MAX_DIGITS = 20  # digits of an index in a message; Python refuses to parse or print numbers of thousands of digits
 MAX_LABELS = 20  # labels that a message lists
+CONTRAST = " − "  # between the two classes of a contrast
 MAX_SEED = 2**32 - 1  # numpy's generators take no larger seed
 
 
@@ -165,6 +166,38 @@ def require_class_index(target: Any, labels: Sequence[str] | None, num_classes: 
         raise CallError(f"target {target!r} is not a label of this model: did you mean {suggestions}?")
     nearest = difflib.get_close_matches(query, synonyms, n=3, cutoff=0)
     raise CallError(f"target {target!r} is not a label of this model: the nearest labels are {', '.join(nearest)}")
+
+
+def require_contrast(target: tuple[Any, ...], names: Sequence[str], top: int) -> tuple[int, int]:
+    """Return the indices of the two classes of a contrast.
+
+    Args:
+        target: the classes, by index or label; None first for the most probable class.
+        names: names of the classes.
+        top: index of the most probable class.
+
+    Raises:
+        CallError: these are not two different classes.
+    """
+    if len(target) != 2:
+        raise CallError(
+            f"target is {short_repr(target)}: a contrast is a pair of classes, such as ('boxer', 'bull mastiff')"
+        )
+    pair = (top, target[1]) if target[0] is None else target
+    first, second = (require_class_index(choice, names, len(names)) for choice in pair)
+    if first == second:
+        raise CallError(f"a contrast of {names[first]!r} with itself is always 0: pass two different classes")
+    return first, second
+
+
+def contrast_label(first: str, second: str) -> str:
+    """Return the label of the contrast of two classes."""
+    return f"{first}{CONTRAST}{second}"
+
+
+def short_label(label: str | None) -> str:
+    """Return the first synonym of a label, "tabby" of "tabby, tabby cat", also in a contrast; empty for None."""
+    return CONTRAST.join(name.split(",")[0] for name in (label or "").split(CONTRAST))
 
 
 def _labels_with_word(query: str, labels: Sequence[str]) -> list[str]:

@@ -8,7 +8,7 @@ import pytest
 import vitscope as vs
 from tests.helpers.command_line import call, needs_bundled, photo_in_an_empty_folder, printed_results
 from vitscope import models
-from vitscope.methods import libra
+from vitscope.explanation import explain
 from vitscope.methods.registry import METHODS
 from vitscope.views import figure
 
@@ -73,7 +73,7 @@ def test_a_model_without_gradients_has_its_rollout(photo, capsys, monkeypatch, e
     def refuse(*_, **__):
         raise error
 
-    monkeypatch.setattr(libra, "libra", refuse)
+    monkeypatch.setattr(explain, "libra", refuse)
     code, out, err = call(capsys, monkeypatch, "explain", photo)
     assert (code, err) == (0, "")
     assert f"  libra    not available: {error}\n" in out

@@ -45,4 +45,4 @@ def test_flags_are_restored_if_an_interrupt_comes_while_they_are_set(monkeypatch
         vs.capture(model, torch.zeros(1, 3, 32, 32, device="cpu"))
     monkeypatch.undo()
     assert all(child.training for child in module.modules())
-    assert not any(child in evaluation._runs for child in module.modules())
+    assert not any(child in evaluation._training._runs for child in module.modules())

@@ -8,8 +8,8 @@ from PIL import Image
 
 import vitscope as vs
 from tests.reference import lime as slow
+from vitscope.estimators.surrogate import Surrogate, fit
 from vitscope.methods.lime import kernel
-from vitscope.methods.surrogate import Surrogate, fit
 from vitscope.perturb.masks import KernelSampler, PairedSampler, Sampler, UniformSampler
 
 SAMPLINGS = ["lime", "paired", "glime"]

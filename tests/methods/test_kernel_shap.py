@@ -11,7 +11,8 @@ from tests.helpers.perturbed import noise, outputs_of
 from tests.helpers.tiny import LABELS, tiny_vit
 from tests.reference import lime as slow
 from tests.reference.shapley import shapley as slow_shapley
-from vitscope.methods.kernel_shap import coalitions, shapley
+from vitscope.estimators.shapley import shapley
+from vitscope.methods.kernel_shap import coalitions
 
 
 def game(players: int, seed: int = 0) -> Callable[[np.ndarray], float]:
@@ -123,9 +124,9 @@ def test_permuting_the_segments_permutes_the_shapley_values_even_with_few_sample
     rows, kernel = coalitions(12, 6, 0)
     outputs, ends = random.random((len(rows), 1)), np.array([[0.0], [7.8]])
     order = random.permutation(12)
-    values, _ = shapley(rows, kernel, outputs, ends)
-    permuted, _ = shapley(rows[:, order], kernel, outputs, ends)
+    values, *_ = shapley(rows, kernel, outputs, ends)
+    permuted, *_ = shapley(rows[:, order], kernel, outputs, ends)
     np.testing.assert_allclose(permuted, values[:, order], atol=1e-10)
-    equal, _ = shapley(rows[:0], kernel[:0], outputs[:0], ends)
+    equal, *_ = shapley(rows[:0], kernel[:0], outputs[:0], ends)
     np.testing.assert_allclose(equal, 7.8 / 12)
     assert values.sum() == pytest.approx(7.8)

@@ -19,8 +19,8 @@ from tests.helpers.lime import (
 )
 from tests.helpers.tiny import tiny_vit
 from tests.reference import lime as slow
+from vitscope.estimators.surrogate import fit
 from vitscope.methods.lime import kernel
-from vitscope.methods.surrogate import fit
 from vitscope.perturb.masks import PairedSampler, UniformSampler
 
 
@@ -235,18 +235,13 @@ def test_a_target_is_an_index_or_a_label_and_other_classes_come_from_the_same_ou
     default = vs.lime(nano, cat, **options)
     assert default.target == nano.predict(cat)[0][0].label == default.classes[0]
     switched = default.of("dog")
-    torch.testing.assert_close(switched.weights, dog.weights)
-    torch.testing.assert_close(switched.values, dog.values)
+    assert torch.equal(switched.weights, dog.weights)
+    assert torch.equal(switched.values, dog.values)
     assert switched.target == "dog"
     assert sorted(switched.classes) == sorted(default.classes)
     assert torch.equal(switched.of(default.target).weights, default.weights)
     index = default.class_indices[default.classes.index("dog")]
-    torch.testing.assert_close(default.of(index).weights, dog.weights)
-    few = vs.lime(nano, cat, top_labels=1, **options)
-    for missing in ("ship", 9, "9"):
-        with pytest.raises(vs.CallError, match="cat") as caught:
-            few.of(missing)
-        assert "\n" not in str(caught.value)
+    assert torch.equal(default.of(index).weights, dog.weights)
 
 
 def test_another_class_is_selected_by_a_synonym_or_by_its_index() -> None:

@@ -20,8 +20,8 @@ from tests.helpers.lime import (
     shrunk,
 )
 from tests.reference import lime as slow
+from vitscope.estimators.surrogate import Surrogate, fit, quantile, upper_tail
 from vitscope.methods.lime import Plan, is_stable, kernel
-from vitscope.methods.surrogate import Surrogate, fit, quantile, upper_tail
 from vitscope.perturb.masks import UniformSampler
 
 

@@ -11,7 +11,7 @@ from tests.helpers.perturbed import noise
 from tests.helpers.tiny import tiny_vit
 from tests.reference import lime as slow
 from tests.reference import rise as slow_rise
-from vitscope.methods.rise import _mask
+from vitscope.estimators.soft_masks import soft_mask
 
 
 @pytest.mark.parametrize("size", [(8, 16), (9, 14)], ids=str)
@@ -46,7 +46,7 @@ def test_masks_of_rise_are_bilinear_and_shifted_by_less_than_a_cell(size: tuple[
     bits, shifts = random.random((3, 7, 7)) < 0.5, random.random((3, 2))
     shifts[1], shifts[2] = 0.0, np.nextafter(1, 0)
     for index in range(3):
-        mask = _mask(bits, shifts, index, size)
+        mask = soft_mask(bits[index], shifts[index], size)
         assert mask.shape == size
         assert mask.min() >= 0
         assert mask.max() <= 1

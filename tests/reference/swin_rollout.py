@@ -5,6 +5,7 @@ at a time. The matrix of a block or a merging has one extra row and column, whic
 """
 
 import math
+import threading
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
@@ -186,34 +187,41 @@ def story(module: nn.Module, pixels: Tensor, grid: Size) -> Story:
     backbone: Any = getattr(module, getattr(module, "base_model_prefix", ""), module)
     last = backbone.layernorm if hasattr(backbone, "layernorm") else backbone.norm
     head: Any = getattr(module, "classifier", None) or getattr(module.head, "fc", module.head)
-    seen: list[Any] = []
-    softmax = torch.nn.functional.softmax
+    events: list[tuple[Any, Tensor]] = []  # a block and its weights, or a merging layer and its input, in order
+    running: list[nn.Module] = []
+    softmax, thread = torch.nn.functional.softmax, threading.get_ident()
 
     def recorded(*args: Any, **options: Any) -> Tensor:
-        seen.append(softmax(*args, **options))
-        return seen[-1]
+        weights = softmax(*args, **options)
+        if running and threading.get_ident() == thread:
+            events.append((running[-1], weights))
+        return weights
 
+    blocks = [layer for layer in module.modules() if type(layer).__name__ in BLOCKS]
+    for block in blocks:
+        block.register_forward_pre_hook(lambda block, _: running.append(block))
+        block.register_forward_hook(lambda *_: running.clear())
     for layer in module.modules():
         if type(layer).__name__ in MERGING:
-            layer.register_forward_pre_hook(lambda layer, args: seen.append((layer, args[0].flatten(1, -2).double())))
+            layer.register_forward_pre_hook(lambda layer, args: events.append((layer, args[0].flatten(1, -2).double())))
     features: list[Tensor] = []
     last.register_forward_hook(lambda _, __, output: features.append(output.flatten(1, -2)))
     with torch.no_grad(), mock.patch.object(torch.nn.functional, "softmax", recorded):
         output = module(pixels)
-        steps: list[Block | Merge] = []
-        blocks = iter([block for block in module.modules() if type(block).__name__ in BLOCKS])
-        for event in seen:
-            if isinstance(event, Tensor):
-                weights = event.unflatten(0, (len(pixels), -1))
-                steps.append(Block(weights, grid, *_settings(next(blocks), grid)))
-            else:
-                layer, tokens = event
-                merge = Merge(torch.empty(0), grid)
-                padded = torch.cat([tokens, torch.zeros_like(tokens[:, :1])], dim=1)
-                groups = [[-1 if token is None else token for token in group] for group in merge.groups()]
+    with_weights = [layer for layer, _ in events if type(layer).__name__ in BLOCKS]
+    assert with_weights == blocks, f"{len(with_weights)} softmaxes ran in {len(blocks)} blocks: one in each is expected"
+    steps: list[Block | Merge] = []
+    for layer, tensor in events:
+        if type(layer).__name__ in BLOCKS:
+            steps.append(Block(tensor.unflatten(0, (len(pixels), -1)), grid, *_settings(layer, grid)))
+        else:
+            merge = Merge(torch.empty(0), grid)
+            padded = torch.cat([tensor, torch.zeros_like(tensor[:, :1])], dim=1)
+            groups = [[-1 if token is None else token for token in group] for group in merge.groups()]
+            with torch.no_grad():
                 merge.parts = transformed(layer, padded[:, groups])
-                steps.append(merge)
-                grid = ((grid[0] + 1) // 2, (grid[1] + 1) // 2)
+            steps.append(merge)
+            grid = ((grid[0] + 1) // 2, (grid[1] + 1) // 2)
     return Story(steps, features[0], head, getattr(output, "logits", output))
 
 

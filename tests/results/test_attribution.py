@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import vitscope as vs
-from vitscope.results import attribution, colours
+from vitscope.results import colours, saved_arrays
 from vitscope.results.colours import blend, colour_scale, stretch
 from vitscope.validation import require_finite_tensor
 
@@ -134,7 +134,7 @@ def test_unknown_suffixes_are_refused(result: vs.Attribution, name: str, tmp_pat
 WRITERS: dict[str, tuple[Any, str]] = {
     ".png": (Image.Image, "save"),
     ".npz": (np, "savez"),
-    ".safetensors": (attribution, "save_file"),
+    ".safetensors": (saved_arrays, "save_file"),
 }
 
 

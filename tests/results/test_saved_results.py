@@ -1,5 +1,6 @@
 """Saved results that contradict themselves, and wrong arguments of a result, are refused in one line."""
 
+import dataclasses
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -14,11 +15,14 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import vitscope as vs
-from vitscope.results.segment_attribution import LinearFit, SegmentAttribution, SegmentedImage
+from vitscope.results.samples import Samples
+from vitscope.results.segment_attribution import SegmentAttribution
+from vitscope.results.segmented_image import LinearFit, SegmentedImage
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 CPU = torch.device("cpu")
 NAN = float("nan")
+LABELS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog")
 
 
 def tensor(values: Any, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -130,6 +134,113 @@ SEGMENTS: dict[str, Change] = {
     "intervals of one end": lambda tensors, _: put(tensors, "intervals.0.0", tensors["weights.0.0"].clone()),
     "intervals with NaN": lambda tensors, _: put(tensors["intervals.0.0"], (0, 0), NAN),
 }
+
+
+def sampled(name: str) -> vs.Attribution:
+    """Return a result with samples: of LIME, of KernelSHAP, of RISE or of occlusion."""
+    weights, shifts = np.ones(5), np.full((5, 2), 0.5)
+    masks = np.arange(5)[:, None] >> np.arange(4) & 1 > 0
+    outputs, original = np.linspace(0, 1, 10).reshape(5, 2).astype(np.float32), np.array([1.0, 0.0], np.float32)
+    numbers: dict[str, Any] = {
+        "lime": {"weights": weights, "groups": np.arange(5)},
+        "kernel_shap": {"weights": weights},
+        "rise": {"shifts": shifts},
+        "occlusion": {},
+    }[name]
+    columns = slice(0, 3) if name in ("lime", "kernel_shap") else slice(None)
+    samples = Samples(masks[:, columns], outputs, np.array([3, 5]), original, LABELS, **numbers)
+    parameters = {"alpha": 1.0, "confidence": 0.95, "keep_probability": 0.5}
+    provenance = {"method": name, "model": "m", "parameters": parameters}
+    if name in ("lime", "kernel_shap"):
+        image = dataclasses.replace(segmented().segmented_images[0], samples=samples)
+        return dataclasses.replace(segmented(), provenance=provenance, segmented_images=[image])
+    values = tensor(np.linspace(0, 1, 4).reshape(1, 2, 2))
+    return vs.SampledAttribution(values, vs.Grid(2, 2), [photo((4, 2))], provenance, "cat", samples=[samples])
+
+
+def cut(name: str) -> Change:
+    """Return a change that takes the last row of a tensor."""
+    return lambda tensors, _: put(tensors, name, tensors[name][:-1].clone())
+
+
+def cast(name: str, dtype: torch.dtype) -> Change:
+    return lambda tensors, _: put(tensors, name, tensors[name].to(dtype))
+
+
+SAMPLES: dict[str, tuple[str, Change]] = {
+    "samples a number": ("rise", lambda _, metadata: put(metadata, "samples", 5)),
+    "samples missing": ("rise", lambda _, metadata: metadata.pop("samples")),
+    "samples of more images": ("lime", lambda _, metadata: put(metadata, "samples", [None, None])),
+    "samples text": ("occlusion", lambda _, metadata: put(metadata, "samples", 0, "text")),
+    "labels missing": ("lime", lambda _, metadata: metadata["samples"][0].pop("labels")),
+    "labels numbers": ("lime", lambda _, metadata: put(metadata, "samples", 0, "labels", [1, 2])),
+    "fewer labels": ("rise", lambda _, metadata: put(metadata, "samples", 0, "labels", ["a"])),
+    "no mask size": ("lime", lambda _, metadata: metadata["samples"][0].pop("mask_size")),
+    "another mask size": ("lime", lambda _, metadata: put(metadata, "samples", 0, "mask_size", 4)),
+    "a huge mask size": ("lime", lambda _, metadata: put(metadata, "samples", 0, "mask_size", 10**12)),
+    "a mask size of text": ("rise", lambda _, metadata: put(metadata, "samples", 0, "mask_size", "4")),
+    "no masks": ("lime", lambda tensors, _: tensors.pop("masks.0")),
+    "fewer masks": ("occlusion", cut("masks.0")),
+    "masks of floats": ("occlusion", cast("masks.0", torch.float32)),
+    "fewer outputs": ("lime", cut("outputs.0")),
+    "outputs of float64": ("lime", cast("outputs.0", torch.float64)),
+    "outputs with NaN": ("rise", lambda tensors, _: put(tensors["outputs.0"], (0, 0), NAN)),
+    "fewer classes": ("lime", cut("output_classes.0")),
+    "classes beyond": ("lime", lambda tensors, _: put(tensors["output_classes.0"], 0, 7)),
+    "classes below": ("lime", lambda tensors, _: put(tensors["output_classes.0"], 0, -1)),
+    "fewer originals": ("occlusion", cut("original.0")),
+    "no weights of masks": ("kernel_shap", lambda tensors, _: tensors.pop("mask_weights.0")),
+    "weights of fewer masks": ("lime", cut("mask_weights.0")),
+    "groups of floats": ("lime", cast("mask_groups.0", torch.float64)),
+    "groups below": ("lime", lambda tensors, _: put(tensors["mask_groups.0"], 0, -1)),
+    "groups beyond": ("lime", lambda tensors, _: put(tensors["mask_groups.0"], 0, 10**12)),
+    "weights below": ("lime", lambda tensors, _: put(tensors["mask_weights.0"], 0, -1.0)),
+    "no alpha": ("lime", lambda _, metadata: metadata["provenance"]["parameters"].pop("alpha")),
+    "confidence of text": ("lime", lambda _, metadata: put(metadata, "provenance", "parameters", "confidence", "x")),
+    "no parameters": ("lime", lambda _, metadata: metadata["provenance"].pop("parameters")),
+    "parameters a list": ("rise", lambda _, metadata: put(metadata, "provenance", "parameters", [])),
+    "shifts beyond": ("rise", lambda tensors, _: put(tensors["mask_shifts.0"], (0, 0), 2.0)),
+    "no shifts, another grid": ("occlusion", lambda _, metadata: put(metadata, "samples", 0, "mask_size", 3)),
+    "a rise without probability": (
+        "rise",
+        lambda _, metadata: metadata["provenance"]["parameters"].pop("keep_probability"),
+    ),
+    "a rise of no square": ("rise", lambda _, metadata: put(metadata, "samples", 0, "mask_size", 3)),
+    "sizes a number": ("rise", lambda _, metadata: put(metadata, "sizes", 5)),
+    "sizes of more images": ("rise", lambda _, metadata: put(metadata, "sizes", [[2, 2], [2, 2]])),
+    "sizes of text": ("rise", lambda _, metadata: put(metadata, "sizes", [["2", "2"]])),
+    "sizes that do not fit": ("rise", lambda _, metadata: put(metadata, "sizes", [[1, 2]])),
+    "sizes below": ("rise", lambda _, metadata: put(metadata, "sizes", [[0, 2]])),
+}
+
+
+@pytest.mark.parametrize("name", ["lime", "kernel_shap", "rise", "occlusion"])
+def test_samples_read_back(tmp_path: Path, name: str) -> None:
+    result = sampled(name)
+    loaded = type(result).load(result.save(tmp_path / "map.safetensors"))
+    assert loaded.labels == ["cat", "dog"]
+    assert loaded.of("dog").target == loaded.of(5).target == "dog"
+
+
+@pytest.mark.parametrize(("name", "change"), SAMPLES.values(), ids=SAMPLES)
+def test_saved_samples_that_contradict_themselves_are_refused_in_one_line(
+    tmp_path: Path, name: str, change: Change
+) -> None:
+    result = sampled(name)
+    path = result.save(tmp_path / "map.safetensors")
+    rewrite(path, change)
+    assert "map.safetensors is not a saved result: " in one_line(lambda: type(result).load(path), vs.WorkError)
+
+
+def test_maps_of_other_sizes_than_recorded_are_refused(tmp_path: Path) -> None:
+    wide, high = (
+        dataclasses.replace(sampled("rise"), values=tensor(np.arange(8).reshape(1, *size)), grid=vs.Grid(*size))
+        for size in ((2, 4), (4, 2))
+    )
+    path = vs.SampledAttribution.join([wide, high]).save(tmp_path / "map.safetensors")
+    assert vs.SampledAttribution.load(path).sizes == [(2, 4), (4, 2)]
+    rewrite(path, lambda tensors, _: put(tensors["values"], (0, 0, 0), 7.0))
+    assert "is not a saved result: a map is not" in one_line(lambda: vs.SampledAttribution.load(path), vs.WorkError)
 
 
 def one_line(call: Callable[[], Any], error: type[vs.VitscopeError]) -> str:

@@ -22,9 +22,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vitscope.attention.linear_rules import stabilised
 from vitscope.attention.recomputed_attention import OnRows, query_slices
 from vitscope.attention.rule_set import Arguments, Keywords, Rule, RuleSet, ScaledGradient, active_operands, is_active
 from vitscope.attention.rules import PRODUCTS
+from vitscope.attention.scores import weights_of
 from vitscope.attention.tap import AttentionCall
 from vitscope.errors import UnsupportedModelError
 
@@ -87,9 +89,11 @@ class _Attention:
             for rows in query_slices(queries, keys):
                 products = torch.bmm(queries[:, rows], keys.mT)
                 scores = (products * self._scale).view(*leading, *products.shape[1:])
-                if self._bias is not None:
-                    scores = scores + (self._bias if self._bias.shape[-2] == 1 else self._bias[..., rows, :])
-                weights = scores.softmax(-1).to(dtype).view_as(products)
+                bias = self._bias
+                if bias is not None:
+                    bias = bias if bias.shape[-2] == 1 else bias[..., rows, :]
+                    scores = scores + bias
+                weights = weights_of(scores, bias).to(dtype).view_as(products)
                 to_value.baddbmm_(weights.mT, outputs[:, rows], alpha=0.5)
                 to_weights = torch.bmm(outputs[:, rows], values.mT) * 0.5
                 relevance = weights * to_weights
@@ -262,8 +266,7 @@ class AlphaBetaRules(RuleSet):
 
 def _divided(numerator: Tensor, denominator: Tensor) -> Tensor:
     """Return the quotient, with a stabiliser; 0 where the denominator is 0."""
-    stable = denominator + torch.where(denominator < 0, -STABILISER, STABILISER)
-    return torch.where(denominator == 0, 0.0, numerator / stable)
+    return torch.where(denominator == 0, 0.0, numerator / stabilised(denominator, STABILISER))
 
 
 def _shared(gradient: Tensor, first: Tensor, second: Tensor, sign: float) -> tuple[Tensor, Tensor]:

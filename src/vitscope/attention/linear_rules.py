@@ -44,7 +44,7 @@ def gamma_pull(
         lowered += layer(below, up)
         is_positive = output > 0
         scores = torch.where(is_positive, raised, lowered)
-        shares = output * received / (scores + torch.where(scores < 0, -STABILISER, STABILISER))
+        shares = output * received / stabilised(scores, STABILISER)
         of_positive, of_negative = shares * is_positive, shares * (output < 0)
         to_above = _transposed(func, values, up, of_positive, options)
         to_above = to_above + _transposed(func, values, down, of_negative, options)
@@ -53,6 +53,12 @@ def gamma_pull(
         return torch.where(values > 0, to_above, torch.where(values < 0, to_below, 0.0))
 
     return pull
+
+
+def stabilised(denominator: Tensor, stabiliser: float) -> Tensor:
+    """Return a denominator that is farther from zero by the stabiliser."""
+    # Two numbers alone would have torch's default dtype.
+    return denominator + torch.where(denominator < 0, -stabiliser, stabiliser).to(denominator.dtype)
 
 
 def _transposed(func: Any, x: Tensor, matrix: Tensor, gradient: Tensor, options: Mapping[str, Any]) -> Tensor:

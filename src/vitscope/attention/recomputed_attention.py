@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitscope.attention.scores import in_float32
+from vitscope.attention.scores import in_float32, weights_of
 from vitscope.attention.tap import AttentionCall
 
 OnRows = Callable[[slice, Tensor, Tensor], None]  # rows of queries, their weights, and the gradient of these weights
@@ -140,11 +140,12 @@ def _weights(
 ) -> Tensor:
     """Return the weights of some rows of queries, (batch · head, row, key)."""
     scores = torch.baddbmm(block.new_empty(1), block, keys.mT, beta=0, alpha=scale)
+    shaped = scores.view(*leading, *scores.shape[1:])
     if bias is not None:
-        shaped = scores.view(*leading, *scores.shape[1:])
-        shaped += bias if bias.shape[-2] == 1 else bias[..., rows, :]
+        bias = bias if bias.shape[-2] == 1 else bias[..., rows, :]
+        shaped += bias
     # In place, a block needs half the memory and stays in cache. Only the CPU kernel is known to allow it.
-    return torch.softmax(scores, -1, out=scores if scores.device.type == "cpu" else None)
+    return weights_of(shaped, bias, shaped if scores.device.type == "cpu" else None).view_as(scores)
 
 
 def _added(total: Tensor | None, rows: Tensor, received: Tensor, factor: float) -> Tensor:

@@ -36,6 +36,22 @@ def in_float32(tensor: Tensor) -> torch.autocast:
     return torch.autocast(tensor.device.type, enabled=False)
 
 
+def weights_of(scores: Tensor, bias: Tensor | None, out: Tensor | None = None) -> Tensor:
+    """Return the softmax of scores over keys. A query whose keys are all masked attends to none, as in fused kernels.
+
+    Args:
+        scores: scores with the bias added, (…, query, key).
+        bias: the bias, whose −∞ masks keys; broadcasts to the scores. None for no bias.
+        out: tensor that receives the weights; None for a new one.
+    """
+    weights = torch.softmax(scores, -1, out=out)
+    if bias is not None:
+        without_keys = bias.amax(-1, keepdim=True) == -torch.inf
+        if bool(without_keys.any()):
+            return weights.masked_fill(without_keys, 0.0)
+    return weights
+
+
 class Compact:
     """A base class that pickles only the values of its tensors, which may be small parts of much larger slabs."""
 
@@ -85,11 +101,13 @@ class Factored(Compact):
                 selected = queries[:, selection]
                 scores = torch.baddbmm(selected.new_empty(1), selected, keys, beta=0, alpha=self.scale)
                 scores = scores.view(*self.shape[:3], *scores.shape[1:])
-                if self.bias is not None:
-                    scores += self.bias if self.bias.shape[-2] == 1 else self.bias[..., selection, :]
+                bias = self.bias
+                if bias is not None:
+                    bias = bias if bias.shape[-2] == 1 else bias[..., selection, :]
+                    scores += bias
                 # In place, a block needs half the memory and stays in cache. Only the CPU kernel is known to allow it.
                 in_place = scores.device.type == "cpu" and not scores.requires_grad
-                weights = torch.softmax(scores, -1, out=scores if in_place else None)
+                weights = weights_of(scores, bias, scores if in_place else None)
             yield weights
 
 

@@ -176,7 +176,7 @@ def compose(
                 print_edited_images(result, top_k)
             entries = [result.as_json() for result in results]
             report.append(
-                {"image": str(marked_photo.path), "files": [str(path) for path in written], "compositions": entries}
+                {"image": str(marked_photo.path), "files": [str(path) for path in written], "results": entries}
             )
             if interrupted:
                 raise KeyboardInterrupt
@@ -329,7 +329,7 @@ def _folders(marked_photos: Sequence[MarkedPhoto], out: Path | None) -> list[Pat
         return [out or unused_path(f"{shorten_stem(stems[0])}-compose", "")]
     parent = out or unused_path("compose", "")
     if len(set(stems)) < len(stems):
-        raise CallError("two photos have the same name, and so would their folders: rename one of them")
+        raise CallError("two photos of --annotations have the same name, as would their folders: rename one of them")
     return [parent / stem for stem in stems]
 
 

@@ -84,7 +84,7 @@ def lime(
 ) -> None:
     """Explain a class by segments of the photo, with LIME."""
     from vitscope.metrics.agreement import agreement
-    from vitscope.views.segments import describe_prediction
+    from vitscope.views.segments import describe_fit, describe_prediction, logit_advice
     from vitscope.views.subject import with_subject
 
     options: dict[str, Any] = {
@@ -125,6 +125,7 @@ def lime(
                     for result in results:
                         say(f"{photo}, as {describe_prediction(result)}")
                         print_segments(result, COUNT)
+                        say(f"  {describe_fit(result)}{logit_advice([result])}")
                     if alike is not None:
                         print_agreement(alike)
                 batch.add(models[0], photo, path, _entries(results, alike), target=results[0].target)
@@ -200,7 +201,7 @@ def _report(
 
 def _entries(results: Sequence["SegmentAttribution"], agreement: "Agreement | None") -> dict[str, Any]:
     """Return the values of the report."""
-    entries: dict[str, Any] = {"explanations": [result.as_json() for result in results]}
+    entries: dict[str, Any] = {"results": [result.as_json() for result in results]}
     return entries if agreement is None else entries | {"agreement": agreement.as_json()}
 
 

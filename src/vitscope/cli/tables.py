@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vitscope.cli.terminal import say
+from vitscope.views.numbers import percentage
 from vitscope.views.plain_text import visible
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def print_classes(name: str, model: "VisionModel", predictions: Sequence["Predic
         rows = [(prediction.label, f"{prediction.value:.4g}") for prediction in predictions]
         print_table(("output", "value"), rows, right=(1,))
     else:
-        bars = [(prediction.label, f"{prediction.probability:.1%}", _bar(prediction)) for prediction in predictions]
+        bars = [(p.label, percentage(p.probability or 0.0), _bar(p)) for p in predictions]
         print_table(("class", "probability", ""), bars, right=(1,))
 
 
@@ -82,6 +83,7 @@ def print_segments(result: "SegmentAttribution", count: int) -> None:
     Args:
         count: number of segments of each sign.
     """
+    from vitscope.views.numbers import signed_number
     from vitscope.views.segments import segment_names
 
     places = segment_names(result, count)
@@ -89,10 +91,15 @@ def print_segments(result: "SegmentAttribution", count: int) -> None:
     rows = []
     for name, place in places.items():
         row, column = segments[place]["centre"]
-        interval = "" if result.intervals is None else "{:+.3f} to {:+.3f}".format(*result.intervals[place].tolist())
+        interval = ""
+        if result.intervals is not None and result.undecided is not None:
+            interval = " to ".join(signed_number(end, 2) for end in result.intervals[place].tolist())
+            interval += ", holds 0" if result.undecided[place] else ""
         centre = f"row {row:.0f}, column {column:.0f}"
-        rows.append((name, str(segments[place]["label"]), f"{result.weights[place]:+.4f}", interval, centre))
-    print_table(("", "segment", "weight", "interval", "centre in pixels"), rows, right=(1, 2))
+        rows.append(
+            (name, str(segments[place]["label"]), signed_number(float(result.weights[place])), interval, centre)
+        )
+    print_table(("", "segment", "weight", "interval", "centre in pixels"), rows, right=(1, 2), gap=2)
 
 
 def print_heads(name: str, importance: "HeadImportance", count: int) -> None:

@@ -21,11 +21,17 @@ from vitscope.errors import CallError
 from vitscope.files import atomic_write
 from vitscope.grid import Grid
 from vitscope.images.image import InputImage, three_channels
-from vitscope.models.targets import contrast_label, require_contrast
 from vitscope.perturb.segments import cell_labels
 from vitscope.results.attribution import Attribution
 from vitscope.typing import ClassTarget, Contrast
-from vitscope.validation import require_at_least, require_class_index, require_integer, short_text
+from vitscope.validation import (
+    contrast_label,
+    require_at_least,
+    require_class_index,
+    require_contrast,
+    require_integer,
+    short_text,
+)
 
 TOP_K = 3  # classes per edited image
 

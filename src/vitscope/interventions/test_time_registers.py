@@ -1,6 +1,5 @@
 """Test-time registers: tokens without a patch that take over the activations of register neurons."""
 
-import threading
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from vitscope.interventions.register_neurons import Neuron, output_layer
 from vitscope.models.backends.names import RELATIVE_BIAS_TABLES, ROTARY_MODULES
 from vitscope.models.blocks import Block
 from vitscope.models.inserted_tokens import inserted_tokens, names_of_inserted_tokens, with_inserted_tokens
+from vitscope.models.thread_hooks import in_this_thread
 from vitscope.models.vision_model import VisionModel
 from vitscope.tracing.capture import as_vision_model
 from vitscope.validation import require_at_least, require_integer, short_repr
@@ -68,11 +68,9 @@ def test_time_registers(
     first, prefix = layers[0].module, len(prefix_names)
     registers = slice(prefix, prefix + count)
     channels = _channels(vision, layers, neurons)
-    thread, handles = threading.get_ident(), list[Any]()
+    handles: list[Any] = []
 
     def insert(_: nn.Module, args: Any, kwargs: Any) -> Any:
-        if threading.get_ident() != thread:
-            return None
         name = None if args else "hidden_states"
         tokens = args[0] if name is None else kwargs[name]
         zeros = tokens.new_zeros(len(tokens), count, tokens.shape[-1])
@@ -80,23 +78,20 @@ def test_time_registers(
         return ((tokens, *args[1:]), kwargs) if name is None else (args, {**kwargs, name: tokens})
 
     def remove(_: nn.Module, __: Any, output: Any) -> Any:
-        if threading.get_ident() != thread:
-            return None
         if isinstance(output, tuple):
             return (_without(output[0], registers), *output[1:])
         return _without(output, registers)
 
     def move(columns: Tensor, _: nn.Module, args: Any) -> Any:
-        if threading.get_ident() != thread:
-            return None
         return (_on_registers(args[0], registers, columns.to(args[0].device)), *args[1:])
 
     try:
         with uninterrupted():
-            handles.append(first.register_forward_pre_hook(insert, with_kwargs=True))
-            handles.append(layers[-1].module.register_forward_hook(remove))
+            handles.append(first.register_forward_pre_hook(in_this_thread(insert), with_kwargs=True))
+            handles.append(layers[-1].module.register_forward_hook(in_this_thread(remove)))
             handles += [
-                linear.register_forward_pre_hook(partial(move, columns)) for linear, columns in channels.items()
+                linear.register_forward_pre_hook(in_this_thread(partial(move, columns)))
+                for linear, columns in channels.items()
             ]
         with inserted_tokens(vision.module, tuple(f"test_register_{i + 1}" for i in range(count))):
             yield with_inserted_tokens(vision)

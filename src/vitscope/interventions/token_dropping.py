@@ -1,6 +1,5 @@
 """Run a model without hidden patches: a plain transformer drops their tokens, a window transformer masks their keys."""
 
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,6 +18,7 @@ from vitscope.attention.windows import PADDING, merge_groups, merged_grid
 from vitscope.errors import UnsupportedModelError, first_line
 from vitscope.grid import Grid
 from vitscope.models.hierarchy import Hierarchy
+from vitscope.models.thread_hooks import in_this_thread
 from vitscope.models.vision_model import VisionModel
 from vitscope.tracing.capture import run_and_capture
 from vitscope.typing import Pixels
@@ -110,7 +110,7 @@ class _Entry:
             inputs = (*args[:1], kwargs.get("hidden_states"))
             shapes.extend(tuple(value.shape) for value in inputs if isinstance(value, Tensor))
 
-        handle = module.register_forward_pre_hook(record, with_kwargs=True)
+        handle = module.register_forward_pre_hook(in_this_thread(record), with_kwargs=True)
         try:
             with torch.no_grad(), model.running():
                 model.logits(pixels)
@@ -166,7 +166,6 @@ def _gathering(
 
     This affects the current thread alone.
     """
-    thread = threading.get_ident()
 
     def positions(value: Any) -> Any:
         if isinstance(value, tuple | list):
@@ -178,14 +177,12 @@ def _gathering(
         return heads[..., patches, :].movedim(-3, 0)
 
     def enter(module: nn.Module, args: Any, kwargs: Any) -> Any:
-        if threading.get_ident() != thread:
-            return None
         first, rest = (args[0], args[1:]) if args else (kwargs.pop("hidden_states"), ())
         if module is entry.first:
             first = first[torch.arange(len(tokens), device=tokens.device)[:, None], tokens]
         return (first, *(positions(arg) for arg in rest)), {key: positions(arg) for key, arg in kwargs.items()}
 
-    handles = [block.register_forward_pre_hook(enter, with_kwargs=True) for block in entry.blocks]
+    handles = [block.register_forward_pre_hook(in_this_thread(enter), with_kwargs=True) for block in entry.blocks]
     try:
         yield
     finally:
@@ -248,7 +245,7 @@ def _evaluate_masked(
     pixels = torch.where(visible_pixels, pixels, colour.to(pixels.dtype))
     keys = _KeyMask(grid, hierarchy, visible)
     assert hierarchy.before_pooling is not None
-    handle = hierarchy.before_pooling.register_forward_hook(keys.pool)
+    handle = hierarchy.before_pooling.register_forward_hook(in_this_thread(keys.pool))
     try:
         with Tap(model.module, keys) as tap, tap.follow(keys.watched()):
             return evaluate(pixels)
@@ -261,7 +258,6 @@ class _KeyMask:
 
     def __init__(self, grid: Grid, hierarchy: Hierarchy, visible: VisiblePatches) -> None:
         self.grid, self.hierarchy, self.visible = grid, hierarchy, visible
-        self.thread = threading.get_ident()
 
     def watched(self) -> dict[nn.Module, Callable[[Tensor, Any], None]]:
         """Return a callback for each module that merges patches."""
@@ -285,8 +281,6 @@ class _KeyMask:
 
     def pool(self, _: nn.Module, __: Any, features: Tensor) -> Tensor | None:
         """Return the last tokens, scaled so that their mean is that of the visible ones."""
-        if threading.get_ident() != self.thread:
-            return None
         weight = self.visible.float() / self.visible.float().mean(1, keepdim=True)
         weight = torch.where(self.visible.any(1, keepdim=True), weight, torch.ones_like(weight))
         return features * weight.view(len(weight), *features.shape[1:-1], 1).to(features.dtype)

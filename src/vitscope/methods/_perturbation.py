@@ -10,7 +10,7 @@ from typing import Any, ParamSpec, TypeVar, Unpack, get_type_hints
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import nn
 
 from vitscope.docstrings import attribute_entries
@@ -22,7 +22,9 @@ from vitscope.perturb import MaskedModel, PerturbationArguments, PerturbationOpt
 from vitscope.perturb.rendering import Subject, subjects
 from vitscope.progress import ProgressCallback, ProgressLike, progress_callback
 from vitscope.results.attribution import Attribution
-from vitscope.results.segment_attribution import LinearFit, SegmentAttribution, SegmentedImage
+from vitscope.results.samples import SampledOutput, Samples
+from vitscope.results.segment_attribution import SegmentAttribution
+from vitscope.results.segmented_image import LinearFit, SegmentedImage, number_or_none
 from vitscope.tracing.capture import as_vision_model, provenance
 from vitscope.typing import ImageTarget, Target
 
@@ -96,8 +98,6 @@ def explain_each(
     options: PerturbationOptions,
     target: Target | None,
     explain: Callable[[MaskedModel, ImageTarget | None], Result],
-    *,
-    on_pixels: bool = True,
 ) -> Result:
     """Explain all images, one after another, and return one result.
 
@@ -108,21 +108,14 @@ def explain_each(
         options: options of the method.
         target: what to explain, of all images or in a list of one target per image.
         explain: returns the result of one image and its target.
-        on_pixels: whether results are as large as the photos. If so, photos of different sizes are refused before
-            any evaluation.
 
     Raises:
-        CallError: there are no images, their sizes differ, or there is another number of targets.
+        CallError: there are no images, or there is another number of targets.
     """
     vision = as_vision_model(model)
     inputs = subjects(vision, images)
     if not inputs:
         raise CallError("no image was given")
-    sizes = dict.fromkeys("×".join(map(str, subject.view.photo.size[::-1])) for subject in inputs)
-    if on_pixels and len(sizes) > 1:
-        raise CallError(
-            f"cannot combine results of different sizes ({', '.join(sizes)} pixels): explain these images separately"
-        )
 
     def explain_subject(item: tuple[Subject, ImageTarget | None], report: ProgressCallback) -> Result:
         subject, image_target = item
@@ -194,6 +187,37 @@ def perturbation_provenance(
     }
 
 
+def stored_samples(
+    masked_model: MaskedModel,
+    masks: Bool[np.ndarray, "sample cell"],
+    class_outputs: Float[np.ndarray, "sample stored"],
+    stored: Sequence[int],
+    **numbers: np.ndarray,
+) -> Samples | None:
+    """Return the samples of a result, without classes whose outputs are not finite; None if no class is left.
+
+    Args:
+        masked_model: the model and its image.
+        masks: of the samples that were evaluated.
+        class_outputs: the outputs for them.
+        stored: indices of the classes of these outputs.
+        numbers: other fields of :class:`~vitscope.results.samples.Samples`.
+    """
+    classes, labels = np.array(stored, dtype=np.int64), masked_model.class_labels
+    original = masked_model.original[classes].astype(np.float32)
+    finite = np.isfinite(class_outputs).all(0) & np.isfinite(original)
+    if not finite.any():
+        return None
+    outputs = np.ascontiguousarray(class_outputs[:, finite])
+    return Samples(masks, outputs, classes[finite], original[finite], labels, **numbers)
+
+
+def sampled_output(masked_model: MaskedModel, column: int, values: Float[np.ndarray, " sample"]) -> SampledOutput:
+    """Return the outputs of a column for all masks, with its label."""
+    index = masked_model.class_index(column)
+    return SampledOutput(masked_model.label(column), index, values, float(masked_model.original[column]))
+
+
 def segment_result(
     masked_model: MaskedModel,
     method: str,
@@ -202,12 +226,27 @@ def segment_result(
     weights: Float[np.ndarray, "label segment"],
     intervals: Float[np.ndarray, "label segment 2"] | None,
     intercepts: Float[np.ndarray, " label"],
-    scores: Float[np.ndarray, " label"],
+    scores: tuple[Float[np.ndarray, " label"], Float[np.ndarray, " label"]],
     *,
+    stored: Samples | None,
     samples: int,
     interrupted: bool,
 ) -> SegmentAttribution:
-    """Return a result with one weight per segment for each of ``columns``, the first of which is the target."""
+    """Return a result with one weight per segment for each of ``columns``, the first of which is the target.
+
+    Args:
+        masked_model: the model and its image.
+        method: its name.
+        parameters: its options.
+        columns: what was explained.
+        weights: by column.
+        intervals: of the weights; None if the method has none.
+        intercepts: by column.
+        scores: R² of the fit by column, and that on held-out samples.
+        stored: for the explanation of other classes.
+        samples: number of evaluated masks.
+        interrupted: whether Ctrl-C ended the evaluation early.
+    """
     segments = masked_model.require_segments()
     fits = [
         LinearFit(
@@ -217,12 +256,13 @@ def segment_result(
             torch.from_numpy(weights[row].copy()),
             None if intervals is None else torch.from_numpy(intervals[row].copy()),
             float(intercepts[row]),
-            float(scores[row]),
+            float(scores[0][row]),
+            number_or_none(scores[1][row]),
         )
         for row, column in enumerate(columns)
     ]
     labels, index = (torch.from_numpy(np.array(pixels)) for pixels in (segments.labels, segments.index))
-    image = SegmentedImage(labels, index, fits)
+    image = SegmentedImage(labels, index, fits, stored)
     return SegmentAttribution(
         image.values(),
         Grid(*index.shape),

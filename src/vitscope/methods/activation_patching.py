@@ -1,6 +1,5 @@
 """Activation patching: the change in the output if a baseline's forward pass gets one patch of the image."""
 
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,13 +22,15 @@ from vitscope.methods._perturbation import one_by_one, perturbation_method, warn
 from vitscope.methods.attention_map import grid_of
 from vitscope.models.blocks import Block, blocks
 from vitscope.models.targets import one_per_image
+from vitscope.models.thread_hooks import in_this_thread
 from vitscope.models.vision_model import VisionModel
 from vitscope.perturb.baselines import describe_hide
-from vitscope.perturb.batching import ROUNDING_SHARE, BatchedPredictor, Evaluations
+from vitscope.perturb.batching import BatchedPredictor, Evaluations
 from vitscope.perturb.options import BatchArguments, PerturbationOptions
 from vitscope.perturb.rendering import Subject, baseline_pixels, subjects
 from vitscope.progress import ProgressCallback
 from vitscope.results.attribution import Attribution
+from vitscope.results.samples import ROUNDING_SHARE
 from vitscope.tracing.capture import as_vision_model, run_and_capture
 from vitscope.tracing.gradient_recorder import as_tokens
 from vitscope.typing import ImageTarget, Pixels, Target
@@ -181,6 +182,11 @@ class _PatchedModel(BatchedPredictor):
                 f"{len(streams)} blocks of {model.name} are known and {self.trace.num_layers} attend, so their inputs "
                 f"cannot be patched: use {INSTEAD}"
             )
+        if self.trace.unchained is not None:
+            raise UnsupportedModelError(
+                f"the blocks of {model.name} do not run one after the other, so a patch has no single token in each: "
+                f"use {INSTEAD}"
+            )
         grids = [self.trace.step(layer).require_grid() for layer in selected]
         self._grid = min(grids, key=lambda grid: grid.num_patches)
         indices = _patches_by_grid(self.trace, self._grid, subject.pixels.device)
@@ -259,11 +265,9 @@ def _patches_by_grid(trace: Trace, coarsest: Grid, device: torch.device) -> dict
 @contextmanager
 def _block_inputs(modules: Sequence[nn.Module], change: Callable[[int, Tensor], Tensor | None]) -> Iterator[None]:
     """While held, replace the input of each block that runs in this thread by ``change(layer, input)``, if not None."""
-    thread, layers = threading.get_ident(), count()
+    layers = count()
 
     def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if threading.get_ident() != thread:
-            return None
         stream = change(next(layers), args[0] if args else kwargs["hidden_states"])
         if stream is None:
             return None
@@ -273,7 +277,7 @@ def _block_inputs(modules: Sequence[nn.Module], change: Callable[[int, Tensor], 
     try:
         with uninterrupted():
             for module in modules:
-                handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
+                handles.append(module.register_forward_pre_hook(in_this_thread(enter), with_kwargs=True))
         yield
     finally:
         with uninterrupted():

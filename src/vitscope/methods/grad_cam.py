@@ -130,7 +130,7 @@ def _cam(x: Tensor, g: Tensor, variant: Variant) -> Tensor:
         component = torch.linalg.svd(centred, full_matrices=False).Vh[:, 0]
         projection = (centred @ component[..., None])[..., 0]
         largest = projection.gather(1, projection.abs().argmax(1, keepdim=True))
-        return projection * torch.where(largest < 0, -1.0, 1.0)
+        return torch.where(largest < 0, -projection, projection)
     if variant == "layer_cam":
         return (x * g.clamp_min(0)).sum(-1)
     if variant == "element_wise":

@@ -9,13 +9,14 @@ from jaxtyping import Bool, Float
 from torch import nn
 
 from vitscope.errors import warn
+from vitscope.estimators.shapley import shapley
 from vitscope.methods._perturbation import (
     explain_each,
     perturbation_method,
     segment_result,
+    stored_samples,
     warn_if_interrupted,
 )
-from vitscope.methods.surrogate import r_squared
 from vitscope.models.vision_model import VisionModel
 from vitscope.perturb import MaskedModel, PerturbationArguments, PerturbationOptions
 from vitscope.results.segment_attribution import SegmentAttribution
@@ -46,7 +47,7 @@ def kernel_shap(
 
     Args:
         model: from :func:`vitscope.load`, or a live module.
-        images: an image, a list of images of one size, or a tensor (batch, 3, height, width) that is already
+        images: an image, a list of images of any sizes, or a tensor (batch, 3, height, width) that is already
             preprocessed.
         target: what to explain, see :data:`~vitscope.typing.Target`; by default the most probable class of each image.
         num_samples: maximum number of coalitions, besides the original image and the fully hidden one; at least 2.
@@ -81,14 +82,17 @@ def kernel_shap(
                 "smallest that fit; use more samples or fewer segments"
             )
         ends = np.stack([np.zeros(rows.shape[1], dtype=bool), np.ones(rows.shape[1], dtype=bool)])
-        evaluations = masked_model.evaluate(masked_model.masks(np.concatenate([ends, rows])), columns)
+        masks, stored = np.concatenate([ends, rows]), masked_model.stored_classes(len(rows) + 2)
+        evaluations = masked_model.evaluate(masked_model.masks(masks), columns, stored=stored)
         samples = int(evaluations.evaluated.sum())
         warn_if_interrupted(evaluations.interrupted, samples, len(rows) + 2)
         masked_model.warn_if_constant(evaluations, columns[0])
         if not evaluations.evaluated[:2].all():
             raise KeyboardInterrupt
-        evaluated, outputs = evaluations.evaluated[2:], evaluations.outputs
-        values, scores = shapley(rows[evaluated], kernel[evaluated], outputs[2:][evaluated], outputs[:2])
+        evaluated = evaluations.evaluated
+        masks, outputs = masks[evaluated], evaluations.outputs[evaluated]
+        weights = np.concatenate([np.zeros(2), kernel])[evaluated]  # the first two masks are constraints
+        values, *scores = shapley(masks[2:], weights[2:], outputs[2:], outputs[:2])
         return segment_result(
             masked_model,
             "kernel_shap",
@@ -97,7 +101,8 @@ def kernel_shap(
             values,
             None,
             outputs[0],
-            scores,
+            (scores[0], scores[1]),
+            stored=stored_samples(masked_model, masks, evaluations.class_outputs[evaluated], stored, weights=weights),
             samples=samples,
             interrupted=evaluations.interrupted,
         )
@@ -139,35 +144,3 @@ def coalitions(
             rows += [row, ~row]
         weights += [probabilities.sum() / (2 * pairs)] * (2 * pairs)
     return np.stack(rows) if rows else np.zeros((0, players), dtype=bool), np.array(weights)
-
-
-def shapley(
-    rows: Bool[np.ndarray, "coalition segment"],
-    kernel: Float[np.ndarray, " coalition"],
-    outputs: Float[np.ndarray, "coalition label"],
-    ends: Float[np.ndarray, "2 label"],
-) -> tuple[Float[np.ndarray, "label segment"], Float[np.ndarray, " label"]]:
-    """Return the weighted least-squares solution whose values add up to ``ends[1] − ends[0]``.
-
-    Args:
-        rows: the coalitions, True for each visible segment.
-        kernel: weight of each coalition.
-        outputs: the model's output for each coalition.
-        ends: the model's output if everything is hidden, and if nothing is.
-
-    Returns:
-        the values, and the weighted R² of each class.
-    """
-    empty, full = ends
-    masks, gains = rows.astype(np.float64), outputs - empty
-    # Equal shares plus deviations that add up to zero: the smallest deviations that fit are the solution.
-    equal = (full - empty) / masks.shape[1]
-    root = np.sqrt(kernel)[:, None]
-    sizes = masks.sum(1, keepdims=True)
-    design = masks - sizes / masks.shape[1]
-    deviations, *_ = np.linalg.lstsq(root * design, root * (gains - sizes * equal), rcond=None)
-    values = equal + deviations
-    residuals = gains - masks @ values
-    total = kernel.sum()
-    centred = outputs - (kernel @ outputs / total if total > 0 else 0.0)
-    return values.T, r_squared(residuals, centred, kernel)

@@ -15,6 +15,7 @@ from vitscope.methods.attention_map import grid_of, require_start_layer
 from vitscope.models.blocks import Block
 from vitscope.models.outputs import copied_images
 from vitscope.models.targets import SIMILARITY, ScoreOutput, score
+from vitscope.models.thread_hooks import in_this_thread
 from vitscope.models.vision_model import VisionModel
 from vitscope.results.attribution import Attribution
 from vitscope.tracing.capture import as_vision_model
@@ -116,7 +117,7 @@ class _BlockCopies:
     def __init__(self, name: str, start_layer: int, pools: bool, set_copies: Callable[[int], Any]) -> None:
         self._name, self._start_layer, self._pools = name, start_layer, pools
         self._set_copies = set_copies
-        self.start = 0
+        self.start = self._num_blocks = self._num_runs = 0
         self.outputs: list[Tensor] = []
 
     def hooks(self, layers: Sequence[Block], _: Tape) -> Sequence[Any]:
@@ -127,8 +128,9 @@ class _BlockCopies:
             )
         self.start = require_start_layer(self._start_layer, len(layers))
         *inner, last = layers[self.start :]
-        handles = [block.module.register_forward_hook(self._keep) for block in inner]
-        return [*handles, last.module.register_forward_hook(self._replace)]
+        self._num_blocks = 1 + len(inner)
+        handles = [block.module.register_forward_hook(in_this_thread(self._keep)) for block in inner]
+        return [*handles, last.module.register_forward_hook(in_this_thread(self._replace))]
 
     def require_layers(self, trace: Trace) -> Sequence[int]:
         """Return the indices of the blocks that have a copy.
@@ -147,6 +149,12 @@ class _BlockCopies:
 
     def _keep(self, _module: nn.Module, _args: Any, output: Any) -> None:
         """Keep the output of a block; at the start of a new stage, forget those of the stage before."""
+        self._num_runs += 1
+        if self._num_runs > self._num_blocks:
+            raise UnsupportedModelError(
+                f"the blocks of {self._name} run several times for an image, so le_grad is not available: use "
+                "input_x_gradient with at='pixels'"
+            )
         tokens = output[0] if isinstance(output, tuple) else output
         if self.outputs and self.outputs[-1].shape != tokens.shape:
             self.outputs.clear()

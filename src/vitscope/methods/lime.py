@@ -9,8 +9,14 @@ from jaxtyping import Bool, Float, Int
 from torch import nn
 
 from vitscope.errors import CallError, warn
-from vitscope.methods._perturbation import explain_each, perturbation_method, segment_result, warn_if_interrupted
-from vitscope.methods.surrogate import Surrogate, fit, upper_tail
+from vitscope.estimators.surrogate import Surrogate, fit, upper_tail
+from vitscope.methods._perturbation import (
+    explain_each,
+    perturbation_method,
+    segment_result,
+    stored_samples,
+    warn_if_interrupted,
+)
 from vitscope.models.vision_model import VisionModel
 from vitscope.perturb import MaskedModel, PerturbationArguments, PerturbationOptions
 from vitscope.perturb.masks import KernelSampler, PairedSampler, Sampler, UniformSampler
@@ -56,7 +62,7 @@ def lime(
 
     Args:
         model: from :func:`vitscope.load`, or a live module.
-        images: an image, a list of images of one size, or a tensor (batch, 3, height, width) that is already
+        images: an image, a list of images of any sizes, or a tensor (batch, 3, height, width) that is already
             preprocessed.
         target: what to explain, see :data:`~vitscope.typing.Target`; by default the most probable class of each image.
         num_samples: number of masks, including the original image; at least 2. ``"auto"`` keeps sampling, up to 10,000
@@ -68,8 +74,8 @@ def lime(
         sampling: ``"lime"`` hides each segment with probability ½. ``"paired"`` does the same, but follows each mask
             with its complement. ``"glime"`` draws masks from the kernel, so that the regression needs no weights. By
             default ``"lime"``, or ``"paired"`` if ``num_samples="auto"``.
-        top_labels: number of the most probable classes to explain besides the target, from the same outputs; see
-            :meth:`SegmentAttribution.of`.
+        top_labels: number of the most probable classes to explain besides the target, from the same outputs. All other
+            classes can be explained later, see :meth:`SegmentAttribution.of`.
         kernel_width: width of the exponential kernel over the cosine distance; by default that of PyPI's lime.
         alpha: ridge penalty; by default that of PyPI's lime.
         confidence: confidence level of the intervals and of ``num_samples="auto"``, between 0 and 1.
@@ -78,14 +84,15 @@ def lime(
         **options: see :class:`~vitscope.perturb.options.PerturbationOptions`.
 
     Returns:
-        a result whose ``values`` (batch, pixel height, pixel width) are the weights at each pixel of the photo. For a
-        single image it also has ``weights``, ``intervals``, ``intercept``, ``score`` and ``segments``; take
+        a result whose ``values`` (batch, pixel height, pixel width) are the weights at each pixel of the photo; those
+        of photos of different sizes are enlarged to the largest, see :attr:`Attribution.sizes`. For a single image it
+        also has ``weights``, ``intervals``, ``intercept``, ``score``, ``held_out_score`` and ``segments``; take
         ``result[i]`` of a batch first. Ctrl-C ends the evaluation early: the result is then based on the samples so
         far, with a warning, and ``provenance["interrupted"]`` is True.
 
     Raises:
-        CallError: an option is out of range, the model has no such class, an image has one segment or more than 4,000,
-            or the images differ in size.
+        CallError: an option is out of range, the model has no such class, or an image has one segment or more than
+            4,000.
         UnsupportedModelError: ``hide="drop"`` is not supported for the model.
         WorkError: an image cannot be read, the model's output is NaN or infinity, or there is not enough memory.
 
@@ -186,10 +193,17 @@ class Plan:
         drawn: Int[np.ndarray, " sample"] | None = None,
     ) -> Surrogate:
         """Return the fitted regression; ``drawn`` holds the indices of these rows among all that were drawn."""
-        drawn = np.arange(len(rows)) if drawn is None else drawn
-        weights = np.ones(len(rows)) if self.sampling == "glime" else kernel(rows.mean(1), self.kernel_width)
+        return fit(rows, outputs, self.sample_weights(rows), self.alpha, self.groups(len(rows), drawn))
+
+    def sample_weights(self, rows: Bool[np.ndarray, "sample segment"]) -> Float[np.ndarray, " sample"]:
+        """Return the weight of each row in the regression."""
+        return np.ones(len(rows)) if self.sampling == "glime" else kernel(rows.mean(1), self.kernel_width)
+
+    def groups(self, count: int, drawn: Int[np.ndarray, " sample"] | None = None) -> Int[np.ndarray, " sample"]:
+        """Return the group of each of ``count`` rows; a row and its complement share one."""
+        drawn = np.arange(count) if drawn is None else drawn
         groups = (drawn + 1) // 2 if self.sampling == "paired" else drawn
-        return fit(rows, outputs, weights, self.alpha, np.unique(groups, return_inverse=True)[1])
+        return np.unique(groups, return_inverse=True)[1]
 
     @property
     def looks(self) -> Sequence[int]:
@@ -212,7 +226,9 @@ def _explain(masked_model: MaskedModel, plan: Plan, columns: Sequence[int]) -> S
             f"depend on the ridge penalty; use {5 * segments} samples or more, or fewer segments"
         )
     sampler = plan.sampler(segments)
+    stored = masked_model.stored_classes(plan.num_samples or MAX_SAMPLES)
     rows, outputs = np.zeros((0, segments), dtype=bool), np.zeros((0, len(columns)))
+    class_outputs = np.zeros((0, len(stored)), dtype=np.float32)
     drawn = np.zeros(0, dtype=np.int64)
     stable, interrupted = None, False
     surrogate = None
@@ -220,12 +236,17 @@ def _explain(masked_model: MaskedModel, plan: Plan, columns: Sequence[int]) -> S
         try:
             masks = sampler.draw(total - len(rows))
             evaluations = masked_model.evaluate(
-                masked_model.masks(masks), columns, before=len(rows), total=plan.num_samples or MAX_SAMPLES
+                masked_model.masks(masks),
+                columns,
+                stored=stored,
+                before=len(rows),
+                total=plan.num_samples or MAX_SAMPLES,
             )
             evaluated = evaluations.evaluated
             drawn = np.concatenate([drawn, len(rows) + np.flatnonzero(evaluated)])
             rows = np.concatenate([rows, masks[evaluated]])
             outputs = np.concatenate([outputs, evaluations.outputs[evaluated]])
+            class_outputs = np.concatenate([class_outputs, evaluations.class_outputs[evaluated]])
             interrupted = evaluations.interrupted
             surrogate = plan.fitted(rows, outputs, drawn)
             if plan.num_samples is None:
@@ -233,7 +254,7 @@ def _explain(masked_model: MaskedModel, plan: Plan, columns: Sequence[int]) -> S
                 stable = is_stable(surrogate, plan.top_segments, (1 - plan.confidence) / len(LOOKS), plan.tie)
         except KeyboardInterrupt:
             # Ctrl-C was pressed between two batches.
-            if len(rows) < 2 or len(rows) != len(outputs):
+            if len(rows) < 2 or len(rows) != len(class_outputs):
                 raise
             interrupted = True
         if stable or interrupted:
@@ -261,6 +282,7 @@ def _explain(masked_model: MaskedModel, plan: Plan, columns: Sequence[int]) -> S
     }
     if plan.num_samples is None:
         parameters |= {"top_segments": plan.top_segments, "tie": plan.tie, "stable": bool(stable)}
+    numbers = {"weights": plan.sample_weights(rows), "groups": plan.groups(len(rows), drawn[: len(rows)])}
     return segment_result(
         masked_model,
         "lime",
@@ -269,7 +291,8 @@ def _explain(masked_model: MaskedModel, plan: Plan, columns: Sequence[int]) -> S
         surrogate.weights,
         surrogate.intervals(plan.confidence),
         surrogate.intercepts,
-        surrogate.scores,
+        (surrogate.scores, surrogate.held_out_scores),
+        stored=stored_samples(masked_model, rows, class_outputs, stored, **numbers),
         samples=len(rows),
         interrupted=interrupted,
     )

@@ -3,7 +3,6 @@
 from typing import Any, Unpack
 
 import numpy as np
-import torch
 from torch import nn
 
 from vitscope.errors import CallError
@@ -12,12 +11,14 @@ from vitscope.methods._perturbation import (
     explain_each,
     perturbation_method,
     perturbation_provenance,
+    sampled_output,
+    stored_samples,
     warn_if_interrupted,
 )
 from vitscope.models.vision_model import VisionModel
 from vitscope.perturb import MaskedModel, PerturbationArguments, PerturbationOptions
 from vitscope.perturb.masked_model import cells_of
-from vitscope.results.attribution import Attribution
+from vitscope.results.sampled_attribution import SampledAttribution, mean_map
 from vitscope.typing import ImageTarget, Target
 from vitscope.validation import require_integer
 
@@ -31,7 +32,7 @@ def occlusion(
     window: int = 1,
     stride: int = 1,
     **options: Unpack[PerturbationArguments],
-) -> Attribution:
+) -> SampledAttribution:
     """Explain a prediction by how much the output drops if each patch is hidden.
 
     A window slides over the patches and hides those that it covers. A patch's value is the mean drop over the windows
@@ -41,7 +42,8 @@ def occlusion(
 
     Args:
         model: from :func:`vitscope.load`, or a live module.
-        images: an image, a list of images, or a tensor (batch, 3, height, width) that is already preprocessed.
+        images: an image, a list of images of any sizes, or a tensor (batch, 3, height, width) that is already
+            preprocessed.
         target: what to explain, see :data:`~vitscope.typing.Target`; by default the most probable class of each image.
         window: side of the window, in patches of a plain transformer or in tokens of the last stage of a window
             transformer.
@@ -50,7 +52,7 @@ def occlusion(
 
     Returns:
         an attribution whose ``values`` (batch, height, width) on the grid of patches are the output for the original
-        image minus the output without the patch.
+        image minus the output without the patch. ``result.of("dog")`` explains another class from the same outputs.
 
     Raises:
         CallError: the window does not fit the grid, ``stride`` or another option is out of range, or the model has no
@@ -69,22 +71,22 @@ def occlusion(
     if not 1 <= stride <= window:
         raise CallError(f"stride is {stride} and window is {window}: 1 ≤ stride ≤ window is expected")
 
-    def explain(masked_model: MaskedModel, image_target: ImageTarget | None) -> Attribution:
+    def explain(masked_model: MaskedModel, image_target: ImageTarget | None) -> SampledAttribution:
         view, cells = cells_of(masked_model.model, masked_model.subject)
         assert cells is not None, "the segments are patches, so their grid is known"
         column = masked_model.target(image_target)
         covers = _windows(cells, window, stride)
-        evaluations = masked_model.evaluate(masked_model.masks(~covers), [column])
+        stored = masked_model.stored_classes(len(covers))
+        evaluations = masked_model.evaluate(masked_model.masks(~covers), [column], stored=stored)
         evaluated = evaluations.evaluated
         samples = int(evaluated.sum())
         warn_if_interrupted(evaluations.interrupted, samples, len(covers))
         masked_model.warn_if_constant(evaluations, column)
-        drops = np.where(evaluated, masked_model.original[column] - evaluations.outputs[:, 0], 0.0)
-        covered = covers[evaluated].sum(0)
-        values = torch.from_numpy(drops @ covers / np.maximum(covered, 1)).float()
+        covers = covers[evaluated]
+        output = sampled_output(masked_model, column, evaluations.outputs[evaluated, 0])
         parameters = {"window": window, "stride": stride}
-        return Attribution(
-            values.view(1, cells.height, cells.width),
+        return SampledAttribution(
+            mean_map(covers, None, output, (cells.height, cells.width), parameters),
             cells,
             [view],
             perturbation_provenance(
@@ -92,9 +94,10 @@ def occlusion(
             ),
             masked_model.label(column),
             True,
+            samples=[stored_samples(masked_model, covers, evaluations.class_outputs[evaluated], stored)],
         )
 
-    return explain_each(model, images, "patches", settings, target, explain, on_pixels=False)
+    return explain_each(model, images, "patches", settings, target, explain)
 
 
 def _windows(cells: Grid, window: int, stride: int) -> np.ndarray:

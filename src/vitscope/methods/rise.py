@@ -1,26 +1,25 @@
 """RISE (Petsiuk et al., 2018): the mean of random soft masks, weighted by the output for each."""
 
-from functools import partial
 from typing import Any, Unpack
 
 import numpy as np
-import torch
-from jaxtyping import Float
-from PIL import Image
 from torch import nn
 
 from vitscope.errors import CallError
+from vitscope.estimators.soft_masks import soft_mask
 from vitscope.grid import Grid
 from vitscope.methods._perturbation import (
     explain_each,
     perturbation_method,
     perturbation_provenance,
+    sampled_output,
+    stored_samples,
     warn_if_interrupted,
 )
 from vitscope.models.vision_model import VisionModel
 from vitscope.perturb import MaskedModel, PerturbationArguments, PerturbationOptions, PixelMasks
 from vitscope.perturb.masks import check_count
-from vitscope.results.attribution import Attribution
+from vitscope.results.sampled_attribution import SampledAttribution, mean_map
 from vitscope.typing import ImageTarget, Target
 from vitscope.validation import require_at_least, require_ratio
 
@@ -38,7 +37,7 @@ def rise(
     cells: int = 7,
     keep_probability: float = 0.5,
     **options: Unpack[PerturbationArguments],
-) -> Attribution:
+) -> SampledAttribution:
     """Explain a prediction by the expected output given that each pixel is visible.
 
     Each mask is a grid of ``cells`` × ``cells`` random bits, enlarged bilinearly, shifted by a random fraction of a
@@ -48,7 +47,7 @@ def rise(
 
     Args:
         model: from :func:`vitscope.load`, or a live module.
-        images: an image, a list of images of one size, or a tensor (batch, 3, height, width) that is already
+        images: an image, a list of images of any sizes, or a tensor (batch, 3, height, width) that is already
             preprocessed.
         target: what to explain, see :data:`~vitscope.typing.Target`; by default the most probable class of each image.
         num_samples: number of masks; the paper uses 4,000 to 8,000.
@@ -57,11 +56,12 @@ def rise(
         **options: see :class:`~vitscope.perturb.options.PerturbationOptions`.
 
     Returns:
-        an attribution whose ``values`` (batch, height, width) cover the photo, with at most 512 per side. They are the
-        expected output given that the pixel is visible, not a difference.
+        an attribution whose ``values`` (batch, height, width) cover the photo, with at most 512 per side; those of
+        photos of different sizes are enlarged to the largest, see :attr:`Attribution.sizes`. They are the expected
+        output given that the pixel is visible, not a difference. ``result.of("dog")`` explains another class.
 
     Raises:
-        CallError: an option is out of range, the model has no such class, or the images differ in size.
+        CallError: an option is out of range, or the model has no such class.
         UnsupportedModelError: as for :func:`vitscope.lime`.
         WorkError: as for :func:`vitscope.lime`.
 
@@ -78,48 +78,34 @@ def rise(
     if not 0 < probability < 1:
         raise CallError(f"keep_probability is {probability}: a probability between 0 and 1 is expected")
 
-    def explain(masked_model: MaskedModel, image_target: ImageTarget | None) -> Attribution:
+    def explain(masked_model: MaskedModel, image_target: ImageTarget | None) -> SampledAttribution:
         column = masked_model.target(image_target)
         random = np.random.default_rng(settings.seed)
         bits = random.random((count, cells, cells)) < probability
         shifts = random.random((count, 2))
-        mask = partial(_mask, bits, shifts)
-        masks = PixelMasks(count, lambda index: mask(index, masked_model.subject.size))
-        evaluations = masked_model.evaluate(masks, [column])
-        samples = int(evaluations.evaluated.sum())
+        masks = PixelMasks(count, lambda index: soft_mask(bits[index], shifts[index], masked_model.subject.size))
+        stored = masked_model.stored_classes(count)
+        evaluations = masked_model.evaluate(masks, [column], stored=stored)
+        evaluated = evaluations.evaluated
+        samples = int(evaluated.sum())
         warn_if_interrupted(evaluations.interrupted, samples, count)
+        masked_model.warn_if_constant(evaluations, column)
         size = _limited(masked_model.subject.size)
-        total = np.zeros(size)
-        if masked_model.warn_if_constant(evaluations, column):
-            # The mean of random masks has a pattern of its own, which would be all that the map shows.
-            total += masked_model.original[column] * samples * probability
-        else:
-            for index in np.flatnonzero(evaluations.evaluated).tolist():
-                total += evaluations.outputs[index, 0] * mask(index, size)
         parameters = {"num_samples": count, "cells": cells, "keep_probability": probability, "seed": settings.seed}
-        return Attribution(
-            torch.from_numpy(total / (samples * probability)).float()[None],
+        drawn, moved = bits.reshape(count, -1)[evaluated], shifts[evaluated]
+        output = sampled_output(masked_model, column, evaluations.outputs[evaluated, 0])
+        return SampledAttribution(
+            mean_map(drawn, moved, output, size, parameters),
             Grid(*size),
             [masked_model.subject.view.uncropped()],
             perturbation_provenance(
                 masked_model, "rise", parameters, column, samples=samples, interrupted=evaluations.interrupted
             ),
             masked_model.label(column),
+            samples=[stored_samples(masked_model, drawn, evaluations.class_outputs[evaluated], stored, shifts=moved)],
         )
 
     return explain_each(model, images, None, settings, target, explain)
-
-
-def _mask(
-    bits: np.ndarray, shifts: np.ndarray, index: int, size: tuple[int, int]
-) -> Float[np.ndarray, "pixel_height pixel_width"]:
-    """Return one mask in [0, 1]: the coarse grid, enlarged to one cell more per side than the image, then cropped."""
-    cells = bits.shape[1]
-    cell = [-(-side // cells) for side in size]
-    coarse = Image.fromarray(bits[index].astype(np.float32))
-    enlarged = coarse.resize(((cells + 1) * cell[1], (cells + 1) * cell[0]), Image.Resampling.BILINEAR)
-    top, left = (int(shift * side) for shift, side in zip(shifts[index], cell, strict=True))
-    return np.asarray(enlarged)[top : top + size[0], left : left + size[1]]
 
 
 def _limited(size: tuple[int, int]) -> tuple[int, int]:

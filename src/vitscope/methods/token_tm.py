@@ -15,6 +15,7 @@ from vitscope.methods._gradient import gradient_result, in_batches, require_rule
 from vitscope.methods.attention_map import grid_of, require_start_layer
 from vitscope.models.blocks import Block
 from vitscope.models.targets import ScoreOutput, score
+from vitscope.models.thread_hooks import in_this_thread
 from vitscope.models.vision_model import VisionModel
 from vitscope.results.attribution import Attribution
 from vitscope.tracing.gradient_recorder import Tape
@@ -114,8 +115,8 @@ class _Middles:
 
     def hooks(self, layers: Sequence[Block], _: Tape) -> Sequence[Any]:
         """Add the hooks and return their handles."""
-        starts = [block.stream.register_forward_pre_hook(self._keep) for block in layers]
-        return [*starts, *(block.mlp_end.register_forward_hook(self._end) for block in layers)]
+        starts = [block.stream.register_forward_pre_hook(in_this_thread(self._keep)) for block in layers]
+        return [*starts, *(block.mlp_end.register_forward_hook(in_this_thread(self._end)) for block in layers)]
 
     def require_streams(self, run: GradientCapture) -> Sequence[Tensor]:
         """Return the stream before the MLP of each block.

@@ -114,7 +114,7 @@ def faithfulness(
         )
         _, cells = cells_of(vision, subject)
         assert cells is not None, "the segments are patches, so their grid is known"
-        means = F.adaptive_avg_pool2d(result.values[row][None, None], (cells.height, cells.width))
+        means = F.adaptive_avg_pool2d(result[row].values[None], (cells.height, cells.width))
         ranked = np.argsort(-means.flatten().cpu().numpy(), kind="stable")
         shuffled = generator.permutation(len(ranked))
         # Both have the same columns, because both add that of a target that is not a class.

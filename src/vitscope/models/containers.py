@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vitscope.images.preprocessing import Preprocessing
+from vitscope.models.thread_hooks import in_this_thread
 from vitscope.models.vision_model import VisionModel
 
 # Inputs that differ by less are treated as equal: the order of the operations may differ.
@@ -52,7 +53,8 @@ def _inputs_or_none(
         received.extend(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.ndim == 4)
 
     first = next((child for child in backbone.module.modules() if isinstance(child, nn.Conv2d)), backbone.module)
-    handles = [module.register_forward_pre_hook(record, with_kwargs=True) for module in (backbone.module, first)]
+    hook = in_this_thread(record)
+    handles = [module.register_forward_pre_hook(hook, with_kwargs=True) for module in (backbone.module, first)]
     devices = [container.device] if container.device.type == "cuda" else []
     try:
         # Errors of the module are reported when the caller runs it, not during loading.

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from vitscope.models.outputs import Output
+from vitscope.models.thread_hooks import in_this_thread
 from vitscope.models.unwatched import unwatched
 
 # Names of layers whose output is a row of classes, and names of layers whose output is an embedding.
@@ -104,7 +105,7 @@ def watch_ending(module: nn.Module) -> Iterator[Callable[[Tensor], Ending]]:
         return record
 
     handles = [
-        layer.register_forward_hook(recorder(path))
+        layer.register_forward_hook(in_this_thread(recorder(path)))
         for path, layer in module.named_modules()
         if path and not any(True for _ in layer.children())
     ]

@@ -4,7 +4,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from weakref import WeakKeyDictionary
 
 import torch
@@ -12,9 +12,45 @@ from torch import nn
 
 from vitscope.interrupts import uninterrupted
 
-# The number of runs that hold a module in evaluation mode, and its training flag before the first of them.
-_runs: WeakKeyDictionary[nn.Module, tuple[int, bool]] = WeakKeyDictionary()
 _runs_lock = threading.Lock()
+
+
+class _Flag:
+    """A flag of modules that runs set to False. The last of several runs that overlap in threads restores it.
+
+    Args:
+        name: name of the attribute.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        # The number of runs that hold a module's flag, and the flag before the first of them.
+        self._runs: WeakKeyDictionary[nn.Module, tuple[int, bool]] = WeakKeyDictionary()
+
+    @contextmanager
+    def cleared(self, module: nn.Module) -> Iterator[None]:
+        """Set the flag of a module and its submodules, where they have it, to False inside a context."""
+        children, held = [child for child in module.modules() if self.name in vars(child)], list[nn.Module]()
+        try:
+            with uninterrupted(), _runs_lock:
+                for child in children:
+                    runs, flag = self._runs.get(child, (0, getattr(child, self.name)))
+                    self._runs[child] = (runs + 1, flag)
+                    setattr(child, self.name, False)
+                    held.append(child)
+            yield
+        finally:
+            with uninterrupted(), _runs_lock:
+                for child in held:
+                    runs, flag = self._runs.pop(child)
+                    if runs > 1:
+                        self._runs[child] = (runs - 1, flag)
+                    else:
+                        setattr(child, self.name, flag)
+
+
+_training = _Flag("training")
+_checkpointing = (_Flag("grad_checkpointing"), _Flag("gradient_checkpointing"))
 
 
 @contextmanager
@@ -33,44 +69,18 @@ def eager(module: nn.Module) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
+def evaluating(module: nn.Module) -> AbstractContextManager[None]:
     """Set evaluation mode and restore each submodule's training flag afterwards, even if runs overlap in threads."""
-    children, held = list(module.modules()), []
-    try:
-        with uninterrupted(), _runs_lock:
-            for child in children:
-                runs, training = _runs.get(child, (0, child.training))
-                _runs[child] = (runs + 1, training)
-                child.training = False
-                held.append(child)
-        yield
-    finally:
-        with uninterrupted(), _runs_lock:
-            for child in held:
-                runs, training = _runs.pop(child)
-                if runs > 1:
-                    _runs[child] = (runs - 1, training)
-                else:
-                    child.training = training
+    return _training.cleared(module)
 
 
 @contextmanager
 def without_checkpointing(module: nn.Module) -> Iterator[None]:
     """Switch off gradient checkpointing: timm's also runs in evaluation mode, where no tap sees the recomputation."""
-    held = [
-        (child, name)
-        for child in module.modules()
-        for name in ("grad_checkpointing", "gradient_checkpointing")
-        if vars(child).get(name) is True
-    ]
-    try:
-        for child, name in held:
-            setattr(child, name, False)
+    with ExitStack() as stack:
+        for flag in _checkpointing:
+            stack.enter_context(flag.cleared(module))
         yield
-    finally:
-        for child, name in held:
-            setattr(child, name, True)
 
 
 def lacks_memory(error: BaseException) -> bool:

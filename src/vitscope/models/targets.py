@@ -14,13 +14,12 @@ from vitscope.errors import CallError
 from vitscope.models.outputs import scale_of
 from vitscope.models.vision_model import VisionModel
 from vitscope.typing import SimilarTo
-from vitscope.validation import require_class_index, short_repr
+from vitscope.validation import contrast_label, require_class_index, require_contrast
 
 ScoreOutput = Literal["logit", "log_odds", "probability", "log_probability"]
 SIMILARITY = "similarity"
 CUSTOM = "custom"
 VALUE = "value"
-CONTRAST = " − "  # between the two classes of a contrast
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,33 +193,6 @@ def resolve(
     return ResolvedTarget(names[index], kind, (index,))
 
 
-def require_contrast(target: tuple[Any, ...], names: Sequence[str], top: int) -> tuple[int, int]:
-    """Return the indices of the two classes of a contrast.
-
-    Args:
-        target: the classes, by index or label; None first for the most probable class.
-        names: names of the classes.
-        top: index of the most probable class.
-
-    Raises:
-        CallError: these are not two different classes.
-    """
-    if len(target) != 2:
-        raise CallError(
-            f"target is {short_repr(target)}: a contrast is a pair of classes, such as ('boxer', 'bull mastiff')"
-        )
-    pair = (top, target[1]) if _contrasts_most_probable(target) else target
-    first, second = (require_class_index(choice, names, len(names)) for choice in pair)
-    if first == second:
-        raise CallError(f"a contrast of {names[first]!r} with itself is always 0: pass two different classes")
-    return first, second
-
-
-def contrast_label(first: str, second: str) -> str:
-    """Return the label of the contrast of two classes."""
-    return f"{first}{CONTRAST}{second}"
-
-
 def numbers_of_classes(model: VisionModel, output: Tensor, kind: str) -> Tensor:
     """Return the number of each class to explain, from logits; both (batch, class).
 
@@ -256,10 +228,6 @@ def _log_odds(logits: Tensor) -> Tensor:
     total = logits.logsumexp(-1, keepdim=True)
     chances = (logits - total).exp().masked_fill(top, 0.0)
     return logits - torch.where(top, others, total + torch.log1p(-chances))
-
-
-def _contrasts_most_probable(target: Any) -> bool:
-    return isinstance(target, tuple) and len(target) == 2 and target[0] is None
 
 
 def _function(function: Callable[[Tensor], Any]) -> ResolvedTarget:

@@ -12,6 +12,7 @@ from vitscope.attention.scores import in_float32
 from vitscope.attention.windows import merged_grid
 from vitscope.errors import UnsupportedModelError
 from vitscope.models.hierarchy import Hierarchy, Projection
+from vitscope.models.thread_hooks import in_this_thread
 from vitscope.models.unwatched import unwatched
 from vitscope.models.vision_model import VisionModel
 from vitscope.typing import Pixels, Slots
@@ -88,8 +89,13 @@ def _record_inputs(hierarchy: Hierarchy, grid: Any, inputs: dict[str, tuple[Tens
         nonlocal grid
         grid = merged_grid(grid)
 
-    handles = [block.module.register_forward_pre_hook(recorder(path)) for path, block in hierarchy.blocks.items()]
-    handles += [merging.module.register_forward_pre_hook(merge) for merging in hierarchy.mergings.values()]
+    handles = [
+        block.module.register_forward_pre_hook(in_this_thread(recorder(path)))
+        for path, block in hierarchy.blocks.items()
+    ]
+    handles += [
+        merging.module.register_forward_pre_hook(in_this_thread(merge)) for merging in hierarchy.mergings.values()
+    ]
     try:
         yield
     finally:

@@ -25,11 +25,11 @@ from vitscope.models.vision_model import VisionModel
 from vitscope.perturb.options import PerturbationOptions
 from vitscope.perturb.rendering import Subject, pool
 from vitscope.progress import Progress, ProgressCallback
+from vitscope.results.samples import without_rounding
 from vitscope.typing import ImageTarget
 from vitscope.validation import require_finite_tensor
 
-# Outputs that differ by no more than this share of their magnitude are equal: batch sizes differ in their rounding.
-ROUNDING_SHARE = 2e-6
+MAX_STORED = 20_000_000  # outputs of one image: 80 MB
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,11 +40,13 @@ class Evaluations:
         outputs: float64 (variant, class); NaN for variants that were not evaluated.
         evaluated: True for each variant that was evaluated.
         interrupted: whether Ctrl-C ended the evaluation early.
+        class_outputs: float32 (variant, class), of the classes whose outputs are stored, as the model returned them.
     """
 
     outputs: Float[np.ndarray, "variant label"]
     evaluated: Bool[np.ndarray, " variant"]
-    interrupted: bool = False
+    interrupted: bool
+    class_outputs: Float[np.ndarray, "variant stored"]
 
 
 class BatchedPredictor:
@@ -113,6 +115,11 @@ class BatchedPredictor:
         """Return the name of the output in a column, such as a class, the similarity or a contrast."""
         return self._names[column] if column < self.num_classes else self._targets[column - self.num_classes].label
 
+    @property
+    def class_labels(self) -> tuple[str, ...]:
+        """The names of all classes."""
+        return self._names
+
     def class_index(self, column: int) -> int | None:
         """Return the index of the class in a column; None if the column is a target of its own."""
         return column if column < self.num_classes else None
@@ -125,6 +132,13 @@ class BatchedPredictor:
         """Return the target's column, followed by those of the ``top_labels`` most probable classes."""
         return list(dict.fromkeys([self.target(target), *self.top(top_labels)]))
 
+    def stored_classes(self, count: int) -> list[int]:
+        """Return the columns of the classes whose outputs for ``count`` variants are stored, the most probable first.
+
+        These are all classes, unless their outputs would be more than :data:`MAX_STORED` numbers.
+        """
+        return self.top(max(MAX_STORED // count, 1))
+
     def _evaluate(
         self,
         count: int,
@@ -133,6 +147,7 @@ class BatchedPredictor:
         finish: Callable[[list[int], Any], Tensor],
         columns: Sequence[int],
         *,
+        stored: Sequence[int] = (),
         before: int = 0,
         total: int | None = None,
     ) -> Evaluations:
@@ -143,7 +158,8 @@ class BatchedPredictor:
             batches: indices of the variants, grouped into batches.
             start: a function that starts to prepare a batch in a thread pool, while the model runs on the previous one.
             finish: a function that turns the result of ``start`` into the model's output, (batch, class) or features.
-            columns: the classes whose outputs are kept.
+            columns: the classes whose outputs are explained.
+            stored: the classes of :attr:`Evaluations.class_outputs`; they may be infinite.
             before: number of variants evaluated in earlier calls, for the progress.
             total: number of variants in all calls, for the progress; by default ``count``.
 
@@ -153,6 +169,7 @@ class BatchedPredictor:
             WorkError: the output is NaN or infinity, or there is not enough memory for a single image.
         """
         outputs = np.full((count, len(columns)), np.nan)
+        class_outputs = np.full((count, len(stored)), np.nan, dtype=np.float32)
         evaluated = np.zeros(count, dtype=bool)
         interrupted = False
         with pool() as threads:
@@ -163,11 +180,12 @@ class BatchedPredictor:
                     ready = started if started is not None else start(threads, batch)
                     started = start(threads, pending[0]) if pending else None
                     try:
-                        batch_outputs = self._require_finite(self._outputs(finish(batch, ready))[:, list(columns)])
+                        all_outputs = self._outputs(finish(batch, ready))
                     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                         pending, started = self._halve_batches([batch, *pending], error), None
                         continue
-                    outputs[batch], evaluated[batch] = batch_outputs, True
+                    outputs[batch] = self._require_finite(all_outputs[:, list(columns)])
+                    class_outputs[batch], evaluated[batch] = all_outputs[:, list(stored)], True
                     if self._report is not None:
                         self._report(Progress("evaluating", before + int(evaluated.sum()), total or count))
             except KeyboardInterrupt:
@@ -175,8 +193,10 @@ class BatchedPredictor:
                     raise
                 interrupted = True
                 threads.shutdown(wait=False, cancel_futures=True)
-        self._remove_rounding(outputs, columns)
-        return Evaluations(outputs, evaluated, interrupted)
+        for position, column in enumerate(columns):
+            values = without_rounding(outputs[evaluated, position], self.original[column], self._magnitude(column))
+            outputs[evaluated, position] = values
+        return Evaluations(outputs, evaluated, interrupted, class_outputs)
 
     def _batches_in_order(self, count: int) -> Iterable[list[int]]:
         """Split the indices of ``count`` variants into batches."""
@@ -201,17 +221,6 @@ class BatchedPredictor:
         """Return the cosine similarity of features to those of the original."""
         assert self.features is not None, "only a model without classes has a similarity"
         return cosine(output, self.features)
-
-    def _remove_rounding(self, outputs: Float[np.ndarray, "variant label"], columns: Sequence[int]) -> None:
-        """Replace a column by the output for the original image if it differs from that only by rounding.
-
-        The output of a saturated sigmoid or softmax is the same whatever is hidden, and its last bits explain nothing.
-        """
-        for position, column in enumerate(columns):
-            values = outputs[np.isfinite(outputs[:, position]), position]
-            original = self.original[column]
-            if len(values) and np.abs(values - original).max() <= ROUNDING_SHARE * self._magnitude(column):
-                outputs[np.isfinite(outputs[:, position]), position] = original
 
     def _magnitude(self, column: int) -> float:
         """Return the magnitude to which the rounding of a column is relative: for a contrast, that of its classes."""

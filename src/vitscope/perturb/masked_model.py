@@ -76,13 +76,20 @@ class MaskedModel(BatchedPredictor):
         return self.segments
 
     def evaluate(
-        self, masks: Masks, columns: Sequence[int], *, before: int = 0, total: int | None = None
+        self,
+        masks: Masks,
+        columns: Sequence[int],
+        *,
+        stored: Sequence[int] = (),
+        before: int = 0,
+        total: int | None = None,
     ) -> Evaluations:
         """Evaluate the model on masks over the pixels of the subject, or on masks from :meth:`masks`.
 
         Args:
             masks: the masks.
-            columns: the classes whose outputs are kept.
+            columns: the classes whose outputs are explained.
+            stored: the classes of :attr:`Evaluations.class_outputs`; they may be infinite.
             before: number of masks evaluated in earlier calls, for the progress.
             total: number of masks in all calls, for the progress; by default the number of ``masks``.
 
@@ -97,6 +104,7 @@ class MaskedModel(BatchedPredictor):
             lambda threads, batch: None if self._points is not None else self._renderer.start(threads, masks, batch),
             self._run,
             columns,
+            stored=stored,
             before=before,
             total=total,
         )

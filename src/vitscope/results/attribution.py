@@ -5,14 +5,13 @@ import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
 from jaxtyping import Bool
 from PIL import Image
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 
 from vitscope.display import Drawn, counted, ends, one_line
 from vitscope.errors import CallError, WorkError, first_line
@@ -20,6 +19,8 @@ from vitscope.files import atomic_write, require_file_path
 from vitscope.grid import Grid
 from vitscope.images.image import InputImage, repeats_patches
 from vitscope.results.colours import ColourScale, colour_scale, coloured
+from vitscope.results.map_sizes import Size, common_size, enlarged, parse_sizes, restored
+from vitscope.results.saved_arrays import read_arrays, write_arrays
 from vitscope.results.saved_photos import check_provenance, matching_images, photo_record
 from vitscope.typing import Maps
 from vitscope.validation import (
@@ -32,8 +33,6 @@ from vitscope.validation import (
 
 # Not typing.Self, which the tests' shape checks of individual methods cannot resolve.
 Result = TypeVar("Result", bound="Attribution")
-
-METADATA = "about"  # key of the metadata in saved files
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -51,6 +50,9 @@ class Attribution(Drawn):
         target: label of the explained class; None if no class is explained, or if it differs between the images.
         signed: whether positive values support the target and negative values oppose it.
         dropped: bool (batch, height, width), patches that were left out, whose value is 0; None if there are none.
+        sizes: (height, width) of each map, if these differ, as do those of pixels of different photos. ``values`` then
+            holds each map enlarged to the largest height and width by repeating rows and columns, and ``result[i]`` has
+            it at its own size. None if all maps are as large as the grid.
 
     Examples:
         >>> import skimage.data, vitscope as vs
@@ -69,6 +71,10 @@ class Attribution(Drawn):
     target: str | None = None
     signed: bool = False
     dropped: Bool[torch.Tensor, "batch height width"] | None = None
+    sizes: Sequence[Size] | None = None
+
+    # Whether results of different sizes can be joined. Maps of tokens cannot: uniform attention depends on the grid.
+    _covers_photo: ClassVar[bool] = False
 
     def __repr__(self) -> str:
         height, width = self.values.shape[1:]
@@ -76,7 +82,7 @@ class Attribution(Drawn):
         target = f"target {short_text(self.target, 'none')}{', signed' if self.signed else ''}"
         photos = "" if self.images else "without photos"
         name = f"{type(self).__name__}: {method[:40]} of {model[:60]}"
-        size = f"{counted(len(self), 'image')} of {height}×{width}"
+        size = f"{counted(len(self), 'image')} of {f'{height}×{width}' if self.sizes is None else 'different sizes'}"
         return one_line(name, size, *self._extra_repr(), photos, ends(self.values), target)
 
     def _extra_repr(self) -> list[str]:
@@ -98,10 +104,11 @@ class Attribution(Drawn):
         """Combine the results of single images into the result of a batch.
 
         Args:
-            results: results of the same method, at least one, with maps of the same size.
+            results: results of the same method, at least one. Maps of patches have the same size; those of LIME,
+                KernelSHAP and RISE may differ, see :attr:`sizes`.
 
         Raises:
-            CallError: the list is empty, or the sizes differ.
+            CallError: the list is empty, or it mixes kinds of results, or the sizes of patch maps differ.
 
         Examples:
             >>> import torch, vitscope as vs
@@ -111,12 +118,16 @@ class Attribution(Drawn):
         """
         if not isinstance(results, Sequence) or not results or not all(isinstance(result, cls) for result in results):
             raise CallError(f"join takes a list of at least one {cls.__name__}: pass results of single images")
+        kind = type(results[0])
+        if any(type(result) is not kind for result in results):
+            names = dict.fromkeys(type(result).__name__ for result in results)
+            raise CallError(f"join takes results of one method, not of {' and '.join(names)}")
         sizes = dict.fromkeys(f"{result.grid.height}×{result.grid.width}" for result in results)
-        if len(sizes) > 1:
+        if len(sizes) > 1 and not kind._covers_photo:
             raise CallError(
                 f"cannot combine results of different sizes ({', '.join(sizes)}): explain these images separately"
             )
-        return replace(results[0], **cls._joined_fields(results))
+        return replace(results[0], **kind._joined_fields(results))
 
     def overlay(self, alpha: float = 0.6, *, index: int = 0) -> Image.Image:
         """Return the map of one image, drawn over its photo at the photo's size.
@@ -126,7 +137,8 @@ class Attribution(Drawn):
         99.5th percentile of at least 100 values, the colours end at this percentile. Attention whose highest value is
         below 1.1 times its lowest is coloured from zero to twice its mean. Pixels that the model did not see and
         dropped patches are grey. The whole photo is grey if all values of the map are equal. Colours are interpolated
-        between patches, unless the map repeats the values of coarser patches.
+        between patches, unless the map repeats the values of coarser patches. Segments whose interval holds zero are
+        pale.
 
         Args:
             alpha: opacity of the map, from 0 (only the photo) to 1 (only the map).
@@ -141,11 +153,25 @@ class Attribution(Drawn):
             raise CallError(
                 "this result was loaded from a file and holds no photos: attach them with result.with_photos(images)"
             )
+        if self.sizes is not None:
+            return self[index].overlay(opacity)
         image = self.images[index]
         values = self.values[index].cpu().numpy()
         dropped = None if self.dropped is None else self.dropped[index].cpu().numpy()
         heat = image.paint(values, smooth=not repeats_patches(values), dropped=dropped)
-        return coloured(image.photo, heat, opacity, signed=self.signed, limits=self.colour_scale(index).limits)
+        pale = self.pale_pixels(index)
+        return coloured(
+            image.photo,
+            heat,
+            opacity,
+            signed=self.signed,
+            limits=self.colour_scale(index).limits,
+            pale=None if pale is None else image.paint(pale, smooth=False) > 0.5,
+        )
+
+    def pale_pixels(self, index: int = 0) -> Bool[np.ndarray, "height width"] | None:  # noqa: ARG002 (of subclasses)
+        """Return the part of an image's map that cannot be told from zero; None if the method does not estimate it."""
+        return None
 
     @property
     def uniform(self) -> float | None:
@@ -158,10 +184,10 @@ class Attribution(Drawn):
         Args:
             index: index of the image in the batch, by default the first.
         """
-        index = self._require_index(index)
-        values = self.values[index].detach().cpu()
-        if self.dropped is not None:
-            values = values.masked_fill(self.dropped[index].cpu(), torch.nan)
+        result = self[index]
+        values = result.values[0].detach().cpu()
+        if result.dropped is not None:
+            values = values.masked_fill(result.dropped[0].cpu(), torch.nan)
         return colour_scale(values.numpy(), signed=self.signed, uniform=self.uniform)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
@@ -211,21 +237,11 @@ class Attribution(Drawn):
             image = self.overlay(index=index)
             with atomic_write(path) as temporary:
                 image.save(temporary)
-        elif path.suffix == ".npz":
-            with atomic_write(path) as temporary:
-                arrays = {name: tensor.cpu().numpy() for name, tensor in self._tensors().items()}
-                metadata = {METADATA: np.array(json.dumps(self._metadata()))}
-                np.savez(temporary, allow_pickle=False, **metadata, **arrays)
         elif path.suffix == ".json":
             with atomic_write(path) as temporary:
                 temporary.write_text(json.dumps(self.as_json(), indent=2, allow_nan=False), encoding="utf-8")
-        elif path.suffix == ".safetensors":
-            with atomic_write(path) as temporary:
-                try:
-                    tensors = {name: tensor.cpu().contiguous() for name, tensor in self._tensors().items()}
-                    save_file(tensors, temporary, {METADATA: json.dumps(self._metadata())})
-                except SafetensorError as error:
-                    raise OSError(str(error)) from error
+        elif path.suffix in (".npz", ".safetensors"):
+            write_arrays(path, self._tensors(), self._saved_metadata())
         else:
             raise CallError(f"cannot save as {path.name!r}: end the name in .png, .safetensors, .npz or .json")
         return path
@@ -247,10 +263,7 @@ class Attribution(Drawn):
         try:
             if not stat.S_ISREG(path.stat().st_mode):
                 raise ValueError("it is not a regular file")
-            with torch.device("cpu"), safe_open(str(path), framework="pt", device="cpu") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-                metadata = json.loads((file.metadata() or {})[METADATA])
-            return cls(**cls._parse(tensors, require_mapping(metadata, METADATA)))
+            return cls(**cls._parse(*read_arrays(path)))
         except FileNotFoundError:
             raise CallError(f"{path} does not exist") from None
         except KeyError as error:
@@ -288,19 +301,24 @@ class Attribution(Drawn):
         return [photo_record(image) for image in self.images] or list(self.provenance.get("photos", ()))
 
     def as_json(self) -> dict[str, Any]:
-        """Return everything except the photos as JSON values."""
+        """Return everything except the photos, and the samples of other classes, as JSON values."""
         dropped = {} if self.dropped is None else {"dropped": self.dropped.tolist()}
-        return {**self._metadata(), "values": self.values.tolist(), **dropped}
+        return {**self._metadata(), "values": [result.values[0].tolist() for result in self], **dropped}
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         """Return the tensors of a saved file."""
         return {"values": self.values, **({} if self.dropped is None else {"dropped": self.dropped})}
 
     def _metadata(self) -> dict[str, Any]:
-        """Return the metadata of a saved file."""
+        """Return the metadata of every saved file."""
         grid = {"height": self.grid.height, "width": self.grid.width, "prefix": self.grid.prefix}
         provenance = {**self.provenance, **({"photos": records} if (records := self.photo_records()) else {})}
-        return {"grid": grid, "provenance": provenance, "target": self.target, "signed": self.signed}
+        sizes = {} if self.sizes is None else {"sizes": [list(size) for size in self.sizes]}
+        return {"grid": grid, **sizes, "provenance": provenance, "target": self.target, "signed": self.signed}
+
+    def _saved_metadata(self) -> dict[str, Any]:
+        """Return the metadata of a file that :meth:`load` reads."""
+        return self._metadata()
 
     @classmethod
     def _parse(cls, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any]) -> dict[str, Any]:
@@ -326,6 +344,7 @@ class Attribution(Drawn):
             "provenance": provenance,
             "target": target,
             "dropped": dropped,
+            "sizes": parse_sizes(metadata.get("sizes"), values, grid),
         }
 
     def _require_index(self, index: Any) -> int:
@@ -340,6 +359,9 @@ class Attribution(Drawn):
         fields: dict[str, Any] = {"values": self.values[index : index + 1], "images": self.images[index : index + 1]}
         if self.dropped is not None:
             fields["dropped"] = self.dropped[index : index + 1]
+        if self.sizes is not None:
+            size = self.sizes[index]
+            fields |= {"values": restored(fields["values"], size), "grid": Grid(*size), "sizes": None}
         photos = {"photos": [self.provenance["photos"][index]]} if "photos" in self.provenance else {}
         if "images" not in self.provenance:
             return {**fields, "provenance": {**self.provenance, **photos}}
@@ -362,10 +384,16 @@ class Attribution(Drawn):
         if all(records):
             provenance["photos"] = [record for photos in records for record in photos]
         masks = [torch.zeros_like(r.values, dtype=torch.bool) if r.dropped is None else r.dropped for r in results]
+        singles = [single for result in results for single in ([result] if result.sizes is None else result)]
+        sizes = [(single.grid.height, single.grid.width) for single in singles for _ in range(len(single))]
+        differ = len(set(sizes)) > 1
+        size = common_size(sizes)
         return {
             "dropped": None if all(result.dropped is None for result in results) else torch.cat(masks),
             "provenance": provenance,
-            "values": torch.cat([result.values for result in results]),
+            "values": torch.cat([enlarged(single.values, size) for single in singles]),
+            "grid": Grid(*size) if differ else results[0].grid,
+            "sizes": sizes if differ else None,
             "images": [image for result in results for image in result.images],
             "target": targets.pop() if len(targets) == 1 else None,
         }

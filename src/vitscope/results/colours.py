@@ -13,6 +13,7 @@ PERCENTILE = 99.5  # of the values, at which the colours of a map with outliers 
 OUTLIER_RATIO = 3.0  # of the highest value to this percentile, above which a map has outliers
 MIN_VALUES = 100  # of a map with outliers: in smaller ones the percentile is the highest value
 FLAT_RATIO = 1.1  # of the highest to the lowest attention, below which a map is nearly flat
+PALE = 0.25  # strength of the colours of what cannot be told from zero
 MAX_MEDIANS = 1000  # larger multiples of the median are given as multiples of the percentile
 
 
@@ -96,7 +97,13 @@ def default_colormap(*, signed: bool) -> str:
 
 
 def blend(
-    photo: Image.Image, heat: np.ndarray, alpha: float, *, signed: bool = False, colormap: str = ""
+    photo: Image.Image,
+    heat: np.ndarray,
+    alpha: float,
+    *,
+    signed: bool = False,
+    colormap: str = "",
+    pale: np.ndarray | None = None,
 ) -> Image.Image:
     """Return a map with values in [0, 1], drawn over a photo of the same size; pixels of value NaN become grey."""
     base = np.asarray(photo, dtype=np.float32)
@@ -104,6 +111,8 @@ def blend(
     if signed:
         base = base.mean(-1, keepdims=True).repeat(3, -1)  # the photo's colours could be mistaken for signs
     colours = matplotlib.colormaps[colormap](np.nan_to_num(heat, nan=0.5))[..., :3].astype(np.float32) * 255
+    if pale is not None:
+        colours[pale] = 255 - PALE * (255 - colours[pale])
     mixed = (1 - alpha) * base + alpha * colours
     unseen = np.isnan(heat)
     mixed[unseen] = base[unseen].mean(-1, keepdims=True) * 0.35 + 160
@@ -118,6 +127,7 @@ def coloured(
     signed: bool = False,
     limits: tuple[float, float] | None = None,
     colormap: str = "",
+    pale: np.ndarray | None = None,
 ) -> Image.Image:
     """Return a map drawn over a photo of the same size; if the map is constant, the photo becomes grey instead.
 
@@ -129,6 +139,7 @@ def coloured(
         limits: the values of the first and the last colour; by default the ends of all values, and for a signed map
             minus and plus the largest absolute value.
         colormap: name of the colours; by default inferno, and RdBu_r if the map is signed.
+        pale: True for pixels in pale colours; None for none.
     """
     if limits is None and is_flat(heat):
         # With an alpha of 0 or 1 the result is the photo alone or the map alone, which is a single colour.
@@ -136,7 +147,7 @@ def coloured(
         return blend(photo, np.where(np.isnan(heat), np.nan, constant), alpha, signed=signed, colormap=colormap)
     if limits is None and signed:
         limits = colour_scale(heat, signed=True, clip=False).limits
-    return blend(photo, stretch(heat, limits), alpha, signed=signed, colormap=colormap)
+    return blend(photo, stretch(heat, limits), alpha, signed=signed, colormap=colormap, pale=pale)
 
 
 def is_flat(values: np.ndarray) -> bool:

@@ -4,138 +4,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from vitscope.display import counted
 from vitscope.errors import CallError
-from vitscope.grid import Grid
 from vitscope.results.attribution import Attribution
 from vitscope.results.colours import ColourScale, colour_scale
-from vitscope.typing import ClassTarget
-from vitscope.validation import (
-    require_at_least,
-    require_class_index,
-    require_integer,
-    require_mapping,
-    require_number,
-    require_tensor,
-    short_text,
-)
+from vitscope.results.map_sizes import enlarged
+from vitscope.results.segmented_image import LinearFit, SegmentedImage, parse_image
+from vitscope.typing import ClassTarget, Contrast
+from vitscope.validation import require_at_least, require_number
 
 Result = TypeVar("Result", bound="SegmentAttribution")
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class LinearFit:
-    """The linear model of one image and one class.
-
-    Attributes:
-        label: the class, or the target that is not a class, such as the contrast "boxer − bull mastiff".
-        index: index of the class in the model's output; None if the target is not a class.
-        output: the model's output for the unchanged image.
-        weights: float64 (segment,), in the order of the sorted labels.
-        intervals: float64 (segment, 2), lower and upper end of each weight's interval; None if the method has none.
-        intercept: output of the linear model if all segments are hidden.
-        score: weighted R² of the linear model on its samples.
-    """
-
-    label: str
-    index: int | None
-    output: float
-    weights: Float[Tensor, " segment"]
-    intervals: Float[Tensor, "segment 2"] | None
-    intercept: float
-    score: float
-
-    def __repr__(self) -> str:
-        index = "" if self.index is None else f" ({self.index})"
-        return f"<LinearFit of {short_text(self.label, '')}{index}: {len(self.weights)} segments>"
-
-    def as_json(self) -> dict[str, Any]:
-        """Return all attributes as JSON values."""
-        intervals = None if self.intervals is None else self.intervals.tolist()
-        return {**vars(self), "weights": self.weights.tolist(), "intervals": intervals}
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class SegmentedImage:
-    """The segments of one image, and a linear model for each explained class.
-
-    Attributes:
-        segments: the label of each pixel.
-        index: the position in the weights of each pixel's segment; −1 for pixels that are never hidden.
-        fits: one linear model per class, that of the target first.
-    """
-
-    segments: Int[Tensor, "pixel_height pixel_width"]
-    index: Int[Tensor, "pixel_height pixel_width"]
-    fits: Sequence[LinearFit]
-
-    def __repr__(self) -> str:
-        height, width = self.segments.shape
-        count = len(self.fits[0].weights)
-        return f"<SegmentedImage of {height}×{width} pixels: {count} segments, {len(self.fits)} classes>"
-
-    def of(self, target: ClassTarget) -> "SegmentedImage":
-        """Return the same segments and linear models with another class first.
-
-        Raises:
-            CallError: the class was not explained.
-        """
-        first = self._fit_of(target)
-        return replace(self, fits=[first, *(fit for fit in self.fits if fit is not first)])
-
-    def _fit_of(self, target: ClassTarget) -> LinearFit:
-        labels = [fit.label for fit in self.fits]
-        classes = [fit for fit in self.fits if fit.index is not None]
-        if isinstance(target, str) and not target.isdecimal():
-            # A class comes before a contrast with a synonym of it.
-            exact = next((fit for fit in self.fits if fit.index is None and fit.label == target.strip()), None)
-            if exact is not None:
-                return exact
-            candidates = classes or self.fits
-            names = [fit.label for fit in candidates]
-            try:
-                return candidates[require_class_index(target, names, len(names))]
-            except CallError:
-                raise CallError(
-                    f"{target!r} was not explained: this result has the classes {', '.join(names)}; for another class, "
-                    "explain the image with target= or a larger top_labels="
-                ) from None
-        index = require_integer(int(target) if isinstance(target, str) else target, "target")
-        match = next((fit for fit in classes if fit.index == index), None)
-        if match is None:
-            indices = [fit.index for fit in classes]
-            raise CallError(
-                f"class {index} was not explained: this result has the classes {indices} ({'; '.join(labels)}); for "
-                "another class, explain the image with target= or a larger top_labels="
-            )
-        return match
-
-    def values(self) -> Float[Tensor, "1 pixel_height pixel_width"]:
-        """Return the weights of the first class at every pixel, float32; 0 for pixels without a segment."""
-        weights = self.fits[0].weights[self.index.clamp_min(0)]
-        return weights.masked_fill(self.index < 0, 0.0).float()[None]
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the label, size and centre of each segment, and the linear model of each class, as JSON values."""
-        inside, count = self.index >= 0, len(self.fits[0].weights)
-        index = self.index[inside]
-        sizes = torch.bincount(index, minlength=count)
-        labels = self.segments.new_zeros(count).scatter_(0, index, self.segments[inside])
-        rows, columns = (
-            torch.bincount(index, weights=coordinates, minlength=count) / sizes.clamp_min(1)
-            for coordinates in inside.nonzero().double().unbind(1)
-        )
-        segments = [
-            {"label": label, "pixels": size, "centre": [round(row, 1), round(column, 1)]}
-            for label, size, row, column in zip(
-                *(tensor.tolist() for tensor in (labels, sizes, rows, columns)), strict=True
-            )
-        ]
-        return {"segments": segments, "classes": [fit.as_json() for fit in self.fits]}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -143,7 +26,7 @@ class SegmentAttribution(Attribution):
     """One weight for each segment of an image.
 
     ``values`` are the weights at every pixel, float32 (batch, pixel height, pixel width). The same samples explain
-    several classes: :meth:`of` returns the result for another one of :attr:`classes`, without evaluating the model
+    every class: :meth:`of` returns the result for another class, or for a contrast of two, without evaluating the model
     again. The properties, :meth:`top` and :meth:`regions` need the result of a single image: use ``result[i]`` first.
 
     Attributes:
@@ -155,11 +38,13 @@ class SegmentAttribution(Attribution):
         >>> result = vs.lime(model, skimage.data.chelsea(), segments="patches", num_samples=80)
         >>> len(result.weights) == len(result.segments.unique())
         True
-        >>> result.of(result.classes[1]).target == result.classes[1]
-        True
+        >>> result.of("dog").target, result.of(("cat", "dog")).target
+        ('dog', 'cat − dog')
     """
 
     segmented_images: Sequence[SegmentedImage] = field(kw_only=True)
+
+    _covers_photo = True
 
     def _extra_repr(self) -> list[str]:
         if len(self.segmented_images) != 1:
@@ -168,7 +53,15 @@ class SegmentAttribution(Attribution):
 
     def colour_scale(self, index: int = 0) -> ColourScale:
         """Return the values at the ends of the colours of one image's map: a single segment is no outlier."""
-        return colour_scale(self.values[self._require_index(index)].cpu().numpy(), signed=self.signed, clip=False)
+        return colour_scale(self[index].values[0].cpu().numpy(), signed=self.signed, clip=False)
+
+    def pale_pixels(self, index: int = 0) -> Bool[np.ndarray, "pixel_height pixel_width"] | None:
+        """Return the pixels of segments whose interval holds 0; None if the method has no intervals."""
+        image = self.segmented_images[self._require_index(index)]
+        undecided = image.fits[0].undecided
+        if undecided is None:
+            return None
+        return ((image.index >= 0) & undecided[image.index.clamp_min(0)]).cpu().numpy()
 
     @property
     def segments(self) -> Int[Tensor, "pixel_height pixel_width"]:
@@ -201,6 +94,11 @@ class SegmentAttribution(Attribution):
         return self._fit.intervals
 
     @property
+    def undecided(self) -> Bool[Tensor, " segment"] | None:
+        """True for each weight whose interval holds 0: it cannot be told from none; None without intervals."""
+        return self._fit.undecided
+
+    @property
     def output(self) -> float:
         """The model's output for the unchanged image."""
         return self._fit.output
@@ -212,26 +110,46 @@ class SegmentAttribution(Attribution):
 
     @property
     def score(self) -> float:
-        """The weighted R² of the linear model."""
+        """The weighted R² of the linear model on the samples that it was fitted to, which rises with every segment."""
         return self._fit.score
+
+    @property
+    def held_out_score(self) -> float | None:
+        """The weighted R² of the linear model on samples that were left out of the fit.
+
+        See :class:`~vitscope.results.segmented_image.LinearFit`.
+        """
+        return self._fit.held_out_score
 
     @property
     def local_prediction(self) -> float:
         """The linear model's output for the unchanged image."""
         return self.intercept + float(self.weights.sum())
 
-    def of(self: Result, target: ClassTarget) -> Result:
-        """Return the result for another class, from the same samples.
+    @property
+    def labels(self) -> list[str]:
+        """Labels of all classes that :meth:`of` takes, in the order of the model's output."""
+        image = self._image
+        if image.samples is None:
+            return self.classes
+        return [image.samples.labels[index] for index in sorted(image.samples.classes.tolist())]
+
+    def of(self: Result, target: ClassTarget | Contrast) -> Result:
+        """Return the result for another class, or for a contrast of two, from the same samples.
+
+        It equals the result of the method with this ``target`` to the last bit, if both have as many samples.
 
         Args:
-            target: index or label of the class, one of :attr:`classes`; a contrast by its label.
+            target: index or label of any class of the model, or a pair of these; the label of a target in
+                :attr:`classes` that is no class.
 
         Raises:
-            CallError: the class was not explained.
+            CallError: the model has no such class, or its outputs are not stored.
         """
-        images = [image.of(target) for image in self.segmented_images]
-        values, label = torch.cat([image.values() for image in images]), images[0].fits[0].label
-        return replace(self, values=values, target=label, segmented_images=images)
+        if len(self) > 1:
+            return self.join([result.of(target) for result in self])
+        image = self._image.of(target, self.provenance.get("parameters", {}))
+        return replace(self, values=image.values(), target=image.fits[0].label, segmented_images=[image])
 
     def top(self, count: int = 5, *, sign: str = "positive") -> list[int]:
         """Return the positions in :attr:`weights` of the segments with the largest weights, largest first.
@@ -299,14 +217,20 @@ class SegmentAttribution(Attribution):
                 tensors[f"weights.{index}.{rank}"] = fit.weights
                 if fit.intervals is not None:
                     tensors[f"intervals.{index}.{rank}"] = fit.intervals
+            if image.samples is not None:
+                tensors |= image.samples.tensors(str(index))
         return tensors
 
     def _metadata(self) -> dict[str, Any]:
-        names = ("label", "index", "output", "intercept", "score")
+        names = ("label", "index", "output", "intercept", "score", "held_out_score")
         images = [
             [{name: getattr(fit, name) for name in names} for fit in image.fits] for image in self.segmented_images
         ]
         return {**super()._metadata(), "segmented_images": images}
+
+    def _saved_metadata(self) -> dict[str, Any]:
+        samples = [None if image.samples is None else image.samples.metadata() for image in self.segmented_images]
+        return {**super()._saved_metadata(), "samples": samples}
 
     @classmethod
     def _parse(cls, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> dict[str, Any]:
@@ -314,44 +238,29 @@ class SegmentAttribution(Attribution):
         values, entries = fields["values"], metadata["segmented_images"]
         if not isinstance(entries, list) or len(entries) != len(values):
             raise ValueError(f"it does not hold the segments of {len(values)} images")
-        images = [_parse_image(tensors, index, classes, fields["grid"]) for index, classes in enumerate(entries)]
+        grid = (fields["grid"].height, fields["grid"].width)
+        sizes, samples = fields["sizes"] or [grid] * len(values), metadata.get("samples") or [None] * len(values)
+        if not isinstance(samples, list) or len(samples) != len(values):
+            raise ValueError(f"it does not hold the samples of {len(values)} images")
+        images = [
+            parse_image(tensors, index, *described)
+            for index, described in enumerate(zip(entries, sizes, samples, strict=True))
+        ]
         for image, saved in zip(images, values, strict=True):
-            if not torch.allclose(image.values()[0], saved, rtol=1e-5, atol=1e-12):
+            if not torch.allclose(enlarged(image.values(), grid)[0], saved, rtol=1e-5, atol=1e-12):
                 raise ValueError("its values are not the weights of its segments")
+        _check_parameters(fields["provenance"], images)
         return {**fields, "segmented_images": images}
 
 
-def _parse_image(tensors: Mapping[str, Tensor], image: int, classes: Any, grid: Grid) -> SegmentedImage:
-    """Return the segments of image ``image`` from the tensors and metadata of a saved file."""
-    if not isinstance(classes, list) or not classes:
-        raise ValueError("an image has no classes")
-    size = (grid.height, grid.width)
-    dtype = tensors[f"segments.{image}"].dtype
-    if dtype.is_floating_point or dtype.is_complex or dtype == torch.bool:
-        raise ValueError(f"segments.{image} holds {dtype}, not whole numbers")
-    segments = require_tensor(tensors, f"segments.{image}", dtype, size)
-    index = require_tensor(tensors, f"index.{image}", tensors[f"index.{image}"].dtype, size)
-    if index.dtype not in (torch.int64, torch.int32):
-        raise ValueError(f"index.{image} holds {index.dtype}, not whole numbers")
-    fits = [
-        _parse_fit(tensors, f"{image}.{rank}", require_mapping(entry, "a class")) for rank, entry in enumerate(classes)
-    ]
-    count = len(fits[0].weights)
-    if any(len(fit.weights) != count for fit in fits):
-        raise ValueError("its classes have different numbers of segments")
-    if int(index.min()) < -1 or int(index.max()) >= count:
-        raise ValueError(f"index.{image} names segments that have no weight")
-    return SegmentedImage(segments, index, fits)
+def _check_parameters(provenance: Mapping[str, Any], images: Sequence[SegmentedImage]) -> None:
+    """Check the parameters that other classes of LIME are fitted with.
 
-
-def _parse_fit(tensors: Mapping[str, Tensor], suffix: str, entry: Mapping[str, Any]) -> LinearFit:
-    """Return the linear model of one class; ``suffix`` ends the names of its tensors."""
-    weights = require_tensor(tensors, f"weights.{suffix}", torch.float64, (None,))
-    intervals = None
-    if f"intervals.{suffix}" in tensors:
-        intervals = require_tensor(tensors, f"intervals.{suffix}", torch.float64, (len(weights), 2))
-    if not isinstance(entry["label"], str):
-        raise ValueError("the label of a class is not text")
-    scalars = {name: float(require_number(entry[name], name)) for name in ("output", "intercept", "score")}
-    index = None if entry["index"] is None else require_at_least(0, entry["index"], "index")
-    return LinearFit(entry["label"], index, weights=weights, intervals=intervals, **scalars)
+    Raises:
+        KeyError, ValueError: one is missing, or is not a number.
+    """
+    records = provenance.get("images", [provenance] * len(images))
+    for record, image in zip(records, images, strict=True):
+        if image.samples is not None and image.samples.groups is not None:
+            for name in ("alpha", "confidence"):
+                require_number(record["parameters"][name], name)

@@ -17,9 +17,18 @@ from vitscope.attention.scores import HeadFusion
 from vitscope.attention.softmax_use import SoftmaxTracker
 from vitscope.attention.tap import OnModule, Runner, Tap
 from vitscope.attention.trace import Trace
-from vitscope.errors import CallError, ReadoutError, UnclearOutputError, UnsupportedModelError, VitscopeWarning, warn
+from vitscope.errors import (
+    CallError,
+    ReadoutError,
+    UnclearOutputError,
+    UnknownModelError,
+    UnsupportedModelError,
+    VitscopeWarning,
+    warn,
+)
 from vitscope.grid import Grid
 from vitscope.images.image import InputImage
+from vitscope.models.blocks import Block, blocks
 from vitscope.models.inserted_tokens import names_of_inserted_tokens, with_inserted_tokens
 from vitscope.models.layout import Layout
 from vitscope.models.loader import load
@@ -29,7 +38,14 @@ from vitscope.tracing.experiment import experiment, preserved_random_state
 from vitscope.tracing.layer_selection import LayerSelection
 from vitscope.tracing.recorder import CaptureTarget
 from vitscope.tracing.recorder import Recorder as Recorder
-from vitscope.tracing.verdicts import check_module_runs, check_softmax_uses, no_blocks_error, why_unchained
+from vitscope.tracing.verdicts import (
+    check_module_runs,
+    check_softmax_uses,
+    first_blocks,
+    no_blocks_error,
+    why_incomplete,
+    why_unchained,
+)
 from vitscope.tracing.verification import verify_readout
 from vitscope.typing import ReadoutRow
 
@@ -45,12 +61,14 @@ class CaptureResult:
         logits: float32 (batch, class); None if the model has no classifier.
         calls: index of the attention call of each block of the trace, among all attention calls of the run.
         output: the tensor that the model returned: logits, features or, if its classes are unclear, another tensor.
+        first_blocks: indices of the blocks that depend on no other block.
     """
 
     trace: Trace
     logits: Tensor | None
     calls: tuple[int, ...] = ()
     output: Tensor | None = None
+    first_blocks: tuple[int, ...] = (0,)
 
 
 def capture(model: VisionModel | nn.Module, images: Any, *, layers: Sequence[int] | None = None) -> Trace:
@@ -188,7 +206,8 @@ class PreparedRun:
         with tap, tap.follow(watched):
             logits, output = _logits_and_output(model, pixels) if predict is None else predict(pixels)
         trace = _trace(model, recorder, self.views, pixels, softmax_tracker, flow.mask_or_none(output), logits)
-        return CaptureResult(trace, logits, tuple(block.index for block in recorder.blocks), output)
+        calls = tuple(block.index for block in recorder.blocks)
+        return CaptureResult(trace, logits, calls, output, first_blocks(recorder.blocks))
 
 
 def prepare_run(model: VisionModel | nn.Module, images: Any) -> PreparedRun:
@@ -206,6 +225,14 @@ def prepare_run(model: VisionModel | nn.Module, images: Any) -> PreparedRun:
     evidence = experiment(model, (pixels.shape[-2], pixels.shape[-1]), pixels.shape[1])
     grid = None if model.layout is None else model.layout.grid(*pixels.shape[-2:])
     return PreparedRun(model, pixels, views, grid, CaptureTarget.from_model(model, evidence))
+
+
+def blocks_or_none(model: VisionModel) -> Sequence[Block]:
+    """Return the blocks of a model's backbone; none if they are unknown."""
+    try:
+        return blocks(model.module.get_submodule(model.backbone))
+    except UnknownModelError:
+        return ()
 
 
 def _logits_and_output(model: VisionModel, pixels: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -248,7 +275,14 @@ def _layout_or_error(model: VisionModel, layout: Layout, pixels: Tensor) -> Layo
         warnings.simplefilter("ignore", VitscopeWarning)  # the capture itself will warn
         captured = run_and_capture(model, pixels)
         try:
-            verify_readout(model, pixels, captured.trace, captured.calls, has_classes=captured.logits is not None)
+            verify_readout(
+                model,
+                pixels,
+                captured.trace,
+                captured.calls,
+                captured.first_blocks,
+                has_classes=captured.logits is not None,
+            )
         except ReadoutError as error:
             return replace(layout, readout={}) if model.backbone and not layout.readout_from_caller else error
         except UnsupportedModelError as error:
@@ -282,6 +316,8 @@ def _trace(
     message = omission_warning(model.name, omitted, recorder.count)
     if message is not None:
         warn(message)
+    paths = [block.path for block in blocks_or_none(model)]
+    calls = [*recorder.blocks, *(recorded for recorded, _ in recorder.omitted)]
     labels_fit = logits is None or logits.shape[-1] == len(model.labels or ())
     return Trace(
         steps=recorder.selection.resolve(recorder.count),
@@ -293,7 +329,7 @@ def _trace(
         labels=model.labels if labels_fit else None,
         classifier=recorder.classifier,
         omitted=omitted,
-        unchained=why_unchained(recorder.blocks, output_mask),
+        unchained=why_unchained(recorder.blocks, output_mask) or why_incomplete(paths, calls, model.backbone),
     )
 
 

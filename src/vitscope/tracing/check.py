@@ -83,8 +83,8 @@ def check(model: VisionModel | nn.Module, images: Any = None) -> CheckReport:
     pixels = _pixels(model, images)
     with preserved_random_state(model.device):
         captured = run_and_capture(model, pixels)
-        trace, calls = captured.trace, captured.calls
-        readout = verify_readout(model, pixels, trace, calls, has_classes=captured.logits is not None)
+        trace, has_classes = captured.trace, captured.logits is not None
+        readout = verify_readout(model, pixels, trace, captured.calls, captured.first_blocks, has_classes=has_classes)
     return CheckReport(model.name, trace.num_layers, trace.grid, readout, trace.why_unchained)
 
 

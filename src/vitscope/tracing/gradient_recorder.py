@@ -53,6 +53,7 @@ class Tape:
         self.on_weights: OnWeights | None = None
         self.on_pooling: OnPooling | None = None
         self.streams: list[Tensor] = []
+        self.linked = True  # whether the input of each block depends on the input of the first one
         self.finite: dict[int, Tensor] = {}  # by block: whether the gradient of its input is finite
         self.outputs: dict[nn.Module, Tensor] = {}
         # By block and grid: (batch, token), and the part on padding in a last column.

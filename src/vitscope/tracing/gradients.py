@@ -13,15 +13,17 @@ from vitscope.attention.alpha_beta_rules import AlphaBetaRules
 from vitscope.attention.flow import tensors_of
 from vitscope.attention.rule_set import RuleSet
 from vitscope.attention.rules import LocalRules, RuleName
+from vitscope.attention.scores import in_float32
 from vitscope.attention.softmax_use import SoftmaxTracker
 from vitscope.attention.trace import Trace
-from vitscope.errors import UnknownModelError, UnsupportedModelError, WorkError
+from vitscope.errors import UnsupportedModelError, WorkError
 from vitscope.grid import Grid
-from vitscope.interrupts import uninterrupted
-from vitscope.models.blocks import Block, blocks
+from vitscope.models.blocks import Block
 from vitscope.models.evaluation import without_checkpointing
+from vitscope.models.thread_hooks import in_this_thread
 from vitscope.models.vision_model import VisionModel
-from vitscope.tracing.capture import PreparedRun, prepare_run
+from vitscope.tracing.block_hooks import BlockInputs, check_differentiable, hooked_blocks
+from vitscope.tracing.capture import PreparedRun, blocks_or_none, prepare_run
 from vitscope.tracing.gradient_recorder import BiasTerm, GradientRecorder, OnPooling, OnWeights, Tape, as_tokens
 
 
@@ -106,11 +108,12 @@ class GradientCapture:
             UnsupportedModelError: the score does not depend on a tensor by differentiable functions.
             WorkError: a gradient is NaN or infinite.
         """
-        if not score.requires_grad:
+        if not score.requires_grad or not all(tensor.requires_grad for tensor in tensors):
             raise UnsupportedModelError(self._why_no_gradient())
         self._tape.on_weights, self._tape.on_pooling = on_weights, on_pooling
         try:
-            results = torch.autograd.grad(score.sum(), list(tensors), retain_graph=keep_graph, allow_unused=True)
+            with in_float32(score):
+                results = torch.autograd.grad(score.sum(), list(tensors), retain_graph=keep_graph, allow_unused=True)
         finally:
             self._tape.on_weights = self._tape.on_pooling = None
         if any(gradient is None for gradient in results):
@@ -179,8 +182,9 @@ class GradientCapture:
             instead: what to use for a model without them, for the message.
 
         Raises:
-            UnsupportedModelError: the blocks of the model are unknown.
+            UnsupportedModelError: the blocks of the model are unknown, or run several times for an image.
         """
+        self._check_single_run()
         if len(self.streams) != self.trace.num_layers:
             raise UnsupportedModelError(
                 f"{len(self.streams)} blocks of {self.model.name} are known and {self.trace.num_layers} attend, so "
@@ -190,8 +194,21 @@ class GradientCapture:
 
     @property
     def start(self) -> Tensor:
-        """The tensor at which the graph starts: the pixels or the input of the first block."""
+        """The tensor at which the graph starts: the pixels or the input of the first block.
+
+        Raises:
+            UnsupportedModelError: the blocks of the model run several times for an image.
+        """
+        self._check_single_run()
         return self.pixels if self.pixels.requires_grad or not self.streams else self.streams[0]
+
+    def _check_single_run(self) -> None:
+        """Check that the graph starts at the input of one block, not of several."""
+        if not self._tape.linked and self.trace.unchained is not None:
+            raise UnsupportedModelError(
+                f"the blocks of {self.model.name} run several times for an image, and no run depends on another, so "
+                "that there are several inputs: use input_x_gradient with at='pixels'"
+            )
 
     def detached(self) -> "GradientCapture":
         """Return the run without its graph, whose activations need no memory any more."""
@@ -247,9 +264,9 @@ def capture_gradients(
     with torch.inference_mode(False), torch.enable_grad(), ExitStack() as stack:
         run = prepare_run(model, images)
         module, pixels = run.model.module, run.pixels.detach()
-        _check_weights(run.model)
+        check_differentiable(run.model)
         pixels = pixels.clone() if pixels.is_inference() else pixels
-        layers = _blocks_or_none(run.model)
+        layers = blocks_or_none(run.model)
         options = options if layers else replace(options, pixels=True)
         if options.pixels:
             pixels = (pixels if options.start is None else options.start(pixels)).detach().requires_grad_()
@@ -260,7 +277,8 @@ def capture_gradients(
         recorder = GradientRecorder(run, tape, weights=options.weights)
         recorder.rules = rules = _rule_set(options, run, recorder, tracker)
         has_classes = run.model.meaning != "features"
-        with _hooks(layers, tape, options, watch(layers), lambda: finish(layers, tape)):
+        inputs = BlockInputs(tape, _leaves(options), options.start)
+        with hooked_blocks(layers, inputs, tape, watch(layers), lambda: finish(layers, tape)):
             watched = recorder.watched_modules(norms=options.merge_norms, pooled=False)
             predict = run.model.logits if has_classes else run.model.features
             result = run.forward(
@@ -306,83 +324,16 @@ def _rule_set(
     )
 
 
+def _leaves(options: GradientOptions) -> Literal["first", "all"] | None:
+    """Return at which block inputs the graph starts."""
+    if options.separate_blocks:
+        return "all"
+    return None if options.pixels else "first"
+
+
 def _pair(output: Tensor | None, has_classes: bool) -> tuple[Tensor | None, Tensor | None]:
     """Return the logits, or None for features, and the output."""
     return (output if has_classes else None), output
-
-
-def _check_weights(model: VisionModel) -> None:
-    """Check that the weights take part in a differentiable computation."""
-    for name, parameter in model.module.named_parameters():
-        if not parameter.is_floating_point():
-            raise UnsupportedModelError(
-                f"{model.name} has no gradients: its weights are integers ({name} is {parameter.dtype}); load it "
-                "without quantisation, or use a perturbation method such as vitscope.lime"
-            )
-        if parameter.is_inference():
-            raise UnsupportedModelError(
-                f"{model.name} has no gradients: it was created under torch.inference_mode; create it outside"
-            )
-    for name, module in model.module.named_modules():
-        if hasattr(module, "_packed_params"):  # torch packs quantised weights into an object, not into parameters
-            reason = f"the weights of {name} are quantised; load it without quantisation, or use a perturbation method"
-            raise UnsupportedModelError(f"{model.name} has no gradients: {reason} such as vitscope.lime")
-
-
-def _blocks_or_none(model: VisionModel) -> Sequence[Block]:
-    """Return the blocks of a model's backbone; none if they are unknown."""
-    try:
-        return blocks(model.module.get_submodule(model.backbone))
-    except UnknownModelError:
-        return ()
-
-
-@contextmanager
-def _hooks(
-    layers: Sequence[Block],
-    tape: Tape,
-    options: GradientOptions,
-    watched: Sequence[nn.Module],
-    extra_hooks: Callable[[], Sequence[Any]],
-) -> Iterator[None]:
-    """Start the graph at the first block, and keep the input of each block and the outputs of watched modules."""
-
-    def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-        stream = args[0] if args else kwargs["hidden_states"]
-        starts = not options.pixels and not tape.streams
-        if options.separate_blocks or starts:
-            value = stream if options.start is None or not starts else options.start(stream)
-            leaf = value.detach().requires_grad_()
-            keep_stream(leaf)
-            stream = leaf.clone()  # a module may change its input in place, which a leaf does not allow
-        else:
-            keep_stream(stream)
-        return ((stream, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": stream})
-
-    def keep_stream(stream: Tensor) -> None:
-        index = len(tape.streams)
-        tape.streams.append(stream)
-        if stream.requires_grad:
-            # Not a bool, which would wait for the device.
-            stream.register_hook(lambda gradient: tape.finite.update({index: torch.isfinite(gradient).all()}))
-
-    def keep(module: nn.Module, _: Any, output: Any) -> None:
-        tape.outputs.setdefault(module, output[0] if isinstance(output, tuple) else output)
-
-    handles: list[Any] = []
-    try:
-        with uninterrupted():
-            for block in layers:
-                handles.append(block.module.register_forward_pre_hook(enter, with_kwargs=True))
-            for module in watched:
-                # First, because another hook may take tokens away from the output (vitscope.test_time_registers).
-                handles.append(module.register_forward_hook(keep, prepend=True))
-            handles.extend(extra_hooks())
-        yield
-    finally:
-        with uninterrupted():
-            for handle in handles:
-                handle.remove()
 
 
 def _end_of_graph(model: VisionModel, pixels: Tensor) -> str:
@@ -397,7 +348,7 @@ def _end_of_graph(model: VisionModel, pixels: Tensor) -> str:
             ends.append(names[module])
 
     def watch(_: Sequence[Block], __: Tape) -> list[Any]:
-        return [module.register_forward_hook(compare, with_kwargs=True) for module in names]
+        return [module.register_forward_hook(in_this_thread(compare), with_kwargs=True) for module in names]
 
     with capture_gradients(model, pixels, finish=watch):
         return ends[0] if ends else ""

@@ -69,6 +69,30 @@ def why_unchained(blocks: Sequence[RecordedCall], output: int | None) -> str | N
     return None
 
 
+def why_incomplete(paths: Sequence[str], calls: Sequence[RecordedCall], backbone: str) -> str | None:
+    """Return why the attention of a known block is missing, or None if each block made an attention call.
+
+    Args:
+        paths: paths of the blocks inside the backbone.
+        calls: all attention calls of the run.
+        backbone: path of the vision transformer inside the model; empty for the model itself.
+    """
+    prefix = f"{backbone}." if backbone else ""
+    for path in paths:
+        if not any(f"{call.module}.".startswith(f"{prefix}{path}.") for call in calls):
+            return (
+                f"{prefix}{path} mixes tokens without attention that vitscope can observe, so the product of the "
+                f"attention matrices leaves it out: {BLOCK_BY_BLOCK}"
+            )
+    return None
+
+
+def first_blocks(blocks: Sequence[RecordedCall]) -> tuple[int, ...]:
+    """Return the indices of the blocks that depend on no other block."""
+    bits = [call_bit(block.index) for block in blocks]
+    return tuple(index for index, block in enumerate(blocks) if not block.input_mask & sum(bits[:index]))
+
+
 def no_blocks_error(
     name: str, grid: Grid | None, omitted: Sequence[OmittedCall], backbone: str
 ) -> UnsupportedModelError:

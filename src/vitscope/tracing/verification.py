@@ -1,10 +1,11 @@
 """Verification of a layout: patches of the image and tokens of the last block are changed one at a time."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from vitscope.attention.axes import Axes
 from vitscope.attention.flow import Flow
 from vitscope.attention.readout import readout_text
 from vitscope.attention.softmax_use import SoftmaxTracker
@@ -21,7 +22,13 @@ _POSITIONS = ((0.3, 0.6), (0.8, 0.1))
 
 
 def verify_readout(
-    model: VisionModel, pixels: Tensor, trace: Trace, calls: tuple[int, ...], *, has_classes: bool
+    model: VisionModel,
+    pixels: Tensor,
+    trace: Trace,
+    calls: tuple[int, ...],
+    first_blocks: Sequence[int],
+    *,
+    has_classes: bool,
 ) -> Mapping[str, float] | None:
     """Verify the token grid and the readout of a captured run.
 
@@ -30,6 +37,8 @@ def verify_readout(
         pixels: the preprocessed image of the run, (1, channel, height, width).
         trace: trace of the run.
         calls: index of the attention call of each block of the trace.
+        first_blocks: indices of the blocks that depend on no other block. A model that runs its transformer on several
+            views of an image has one for each view.
         has_classes: whether the model returns logits; if not, its features are compared.
 
     Returns:
@@ -41,11 +50,28 @@ def verify_readout(
     """
     if trace.grid is None or model.layout is None:
         return None
-    _check_grid(model, pixels, trace.blocks[0], calls[0])
+    for index in first_blocks:
+        _check_grid(model, pixels, trace.blocks[index], calls[index])
     predict = model.logits if has_classes else model.embed
     if predict is None or trace.readout is None:
         return None
     return _verified_sources(model, pixels, trace, calls[-1], predict)
+
+
+def _axes(model: VisionModel, call: AttentionCall, images: Tensor) -> Axes:
+    """Return the order of images, windows and heads in an attention call of several images.
+
+    Raises:
+        UnsupportedModelError: the call does not hold all images.
+    """
+    try:
+        return axes_of_call(model, call, images)
+    except UnsupportedModelError as error:
+        raise UnsupportedModelError(
+            f"the layout of {model.name} cannot be verified, because {call.module or 'it'} does not attend in "
+            "all images of a batch at once: load the model inside it instead, or pass patch_size, prefix and readout "
+            "to vitscope.load"
+        ) from error
 
 
 def _positions(grid: Grid) -> list[tuple[int, int]]:
@@ -69,7 +95,7 @@ def _check_grid(model: VisionModel, pixels: Tensor, step: AttentionStep, index: 
     changes: list[Tensor] = []
 
     def compare(call: AttentionCall, values: Tensor) -> None:
-        windowed = axes_of_call(model, call, images).split(values).float()
+        windowed = _axes(model, call, images).split(values).float()
         change = (windowed[1:] - windowed[:1]).square().sum((2, 4))  # (copy, window, slot)
         changes.append(_change_of_tokens(step, change))
 
@@ -95,6 +121,11 @@ def _check_grid(model: VisionModel, pixels: Tensor, step: AttentionStep, index: 
         # Convolutions may spread a change, but the patch's own token always changes too.
         if not _is_near(grid, token, position, exact=exact) or change[expected] < 0.01 * change.max():
             prefix = f"{grid.prefix} prefix token{'' if grid.prefix == 1 else 's'}"
+            if step.layer > 0:
+                raise UnsupportedModelError(
+                    f"{model.name} runs its blocks several times for an image, and patch {position} is not token "
+                    f"{expected} in each run (flipped or cropped views?): load the model inside it instead"
+                )
             raise UnsupportedModelError(
                 f"the layout of {model.name} says {grid.height}×{grid.width} patches after {prefix}, so patch "
                 f"{position} is token {expected}, but changing it changes token {token} most: pass the right "
@@ -133,7 +164,7 @@ def _verified_sources(
 
     def on_attention(call: AttentionCall) -> Tensor:
         output = call.run()
-        axes = axes_of_call(model, call, images)
+        axes = _axes(model, call, images)
         if call.index != index or not axes.in_order:
             return output
         windowed = axes.split(output).clone()

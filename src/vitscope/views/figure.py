@@ -1,10 +1,11 @@
 """Rendering of a :class:`Scene`: a page laid out in inches, with every panel in the proportions of its photo."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 from textwrap import wrap
-from typing import Any
+from typing import Any, TypeVar
 
 import matplotlib
 import numpy as np
@@ -17,12 +18,14 @@ from vitscope.images.image import nearest_pixels, repeats_patches
 from vitscope.results.colours import coloured
 from vitscope.views.charts import LETTER, draw_bars, draw_cells, draw_curves, draw_dots, draw_histogram, draw_matrix
 from vitscope.views.figure_file import png_bytes, write_figure
+from vitscope.views.fonts import font_families
 from vitscope.views.frames import border_height, draw_frame
 from vitscope.views.legends import draw_legend, height_below, legends_of, scale_ends, write_below
 from vitscope.views.page import MAX_SIDE, Box, Page, SceneFigure
 from vitscope.views.palette import FAINT, INK, OUTLINES, WHITE
-from vitscope.views.plain_text import visible
+from vitscope.views.plain_text import escape, visible
 from vitscope.views.scene import (
+    PALE_CAPTION,
     AnyPanel,
     Bars,
     Cells,
@@ -55,6 +58,8 @@ LEGEND = 0.25  # inches for another line of legends
 WITHOUT_PHOTO = 0.7  # height over width of a panel
 PLAIN = FigureStyle()
 
+Drawable = TypeVar("Drawable", Scene, AnyPanel)
+
 
 def save_figure(scene: Scene, path: str | Path, *, overwrite: bool = True, style: FigureStyle | None = None) -> Path:
     """Write a scene in the format that the suffix of ``path`` names: ``.png``, ``.pdf`` or ``.svg``.
@@ -78,21 +83,39 @@ def figure_png(scene: Scene, style: FigureStyle | None = None) -> bytes:
 def draw(scene: Scene, style: FigureStyle | None = None) -> SceneFigure:
     """Return the scene as a matplotlib figure of its natural width.
 
-    Texts are written literally, dollar signs included; control characters, which fonts lack, are escaped.
+    Texts are written literally, dollar signs included; characters that no font has are escaped.
     """
     style = style or PLAIN
-    with matplotlib.rc_context({"text.parse_math": False}):
-        return _draw(_escape_texts(style.applied_to(scene)), style)
+    with _readable(style.applied_to(scene)) as readable:
+        return _draw(readable, style)
 
 
-def _escape_texts(value: Any) -> Any:
-    """Return a scene, or anything in it, with the control characters in all of its texts escaped."""
+@contextmanager
+def _readable(value: Drawable) -> Iterator[Drawable]:
+    """Yield a scene or a panel that the fonts of this context can write.
+
+    Control characters are escaped, as are those that no installed font has.
+    """
+    texts: list[str] = []
+
+    def escape_controls(text: str) -> str:
+        texts.append(visible(text))
+        return texts[-1]
+
+    value = _map_texts(value, escape_controls)
+    families, missing = font_families("".join(texts))
+    with matplotlib.rc_context({"text.parse_math": False, "font.family": families}):
+        yield _map_texts(value, lambda text: "".join(escape(c) if c in missing else c for c in text))
+
+
+def _map_texts(value: Any, change: Callable[[str], str]) -> Any:
+    """Return a scene, or anything in it, with all of its texts changed."""
     if isinstance(value, str):
-        return visible(value)
+        return change(value)
     if isinstance(value, list | tuple):
-        return type(value)(map(_escape_texts, value))
+        return type(value)(_map_texts(item, change) for item in value)
     if isinstance(value, Scene | Row | Frames | Panel | Bars | Dots | Matrix | Cells | Curves | Histogram):
-        return replace(value, **{field.name: _escape_texts(getattr(value, field.name)) for field in fields(value)})
+        return replace(value, **{item.name: _map_texts(getattr(value, item.name), change) for item in fields(value)})
     return value
 
 
@@ -222,8 +245,7 @@ def _draw_image(page: Page, box: Box, panel: Panel) -> None:
 
 def draw_on_axes(panel: AnyPanel, axes: Any) -> None:
     """Draw a panel into axes of the caller's figure, with its title and with the notes on its colours below."""
-    with matplotlib.rc_context({"text.parse_math": False}):
-        panel = _escape_texts(panel)
+    with _readable(panel) as panel:
         axes.set_title(panel.title, fontsize=9, color=INK, loc="left")
         if isinstance(panel, Panel):
             _draw_image_on_axes(panel, axes)
@@ -258,8 +280,9 @@ def _draw_image_on_axes(panel: Panel, axes: Any) -> None:
     _draw_outlines(axes, panel, size, DPI)
     low, high, unit = scale_ends(panel)
     signed = f"blue: opposes, to {low}; red: supports, to {high}"
+    pale = "" if panel.pale is None else PALE_CAPTION
     colours = signed if panel.signed else f"colours: {low} to {high}{unit}"
-    below = "\n".join(filter(None, [*panel.lines, colours if high else "", panel.scale.note]))
+    below = "\n".join(filter(None, [*panel.lines, colours if high else "", panel.scale.note, pale]))
     axes.text(0, -0.02, below, fontsize=7.5, color=FAINT, va="top", transform=axes.transAxes)
 
 
@@ -278,7 +301,15 @@ def render(panel: Panel, size: tuple[int, int]) -> Image.Image:
         return photo
     smooth = not panel.flat and (panel.signed or panel.alpha < 1) and not repeats_patches(panel.values)
     heat = panel.image.paint(panel.values, size, smooth=smooth, dropped=panel.dropped)
-    return coloured(photo, heat, panel.alpha, signed=panel.signed, limits=panel.scale.limits, colormap=panel.colormap)
+    return coloured(
+        photo,
+        heat,
+        panel.alpha,
+        signed=panel.signed,
+        limits=panel.scale.limits,
+        colormap=panel.colormap,
+        pale=None if panel.pale is None else panel.image.paint(panel.pale, size, smooth=False) > 0.5,
+    )
 
 
 def _fade(photo: Image.Image, lit: np.ndarray) -> Image.Image:

@@ -10,8 +10,8 @@ from jaxtyping import Float
 from vitscope.attention.trace import Trace
 from vitscope.errors import CallError
 from vitscope.methods.head_importance import HeadImportance
-from vitscope.models.targets import CONTRAST
-from vitscope.views.charts import MINUS
+from vitscope.validation import CONTRAST
+from vitscope.views.numbers import MINUS
 from vitscope.views.scene import HEAD_AXIS, LAYER_AXIS, Cells, Frames, Panel, Row, Scene, head_grid, short_label
 from vitscope.views.windows import attends_in_windows
 

@@ -17,6 +17,7 @@ from vitscope.results.segment_attribution import SegmentAttribution
 from vitscope.views.figure import figure_png
 from vitscope.views.html_page import html_page, page_table, png_image
 from vitscope.views.html_table import html_text
+from vitscope.views.numbers import percentage
 from vitscope.views.reading_guide import CAUTION, READING
 from vitscope.views.scene import Scene, short_label
 from vitscope.views.style import FigureStyle
@@ -72,7 +73,7 @@ def report_page(report: Report, style: FigureStyle | None = None) -> str:
     untitled = replace(style or FigureStyle(), title=False)  # the headings of the page have the titles
     sections = ["<h2>Photo</h2>", _photo(report)]
     if report.predictions:
-        sections += ["<h2>Predictions</h2>", _predictions(report)]
+        sections += ["<h2>Predictions</h2>", page_table(*prediction_rows(report.predictions))]
     for scene in report.scenes:
         image = png_image(figure_png(scene, untitled), scene.title)
         sections += [f"<h2>{html_text(scene.title)}</h2>", f'<div class="wide figure">{image}</div>']
@@ -100,8 +101,11 @@ def numbers_of(name: str, result: Attribution) -> list[tuple[str, str, str]]:
     rows = []
     if isinstance(result, SegmentAttribution):
         rows.append((name, f"output for {short_label(result.target)}", f"{result.output:.4g}"))
-        if provenance["method"] == "lime":
-            rows.append((name, "R² of the linear fit", f"{result.score:.3f}"))
+        held_out = "not determined" if result.held_out_score is None else f"{result.held_out_score:.3f}"
+        rows += [
+            (name, "R² of the linear fit on held-out samples", held_out),
+            (name, "R² of the linear fit on its own samples", f"{result.score:.3f}"),
+        ]
     for value in provenance.get("score", ()):
         rows.append(
             (
@@ -131,10 +135,11 @@ def _photo(report: Report) -> str:
     return png_image(file.getvalue(), report.photo).replace("<img ", '<img class="photo" ', 1)
 
 
-def _predictions(report: Report) -> str:
-    if report.predictions[0].probability is None:
-        return page_table(("output", "value"), [(p.label, f"{p.value:.4g}") for p in report.predictions])
-    return page_table(("class", "probability"), [(p.label, f"{p.probability:.1%}") for p in report.predictions])
+def prediction_rows(predictions: Sequence[Prediction]) -> tuple[tuple[str, str], list[tuple[str, str]]]:
+    """Return header and rows of a table of classes with their probabilities, or of outputs with their values."""
+    if predictions[0].probability is None:
+        return ("output", "value"), [(p.label, f"{p.value:.4g}") for p in predictions]
+    return ("class", "probability"), [(p.label, percentage(p.probability or 0.0)) for p in predictions]
 
 
 def _value(value: Any) -> str:

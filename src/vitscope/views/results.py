@@ -24,7 +24,7 @@ from vitscope.views.dispatch import refuse_index, scene_of, table_of
 from vitscope.views.heads import head_values
 from vitscope.views.html_table import html_table
 from vitscope.views.scene import AnyPanel, Panel, Row, Scene, short_label
-from vitscope.views.segments import pixel_panel, supporting_regions
+from vitscope.views.segments import logit_advice, pixel_panel, supporting_regions
 from vitscope.views.tables import (
     AGREEMENT_HEADER,
     EFFECTS_HEADER,
@@ -57,7 +57,8 @@ def _(result: Attribution, index: int | None) -> Scene:
     method, model = (short_text(result.provenance.get(key), f"unknown {key}") for key in ("method", "model"))
     target = "" if result.target is None else f", for {short_label(result.target)}"
     title = f"{method.replace('_', ' ')} of {model}{target}"
-    return Scene(rows, title[:1].upper() + title[1:], _options(result, len(chosen)))
+    note = _options(result, len(chosen)) + logit_advice([result[i] for i in chosen])
+    return Scene(rows, title[:1].upper() + title[1:], note.removeprefix("; "))
 
 
 @scene_of.register

@@ -1,10 +1,13 @@
 """A weighted ridge regression over masks, for many classes at once, with the uncertainty of its coefficients."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy.special import stdtr, stdtrit
+
+from vitscope.estimators.cross_validation import held_out_r_squared
 
 MIN_REMAINDER = 1e-3  # smallest value of 1 − leverage
 
@@ -16,7 +19,9 @@ class Surrogate:
     Attributes:
         weights: (class, segment).
         intercepts: (class,), the output if all segments are hidden.
-        scores: (class,), the weighted R².
+        scores: (class,), the weighted R² on the samples of the fit.
+        held_out_scores: (class,), the weighted R² on samples that were left out of the fit, see
+            :func:`~vitscope.estimators.cross_validation.held_out_r_squared`.
         influences: (class, group, segment), the effect of each group of samples on each coefficient. The sum of their
             squares is the coefficient's variance. The sum of squared differences between two coefficients' influences
             is the variance of the coefficients' difference.
@@ -27,6 +32,7 @@ class Surrogate:
     weights: Float[np.ndarray, "label segment"]
     intercepts: Float[np.ndarray, " label"]
     scores: Float[np.ndarray, " label"]
+    held_out_scores: Float[np.ndarray, " label"]
     influences: Float[np.ndarray, "label group segment"]
     shrinkage: Float[np.ndarray, "label segment"]
     freedom: int
@@ -53,6 +59,8 @@ def fit(
 ) -> Surrogate:
     """Return the minimum of ``Σ w (y − β₀ − z·β)² + α‖β‖²`` for every class, computed with one factorisation.
 
+    The result of a class does not depend on the other classes, to the last bit.
+
     The variance is the heteroscedasticity-robust sandwich estimate with leave-one-out residuals (HC3, MacKinnon &
     White, 1985). Two samples of one group, which were not drawn independently, are left out together (CR3, Bell &
     McCaffrey, 2002).
@@ -66,30 +74,44 @@ def fit(
     """
     masks, total = rows.astype(np.float64), sample_weights.sum()
     centred_masks = masks - sample_weights @ masks / total
-    means = sample_weights @ outputs / total
+    means = by_column(lambda column: sample_weights @ column, outputs) / total
     centred = outputs - means
     centred[:, np.ptp(outputs, axis=0) == 0] = 0.0  # rounding of the mean is not a signal
     weighted = centred_masks * sample_weights[:, None]
     # Without a penalty the matrix may be singular. The pseudoinverse then gives the smallest coefficients that fit.
     gram = centred_masks.T @ weighted + alpha * np.eye(masks.shape[1])
     inverse = np.linalg.inv(gram) if alpha > 0 else np.linalg.pinv(gram, hermitian=True)
-    weights = inverse @ (weighted.T @ centred)
-    residuals = centred - centred_masks @ weights
+    weights = by_column(lambda column: inverse @ (weighted.T @ column), centred)
+    residuals = centred - by_column(lambda column: centred_masks @ column, weights)
 
     projected = weighted @ inverse  # effect of one unit of each sample's output on the coefficients
-    errors = _leave_out_residuals(residuals, centred_masks @ inverse, weighted, sample_weights, groups)
+    sandwich = centred_masks @ inverse
+    errors = _leave_out_residuals(residuals, sandwich, weighted, sample_weights, groups)
     influences = np.zeros((outputs.shape[1], int(groups.max()) + 1, masks.shape[1]))
     for label, column in enumerate(errors.T):
         np.add.at(influences[label], groups, projected * column[:, None])
 
+    left = np.column_stack([sandwich, np.ones(len(masks))])
+    right = np.column_stack([weighted, sample_weights / total])
     return Surrogate(
         weights=weights.T,
-        intercepts=means - (sample_weights @ masks / total) @ weights,
+        intercepts=means - by_column(lambda column: (sample_weights @ masks / total) @ column, weights),
         scores=r_squared(residuals, centred, sample_weights),
+        held_out_scores=held_out_r_squared(outputs, residuals, left, right, sample_weights, groups),
         influences=influences,
-        shrinkage=alpha * (inverse @ weights).T,
+        shrinkage=alpha * by_column(lambda column: inverse @ column, weights).T,
         freedom=max(influences.shape[1] - masks.shape[1] - 1, 1),
     )
+
+
+def by_column(
+    function: Callable[[np.ndarray], np.ndarray], columns: Float[np.ndarray, "sample label"]
+) -> Float[np.ndarray, "... label"]:
+    """Return a function of each column, side by side.
+
+    A product of two matrices rounds a column differently in other company, so columns are multiplied one by one.
+    """
+    return np.stack([function(np.ascontiguousarray(column)) for column in columns.T], axis=-1)
 
 
 def r_squared(
@@ -98,8 +120,8 @@ def r_squared(
     sample_weights: Float[np.ndarray, " sample"],
 ) -> Float[np.ndarray, " label"]:
     """Return the weighted R² of each class, of outputs ``centred`` on their mean; 1 if they do not vary."""
-    variation = sample_weights @ centred**2
-    explained = 1 - (sample_weights @ residuals**2) / np.where(variation > 0, variation, 1.0)
+    variation, unexplained = (by_column(lambda column: sample_weights @ column**2, m) for m in (centred, residuals))
+    explained = 1 - unexplained / np.where(variation > 0, variation, 1.0)
     return np.where(variation > 0, explained, 1.0)
 
 
