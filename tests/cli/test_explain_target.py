@@ -67,7 +67,7 @@ def test_lime_contrasts_the_target_or_the_most_likely_class(photo, capsys, monke
     for more, label in (((), "cat − dog"), (("--target", "frog"), "frog − dog")):
         code, out, err = run(capsys, monkeypatch, "lime", photo, *options, *more, "--compare", "swin-nano")
         assert (code, err) == (0, "")
-        results = printed_results(out)[0]["explanations"]
+        results = printed_results(out)[0]["results"]
         assert [result["target"] for result in results] == [label, label]
 
 

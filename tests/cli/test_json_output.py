@@ -38,10 +38,10 @@ def test_numbers_have_nine_significant_digits(capsys):
         (["rollout", "cat.png"], {"image", "figure", "rollouts"}),
         (["heads", "cat.png", "--by", "gradient"], {"image", "figure", "values", "supporting"}),
         (["registers", "cat.png"], {"image", "figure", "threshold"}),
-        (["lime", "cat.png", "-n", "70", "--segments", "patches"], {"image", "figure", "explanations"}),
+        (["lime", "cat.png", "-n", "70", "--segments", "patches"], {"image", "figure", "results"}),
         (
             ["compose", "cat.png", "--object", "cat=105,20,120,100", "--test", "split", "--no-attention"],
-            {"image", "files", "compositions"},
+            {"image", "files", "results"},
         ),
         (["models"], {"library", "example"}),
         (["methods"], {"method", "kind"}),

@@ -28,7 +28,7 @@ def test_segments_are_printed_and_drawn(photo, capsys, monkeypatch):
 def test_json_equals_the_python_result(photo, capsys, monkeypatch):
     code, out, err = call(capsys, monkeypatch, "lime", photo, *QUICK, "--json", "--seed", "3")
     assert (code, err) == (0, "")
-    ((entry,),) = [report["explanations"] for report in printed_results(out)]
+    ((entry,),) = [report["results"] for report in printed_results(out)]
     expected = vs.lime(vs.load("vit-nano"), photo, segments="patches", num_samples=70, seed=3)
     first = entry["images"][0]["classes"][0]
     assert first["label"] == expected.target == "cat"
@@ -69,7 +69,7 @@ def test_labels_come_from_a_file(photo, capsys, monkeypatch):
     for name in ("labels.npy", "labels.png"):
         code, out, _ = call(capsys, monkeypatch, "lime", photo, "--segments", name, "-n", "70", "--json")
         assert code == 0
-        reports.append(printed_results(out)[0]["explanations"][0]["images"])
+        reports.append(printed_results(out)[0]["results"][0]["images"])
     assert reports[0] == reports[1]
     assert [segment["label"] for segment in reports[0][0]["segments"]] == list(range(25))
 
@@ -110,4 +110,4 @@ def test_ctrl_c_keeps_finished_batches(photo, tmp_path, capsys, monkeypatch):
 def test_hidden_segments_may_have_a_colour(photo, capsys, monkeypatch, text, colour):
     code, out, _ = call(capsys, monkeypatch, "lime", photo, *QUICK, "--hide", text, "--json")
     assert code == 0
-    assert printed_results(out)[0]["explanations"][0]["provenance"]["parameters"]["hide"] == colour
+    assert printed_results(out)[0]["results"][0]["provenance"]["parameters"]["hide"] == colour

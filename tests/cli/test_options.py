@@ -94,7 +94,7 @@ def values(command: str, *arguments: str) -> dict[str, Any]:
     return REGISTERED[command].make_context(command, list(arguments)).params
 
 
-LISTS = [(command, option) for command, option, _ in ALL if option.multiple and option.name != "method"]
+LISTS = [(command, option) for command, option, _ in ALL if option.multiple]
 
 
 @pytest.mark.parametrize(("command", "option"), LISTS, ids=lambda value: getattr(value, "name", value))

@@ -176,7 +176,7 @@ def compose(
                 print_edited_images(result, top_k)
             entries = [result.as_json() for result in results]
             report.append(
-                {"image": str(marked_photo.path), "files": [str(path) for path in written], "compositions": entries}
+                {"image": str(marked_photo.path), "files": [str(path) for path in written], "results": entries}
             )
             if interrupted:
                 raise KeyboardInterrupt

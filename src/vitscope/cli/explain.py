@@ -7,9 +7,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vitscope.cli.inputs import TargetNames, load_model, with_contrast
+from vitscope.cli.completion import methods_for
+from vitscope.cli.inputs import TargetNames, load_model, split_values, with_contrast
 from vitscope.cli.model_options import Description, model_command
-from vitscope.cli.options import Contrast, Device, Json, ModelName, Out, Overwrite, Photos, SkipExisting, Target, TopK
+from vitscope.cli.options import (
+    SEVERAL,
+    Contrast,
+    Device,
+    Json,
+    ModelName,
+    OutWithReport,
+    Overwrite,
+    Photos,
+    SkipExisting,
+    Target,
+    TopK,
+)
 from vitscope.cli.output import save
 from vitscope.cli.photo_batch import PhotoBatch
 from vitscope.cli.style_options import drawing
@@ -24,7 +37,7 @@ if TYPE_CHECKING:
 def explain(
     photos: Photos,
     model: ModelName = "vit-nano",
-    out: Out = None,
+    out: OutWithReport = None,
     overwrite: Overwrite = False,
     skip_existing: SkipExisting = False,
     device: Device = None,
@@ -34,15 +47,17 @@ def explain(
         list[str] | None,
         typer.Option(
             "--method",
-            help="Method, such as lime; see vitscope methods. May be repeated, to compare results.",
+            help=f"Method, such as lime; see vitscope methods. {SEVERAL}",
             show_default="rollout, libra and heads",
+            callback=split_values,
+            autocompletion=methods_for,
         ),
     ] = None,
     target: Target = None,
     contrast: Contrast = None,
     *,
     description: Description,
-    style: "FigureStyle",
+    style: "FigureStyle | None",
 ) -> None:
     """Explain photos: top classes, rollout, a class, heads."""
     explain_photos(
@@ -69,13 +84,14 @@ def explain_photos(
     device: str | None,
     json_: bool,
     top_k: int,
-    style: "FigureStyle",
+    style: "FigureStyle | None",
     methods: Sequence[str] | None = None,
     target: TargetNames | None = None,
     description: Description | None = None,
     *,
     skip_existing: bool = False,
     names: Sequence[str] | None = None,
+    command: str = "explain",
 ) -> None:
     """Explain each photo, save its figure, and print its classes.
 
@@ -85,6 +101,7 @@ def explain_photos(
         target: the class to explain, or the two of a contrast; by default the most likely.
         skip_existing: skip the photos whose figure exists.
         names: a name for each image; by default the paths.
+        command: name of the command, for the JSON report.
     """
     from vitscope.explanation.explain import explain as explain_photo
     from vitscope.explanation.requests import check_target, method_requests
@@ -94,7 +111,7 @@ def explain_photos(
     vision = load_model(model, device, description=description)
     with PhotoBatch(
         photos,
-        "explain",
+        command,
         out,
         overwrite=overwrite,
         skip_existing=skip_existing,
@@ -102,6 +119,7 @@ def explain_photos(
         bar=methods is None,
         names=names,
         report=True,
+        figures=style is not None,
     ) as batch:
         for photo, path in batch:
             with batch.explaining(photo):

@@ -222,7 +222,7 @@ def _map_name(result: "SegmentAttribution", models: Sequence["VisionModel"]) -> 
 
 def _entries(results: Sequence["SegmentAttribution"], agreement: "Agreement | None") -> dict[str, Any]:
     """Return the values of the report."""
-    entries: dict[str, Any] = {"explanations": [result.as_json() for result in results]}
+    entries: dict[str, Any] = {"results": [result.as_json() for result in results]}
     return entries if agreement is None else entries | {"agreement": agreement.as_json()}
 
 
