@@ -59,8 +59,8 @@ def test_the_table_and_the_json_are_those_of_region_shares(capsys, monkeypatch, 
     code, out, _ = call(
         capsys, monkeypatch, "rollout", photo, "--region", REGION, "--region", "border", "--json", "-o", "b.png"
     )
-    (entry,) = json.loads(out)
-    entries = entry["regions"]["rollout, mean of heads, to layer 5"]
+    (entry,) = json.loads(out)["results"]
+    entries = entry["regions"]["rollout, mean of heads"]
     for entry, row in zip(entries, shares.rows(), strict=True):
         assert (entry["region"], entry["part"], entry["photos"]) == (row.region, row.part, 1)
         values = (row.share, row.area, row.ratio, row.p_value, *row.random_interval)
@@ -78,15 +78,17 @@ def test_the_table_and_the_json_are_those_of_region_shares(capsys, monkeypatch, 
             ("--segments", "patches", "-n", "80", "--compare", "swin-nano"),
             ["lime, vit-nano", "lime, swin-nano"],
         ),
+        ("explain", ("--method", "libra,grad_cam"), ["libra", "grad_cam"]),
+        ("explain", (), ["rollout, mean of heads", "rollout, max of heads", "libra"]),
         ("attention", ("--layer", "2"), ["attention, layer 2"]),
         ("attention", ("--model", "swin-nano"), [f"attention, layer {layer}" for layer in range(5)]),
-        ("rollout", ("--head-fusion", "max"), ["rollout, max of heads, to layer 5"]),
+        ("rollout", ("--head-fusion", "max"), ["rollout, max of heads"]),
     ],
 )
 def test_every_map_is_measured(capsys, monkeypatch, photo, command, options, maps):
     code, out, err = call(capsys, monkeypatch, command, photo, *options, "--region", REGION, "--json", "-o", "a.png")
     assert code == 0, err
-    (entry,) = json.loads(out)
+    (entry,) = json.loads(out)["results"]
     assert code == 0
     assert list(entry["regions"])[: len(maps)] == maps
     for rows in entry["regions"].values():
@@ -96,7 +98,7 @@ def test_every_map_is_measured(capsys, monkeypatch, photo, command, options, map
 
 def test_without_regions_nothing_is_measured(capsys, monkeypatch, photo):
     code, out, _ = call(capsys, monkeypatch, "rollout", photo, "--json", "-o", "a.png")
-    assert (code, "regions" in json.loads(out)[0]) == (0, False)
+    assert (code, "regions" in json.loads(out)["results"][0]) == (0, False)
     code, out, _ = call(capsys, monkeypatch, "rollout", photo, "-o", "b.png")
     assert (code, out) == (0, "wrote b.png\n")
 
@@ -131,7 +133,7 @@ def test_a_folder_has_means_by_class_and_a_summary(capsys, monkeypatch, batch):
     assert "wrote figures/rollout-regions.png" in lines
     with Image.open("figures/rollout-regions.png") as figure:
         assert figure.width > 500
-    start = lines.index("shares of regions, rollout, mean of heads, to layer 5, by folder (number of photos):")
+    start = lines.index("shares of regions, rollout, mean of heads, by folder (number of photos):")
     assert start > lines.index("wrote figures/summary.csv")
     model, paths = vs.load("vit-nano"), [f"pics/{name}.png" for name in ("cats/a", "cats/b", "dogs/a", "dogs/b")]
     masks = [f"masks/{name}.png" if name else None for name in ("cats/a", "", "", "dogs/b")]
@@ -147,19 +149,19 @@ def test_a_folder_has_means_by_class_and_a_summary(capsys, monkeypatch, batch):
         (line,) = [line for line in lines[start:] if line.strip().startswith(group) and f" {region} " in line]
         assert f" {share:.1%} " in line, index
     by_file = summary_rows()
-    assert [row["border: share, rollout, mean of heads, to layer 5"] for row in by_file] == [
+    assert [row["border: share, rollout, mean of heads"] for row in by_file] == [
         f"{share:.6g}" for share in shares.share[:, 0, 0]
     ]
-    assert [bool(row["spot: ratio, rollout, mean of heads, to layer 5"]) for row in by_file] == [
+    assert [bool(row["spot: ratio, rollout, mean of heads"]) for row in by_file] == [
         True,
         False,
         False,
         True,
     ]
     code, out, _ = call(capsys, monkeypatch, "rollout", batch, *options, "--out", "figures", "--overwrite", "--json")
-    *photos, overview = json.loads(out)
+    *photos, overview = json.loads(out)["results"]
     assert (len(photos), overview["group_by"]) == (4, "folder")
-    rows = overview["region_means"]["rollout, mean of heads, to layer 5"]
+    rows = overview["region_means"]["rollout, mean of heads"]
     assert [(row["name"], row["region"], row["photos"]) for row in rows] == [
         ("cats", "border", 2), ("cats", "spot", 1), ("dogs", "border", 2), ("dogs", "spot", 1),
         ("all photos", "border", 4), ("all photos", "spot", 2),

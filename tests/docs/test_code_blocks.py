@@ -56,6 +56,17 @@ def for_images() -> dict[str, Any]:
     return {}
 
 
+def for_cheat() -> dict[str, Any]:
+    """Write mri/test, with a bright disc on black for each of two photos of a class."""
+    folder = Path("mri/test/pituitary_tumor")
+    folder.mkdir(parents=True)
+    rows, columns = np.mgrid[:96, :96]
+    for radius in (30, 40):
+        pixels = np.where((rows - 48) ** 2 + (columns - 48) ** 2 < radius**2, 180, 0).astype(np.uint8)
+        Image.fromarray(pixels).convert("RGB").save(folder / f"{radius}.jpg")
+    return {}
+
+
 def for_readme() -> dict[str, Any]:
     """What README takes from its reader: files, and live modules to load."""
     import timm
@@ -93,6 +104,7 @@ def for_readme() -> dict[str, Any]:
 
 
 BRING: dict[str, Callable[[], dict[str, Any]]] = {
+    "does-my-model-cheat.md": for_cheat,
     "README.md": for_readme,
     "images.md": for_images,
     "tune.md": for_tune,

@@ -120,7 +120,7 @@ def rollout(
                 predictions = [] if run.logits is None else vision.predictions(run.logits, run.logits.shape[-1])[0]
                 name = batch.name(photo)
                 scene = with_subject(scene, name, vision.name, predictions, results[0].target or "")
-                maps = {f"rollout, {_map_name(result)}": result for result in results}
+                maps = {f"rollout, {_map_name(r)}" if evolution or stages else _fusion_name(r): r for r in results}
                 measured = regions.measure(photo, maps, predictions)
                 scene = measured.outline(scene)
                 report = partial(_report, name, vision, scene, predictions, results, measured)
@@ -155,6 +155,10 @@ def _report(
         regions=measured.rows(),
         provenance={map_name: result.provenance for map_name, result in named.items()},
     )
+
+
+def _fusion_name(result: "Attribution") -> str:
+    return f"rollout, {result.provenance['parameters']['head_fusion']} of heads"
 
 
 def _map_name(result: "Attribution") -> str:
