@@ -85,9 +85,8 @@ def test_the_legend_says_what_pale_means(result: vs.SegmentAttribution) -> None:
     assert legend_of(segments.supporting_regions(result)).endswith("; pale: interval holds 0")
     certain = with_weights(result, [(0.4, 0.6), (-0.6, -0.4), (0.2, 0.3), (-0.3, -0.2)])
     assert "pale" not in legend_of(segments.supporting_regions(certain))
-    mixed = segments.side_by_side(
-        [result, vs.rise(vs.load("vit-nano"), result.images[0].photo, num_samples=9)], "ab", title=""
-    )
+    rise = vs.rise(vs.load("vit-nano"), shrunk("chelsea", (60, 40)), num_samples=9)
+    mixed = segments.side_by_side([result, dataclasses.replace(rise, images=result.images)], "ab", title="")
     unsigned, signed = legends_of(mixed, [3.0])
     assert ("pale" in signed.caption, "pale" in unsigned.caption) == (True, False)
     assert signed.ends == ("opposes", "supports")

@@ -1,11 +1,8 @@
-"""Printed output of commands: classes, segments, agreement, effects, and JSON."""
+"""Printed output of commands: classes, segments, agreement and effects."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
-
-import typer
 
 from vitscope.cli.terminal import say
 from vitscope.views.numbers import percentage
@@ -22,11 +19,6 @@ if TYPE_CHECKING:
 WIDE = 120  # columns of a terminal that has room for explanations
 PAIRED = 5  # results whose agreement is printed by pair
 CELL = 6  # columns for a number of a matrix
-
-
-def print_json(value: Any) -> None:
-    """Print strict JSON, without NaN or infinity; its encoder escapes control characters."""
-    typer.echo(json.dumps(value, indent=2, allow_nan=False))
 
 
 def print_table(
@@ -128,11 +120,16 @@ def print_heads(name: str, importance: "HeadImportance", count: int) -> None:
     )
     decimals = max(2 - math.floor(math.log10(float(values.abs().max()) or 1.0)), 0)  # three digits of the largest
     rows = [
-        (verb, str(layer), str(head), f"{importance.values[0, importance.layers.index(layer), head]:+.{decimals}f}")
+        (
+            verb,
+            f"{layer + 1} ({layer})",
+            str(head),
+            f"{importance.values[0, importance.layers.index(layer), head]:+.{decimals}f}",
+        )
         for verb, sign in (("supports", "positive"), ("opposes", "negative"))
         for layer, head in importance.top(count, sign=sign)
     ]
-    print_table(("", "layer", "head", drop_name(importance)), rows, right=(1, 2, 3))
+    print_table(("", "layer (index)", "head", drop_name(importance)), rows, right=(1, 2, 3), gap=2)
 
 
 def print_meanings(meanings: Mapping[str, str]) -> None:

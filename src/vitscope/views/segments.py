@@ -117,6 +117,7 @@ def pixel_panel(result: Attribution, title: str, image: InputImage | None = None
         flat=isinstance(result, SegmentAttribution),
         signed=result.signed,
         uniform=result.uniform,
+        dropped=None if result.dropped is None else _thinned(result.dropped[0]),
         pale=_pale(result),
     )
 
