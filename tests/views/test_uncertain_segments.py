@@ -119,7 +119,7 @@ def test_the_table_marks_them(result: vs.SegmentAttribution, capsys: pytest.Capt
     print_segments(result, 5)
     rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()[1:]}
     assert {name: "holds 0" in line for name, line in rows.items()} == {"1": False, "2": True, "a": True, "b": False}
-    assert "+0.500  +0.40 to +0.60" in " ".join(rows["1"].split(" ")).replace("   ", "  ")
+    assert "+0.500  +0.400 to +0.600" in " ".join(rows["1"].split(" ")).replace("   ", "  ")
 
 
 def test_the_fit_is_judged_on_held_out_samples(result: vs.SegmentAttribution) -> None:
