@@ -179,6 +179,19 @@ def pixel_map(run: GradientCapture, relevance: Tensor) -> tuple[Tensor, Grid]:
     return relevance, Grid(height, width)
 
 
+def without_rounding(values: Tensor, magnitude: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a map, with zeros for an image in which all sums cancel, so that only their rounding is left.
+
+    Args:
+        values: sums of signed terms, (batch, …).
+        magnitude: the same sums of the absolute terms.
+        dtype: precision of the terms.
+    """
+    share = min(8 * torch.finfo(dtype).eps, 0.01)
+    is_rounding = values.abs().flatten(1).amax(1) <= share * magnitude.flatten(1).amax(1)
+    return values.masked_fill(is_rounding.view(-1, *(1,) * (values.ndim - 1)), 0.0)
+
+
 def gradient_result(
     run: GradientCapture,
     method: str,
@@ -214,7 +227,7 @@ def gradient_result(
         **run.trace.provenance,
         "method": method,
         "parameters": {**parameters, "target": list(score.labels), "output": score.output},
-        "dtype": str(run.model.dtype).removeprefix("torch."),
+        "dtype": str(run.dtype).removeprefix("torch."),
         "score": score.values.detach().double().tolist(),
         **(facts or {}),
     }

@@ -24,6 +24,7 @@ from vitscope.views.legends import draw_legend, height_below, legends_of, scale_
 from vitscope.views.page import MAX_SIDE, Box, Page, SceneFigure
 from vitscope.views.palette import FAINT, INK, OUTLINES, WHITE
 from vitscope.views.plain_text import escape, visible
+from vitscope.views.region_outlines import draw_region_outlines
 from vitscope.views.scene import (
     PALE_CAPTION,
     AnyPanel,
@@ -34,6 +35,7 @@ from vitscope.views.scene import (
     Frames,
     Histogram,
     Matrix,
+    Outline,
     Panel,
     Row,
     Scene,
@@ -114,7 +116,7 @@ def _map_texts(value: Any, change: Callable[[str], str]) -> Any:
         return change(value)
     if isinstance(value, list | tuple):
         return type(value)(_map_texts(item, change) for item in value)
-    if isinstance(value, Scene | Row | Frames | Panel | Bars | Dots | Matrix | Cells | Curves | Histogram):
+    if isinstance(value, Scene | Row | Frames | Panel | Outline | Bars | Dots | Matrix | Cells | Curves | Histogram):
         return replace(value, **{item.name: _map_texts(getattr(value, item.name), change) for item in fields(value)})
     return value
 
@@ -240,6 +242,7 @@ def _draw_image(page: Page, box: Box, panel: Panel) -> None:
     axes.autoscale(False)  # clips what is drawn beyond the photo
     _draw_hatching(axes, panel, size, dpi)
     _draw_outlines(axes, panel, size, dpi)
+    draw_region_outlines(axes, panel, size)
     write_below(page, box, panel)
 
 
@@ -278,6 +281,7 @@ def _draw_image_on_axes(panel: Panel, axes: Any) -> None:
     axes.autoscale(False)
     _draw_hatching(axes, panel, size, DPI)
     _draw_outlines(axes, panel, size, DPI)
+    draw_region_outlines(axes, panel, size)
     low, high, unit = scale_ends(panel)
     signed = f"blue: opposes, to {low}; red: supports, to {high}"
     pale = "" if panel.pale is None else PALE_CAPTION

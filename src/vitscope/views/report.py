@@ -11,6 +11,7 @@ from PIL import Image
 
 from vitscope.files import atomic_write
 from vitscope.metrics.agreement import Agreement
+from vitscope.metrics.region_shares import RegionShare
 from vitscope.models.prediction import Prediction
 from vitscope.results.attribution import Attribution
 from vitscope.results.segment_attribution import SegmentAttribution
@@ -18,10 +19,10 @@ from vitscope.views.figure import figure_png
 from vitscope.views.html_page import html_page, page_table, png_image
 from vitscope.views.html_table import html_text
 from vitscope.views.numbers import percentage
-from vitscope.views.reading_guide import CAUTION, READING
+from vitscope.views.reading_guide import CAUTION, READING, REGIONS
 from vitscope.views.scene import Scene, short_label
 from vitscope.views.style import FigureStyle
-from vitscope.views.tables import AGREEMENT_HEADER, agreement_rows
+from vitscope.views.tables import AGREEMENT_HEADER, REGIONS_HEADER, agreement_rows, region_rows
 
 MAX_PHOTO = 1024  # pixels of the longer side of the photo in a report
 LONGEST_VALUE = 300  # characters of an entry of the provenance
@@ -41,6 +42,7 @@ class Report:
         meanings: sentences on single maps, by their names.
         numbers: what was measured, as (map, name, value).
         agreement: of the maps; None if there is one.
+        regions: shares of the maps in regions, named by the maps.
         provenance: by the name of each map.
     """
 
@@ -53,6 +55,7 @@ class Report:
     meanings: Mapping[str, str] = field(default_factory=dict)
     numbers: Sequence[tuple[str, str, str]] = ()
     agreement: Agreement | None = None
+    regions: Sequence[RegionShare] = ()
     provenance: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
@@ -88,6 +91,9 @@ def report_page(report: Report, style: FigureStyle | None = None) -> str:
     if report.agreement is not None:
         sections += ["<h2>Agreement of the maps</h2>", page_table(AGREEMENT_HEADER, agreement_rows(report.agreement))]
         sections.append(f"<p>Overlap: of the top {report.agreement.top:.0%} of the image.</p>")
+    if report.regions:
+        sections += ["<h2>Regions</h2>", page_table(REGIONS_HEADER, region_rows(report.regions))]
+        sections.append(f"<p>{html_text(REGIONS)}</p>")
     sections.append("<h2>Provenance</h2>")
     for name, provenance in report.provenance.items():
         rows = [(key, _value(value)) for key, value in provenance.items()]

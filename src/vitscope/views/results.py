@@ -15,6 +15,7 @@ from vitscope.methods.head_importance import HeadImportance
 from vitscope.methods.head_statistics import HeadStatistics
 from vitscope.metrics.agreement import Agreement
 from vitscope.metrics.faithfulness import Faithfulness
+from vitscope.metrics.region_shares import RegionShares
 from vitscope.results.attribution import Attribution
 from vitscope.results.segment_attribution import SegmentAttribution
 from vitscope.validation import require_integer, short_text
@@ -29,10 +30,12 @@ from vitscope.views.tables import (
     AGREEMENT_HEADER,
     EFFECTS_HEADER,
     FAITHFULNESS_HEADER,
+    REGIONS_HEADER,
     STATISTICS_HEADER,
     agreement_rows,
     effect_rows,
     faithfulness_rows,
+    region_rows,
     statistics_rows,
 )
 from vitscope.views.windows import attention_scene, cls_grid
@@ -110,6 +113,12 @@ def _(result: Faithfulness) -> str:
 @table_of.register
 def _(result: Effects) -> str:
     return html_table(EFFECTS_HEADER, effect_rows(result), "Effects on the output")
+
+
+@table_of.register
+def _(result: RegionShares) -> str:
+    entries = [*(result.means() if len(result.photos) > 1 else ()), *result.rows()]
+    return html_table(REGIONS_HEADER, region_rows(entries), "Shares of regions; ratio 1: a uniform map")
 
 
 @table_of.register

@@ -22,6 +22,15 @@ PALE_CAPTION = "pale: interval holds 0"
 UNSIGNED_CAPTION = "colours: each map from its lowest to its highest value"
 SIGNED_CAPTION = "white: no effect; each map is scaled to its largest absolute value"
 
+
+@dataclass(frozen=True, eq=False)
+class Outline:
+    """A region of the photo, outlined and named: ``mask`` is True inside."""
+
+    name: str
+    mask: Bool[np.ndarray, "pixel_height pixel_width"]
+
+
 LAYER_AXIS, HEAD_AXIS = "layer (index)", "index of the head"
 
 
@@ -51,6 +60,7 @@ class Panel:
             ``"opposes"``.
         colormap: name of the map's colours; by default inferno, and RdBu_r if it is signed.
         pale: True for parts of a map that cannot be told from zero, in pale colours; None for none.
+        outlines: regions of the photo, drawn over the map.
     """
 
     image: InputImage
@@ -71,6 +81,7 @@ class Panel:
     explained: bool = True
     colormap: str = ""
     pale: Bool[np.ndarray, "height width"] | None = None
+    outlines: Sequence[Outline] = ()
 
     @cached_property
     def scale(self) -> ColourScale:
