@@ -26,14 +26,15 @@ def _narrow(monkeypatch):
 @pytest.fixture(name="batch")
 def class_folders(photo):
     """Return a folder of four photos in two class folders, and write a mask for two of them."""
-    image = Image.open(photo)
+    with Image.open(photo) as file:
+        image = file.copy()
     for index, name in enumerate(("cats/a", "cats/b", "dogs/a", "dogs/b")):
         path = Path(f"pics/{name}.png")
         path.parent.mkdir(parents=True, exist_ok=True)
         image.crop((20 * index, 0, 400 + 10 * index, 280)).save(path)
     for name in ("cats/a", "dogs/b"):
-        size = Image.open(f"pics/{name}.png").size
-        mask = np.zeros(size[::-1], np.uint8)
+        with Image.open(f"pics/{name}.png") as file:
+            mask = np.zeros((file.height, file.width), np.uint8)
         mask[50:150, 100:200] = 255
         Path(f"masks/{name}.png").parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(mask).save(f"masks/{name}.png")
@@ -83,7 +84,8 @@ def test_the_table_and_the_json_are_those_of_region_shares(capsys, monkeypatch, 
     ],
 )
 def test_every_map_is_measured(capsys, monkeypatch, photo, command, options, maps):
-    code, out, _ = call(capsys, monkeypatch, command, photo, *options, "--region", REGION, "--json", "-o", "a.png")
+    code, out, err = call(capsys, monkeypatch, command, photo, *options, "--region", REGION, "--json", "-o", "a.png")
+    assert code == 0, err
     (entry,) = json.loads(out)
     assert code == 0
     assert list(entry["regions"])[: len(maps)] == maps
@@ -127,7 +129,8 @@ def test_a_folder_has_means_by_class_and_a_summary(capsys, monkeypatch, batch):
     assert (code, err) == (0, "")
     lines = out.splitlines()
     assert "wrote figures/rollout-regions.png" in lines
-    assert Image.open("figures/rollout-regions.png").size[0] > 500
+    with Image.open("figures/rollout-regions.png") as figure:
+        assert figure.width > 500
     start = lines.index("shares of regions, rollout, mean of heads, to layer 5, by folder (number of photos):")
     assert start > lines.index("wrote figures/summary.csv")
     model, paths = vs.load("vit-nano"), [f"pics/{name}.png" for name in ("cats/a", "cats/b", "dogs/a", "dogs/b")]

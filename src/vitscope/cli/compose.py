@@ -321,7 +321,7 @@ def _folders(marked_photos: Sequence[MarkedPhoto], out: Path | None) -> list[Pat
         return [out or unused_path(f"{shorten_stem(stems[0])}-compose", "")]
     parent = out or unused_path("compose", "")
     if len(set(stems)) < len(stems):
-        raise CallError("two photos of --annotations have the same name, as would their folders: rename one of them")
+        raise CallError("two photos have the same name, and so would their folders: rename one of them")
     return [parent / stem for stem in stems]
 
 

@@ -105,7 +105,7 @@ def _shares(result: Attribution) -> Float[np.ndarray, "height width"]:
     return values / (np.abs(values).sum() or 1.0)
 
 
-def _averaged(values: Float[np.ndarray, "height width"], shape: tuple[int, int]) -> Float[np.ndarray, "height width"]:
+def _averaged(values: Float[np.ndarray, "height width"], shape: tuple[int, int]) -> Float[np.ndarray, "rows columns"]:
     """Return a map on a coarser grid with the same sum."""
     rows, columns = (np.linspace(0, side, cells + 1) for side, cells in zip(values.shape, shape, strict=True))
     return cell_sums(values, rows, columns)
