@@ -5,6 +5,7 @@ result is first drawn.
 """
 
 import importlib
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -36,6 +37,16 @@ def counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
+def ordinal(noun: str, index: int) -> str:
+    """Return the name of a layer, block or stage, counted from 1 as in the papers, with the index that Python takes.
+
+    Examples:
+        >>> ordinal("layer", 5)
+        'layer 6 (index 5)'
+    """
+    return f"{noun} {index + 1} (index {index})"
+
+
 def ends(values: Any) -> str:
     """Return the range of an array or tensor as text; empty if no value is finite.
 
@@ -52,6 +63,15 @@ def ends(values: Any) -> str:
         return ""
     low, high = f"{finite.min():.3g}", f"{finite.max():.3g}"
     return low if low == high else f"{low} to {high}"
+
+
+def write(result: Any, path: Path) -> None:
+    """Write the figure of a result, or its report if the suffix of ``path`` is ``.html``; replace an existing file.
+
+    Raises:
+        SaveError: the file cannot be written; an older file at ``path`` is unchanged.
+    """
+    _views().write(result, path)
 
 
 class Figured:

@@ -195,6 +195,11 @@ def contrast_label(first: str, second: str) -> str:
     return f"{first}{CONTRAST}{second}"
 
 
+def short_label(label: str | None) -> str:
+    """Return the first synonym of a label, "tabby" of "tabby, tabby cat", also in a contrast; empty for None."""
+    return CONTRAST.join(name.split(",")[0] for name in (label or "").split(CONTRAST))
+
+
 def _labels_with_word(query: str, labels: Sequence[str]) -> list[str]:
     """Return the first synonym of each label that contains the query as whole words."""
     words = re.compile(rf"(?<![^\W_]){re.escape(query)}(?![^\W_])")  # "_" separates words, as in "bull_mastiff"

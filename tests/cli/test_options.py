@@ -94,7 +94,7 @@ def values(command: str, *arguments: str) -> dict[str, Any]:
     return REGISTERED[command].make_context(command, list(arguments)).params
 
 
-LISTS = [(command, option) for command, option, _ in ALL if option.multiple and option.name != "method"]
+LISTS = [(command, option) for command, option, _ in ALL if option.multiple]
 
 
 @pytest.mark.parametrize(("command", "option"), LISTS, ids=lambda value: getattr(value, "name", value))
@@ -102,7 +102,11 @@ def test_a_list_is_repeated_or_separated_by_commas(command, option):
     name, (first, second) = max(option.opts, key=len), ("a=1,2,3,4", "b=5,6,7,8")
     required = ["data"] if command in ("data", "finetune", "compare") else ["photo.png"]
     required = [] if command == "demo" else required
-    texts = (["first", "second"], ["first,second"]) if name != "--object" else ([first, second], [f"{first},{second}"])
+    texts = (
+        (["first", "second"], ["first,second"])
+        if name not in ("--object", "--region")
+        else ([first, second], [f"{first},{second}"])
+    )
     parsed = [
         values(command, *required, *(word for text in value for word in (name, text)))[option.name] for value in texts
     ]

@@ -24,6 +24,7 @@ result.figure()""",
     "statistics": "vs.head_statistics(model, cat)",
     "progress": "lime = vs.lime(model, cat, segments='patches', num_samples=80, progress=True)",
     "quiet": "lime = vs.lime(model, cat, segments='patches', num_samples=80)",
+    "explanation": "vs.explain(model, cat, ['libra', 'rollout'])",
     "array": "np.asarray(result).shape",
 }
 
@@ -64,6 +65,14 @@ def test_tables_are_shown_as_html(name: str, outputs: dict[str, list[Any]]) -> N
     data = shown(outputs, name)
     assert set(data) == {"text/plain", "text/html"}
     assert data["text/html"].startswith("<table>")
+
+
+def test_an_explanation_is_a_picture_with_its_tables(outputs: dict[str, list[Any]]) -> None:
+    data = shown(outputs, "explanation")
+    assert set(data) == {"text/plain", "text/html", "image/png"}
+    assert data["text/html"].count("<img ") == 1
+    assert data["text/html"].count("<table") == 3
+    assert len(data["text/html"]) < 4_000_000
 
 
 def test_texts_are_short(outputs: dict[str, list[Any]]) -> None:

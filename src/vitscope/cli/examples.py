@@ -18,6 +18,7 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
         "photo.jpg",
         "photo.jpg --evolution --head-fusion max --discard-ratio 0.9",
         "photo.jpg --model swin-nano --stages",
+        "photos/ --region border --group-by folder --out maps/",
     ),
     "heads": (
         "photo.jpg --target cat",
@@ -30,6 +31,7 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
     "lime": (
         "photo.jpg --target cat",
         "photo.jpg --num-samples auto --segments slic --hide blur",
+        "photo.jpg --region tumour=40,60,30,30",
         "photo.jpg --model vit-nano,swin-nano",
     ),
     "compose": (

@@ -27,7 +27,7 @@ from vitscope.validation import require_at_least, require_ratio
 MAX_SIDE = 512
 
 
-@perturbation_method(hide="black")
+@perturbation_method()
 def rise(
     model: VisionModel | nn.Module,
     images: Any,
@@ -41,7 +41,8 @@ def rise(
     """Explain a prediction by the expected output given that each pixel is visible.
 
     Each mask is a grid of ``cells`` × ``cells`` random bits, enlarged bilinearly, shifted by a random fraction of a
-    cell, and laid over the image. The map is Σ output · mask / (samples · keep_probability).
+    cell, and laid over the image. The map is Σ output · mask / (samples · keep_probability). There are no segments, so
+    by default hidden pixels have the mean colour of the image. The paper hides them in black, ``hide="black"``.
 
     Reference: Petsiuk, Das & Saenko, 2018 (arXiv 1806.07421).
 

@@ -1,5 +1,6 @@
 """The figure, the picture and the table of every result, for :mod:`vitscope.display`."""
 
+from pathlib import Path
 from typing import Any, cast
 
 from matplotlib.axes import Axes
@@ -7,11 +8,14 @@ from matplotlib.figure import Figure
 
 from vitscope.compositing.result import Composition
 from vitscope.errors import CallError, VitscopeError
+from vitscope.explanation.result import Explanation
 from vitscope.validation import short_text
 from vitscope.views import results  # noqa: F401 (registers figures and tables)
 from vitscope.views.compositing import places_and_sizes
 from vitscope.views.dispatch import scene_of, table_of
-from vitscope.views.figure import draw, draw_on_axes
+from vitscope.views.explanations import explanation_report
+from vitscope.views.figure import draw, draw_on_axes, save_figure
+from vitscope.views.report import write_report
 from vitscope.views.scene import AnyPanel, Panel, Scene
 
 
@@ -42,6 +46,14 @@ def html(result: Any) -> str:
     """Return the table of a result as HTML, with escaped texts."""
     _register_scenes_of(result)
     return table_of(result)
+
+
+def write(result: Any, path: Path) -> None:
+    """Write the figure of a result; the report of an explanation if the suffix of ``path`` is ``.html``."""
+    if isinstance(result, Explanation) and path.suffix.lower() == ".html":
+        write_report(explanation_report(result), path, overwrite=True)
+    else:
+        save_figure(scene_of(result, None), path, overwrite=True)
 
 
 def _register_scenes_of(result: Any) -> None:

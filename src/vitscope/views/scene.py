@@ -9,17 +9,29 @@ from jaxtyping import Bool, Float, Int
 from PIL import Image
 
 from vitscope.attention.trace import AttentionStep, Query, Trace
+from vitscope.display import ordinal
 from vitscope.images.image import InputImage
 from vitscope.results.attribution import Attribution
 from vitscope.results.colours import ColourScale, colour_scale
-from vitscope.validation import CONTRAST
+from vitscope.validation import short_label as short_label
 from vitscope.views.palette import OutlineName
 
 OVERLAY = 0.6  # opacity of a map over its photo
 PANEL_RATIO = 1.3  # columns to rows of a grid of panels
+PALE_CAPTION = "pale: interval holds 0"
 UNSIGNED_CAPTION = "colours: each map from its lowest to its highest value"
 SIGNED_CAPTION = "white: no effect; each map is scaled to its largest absolute value"
-ROLLOUT_MEANING = "which patches reach the readout; the same for every class"
+
+
+@dataclass(frozen=True, eq=False)
+class Outline:
+    """A region of the photo, outlined and named: ``mask`` is True inside."""
+
+    name: str
+    mask: Bool[np.ndarray, "pixel_height pixel_width"]
+
+
+LAYER_AXIS, HEAD_AXIS = "layer (index)", "index of the head"
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +59,8 @@ class Panel:
         outline: the colour of outlines and numbers: ``"mark"`` (bright red), ``"plain"`` (black), ``"supports"`` or
             ``"opposes"``.
         colormap: name of the map's colours; by default inferno, and RdBu_r if it is signed.
+        pale: True for parts of a map that cannot be told from zero, in pale colours; None for none.
+        outlines: regions of the photo, drawn over the map.
     """
 
     image: InputImage
@@ -66,6 +80,8 @@ class Panel:
     uniform: float | None = None
     explained: bool = True
     colormap: str = ""
+    pale: Bool[np.ndarray, "height width"] | None = None
+    outlines: Sequence[Outline] = ()
 
     @cached_property
     def scale(self) -> ColourScale:
@@ -78,7 +94,10 @@ class Panel:
 
 @dataclass(frozen=True, eq=False)
 class Bars:
-    """Values as horizontal bars, from top to bottom: red above zero, blue below; optionally with intervals."""
+    """Values as horizontal bars, from top to bottom: red above zero, blue below; optionally with intervals.
+
+    A bar whose interval holds zero is pale.
+    """
 
     names: Sequence[str]
     values: Sequence[float]
@@ -226,55 +245,6 @@ class Scene:
         return next(panel.image.photo for row in self.rows for panel in row.panels if isinstance(panel, Panel))
 
 
-def explanation(
-    trace: Trace,
-    rollouts: Sequence[Attribution],
-    class_map: Attribution | None = None,
-    label: str = "",
-    *,
-    index: int = 0,
-) -> Scene:
-    """Return the photo, its rollouts and the map of a class, above the heads of the last layer over the photo.
-
-    Args:
-        trace: the run.
-        rollouts: of the trace.
-        class_map: signed map of a class; None if there is none.
-        label: the class as it is named in the title.
-        index: index of the image.
-    """
-    top = [Panel(trace.images[index], title="photo"), *rollout_maps(rollouts, index)]
-    note = f"heads of the last layer ({trace.num_layers - 1}), query: readout"
-    if class_map is None:
-        title, note = f"Attention of {trace.provenance['model']}", f"top: attention rollout; below: {note}"
-    else:
-        values, target = class_map.values[index].cpu().numpy(), short_label(class_map.target)
-        lines = ["what raises or lowers", f"the {_number_of(class_map)} of {target}"]
-        top = [replace(panel, lines=["what reaches the readout,", "the same for every class"]) for panel in top]
-        top[0] = replace(top[0], lines=[])
-        top.append(Panel(class_map.images[index], values, f"libra, {target}", signed=True, lines=lines))
-        title = f"What reaches the readout of {trace.provenance['model']}, and what supports {label}"
-        note = f"top: attention rollout and LibraGrad; below: {note}"
-    heads = _head_panels(trace, -1, "readout", index, OVERLAY)
-    head_rows = -(-len(heads) // (2 * len(top)))
-    return Scene(
-        rows=[Row(top, len(top)), *rows_of(heads, -(-len(heads) // head_rows))],
-        title=title,
-        note=note,
-    )
-
-
-def meaning_of_class_map(class_map: Attribution) -> str:
-    """Return what a signed map of a class can tell, as a sentence."""
-    target = short_label(class_map.target)
-    return f"which patches raise (red) or lower (blue) the {_number_of(class_map)} of {target}"
-
-
-def _number_of(class_map: Attribution) -> str:
-    """Return the name of the number that a gradient method explained."""
-    return str(class_map.provenance["parameters"]["output"]).replace("_", "-")
-
-
 def head_grid(trace: Trace, query: Query = "readout", *, index: int = 0) -> Scene:
     """Return a grid of layers × heads, each cell the map of one head alone."""
     layers = [step.layer for step in trace.blocks]
@@ -283,10 +253,10 @@ def head_grid(trace: Trace, query: Query = "readout", *, index: int = 0) -> Scen
         rows=[Row(_head_panels(trace, layer, query, index, alpha=1.0, titled=False), heads) for layer in layers],
         title=f"Attention of {trace.provenance['model']}, by layer and head",
         note=f"query: {name_of(query)}",
-        row_names=[str(layer) for layer in layers],
+        row_names=[f"{layer + 1} ({layer})" for layer in layers],
         column_names=[str(head) for head in range(heads)],
-        row_axis="layer",
-        column_axis="head",
+        row_axis=LAYER_AXIS,
+        column_axis=HEAD_AXIS,
     )
 
 
@@ -303,7 +273,7 @@ def head_overlays(trace: Trace, layer: int = -1, query: Query = "readout", *, in
         panels = [replace(panel, regions=frame, marks=marks) for panel in panels]
     return Scene(
         rows=rows_of(panels, columns_for(len(panels))),
-        title=f"Heads of layer {step.layer} of {trace.provenance['model']}",
+        title=f"Heads of {ordinal('layer', step.layer)} of {trace.provenance['model']}",
         note=f"query: {name_of(query)}",
     )
 
@@ -311,7 +281,8 @@ def head_overlays(trace: Trace, layer: int = -1, query: Query = "readout", *, in
 def map_panel(result: Attribution, title: str = "", *, index: int = 0) -> Panel:
     """Return the map of a result on patches, over its photo."""
     values = result.values[index].cpu().numpy()
-    return Panel(result.images[index], values, title, signed=result.signed, uniform=result.uniform)
+    dropped = None if result.dropped is None else result.dropped[index].cpu().numpy()
+    return Panel(result.images[index], values, title, signed=result.signed, uniform=result.uniform, dropped=dropped)
 
 
 def rollout_maps(rollouts: Sequence[Attribution], index: int) -> list[Panel]:
@@ -338,11 +309,6 @@ def name_of(query: Query) -> str:
 def marks_of(query: Query) -> list[tuple[int, int]]:
     """Return the patch to mark, if the query is a patch."""
     return [] if isinstance(query, str) else [query]
-
-
-def short_label(label: str | None) -> str:
-    """Return the first synonym of a label, "tabby" of "tabby, tabby cat", also in a contrast; empty for None."""
-    return CONTRAST.join(name.split(",")[0] for name in (label or "").split(CONTRAST))
 
 
 def _head_panels(

@@ -1,0 +1,1 @@
+"""Explanations of predictions: several maps of a photo, with its classes and the agreement of the maps."""
