@@ -46,7 +46,7 @@ def coefficients(masked_model: MaskedModel, sampling: str, seed: int) -> dict[in
     """Return the target's coefficients at each number of samples; smaller samples are prefixes of larger ones."""
     plan = Plan.checked(num_samples=MAX_SAMPLES, sampling=sampling, seed=seed)
     rows = plan.sampler(masked_model.segments.count).draw(MAX_SAMPLES)
-    outputs = masked_model.evaluate(masked_model.masks(rows), masked_model.likeliest(1)).outputs
+    outputs = masked_model.evaluate(masked_model.masks(rows), [masked_model.target(None)]).outputs
     return {look: plan.fitted(rows[:look], outputs[:look]).weights[0] for look in LOOKS}
 
 

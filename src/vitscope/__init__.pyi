@@ -56,6 +56,9 @@ from .metrics.agreement import Agreement as Agreement
 from .metrics.agreement import agreement as agreement
 from .metrics.faithfulness import Faithfulness as Faithfulness
 from .metrics.faithfulness import faithfulness as faithfulness
+from .metrics.region_shares import RegionShare as RegionShare
+from .metrics.region_shares import RegionShares as RegionShares
+from .metrics.region_shares import region_shares as region_shares
 from .models import Layout as Layout
 from .models import Prediction as Prediction
 from .models import VisionModel as VisionModel
@@ -63,6 +66,7 @@ from .models import load as load
 from .models.nearest_class_mean import few_shot_classifier as few_shot_classifier
 from .progress import Progress as Progress
 from .results.attribution import Attribution as Attribution
+from .results.mean_maps import mean_maps as mean_maps
 from .results.sampled_attribution import SampledAttribution as SampledAttribution
 from .results.segment_attribution import SegmentAttribution as SegmentAttribution
 from .tracing.capture import capture as capture

@@ -37,6 +37,16 @@ def counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
+def ordinal(noun: str, index: int) -> str:
+    """Return the name of a layer, block or stage, counted from 1 as in the papers, with the index that Python takes.
+
+    Examples:
+        >>> ordinal("layer", 5)
+        'layer 6 (index 5)'
+    """
+    return f"{noun} {index + 1} (index {index})"
+
+
 def ends(values: Any) -> str:
     """Return the range of an array or tensor as text; empty if no value is finite.
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 import vitscope as vs
 from tests.cli.test_app import needs_bundled, photo_in_an_empty_folder, run
+from tests.helpers.command_line import printed_results
 from tests.reference.stage import boxed
 
 pytestmark = needs_bundled
@@ -94,7 +95,7 @@ def test_full_shows_all_images(photo, capsys, monkeypatch):
 def test_json_holds_the_same_as_python(photo, capsys, monkeypatch):
     code, out, err = run(capsys, monkeypatch, "compose", photo, *BOX, *SMALL, "--json", "--output", "logit")
     assert (code, err) == (0, "")
-    (entry,) = json.loads(out)
+    (entry,) = printed_results(out)
     options = {"places": 3, "scales": [0.5, 1], "output": "logit"}
     expected = vs.compose(vs.load("vit-nano"), photo, {"cat": (105, 20, 120, 100)}, **options)
     (result,) = entry["results"]
@@ -136,7 +137,7 @@ def test_effects_are_printed_and_drawn(photo, capsys, monkeypatch):
         assert any(line.split()[-1] == f"{100 * effect.mean:+.2f}" for line in out.splitlines() if effect.name in line)
     assert re.search(r"^ +positions\b[^\n]*\n? +neutral\b", out, re.MULTILINE)  # in one line or broken over two
     code, out, _ = run(capsys, monkeypatch, *arguments, "--json")
-    entry = json.loads(out)[-1]
+    entry = printed_results(out)[-1]
     assert entry["model"] == "vit-nano"
     assert entry["files"] == ["cat-compose-2/controls.png"]
     assert [effect["name"] for effect in entry["effects"]] == [effect.name for effect in expected]
@@ -149,7 +150,7 @@ def test_effects_are_printed_and_drawn(photo, capsys, monkeypatch):
 def test_several_classes_may_be_passed(photo, capsys, monkeypatch):
     code, out, err = run(capsys, monkeypatch, "compose", photo, *BOX, *SMALL, "--target", "dog", "-t", "cat", "--json")
     assert (code, err) == (0, "")
-    assert json.loads(out)[0]["results"][0]["objects"][0]["class"] == "dog"
+    assert printed_results(out)[0]["results"][0]["objects"][0]["class"] == "dog"
     dog_figure = Path("cat-compose/places-and-sizes.png").read_bytes()
     run(capsys, monkeypatch, "compose", photo, *BOX, *SMALL, "--target", "dog")
     assert Path("cat-compose-2/places-and-sizes.png").read_bytes() != dog_figure
@@ -191,7 +192,7 @@ def test_an_object_may_be_named_and_marked_in_many_ways(photo, capsys, monkeypat
     np.save("mask.npy", mask)
     code, out, err = run(capsys, monkeypatch, "compose", photo, "-b", text, "--test", "none", "--json")
     assert (code, err) == (0, "")
-    (entry,) = json.loads(out)[0]["results"][0]["objects"]
+    (entry,) = printed_results(out)[0]["results"][0]["objects"]
     assert (entry["name"], entry["box"]) == (name, [105, 20, 120, 100])
 
 
@@ -201,7 +202,7 @@ def test_segments_are_picked_by_number(photo, capsys, monkeypatch):
     code, out, _ = run(capsys, monkeypatch, "compose", photo, *chosen)
     assert code == 0
     expected = vs.object_mask(photo, segments=[3, 4], cut="slic")
-    assert json.loads(out)[0]["results"][0]["objects"][0]["box"] == list(expected.box)
+    assert printed_results(out)[0]["results"][0]["objects"][0]["box"] == list(expected.box)
 
 
 @pytest.mark.slow
@@ -210,7 +211,7 @@ def test_a_rough_box_is_refined(photo, capsys, monkeypatch):
     code, out, _ = run(capsys, monkeypatch, "compose", photo, *BOX, "--refine", "--test", "none", "--json")
     assert code == 0
     expected = vs.object_mask(photo, box=(105, 20, 120, 100), refine=True)
-    entry = json.loads(out)[0]["results"][0]["objects"][0]
+    entry = printed_results(out)[0]["results"][0]["objects"][0]
     assert (entry["box"], entry["area"]) == (list(expected.box), expected.area)
     assert entry["area"] != 120 * 100 / 300 / 451
 
@@ -221,7 +222,7 @@ def test_several_objects_may_be_marked(photo, capsys, monkeypatch):
         capsys, monkeypatch, "compose", photo, "-b", "5,5,50,60", "-b", "100,90,80,80", *QUICK[2:], "--json"
     )
     assert code == 0
-    names = [image["name"] for image in json.loads(out)[0]["results"][0]["edited_images"]]
+    names = [image["name"] for image in printed_results(out)[0]["results"][0]["edited_images"]]
     assert "object 1 and object 2 exchanged" in names
 
 
@@ -244,7 +245,7 @@ def test_a_recipe_replaces_the_options(tmp_path, capsys, monkeypatch):
     Path("recipe.toml").write_text(RECIPE)
     code, out, err = run(capsys, monkeypatch, "compose", "--annotations", "recipe.toml", "--test", "none", "--json")
     assert (code, err) == (0, "")
-    (entry,) = json.loads(out)
+    (entry,) = printed_results(out)
     assert [image["name"] for image in entry["results"][0]["edited_images"]] == ["original", "small"]
     assert entry["results"][0]["objects"][0]["class"] == "cat"
     assert files(tmp_path / "cat-compose") == ["plate.png", "result.json", "table.csv"]
@@ -287,7 +288,7 @@ def test_classes_come_from_examples(photo, bare, capsys, monkeypatch):
     chosen = ("--model", str(bare), *QUICK)
     code, out, _ = run(capsys, monkeypatch, "compose", photo, *chosen, "--examples", "examples", "--json")
     assert code == 0
-    assert json.loads(out)[0]["results"][0]["labels"] == ["face", "wall"]
+    assert printed_results(out)[0]["results"][0]["labels"] == ["face", "wall"]
     code, out, _ = run(capsys, monkeypatch, "compose", photo, *chosen)
     assert code == 0
     assert "image" in out
@@ -304,7 +305,7 @@ def test_background_fill_feather_seed_and_input_size_are_passed_on(photo, bare, 
     arguments = ("compose", photo, "-m", str(bare), *BOX, "--test", "none", *chosen, "--json")
     code, out, _ = run(capsys, monkeypatch, *arguments)
     assert code == 0
-    parameters = json.loads(out)[0]["results"][0]["provenance"]["parameters"]
+    parameters = printed_results(out)[0]["results"][0]["provenance"]["parameters"]
     assert (parameters["background"], parameters["fill"]) == ("an image", [10.0, 20.0, 30.0])
     assert (parameters["feather"], parameters["seed"]) == (2.0, 4)
 

@@ -1,13 +1,12 @@
 """The command ``vitscope explain``."""
 
 import dataclasses
-import json
 
 import numpy as np
 import pytest
 
 import vitscope as vs
-from tests.helpers.command_line import call, needs_bundled, photo_in_an_empty_folder
+from tests.helpers.command_line import call, needs_bundled, photo_in_an_empty_folder, printed_results
 from vitscope import models
 from vitscope.explanation import explain
 from vitscope.methods.registry import METHODS
@@ -20,7 +19,7 @@ photo = photo_in_an_empty_folder
 @pytest.mark.slow
 def test_json_holds_predictions_and_rollouts(photo, chelsea, capsys, monkeypatch):
     code, out, _ = call(capsys, monkeypatch, "explain", photo, "--json")
-    (entry,) = json.loads(out)
+    (entry,) = printed_results(out)
     model = vs.load("vit-nano")
     assert code == 0
     assert entry["predictions"][0]["label"] == model.predict(chelsea)[0][0].label
@@ -56,7 +55,7 @@ def test_a_model_without_classes_has_no_map_of_a_class(photo, capsys, monkeypatc
     assert (code, err) == (0, "")
     assert "  libra    not available: the model names no class\n" in out
     code, out, _ = call(capsys, monkeypatch, "explain", photo, "--json")
-    (entry,) = json.loads(out)
+    (entry,) = printed_results(out)
     assert (code, "class_map" in entry, entry["no_class_map"]) == (0, False, "the model names no class")
     assert len(entry["rollouts"]) == 2
     code, out, err = call(capsys, monkeypatch, "explain", photo, "--target", "dog")
@@ -140,7 +139,7 @@ def test_methods_are_compared(photo, capsys, monkeypatch):
     assert "rollout and occlusion" in out
     assert "wrote cat-explain.png" in out
     code, out, _ = call(capsys, monkeypatch, "explain", photo, "--method", "occlusion", "--json", "--out", "o.png")
-    assert json.loads(out)[0]["results"]["occlusion"]["target"] == "cat"
+    assert printed_results(out)[0]["results"]["occlusion"]["target"] == "cat"
 
 
 @pytest.mark.slow

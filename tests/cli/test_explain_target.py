@@ -1,11 +1,11 @@
 """vitscope explain --target: the class goes to every method that takes one."""
 
-import json
-
 import pytest
 
 import vitscope as vs
 from tests.cli.test_app import needs_bundled, photo_in_an_empty_folder, run
+from tests.helpers.command_line import printed_results
+from vitscope.cli.json_output import rounded
 
 pytestmark = needs_bundled
 photo = photo_in_an_empty_folder
@@ -16,10 +16,10 @@ def test_rollout_of_a_window_transformer_takes_the_target(photo, capsys, monkeyp
     options = ("--model", "swin-nano", "--method", "rollout", "--target", "dog", "--json")
     code, out, err = run(capsys, monkeypatch, "explain", photo, *options)
     assert (code, err) == (0, "")
-    result = json.loads(out)[0]["results"]["rollout"]
+    result = printed_results(out)[0]["results"]["rollout"]
     expected = vs.rollout(vs.load("swin-nano"), photo, target="dog")
     assert result["target"] == expected.target == "dog"
-    assert result["values"] == expected.as_json()["values"]
+    assert result["values"] == rounded(expected.as_json()["values"])
 
 
 def test_rollout_that_has_no_readout_by_class_is_refused(photo, capsys, monkeypatch):
@@ -33,7 +33,7 @@ def test_rollout_that_has_no_readout_by_class_stands_beside_a_method_that_has_a_
     options = ("--method", "rollout", "--method", "occlusion", "--target", "dog", "--json")
     code, out, err = run(capsys, monkeypatch, "explain", photo, *options)
     assert (code, err) == (0, "")
-    results = json.loads(out)[0]["results"]
+    results = printed_results(out)[0]["results"]
     assert (results["rollout"]["target"], results["occlusion"]["target"]) == (None, "dog")
 
 
@@ -55,10 +55,10 @@ def test_a_contrast_goes_to_every_method_that_takes_one(photo, capsys, monkeypat
     options = ("--method", "rollout", "--method", "occlusion", "--method", "grad_cam", "--contrast", "dog", "--json")
     code, out, err = run(capsys, monkeypatch, "explain", photo, *options)
     assert (code, err) == (0, "")
-    results = json.loads(out)[0]["results"]
+    results = printed_results(out)[0]["results"]
     assert [results[name]["target"] for name in ("rollout", "occlusion", "grad_cam")] == [None, *2 * ["cat − dog"]]
     expected = vs.occlusion(vs.load("vit-nano"), photo, target=("cat", "dog"))
-    assert results["occlusion"]["values"] == expected.as_json()["values"]
+    assert results["occlusion"]["values"] == rounded(expected.as_json()["values"])
 
 
 @pytest.mark.slow
@@ -67,7 +67,7 @@ def test_lime_contrasts_the_target_or_the_most_likely_class(photo, capsys, monke
     for more, label in (((), "cat − dog"), (("--target", "frog"), "frog − dog")):
         code, out, err = run(capsys, monkeypatch, "lime", photo, *options, *more, "--compare", "swin-nano")
         assert (code, err) == (0, "")
-        results = json.loads(out)[0]["results"]
+        results = printed_results(out)[0]["results"]
         assert [result["target"] for result in results] == [label, label]
 
 

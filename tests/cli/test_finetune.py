@@ -11,6 +11,7 @@ from PIL import Image
 import vitscope as vs
 from tests.cli.test_app import needs_bundled, run
 from tests.helpers.coloured import coloured_folder
+from tests.helpers.command_line import printed_results
 from vitscope.cli.training import attribute_help
 from vitscope.tune import comparison as comparison_module
 from vitscope.tune import finetune as finetune_module
@@ -69,9 +70,10 @@ def epochs(err: str) -> list[str]:
     return [step for step, _, _ in lines]
 
 
-def strict_json(text: str) -> Any:
-    """Return the value of JSON without NaN and infinity."""
-    return json.loads(text, parse_constant=pytest.fail)
+def printed_result(text: str) -> Any:
+    """Return the one result that ``--json`` printed."""
+    (record,) = printed_results(text)
+    return record
 
 
 # data
@@ -95,8 +97,8 @@ def test_data_counts_classes_and_draws_their_means(capsys, monkeypatch):
 def test_data_as_json_equals_the_check_in_python(capsys, monkeypatch):
     code, out, err = run(capsys, monkeypatch, "data", "leaky", "--json", "--out", "mine.png")
     assert (code, err) == (0, "")
-    assert strict_json(out) == vs.check_data(vs.load_data("leaky")).as_json() | {"figure": "mine.png"}
-    (pair,) = strict_json(out)["duplicates"]
+    assert printed_result(out) == vs.check_data(vs.load_data("leaky")).as_json() | {"figure": "mine.png"}
+    (pair,) = printed_result(out)["duplicates"]
     assert pair == {"train": "leaky/train/red/0.png", "test": "leaky/test/red/1.png", "exact": True}
     assert Path("mine.png").is_file()
 
@@ -110,7 +112,7 @@ def test_data_passes_the_options_of_the_split(capsys, monkeypatch):
     options = ("--test-share", "0.4", "--per-class", "2", "--split-seed", "3", "--json")
     code, out, _ = run(capsys, monkeypatch, "data", "birds", *options)
     assert code == 0
-    assert strict_json(out)["classes"] == {"blue": {"train": 2, "test": 2}, "red": {"train": 2, "test": 2}}
+    assert printed_result(out)["classes"] == {"blue": {"train": 2, "test": 2}, "red": {"train": 2, "test": 2}}
     assert passed == [DataOptions(test_share=0.4, split_seed=3, per_class=2)]
 
 
@@ -145,7 +147,7 @@ def test_finetune_writes_a_folder_that_explain_takes(tmp_path, capsys, monkeypat
         assert words in out
     code, out, err = run(capsys, monkeypatch, "explain", "birds/red/0.png", "--model", folder, "--json")
     assert (code, err) == (0, "")
-    (entry,) = json.loads(out)
+    (entry,) = printed_results(out)
     assert {prediction["label"] for prediction in entry["predictions"]} == {"red", "blue"}
     forbid_training(monkeypatch)
     before = Path(folder, "model/model.safetensors").read_bytes()
@@ -164,7 +166,7 @@ def test_finetune_as_json_is_the_result_without_its_lists(capsys, monkeypatch):
     options = (*QUICK, "--out", "run", "--json", "--model", "swin-nano", "--learning-rate", "0.01", "--seed", "4")
     code, out, err = run(capsys, monkeypatch, "finetune", "birds", *options, "--recipe", "report")
     assert (code, err) == (0, "")
-    record, result = strict_json(out), json.loads(Path("run/result.json").read_text(encoding="utf-8"))
+    record, result = printed_result(out), json.loads(Path("run/result.json").read_text(encoding="utf-8"))
     assert record.pop("folder") == "run"
     left_out = ("predictions", "true_labels", "history")
     assert record == {name: value for name, value in result.items() if name not in left_out}
@@ -179,11 +181,11 @@ def test_finetune_as_json_is_the_result_without_its_lists(capsys, monkeypatch):
 def test_duplicates_are_reported_or_dropped(capsys, monkeypatch):
     call = ("finetune", "leaky", *QUICK, "--json")
     code, out, err = run(capsys, monkeypatch, *call, "--out", "all")
-    assert (code, strict_json(out)["images"]) == (0, {"train": 8, "test": 4})
+    assert (code, printed_result(out)["images"]) == (0, {"train": 8, "test": 4})
     assert err.startswith("vitscope: leaky: 1 training image is also in the test set (1 exact pair and 0 near): ")
     assert err.count("\n") == 1
     code, out, err = run(capsys, monkeypatch, *call, "--out", "dropped", "--drop-duplicates")
-    assert (code, strict_json(out)["images"], err) == (0, {"train": 7, "test": 4}, "")
+    assert (code, printed_result(out)["images"], err) == (0, {"train": 7, "test": 4}, "")
 
 
 @pytest.mark.slow
@@ -196,7 +198,7 @@ def test_an_image_that_cannot_be_read_is_refused_or_skipped(tmp_path, capsys, mo
     assert "1 image of leaky cannot be read: leaky/train/blue/3.png is not an image" in err
     assert not (tmp_path / "run").exists()
     code, out, err = run(capsys, monkeypatch, *call, "--unreadable", "skip", "--json")
-    assert (code, strict_json(out)["images"]) == (0, {"train": 6, "test": 4})
+    assert (code, printed_result(out)["images"]) == (0, {"train": 6, "test": 4})
     assert err.startswith("vitscope: 1 image of leaky cannot be read: leaky/train/blue/3.png")
     assert err.endswith("skipped\n")
     assert err.count("\n") == 1
@@ -207,7 +209,7 @@ def test_an_image_that_cannot_be_read_is_refused_or_skipped(tmp_path, capsys, mo
 def test_a_recipe_can_be_a_file(capsys, monkeypatch):
     Path("own.toml").write_text('base = "report"\nbatch_size = 8\nepochs = 1\n', encoding="utf-8")
     code, out, _ = run(capsys, monkeypatch, "finetune", "birds", "--recipe", "own.toml", "--json")
-    assert (code, strict_json(out)["recipe"]["batch_size"]) == (0, 8)
+    assert (code, printed_result(out)["recipe"]["batch_size"]) == (0, 8)
 
 
 @pytest.mark.slow
@@ -219,7 +221,7 @@ def test_the_seed_of_a_recipe_is_used_unless_another_is_passed(capsys, monkeypat
     for options in (("--out", "first"), ("--out", "second", "--seed", "0")):
         code, out, _ = run(capsys, monkeypatch, *call, *options)
         assert code == 0
-        seeds.append(strict_json(out)["recipe"]["seed"])
+        seeds.append(printed_result(out)["recipe"]["seed"])
     assert seeds == [7, 0]
 
 
@@ -246,7 +248,7 @@ def test_compare_writes_a_report_and_reads_finished_cells_again(tmp_path, capsys
     assert {"report.html", "comparison.json"} <= set(written)
     assert not [name for name in written if name.endswith(".safetensors")]
     assert out.endswith("wrote birds-comparison/report.html and 6 figures next to it\n")
-    record = strict_json(Path("birds-comparison/comparison.json").read_text(encoding="utf-8"))
+    record = printed_result(Path("birds-comparison/comparison.json").read_text(encoding="utf-8"))
     for summary in record["summaries"]:
         (line,) = (line for line in out.splitlines() if line.split()[:2] == [summary["model"], summary["tuning"]])
         assert f"{summary['accuracy']:.1%}" in line
@@ -255,7 +257,7 @@ def test_compare_writes_a_report_and_reads_finished_cells_again(tmp_path, capsys
     skip_drawing(monkeypatch)
     code, out, err = run(capsys, monkeypatch, *call, "--json")
     assert (code, err) == (0, "")
-    again = strict_json(out)
+    again = printed_result(out)
     assert again.pop("files")[0] == "birds-comparison/report.html"
     assert again == record
     code, out, err = run(capsys, monkeypatch, *call, "--learning-rate", "0.5")
@@ -271,7 +273,7 @@ def test_compare_passes_the_options_of_the_data_set(tmp_path, capsys, monkeypatc
     options = ("--drop-duplicates", "--unreadable", "skip", "--keep-models", "--out", "out", "--json")
     code, out, err = run(capsys, monkeypatch, "compare", "leaky", *SMALL, *options)
     assert (code, err.count("\n")) == (0, 1)
-    assert strict_json(out)["data_check"]["unreadable"][0].startswith("leaky/train/blue/3.png")
+    assert printed_result(out)["data_check"]["unreadable"][0].startswith("leaky/train/blue/3.png")
     cell = json.loads((tmp_path / "out/cells/vit-nano-head-0/cell.json").read_text(encoding="utf-8"))
     assert cell["images"] == {"train": 6, "test": 4}
     assert vs.load(tmp_path / "out/cells/vit-nano-head-0").labels == ("blue", "red")
@@ -284,8 +286,8 @@ def test_compare_passes_rank_and_early_stopping(tmp_path, capsys, monkeypatch):
     options = ("--models", "vit-nano", "--tunings", "head,lora", "--seeds", "1", "--rank", "3", "--early-stop", "2")
     code, out, _ = run(capsys, monkeypatch, "compare", "birds", *QUICK, *options, "--out", "out", "--json")
     assert code == 0
-    assert strict_json(out)["recipe"]["early_stop"] == 2
-    assert strict_json(out)["recipe"]["validation"] == 0.1
+    assert printed_result(out)["recipe"]["early_stop"] == 2
+    assert printed_result(out)["recipe"]["validation"] == 0.1
     records = [json.loads((tmp_path / f"out/cells/vit-nano-{t}-0/cell.json").read_text()) for t in ("head", "lora")]
     assert [record["rank"] for record in records] == [None, 3]
     vit = vs.load("vit-nano").module

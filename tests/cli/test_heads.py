@@ -1,14 +1,13 @@
 """The command ``vitscope heads``."""
 
 import dataclasses
-import json
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import vitscope as vs
-from tests.helpers.command_line import call, needs_bundled, photo_in_an_empty_folder
+from tests.helpers.command_line import call, needs_bundled, photo_in_an_empty_folder, printed_results
 from vitscope import models
 from vitscope.methods import head_importance as method
 from vitscope.views import figure
@@ -33,7 +32,7 @@ photo = photo_in_an_empty_folder
 def test_json_equals_head_importance(photo, chelsea, capsys, monkeypatch, arguments, options):
     code, out, err = call(capsys, monkeypatch, "heads", photo, "--json", *arguments)
     assert (code, err) == (0, "")
-    (entry,) = json.loads(out)
+    (entry,) = printed_results(out)
     model = vs.load("swin-nano" if "swin-nano" in arguments else "vit-nano")
     expected = vs.head_importance(model, chelsea, **options)
     values = np.array([[np.nan if value is None else value for value in layer] for layer in entry["values"]])
@@ -56,11 +55,24 @@ def test_a_sentence_and_a_table_name_the_most_important_heads(photo, chelsea, ca
     assert sentence == (
         f"cat.png: of 72 heads of vit-nano, {supporting} support cat (logit 3.53) and {opposing} oppose it."
     )
-    assert header.split(maxsplit=2) == ["layer", "head", "estimated drop of the logit without the head  "]
+    assert header.split() == [
+        "layer",
+        "(index)",
+        "head",
+        "estimated",
+        "drop",
+        "of",
+        "the",
+        "logit",
+        "without",
+        "the",
+        "head",
+    ]
     heads = [("supports", *head) for head in expected.top(5)]
     heads += [("opposes", *head) for head in expected.top(5, sign="negative")]
     assert [tuple(row.split()) for row in rows] == [
-        (verb, str(layer), str(head), f"{expected.values[0, layer, head]:+.2f}") for verb, layer, head in heads
+        (verb, str(layer + 1), f"({layer})", str(head), f"{expected.values[0, layer, head]:+.2f}")
+        for verb, layer, head in heads
     ]
     assert written == "wrote cat-heads.png"
 

@@ -1,13 +1,11 @@
 """The command ``vitscope lime``."""
 
-import json
-
 import numpy as np
 import pytest
 from PIL import Image
 
 import vitscope as vs
-from tests.helpers.command_line import call, needs_bundled, photo_in_an_empty_folder
+from tests.helpers.command_line import call, needs_bundled, photo_in_an_empty_folder, printed_results
 
 pytestmark = needs_bundled
 photo = photo_in_an_empty_folder
@@ -30,7 +28,7 @@ def test_segments_are_printed_and_drawn(photo, capsys, monkeypatch):
 def test_json_equals_the_python_result(photo, capsys, monkeypatch):
     code, out, err = call(capsys, monkeypatch, "lime", photo, *QUICK, "--json", "--seed", "3")
     assert (code, err) == (0, "")
-    ((entry,),) = [report["results"] for report in json.loads(out)]
+    ((entry,),) = [report["results"] for report in printed_results(out)]
     expected = vs.lime(vs.load("vit-nano"), photo, segments="patches", num_samples=70, seed=3)
     first = entry["images"][0]["classes"][0]
     assert first["label"] == expected.target == "cat"
@@ -41,13 +39,13 @@ def test_json_equals_the_python_result(photo, capsys, monkeypatch):
 @pytest.mark.slow
 def test_two_models_are_compared(photo, capsys, monkeypatch):
     code, out, _ = call(
-        capsys, monkeypatch, "lime", photo, *QUICK, "--segments", "slic", "-n", "150", "--compare", "swin-nano"
+        capsys, monkeypatch, "lime", photo, "--segments", "slic", "-n", "150", "--model", "vit-nano,swin-nano"
     )
     assert code == 0
     assert "vit-nano and swin-nano" in out
     assert "swin-nano sees it: cat" in out, "both models explain the first model's class"
     code, out, _ = call(capsys, monkeypatch, "lime", photo, *QUICK[:2], "-n", "70", "--compare", "vit-nano", "--json")
-    agreement = json.loads(out)[0]["agreement"]
+    agreement = printed_results(out)[0]["agreement"]
     assert agreement["overlap"][0][1] == 1.0
 
 
@@ -71,7 +69,7 @@ def test_labels_come_from_a_file(photo, capsys, monkeypatch):
     for name in ("labels.npy", "labels.png"):
         code, out, _ = call(capsys, monkeypatch, "lime", photo, "--segments", name, "-n", "70", "--json")
         assert code == 0
-        reports.append(json.loads(out)[0]["results"][0]["images"])
+        reports.append(printed_results(out)[0]["results"][0]["images"])
     assert reports[0] == reports[1]
     assert [segment["label"] for segment in reports[0][0]["segments"]] == list(range(25))
 
@@ -112,4 +110,4 @@ def test_ctrl_c_keeps_finished_batches(photo, tmp_path, capsys, monkeypatch):
 def test_hidden_segments_may_have_a_colour(photo, capsys, monkeypatch, text, colour):
     code, out, _ = call(capsys, monkeypatch, "lime", photo, *QUICK, "--hide", text, "--json")
     assert code == 0
-    assert json.loads(out)[0]["results"][0]["provenance"]["parameters"]["hide"] == colour
+    assert printed_results(out)[0]["results"][0]["provenance"]["parameters"]["hide"] == colour

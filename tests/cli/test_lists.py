@@ -1,16 +1,14 @@
 """The commands ``vitscope models`` and ``vitscope methods``."""
 
-import json
-
 import pytest
 
-from tests.helpers.command_line import call
+from tests.helpers.command_line import call, printed_results
 
 
 def test_models_lists_every_library(capsys, monkeypatch):
     code, out, _ = call(capsys, monkeypatch, "models", "--json")
     assert code == 0
-    assert {row["library"] for row in json.loads(out)} == {"vitscope", "transformers", "timm", "torchvision"}
+    assert {row["library"] for row in printed_results(out)} == {"vitscope", "transformers", "timm", "torchvision"}
     code, out, _ = call(capsys, monkeypatch, "models")
     assert "--model vit-nano" in out
 
@@ -23,7 +21,7 @@ def test_models_tells_how_to_install_a_missing_library(capsys, monkeypatch):
     assert "timm not installed: pip install 'vitscope[timm]'\n" in out
     assert out.count("not installed") == 1
     _, out, _ = call(capsys, monkeypatch, "models", "--json")
-    assert [row["library"] for row in json.loads(out) if row["installed"] is None] == ["timm"]
+    assert [row["library"] for row in printed_results(out) if row["installed"] is None] == ["timm"]
 
 
 def test_methods_lists_the_registry(capsys, monkeypatch):
@@ -31,8 +29,8 @@ def test_methods_lists_the_registry(capsys, monkeypatch):
 
     code, out, _ = call(capsys, monkeypatch, "methods", "--json")
     assert code == 0
-    assert [row["method"] for row in json.loads(out)] == list(METHODS)
-    assert {row["kind"] for row in json.loads(out)} == {"attention", "perturbation", "gradient"}
+    assert [row["method"] for row in printed_results(out)] == list(METHODS)
+    assert {row["kind"] for row in printed_results(out)} == {"attention", "perturbation", "gradient"}
     code, out, _ = call(capsys, monkeypatch, "methods")
     assert code == 0
     assert "occlusion" in out

@@ -1,7 +1,6 @@
 """Options that describe a model: every command that takes one model passes them to vitscope.load, if they are set."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from PIL import Image
 
 import vitscope as vs
 import vitscope.models
-from tests.helpers.command_line import call, needs_bundled
+from tests.helpers.command_line import call, needs_bundled, printed_results
 from vitscope.cli.inputs import load_model
 
 pytestmark = needs_bundled
@@ -127,7 +126,7 @@ def test_a_model_that_predicts_values_has_no_bars(capsys: Any, monkeypatch: pyte
     assert out.splitlines()[2].split() == ["cat", f"{value:.4g}"]
     assert "%" not in out
     _, out, _ = call(capsys, monkeypatch, "explain", "cat.png", "--json")
-    first = json.loads(out)[0]["predictions"][0]
+    first = printed_results(out)[0]["predictions"][0]
     assert (first["probability"], first["value"]) == (None, pytest.approx(value))
 
 
@@ -153,7 +152,7 @@ def test_a_model_whose_classes_are_unclear_is_still_explained(
     assert out.splitlines()[1] == "  M returns several outputs: pass select= to vitscope.load"
     assert Path("cat-explain.png").exists()
     _, out, _ = call(capsys, monkeypatch, "explain", "cat.png", "--json", *methods)
-    assert json.loads(out)[0]["no_classes"] == "M returns several outputs: pass select= to vitscope.load"
+    assert printed_results(out)[0]["no_classes"] == "M returns several outputs: pass select= to vitscope.load"
 
 
 def test_random_weights_are_the_same_in_every_run_and_leave_the_generator_alone() -> None:

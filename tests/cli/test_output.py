@@ -1,13 +1,12 @@
 """Where figures go: new names, folders, and files that are replaced only if allowed."""
 
 import errno
-import json
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from tests.helpers.command_line import call, needs_bundled, photo_in_an_empty_folder
+from tests.helpers.command_line import call, needs_bundled, photo_in_an_empty_folder, printed_results
 from vitscope.cli.output import shorten_stem, unused_path
 
 pytestmark = needs_bundled
@@ -104,7 +103,7 @@ def test_photos_before_an_unreadable_one_are_reported(photo, tmp_path, capsys, m
     (tmp_path / "bad.png").write_text("no image")
     code, out, err = call(capsys, monkeypatch, "explain", photo, "bad.png", "--json", "--out", "figures")
     assert (code, err.count("\n")) == (1, 1)
-    assert [entry["image"] for entry in json.loads(out)] == [photo]
+    assert [entry["image"] for entry in printed_results(out)] == [photo]
     assert (tmp_path / "figures" / "cat-explain.png").exists()
     code, out, err = call(capsys, monkeypatch, "explain", photo, "nowhere.png", "--out", "other")
     assert (code, out) == (2, ""), "all photos must exist before the first is explained"

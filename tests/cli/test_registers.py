@@ -1,14 +1,12 @@
 """The command ``vitscope registers``."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 import vitscope as vs
-from tests.helpers.command_line import call, needs_bundled, photo_in_an_empty_folder
+from tests.helpers.command_line import call, needs_bundled, photo_in_an_empty_folder, printed_results
 from tests.helpers.planted_artefacts import PLAIN, planted
 from vitscope.cli import attention, registers, rollout
 
@@ -19,13 +17,13 @@ photo = photo_in_an_empty_folder
 def test_a_model_without_artefacts_says_so(photo, capsys, monkeypatch, tmp_path):
     code, out, _ = call(capsys, monkeypatch, "registers", photo, "--json", "--out", "map.png")
     assert code == 0
-    entry = json.loads(out)[0]
+    entry = printed_results(out)[0]
     assert (entry["threshold"], entry["share"]) == (None, 0.0)
     assert np.shape(entry["places"]) == (8, 8)
     assert (tmp_path / "map.png").exists()
     code, _, err = call(capsys, monkeypatch, "registers", photo, "--count", "1")
     assert code == 2
-    assert err.startswith("vitscope: no valley between the norms after block 5 (highest ")
+    assert err.startswith("vitscope: no valley between the norms after block 6 (index 5), highest ")
     assert err.count("\n") == 1
 
 
@@ -48,7 +46,7 @@ def planted_photos(monkeypatch, tmp_path) -> list[str]:
 def test_registers_remove_the_artefacts_of_every_photo(planted_photos, capsys, monkeypatch, tmp_path):
     code, out, _ = call(capsys, monkeypatch, "registers", *planted_photos, "--count", "1", "--neurons", "1", "--json")
     assert code == 0
-    for entry in json.loads(out):
+    for entry in printed_results(out):
         assert entry["neurons"] == [[1, 7]]
         assert [tuple(place) for place in np.argwhere(entry["places"])] == list(PLAIN)
         assert entry["with_registers"]["threshold"] is None
@@ -67,7 +65,7 @@ def test_artefacts_are_dropped(planted_photos, capsys, monkeypatch, tmp_path, ar
     """One photo alone has too few artefacts for a threshold; all photos together have one."""
     code, out, _ = call(capsys, monkeypatch, *arguments, *planted_photos[:3], "--drop-artefacts", "--json")
     assert code == 0
-    for entry in json.loads(out):
+    for entry in printed_results(out):
         results = entry.get("rollouts") or [
             {"values": values, "provenance": entry["provenance"]} for values in entry["values_mean_of_heads"].values()
         ]

@@ -15,8 +15,8 @@ COARSE = ("--dpi", "20")
     [
         (["explain", "--method", "libra", "--method", "rollout"], ["completeness: error", "rank correlation"]),
         (["explain"], ["rollout, max of heads", "How to read"]),
-        (["lime", "-n", "500"], ["R² of the linear fit", "Perturbation maps"]),
-        (["rollout", "--evolution"], ["mean of heads, to layer 5", "Attention maps"]),
+        (["lime", "-n", "500"], ["R² of the linear fit on held-out samples", "Perturbation maps"]),
+        (["rollout", "--evolution"], ["mean of heads, to layer 6 (index 5)", "Attention maps"]),
         (["compose", "--object", "cat=105,20,235,200", "--test", "size", "--scales", "0.5,1"], ["cat × 0.5"]),
     ],
 )

@@ -2,7 +2,6 @@
 
 import dataclasses
 import io
-import json
 import re
 import unicodedata
 import warnings
@@ -16,7 +15,7 @@ from PIL import Image
 
 import vitscope as vs
 import vitscope.models
-from tests.helpers.command_line import call, needs_bundled
+from tests.helpers.command_line import call, needs_bundled, printed_results
 from vitscope.cli import tables, terminal
 from vitscope.metrics.agreement import Agreement
 from vitscope.views import figure, scene
@@ -111,7 +110,7 @@ def test_json_is_harmless(photo: Image.Image, capsys: Any, monkeypatch: pytest.M
     code, out, _ = call(capsys, monkeypatch, "explain", "cat.png", "--json")
     assert code == 0
     assert harmless(out)
-    assert json.loads(out)[0]["predictions"][0]["label"].startswith(text)
+    assert printed_results(out)[0]["predictions"][0]["label"].startswith(text)
 
 
 @pytest.mark.slow

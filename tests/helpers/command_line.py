@@ -1,5 +1,6 @@
 """Calls of the command line, in this process and in a new one."""
 
+import json
 import os
 import subprocess
 import sys
@@ -33,6 +34,22 @@ def call(capsys: Any, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple
     out, err = capsys.readouterr()
     assert isinstance(stop.value.code, int)
     return stop.value.code, out, err
+
+
+def printed_results(out: str) -> Any:
+    """Return the results that ``--json`` printed, and check the shape that all commands share."""
+    document = json.loads(out, parse_constant=pytest.fail, parse_float=_number)
+    assert list(document) == ["schema", "command", "version", "results"]
+    assert (document["schema"], document["version"]) == (1, vitscope.__version__)
+    assert isinstance(document["results"], list)
+    return document["results"]
+
+
+def _number(text: str) -> float:
+    """Return a number, and check that it has at most nine significant digits."""
+    digits = text.lower().partition("e")[0].replace(".", "").lstrip("-0").rstrip("0")
+    assert len(digits) <= 9, text
+    return float(text)
 
 
 def process(*arguments: str, environment: dict[str, str] | None = None, **options: Any) -> subprocess.CompletedProcess:

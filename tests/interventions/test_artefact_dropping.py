@@ -140,7 +140,7 @@ def test_without_a_valley_nothing_is_dropped_and_the_provenance_says_so(example:
     torch.testing.assert_close(result.values, plain.values)
     assert result.dropped is None
     record = result.provenance["dropped_artefacts"]
-    assert record["reason"].startswith("no valley between the norms after block 2")
+    assert record["reason"].startswith("no valley between the norms after block 3")
     assert (record["threshold"], record["count"], record["patches"]) == (None, [0, 0], [[], []])
     added = {**plain.provenance, "dropped_artefacts": record}
     if "row_sums" in added:  # the heads are fused after the run, with other rounding
@@ -208,7 +208,11 @@ def refusals() -> list[Any]:
     return [
         ("yes", vs.CallError, "drop_artefacts is 'yes': pass True, a norm as the threshold, or the result of"),
         (None, vs.CallError, "drop_artefacts is None: pass True"),
-        (0.5, vs.CallError, "all patches of image 0 have a norm above 0.5 after block 2, so no map would remain"),
+        (
+            0.5,
+            vs.CallError,
+            "all patches of image 0 have a norm above 0.5 after block 3 .index 2., so no map would remain",
+        ),
     ]
 
 

@@ -37,7 +37,7 @@ def test_the_planted_artefacts_are_found(example: Planted) -> None:
     assert result.attention_share > 1.5 * result.share
     assert repr(result) == (
         "<Artefacts of Dinov2WithRegistersForImageClassification: artefacts are 4.17% of patches and 8.2% of the "
-        "attention of CLS: norm above 16.01 after block 2, from block 1 on>"
+        "attention of CLS: norm above 16.01 after block 3 (index 2), from block 2 (index 1) on>"
     )
 
 
@@ -46,7 +46,7 @@ def test_before_the_planted_block_there_are_none(example: Planted) -> None:
     assert result.threshold is None
     assert not result.places.any()
     assert (result.share, result.attention_share, result.first_layer) == (0.0, 0.0, None)
-    assert "no valley between the norms after block 0 (highest 1.4 × median): no artefacts>" in repr(result)
+    assert "no valley between the norms after block 1 (index 0), highest 1.4 × median: no artefacts>" in repr(result)
 
 
 @pytest.mark.parametrize("layer", [0, -1])

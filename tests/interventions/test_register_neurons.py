@@ -70,7 +70,7 @@ def test_every_family_has_neurons(family: Family) -> None:
     [
         ({"threshold": None}, "threshold is None, so there are no artefacts"),
         ({"threshold": "high"}, "threshold is 'high', a number is expected"),
-        ({"threshold": 1e6}, r"threshold 1e\+06 is above the norms of all patches after block 2 \("),
+        ({"threshold": 1e6}, r"threshold 1e\+06 is above the norms of all patches after block 3 \(index 2\) \("),
         ({"threshold": 0.1}, "threshold 0.1 is below the norms of all patches"),
         ({"threshold": 16.0, "count": 0}, "count is 0, at least 1 is expected"),
         ({"threshold": 16.0, "highest": 3}, "highest is 3, a block from 0 to 2 is expected"),

@@ -48,6 +48,18 @@ def test_a_perturbation_method_reports_progress(name: str, method: Method) -> No
     assert ("progress" in inspect.signature(method.compute).parameters) == (method.kind == "perturbation"), name
 
 
+def test_every_method_that_hides_parts_fills_them_alike() -> None:
+    """Otherwise maps side by side would answer different questions."""
+    signatures = {name: inspect.signature(method.compute).parameters for name, method in METHODS.items()}
+    assert {name: options["hide"].default for name, options in signatures.items() if "hide" in options} == {
+        "lime": "mean",
+        "kernel_shap": "mean",
+        "occlusion": "mean",
+        "rise": "mean",
+    }
+    assert signatures["activation_patching"]["baseline"].default == "mean"
+
+
 @every_method
 def test_every_method_is_described(name: str, method: Method) -> None:
     assert method.compute.__name__ in (name, f"{name}_map")

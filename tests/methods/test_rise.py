@@ -32,6 +32,7 @@ def test_rise_equals_the_slow_reference(size: tuple[int, int], probability: floa
         "cells": 3,
         "keep_probability": probability,
         "seed": 6,
+        "hide": "black",
         "output": "logit",
     }
     result = vs.rise(model, photo, target=0, **options)
@@ -55,12 +56,24 @@ def test_masks_of_rise_are_bilinear_and_shifted_by_less_than_a_cell(size: tuple[
             assert mask == pytest.approx(expected, abs=1e-5)
 
 
+def test_hidden_pixels_have_the_mean_colour_of_the_image() -> None:
+    """RISE has no segments whose mean they could have."""
+    model, photo = vs.load(tiny_vit()), noise(32, 32)
+    colour = photo.mean((0, 1)).astype(np.uint8).tolist()
+    result = vs.rise(model, photo, target=0, num_samples=20)
+    assert torch.equal(result.values, vs.rise(model, photo, target=0, num_samples=20, hide=colour).values)
+    assert not torch.equal(result.values, vs.rise(model, photo, target=0, num_samples=20, hide="black").values)
+    assert result.provenance["parameters"]["hide"] == "mean"
+
+
 def test_rise_highlights_the_region_that_the_output_depends_on() -> None:
     labels = slow.stripes(4)
     model = vs.load(
         slow.Known(labels, lambda shares: torch.stack([shares[:, 2], 1 - shares[:, 2]], 1)), image_size=(8, 16)
     )
-    values = vs.rise(model, slow.WHITE, target=0, num_samples=600, cells=4, output="logit").values[0].numpy()
+    values = (
+        vs.rise(model, slow.WHITE, target=0, num_samples=600, cells=4, hide="black", output="logit").values[0].numpy()
+    )
     means = [values[labels == label].mean() for label in range(4)]
     assert np.argmax(means) == 2
     assert means[2] > 1.1 * max(means[0], means[1])

@@ -1,6 +1,5 @@
 """Window attention: a known pattern appears at its position, and figures show the values of their titles."""
 
-import json
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,7 @@ from torch import Tensor
 
 import vitscope as vs
 from tests.cli.test_app import run
+from tests.helpers.command_line import printed_results
 from tests.helpers.swin_families import MAXVIT, SIZES, SwinFamily, family, pixels
 from vitscope.methods.window_attention import is_shifted, region_queries, window_regions
 from vitscope.views import figure, windows
@@ -100,7 +100,7 @@ def test_places_outside_a_window_are_refused() -> None:
 def test_shifted_blocks_are_recognised_on_grids_that_need_padding(swin: SwinFamily, kind: str) -> None:
     trace = vs.capture(swin.model(SIZES[kind]), pixels(SIZES[kind]))
     assert [is_shifted(step) for step in trace.blocks[:4]] == [False, True, False, True]
-    assert windows.shift_effect(trace, 0, (2, 2)).row_names == ["0", "1"]
+    assert windows.shift_effect(trace, 0, (2, 2)).row_names == ["1 (0)", "2 (1)"]
 
 
 @pytest.mark.slow
@@ -133,20 +133,20 @@ def test_the_windows_figure_has_the_mean_and_every_head(trace: vs.Trace) -> None
     assert [panel.title for panel in panels[1:]] == ["mean of heads", "head 0", "head 1"]
     assert all(len(panel.marks) == panel.regions.max() + 1 == 25 for panel in panels)
     np.testing.assert_array_equal(panels[3].values, vs.window_attention(trace, layer=1, head=1).values[0])
-    assert "stage 0, shifted, 16 × 16 patches" in scene.title
+    assert "layer 2 (index 1) in stage 1 (index 0), shifted, 16 × 16 patches" in scene.title
 
 
 def test_stages_are_counted_even_if_only_some_layers_are_captured() -> None:
     trace = vs.capture(family("torchvision-swin").model(), pixels(SIZES["fitting"], 1), layers=[2, -1])
     assert [[step.layer for step in stage] for stage in trace.stages] == [[], [2], [5]]
-    assert "layer 2 (stage 1, 8 × 8 patches)" in windows.window_heads(trace, 2).title
+    assert "layer 3 (index 2) in stage 2 (index 1), 8 × 8 patches" in windows.window_heads(trace, 2).title
     assert [len(row.panels) for row in windows.block_grid(trace).rows] == [1, 1]
 
 
 @pytest.mark.parametrize("layer", [2, 3])
 def test_the_shifted_partner_is_the_other_block_of_the_pair(trace: vs.Trace, layer: int) -> None:
     scene = windows.shift_effect(trace, layer, (3, 4))
-    assert scene.row_names == ["2", "3"]
+    assert scene.row_names == ["3 (2)", "4 (3)"]
     np.testing.assert_array_equal(scene.rows[1].panels[1].values, trace.map(3, "mean", (3, 4))[0])
     assert [row.panels[0].regions.max() + 1 for row in scene.rows] == [4, 9]
 
@@ -159,13 +159,16 @@ def test_a_block_without_a_shifted_partner_is_refused(trace: vs.Trace) -> None:
 def test_the_grid_of_blocks_has_one_row_per_stage(trace: vs.Trace) -> None:
     scene = windows.block_grid(trace)
     assert [[panel.values.shape for panel in row.panels] for row in scene.rows] == [[(n, n)] * 2 for n in (16, 8, 4)]
-    assert [panel.title for panel in scene.rows[0].panels] == ["layer 0", "layer 1, shifted"]
+    assert [panel.title for panel in scene.rows[0].panels] == ["layer 1 (index 0)", "layer 2 (index 1), shifted"]
 
 
 def test_stage_evolution_shows_the_rollout_after_each_stage(trace: vs.Trace) -> None:
     results = vs.rollout_evolution(trace)
     panels = windows.stage_evolution(trace, results).rows[0].panels
-    assert [panel.title for panel in panels] == ["photo", "after stage 0", "after stage 1", "after stage 2"]
+    assert [panel.title for panel in panels] == [
+        "photo",
+        *(f"after stage {number} (index {number - 1})" for number in (1, 2, 3)),
+    ]
     for panel, end in zip(panels[1:], (1, 3, 5), strict=True):
         np.testing.assert_array_equal(panel.values, results[end].values[0])
 
@@ -234,7 +237,7 @@ def test_each_command_takes_a_swin(tmp_path, chelsea, capsys, monkeypatch, argum
     Image.fromarray(chelsea).save("cat.png")
     code, out, err = run(capsys, monkeypatch, arguments[0], "cat.png", "--model", "swin-nano", *arguments[1:], "--json")
     assert (code, err) == (0, "")
-    (entry,) = json.loads(out)
+    (entry,) = printed_results(out)
     with Image.open(entry["figure"]) as image:
         assert image.width > 900
 
@@ -275,7 +278,7 @@ def test_the_json_of_a_layer_holds_the_values_of_its_figure(tmp_path, chelsea, c
     monkeypatch.chdir(tmp_path)
     Image.fromarray(chelsea).save("cat.png")
     _, out, _ = run(capsys, monkeypatch, "attention", "cat.png", "--model", "swin-nano", "--layer", "3", "--json")
-    values = json.loads(out)[0]["values_mean_of_heads"]["3"]
+    values = printed_results(out)[0]["values_mean_of_heads"]["3"]
     expected = vs.window_attention(vs.load("swin-nano"), chelsea, layer=3).values[0]
     np.testing.assert_allclose(values, expected, atol=1e-6)
 

@@ -34,13 +34,14 @@ def linear() -> vs.VisionModel:
     return model_of(lambda visible: visible @ LINEAR)
 
 
-OPTIONS: dict[str, Any] = {"segments": LABELS, "hide": "black", "output": "logit"}
+BLACK: dict[str, Any] = {"hide": "black", "output": "logit"}
+OPTIONS: dict[str, Any] = {"segments": LABELS, **BLACK}
 
 
 METHODS: dict[str, Callable[..., Any]] = {
     "lime": lambda model, **more: vs.lime(model, slow.WHITE, num_samples=40, target=0, **OPTIONS, **more),
     "kernel_shap": lambda model, **more: vs.kernel_shap(model, slow.WHITE, num_samples=14, target=0, **OPTIONS, **more),
-    "rise": lambda model, **more: vs.rise(model, slow.WHITE, num_samples=40, target=0, output="logit", **more),
+    "rise": lambda model, **more: vs.rise(model, slow.WHITE, num_samples=40, target=0, **BLACK, **more),
 }
 
 

@@ -51,7 +51,7 @@ def test_the_artefacts_are_marked_and_the_valley_is_drawn(example: Planted, tmp_
         expected = trace.map(-1, query="cls" if number == 0 else f"register_{number}")[1]
         np.testing.assert_allclose(panel.values, expected, rtol=1e-5)
         assert panel.limits == (0.0, float(panel.values.max()))
-    assert "row of registers: attention of each token in block 2, mean of heads" in scene.caption
+    assert "row of registers: attention of each token in block 3 (index 2), mean of heads" in scene.caption
     assert save_figure(scene, tmp_path / "artefacts.png").stat().st_size > 10_000
 
 
@@ -93,7 +93,7 @@ def test_dropped_patches_are_hatched_and_named(example: Planted) -> None:
     assert dropped is not None
     scene = head_overlays(dropped.masked(trace), -1, "cls", index=1)
     marked = mark_dropped(scene, dropped, index=1)
-    assert marked.note == "query: cls; 4 of 96 patches left out: norm above 16.01 after block 2"
+    assert marked.note == "query: cls; 4 of 96 patches left out: norm above 16.01 after block 3 (index 2)"
     assert marked.caption.endswith("hatched: artefact patches, left out")
     photo, mean = marked.rows[0].panels[:2]
     assert isinstance(photo, Panel)

@@ -24,7 +24,7 @@ def trace():
 def test_head_grid_has_a_row_per_layer_and_a_panel_per_head(trace):
     content = scene.head_grid(trace)
     assert [len(row.panels) for row in content.rows] == [4, 4, 4]
-    assert content.row_names == ["0", "1", "2"]
+    assert content.row_names == ["1 (0)", "2 (1)", "3 (2)"]
     expected = trace.map(1, 3, "readout")[0].numpy()
     np.testing.assert_array_equal(content.rows[1].panels[3].values, expected)
 
@@ -48,13 +48,13 @@ def test_head_overlays_mark_the_query(trace):
 def test_evolution_ends_with_the_rollout(trace):
     content = rollouts.evolution(vs.rollout_evolution(trace, start_layer=1))
     panels = [panel for row in content.rows for panel in row.panels]
-    assert [panel.title for panel in panels] == ["photo", "after layer 1", "after layer 2"]
+    assert [panel.title for panel in panels] == ["photo", "after layer 2 (index 1)", "after layer 3 (index 2)"]
     np.testing.assert_allclose(panels[-1].values, vs.rollout(trace, start_layer=1).values[0], atol=1e-7)
 
 
 def test_the_note_lists_the_options_of_a_rollout(trace):
     content = rollouts.rollout_panels([vs.rollout(trace, normalize=False, discard_ratio=0.9, start_layer=1)])
-    assert content.note == "rows not normalised, lowest 90% discarded, from layer 1 on"
+    assert content.note == "rows not normalised, lowest 90% discarded, from layer 2 (index 1) on"
 
 
 @pytest.mark.parametrize("size", [(90, 40), (40, 90), (64, 64)])

@@ -31,9 +31,9 @@ def test_cells_have_the_numbers_of_their_heads():
     cells, bar = drawn_cells(VALUES, layers=[4, 5])
     assert texts(cells) == ["+0.50", "−0.25", "0", "0", "+0.10"]
     assert [text.get_position() for text in cells.texts] == [(0, 0), (1, 0), (2, 0), (0, 1), (1, 1)]
-    assert [label.get_text() for label in cells.get_yticklabels()] == ["4", "5"]
+    assert [label.get_text() for label in cells.get_yticklabels()] == ["5 (4)", "6 (5)"]
     assert [label.get_text() for label in cells.get_xticklabels()] == ["0", "1", "2"]
-    assert (cells.get_ylabel(), cells.get_xlabel()) == ("layer", "head")
+    assert (cells.get_ylabel(), cells.get_xlabel()) == ("layer (index)", "index of the head")
     assert [label.get_text() for label in bar.get_yticklabels()] == ["−0.50", "0", "+0.50"]
 
 
@@ -152,7 +152,7 @@ def test_the_texts_name_class_output_measure_and_scale(trace, importance):
     scale = "drop of the logit without the head; red: the head supports tabby, blue: it opposes tabby"
     assert content.frames.scale == scale
     texts = [text.get_text() for text in figure.draw(content).texts]
-    assert {"−0.50", "+0.50", scale, "layer", "head"} <= set(texts)
+    assert {"−0.50", "+0.50", scale, "layer (index)", "index of the head"} <= set(texts)
 
 
 def test_a_gradient_is_an_estimate_and_a_contrast_a_difference(trace, importance):

@@ -68,6 +68,8 @@ def shown(
         "location map": composition.location_map("cat"),
         "Agreement": vs.agreement([single, libra]),
         "Faithfulness": vs.Faithfulness(*(np.array([0.1, 0.3]) for _ in range(4))),
+        "RegionShares": vs.region_shares(libra, {"cat": BOX["cat"], "edge": "border"}, draws=50),
+        "mean maps": vs.mean_maps(rollout, ["cat", "mirrored cat"]),
         "Effects": Effects([Effect("object", np.array([0.1]), 0.1, None, None)]),
         "AttentionChange": vs.AttentionChange((0.1, 0.2), None, None, None, None, None),
         "Comparison": comparison,
@@ -79,9 +81,9 @@ def shown(
 
 DRAWN = (
     "rollout", "libra", "lime", "Trace", "HeadImportance", "Artefacts", "Composition", "location map",
-    "AttentionChange", "Tuned", "DataCheck", "WindowCls",
+    "AttentionChange", "Tuned", "DataCheck", "WindowCls", "mean maps",
 )  # fmt: skip
-TABLES = ("Agreement", "Faithfulness", "Effects", "HeadStatistics", "Comparison")
+TABLES = ("Agreement", "Faithfulness", "Effects", "HeadStatistics", "RegionShares", "Comparison")
 
 
 def pixels(png: bytes) -> Image.Image:
@@ -245,7 +247,8 @@ def test_every_public_result_shows_itself() -> None:
     """A new result class has to be drawn or tabulated, or be listed here with a short text."""
     texts = {
         "AttentionStep", "Data", "DataOptions", "Effect", "EditedImage", "Grid", "InputImage", "Layout", "MergeStep",
-        "ObjectMask", "Placement", "Prediction", "Progress", "Recipe", "SimilarTo", "VisionModel", "WindowHead",
+        "ObjectMask", "Placement", "Prediction", "Progress", "Recipe", "RegionShare", "SimilarTo", "VisionModel",
+        "WindowHead",
     }  # fmt: skip
     classes = {
         name

@@ -160,10 +160,15 @@ def test_signed_and_unsigned_maps_have_their_own_legends(result):
     assert [panel.title for panel in panels] == ["photo", "lime", "rollout"]
     assert [panel.signed for panel in panels] == [False, True, False]
     assert mixed.caption == scene.UNSIGNED_CAPTION
-    assert written(mixed) >= {"opposes", "supports", scene.SIGNED_CAPTION, scene.UNSIGNED_CAPTION}
+    assert written(mixed) >= {
+        "opposes",
+        "supports",
+        f"{scene.SIGNED_CAPTION}; {scene.PALE_CAPTION}",
+        scene.UNSIGNED_CAPTION,
+    }
     signed = segments.side_by_side([result, result], ["one", "two"], title="two")
     assert signed.caption == scene.SIGNED_CAPTION
-    assert written(signed) >= {"opposes", "supports", scene.SIGNED_CAPTION}
+    assert written(signed) >= {"opposes", "supports", f"{scene.SIGNED_CAPTION}; {scene.PALE_CAPTION}"}
     assert scene.UNSIGNED_CAPTION not in written(signed)
 
 

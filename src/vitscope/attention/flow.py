@@ -104,6 +104,10 @@ class Flow:
         cell = self._cell(tensor) if isinstance(tensor, Tensor) else None
         return None if cell is None else cell[0]
 
+    def is_weight(self, tensor: Tensor) -> bool:
+        """Return whether a tensor existed before the run: one of the constants, or a leaf that no function returned."""
+        return self._cell(tensor) is None and (tensor.is_leaf or id(tensor) in self._constants)
+
     def record(
         self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], result: Any, extra: int = 0
     ) -> None:

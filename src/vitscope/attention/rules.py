@@ -9,10 +9,11 @@ function                    plain                 libra (2411.16760)          at
 weights · values            both                  values alone                half to each
 softmax                     its derivative        constant                    its derivative
 queries · keys              both                  nothing                     half to each, so a quarter in all
-LayerNorm, RMSNorm          derivative            deviation constant          deviation constant
+layer, RMS, group norm      derivative            deviation constant          deviation constant
 GELU, SiLU, … = x · γ(x)    derivative            γ(x) constant               γ(x) constant
 product of two activations  both                  half to each                half to each
 sigmoid, tanh, erf, roots   derivative            constant                    constant
+GLU = x · σ(y)              derivative            σ(y) constant               σ(y) constant
 linear, convolution         derivative            derivative or γ-rule        derivative or γ-rule
 ==========================  ====================  ==========================  ====================================
 """
@@ -26,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitscope.attention.linear_rules import gamma_pull
+from vitscope.attention.norm_rules import GroupNormPull, NormPull
 from vitscope.attention.recomputed_attention import OnRows, RecomputedAttention
 from vitscope.attention.rule_set import Arguments, Keywords, Rule, RuleSet, ScaledGradient, active_operands, is_active
 from vitscope.attention.softmax_use import SoftmaxTracker
@@ -100,14 +102,18 @@ class LocalRules(RuleSet):
             functions |= dict.fromkeys(_ADDITIONS, self._add)
         if gamma or conv_gamma or on_bias is not None:
             functions |= dict.fromkeys(_LINEAR, self._linear)
+            functions |= dict.fromkeys(_BATCH_NORMS, self._batch_norm)
         if rules != "plain":
             functions |= dict.fromkeys(_CONSTANTS, _constant)
             functions |= dict.fromkeys(_GATES, _gated)
             functions |= dict.fromkeys(PRODUCTS, self._multiply)
             functions |= dict.fromkeys(_QUOTIENTS, _divide)
-            functions[F.normalize] = _normalize
+            functions |= dict.fromkeys(_POWERS, _power)
+            functions |= dict.fromkeys(_SQUARES, _square)
+            functions |= {F.normalize: _normalize, F.glu: _gated_linear_unit}
         if rules != "plain" or on_bias is not None:
             functions |= dict.fromkeys(_NORMS, self._norm)
+            functions |= dict.fromkeys(_GROUP_NORMS, self._group_norm)
         if rules == "libra":
             functions |= dict.fromkeys(_SOFTMAX, _constant_weights)
         super().__init__(functions)
@@ -163,10 +169,32 @@ class LocalRules(RuleSet):
             if eps is None:
                 eps = 1e-5 if centred else torch.finfo(activation.dtype).eps
             axes = tuple(range(-len(arguments["normalized_shape"]), 0))
-            pull = _NormPull(axes, weight, float(eps), centred)
+            pull = NormPull(axes, weight, float(eps), centred)
             result = _Local.apply(activation, lambda: func(*args, **kwargs), pull)
         if self._on_bias is not None and isinstance(bias, Tensor):
             self._on_bias(result, bias)
+        return result
+
+    def _group_norm(self, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+        """Hold the deviation of a GroupNorm constant."""
+        arguments = _named(("input", "num_groups", "weight", "bias", "eps"), args, kwargs)
+        activation, weight, bias = arguments["input"], arguments.get("weight"), arguments.get("bias")
+        if self.rules == "plain" or not is_active(activation):
+            result = func(*args, **kwargs)
+        else:
+            pull = GroupNormPull(arguments["num_groups"], weight, arguments.get("eps", 1e-5))
+            result = _Local.apply(activation, lambda: func(*args, **kwargs), pull)
+        if self._on_bias is not None and isinstance(bias, Tensor) and is_active(result):
+            self._on_bias(result, bias.view(-1, *(1,) * (result.ndim - 2)))
+        return result
+
+    def _batch_norm(self, func: Any, args: Arguments, kwargs: Keywords) -> Any:
+        """Report the constant that a BatchNorm with fixed statistics adds."""
+        result = func(*args, **kwargs)
+        arguments = _named(("input", "running_mean", "running_var", "weight", "bias", "training"), args, kwargs)
+        if self._on_bias is not None and is_active(result) and not arguments.get("training"):
+            zeros = torch.zeros_like(arguments["input"].detach())
+            self._on_bias(result, func(zeros, *args[1:], **{k: v for k, v in kwargs.items() if k != "input"}))
         return result
 
     def _linear(self, func: Any, args: Arguments, kwargs: Keywords) -> Any:
@@ -174,7 +202,7 @@ class LocalRules(RuleSet):
         names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
         arguments = _named(names, args, kwargs)
         activation, weight, bias = arguments["input"], arguments["weight"], arguments.get("bias")
-        gamma = self._gamma if func is F.linear else self._conv_gamma
+        gamma = self._gamma if func is F.linear else self._conv_gamma if func in _CONVOLUTIONS else 0.0
         if not is_active(activation):
             return func(*args, **kwargs)
         if gamma and isinstance(weight, Tensor) and not weight.requires_grad:
@@ -184,36 +212,29 @@ class LocalRules(RuleSet):
         else:
             result = func(*args, **kwargs)
         if self._on_bias is not None and isinstance(bias, Tensor):
-            self._on_bias(result, bias if func is F.linear else bias.view(-1, 1, 1))
+            self._on_bias(result, bias.view(-1, *(1,) * (weight.ndim - 2)))
         return result
 
     def _add(self, func: Any, args: Arguments, kwargs: Keywords) -> Any:
         """Report a constant that is added to an activation."""
-        constants = [value for value in args[:2] if isinstance(value, Tensor) and not value.requires_grad]
+        terms = args[:2] if len(args) > 1 else [*args, kwargs.get("other")]
+        constants = [index for index, term in enumerate(terms) if not is_active(term)]
+        if len(constants) != 1:
+            return func(*args, **kwargs)
+        (index,) = constants
+        if func in _IN_PLACE_ADDITIONS and index == 0:
+            terms = [terms[0].clone(), terms[1]]
         result = func(*args, **kwargs)
+        if not is_active(result):
+            return result
+        subtracted = func in _SUBTRACTIONS and index == (0 if func is Tensor.__rsub__ else 1)
+        factor = (-1 if subtracted else 1) * (kwargs.get("alpha", 1) if index == 1 else 1)
+        constant = terms[index]
+        if not isinstance(constant, Tensor):
+            constant = result.new_full((1,) * result.ndim, constant)
         assert self._on_bias is not None
-        if len(args) > 1 and is_active(result) and constants and kwargs.get("alpha", 1) == 1:
-            sign = -1 if func in _SUBTRACTIONS and args[1] is constants[0] else 1
-            self._on_bias(result, sign * constants[0])
+        self._on_bias(result, factor * constant)
         return result
-
-
-class _NormPull:
-    """The gradient of a norm whose deviation is a constant, recomputed from the input."""
-
-    def __init__(self, axes: tuple[int, ...], weight: Any, eps: float, centred: bool) -> None:
-        self.axes, self.weight, self.eps, self.centred = axes, weight, eps, centred
-
-    def __call__(self, activation: Tensor, gradient: Tensor) -> Tensor:
-        dtype = torch.promote_types(activation.dtype, torch.float32)
-        values, received = activation.to(dtype), gradient.to(dtype)
-        result = received.clone() if self.weight is None else received * self.weight.to(dtype)
-        if not self.centred:
-            return result.mul_((values.square().mean(self.axes, keepdim=True) + self.eps).rsqrt())
-        # On the CPU, the kernel of the norm is ten times as fast as the variance.
-        shape = values.shape[len(self.axes) * -1 :]
-        _, _, inverse_deviation = torch.native_layer_norm(values, shape, None, None, self.eps)
-        return result.sub_(result.mean(self.axes, keepdim=True)).mul_(inverse_deviation)
 
 
 def _named(names: Sequence[str], args: Arguments, kwargs: Keywords) -> dict[str, Any]:
@@ -260,6 +281,35 @@ def _divide(func: Any, args: Arguments, kwargs: Keywords) -> Any:
     if len(args) > 1 and is_active(args[position]):
         args = [value.detach() if index == position else value for index, value in enumerate(args)]
     return func(*args, **kwargs)
+
+
+def _power(func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    """Treat a root or a reciprocal as a constant, and halve the gradient of a square."""
+    exponent = args[1] if len(args) > 1 else kwargs.get("exponent")
+    if exponent == 2:
+        return _square(func, args, kwargs)
+    is_root = isinstance(exponent, int | float) and exponent < 1
+    return _constant(func, args, kwargs) if is_root else func(*args, **kwargs)
+
+
+def _square(func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    """Halve the gradient of the product of an activation with itself."""
+    result = func(*args, **kwargs)
+    return ScaledGradient.apply(result, 0.5, None) if is_active(result) else result
+
+
+def _gated_linear_unit(func: Any, args: Arguments, kwargs: Keywords) -> Any:
+    """Hold the gate σ(y) of x · σ(y) constant."""
+    arguments = {"dim": -1} | _named(("input", "dim"), args, kwargs)
+    activation, dim = arguments["input"], arguments["dim"]
+    if not is_active(activation):
+        return func(*args, **kwargs)
+
+    def pull(x: Tensor, gradient: Tensor) -> Tensor:
+        gate = torch.sigmoid(x.chunk(2, dim)[1])
+        return torch.cat([gradient * gate, torch.zeros_like(gate)], dim)
+
+    return _Local.apply(activation, lambda: func(*args, **kwargs), pull)
 
 
 def _normalize(func: Any, args: Arguments, kwargs: Keywords) -> Any:
@@ -321,8 +371,14 @@ _QUOTIENTS = (
 )
 _LAYER_NORMS = frozenset({F.layer_norm, torch.layer_norm})
 _NORMS = (*_LAYER_NORMS, F.rms_norm, torch.rms_norm)
-_LINEAR = (F.linear, F.conv2d, torch.conv2d)
-_SUBTRACTIONS = frozenset({torch.sub, Tensor.sub, Tensor.sub_, Tensor.__sub__, Tensor.__isub__})
+_GROUP_NORMS = (F.group_norm, torch.group_norm)
+_BATCH_NORMS = (F.batch_norm, torch.batch_norm)
+_CONVOLUTIONS = (F.conv2d, torch.conv2d)
+_LINEAR = (F.linear, *_CONVOLUTIONS, F.conv1d, torch.conv1d)
+_POWERS = (torch.pow, Tensor.pow, Tensor.__pow__, torch.float_power, Tensor.float_power)
+_SQUARES = (torch.square, Tensor.square)
+_SUBTRACTIONS = frozenset({torch.sub, Tensor.sub, Tensor.sub_, Tensor.__sub__, Tensor.__isub__, Tensor.__rsub__})
+_IN_PLACE_ADDITIONS = frozenset({Tensor.add_, Tensor.sub_, Tensor.__iadd__, Tensor.__isub__})
 _ADDITIONS = (
     *(torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__radd__, Tensor.__iadd__),
     *_SUBTRACTIONS,

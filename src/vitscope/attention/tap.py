@@ -135,7 +135,7 @@ class Tap(TorchFunctionMode):
             with self:
                 return _unguarded_multi_head_attention(*args, **kwargs)
         # The data flow is recorded with the original arguments, which identify the weights.
-        values, named = (args, kwargs) if self._run is None else (_constant_weights(args), _constant_weights(kwargs))
+        values, named = (args, kwargs) if self._run is None else (self._constants(args), self._constants(kwargs))
         if func is F.scaled_dot_product_attention:
             return self._attend(self._factored_call(func, values, named), func, args, kwargs)
         if func in _SOFTMAX:
@@ -169,6 +169,20 @@ class Tap(TorchFunctionMode):
         if self._softmax_tracker is not None and call.logits is not None:
             self._softmax_tracker.start(index, output)
         return output
+
+    def _constants(self, value: Any) -> Any:
+        """Return a value with every weight in it, also in lists, tuples and mappings, replaced by a constant."""
+        if isinstance(value, Tensor):
+            # Weights need not be parameters: a module may keep others, or compute its weights before the run.
+            is_weight = isinstance(value, nn.Parameter) or (
+                value.requires_grad and self._flow is not None and self._flow.is_weight(value)
+            )
+            return value.detach() if is_weight else value
+        if type(value) in (list, tuple):
+            return type(value)(self._constants(item) for item in value)
+        if type(value) is dict:
+            return {name: self._constants(item) for name, item in value.items()}
+        return value
 
     @property
     def module(self) -> str:
@@ -250,17 +264,6 @@ def _bias(mask: Tensor | None, is_causal: bool, query: Tensor, key: Tensor) -> T
     if mask.dtype == torch.bool:
         return torch.zeros_like(mask, dtype=torch.float32).masked_fill_(~mask, float("-inf"))
     return mask if mask.dtype == torch.float64 else mask.float()
-
-
-def _constant_weights(value: Any) -> Any:
-    """Return a value with every parameter in it, also in lists, tuples and mappings, replaced by a constant."""
-    if isinstance(value, nn.Parameter):
-        return value.detach()
-    if type(value) in (list, tuple):
-        return type(value)(_constant_weights(item) for item in value)
-    if type(value) is dict:
-        return {name: _constant_weights(item) for name, item in value.items()}
-    return value
 
 
 def _without_guard(function: Any) -> Callable[..., Any]:

@@ -9,9 +9,22 @@ import typer
 
 from vitscope.cli.inputs import load_model
 from vitscope.cli.model_options import Description, model_command
-from vitscope.cli.options import Device, DropArtefacts, Json, ModelName, Out, Overwrite, Photos, SkipExisting, option
+from vitscope.cli.options import (
+    Device,
+    DropArtefacts,
+    GroupBy,
+    Json,
+    ModelName,
+    Out,
+    Overwrite,
+    Photos,
+    Regions,
+    SkipExisting,
+    option,
+)
 from vitscope.cli.output import predictions_of, save
 from vitscope.cli.photo_batch import PhotoBatch
+from vitscope.cli.regions import RegionOption
 from vitscope.cli.style_options import drawing
 from vitscope.errors import CallError
 
@@ -21,6 +34,7 @@ if TYPE_CHECKING:
     from vitscope.attention.trace import Query, Trace
     from vitscope.interventions.artefacts import Artefacts
     from vitscope.models import VisionModel
+    from vitscope.results.attribution import Attribution
     from vitscope.views.scene import Scene
     from vitscope.views.style import FigureStyle
 
@@ -41,6 +55,8 @@ def attention(
         bool, typer.Option("--window-cls", help="Swin: use a CLS token in every window as the query.")
     ] = False,
     drop_artefacts: DropArtefacts = False,
+    region: Regions = None,
+    group_by: GroupBy = "predicted",
     out: Out = None,
     overwrite: Overwrite = False,
     skip_existing: SkipExisting = False,
@@ -61,15 +77,20 @@ def attention(
     if window_cls and token != "readout":
         raise CallError("--window-cls uses CLS tokens as queries: leave out --query")
     vision = load_model(model, device, description=description)
-    with PhotoBatch(
-        photos,
-        "attention",
-        out,
-        overwrite=overwrite,
-        skip_existing=skip_existing,
-        json_=json_,
-        figures=style is not None,
-    ) as batch:
+    if region and (shifted or window_cls):
+        raise CallError("--region measures attention maps: leave out --shifted and --window-cls")
+    with (
+        RegionOption(region, group_by, photos, json_=json_) as regions,
+        PhotoBatch(
+            photos,
+            "attention",
+            out,
+            overwrite=overwrite,
+            skip_existing=skip_existing,
+            json_=json_,
+            figures=style is not None,
+        ) as batch,
+    ):
         artefacts = batch.artefacts_or_none(vision, drop_artefacts)
         for photo, path in batch:
             with batch.explaining(photo):
@@ -79,9 +100,14 @@ def attention(
                 else:
                     trace, scene, maps = _attention(vision, photo, layer, token, artefacts, shifted=shifted)
                     entries = {"query": query, "values_mean_of_heads": _as_lists(maps)}
-                scene = with_subject(scene, batch.name(photo), vision.name, predictions_of(vision, photo))
+                predictions = predictions_of(vision, photo)
+                measured = regions.measure(photo, _attributions(trace, maps) if region else {}, predictions)
+                scene = measured.outline(with_subject(scene, batch.name(photo), vision.name, predictions))
                 save(scene, path, overwrite, style)
-                batch.add(vision, photo, path, {"provenance": dict(trace.provenance), **entries})
+                regions.print_photo(measured, several=len(batch.photos) > 1)
+                entries = {"provenance": dict(trace.provenance), **entries, **measured.entries}
+                batch.add(vision, photo, path, entries, numbers=measured.numbers)
+        regions.conclude(batch, overwrite=overwrite or skip_existing, style=style)
 
 
 def _attention(
@@ -111,6 +137,18 @@ def _attention(
         scene = mark_dropped(attention_scene(trace, layer, query), dropped)
         return trace, scene, mean_attention(trace, layer, query)
     return trace, attention_scene(trace, layer, query), values
+
+
+def _attributions(trace: "Trace", maps: Mapping[int, "Tensor"]) -> dict[str, "Attribution"]:
+    """Return the mean of heads of each layer as a result."""
+    from vitscope.grid import Grid
+    from vitscope.results.attribution import Attribution
+
+    provenance = {"method": "attention", "model": trace.provenance["model"]}
+    return {
+        f"attention, layer {layer}": Attribution(values[None], Grid(*values.shape), trace.images, provenance)
+        for layer, values in maps.items()
+    }
 
 
 def _window_cls(

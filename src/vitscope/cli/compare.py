@@ -1,12 +1,12 @@
 """The command ``vitscope compare``."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vitscope.cli.inputs import load_model
+from vitscope.cli.json_output import print_results
 from vitscope.cli.options import Device, ImageSize, Json, option
 from vitscope.cli.style_options import drawing
 from vitscope.cli.tables import WIDE, print_table
@@ -89,7 +89,7 @@ def compare(
         return
     files = [] if style is None else write_page(result, folder, style)
     if json_:
-        typer.echo(json.dumps({**result.as_json(), "files": [str(path) for path in files]}, indent=2))
+        print_results("compare", [{**result.as_json(), "files": [str(path) for path in files]}])
         return
     columns = range(len(SUMMARY_HEADER)) if Console().width >= WIDE else NARROW_COLUMNS
     rows = [tuple(row[i] for i in columns) for row in summary_rows(result)]

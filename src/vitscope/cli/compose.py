@@ -1,6 +1,5 @@
 """The command ``vitscope compose``: edited images of a photo, and a model's outputs for them."""
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from vitscope.cli.inputs import (
     split_targets,
     split_values,
 )
+from vitscope.cli.marks import parse_mark, parse_name
 from vitscope.cli.model_options import Description, model_command
 from vitscope.cli.options import (
     SEVERAL,
@@ -164,7 +164,7 @@ def compose(
         files = [{} for _ in folders]
     check_free([*(path for paths in files for path in paths.values()), *controls_files], overwrite)
     results_by_photo: list[list[Composition]] = []
-    with reporting(json_) as report:
+    with reporting("compose", json_) as report:
         for marked_photo, paths in zip(marked_photos, files, strict=True):
             results, interrupted = _compose_each(models, marked_photo, options)
             if page is None:
@@ -277,20 +277,12 @@ def _object_mask(photo: Path, text: str, default_name: str, refine: bool, cut: s
     """Return the object that a value of --object describes."""
     from vitscope.compositing.object_masks import object_mask
 
-    name, equals, value = text.partition("=")
-    if not equals:
-        name, value = default_name, text
+    name, value = parse_name(text, default_name)
     option: Mapping[str, Any]
     if value.startswith("segments:"):
         option = {"segments": parse_numbers(value.removeprefix("segments:"), "--object segments")}
-    elif Path(value).suffix and not re.fullmatch(r"[-+\d.,\s]+", value):
-        check_file_name(value, "--object")
-        option = {"mask": value}
     else:
-        coordinates = parse_numbers(value, "--object")
-        is_polygon = len(coordinates) > 4 and len(coordinates) % 2 == 0
-        corners = list(zip(coordinates[::2], coordinates[1::2], strict=False))
-        option = {"polygon": corners} if is_polygon else {"box": coordinates}
+        option = parse_mark(value, "--object")
     return object_mask(photo, **option, refine=refine, cut=cut, name=name)
 
 
@@ -314,7 +306,5 @@ def _folders(marked_photos: Sequence[MarkedPhoto], out: Path | None) -> list[Pat
         return [out or unused_path(f"{shorten_stem(stems[0])}-compose", "")]
     parent = out or unused_path("compose", "")
     if len(set(stems)) < len(stems):
-        raise CallError(
-            "two photos of --annotations have the same name, and so would their folders: rename one of them"
-        )
+        raise CallError("two photos have the same name, and so would their folders: rename one of them")
     return [parent / stem for stem in stems]

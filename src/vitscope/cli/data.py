@@ -1,11 +1,11 @@
 """The command ``vitscope data``."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vitscope.cli.json_output import print_results
 from vitscope.cli.options import Json, Overwrite, option
 from vitscope.cli.output import check_format, save, unused_path
 from vitscope.cli.style_options import drawing
@@ -46,7 +46,7 @@ def data(
     check = check_data(load_data(data, options), threshold=threshold, progress=not json_)
     save(data_scene(check), path, overwrite, style)
     if json_:
-        typer.echo(json.dumps({**check.as_json(), "figure": None if style is None else str(path)}, indent=2))
+        print_results("data", [{**check.as_json(), "figure": None if style is None else str(path)}])
         return
     _print_check(check)
     if style is not None:

@@ -19,7 +19,7 @@ def demo(
     device: Device = None,
     json_: Json = False,
     *,
-    style: "FigureStyle",
+    style: "FigureStyle | None",
 ) -> None:
     """Explain a photo with the bundled model; needs no network."""
     from PIL import Image
@@ -30,13 +30,14 @@ def demo(
     explain_photos(
         [photo],
         "vit-nano",
-        out or unused_path("vitscope-demo"),
+        out or (None if style is None else unused_path("vitscope-demo")),
         overwrite,
         device,
         json_,
         top_k=5,
         style=style,
         names=["chelsea"],
+        command="demo",
     )
 
 

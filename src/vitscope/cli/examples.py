@@ -8,6 +8,7 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
         "photo.jpg",
         "photos/ --model google/vit-base-patch16-224 --out maps/",
         "photo.jpg --method libra,attn_lrp,lime --target cat",
+        "photos/ --method libra --region tumour=masks/ --region border --group-by folder --out maps/",
     ),
     "attention": (
         "photo.jpg",
@@ -18,6 +19,7 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
         "photo.jpg",
         "photo.jpg --evolution --head-fusion max --discard-ratio 0.9",
         "photo.jpg --model swin-nano --stages",
+        "photos/ --region border --group-by folder --out maps/",
     ),
     "heads": (
         "photo.jpg --target cat",
@@ -30,6 +32,7 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
     "lime": (
         "photo.jpg --target cat",
         "photo.jpg --num-samples auto --segments slic --hide blur",
+        "photo.jpg --region tumour=40,60,30,30",
         "photo.jpg --model vit-nano,swin-nano",
     ),
     "compose": (

@@ -1,6 +1,5 @@
 """The command ``vitscope finetune``."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vitscope.cli.inputs import load_model
+from vitscope.cli.json_output import print_results
 from vitscope.cli.options import Device, ImageSize, Json, ModelName, Overwrite, option
 from vitscope.cli.output import save
 from vitscope.cli.style_options import drawing
@@ -94,7 +94,7 @@ def finetune(
         save(run_scene(tuned), report, True, style)
     if json_:
         record = {name: value for name, value in tuned.record.items() if name not in NOT_PRINTED}
-        typer.echo(json.dumps({**record, "folder": str(folder)}, indent=2))
+        print_results("finetune", [{**record, "folder": str(folder)}])
         return
     _print_tuned(tuned)
     if tuned.warning is not None:

@@ -15,6 +15,7 @@ from vitscope.cli.options import (
     ComparedModels,
     Contrast,
     Device,
+    GroupBy,
     Hide,
     Json,
     ModelNames,
@@ -22,6 +23,7 @@ from vitscope.cli.options import (
     OutWithReport,
     Overwrite,
     Photos,
+    Regions,
     Seed,
     Segments,
     SkipExisting,
@@ -29,6 +31,7 @@ from vitscope.cli.options import (
 )
 from vitscope.cli.output import predictions_of, save
 from vitscope.cli.photo_batch import PhotoBatch
+from vitscope.cli.regions import MeasuredPhoto, RegionOption
 from vitscope.cli.style_options import drawing
 from vitscope.cli.tables import print_agreement, print_segments
 from vitscope.cli.terminal import say
@@ -73,6 +76,8 @@ def lime(
     arrays: Annotated[
         Path | None, typer.Option(help="File for the weights (.safetensors, .npz or .json); one photo and one model.")
     ] = None,
+    region: Regions = None,
+    group_by: GroupBy = "predicted",
     out: OutWithReport = None,
     overwrite: Overwrite = False,
     skip_existing: SkipExisting = False,
@@ -84,7 +89,7 @@ def lime(
 ) -> None:
     """Explain a class by segments of the photo, with LIME."""
     from vitscope.metrics.agreement import agreement
-    from vitscope.views.segments import describe_prediction
+    from vitscope.views.segments import describe_fit, describe_prediction, logit_advice
     from vitscope.views.subject import with_subject
 
     options: dict[str, Any] = {
@@ -100,17 +105,20 @@ def lime(
     if arrays is not None:
         _check_arrays(arrays, len(photos) * len([*(model or [""]), *(compare or ())]), overwrite)
     models = load_models(model, compare, device, description)
-    with PhotoBatch(
-        photos,
-        "lime",
-        out,
-        overwrite=overwrite,
-        skip_existing=skip_existing,
-        json_=json_,
-        bar=False,
-        report=True,
-        figures=style is not None,
-    ) as batch:
+    with (
+        RegionOption(region, group_by, photos, json_=json_) as regions,
+        PhotoBatch(
+            photos,
+            "lime",
+            out,
+            overwrite=overwrite,
+            skip_existing=skip_existing,
+            json_=json_,
+            bar=False,
+            report=True,
+            figures=style is not None,
+        ) as batch,
+    ):
         for photo, path in batch:
             with batch.explaining(photo):
                 results = _explain(models, photo, target, contrast, options)
@@ -118,18 +126,26 @@ def lime(
                 predictions, name = predictions_of(models[0], photo), batch.name(photo)
                 scene = _scene(results, predictions)
                 scene = with_subject(scene, name, models[0].name, predictions, results[0].target or "")
-                save(scene, path, overwrite, style, partial(_report, name, scene, predictions, results, alike))
+                maps = {_map_name(result, models): result for result in results}
+                measured = regions.measure(photo, maps, predictions)
+                scene = measured.outline(scene)
+                report = partial(_report, name, scene, predictions, results, alike, measured)
+                save(scene, path, overwrite, style, report)
                 if arrays is not None:
                     results[0].save(arrays)
                 if not json_:
                     for result in results:
                         say(f"{photo}, as {describe_prediction(result)}")
                         print_segments(result, COUNT)
+                        say(f"  {describe_fit(result)}{logit_advice([result])}")
                     if alike is not None:
                         print_agreement(alike)
-                batch.add(models[0], photo, path, _entries(results, alike), target=results[0].target)
+                regions.print_photo(measured, several=len(batch.photos) > 1)
+                entries = {**_entries(results, alike), **measured.entries}
+                batch.add(models[0], photo, path, entries, target=results[0].target, numbers=measured.numbers)
                 if any(result.provenance["interrupted"] for result in results):
                     raise KeyboardInterrupt
+        regions.conclude(batch, overwrite=overwrite or skip_existing, style=style)
 
 
 def _explain(
@@ -180,6 +196,7 @@ def _report(
     predictions: Sequence["Prediction"],
     results: Sequence["SegmentAttribution"],
     agreement: "Agreement | None",
+    measured: MeasuredPhoto,
 ) -> "Report":
     """Return the content of the report of a photo."""
     from vitscope.views.report import Report, numbers_of
@@ -194,8 +211,13 @@ def _report(
         kinds=["perturbation"],
         numbers=[row for model, result in named.items() for row in numbers_of(model, result)],
         agreement=agreement,
+        regions=measured.rows(),
         provenance={model: result.provenance for model, result in named.items()},
     )
+
+
+def _map_name(result: "SegmentAttribution", models: Sequence["VisionModel"]) -> str:
+    return "lime" if len(models) == 1 else f"lime, {result.provenance['model']}"
 
 
 def _entries(results: Sequence["SegmentAttribution"], agreement: "Agreement | None") -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """The command ``vitscope methods``."""
 
 from vitscope.cli.app import register
+from vitscope.cli.json_output import print_results
 from vitscope.cli.options import Json
-from vitscope.cli.tables import WIDE, print_json, print_table
+from vitscope.cli.tables import WIDE, print_table
 
 
 def methods(json_: Json = False) -> None:
@@ -22,7 +23,7 @@ def methods(json_: Json = False) -> None:
         for name, method in METHODS.items()
     ]
     if json_:
-        print_json(rows)
+        print_results("methods", rows)
         return
     from rich.console import Console
 

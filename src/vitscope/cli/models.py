@@ -3,8 +3,8 @@
 from importlib.metadata import PackageNotFoundError, version
 
 from vitscope.cli.app import register
+from vitscope.cli.json_output import print_results
 from vitscope.cli.options import Json
-from vitscope.cli.tables import print_json
 from vitscope.cli.terminal import say
 
 
@@ -22,7 +22,7 @@ def models(json_: Json = False) -> None:
         for entry in CATALOGUE
     ]
     if json_:
-        print_json(rows)
+        print_results("models", rows)
         return
     for row in rows:
         say(f"{row['library']} {row['installed'] or _how_to_install(row['library'])}")

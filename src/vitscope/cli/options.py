@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from vitscope.cli.completion import Completion, labels_for, models_for, tunings_for
-from vitscope.cli.inputs import split_models, split_values
+from vitscope.cli.inputs import split_models, split_objects, split_values
 
 SEVERAL = "Several: repeat it, or separate them by commas."
 # Sections of the help for the options that most calls leave alone.
@@ -21,6 +21,7 @@ FIGURE_PANEL = "Style of the figure"
 MODEL_PANEL = "Describe the model"
 
 OutputName = Literal["probability", "log_probability", "logit", "log_odds"]
+GroupName = Literal["predicted", "folder"]  # photos of one predicted class, or of one folder
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class SharedOption:
 
 MODEL_COMMANDS = ("explain", "attention", "rollout", "heads", "registers", "lime", "compose")
 PHOTO_COMMANDS = tuple(name for name in MODEL_COMMANDS if name != "compose")  # a figure for each photo
+REGION_COMMANDS = ("explain", "attention", "rollout", "lime")
 TRAINING = ("finetune", "compare")
 DATA = ("data", *TRAINING)
 DRAWING = ("demo", *MODEL_COMMANDS, *DATA)
@@ -95,6 +97,18 @@ _ROWS = (
         "Class to contrast with the target: explain the difference of their outputs.",
         ("explain", "heads", "lime"),
         complete=labels_for,
+    ),
+    SharedOption(
+        "--region",
+        "Region to measure the share of the map in: a box x,y,w,h in pixels, a polygon x,y,x,y,x,y,…, a mask file, a "
+        "folder of masks named like the photos, or border (the outer tenth); optionally with a name, such as "
+        "tumour=40,60,30,30.",
+        REGION_COMMANDS,
+        several=REGION_COMMANDS,
+        split=split_objects,
+    ),
+    SharedOption(
+        "--group-by", "Groups of photos whose mean shares and mean maps --region shows.", REGION_COMMANDS, GroupName
     ),
     SharedOption("--top-k", "Number of classes to list.", ("explain", "compose"), int, minimum=1),
     SharedOption(
@@ -254,6 +268,8 @@ Slice = Annotated[int | None, option("--slice")]
 
 Target = Annotated[str | None, option("--target", default="the most likely")]
 Contrast = Annotated[str | None, option("--contrast", default="none")]
+Regions = Annotated[list[str] | None, option("--region", default="none", several=True)]
+GroupBy = Annotated[GroupName, option("--group-by")]
 TopK = Annotated[int, option("--top-k")]
 OutputKind = Annotated[OutputName, option("--output")]
 Seed = Annotated[int, option("--seed")]

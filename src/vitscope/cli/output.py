@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitscope.cli.tables import print_json
+from vitscope.cli.json_output import print_results
 from vitscope.cli.terminal import say
 from vitscope.errors import CallError, VitscopeError
 
@@ -85,18 +85,21 @@ def save(
 
 
 @contextmanager
-def reporting(json_: bool) -> Iterator[list[dict[str, Any]]]:
+def reporting(command: str, json_: bool) -> Iterator[list[dict[str, Any]]]:
     """Yield a list for the results, and print it at the end, even if a later photo fails.
 
     Args:
+        command: name of the command.
         json_: print the results as JSON instead of the names of the written files.
     """
     report: list[dict[str, Any]] = []
+    is_complete = False
     try:
         yield report
+        is_complete = True
     finally:
-        if json_ and report:
-            print_json(report)
+        if json_ and (report or is_complete):
+            print_results(command, report)
         for entry in () if json_ else report:
             for path in filter(None, entry.get("files", [entry.get("figure")])):
                 say(f"wrote {path}")

@@ -78,6 +78,7 @@ class PhotoBatch:
         existing = [path for path in paths if path.exists()]
         if existing and not (overwrite or skip_existing):
             raise OutputExistsError(f"{existing[0]} exists already: pass --overwrite, --skip-existing or another --out")
+        self._folder = paths[0].parent
         self.photos = list(photos)
         skipped = set(existing) if skip_existing else set()
         self._pairs = [pair for pair in zip(photos, paths, strict=True) if pair[1] not in skipped]
@@ -120,7 +121,7 @@ class PhotoBatch:
         return self._names[id(photo)]
 
     def __enter__(self) -> "PhotoBatch":
-        self._report = self._reporting.enter_context(reporting(self._json))
+        self._report = self._reporting.enter_context(reporting(self._command, self._json))
         return self
 
     def __iter__(self) -> Iterator[tuple[Any, Path]]:
@@ -181,6 +182,7 @@ class PhotoBatch:
         *,
         target: str | None = None,
         method: str | None = None,
+        numbers: Mapping[str, str] | None = None,
     ) -> None:
         """Report an explained photo.
 
@@ -191,10 +193,21 @@ class PhotoBatch:
             entries: values of the JSON report.
             target: label of what was explained, for the summary; None for the whole prediction.
             method: names of the methods, for the summary; by default the command.
+            numbers: further columns of the summary.
         """
-        self._report.append({"image": self.name(photo), "figure": str(path) if self._figures else None, **entries})
+        figure = str(path) if self._figures else None
+        self._report.append({"image": self.name(photo), "model": model.name, "figure": figure, **entries})
         if self._summary is not None:
-            self._summary.add(model, photo, self.name(photo), target, method or self._command, path.name)
+            method = method or self._command
+            self._summary.add(model, photo, self.name(photo), target, method, path.name, numbers)
+
+    def add_overview(self, path: Path | None, entries: Mapping[str, Any]) -> None:
+        """Report a figure of all photos together, if there is one, with values of the JSON report."""
+        self._report.append({"figure": None if path is None else str(path), **entries})
+
+    def overview_path(self, name: str) -> Path:
+        """Return the path of a figure of all photos, beside their own figures."""
+        return self._folder / f"{self._command}-{name}.png"
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

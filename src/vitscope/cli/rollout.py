@@ -11,17 +11,21 @@ from vitscope.cli.model_options import Description, model_command
 from vitscope.cli.options import (
     Device,
     DropArtefacts,
+    GroupBy,
     Json,
     ModelName,
     OutWithReport,
     Overwrite,
     Photos,
+    Regions,
     SkipExisting,
     option,
 )
 from vitscope.cli.output import save
 from vitscope.cli.photo_batch import PhotoBatch
+from vitscope.cli.regions import MeasuredPhoto, RegionOption
 from vitscope.cli.style_options import drawing
+from vitscope.display import ordinal
 from vitscope.errors import CallError
 
 if TYPE_CHECKING:
@@ -59,6 +63,8 @@ def rollout(
     evolution: Annotated[bool, typer.Option("--evolution", help="Show the rollout after each layer.")] = False,
     stages: Annotated[bool, typer.Option("--stages", help="Swin: show the rollout after each stage.")] = False,
     drop_artefacts: DropArtefacts = False,
+    region: Regions = None,
+    group_by: GroupBy = "predicted",
     out: OutWithReport = None,
     overwrite: Overwrite = False,
     skip_existing: SkipExisting = False,
@@ -84,16 +90,19 @@ def rollout(
         "target": target,
     }
     vision = load_model(model, device, description=description)
-    with PhotoBatch(
-        photos,
-        "rollout",
-        out,
-        overwrite=overwrite,
-        skip_existing=skip_existing,
-        json_=json_,
-        report=True,
-        figures=style is not None,
-    ) as batch:
+    with (
+        RegionOption(region, group_by, photos, json_=json_) as regions,
+        PhotoBatch(
+            photos,
+            "rollout",
+            out,
+            overwrite=overwrite,
+            skip_existing=skip_existing,
+            json_=json_,
+            report=True,
+            figures=style is not None,
+        ) as batch,
+    ):
         artefacts = batch.artefacts_or_none(vision, drop_artefacts)
         if artefacts is not None:
             options["drop_artefacts"] = artefacts
@@ -111,9 +120,16 @@ def rollout(
                 predictions = [] if run.logits is None else vision.predictions(run.logits, run.logits.shape[-1])[0]
                 name = batch.name(photo)
                 scene = with_subject(scene, name, vision.name, predictions, results[0].target or "")
-                save(scene, path, overwrite, style, partial(_report, name, vision, scene, predictions, results))
+                maps = {f"rollout, {_map_name(result)}": result for result in results}
+                measured = regions.measure(photo, maps, predictions)
+                scene = measured.outline(scene)
+                report = partial(_report, name, vision, scene, predictions, results, measured)
+                save(scene, path, overwrite, style, report)
+                regions.print_photo(measured, several=len(batch.photos) > 1)
                 rollouts = [{"provenance": dict(r.provenance), "values": r.values[0].tolist()} for r in results]
-                batch.add(vision, photo, path, {"rollouts": rollouts}, target=results[0].target)
+                entries = {"rollouts": rollouts, **measured.entries}
+                batch.add(vision, photo, path, entries, target=results[0].target, numbers=measured.numbers)
+        regions.conclude(batch, overwrite=overwrite or skip_existing, style=style)
 
 
 def _report(
@@ -122,11 +138,12 @@ def _report(
     scene: "Scene",
     predictions: Sequence["Prediction"],
     results: Sequence["Attribution"],
+    measured: MeasuredPhoto,
 ) -> "Report":
     """Return the content of the report of a photo."""
     from vitscope.views.report import Report, numbers_of
 
-    named = {f"{r.provenance['parameters']['head_fusion']} of heads, to layer {_end(r)}": r for r in results}
+    named = {_map_name(result): result for result in results}
     return Report(
         photo=name,
         image=scene.photo,
@@ -135,12 +152,14 @@ def _report(
         scenes=[scene],
         kinds=["attention"],
         numbers=[row for map_name, result in named.items() for row in numbers_of(map_name, result)],
+        regions=measured.rows(),
         provenance={map_name: result.provenance for map_name, result in named.items()},
     )
 
 
-def _end(result: "Attribution") -> int:
-    return int(result.provenance["parameters"]["end_layer"])
+def _map_name(result: "Attribution") -> str:
+    parameters = result.provenance["parameters"]
+    return f"{parameters['head_fusion']} of heads, to {ordinal('layer', parameters['end_layer'])}"
 
 
 def _rollouts(

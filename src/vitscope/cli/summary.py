@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 NAME = "summary.csv"
 # photo: its path, as it was passed; predicted and probability: the most probable class; target: what was explained;
 # score: the probability of the target if it is a class, or the value of a regression; file: name of the output.
+# Further columns hold numbers of the command, such as the shares of regions.
 COLUMNS = ("photo", "predicted", "probability", "target", "score", "model", "method", "file")
 
 
@@ -35,7 +37,16 @@ class Summary:
         self._has_news = False
         self._rows = {row["file"]: row for row in _read(path, overwrite=overwrite)}
 
-    def add(self, model: "VisionModel", photo: Any, name: str, target: str | None, method: str, file: str) -> None:
+    def add(
+        self,
+        model: "VisionModel",
+        photo: Any,
+        name: str,
+        target: str | None,
+        method: str,
+        file: str,
+        numbers: Mapping[str, str] | None = None,
+    ) -> None:
         """Add the line of a photo; the model is evaluated again for its classes.
 
         Args:
@@ -45,15 +56,17 @@ class Summary:
             target: label of what was explained; None for the whole prediction.
             method: names of the methods.
             file: name of the output.
+            numbers: further columns.
         """
-        numbers = _numbers(model, photo, target)
+        scores = _scores(model, photo, target)
         self._rows[file] = {
             "photo": name,
-            **numbers,
+            **scores,
             "target": target or "",
             "model": model.name,
             "method": method,
             "file": file,
+            **(numbers or {}),
         }
         self._has_news = True
 
@@ -62,7 +75,8 @@ class Summary:
         if not self._has_news:
             return None
         text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, COLUMNS)
+        columns = dict.fromkeys([*COLUMNS, *(name for row in self._rows.values() for name in row)])
+        writer = csv.DictWriter(text, list(columns), restval="")
         writer.writeheader()
         writer.writerows(self._rows.values())
         with uninterrupted(), atomic_write(self.path) as temporary:
@@ -77,7 +91,7 @@ def _read(path: Path, *, overwrite: bool) -> list[dict[str, str]]:
     try:
         with path.open(encoding="utf-8", newline="") as file:
             table = csv.DictReader(file)
-            if tuple(table.fieldnames or ()) == COLUMNS:
+            if tuple(table.fieldnames or ())[: len(COLUMNS)] == COLUMNS:
                 return [row for row in table if row["file"]]
     except (OSError, UnicodeDecodeError, csv.Error):
         pass
@@ -86,7 +100,7 @@ def _read(path: Path, *, overwrite: bool) -> list[dict[str, str]]:
     raise OutputExistsError(f"{path} exists already and is no summary of vitscope: pass --overwrite or another --out")
 
 
-def _numbers(model: "VisionModel", photo: Any, target: str | None) -> dict[str, str]:
+def _scores(model: "VisionModel", photo: Any, target: str | None) -> dict[str, str]:
     """Return the most probable class and the score of the target, as text; empty if there are no classes."""
     predictions = predictions_of(model, photo)
     by_label = {prediction.label: prediction for prediction in reversed(predictions)}

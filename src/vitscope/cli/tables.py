@@ -1,13 +1,11 @@
-"""Printed output of commands: classes, segments, agreement, effects, and JSON."""
+"""Printed output of commands: classes, segments, agreement and effects."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import typer
-
 from vitscope.cli.terminal import say
+from vitscope.views.numbers import percentage
 from vitscope.views.plain_text import visible
 
 if TYPE_CHECKING:
@@ -23,11 +21,6 @@ WIDE = 120  # columns of a terminal that has room for explanations
 PAIRED = 5  # results whose agreement is printed by pair
 MAX_LINES = 25  # of the table of edited images
 CELL = 6  # columns for a number of a matrix
-
-
-def print_json(value: Any) -> None:
-    """Print strict JSON, without NaN or infinity; its encoder escapes control characters."""
-    typer.echo(json.dumps(value, indent=2, allow_nan=False))
 
 
 def print_table(
@@ -89,7 +82,7 @@ def print_classes(name: str, model: "VisionModel", predictions: Sequence["Predic
         rows = [(prediction.label, f"{prediction.value:.4g}") for prediction in predictions]
         print_table(("output", "value"), rows, right=(1,))
     else:
-        bars = [(prediction.label, f"{prediction.probability:.1%}", _bar(prediction)) for prediction in predictions]
+        bars = [(p.label, percentage(p.probability or 0.0), _bar(p)) for p in predictions]
         print_table(("class", "probability", ""), bars, right=(1,))
 
 
@@ -105,6 +98,7 @@ def print_segments(result: "SegmentAttribution", count: int) -> None:
     Args:
         count: number of segments of each sign.
     """
+    from vitscope.views.numbers import signed_number
     from vitscope.views.segments import segment_names
 
     places = segment_names(result, count)
@@ -112,10 +106,15 @@ def print_segments(result: "SegmentAttribution", count: int) -> None:
     rows = []
     for name, place in places.items():
         row, column = segments[place]["centre"]
-        interval = "" if result.intervals is None else "{:+.3f} to {:+.3f}".format(*result.intervals[place].tolist())
+        interval = ""
+        if result.intervals is not None and result.undecided is not None:
+            interval = " to ".join(map(signed_number, result.intervals[place].tolist()))
+            interval += ", holds 0" if result.undecided[place] else ""
         centre = f"row {row:.0f}, column {column:.0f}"
-        rows.append((name, str(segments[place]["label"]), f"{result.weights[place]:+.4f}", interval, centre))
-    print_table(("", "segment", "weight", "interval", "centre in pixels"), rows, right=(1, 2))
+        rows.append(
+            (name, str(segments[place]["label"]), signed_number(float(result.weights[place])), interval, centre)
+        )
+    print_table(("", "segment", "weight", "interval", "centre in pixels"), rows, right=(1, 2), gap=2)
 
 
 def print_heads(name: str, importance: "HeadImportance", count: int) -> None:
@@ -136,11 +135,16 @@ def print_heads(name: str, importance: "HeadImportance", count: int) -> None:
     )
     decimals = max(2 - math.floor(math.log10(float(values.abs().max()) or 1.0)), 0)  # three digits of the largest
     rows = [
-        (verb, str(layer), str(head), f"{importance.values[0, importance.layers.index(layer), head]:+.{decimals}f}")
+        (
+            verb,
+            f"{layer + 1} ({layer})",
+            str(head),
+            f"{importance.values[0, importance.layers.index(layer), head]:+.{decimals}f}",
+        )
         for verb, sign in (("supports", "positive"), ("opposes", "negative"))
         for layer, head in importance.top(count, sign=sign)
     ]
-    print_table(("", "layer", "head", drop_name(importance)), rows, right=(1, 2, 3))
+    print_table(("", "layer (index)", "head", drop_name(importance)), rows, right=(1, 2, 3), gap=2)
 
 
 def print_meanings(meanings: Mapping[str, str]) -> None:

@@ -110,20 +110,13 @@ def object_mask(
     """
     photo = read_photo(image)[0]
     options = {"box": box, "polygon": polygon, "mask": mask, "segments": segments}
-    passed = [option for option, value in options.items() if value is not None]
+    passed = {option: value for option, value in options.items() if value is not None}
     if len(passed) != 1:
         raise CallError(
             f"{name} is marked by {' and '.join(passed) or 'nothing'}: pass exactly one of box, polygon, mask or "
             "segments"
         )
-    if box is not None:
-        pixels = _mask_of_box(box, photo, name)
-    elif polygon is not None:
-        pixels = _mask_of_polygon(polygon, photo, name)
-    elif segments is not None:
-        pixels = _mask_of_segments(segments, cut, photo, name)
-    else:
-        pixels = _mask_of_image(mask, photo, name)
+    pixels = mask_pixels(photo, passed, name, cut)
     _check_mask(pixels, name)
     if refine:
         pixels = refine_mask(np.asarray(photo), pixels, name)
@@ -173,8 +166,8 @@ def _by_name(objects: Any) -> dict[str, Any]:
 def _is_single_object(objects: Any) -> bool:
     return (
         isinstance(objects, ObjectMask | np.ndarray | str | Path | Image.Image)
-        or _is_box(objects)
-        or _is_polygon(objects)
+        or is_box(objects)
+        or is_polygon(objects)
     )
 
 
@@ -182,19 +175,48 @@ def _convert(image: Any, name: str, specification: Any) -> ObjectMask:
     """Return one object as an :class:`ObjectMask`."""
     if isinstance(specification, ObjectMask):
         return ObjectMask(name, specification.mask, specification.label)
-    if _is_box(specification):
-        return object_mask(image, box=specification, name=name)
-    if not _is_polygon(specification) and isinstance(specification, np.ndarray | str | Path | Image.Image):
-        return object_mask(image, mask=specification, name=name)
-    return object_mask(image, polygon=specification, name=name)
+    return object_mask(image, **mask_option(specification), name=name)
 
 
-def _is_box(value: Any) -> bool:
+def mask_option(specification: Any) -> dict[str, Any]:
+    """Return a box, polygon or mask as the keyword argument of :func:`object_mask` that takes it."""
+    if is_box(specification):
+        return {"box": specification}
+    if not is_polygon(specification) and isinstance(specification, np.ndarray | str | Path | Image.Image):
+        return {"mask": specification}
+    return {"polygon": specification}
+
+
+def mask_pixels(photo: Image.Image, option: Mapping[str, Any], name: str, cut: Any = "quickshift") -> Mask:
+    """Return the mask of an object or a region, which may be empty or cover the whole photo.
+
+    Args:
+        photo: upright RGB.
+        option: one of the keyword arguments box, polygon, mask and segments of :func:`object_mask`, with its value.
+        name: of the object, for errors.
+        cut: the segmentation that segments refer to.
+
+    Raises:
+        CallError: the object reaches outside the photo, has another size, or is described by something else.
+    """
+    ((kind, value),) = option.items()
+    if kind == "box":
+        return _mask_of_box(value, photo, name)
+    if kind == "polygon":
+        return _mask_of_polygon(value, photo, name)
+    if kind == "segments":
+        return _mask_of_segments(value, cut, photo, name)
+    return _mask_of_image(value, photo, name)
+
+
+def is_box(value: Any) -> bool:
+    """Return whether a value is four numbers."""
     flat = isinstance(value, Sequence | np.ndarray) and not isinstance(value, str) and len(value) == 4
     return flat and all(isinstance(side, int | float | np.number) for side in value)
 
 
-def _is_polygon(value: Any) -> bool:
+def is_polygon(value: Any) -> bool:
+    """Return whether a value is three or more pairs of numbers."""
     if isinstance(value, np.ndarray):
         return value.ndim == 2 and value.shape[1] == 2 and len(value) > 2
     is_sequence = isinstance(value, Sequence) and not isinstance(value, str) and len(value) > 2

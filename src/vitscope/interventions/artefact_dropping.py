@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vitscope.attention.patch_merging import MergeStep
 from vitscope.attention.scores import without_keys
 from vitscope.attention.trace import Trace
+from vitscope.display import ordinal
 from vitscope.errors import CallError, UnsupportedModelError
 from vitscope.images.image import InputImage
 from vitscope.interventions.artefacts import Artefacts, artefact_tokens
@@ -64,8 +65,8 @@ class DroppedArtefacts:
             return "no artefacts, nothing is left out"
         places = self.places[index]
         return (
-            f"{int(places.sum())} of {places.numel()} patches left out: norm above {self.threshold:.4g} after block "
-            f"{self.layer}"
+            f"{int(places.sum())} of {places.numel()} patches left out: norm above {self.threshold:.4g} after "
+            f"{ordinal('block', self.layer)}"
         )
 
     def masked(self, trace: Trace) -> Trace:
@@ -196,7 +197,7 @@ def _checked(dropped: DroppedArtefacts) -> DroppedArtefacts:
     for index, places in enumerate(dropped.places):
         if bool(places.all()):
             raise CallError(
-                f"all patches of image {index} have a norm above {dropped.threshold:.4g} after block {dropped.layer}, "
-                "so no map would remain: pass a higher threshold"
+                f"all patches of image {index} have a norm above {dropped.threshold:.4g} after "
+                f"{ordinal('block', dropped.layer)}, so no map would remain: pass a higher threshold"
             )
     return dropped

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vitscope.attention.step import require_index
 from vitscope.attention.tap import OnModule
-from vitscope.display import Drawn, one_line
+from vitscope.display import Drawn, one_line, ordinal
 from vitscope.errors import UnsupportedModelError
 from vitscope.grid import Grid
 from vitscope.images.image import InputImage
@@ -89,14 +89,16 @@ class Artefacts(Drawn):
         if self.threshold is None:
             patches = self.norms[:, self.layer, self.grid.prefix :]
             ratio = float(patches.max() / patches.median())
-            return f"no valley between the norms after block {self.layer} (highest {ratio:.2g} × median): no artefacts"
+            block = ordinal("block", self.layer)
+            return f"no valley between the norms after {block}, highest {ratio:.2g} × median: no artefacts"
         reader = "CLS" if self.query == "cls" else "the readout"
         attention = (
             "" if self.attention_share is None else f" and {self.attention_share:.1%} of the attention of {reader}"
         )
+        first = "" if self.first_layer is None else f", from {ordinal('block', self.first_layer)} on"
         return (
-            f"artefacts are {self.share:.2%} of patches{attention}: norm above {self.threshold:.4g} after block "
-            f"{self.layer}, from block {self.first_layer} on"
+            f"artefacts are {self.share:.2%} of patches{attention}: norm above {self.threshold:.4g} after "
+            f"{ordinal('block', self.layer)}{first}"
         )
 
     def __repr__(self) -> str:
@@ -134,7 +136,7 @@ def artefact_tokens(model: VisionModel | nn.Module, images: Any, *, layer: int =
         >>> import skimage.data, vitscope as vs
         >>> artefacts = vs.artefact_tokens(vs.load("vit-nano"), skimage.data.chelsea())
         >>> artefacts
-        <Artefacts of vit-nano: no valley between the norms after block 5 (highest 1.1 × median): no artefacts>
+        <Artefacts of vit-nano: no valley between the norms after block 6 (index 5), highest 1.1 × median: no artefacts>
         >>> artefacts.threshold, artefacts.norms.shape, artefacts.places.shape
         (None, torch.Size([1, 6, 65]), torch.Size([1, 8, 8]))
     """

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from vitscope.attention.tap import OnModule
+from vitscope.display import ordinal
 from vitscope.errors import CallError, UnsupportedModelError
 from vitscope.interventions.artefacts import Artefacts, artefact_tokens, require_plain_blocks
 from vitscope.models.blocks import Block
@@ -75,7 +76,7 @@ def register_neurons(
     if not bool(above.any()) or bool(above.all()):
         raise CallError(
             f"threshold {threshold:g} is {'below' if bool(above.all()) else 'above'} the norms of all patches after "
-            f"block {artefacts.layer} ({float(norms.min()):.4g} to {float(norms.max()):.4g}): pass "
+            f"{ordinal('block', artefacts.layer)} ({float(norms.min()):.4g} to {float(norms.max()):.4g}): pass "
             "artefact_tokens(model, images).threshold, or other images"
         )
     searched = layers[: _last_block(artefacts, highest) + 1]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from vitscope.attention.rules import RuleName
-from vitscope.methods._gradient import gradient_result, in_batches, require_rules, to_finest
+from vitscope.methods._gradient import gradient_result, in_batches, require_rules, to_finest, without_rounding
 from vitscope.methods.attention_map import grid_of, require_start_layer
 from vitscope.models.targets import ScoreOutput, score
 from vitscope.models.vision_model import VisionModel
@@ -71,22 +71,28 @@ def att_cat(
             explained = score(run.model, run.output, run.has_classes, target, output)
             outputs = [run.outputs[block.module] for block in run.layers[start:]]
             gradients = run.gradients(explained.values, outputs)
-            total = padding = torch.zeros((), device=run.pixels.device)
+            total = padding = magnitude = torch.zeros((), device=run.pixels.device)
             for layer, (activations, gradient) in enumerate(zip(outputs, gradients, strict=True), start):
-                values = _attended_tokens(run, layer, activations, gradient)
+                values, absolute = _attended_tokens(run, layer, activations, gradient)
                 tokens, on_padding = to_finest(run.trace, values, run.grid(layer), "att_cat")
                 total, padding = total + tokens, padding + on_padding
+                magnitude = magnitude + to_finest(run.trace, absolute, run.grid(layer), "att_cat")[0]
             parameters = {"start_layer": start, "rules": rules}
-            values, facts = finest.patches(total), {"padding_mass": padding.tolist()}
+            values = without_rounding(finest.patches(total), finest.patches(magnitude), run.dtype)
+            facts = {"padding_mass": padding.tolist()}
             return gradient_result(run, "att_cat", parameters, explained, values, finest, signed=True, facts=facts)
 
     return in_batches(images, target, explain)
 
 
-def _attended_tokens(run: GradientCapture, layer: int, activations: Tensor, gradient: Tensor) -> Tensor:
-    """Return E_h[α] · Σ_c h ⊙ ∇h of a block, (batch, token), from the output h of the block and its gradient."""
+def _attended_tokens(run: GradientCapture, layer: int, activations: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    """Return E_h[α] · Σ_c h ⊙ ∇h of a block, and with |h ⊙ ∇h|, from the output h of the block and its gradient.
+
+    Both are (batch, token).
+    """
     dtype = torch.promote_types(activations.dtype, torch.float32)
     h, g = (run.tokens(tensor.detach(), layer).to(dtype) for tensor in (activations, gradient))
     step = run.trace.step(layer)
     attention, _ = step.pull_head(run.trace.readout_at(step)[:, None], "mean")
-    return attention[:, 0] * (h * g).sum(-1)
+    products = h * g
+    return attention[:, 0] * products.sum(-1), attention[:, 0] * products.abs().sum(-1)

@@ -10,7 +10,7 @@ from vitscope.attention.rules import RuleName
 from vitscope.attention.step import require_index
 from vitscope.errors import UnsupportedModelError
 from vitscope.grid import Grid
-from vitscope.methods._gradient import gradient_result, in_batches, require_choice, require_rules
+from vitscope.methods._gradient import gradient_result, in_batches, require_choice, require_rules, without_rounding
 from vitscope.methods.attention_map import grid_of
 from vitscope.models.blocks import Block
 from vitscope.models.targets import ScoreOutput, score
@@ -103,7 +103,10 @@ def grad_cam(
             (gradient,) = run.gradients(explained.values, [tensor])
             grid = _grid_of_output(run, index, tensor) if at == "block" else run.grid(index)
             activations, gradients = (run.patches(value.detach(), grid) for value in (tensor, gradient))
-            values = _cam(activations, gradients, variant).view(-1, grid.height, grid.width)
+            values = _cam(activations, gradients, variant)
+            if variant == "hires_cam":
+                values = without_rounding(values, (activations * gradients).abs().sum(-1), run.dtype)
+            values = values.view(-1, grid.height, grid.width)
             parameters = {"layer": index, "variant": variant, "at": at, "rules": rules}
             return gradient_result(
                 run, "grad_cam", parameters, explained, _repeated(values, grid, finest), finest, signed=True

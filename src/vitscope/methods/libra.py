@@ -5,7 +5,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from vitscope.errors import CallError
+from vitscope.errors import CallError, warn
 from vitscope.methods._gradient import gradient_result, in_batches, require_choice, to_finest
 from vitscope.methods.attention_map import grid_of
 from vitscope.methods.input_x_gradient import Place, input_relevance
@@ -15,6 +15,8 @@ from vitscope.results.attribution import Attribution
 from vitscope.tracing.gradients import GradientCapture, GradientOptions, capture_gradients
 from vitscope.typing import Target
 from vitscope.validation import require_non_negative
+
+MAX_ERROR_SHARE = 1e-3  # of the absolute relevance; more is not rounding
 
 LibraVariant = Literal["full_grad_plus", "full_grad", "grad_cam_plus", "input_x_gradient"]
 
@@ -67,6 +69,10 @@ def libra(
         UnsupportedModelError: as for :func:`vitscope.input_x_gradient`.
         WorkError: as for :func:`vitscope.capture`.
 
+    Warns:
+        VitscopeWarning: without γ, the law does not hold for the logit: the model computes with functions that have no
+            rule.
+
     Examples:
         >>> import skimage.data, vitscope as vs
         >>> result = vs.libra(vs.load("vit-nano"), skimage.data.chelsea(), target="cat")
@@ -105,11 +111,12 @@ def _map(
     dtype = torch.promote_types(streams[0].dtype, torch.float32)
     outputs = explained.values.detach().to(dtype)
     total = outputs.new_zeros(len(outputs), finest.num_tokens)
-    unplaced, attributed = torch.zeros_like(outputs), torch.zeros_like(outputs)
+    unplaced, attributed, absolute = (torch.zeros_like(outputs) for _ in range(3))
     for layer, (stream, gradient) in enumerate(zip(streams, gradients, strict=True)):
         h, g = (run.tokens(tensor.detach(), layer).to(dtype) for tensor in (stream, gradient))
         if layer == 0:
             attributed += (h * g).sum((1, 2))
+            absolute += (h * g).abs().sum((1, 2))
         elif variant == "full_grad":
             break
         relevance = (h * g.mean(1, keepdim=True)).sum(-1) if variant == "grad_cam_plus" else (h * g).sum(-1)
@@ -129,6 +136,8 @@ def _map(
     columns = (outputs, prefix, unplaced, outputs - attributed)
     rows = zip(*(column.tolist() for column in columns), strict=True)
     completeness = [dict(zip(("output", "prefix", "unplaced", "error"), row, strict=True)) for row in rows]
+    if not parameters["gamma"] and not parameters["conv_gamma"] and explained.output == "logit":
+        _check_law(run, outputs - attributed, absolute)
     return gradient_result(
         run,
         "libra",
@@ -139,3 +148,21 @@ def _map(
         signed=True,
         facts={"completeness": completeness},
     )
+
+
+def _check_law(run: GradientCapture, errors: Tensor, absolute: Tensor) -> None:
+    """Warn if the law does not hold, because the model computes with a function that has no rule.
+
+    Args:
+        run: the run.
+        errors: the part of each output that nothing received, (batch,).
+        absolute: sum of the absolute relevance of the first tokens, (batch,).
+    """
+    if run.dtype not in (torch.float32, torch.float64):
+        return  # rounding alone may reach a percent
+    share = float((errors.abs() / absolute.clamp_min(torch.finfo(absolute.dtype).tiny)).max())
+    if share > MAX_ERROR_SHARE:
+        warn(
+            f"libra does not account for the whole output of {run.model.name}: {share:.2g} of the absolute relevance "
+            "is missing, because the model computes with functions for which Libra has no rule"
+        )

@@ -23,7 +23,7 @@ from vitscope.typing import ImageTarget, Target
 from vitscope.validation import require_integer
 
 
-@perturbation_method(hide="grey")
+@perturbation_method()
 def occlusion(
     model: VisionModel | nn.Module,
     images: Any,
@@ -35,8 +35,9 @@ def occlusion(
 ) -> SampledAttribution:
     """Explain a prediction by how much the output drops if each patch is hidden.
 
-    A window slides over the patches and hides those that it covers. A patch's value is the mean drop over the windows
-    that cover it. Each window takes one forward pass.
+    A window slides over the patches and hides those that it covers, by default each in its mean colour, so that a patch
+    of one colour is no evidence. A patch's value is the mean drop over the windows that cover it. Each window takes one
+    forward pass.
 
     Reference: Zeiler & Fergus, 2014 (arXiv 1311.2901).
 

@@ -27,7 +27,7 @@ from vitscope.validation import require_at_least, require_ratio
 MAX_SIDE = 512
 
 
-@perturbation_method(hide="black")
+@perturbation_method()
 def rise(
     model: VisionModel | nn.Module,
     images: Any,
@@ -41,7 +41,8 @@ def rise(
     """Explain a prediction by the expected output given that each pixel is visible.
 
     Each mask is a grid of ``cells`` × ``cells`` random bits, enlarged bilinearly, shifted by a random fraction of a
-    cell, and laid over the image. The map is Σ output · mask / (samples · keep_probability).
+    cell, and laid over the image. The map is Σ output · mask / (samples · keep_probability). There are no segments, so
+    by default hidden pixels have the mean colour of the image. The paper hides them in black, ``hide="black"``.
 
     Reference: Petsiuk, Das & Saenko, 2018 (arXiv 1806.07421).
 
@@ -92,17 +93,17 @@ def rise(
         masked_model.warn_if_constant(evaluations, column)
         size = _limited(masked_model.subject.size)
         parameters = {"num_samples": count, "cells": cells, "keep_probability": probability, "seed": settings.seed}
-        drawn, moved = bits.reshape(count, -1)[evaluated], shifts[evaluated]
+        drawn, offsets = bits.reshape(count, -1)[evaluated], shifts[evaluated]
         output = sampled_output(masked_model, column, evaluations.outputs[evaluated, 0])
         return SampledAttribution(
-            mean_map(drawn, moved, output, size, parameters),
+            mean_map(drawn, offsets, output, size, parameters),
             Grid(*size),
             [masked_model.subject.view.uncropped()],
             perturbation_provenance(
                 masked_model, "rise", parameters, column, samples=samples, interrupted=evaluations.interrupted
             ),
             masked_model.label(column),
-            samples=[stored_samples(masked_model, drawn, evaluations.class_outputs[evaluated], stored, shifts=moved)],
+            samples=[stored_samples(masked_model, drawn, evaluations.class_outputs[evaluated], stored, shifts=offsets)],
         )
 
     return explain_each(model, images, None, settings, target, explain)

@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vitscope.errors import CallError
 from vitscope.images.image import InputImage, image_of_unit
@@ -12,7 +12,7 @@ from vitscope.typing import Pixels
 
 
 def require_pixels(pixels: Any, channels: int | None) -> Pixels:
-    """Return a tensor if it is a batch of preprocessed images, (batch, channel, height, width).
+    """Return a plain tensor if it is a batch of preprocessed images, (batch, channel, height, width).
 
     Args:
         pixels: the tensor.
@@ -32,7 +32,8 @@ def require_pixels(pixels: Any, channels: int | None) -> Pixels:
         )
     if not bool(torch.isfinite(pixels).all()):
         raise CallError("the tensor contains NaN or infinity")
-    return pixels
+    # Results of a subclass (torchvision's tv_tensors, a parameter) would be of that class too.
+    return pixels if type(pixels) is Tensor else pixels.as_subclass(Tensor)
 
 
 def displayed_images(pixels: Pixels, preprocessing: Preprocessing | None) -> list[InputImage]:

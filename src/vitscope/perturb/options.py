@@ -33,9 +33,10 @@ class PerturbationOptions:
     """Checked options of a method that evaluates a model on perturbed images.
 
     Attributes:
-        hide: replacement of hidden pixels: ``"mean"`` (of each segment), ``"black"``, ``"grey"``, ``"blur"``,
-            ``"noise"``, a colour (one number or three, 0 to 255), or an image. ``"drop"`` replaces nothing: patches
-            that are more than half hidden are left out of the computation, which makes it faster.
+        hide: replacement of hidden pixels: ``"mean"`` (of each segment, which in occlusion is a patch; in RISE, which
+            has no segments, of the image), ``"black"``, ``"grey"``, ``"blur"``, ``"noise"``, a colour (one number or
+            three, 0 to 255), or an image. ``"drop"`` replaces nothing: patches that are more than half hidden are left
+            out of the computation, which makes it faster.
         output: the number of a class to explain: ``"probability"``, ``"log_probability"``, ``"logit"``, or
             ``"log_odds"`` against all other classes.
         seed: seed of all random numbers, 0 to 2³² − 1.

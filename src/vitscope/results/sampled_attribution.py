@@ -48,6 +48,14 @@ class SampledAttribution(Attribution):
         samples = self.samples[0]
         return [] if samples is None else [samples.labels[index] for index in sorted(samples.classes.tolist())]
 
+    @property
+    def output(self) -> float | None:
+        """The model's output for the unchanged image, of a result of one image; None if it is not stored."""
+        samples = self.samples[0] if len(self.samples) == 1 else None
+        if samples is None or self.target not in self.labels:
+            return None
+        return samples.output(self.target).original
+
     def of(self: Result, target: ClassTarget | Contrast) -> Result:
         """Return the result for another class, or for a contrast of two, from the same samples.
 

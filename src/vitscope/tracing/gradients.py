@@ -210,6 +210,13 @@ class GradientCapture:
                 "that there are several inputs: use input_x_gradient with at='pixels'"
             )
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the run: that of the weights, or the lower one of the caller's autocast."""
+        device = self.pixels.device.type
+        autocast = torch.is_autocast_enabled(device) and self.model.dtype == torch.float32
+        return torch.get_autocast_dtype(device) if autocast else self.model.dtype
+
     def detached(self) -> "GradientCapture":
         """Return the run without its graph, whose activations need no memory any more."""
         streams = tuple(stream.detach() for stream in self.streams)

@@ -229,7 +229,6 @@ def _check_distinct_names(names: Sequence[str]) -> None:
         raise CallError(
             f"two models have the same name, {Path(repeated).name}: compare different ones, or rename a model's folder"
         )
-    # A tuned run is named after its model and tuning method, so renaming its folder would not help.
     raise CallError(f"two models have the same name, {repeated}: compare different ones")
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from vitscope.display import ordinal
 from vitscope.interventions.artefact_dropping import DroppedArtefacts
 from vitscope.interventions.artefacts import Artefacts
 from vitscope.views.scene import OVERLAY, Curves, Histogram, Panel, Row, Scene, rows_of
@@ -20,7 +21,7 @@ def artefact_scene(artefacts: Artefacts, *, index: int = 0) -> Scene:
         index: index of the image.
     """
     patches = artefacts.norms[:, :, artefacts.grid.prefix :]
-    layers = list(range(patches.shape[1]))
+    blocks = list(range(1, patches.shape[1] + 1))
     flat = patches.movedim(1, 0).flatten(1)
     lines = {
         "highest": flat.amax(1).tolist(),
@@ -29,16 +30,16 @@ def artefact_scene(artefacts: Artefacts, *, index: int = 0) -> Scene:
     cls = artefacts.norms[:, :, 0].mean(0).tolist() if artefacts.query == "cls" else None
     curves = Curves(
         names=[*lines, *([] if cls is None else ["CLS"])],
-        xs=[layers] * (len(lines) + (cls is not None)),
+        xs=[blocks] * (len(lines) + (cls is not None)),
         ys=[*lines.values(), *([] if cls is None else [cls])],
         title="norm after each block",
-        x_axis="block",
+        x_axis="block, counted from 1",
         counted=True,
     )
     histogram = Histogram(
         flat[artefacts.layer].numpy(),
         artefacts.threshold,
-        title=f"patches by norm after block {artefacts.layer}",
+        title=f"patches by norm after {ordinal('block', artefacts.layer)}",
         x_axis="norm",
     )
     photos = [_marked(artefacts, index), _norm_panel(artefacts, index, "norms")]
@@ -123,13 +124,14 @@ def _meaning_of_register_rows(artefacts: Artefacts) -> str:
     """Return what the rows of registers show, for the caption; empty without registers."""
     if not artefacts.registers:
         return ""
-    return f"; row of registers: attention of each token in block {artefacts.layer}, mean of heads, each map on its own"
+    block = ordinal("block", artefacts.layer)
+    return f"; row of registers: attention of each token in {block}, mean of heads, each map on its own"
 
 
 def _short_summary(artefacts: Artefacts) -> str:
     """Return the result in a few words, so that two of them fit on a line."""
     if artefacts.threshold is None:
-        return f"no valley between the norms after block {artefacts.layer}"
+        return f"no valley between the norms after {ordinal('block', artefacts.layer)}"
     share = "" if artefacts.attention_share is None else f", {artefacts.attention_share:.1%} of the attention"
     return f"artefacts are {artefacts.share:.2%} of patches{share} (norm above {artefacts.threshold:.4g})"
 

@@ -10,39 +10,42 @@ from jaxtyping import Float
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from vitscope.results.colours import SIGNED_COLORMAP
+from vitscope.views.numbers import MINUS, signed_number
 from vitscope.views.palette import FAINT, FRAME, GRID, INK, OPPOSES, SERIES, SUPPORTS, WHITE
 from vitscope.views.scene import Bars, Cells, Curves, Dots, Histogram, Matrix
 
 LETTER = 0.068  # inches for a letter of a name next to a bar
 NUMBER = 0.62  # inches for a number next to a bar
+PALE_BAR = 0.3  # opacity of a bar whose interval holds 0
 MAX_MARKERS = 20  # on a line: more would overlap
 MAX_SINGLE_COLUMN = 4  # names in a legend of one column; more are set in two
 MAX_NUMBERED_ROWS = 16  # of a matrix: in more, the numbers do not fit into the cells
 TICK_RATIO = 1.55  # between neighbouring labels of a logarithmic axis
 BINS = 60  # of a histogram
 MAX_TICKS = 5  # on the logarithmic axis of a histogram
-MINUS = "−"
 PERCENT = FuncFormatter(lambda value, _: f"{100 * value:.3g} %")
 
 
 def draw_bars(axes: Any, bars: Bars) -> None:
     """Draw horizontal bars from zero, each with its interval as a line and its value next to it."""
     ends = bars.intervals or [(value, value) for value in bars.values]
-    reach = max(*(abs(end) for interval in ends for end in interval), *(abs(value) for value in bars.values), 1e-12)
+    reach = max(*(abs(end) for interval in ends for end in interval), *(abs(value) for value in bars.values), 1e-300)
     lowest, highest = min(0.0, *(low for low, _ in ends)), max(0.0, *(high for _, high in ends))
+    texts = [signed_number(value, minus=MINUS) for value in bars.values]
     for row, (name, value, (low, high)) in enumerate(zip(bars.names, bars.values, ends, strict=True)):
-        axes.barh(row, value, height=0.62, color=SUPPORTS if value >= 0 else OPPOSES, alpha=0.85, linewidth=0)
+        alpha = PALE_BAR if bars.intervals is not None and low <= 0 <= high else 0.85
+        axes.barh(row, value, height=0.62, color=SUPPORTS if value >= 0 else OPPOSES, alpha=alpha, linewidth=0)
         if bars.intervals is not None:
             axes.plot([low, high], [row, row], color=INK, linewidth=1.4, solid_capstyle="butt")
         side = 1.0 if value >= 0 else -1.0
         tip = max(value, high, 0.0) if side > 0 else min(value, low, 0.0)
         align = "left" if side > 0 else "right"
-        text = f"{value:+.3f}".replace("-", MINUS)
-        axes.text(tip + side * 0.03 * reach, row, text, fontsize=8, color=INK, va="center", ha=align)
+        axes.text(tip + side * 0.03 * reach, row, texts[row], fontsize=8, color=INK, va="center", ha=align)
         _write_name(axes, row, name)
     has_numbers = [min(bars.values) < 0, max(bars.values) >= 0]  # left and right of the bars
     inches = _width_in_inches(axes)
-    room = NUMBER * max(highest - lowest, 1e-12) / max(inches - NUMBER * sum(has_numbers), NUMBER)
+    number = max(NUMBER, LETTER * max(map(len, texts)) + 0.12)
+    room = number * max(highest - lowest, 1e-300) / max(inches - number * sum(has_numbers), number)
     axes.set_xlim(lowest - room * has_numbers[0], highest + room * has_numbers[1])
     axes.set_ylim(len(bars.values) - 0.4, -0.6)
     axes.axvline(0, color=FAINT, linewidth=0.8)

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from vitscope.display import ordinal
 from vitscope.explanation.result import TOP_K, Explanation, PhotoExplanation
 from vitscope.methods.registry import METHODS
 from vitscope.results.attribution import Attribution
@@ -78,7 +79,8 @@ def _default_scene(model: str, photo: PhotoExplanation) -> Scene:
     class_map = next((result for result in photo.results.values() if result.signed), None)
     image = photo.heads[0].images[0]
     top = [Panel(image, title="photo"), *rollout_maps(rollouts, 0)]
-    note = f"heads of the last layer ({photo.heads[0].provenance['parameters']['layer']}), query: readout"
+    layer = photo.heads[0].provenance["parameters"]["layer"]
+    note = f"heads of the last layer, {ordinal('layer', layer)}, query: readout"
     if class_map is None:
         title, note = f"Attention of {model}", f"top: attention rollout; below: {note}"
     else:

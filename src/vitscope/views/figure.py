@@ -24,7 +24,9 @@ from vitscope.views.legends import draw_legend, height_below, legends_of, scale_
 from vitscope.views.page import MAX_SIDE, Box, Page, SceneFigure
 from vitscope.views.palette import FAINT, INK, OUTLINES, WHITE
 from vitscope.views.plain_text import escape, visible
+from vitscope.views.region_outlines import draw_region_outlines
 from vitscope.views.scene import (
+    PALE_CAPTION,
     AnyPanel,
     Bars,
     Cells,
@@ -33,6 +35,7 @@ from vitscope.views.scene import (
     Frames,
     Histogram,
     Matrix,
+    Outline,
     Panel,
     Row,
     Scene,
@@ -113,7 +116,7 @@ def _map_texts(value: Any, change: Callable[[str], str]) -> Any:
         return change(value)
     if isinstance(value, list | tuple):
         return type(value)(_map_texts(item, change) for item in value)
-    if isinstance(value, Scene | Row | Frames | Panel | Bars | Dots | Matrix | Cells | Curves | Histogram):
+    if isinstance(value, Scene | Row | Frames | Panel | Outline | Bars | Dots | Matrix | Cells | Curves | Histogram):
         return replace(value, **{item.name: _map_texts(getattr(value, item.name), change) for item in fields(value)})
     return value
 
@@ -122,7 +125,7 @@ def _draw(scene: Scene, style: FigureStyle) -> SceneFigure:
     panels = [panel for row in scene.rows for panel in row.panels]
     photos = (panel.image.photo for panel in panels if isinstance(panel, Panel))
     ratio = next((photo.height / photo.width for photo in photos), WITHOUT_PHOTO)
-    left = 0.55 if scene.row_names else 0.2
+    left = max(0.55, 0.33 + LETTER * max(map(len, scene.row_names))) if scene.row_names else 0.2
     top = 0.58 if scene.column_names else 0.28
     widths = [
         row.width or _width_of_cells(row) or _panel_width(row.columns, len(scene.rows), left, ratio)
@@ -239,6 +242,7 @@ def _draw_image(page: Page, box: Box, panel: Panel) -> None:
     axes.autoscale(False)  # clips what is drawn beyond the photo
     _draw_hatching(axes, panel, size, dpi)
     _draw_outlines(axes, panel, size, dpi)
+    draw_region_outlines(axes, panel, size)
     write_below(page, box, panel)
 
 
@@ -277,10 +281,12 @@ def _draw_image_on_axes(panel: Panel, axes: Any) -> None:
     axes.autoscale(False)
     _draw_hatching(axes, panel, size, DPI)
     _draw_outlines(axes, panel, size, DPI)
+    draw_region_outlines(axes, panel, size)
     low, high, unit = scale_ends(panel)
     signed = f"blue: opposes, to {low}; red: supports, to {high}"
+    pale = "" if panel.pale is None else PALE_CAPTION
     colours = signed if panel.signed else f"colours: {low} to {high}{unit}"
-    below = "\n".join(filter(None, [*panel.lines, colours if high else "", panel.scale.note]))
+    below = "\n".join(filter(None, [*panel.lines, colours if high else "", panel.scale.note, pale]))
     axes.text(0, -0.02, below, fontsize=7.5, color=FAINT, va="top", transform=axes.transAxes)
 
 
@@ -299,7 +305,15 @@ def render(panel: Panel, size: tuple[int, int]) -> Image.Image:
         return photo
     smooth = not panel.flat and (panel.signed or panel.alpha < 1) and not repeats_patches(panel.values)
     heat = panel.image.paint(panel.values, size, smooth=smooth, dropped=panel.dropped)
-    return coloured(photo, heat, panel.alpha, signed=panel.signed, limits=panel.scale.limits, colormap=panel.colormap)
+    return coloured(
+        photo,
+        heat,
+        panel.alpha,
+        signed=panel.signed,
+        limits=panel.scale.limits,
+        colormap=panel.colormap,
+        pale=None if panel.pale is None else panel.image.paint(panel.pale, size, smooth=False) > 0.5,
+    )
 
 
 def _fade(photo: Image.Image, lit: np.ndarray) -> Image.Image:

@@ -11,8 +11,8 @@ from vitscope.attention.trace import Trace
 from vitscope.errors import CallError
 from vitscope.methods.head_importance import HeadImportance
 from vitscope.validation import CONTRAST
-from vitscope.views.charts import MINUS
-from vitscope.views.scene import Cells, Frames, Panel, Row, Scene, head_grid, short_label
+from vitscope.views.numbers import MINUS
+from vitscope.views.scene import HEAD_AXIS, LAYER_AXIS, Cells, Frames, Panel, Row, Scene, head_grid, short_label
 from vitscope.views.windows import attends_in_windows
 
 MAX_EXPONENT = 2  # of the largest value
@@ -126,17 +126,17 @@ def head_values(
         >>> from vitscope.views.heads import head_values
         >>> [panel] = head_values(np.array([[0.5, -0.25]]), title="Heads of vit-nano for cat").rows[0].panels
         >>> panel.row_names, panel.column_names
-        (['0'], ['0', '1'])
+        (['1 (0)'], ['0', '1'])
     """
     values = np.asarray(values, dtype=np.float64)
     if values.ndim != 2 or not np.isfinite(values).any() or np.isinf(values).any():
         raise CallError(f"values have the shape {values.shape}: pass finite numbers (layer, head), NaN for no value")
-    names = [str(layer) for layer in (range(len(values)) if layers is None else layers)]
+    names = [f"{layer + 1} ({layer})" for layer in (range(len(values)) if layers is None else layers)]
     if len(names) != len(values):
         raise CallError(f"layers lists {len(names)} layers for {len(values)} rows of values: pass one for each row")
     heads = [str(head) for head in range(values.shape[1])]
     values, power = _scaled(values)
-    panel = Cells(values, names, heads, f"{scale}{power}".strip(), row_axis="layer", column_axis="head")
+    panel = Cells(values, names, heads, f"{scale}{power}".strip(), row_axis=LAYER_AXIS, column_axis=HEAD_AXIS)
     return Scene([Row([panel], 1)], title, note, caption="")
 
 

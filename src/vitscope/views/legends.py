@@ -8,10 +8,11 @@ import matplotlib
 import numpy as np
 
 from vitscope.results.colours import SIGNED_COLORMAP, default_colormap
-from vitscope.views.charts import MINUS, SignedScale
+from vitscope.views.charts import SignedScale
+from vitscope.views.numbers import MINUS
 from vitscope.views.page import Box, Page
 from vitscope.views.palette import FAINT, INK
-from vitscope.views.scene import SIGNED_CAPTION, UNSIGNED_CAPTION, Panel, Row, Scene
+from vitscope.views.scene import PALE_CAPTION, SIGNED_CAPTION, UNSIGNED_CAPTION, Panel, Row, Scene
 
 COLOUR_BAR = (1.3, 0.1)  # inches
 MIN_WIDTH = 1.4  # inches of a panel with its own colour bar
@@ -67,7 +68,8 @@ def legends_of(scene: Scene, widths: list[float]) -> list[Legend]:
     if unsigned or not signed:
         legends.append(Legend(caption, _colormap(unsigned, signed=False)))
     if signed:
-        legends.append(Legend(SIGNED_CAPTION, _colormap(signed, signed=True), ("opposes", "supports")))
+        pale = f"; {PALE_CAPTION}" if any(panel.pale is not None for panel in signed) else ""
+        legends.append(Legend(SIGNED_CAPTION + pale, _colormap(signed, signed=True), ("opposes", "supports")))
     if scene.frames is not None:
         scale = SignedScale.of(scene.frames.values)
         ends = (scale.text(-scale.limit), scale.text(scale.limit))

@@ -34,3 +34,9 @@ CAUTION = (
     " output may be wrong. Methods answer different questions; a low rank correlation between two maps does not "
     "tell which one is right."
 )
+REGIONS = (
+    "The ratio divides a region's share of the map by its share of the area: 1 for a map that is the same everywhere. "
+    "Random maps are the same map, shifted around the edges and mirrored at random; 95 % of their ratios are in the "
+    "given range, and p is the probability of a ratio as extreme. A high ratio shows where the map is, not that the "
+    "region caused the output: for that, change the region and evaluate the model again."
+)

@@ -11,16 +11,18 @@ from PIL import Image
 
 from vitscope.files import atomic_write
 from vitscope.metrics.agreement import Agreement
+from vitscope.metrics.region_shares import RegionShare
 from vitscope.models.prediction import Prediction
 from vitscope.results.attribution import Attribution
 from vitscope.results.segment_attribution import SegmentAttribution
 from vitscope.views.figure import figure_png
 from vitscope.views.html_page import html_page, page_table, png_image
 from vitscope.views.html_table import html_text
-from vitscope.views.reading_guide import CAUTION, READING
+from vitscope.views.numbers import percentage
+from vitscope.views.reading_guide import CAUTION, READING, REGIONS
 from vitscope.views.scene import Scene, short_label
 from vitscope.views.style import FigureStyle
-from vitscope.views.tables import AGREEMENT_HEADER, agreement_rows
+from vitscope.views.tables import AGREEMENT_HEADER, REGIONS_HEADER, agreement_rows, region_rows
 
 MAX_PHOTO = 1024  # pixels of the longer side of the photo in a report
 LONGEST_VALUE = 300  # characters of an entry of the provenance
@@ -40,6 +42,7 @@ class Report:
         meanings: sentences on single maps, by their names.
         numbers: what was measured, as (map, name, value).
         agreement: of the maps; None if there is one.
+        regions: shares of the maps in regions, named by the maps.
         provenance: by the name of each map.
     """
 
@@ -52,6 +55,7 @@ class Report:
     meanings: Mapping[str, str] = field(default_factory=dict)
     numbers: Sequence[tuple[str, str, str]] = ()
     agreement: Agreement | None = None
+    regions: Sequence[RegionShare] = ()
     provenance: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
@@ -87,6 +91,9 @@ def report_page(report: Report, style: FigureStyle | None = None) -> str:
     if report.agreement is not None:
         sections += ["<h2>Agreement of the maps</h2>", page_table(AGREEMENT_HEADER, agreement_rows(report.agreement))]
         sections.append(f"<p>Overlap: of the top {report.agreement.top:.0%} of the image.</p>")
+    if report.regions:
+        sections += ["<h2>Regions</h2>", page_table(REGIONS_HEADER, region_rows(report.regions))]
+        sections.append(f"<p>{html_text(REGIONS)}</p>")
     sections.append("<h2>Provenance</h2>")
     for name, provenance in report.provenance.items():
         rows = [(key, _value(value)) for key, value in provenance.items()]
@@ -100,8 +107,11 @@ def numbers_of(name: str, result: Attribution) -> list[tuple[str, str, str]]:
     rows = []
     if isinstance(result, SegmentAttribution):
         rows.append((name, f"output for {short_label(result.target)}", f"{result.output:.4g}"))
-        if provenance["method"] == "lime":
-            rows.append((name, "R² of the linear fit", f"{result.score:.3f}"))
+        held_out = "not determined" if result.held_out_score is None else f"{result.held_out_score:.3f}"
+        rows += [
+            (name, "R² of the linear fit on held-out samples", held_out),
+            (name, "R² of the linear fit on its own samples", f"{result.score:.3f}"),
+        ]
     for value in provenance.get("score", ()):
         rows.append(
             (
@@ -135,7 +145,7 @@ def prediction_rows(predictions: Sequence[Prediction]) -> tuple[tuple[str, str],
     """Return header and rows of a table of classes with their probabilities, or of outputs with their values."""
     if predictions[0].probability is None:
         return ("output", "value"), [(p.label, f"{p.value:.4g}") for p in predictions]
-    return ("class", "probability"), [(p.label, f"{p.probability:.1%}") for p in predictions]
+    return ("class", "probability"), [(p.label, percentage(p.probability or 0.0)) for p in predictions]
 
 
 def _value(value: Any) -> str:

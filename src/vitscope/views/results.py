@@ -7,6 +7,7 @@ from PIL import Image
 from vitscope.attention.trace import Trace
 from vitscope.compositing.effects import Effects
 from vitscope.compositing.result import Composition
+from vitscope.display import ordinal
 from vitscope.errors import CallError
 from vitscope.images.image import InputImage
 from vitscope.interventions.artefacts import Artefacts
@@ -14,6 +15,7 @@ from vitscope.methods.head_importance import HeadImportance
 from vitscope.methods.head_statistics import HeadStatistics
 from vitscope.metrics.agreement import Agreement
 from vitscope.metrics.faithfulness import Faithfulness
+from vitscope.metrics.region_shares import RegionShares
 from vitscope.results.attribution import Attribution
 from vitscope.results.segment_attribution import SegmentAttribution
 from vitscope.validation import require_integer, short_text
@@ -23,15 +25,17 @@ from vitscope.views.dispatch import refuse_index, scene_of, table_of
 from vitscope.views.heads import head_values
 from vitscope.views.html_table import html_table
 from vitscope.views.scene import AnyPanel, Panel, Row, Scene, short_label
-from vitscope.views.segments import pixel_panel, supporting_regions
+from vitscope.views.segments import logit_advice, pixel_panel, supporting_regions
 from vitscope.views.tables import (
     AGREEMENT_HEADER,
     EFFECTS_HEADER,
     FAITHFULNESS_HEADER,
+    REGIONS_HEADER,
     STATISTICS_HEADER,
     agreement_rows,
     effect_rows,
     faithfulness_rows,
+    region_rows,
     statistics_rows,
 )
 from vitscope.views.windows import attention_scene, cls_grid
@@ -56,7 +60,8 @@ def _(result: Attribution, index: int | None) -> Scene:
     method, model = (short_text(result.provenance.get(key), f"unknown {key}") for key in ("method", "model"))
     target = "" if result.target is None else f", for {short_label(result.target)}"
     title = f"{method.replace('_', ' ')} of {model}{target}"
-    return Scene(rows, title[:1].upper() + title[1:], _options(result, len(chosen)))
+    note = _options(result, len(chosen)) + logit_advice([result[i] for i in chosen])
+    return Scene(rows, title[:1].upper() + title[1:], note.removeprefix("; "))
 
 
 @scene_of.register
@@ -111,6 +116,12 @@ def _(result: Effects) -> str:
 
 
 @table_of.register
+def _(result: RegionShares) -> str:
+    entries = [*(result.means() if len(result.photos) > 1 else ()), *result.rows()]
+    return html_table(REGIONS_HEADER, region_rows(entries), "Shares of regions; ratio 1: a uniform map")
+
+
+@table_of.register
 def _(result: HeadStatistics) -> str:
     return html_table(STATISTICS_HEADER, statistics_rows(result), "Heads by layer: mean (lowest to highest)")
 
@@ -131,7 +142,11 @@ def _photo_and_map(result: Attribution) -> list[AnyPanel]:
 def _options(result: Attribution, count: int) -> str:
     """Return the options of a method, its number of samples, and the number of images that are shown."""
     parameters = result.provenance.get("parameters", {})
-    options = [f"{key.replace('_', ' ')}: {parameters[key]}" for key in OPTIONS if parameters.get(key) is not None]
+    passed = [key for key in OPTIONS if parameters.get(key) is not None]
+    options = [
+        ordinal("layer", parameters[key]) if key == "layer" else f"{key.replace('_', ' ')}: {parameters[key]}"
+        for key in passed
+    ]
     samples = result.provenance.get("samples")
     options += [] if samples is None else [f"{samples:,} samples"]
     options += ["interrupted"] if result.provenance.get("interrupted") else []

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from vitscope.display import ordinal
 from vitscope.results.attribution import Attribution
 from vitscope.views.scene import Panel, Row, Scene, columns_for, map_panel, rollout_maps, rows_of, short_label
 
@@ -21,7 +22,7 @@ def evolution(rollouts: Sequence[Attribution], *, index: int = 0) -> Scene:
     panels = [Panel(rollouts[0].images[index], title="photo")]
     for rollout in rollouts:
         end = rollout.provenance["parameters"]["end_layer"]
-        panels.append(map_panel(rollout, f"after layer {end}", index=index))
+        panels.append(map_panel(rollout, f"after {ordinal('layer', end)}", index=index))
     head_fusion = rollouts[0].provenance["parameters"]["head_fusion"]
     return Scene(
         rows=rows_of(panels, columns_for(len(panels))),
@@ -41,5 +42,5 @@ def _rollout_options(rollout: Attribution) -> str:
     if parameters["discard_ratio"]:
         options.append(f"lowest {parameters['discard_ratio']:.0%} discarded")
     if parameters["start_layer"]:
-        options.append(f"from layer {parameters['start_layer']} on")
+        options.append(f"from {ordinal('layer', parameters['start_layer'])} on")
     return ", ".join(options)

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 from PIL import Image
 
 from vitscope.attention.trace import AttentionStep, Query, Trace
+from vitscope.display import ordinal
 from vitscope.images.image import InputImage
 from vitscope.results.attribution import Attribution
 from vitscope.results.colours import ColourScale, colour_scale
@@ -17,8 +18,20 @@ from vitscope.views.palette import OutlineName
 
 OVERLAY = 0.6  # opacity of a map over its photo
 PANEL_RATIO = 1.3  # columns to rows of a grid of panels
+PALE_CAPTION = "pale: interval holds 0"
 UNSIGNED_CAPTION = "colours: each map from its lowest to its highest value"
 SIGNED_CAPTION = "white: no effect; each map is scaled to its largest absolute value"
+
+
+@dataclass(frozen=True, eq=False)
+class Outline:
+    """A region of the photo, outlined and named: ``mask`` is True inside."""
+
+    name: str
+    mask: Bool[np.ndarray, "pixel_height pixel_width"]
+
+
+LAYER_AXIS, HEAD_AXIS = "layer (index)", "index of the head"
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +59,8 @@ class Panel:
         outline: the colour of outlines and numbers: ``"mark"`` (bright red), ``"plain"`` (black), ``"supports"`` or
             ``"opposes"``.
         colormap: name of the map's colours; by default inferno, and RdBu_r if it is signed.
+        pale: True for parts of a map that cannot be told from zero, in pale colours; None for none.
+        outlines: regions of the photo, drawn over the map.
     """
 
     image: InputImage
@@ -65,6 +80,8 @@ class Panel:
     uniform: float | None = None
     explained: bool = True
     colormap: str = ""
+    pale: Bool[np.ndarray, "height width"] | None = None
+    outlines: Sequence[Outline] = ()
 
     @cached_property
     def scale(self) -> ColourScale:
@@ -77,7 +94,10 @@ class Panel:
 
 @dataclass(frozen=True, eq=False)
 class Bars:
-    """Values as horizontal bars, from top to bottom: red above zero, blue below; optionally with intervals."""
+    """Values as horizontal bars, from top to bottom: red above zero, blue below; optionally with intervals.
+
+    A bar whose interval holds zero is pale.
+    """
 
     names: Sequence[str]
     values: Sequence[float]
@@ -233,10 +253,10 @@ def head_grid(trace: Trace, query: Query = "readout", *, index: int = 0) -> Scen
         rows=[Row(_head_panels(trace, layer, query, index, alpha=1.0, titled=False), heads) for layer in layers],
         title=f"Attention of {trace.provenance['model']}, by layer and head",
         note=f"query: {name_of(query)}",
-        row_names=[str(layer) for layer in layers],
+        row_names=[f"{layer + 1} ({layer})" for layer in layers],
         column_names=[str(head) for head in range(heads)],
-        row_axis="layer",
-        column_axis="head",
+        row_axis=LAYER_AXIS,
+        column_axis=HEAD_AXIS,
     )
 
 
@@ -253,7 +273,7 @@ def head_overlays(trace: Trace, layer: int = -1, query: Query = "readout", *, in
         panels = [replace(panel, regions=frame, marks=marks) for panel in panels]
     return Scene(
         rows=rows_of(panels, columns_for(len(panels))),
-        title=f"Heads of layer {step.layer} of {trace.provenance['model']}",
+        title=f"Heads of {ordinal('layer', step.layer)} of {trace.provenance['model']}",
         note=f"query: {name_of(query)}",
     )
 

@@ -4,14 +4,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from vitscope.images.image import InputImage
 from vitscope.metrics.agreement import Agreement
 from vitscope.results.attribution import Attribution
+from vitscope.results.sampled_attribution import SampledAttribution
 from vitscope.results.segment_attribution import SegmentAttribution
-from vitscope.views.charts import MINUS
+from vitscope.views.numbers import IMPROBABLE, MINUS, percentage
 from vitscope.views.palette import OutlineName
 from vitscope.views.scene import (
     OVERLAY,
@@ -49,13 +51,13 @@ def supporting_regions(result: SegmentAttribution, *, count: int = COUNT) -> Sce
     labels = " and ".join(short_label(class_result.target) for class_result in by_class)
     parameters = result.provenance["parameters"]
     interrupted = ", interrupted" if result.provenance["interrupted"] else ""
-    fit = f", R² {result.score:.2f}" if result.provenance["method"] == "lime" else ""
     return Scene(
         rows=rows,
         title=f"Segments that support or oppose {labels}, for {result.provenance['model']}",
         note=(
             f"{result.provenance['method']}: {len(result.weights)} segments ({parameters['segments']}), hidden ones "
-            f"{_filling(parameters['hide'])}, {result.provenance['samples']:,} samples{interrupted}{fit}"
+            f"{_filling(parameters['hide'])}, {result.provenance['samples']:,} samples{interrupted}, "
+            f"{describe_fit(result)}{logit_advice([result])}"
         ),
         caption=SIGNED_CAPTION,
     )
@@ -95,7 +97,7 @@ def side_by_side(
         elif np.isfinite(correlations).any():
             correlation = f"rank correlation of the maps: {correlations[0, 1]:+.2f}".replace("-", MINUS)
             note = f"{note}; {correlation}" if note else correlation
-    return Scene(rows, title, note, caption=caption)
+    return Scene(rows, title, (note + logit_advice(results)).removeprefix("; "), caption=caption)
 
 
 def _correlation_cells(names: Sequence[str], values: Float[np.ndarray, "name name"]) -> Cells:
@@ -116,12 +118,19 @@ def pixel_panel(result: Attribution, title: str, image: InputImage | None = None
         signed=result.signed,
         uniform=result.uniform,
         dropped=None if result.dropped is None else _thinned(result.dropped[0]),
+        pale=_pale(result),
     )
 
 
 def _weights_panel(result: SegmentAttribution) -> Panel:
-    values, alpha = _thinned(result.values[0]), OVERLAY + 0.15
-    return Panel(result.images[0], values, f"all weights, {_prediction(result)}", alpha=alpha, flat=True, signed=True)
+    panel = pixel_panel(result, f"all weights, {_prediction(result)}")
+    return replace(panel, alpha=OVERLAY + 0.15)
+
+
+def _pale(result: Attribution) -> np.ndarray | None:
+    """Return the pixels that cannot be told from zero; None if there are none."""
+    pale = result.pale_pixels()
+    return None if pale is None or not pale.any() else _thinned(torch.from_numpy(pale))
 
 
 def segment_names(result: SegmentAttribution, count: int = COUNT) -> dict[str, int]:
@@ -182,13 +191,46 @@ def _central_pixel(segment: np.ndarray) -> tuple[float, float]:
 def _prediction(result: SegmentAttribution) -> str:
     """Return the explained class with the model's output, "cat (93.1%)"."""
     value, output = result.output, result.provenance["parameters"]["output"]
-    text = f"{value:.1%}" if output == "probability" else f"{value:.4g}" if output == "value" else f"{value:.2f}"
+    text = percentage(value) if output == "probability" else f"{value:.4g}" if output == "value" else f"{value:.2f}"
     return f"{short_label(result.target)} ({text})"
 
 
 def describe_prediction(result: SegmentAttribution) -> str:
     """Return the model and its output for the explained class as one line."""
     return f"{result.provenance['model']} sees it: {_prediction(result)}"
+
+
+def describe_fit(result: SegmentAttribution) -> str:
+    """Return how well the linear model fits, on samples that were left out of it, as text."""
+    score = result.held_out_score
+    return f"R² on held-out samples: {'not determined' if score is None else f'{score:.2f}'.replace('-', MINUS)}"
+
+
+def logit_advice(results: Sequence[Attribution]) -> str:
+    """Return the advice to explain the logit of the first improbable class, as a sentence after a note.
+
+    Args:
+        results: of one image each.
+    """
+    for result in results:
+        probability = _probability(result)
+        if probability is not None and probability < IMPROBABLE:
+            return (
+                f"; {short_label(result.target)} has a probability of {percentage(probability)}, so its changes are "
+                "tiny: output='logit' (--output logit) is the better thing to explain"
+            )
+    return ""
+
+
+def _probability(result: Attribution) -> float | None:
+    """Return the probability of the explained class, if that is what a method explains."""
+    if result.provenance.get("parameters", {}).get("output") != "probability":
+        return None
+    if isinstance(result, SegmentAttribution):
+        return None if result.class_indices[0] is None else result.output
+    if isinstance(result, SampledAttribution) and result.target in result.labels:
+        return result.output
+    return None
 
 
 def _filling(hide: object) -> str:

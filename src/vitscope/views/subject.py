@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from vitscope.models.prediction import Prediction
+from vitscope.views.numbers import percentage
 from vitscope.views.scene import Scene, short_label
 
 COUNT = 3  # predictions that are named
@@ -32,7 +33,7 @@ def describe(prediction: Prediction) -> str:
     """Return a class with its probability or value, "tabby (73.5%)"."""
     if prediction.probability is None:
         return f"{short_label(prediction.label)} ({prediction.value:.4g})"
-    return f"{short_label(prediction.label)} ({prediction.probability:.1%})"
+    return f"{short_label(prediction.label)} ({percentage(prediction.probability)})"
 
 
 def describe_target(target: str | None, predictions: Sequence[Prediction]) -> str:
@@ -40,7 +41,7 @@ def describe_target(target: str | None, predictions: Sequence[Prediction]) -> st
     explained = next((prediction for prediction in predictions if prediction.label == target), None)
     if explained is None or explained.probability is None:
         return short_label(target)
-    text = f"{short_label(target)} ({explained.probability:.1%}"
+    text = f"{short_label(target)} ({percentage(explained.probability)}"
     if explained != predictions[0]:
-        text += f"; predicted: {short_label(predictions[0].label)}, {predictions[0].probability:.1%}"
+        text += f"; predicted: {short_label(predictions[0].label)}, {percentage(predictions[0].probability or 0.0)}"
     return f"{text})"

@@ -138,10 +138,10 @@ def curves_scene(comparison: Comparison) -> Scene:
             distances.append(
                 Curves(
                     [""] * len(names),  # the legend of the accuracies also holds for these curves
-                    [list(range(len(by_tuning[name]))) for name in names],
+                    [list(range(1, len(by_tuning[name]) + 1)) for name in names],
                     [list(by_tuning[name]) for name in names],
                     title=f"{short_name(model)}: change of attention by layer",
-                    x_axis="layer",
+                    x_axis="layer, counted from 1",
                     counted=True,
                     limits=(0.0, 1.05 * largest) if largest else None,  # the same for all models
                     series=[comparison.tunings.index(name) for name in names],

@@ -16,10 +16,10 @@ def _(result: AttentionChange, index: int | None) -> Scene:
     refuse_index(result, index)
     curves = Curves(
         [""],
-        [list(range(len(result.distances)))],
+        [list(range(1, len(result.distances) + 1))],
         [list(result.distances)],
         "total variation between the attention before and after",
-        "layer",
+        "layer, counted from 1",
         counted=True,
     )
     return Scene([Row([curves], 1)], "Change of attention by tuning", "0: identical, 1: disjoint", caption="")

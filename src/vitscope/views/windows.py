@@ -7,10 +7,12 @@ import torch
 
 from vitscope.attention.scores import Head
 from vitscope.attention.trace import AttentionStep, Query, Trace
+from vitscope.display import ordinal
 from vitscope.errors import CallError, UnsupportedModelError
 from vitscope.methods.window_attention import is_shifted, region_queries, window_attention, window_regions
 from vitscope.results.attribution import Attribution
 from vitscope.views.scene import (
+    LAYER_AXIS,
     OVERLAY,
     Panel,
     Row,
@@ -69,7 +71,7 @@ def window_heads(trace: Trace, layer: int, *, index: int = 0) -> Scene:
     panels += _mean_and_heads(trace, step, values, marks, index)
     return Scene(
         rows=rows_of(panels, columns_for(len(panels))),
-        title=f"Windows of {_block(trace, step)} of {trace.provenance['model']}",
+        title=f"Windows of {trace.provenance['model']}, {_block(trace, step)}",
         note="red: the windows, and the query in each; maps: attention of the query in each window",
     )
 
@@ -81,7 +83,7 @@ def query_heads(trace: Trace, layer: int, query: Query, *, index: int = 0) -> Sc
     panels += _query_panels(trace, step, query, index)
     return Scene(
         rows=rows_of(panels, columns_for(len(panels))),
-        title=f"Heads of {_block(trace, step)} of {trace.provenance['model']}",
+        title=f"Heads of {trace.provenance['model']}, {_block(trace, step)}",
         note=f"query: {name_of(query)}",
     )
 
@@ -94,12 +96,15 @@ def shift_effect(trace: Trace, layer: int, query: tuple[int, int], *, index: int
         panels = [Panel(trace.images[index], title="photo", regions=_regions(step), marks=[query])]
         panels += _query_panels(trace, step, query, index)[: heads + 1]
         rows.append(Row(panels, len(panels)))
+    stage = next(number for number, stage in enumerate(trace.stages) if pair[0] in stage)
+    grid = pair[0].require_grid()
     return Scene(
         rows=rows,
         title=f"Regular and shifted windows of {trace.provenance['model']}",
-        note=f"query: {name_of(query)}; above: {_block(trace, pair[0])}, below: {_block(trace, pair[1])}",
-        row_names=[f"{step.layer}" for step in pair],
-        row_axis="layer",
+        note=f"query: {name_of(query)}; {ordinal('stage', stage)}, {grid.height} × {grid.width} patches; "
+        "above: regular windows, below: shifted ones",
+        row_names=[f"{step.layer + 1} ({step.layer})" for step in pair],
+        row_axis=LAYER_AXIS,
     )
 
 
@@ -166,7 +171,7 @@ def stage_evolution(trace: Trace, rollouts: Sequence[Attribution], *, index: int
     for rollout in rollouts:
         end = rollout.provenance["parameters"]["end_layer"]
         if end in ends:
-            panels.append(map_panel(rollout, f"after stage {ends[end]}", index=index))
+            panels.append(map_panel(rollout, f"after {ordinal('stage', ends[end])}", index=index))
     return Scene(
         rows=rows_of(panels, len(panels)),
         title=f"Attention rollout of {trace.provenance['model']}, stage by stage",
@@ -193,7 +198,7 @@ def cls_comparison(result: WindowCls, rollout: Attribution | None, layer: int, *
     ]
     return Scene(
         rows=[Row(top, len(top)), *rows_of(heads, min(max(len(heads), len(top)), 8))],
-        title=f"A CLS token in every window of {_block(trace, step)} of {trace.provenance['model']}",
+        title=f"A CLS token in every window of {trace.provenance['model']}, {_block(trace, step)}",
         note="each CLS token starts as the mean of its window and attends to it with the layer's own weights",
     )
 
@@ -256,11 +261,11 @@ def _block(trace: Trace, step: AttentionStep) -> str:
     stage = next(number for number, stage in enumerate(trace.stages) if step in stage)
     shifted = ", shifted" if is_shifted(step) else ""
     grid = step.require_grid()
-    return f"layer {step.layer} (stage {stage}{shifted}, {grid.height} × {grid.width} patches)"
+    return f"{ordinal('layer', step.layer)} in {ordinal('stage', stage)}{shifted}, {grid.height} × {grid.width} patches"
 
 
 def _short_name(step: AttentionStep) -> str:
-    return f"layer {step.layer}, shifted" if is_shifted(step) else f"layer {step.layer}"
+    return f"{ordinal('layer', step.layer)}{', shifted' if is_shifted(step) else ''}"
 
 
 def _numpy(values: torch.Tensor) -> np.ndarray:

@@ -77,7 +77,7 @@ def save_folder(
 
 
 def load_folder(folder: Path, *, image_size: tuple[int, int] | None, dtype: torch.dtype | None) -> VisionModel:
-    """Load a folder that :func:`save_folder` wrote.
+    """Load a folder that :func:`save_folder` wrote; the model of a run is named after the folder of the run.
 
     Args:
         folder: the folder with the manifest.
@@ -107,7 +107,10 @@ def load_folder(folder: Path, *, image_size: tuple[int, int] | None, dtype: torc
         if preprocessing is not None and image_size is not None:
             preprocessing = preprocessing.resized(image_size)
         module = module.eval() if dtype is None else module.eval().to(dtype)
-        model = describe(manifest["library"], module, manifest["labels"], preprocessing, manifest["name"])
+        # Runs of the same model and tuning method have the same name in their manifest, but not the same folder.
+        run = folder.resolve().parent.name if folder.name == MODEL_FOLDER else ""
+        name = run or manifest["name"]
+        model = describe(manifest["library"], module, manifest["labels"], preprocessing, name)
         counts = {head.out_features for head in get_classifiers(model)}
         if counts != {len(manifest["labels"])}:
             raise ValueError(f"its classifier has {counts or 'no'} classes, but {len(manifest['labels'])} labels")
