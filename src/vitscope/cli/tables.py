@@ -93,7 +93,7 @@ def print_segments(result: "SegmentAttribution", count: int) -> None:
         row, column = segments[place]["centre"]
         interval = ""
         if result.intervals is not None and result.undecided is not None:
-            interval = " to ".join(signed_number(end, 2) for end in result.intervals[place].tolist())
+            interval = " to ".join(map(signed_number, result.intervals[place].tolist()))
             interval += ", holds 0" if result.undecided[place] else ""
         centre = f"row {row:.0f}, column {column:.0f}"
         rows.append(
