@@ -69,10 +69,11 @@ def test_panels_have_the_photos_proportions(size):
 
 
 def test_panels_are_on_the_page_and_do_not_overlap(trace):
-    drawn = figure.draw(scene.explanation(trace, [vs.rollout(trace), vs.rollout(trace, head_fusion="max")]))
+    top = rollouts.rollout_panels([vs.rollout(trace), vs.rollout(trace, head_fusion="max")])
+    drawn = figure.draw(scene.Scene([*top.rows, *scene.head_overlays(trace).rows], "Rollouts and heads"))
     boxes = [axes.get_position() for axes in drawn.axes]
-    assert len(panels_of(drawn)) == 3 + 4
-    assert len(boxes) == 3 + 4 + (2 + 4) + 1, "each map has a colour bar, and the figure has one"
+    assert len(panels_of(drawn)) == 3 + 6
+    assert len(boxes) == 3 + 6 + (2 + 5) + 1, "each map has a colour bar, and the figure has one"
     assert all(0 <= box.x0 < box.x1 <= 1 and 0 <= box.y0 < box.y1 <= 1 for box in boxes)
     for i, box in enumerate(boxes):
         assert not any(box.overlaps(following) for following in boxes[i + 1 :])

@@ -1,6 +1,6 @@
 """The command ``vitscope explain``."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vitscope.cli.completion import methods_for
-from vitscope.cli.inputs import TargetNames, load_model, split_values, with_contrast
+from vitscope.cli.inputs import TargetNames, load_model, split_objects, split_values, with_contrast
+from vitscope.cli.method_options import Methods, shared_options, with_assignments
 from vitscope.cli.model_options import Description, model_command
 from vitscope.cli.options import (
     SEVERAL,
@@ -19,6 +20,7 @@ from vitscope.cli.options import (
     GroupName,
     Json,
     ModelName,
+    OutputName,
     OutWithReport,
     Overwrite,
     Photos,
@@ -26,6 +28,7 @@ from vitscope.cli.options import (
     SkipExisting,
     Target,
     TopK,
+    option,
 )
 from vitscope.cli.output import save
 from vitscope.cli.photo_batch import PhotoBatch
@@ -56,20 +59,47 @@ def explain(
         typer.Option(
             "--method",
             help=f"Method, such as lime; see vitscope methods. {SEVERAL}",
-            show_default="rollout, libra and heads",
+            show_default="libra, rollout and heads",
             callback=split_values,
             autocompletion=methods_for,
         ),
     ] = None,
     target: Target = None,
     contrast: Contrast = None,
+    hide: Annotated[str | None, option("--hide", "All maps of a comparison have the same.", default="mean")] = None,
+    num_samples: Annotated[str | None, option("--num-samples", default="of the method")] = None,
+    segments: Annotated[str | None, option("--segments", "For lime and kernel_shap.", default="quickshift")] = None,
+    output: Annotated[OutputName | None, option("--output", default="of the method")] = None,
+    seed: Annotated[int | None, option("--seed", default="0")] = None,
+    batch_size: Annotated[int | None, option("--batch-size", default="64")] = None,
+    options: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--option",
+            "-O",
+            help="Any other option of the methods: name=value, or method.name=value for one of them, such as "
+            f"libra.gamma=0.05 or occlusion.window=2. {SEVERAL}",
+            show_default="none",
+            callback=split_objects,
+        ),
+    ] = None,
     region: Regions = None,
     group_by: GroupBy = "predicted",
     *,
     description: Description,
     style: "FigureStyle | None",
 ) -> None:
-    """Explain photos: top classes, rollout, a class, heads."""
+    """Explain photos: top classes, a class, rollout, heads."""
+    shared = shared_options(
+        {
+            "hide": hide,
+            "num_samples": num_samples,
+            "segments": segments,
+            "output": output,
+            "seed": seed,
+            "batch_size": batch_size,
+        }
+    )
     explain_photos(
         photos,
         model,
@@ -79,7 +109,7 @@ def explain(
         json_,
         top_k,
         style,
-        method,
+        *with_assignments(method, shared, options or ()),
         with_contrast(target, contrast),
         description,
         skip_existing=skip_existing,
@@ -97,7 +127,8 @@ def explain_photos(
     json_: bool,
     top_k: int,
     style: "FigureStyle | None",
-    methods: Sequence[str] | None = None,
+    methods: Methods = None,
+    options: Mapping[str, Any] | None = None,
     target: TargetNames | None = None,
     description: Description | None = None,
     *,
@@ -111,7 +142,9 @@ def explain_photos(
 
     Args:
         photos: files or images.
-        methods: names of methods to compare; None for rollout, the map of a class, and the heads of the last layer.
+        methods: names of methods to compare, or a mapping from names to options; None for the map of a class, rollout,
+            and the heads of the last layer.
+        options: options of all methods that take them.
         target: the class to explain, or the two of a contrast; by default the most likely.
         skip_existing: skip the photos whose figure exists.
         names: a name for each image; by default the paths.
@@ -123,7 +156,8 @@ def explain_photos(
     from vitscope.explanation.requests import check_target, method_requests
     from vitscope.views.explanations import explanation_scene
 
-    check_target(method_requests(methods, {}), target)  # before the model is loaded
+    options = options or {}
+    check_target(method_requests(methods, options), target)  # before the model is loaded
     vision = load_model(model, device, description=description)
     with (
         RegionOption(regions, group_by, photos, json_=json_) as region_option,
@@ -142,7 +176,9 @@ def explain_photos(
     ):
         for photo, path in batch:
             with batch.explaining(photo):
-                explanation = explain_photo(vision, photo, methods, target, progress=not json_ and methods is not None)
+                explanation = explain_photo(
+                    vision, photo, methods, target, progress=not json_ and methods is not None, **options
+                )
                 (result,) = explanation.photos
                 measured = region_option.measure(photo, result.results, result.predictions)
                 scene = measured.outline(explanation_scene(explanation))
@@ -153,7 +189,7 @@ def explain_photos(
                     if result.agreement is not None:
                         print_agreement(result.agreement)
                 region_option.print_photo(measured, several=len(batch.photos) > 1)
-                label = ", ".join(result.results) if methods else "rollout, libra, heads"
+                label = ", ".join(result.results) if methods else "libra, rollout, heads"
                 entries = {**result.as_json(top_k), **measured.entries}
                 batch.add(vision, photo, path, entries, target=result.target, method=label, numbers=measured.numbers)
                 if explanation.interrupted:
