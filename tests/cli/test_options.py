@@ -113,7 +113,7 @@ def test_a_list_is_repeated_or_separated_by_commas(command, option):
     required = [] if command == "demo" else required
     texts = (
         (["first", "second"], ["first,second"])
-        if name not in ("--object", "--region")
+        if name not in ("--object", "--region", "--option")
         else ([first, second], [f"{first},{second}"])
     )
     parsed = [

@@ -1,5 +1,7 @@
 """vs.explain: what the command ``vitscope explain`` computes, as a function."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from PIL import Image
 from torch import nn
 
 import vitscope as vs
+from vitscope.explanation.requests import method_requests
 from vitscope.methods.registry import METHODS
 from vitscope.models.heads import reset_classifier
 from vitscope.perturb import MaskedModel
@@ -26,9 +29,9 @@ def test_the_default_maps_are_those_of_the_functions(
     model: vs.VisionModel, chelsea: np.ndarray, default: vs.Explanation
 ) -> None:
     expected = {
+        "libra": vs.libra(model, chelsea),
         "rollout, mean of heads": vs.rollout(model, chelsea),
         "rollout, max of heads": vs.rollout(model, chelsea, head_fusion="max"),
-        "libra": vs.libra(model, chelsea),
     }
     assert list(default.results) == list(expected)
     for name, result in expected.items():
@@ -43,7 +46,7 @@ def test_the_default_maps_are_those_of_the_functions(
     assert (default.model, default.target, default.agreement, default.interrupted) == ("vit-nano", "cat", None, False)
     assert default.meanings == {
         "rollout": "which patches reach the readout; the same for every class",
-        "libra": "which patches raise (red) or lower (blue) the logit of cat",
+        "libra": "which patches raise (red) or lower (blue) the logit of cat; more faithful than rollout",
     }
 
 
@@ -82,6 +85,40 @@ def test_shared_options_go_to_the_methods_that_take_them(model: vs.VisionModel, 
     torch.testing.assert_close(results["occlusion"].values, expected.values)
 
 
+FILLED = ["lime", "kernel_shap", "occlusion", "rise", "activation_patching", "integrated_gradients"]
+
+
+def baselines(methods: Any, **options: Any) -> dict[str, Any]:
+    """Return the baseline of each method that has one."""
+    requests = {request.name: request.options for request in method_requests(methods, options)}
+    return {name: value for name, own in requests.items() for key, value in own.items() if key in ("hide", "baseline")}
+
+
+def test_methods_that_are_compared_have_the_same_baseline() -> None:
+    assert baselines([*FILLED, "libra"]) == dict.fromkeys(FILLED, "mean")
+    assert baselines(["rise", "integrated_gradients"]) == {"rise": "mean", "integrated_gradients": "mean"}
+    assert baselines(["libra", "integrated_gradients"]) == {}  # nothing to compare it with: its own default
+    assert baselines(FILLED, hide="blur") == baselines(FILLED, baseline="blur") == dict.fromkeys(FILLED, "blur")
+    assert baselines(FILLED[:4], hide="drop") == dict.fromkeys(FILLED[:4], "drop")
+
+
+def test_a_baseline_of_one_method_takes_precedence() -> None:
+    methods = {"rise": {"hide": "black"}, "integrated_gradients": {}, "occlusion": {}}
+    assert baselines(methods) == {"rise": "black", "integrated_gradients": "mean", "occlusion": "mean"}
+    expected = {"rise": "black", "integrated_gradients": "grey", "occlusion": "grey"}
+    assert baselines(methods, hide="grey") == expected
+    both = baselines(["rise", "integrated_gradients"], hide="grey", baseline="blur")
+    assert both == {"rise": "grey", "integrated_gradients": "blur"}
+
+
+@pytest.mark.slow
+def test_the_baseline_of_a_comparison_is_computed(model: vs.VisionModel, chelsea: np.ndarray) -> None:
+    results = vs.explain(model, chelsea, ["occlusion", "integrated_gradients"], steps=2).results
+    expected = vs.integrated_gradients(model, chelsea, steps=2, baseline="mean")
+    torch.testing.assert_close(results["integrated_gradients"].values, expected.values)
+    torch.testing.assert_close(results["occlusion"].values, vs.occlusion(model, chelsea).values)
+
+
 def test_an_option_of_one_method_takes_precedence(model: vs.VisionModel, chelsea: np.ndarray) -> None:
     methods = {"libra": {"output": "probability"}, "grad_cam": {}}
     results = vs.explain(model, chelsea, methods, output="log_odds").results
@@ -93,7 +130,7 @@ def test_options_reach_the_default_maps(model: vs.VisionModel, chelsea: np.ndarr
     explanation = vs.explain(model, chelsea, discard_ratio=0.5, output="log_odds")
     expected = vs.rollout(model, chelsea, discard_ratio=0.5)
     torch.testing.assert_close(explanation.results["rollout, mean of heads"].values, expected.values)
-    assert explanation.meanings["libra"].endswith("the log-odds of cat")
+    assert explanation.meanings["libra"].endswith("the log-odds of cat; more faithful than rollout")
 
 
 @pytest.mark.slow
@@ -173,8 +210,14 @@ def test_a_model_that_classifies_by_windows_has_their_attention(chelsea: np.ndar
         ([vs.libra], {}, r"^methods is <function libra.*: pass the name"),
         ([{"libra": 3}], {}, r"^the options of libra are 3: pass a mapping from names to values$"),
         ([{"libra": {"hide": "black"}}], {}, r"^libra has no option 'hide': choose variant, gamma, "),
-        ([["libra", "rollout"]], {"hide": "black"}, r"^libra, rollout has no option 'hide': add one of lime, "),
-        ([None], {"num_samples": 9}, r"^rollout, libra has no option 'num_samples': add one of lime, "),
+        ([["libra", "rollout"]], {"hide": "black"}, r"^libra, rollout have no option 'hide': add one of lime, "),
+        ([None], {"num_samples": 9}, r"^rollout, libra have no option 'num_samples': add one of lime, "),
+        (["libra"], {"baseline": "grey"}, r"^libra has no option 'baseline': add one of lime, .*integrated_gradients$"),
+        (
+            [["rise", "integrated_gradients"]],
+            {"hide": "drop"},
+            r"^hide is 'drop', which leaves no image, but integrated_gradients needs one as the baseline: choose ",
+        ),
         ([None], {"head_fusion": "min"}, r"^head_fusion is 'min', but the default maps are rollouts with the mean"),
         (["attention", "dog"], {}, r"^target is 'dog', but attention takes no target: add one of rollout, lime"),
         (["rollout", ("dog", "cat")], {}, r"^target is a contrast, but rollout takes no contrast: add one of lime"),

@@ -41,17 +41,20 @@ def test_the_figure_names_photo_model_and_target(default: vs.Explanation, photo:
     top, second = default.predictions[:2]
     frog = next(p for p in default.predictions if p.label == "frog")
     assert scene.title == (
-        f"What reaches the readout of vit-nano, and what supports frog ({frog.probability:.1%}; "
-        f"predicted: cat, {top.probability:.1%})"
+        f"What supports frog ({frog.probability:.1%}; predicted: cat, {top.probability:.1%}), "
+        "and what reaches the readout of vit-nano"
     )
     assert scene.subject.startswith(
         f"{photo}; vit-nano predicts cat ({top.probability:.1%}), {second.label} ({second.probability:.1%}), "
     )
     assert scene.subject.endswith(f"; target: frog ({frog.probability:.1%})")
-    assert scene.note == "top: attention rollout and LibraGrad; below: heads of the last layer (5), query: readout"
+    assert (
+        scene.note
+        == "top: LibraGrad and attention rollout; below: heads of the last layer, layer 6 (index 5), query: readout"
+    )
     first, *others = scene.rows
     assert [panel.title for panel in first.panels] == [
-        "photo", "rollout, mean of heads", "rollout, max of heads", "libra, frog",
+        "photo", "libra, frog", "rollout, mean of heads", "rollout, max of heads",
     ]  # fmt: skip
     heads = [panel for row in others for panel in row.panels]
     assert [panel.title for panel in heads] == [f"head {head}" for head in range(12)]
@@ -106,7 +109,10 @@ def test_a_notebook_shows_the_figure_and_the_classes(
     page = default._repr_html_()
     assert page.count("<img ") == 1
     assert "<td>cat</td><td>73.5%</td>" in page
-    assert "<td>libra</td><td>which patches raise (red) or lower (blue) the logit of frog</td>" in page
+    assert (
+        "<td>libra</td><td>which patches raise (red) or lower (blue) the logit of frog; more faithful than rollout</td>"
+        in page
+    )
     assert "<b>cat" not in page
     page = batch._repr_html_()
     assert page.count("<img ") == page.count("<caption>Agreement") == 2
@@ -118,7 +124,7 @@ def test_a_notebook_shows_the_figure_and_the_classes(
 
 def test_the_repr_is_one_line(default: vs.Explanation, batch: vs.Explanation) -> None:
     assert repr(default) == (
-        "<Explanation of vit-nano: rollout, mean of heads; rollout, max of heads; libra, predicts cat, target frog>"
+        "<Explanation of vit-nano: libra; rollout, mean of heads; rollout, max of heads, predicts cat, target frog>"
     )
     assert repr(batch) == "<Explanation of vit-nano: 2 images, libra; rollout; grad_cam>"
     assert len(repr(default.photos[0])) <= 200
@@ -178,3 +184,28 @@ def test_json_holds_predictions_and_maps(default: vs.Explanation, batch: vs.Expl
 def test_it_can_be_pickled(default: vs.Explanation) -> None:
     copy = pickle.loads(pickle.dumps(default))
     np.testing.assert_array_equal(copy.results["libra"].values, default.results["libra"].values)
+
+
+@pytest.mark.slow
+def test_the_figure_names_the_baseline_and_the_passes_of_each_method(chelsea: np.ndarray) -> None:
+    methods = {
+        "lime": {"segments": "slic", "num_samples": 400},
+        "occlusion": {"window": 4, "stride": 4},
+        "rise": {"num_samples": 5},
+        "integrated_gradients": {"steps": 3},
+        "transition_attention": {"steps": 3},
+    }
+    colour = {**methods, "rise": {"num_samples": 5, "hide": [1, 2.5, 3]}, "occlusion": {"window": 4, "hide": "drop"}}
+    lines = []
+    for options in (methods, colour):
+        scene = scene_of(vs.explain("vit-nano", chelsea, options), None)
+        maps = [panel for row in scene.rows for panel in row.panels if getattr(panel, "lines", None)]
+        lines.append({panel.title: panel.lines[1:] for panel in maps})
+    assert lines[0] == {
+        "lime": ["forward passes: 400", "hidden: mean of each segment"],
+        "occlusion": ["forward passes: 4", "hidden: mean of each patch"],
+        "rise": ["forward passes: 5", "hidden: mean of the image"],
+        "integrated_gradients": ["forward passes: 3 + 3 backward", "baseline: mean of the image"],
+        "transition_attention": ["forward passes: 4 + 4 backward"],
+    }
+    assert (lines[1]["rise"][1], lines[1]["occlusion"][1]) == ("hidden: 1, 2.5, 3", "hidden: left out")

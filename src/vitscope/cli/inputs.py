@@ -154,7 +154,7 @@ def split_models(texts: list[str] | None) -> list[str] | None:
 
 
 def split_objects(texts: list[str] | None) -> list[str] | None:
-    """Return the values of ``--object``; those with a name may be separated by commas: ``a=1,2,3,4,b=5,6,7,8``."""
+    """Return the values of an option; those with a name may be separated by commas: ``a=1,2,3,4,b=5,6,7,8``."""
     if texts is None:
         return None
     return [value for text in texts for value in re.split(r",(?=[^,=]*[^,=\d\s.+-][^,=]*=)", text)]

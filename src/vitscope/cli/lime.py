@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from vitscope.cli.inputs import check_file_name, load_models, parse_fill, with_contrast
+from vitscope.cli.method_options import parse_num_samples, parse_segments
 from vitscope.cli.model_options import Description, model_command
 from vitscope.cli.options import (
     BatchSize,
@@ -19,6 +20,7 @@ from vitscope.cli.options import (
     Hide,
     Json,
     ModelNames,
+    NumSamples,
     OutputKind,
     OutWithReport,
     Overwrite,
@@ -35,11 +37,9 @@ from vitscope.cli.regions import MeasuredPhoto, RegionOption
 from vitscope.cli.style_options import drawing
 from vitscope.cli.tables import print_agreement, print_segments
 from vitscope.cli.terminal import say
-from vitscope.errors import CallError, OutputExistsError, first_line
+from vitscope.errors import CallError, OutputExistsError
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from vitscope.metrics.agreement import Agreement
     from vitscope.models import Prediction, VisionModel
     from vitscope.results.segment_attribution import SegmentAttribution
@@ -57,12 +57,7 @@ def lime(
     model: ModelNames = None,
     target: Target = None,
     contrast: Contrast = None,
-    num_samples: Annotated[
-        str,
-        typer.Option(
-            "--num-samples", "-n", help="Number of masks, or auto: sample until the top five segments are stable."
-        ),
-    ] = "1000",
+    num_samples: NumSamples = "1000",
     segments: Segments = "quickshift",
     hide: Hide = "mean",
     sampling: Annotated[
@@ -93,8 +88,8 @@ def lime(
     from vitscope.views.subject import with_subject
 
     options: dict[str, Any] = {
-        "num_samples": _parse_num_samples(num_samples),
-        "segments": _segments(segments),
+        "num_samples": parse_num_samples(num_samples),
+        "segments": parse_segments(segments),
         "hide": parse_fill(hide),
         "sampling": sampling,
         "output": output,
@@ -224,33 +219,6 @@ def _entries(results: Sequence["SegmentAttribution"], agreement: "Agreement | No
     """Return the values of the report."""
     entries: dict[str, Any] = {"results": [result.as_json() for result in results]}
     return entries if agreement is None else entries | {"agreement": agreement.as_json()}
-
-
-def _parse_num_samples(text: str) -> int | str:
-    if text == "auto":
-        return text
-    try:
-        return int(text)
-    except ValueError:
-        raise CallError(f"--num-samples is {text!r}: pass a whole number, or 'auto'") from None
-
-
-def _segments(text: str) -> "str | np.ndarray":
-    """Return the name of a segmentation, or the labels in a file."""
-    path = Path(text)
-    if not path.suffix:
-        return text
-    check_file_name(path, "--segments")
-    import numpy as np
-    from PIL import Image
-
-    from vitscope.images.sources import require_regular_file
-
-    require_regular_file(path)
-    try:
-        return np.load(path, allow_pickle=False) if path.suffix == ".npy" else np.asarray(Image.open(path))
-    except (OSError, ValueError, EOFError) as error:
-        raise CallError(f"{path} holds no segment labels: {first_line(error)}") from None
 
 
 def _check_arrays(path: Path, results: int, overwrite: bool) -> None:

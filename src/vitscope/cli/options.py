@@ -57,7 +57,7 @@ class SharedOption:
 
 MODEL_COMMANDS = ("explain", "attention", "rollout", "heads", "registers", "lime", "compose")
 PHOTO_COMMANDS = tuple(name for name in MODEL_COMMANDS if name != "compose")  # a figure for each photo
-REGION_COMMANDS = ("attention", "rollout", "lime")
+REGION_COMMANDS = ("explain", "attention", "rollout", "lime")
 TRAINING = ("finetune", "compare")
 DATA = ("data", *TRAINING)
 DRAWING = ("demo", *MODEL_COMMANDS, *DATA)
@@ -114,14 +114,20 @@ _ROWS = (
     SharedOption(
         "--layer", "Index of the layer, from 0; negative from the end.", ("attention", "registers"), int, "-l"
     ),
-    SharedOption("--output", "Output to evaluate.", ("heads", "lime", "compose"), OutputName),
-    SharedOption("--seed", "Random seed.", ("lime", "compose", "finetune"), int),
-    SharedOption("--batch-size", "Images per forward pass.", ("heads", "lime", "compose", *TRAINING), int),
+    SharedOption("--output", "Output to evaluate.", ("explain", "heads", "lime", "compose"), OutputName),
+    SharedOption("--seed", "Random seed.", ("explain", "lime", "compose", "finetune"), int),
+    SharedOption("--batch-size", "Images per forward pass.", ("explain", "heads", "lime", "compose", *TRAINING), int),
     SharedOption(
         "--segments",
         "Segments of the photo: quickshift, slic, patches, or a file of labels (.npy or an image).",
-        ("lime", "compose"),
+        ("explain", "lime", "compose"),
     ),
+    SharedOption(
+        "--hide",
+        "Fill of hidden parts: mean, black, grey, blur, noise, drop, a colour (128 or r,g,b) or an image file.",
+        ("explain", "lime"),
+    ),
+    SharedOption("--num-samples", "Number of masks, or auto for lime.", ("explain", "lime"), short="-n"),
     SharedOption(
         "--drop-artefacts",
         "Leave out artefact tokens, found in all photos together; see registers.",
@@ -276,11 +282,9 @@ Seed = Annotated[int, option("--seed")]
 BatchSize = Annotated[int, option("--batch-size")]
 Segments = Annotated[str, option("--segments")]
 DropArtefacts = Annotated[bool, option("--drop-artefacts")]
-Hide = Annotated[
-    str,
-    typer.Option(
-        help="Fill of hidden segments: mean, black, grey, blur, noise, drop, a colour (128 or r,g,b) or an image file."
-    ),
+Hide = Annotated[str, option("--hide")]
+NumSamples = Annotated[
+    str, option("--num-samples", "With auto, masks are drawn until the ranking of the top five segments is stable.")
 ]
 Fill = Annotated[
     str, typer.Option(help="Fill of holes: inpaint, mean, blur, a colour (128 or r,g,b) or an image file.")

@@ -35,6 +35,7 @@ from vitscope.validation import short_label
 from vitscope.window_tokens.window_cls import window_cls
 
 ROLLOUT_MEANING = "which patches reach the readout; the same for every class"
+MORE_FAITHFUL = "more faithful than rollout"  # measured in docs/baselines.md
 
 
 def explain(
@@ -48,10 +49,11 @@ def explain(
 ) -> Explanation:
     """Explain photos by several maps, with the predicted classes, as ``vitscope explain`` does.
 
-    By default the maps are attention rollout with the mean and with the max of heads, LibraGrad's map of the predicted
-    class or of the target, and the attention of each head of the last layer. If a model has no map of a class,
-    :attr:`Explanation.meanings` says why. A model that classifies by CLS tokens in its windows has the attention of
-    these tokens instead.
+    By default the maps are LibraGrad's map of the predicted class or of the target, attention rollout with the mean and
+    with the max of heads, and the attention of each head of the last layer. The prediction depends far more on the
+    patches that LibraGrad ranks highest than on those of a rollout (docs/baselines.md). If a model has no map of a
+    class, :attr:`Explanation.meanings` says why. A model that classifies by CLS tokens in its windows has the attention
+    of these tokens instead.
 
     Args:
         model: from :func:`vitscope.load`, a live module, or a name that :func:`vitscope.load` takes.
@@ -63,7 +65,8 @@ def explain(
             Methods that take none ignore it, but one has to take it.
         progress: True for bars on stderr, or a function that receives each :class:`vitscope.Progress`.
         **options: options of methods, such as ``hide``, ``num_samples``, ``seed`` or ``output``. Each goes to all
-            methods that have an option of this name.
+            methods that have an option of this name. ``hide``, what hidden parts become, is also the ``baseline`` of
+            the methods that have one. If several methods have either, it is ``"mean"`` by default in all of them.
 
     Returns:
         the maps, classes and agreement of each photo, with a figure and a report. Ctrl-C ends the computation early:
@@ -81,7 +84,7 @@ def explain(
         >>> explanation.predictions[0].label, explanation.target
         ('cat', 'dog')
         >>> list(explanation.results)
-        ['rollout, mean of heads', 'rollout, max of heads', 'libra']
+        ['libra', 'rollout, mean of heads', 'rollout, max of heads']
         >>> methods = ["libra", "occlusion", "rollout"]
         >>> vs.explain("vit-nano", skimage.data.chelsea(), methods, hide="black").agreement.names
         ['libra', 'occlusion', 'rollout']
@@ -115,7 +118,7 @@ def _default_maps(
     rollout_request: MethodRequest,
     libra_request: MethodRequest,
 ) -> PhotoExplanation:
-    """Explain a photo by rollout, by the map of a class, and by the heads of the last layer."""
+    """Explain a photo by the map of a class, by rollout, and by the heads of the last layer."""
     captured = run_and_capture(vision, source)
     image, trace = captured.trace.images[0], captured.trace
     predictions, no_classes = _predictions(vision, source, captured.logits)
@@ -123,20 +126,17 @@ def _default_maps(
         if target is not None:
             raise CallError(f"{vision.name} has CLS tokens in its windows, which take no target: choose methods")
         return PhotoExplanation(image, predictions, window_cls=window_cls(vision, source), no_classes=no_classes)
-    results = {
-        f"rollout, {fusion} of heads": rollout(trace, head_fusion=fusion, **rollout_request.options)
-        for fusion in ("mean", "max")
-    }
     class_map, no_class_map = _class_map(vision, source, captured.logits, target, libra_request)
-    meanings = {"rollout": ROLLOUT_MEANING, "libra": f"not available: {no_class_map}"}
-    if class_map is not None:
-        results["libra"], meanings["libra"] = class_map, _meaning_of_class_map(class_map)
+    meaning = f"not available: {no_class_map}" if class_map is None else _meaning_of_class_map(class_map)
+    results = {} if class_map is None else {"libra": class_map}
+    for fusion in ("mean", "max"):
+        results[f"rollout, {fusion} of heads"] = rollout(trace, head_fusion=fusion, **rollout_request.options)
     heads = [attention_map(trace, layer=-1, head=head) for head in range(trace.step(-1).num_heads)]
     return PhotoExplanation(
         image,
         predictions,
         results,
-        meanings,
+        {"libra": meaning, "rollout": ROLLOUT_MEANING},
         heads=heads,
         no_classes=no_classes,
         no_class_map=no_class_map,
@@ -166,7 +166,7 @@ def _class_map(
 def _meaning_of_class_map(class_map: Attribution) -> str:
     """Return what a signed map of a class can tell, as a sentence."""
     output = str(class_map.provenance["parameters"]["output"]).replace("_", "-")
-    return f"which patches raise (red) or lower (blue) the {output} of {short_label(class_map.target)}"
+    return f"which patches raise (red) or lower (blue) the {output} of {short_label(class_map.target)}; {MORE_FAITHFUL}"
 
 
 def _maps(

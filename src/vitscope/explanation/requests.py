@@ -15,6 +15,10 @@ from vitscope.validation import short_repr
 
 DEFAULT = ("rollout", "libra")
 ARGUMENTS = {"model", "images", "target", "progress"}  # of methods: all other parameters are their options
+# The options that name a baseline: what hidden parts become, or the image without information. A value of either is
+# passed to methods that have the other. Methods that are compared have the same baseline.
+BASELINE_OPTIONS = ("hide", "baseline")
+COMPARISON_BASELINE = "mean"
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,8 @@ def method_requests(methods: Any, options: Mapping[str, Any]) -> list[MethodRequ
     Args:
         methods: a name, a list of names, or a mapping from names to the options of each method; None for the default.
         options: shared by all methods that have an option of this name; those of a single method take precedence.
+            ``hide`` and ``baseline`` are names for the same. If several methods have one of them, it is by default
+            :data:`COMPARISON_BASELINE` in all of them.
 
     Raises:
         CallError: there is no such method, a method has no such option, or none has a shared one.
@@ -93,10 +99,41 @@ def method_requests(methods: Any, options: Mapping[str, Any]) -> list[MethodRequ
         )
     for option in options:
         _check_shared_option(option, list(own_options))
-    return [
-        MethodRequest(name, {**{key: options[key] for key in options if key in options_of(name)}, **own})
-        for name, own in own_options.items()
-    ]
+    shared = {**_comparison_baseline(list(own_options), options), **options}
+    requests = [MethodRequest(name, {**_taken(name, shared), **own}) for name, own in own_options.items()]
+    _check_baselines(requests)
+    return requests
+
+
+def _comparison_baseline(names: Sequence[str], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the baseline of a comparison as an option, if several of its methods have one and none was passed."""
+    takers = [name for name in names if option_of(name, "hide") is not None]
+    return {"hide": COMPARISON_BASELINE} if len(takers) > 1 and not set(BASELINE_OPTIONS) & set(options) else {}
+
+
+def _taken(name: str, shared: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the shared options that a method takes, under its own names."""
+    taken: dict[str, Any] = {}
+    own = options_of(name)
+    for option in sorted(shared, key=own.__contains__):  # its own name of a baseline comes last: it takes precedence
+        if (key := option_of(name, option)) is not None:
+            taken[key] = shared[option]
+    return taken
+
+
+def _check_baselines(requests: Sequence[MethodRequest]) -> None:
+    """Check that no method that needs an image as its baseline has "drop", which leaves none.
+
+    Raises:
+        CallError: there is one.
+    """
+    baselines = {request.name: request.options.get("baseline") for request in requests}
+    names = [name for name, baseline in baselines.items() if isinstance(baseline, str) and baseline == "drop"]
+    if names:
+        raise CallError(
+            f"hide is 'drop', which leaves no image, but {', '.join(names)} needs one as the baseline: choose another "
+            "hide, or leave this method out"
+        )
 
 
 def check_target(requests: Sequence[MethodRequest], target: ImageTarget | None) -> None:
@@ -121,6 +158,18 @@ def options_of(name: str) -> list[str]:
         ['layer', 'head', 'query', 'drop_artefacts']
     """
     return [option for option in inspect.signature(METHODS[name].compute).parameters if option not in ARGUMENTS]
+
+
+def option_of(name: str, option: str) -> str | None:
+    """Return the name under which a method takes a shared option: a baseline has two. None if it takes none.
+
+    Examples:
+        >>> option_of("rise", "hide"), option_of("integrated_gradients", "hide"), option_of("libra", "hide")
+        ('hide', 'baseline', None)
+    """
+    own = options_of(name)
+    names = BASELINE_OPTIONS if option in BASELINE_OPTIONS else ()
+    return option if option in own else next((name for name in names if name in own), None)
 
 
 def _own_options(methods: Any) -> dict[str, Mapping[str, Any]]:
@@ -156,11 +205,12 @@ def _check_shared_option(option: str, names: Sequence[str]) -> None:
         CallError: only other methods have it.
         TypeError: no method has it, as for any unknown keyword argument.
     """
-    takers = [name for name in METHODS if option in options_of(name)]
+    takers = [name for name in METHODS if option_of(name, option) is not None]
     if not takers:
         raise TypeError(f"explain() got an unexpected keyword argument {option!r}")
     if not set(takers) & set(names):
-        raise CallError(f"{', '.join(names)} has no option {option!r}: add one of {', '.join(takers)}")
+        verb = "has" if len(names) == 1 else "have"
+        raise CallError(f"{', '.join(names)} {verb} no option {option!r}: add one of {', '.join(takers)}")
 
 
 def _kind_of(target: ImageTarget) -> str:

@@ -130,7 +130,7 @@ METHODS: dict[str, Method] = {
         compute=integrated_gradients,
         kind="gradient",
         takes_target=True,
-        summary="each patch's part on the way from black",
+        summary="each patch's part on the way from a baseline",
         source="Sundararajan et al., 2017",
         forwards="50 + 50 backward",
     ),

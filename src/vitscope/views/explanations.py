@@ -1,6 +1,9 @@
 """The figure, the report and the notebook's view of an explanation."""
 
+import inspect
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from vitscope.display import ordinal
 from vitscope.explanation.result import TOP_K, Explanation, PhotoExplanation
@@ -18,7 +21,10 @@ from vitscope.views.subject import describe_target, with_subject
 from vitscope.views.tables import AGREEMENT_HEADER, agreement_rows
 from vitscope.views.windows import cls_grid
 
-BASELINES = {"hide": "hidden parts", "baseline": "baseline"}  # parameters of methods, and their names in figures
+BASELINES = {"hide": "hidden", "baseline": "baseline"}  # parameters of methods, and their names in figures
+REGIONS = {None: "the image", "patches": "each patch"}  # segments of a method, and what has a mean colour
+WORDS = {"drop": "left out"}
+REPEATS = {"steps", "samples"}  # options of gradient methods that are numbers of passes
 MAX_IMAGES = 6  # of a batch in a notebook
 
 
@@ -74,24 +80,24 @@ def explanation_report(explanation: Explanation, top_k: int = TOP_K) -> Report:
 
 
 def _default_scene(model: str, photo: PhotoExplanation) -> Scene:
-    """Return the photo, its rollouts and the map of a class, above the heads of the last layer over the photo."""
+    """Return the photo, the map of a class and the rollouts, above the heads of the last layer over the photo."""
     rollouts = [result for result in photo.results.values() if not result.signed]
     class_map = next((result for result in photo.results.values() if result.signed), None)
     image = photo.heads[0].images[0]
-    top = [Panel(image, title="photo"), *rollout_maps(rollouts, 0)]
+    top, maps = [Panel(image, title="photo")], rollout_maps(rollouts, 0)
     layer = photo.heads[0].provenance["parameters"]["layer"]
     note = f"heads of the last layer, {ordinal('layer', layer)}, query: readout"
     if class_map is None:
         title, note = f"Attention of {model}", f"top: attention rollout; below: {note}"
     else:
         target = short_label(class_map.target)
-        top = [replace(panel, lines=["what reaches the readout,", "the same for every class"]) for panel in top]
-        top[0] = replace(top[0], lines=[])
         lines = ["what raises or lowers", f"{_explained_number('libra', class_map)} of {target}"]
         top.append(replace(map_panel(class_map, f"libra, {target}"), lines=lines))
+        maps = [replace(panel, lines=["what reaches the readout,", "the same for every class"]) for panel in maps]
         supported = describe_target(class_map.target, photo.predictions)
-        title = f"What reaches the readout of {model}, and what supports {supported}"
-        note = f"top: attention rollout and LibraGrad; below: {note}"
+        title = f"What supports {supported}, and what reaches the readout of {model}"
+        note = f"top: LibraGrad and attention rollout; below: {note}"
+    top += maps
     heads = [_head_panel(head) for head in photo.heads]
     head_rows = -(-len(heads) // (2 * len(top)))
     return Scene([Row(top, len(top)), *rows_of(heads, -(-len(heads) // head_rows))], title, note)
@@ -118,11 +124,31 @@ def _comparison_scene(model: str, photo: PhotoExplanation) -> Scene:
 
 def _lines(name: str, result: Attribution) -> list[str]:
     """Return what a map explains, how many forward passes it took, and its baseline if it has one."""
-    samples = result.provenance.get("samples")
-    passes = METHODS[name].forwards if samples is None else f"{samples:,}"
     parameters = result.provenance["parameters"]
-    baseline = next((f"{noun}: {parameters[key]}" for key, noun in BASELINES.items() if key in parameters), None)
-    return [_explained_number(name, result), f"forward passes: {passes}", *([baseline] if baseline else [])]
+    baselines = [f"{noun}: {_filling(key, parameters)}" for key, noun in BASELINES.items() if key in parameters]
+    return [_explained_number(name, result), f"forward passes: {_passes(name, result)}", *baselines]
+
+
+def _passes(name: str, result: Attribution) -> str:
+    """Return the number of forward passes, and of backward passes if there are any."""
+    samples = result.provenance.get("samples")
+    if samples is not None:
+        return f"{samples:,}"
+    passes, parameters = METHODS[name].forwards, result.provenance["parameters"]
+    signature = inspect.signature(METHODS[name].compute).parameters
+    for key in REPEATS & signature.keys() & parameters.keys():  # the registry has the numbers of the defaults
+        more = parameters[key] - signature[key].default
+        passes = " ".join(str(int(word) + more) if word.isdecimal() else word for word in passes.split())
+    return passes
+
+
+def _filling(key: str, parameters: Mapping[str, Any]) -> str:
+    """Return a baseline in words: a mean is that of each segment, of each patch, or of the image."""
+    value = parameters[key]
+    if value == "mean":
+        segments = parameters.get("segments") if key == "hide" else None
+        return f"mean of {REGIONS.get(segments, 'each segment')}"
+    return WORDS.get(value, value) if isinstance(value, str) else ", ".join(f"{channel:g}" for channel in value)
 
 
 def _explained_number(name: str, result: Attribution) -> str:
