@@ -133,12 +133,12 @@ def test_a_model_without_attention_is_one_line(photo, capsys, monkeypatch):
 
 
 def test_ctrl_c_is_one_line(photo, capsys, monkeypatch):
-    import vitscope.tracing.capture
+    import vitscope.explanation.explain
 
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(vitscope.tracing.capture, "run_and_capture", interrupt)
+    monkeypatch.setattr(vitscope.explanation.explain, "run_and_capture", interrupt)
     code, _, err = run(capsys, monkeypatch, "explain", photo)
     assert (code, err.count("\n")) == (1, 1)
     assert "interrupted" in err
@@ -150,12 +150,12 @@ def test_ctrl_c_is_one_line(photo, capsys, monkeypatch):
     ids=["message", "no message"],
 )
 def test_an_unforeseen_error_is_one_line(photo, capsys, monkeypatch, message, line):
-    import vitscope.tracing.capture
+    import vitscope.explanation.explain
 
     def fail(*_, **__):
         raise ZeroDivisionError(message)
 
-    monkeypatch.setattr(vitscope.tracing.capture, "run_and_capture", fail)
+    monkeypatch.setattr(vitscope.explanation.explain, "run_and_capture", fail)
     code, _, err = run(capsys, monkeypatch, "explain", photo)
     assert (code, err) == (1, f"vitscope: {line} (set VITSCOPE_DEBUG=1 to see the traceback)\n")
     monkeypatch.setenv("VITSCOPE_DEBUG", "1")
