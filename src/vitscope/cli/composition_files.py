@@ -87,7 +87,8 @@ def write_files(
             result.save(files[key]) for kind in ("table.csv", "result.json") if (key := f"{kind} {index}") in files
         ]
     if "places" in files and complete:
-        subject = "; ".join(composition_subject(str(photo), result) for result in results)
+        subjects = [composition_subject(str(photo), result).removeprefix(f"{photo}; ") for result in results]
+        subject = "; ".join([str(photo), *subjects])
         save(replace(places_and_sizes(results, targets), subject=subject), files["places"], overwrite, style)
         written.append(files["places"])
     return written
