@@ -17,7 +17,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from jaxtyping import Float, Int
+import numpy as np
+from jaxtyping import Float, Int, Integer
 from torch import Tensor
 
 Pixels = Float[Tensor, "batch input_channel pixel_height pixel_width"]
@@ -84,7 +85,7 @@ class SimilarTo:
 ImageTarget = ClassTarget | Contrast | Callable[[Tensor], Tensor] | SimilarTo
 """What is explained of one image."""
 
-Target = ImageTarget | Sequence[ImageTarget]
+Target = ImageTarget | Sequence[ImageTarget] | Integer[Tensor, " batch"] | Integer[np.ndarray, " batch"]
 """What a method explains. Every ``target`` takes one of these forms, or None for the most probable class of each image:
 
 * an index or label: a class;
@@ -93,7 +94,7 @@ Target = ImageTarget | Sequence[ImageTarget]
 * a function of the model's output, (batch, class) or (batch, channel), that returns (batch,);
 * for a model without a classifier, ``"similarity"``, the similarity to the original image, or a :class:`SimilarTo`, the
   similarity to another one;
-* a list with one of these for each image.
+* a list with one of these for each image, or a tensor or array (batch,) of indices.
 
 The number of a class, and of the two of a contrast, is that of the option ``output``.
 """

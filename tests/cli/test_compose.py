@@ -74,6 +74,24 @@ def test_the_default_tests_write_tables_and_figures(photo, tmp_path, capsys, mon
 
 
 @pytest.mark.slow
+def test_full_shows_all_images(photo, capsys, monkeypatch):
+    objects = ("--object", "a=120,60,80,120", "--object", "b=220,60,90,120", "--object", "c=120,190,180,60")
+    heights, lengths = [], []
+    for out, options in (("part", ()), ("all", ("--full",))):
+        code, text, err = run(
+            capsys, monkeypatch, "compose", photo, *objects, "--no-attention", *options, "--out", out, "--places", "3"
+        )
+        assert (code, err) == (0, "")
+        lines = text.splitlines()
+        lengths.append(len([line for line in lines if not line.startswith("wrote")]))
+        assert any(line.endswith(": --full shows all") for line in lines) is (out == "part")
+        with Image.open(f"{out}/plate.png") as image:
+            heights.append(image.height / image.width)
+    assert lengths[0] <= 25 < 45 < lengths[1]
+    assert heights[0] < 1.4 * 0.6 < heights[1]
+
+
+@pytest.mark.slow
 def test_json_holds_the_same_as_python(photo, capsys, monkeypatch):
     code, out, err = run(capsys, monkeypatch, "compose", photo, *BOX, *SMALL, "--json", "--output", "logit")
     assert (code, err) == (0, "")

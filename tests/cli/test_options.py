@@ -4,23 +4,32 @@ import inspect
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import fields
+from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_origin
 
 import pytest
 import typer
 
+import vitscope
 from tests.helpers.command_line import call, needs_bundled, photo_in_an_empty_folder
 from vitscope.cli.app import app
 from vitscope.cli.command import EARLIER, REPLACED
 from vitscope.cli.commands import run as run
 from vitscope.cli.examples import EXAMPLES
 from vitscope.cli.inputs import split_models, split_objects, split_targets, split_values
-from vitscope.cli.options import OPTIONS
+from vitscope.cli.options import MODEL_PANEL, OPTIONS
 from vitscope.tune.data_options import DataOptions
 from vitscope.tune.recipe import Recipe
 
 photo = photo_in_an_empty_folder
+UNLISTED = {
+    "--drop-artefacts",
+    "--top-k",
+    "--recipe",
+    "--rank",
+    "--segments",
+}  # pages of their commands
 REGISTERED = typer.main.get_command(app).commands
 TRAINING_FIELDS = {f"--{field.name.replace('_', '-')}" for owner in (DataOptions, Recipe) for field in fields(owner)}
 
@@ -174,3 +183,13 @@ def test_earlier_spellings_are_understood():
             for earlier, today in names.items():
                 assert (command, earlier) not in listed
                 assert (command, today) in listed
+
+
+def test_the_page_about_the_command_line_names_shared_options():
+    page = Path(__file__).parents[2].joinpath("docs/command-line.md").read_text(encoding="utf-8")
+    plain = {name for name, row in OPTIONS.items() if row.panel != MODEL_PANEL}
+    assert {name for name in plain if f"`{name}`" not in page} <= UNLISTED
+
+
+def test_the_version_is_printed(capsys, monkeypatch):
+    assert call(capsys, monkeypatch, "--version") == (0, f"vitscope {vitscope.__version__}\n", "")

@@ -15,6 +15,7 @@ from torch.nn.utils import parametrizations
 import vitscope as vs
 from tests.helpers.live import hf_vit, images, timm_vit
 from vitscope.errors import UnsupportedModelError, VitscopeError
+from vitscope.tracing.gradients import GradientOptions, capture_gradients
 
 METHODS: dict[str, Callable[..., Any]] = {
     "input_x_gradient": vs.input_x_gradient,
@@ -216,6 +217,18 @@ def test_autocast_of_the_caller(expected: dict[str, Tensor]) -> None:
     assert vs.attn_lrp(model, pixels, target=1).provenance["dtype"] == "float32"
     plain = vs.attn_lrp(model, pixels, target=1, gamma=0.1).values
     assert_same("attn_lrp", result.values, plain, 0.05)
+
+
+def test_the_backward_pass_is_not_under_autocast() -> None:
+    options = GradientOptions(rules="attn_lrp", gamma=0.1, weights=False)
+    with torch.autocast("cpu", torch.bfloat16), capture_gradients(deep_vit(), images(), options) as run:
+        score, start = run.output[:, 1], [run.start]
+        (inside,) = run.gradients(score, start, keep_graph=True)
+        with torch.autocast("cpu", enabled=False):
+            (outside,) = run.gradients(score, start, keep_graph=True)
+        assert torch.equal(inside, outside)
+        with pytest.raises(UnsupportedModelError, match="has no gradient with respect to its tokens"):
+            run.gradients(score, [torch.zeros(1, device="cpu")])
 
 
 @pytest.mark.parametrize("flipped", [False, True])

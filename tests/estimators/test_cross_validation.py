@@ -141,3 +141,19 @@ def test_fewer_samples_than_segments_are_a_warning(method: Callable[..., vs.Segm
     with pytest.warns(vs.VitscopeWarning, match=f"^num_samples is 30 for 64 segments: fewer samples than .*{words}"):
         result = method(vs.load("vit-nano"), skimage.data.chelsea()[:40, :60], segments="patches", num_samples=30)
     assert result.held_out_score is None or result.held_out_score < 0.9
+
+
+def test_a_class_does_not_depend_on_the_others_to_the_last_bit() -> None:
+    random = np.random.default_rng(0)
+    rows, outputs = random.random((80, 24)) < 0.5, random.random((80, 6))
+    together = fit(rows, outputs, np.ones(80), 1.0, np.arange(80))
+    coalition_rows, weights = coalitions(24, 80, 0)
+    values = outputs[: len(coalition_rows)]
+    shares, *scores = shapley(coalition_rows, weights, values, outputs[:2])
+    for label in range(6):
+        alone = fit(rows, outputs[:, [label]], np.ones(80), 1.0, np.arange(80))
+        for name in ("weights", "intercepts", "scores", "held_out_scores", "influences", "shrinkage"):
+            assert np.array_equal(getattr(together, name)[label], getattr(alone, name)[0]), name
+        share, *score = shapley(coalition_rows, weights, values[:, [label]], outputs[:2, [label]])
+        assert np.array_equal(shares[label], share[0])
+        assert [scores[0][label], scores[1][label]] == [score[0][0], score[1][0]]

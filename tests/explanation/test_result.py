@@ -48,7 +48,10 @@ def test_the_figure_names_photo_model_and_target(default: vs.Explanation, photo:
         f"{photo}; vit-nano predicts cat ({top.probability:.1%}), {second.label} ({second.probability:.1%}), "
     )
     assert scene.subject.endswith(f"; target: frog ({frog.probability:.1%})")
-    assert scene.note == "top: attention rollout and LibraGrad; below: heads of the last layer (5), query: readout"
+    assert (
+        scene.note
+        == "top: attention rollout and LibraGrad; below: heads of the last layer, layer 6 (index 5), query: readout"
+    )
     first, *others = scene.rows
     assert [panel.title for panel in first.panels] == [
         "photo", "rollout, mean of heads", "rollout, max of heads", "libra, frog",

@@ -8,11 +8,9 @@ import torch
 import vitscope as vs
 from tests.helpers import gradient_laws as laws
 from tests.helpers import swin_families as swin
+from tests.helpers.block_streams import check_windows, streams_of
 from tests.helpers.families import ALL, Family, every_family
-from tests.helpers.gradients import assert_equal
-from tests.methods.test_token_tm import streams_of
 from tests.reference import att_cat as reference
-from tests.reference.swin_rollout import story
 
 
 def family(name: str) -> Family:
@@ -38,11 +36,7 @@ def test_the_map_is_the_sum_over_blocks(family: Family) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["fitting", "padded", "odd"])
 def test_windows_and_merging_equal_dense_matrices(kind: str) -> None:
-    size, timm = swin.SIZES[kind], swin.family("timm-swin")
-    model, pixels = laws.in_float64(timm.model(size)), swin.pixels(size).double()
-    plain = story(model.module, pixels, (timm.grid(size).height, timm.grid(size).width))
-    expected = reference.windowed_att_cat(plain, streams_of(model, pixels), 1)
-    assert_equal(vs.att_cat(model, pixels, target=1).values.flatten(1), expected)
+    check_windows(vs.att_cat, reference.windowed_att_cat, kind)
 
 
 @pytest.mark.slow

@@ -25,6 +25,7 @@ def photos(cat: np.ndarray) -> list[np.ndarray]:
     return [cat, shrunk("astronaut", (50, 70)), shrunk("coffee", (33, 41))]
 
 
+@pytest.mark.slow
 @every_method
 def test_each_photo_has_the_result_of_its_own_explanation(
     nano: vs.VisionModel, photos: list[np.ndarray], name: str, tmp_path: Path
@@ -65,6 +66,7 @@ def test_the_files_hold_every_map(nano: vs.VisionModel, photos: list[np.ndarray]
         assert "different sizes" in repr(batch)
 
 
+@pytest.mark.slow
 @every_method
 @pytest.mark.usefixtures("coarse_figures")
 def test_a_batch_is_drawn(nano: vs.VisionModel, photos: list[np.ndarray], name: str) -> None:
@@ -104,6 +106,7 @@ def test_results_of_different_kinds_are_not_joined(nano: vs.VisionModel, photos:
         vs.Attribution.join(results)
 
 
+@pytest.mark.slow
 def test_faithfulness_takes_maps_of_different_sizes(nano: vs.VisionModel, photos: list[np.ndarray]) -> None:
     batch = vs.lime(nano, photos, num_samples=80, segments="patches")
     areas = vs.faithfulness(nano, photos, batch)

@@ -8,21 +8,14 @@ import torch
 import vitscope as vs
 from tests.helpers import gradient_laws as laws
 from tests.helpers import swin_families as swin
+from tests.helpers.block_streams import check_windows, streams_of
 from tests.helpers.families import ALL, Family, every_family
 from tests.helpers.gradients import assert_equal
 from tests.reference import token_tm as reference
-from tests.reference.block_streams import Streams, streams
-from tests.reference.swin_rollout import story
 
 
 def family(name: str) -> Family:
     return next(family for family in ALL if family.name == name)
-
-
-def streams_of(model: vs.VisionModel, pixels: torch.Tensor) -> Streams:
-    """Return the reference's run of a model in float64."""
-    predict = model.features if model.meaning == "features" else model.logits
-    return streams(model.module, lambda: predict(pixels))  # type: ignore[arg-type,return-value]
 
 
 @every_family
@@ -44,11 +37,7 @@ def test_the_map_is_the_product_of_dense_matrices(family: Family) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["fitting", "padded", "odd"])
 def test_windows_and_merging_equal_dense_matrices(kind: str) -> None:
-    size, timm = swin.SIZES[kind], swin.family("timm-swin")
-    model, pixels = laws.in_float64(timm.model(size)), swin.pixels(size).double()
-    plain = story(model.module, pixels, (timm.grid(size).height, timm.grid(size).width))
-    expected = reference.windowed_token_tm(plain, streams_of(model, pixels), 1)
-    assert_equal(vs.token_tm(model, pixels, target=1).values.flatten(1), expected)
+    check_windows(vs.token_tm, reference.windowed_token_tm, kind)
 
 
 @pytest.mark.slow

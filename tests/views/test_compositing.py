@@ -119,7 +119,7 @@ def test_outputs_have_their_unit() -> None:
 
 
 def test_the_plate_shows_the_images_with_their_classes(result: vs.Composition) -> None:
-    scene = plate(result)
+    scene = plate(result, full=True)
     images = [panel for row in scene.rows[::2] for panel in row.panels]
     indices = on_plate(result)
     assert len(images) == len(indices)
@@ -140,7 +140,7 @@ def test_the_plate_shows_the_images_with_their_classes(result: vs.Composition) -
 
 
 def test_the_rollout_of_each_image_is_below_it(result: vs.Composition) -> None:
-    scene, indices = plate(result), on_plate(result)
+    scene, indices = plate(result, full=True), on_plate(result)
     rollouts = [panel for row in scene.rows[1::2] for panel in row.panels]
     for index, panel in zip(indices, rollouts, strict=True):
         assert np.array_equal(panel.values, result.rollouts[index])

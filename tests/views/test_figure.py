@@ -69,7 +69,10 @@ def test_panels_have_the_photos_proportions(size):
 
 
 def test_panels_are_on_the_page_and_do_not_overlap(trace):
-    drawn = figure.draw(scene.explanation(trace, [vs.rollout(trace), vs.rollout(trace, head_fusion="max")]))
+    rollouts = [vs.rollout(trace), vs.rollout(trace, head_fusion="max")]
+    top = [scene.Panel(trace.images[0], title="photo"), *scene.rollout_maps(rollouts, 0)]
+    heads = [scene.map_panel(vs.attention_map(trace, head=head)) for head in range(4)]
+    drawn = figure.draw(scene.Scene([scene.Row(top, 3), *scene.rows_of(heads, 4)], "title"))
     boxes = [axes.get_position() for axes in drawn.axes]
     assert len(panels_of(drawn)) == 3 + 4
     assert len(boxes) == 3 + 4 + (2 + 4) + 1, "each map has a colour bar, and the figure has one"

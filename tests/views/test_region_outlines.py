@@ -39,6 +39,14 @@ def test_an_outline_follows_the_region_and_has_its_name() -> None:
     assert (text.get_text(), text.xy) == ("tumour", (40, 20))
 
 
+def test_names_at_the_same_place_are_written_below_each_other() -> None:
+    outlines = [Outline(name, pixels) for name, pixels in (("a", mask()), ("b", mask(11)), ("c", mask(20)))]
+    (axes,) = drawn(Panel(IMAGE, outlines=outlines)).axes
+    heights = [text.get_position()[1] for text in axes.texts]
+    assert heights[0] - heights[1] > 8
+    assert heights[2] == heights[0]
+
+
 def test_an_empty_region_and_the_whole_photo_have_no_outline() -> None:
     for pixels in (np.zeros((40, 60), dtype=bool), np.ones((40, 60), dtype=bool)):
         (axes,) = drawn(Panel(IMAGE, outlines=[Outline("region", pixels)])).axes

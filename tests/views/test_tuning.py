@@ -109,7 +109,7 @@ def test_curves_show_epochs_and_layers(tmp_path: Path) -> None:
     assert [list(ys) for ys in first.ys] == [[0.25, 0.5], [0.35, 0.7]]
     assert (first.counted, first.percent) == (True, True)
     (summary,) = (entry for entry in comparison.summaries() if (entry.model, entry.tuning) == ("vit", "lora"))
-    assert ([list(xs) for xs in changes.xs], [tuple(ys) for ys in changes.ys]) == ([[0, 1, 2]], [summary.distances])
+    assert ([list(xs) for xs in changes.xs], [tuple(ys) for ys in changes.ys]) == ([[1, 2, 3]], [summary.distances])
     assert changes.title == "vit: change of attention by layer"
     assert list(changes.series) == [1], "lora has the same colour as among the accuracies"
     assert changes.limits == other_changes.limits, "both models share the axis limits"

@@ -85,9 +85,8 @@ def test_the_legend_says_what_pale_means(result: vs.SegmentAttribution) -> None:
     assert legend_of(segments.supporting_regions(result)).endswith("; pale: interval holds 0")
     certain = with_weights(result, [(0.4, 0.6), (-0.6, -0.4), (0.2, 0.3), (-0.3, -0.2)])
     assert "pale" not in legend_of(segments.supporting_regions(certain))
-    mixed = segments.side_by_side(
-        [result, vs.rise(vs.load("vit-nano"), result.images[0].photo, num_samples=9)], "ab", title=""
-    )
+    rise = vs.rise(vs.load("vit-nano"), shrunk("chelsea", (60, 40)), num_samples=9)
+    mixed = segments.side_by_side([result, dataclasses.replace(rise, images=result.images)], "ab", title="")
     unsigned, signed = legends_of(mixed, [3.0])
     assert ("pale" in signed.caption, "pale" in unsigned.caption) == (True, False)
     assert signed.ends == ("opposes", "supports")
@@ -120,7 +119,7 @@ def test_the_table_marks_them(result: vs.SegmentAttribution, capsys: pytest.Capt
     print_segments(result, 5)
     rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()[1:]}
     assert {name: "holds 0" in line for name, line in rows.items()} == {"1": False, "2": True, "a": True, "b": False}
-    assert "+0.500  +0.40 to +0.60" in " ".join(rows["1"].split(" ")).replace("   ", "  ")
+    assert "+0.500  +0.400 to +0.600" in " ".join(rows["1"].split(" ")).replace("   ", "  ")
 
 
 def test_the_fit_is_judged_on_held_out_samples(result: vs.SegmentAttribution) -> None:

@@ -1,12 +1,13 @@
 """The command ``vitscope compose``: edited images of a photo, and a model's outputs for them."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vitscope.cli.composition_files import check_free, paths_of_controls, paths_of_photo, write_files, write_page
 from vitscope.cli.inputs import (
     check_file_name,
     load_models,
@@ -36,7 +37,7 @@ from vitscope.cli.output import FORMATS, REPORT, reporting, save, shorten_stem, 
 from vitscope.cli.style_options import drawing
 from vitscope.cli.tables import print_edited_images, print_effects
 from vitscope.cli.terminal import say
-from vitscope.errors import CallError, OutputExistsError
+from vitscope.errors import CallError
 
 if TYPE_CHECKING:
     from vitscope.compositing.object_masks import ObjectMask
@@ -117,6 +118,7 @@ def compose(
     seed: Seed = 0,
     batch_size: BatchSize = 64,
     top_k: TopK = 3,
+    full: Annotated[bool, typer.Option("--full", help="Show all edited images, not only the most telling.")] = False,
     compare: ComparedModels = None,
     out: Annotated[Path | None, option("--out", "A folder, or a report as HTML.", default="a new folder")] = None,
     overwrite: Overwrite = False,
@@ -154,26 +156,28 @@ def compose(
     page = _report_path(marked_photos, out, figures=style is not None)
     folders = _folders(marked_photos, out) if page is None else [page.parent]
     model_names = [loaded.name for loaded in models]
-    files = [_files(folder, model_names, test_names, figures=style is not None) for folder in folders]
-    controls_files = _controls_files(folders, model_names) if "controls" in test_names and style is not None else []
+    files = [paths_of_photo(folder, model_names, test_names, figures=style is not None) for folder in folders]
+    controls_files = paths_of_controls(folders, model_names) if "controls" in test_names and style is not None else []
     if page is not None:
         files, controls_files = [{"page": page}], []
     elif style is None and out is None:
         files = [{} for _ in folders]
-    _check_free([*(path for paths in files for path in paths.values()), *controls_files], overwrite)
+    check_free([*(path for paths in files for path in paths.values()), *controls_files], overwrite)
     results_by_photo: list[list[Composition]] = []
     with reporting("compose", json_) as report:
         for marked_photo, paths in zip(marked_photos, files, strict=True):
             results, interrupted = _compose_each(models, marked_photo, options)
             if page is None:
                 complete = not interrupted
-                written = _write(marked_photo.path, results, paths, classes, overwrite, style, complete=complete)
+                written = write_files(
+                    marked_photo.path, results, paths, classes, overwrite, style, complete=complete, full=full
+                )
             else:
-                written = _write_report(marked_photo.path, results, page, classes, overwrite, style)
+                written = write_page(marked_photo.path, results, page, classes, overwrite, style, full=full)
             _say_what_is_cropped(results)
             for result in () if json_ else results:
                 say(f"{marked_photo.path}, as {result.provenance['model']} sees it:")
-                print_edited_images(result, top_k)
+                print_edited_images(result, top_k, full=full)
             entries = [result.as_json() for result in results]
             report.append(
                 {"image": str(marked_photo.path), "files": [str(path) for path in written], "results": entries}
@@ -293,25 +297,6 @@ def _report_path(marked_photos: Sequence[MarkedPhoto], out: Path | None, *, figu
     return out
 
 
-def _write_report(
-    photo: Path,
-    results: Sequence["Composition"],
-    path: Path,
-    targets: Sequence[str | None],
-    overwrite: bool,
-    style: "FigureStyle | None",
-) -> list[Path]:
-    """Write the report of a photo, of the models whose results are complete, and return its path."""
-    from vitscope.views.composition_report import composition_report
-    from vitscope.views.report import write_report
-
-    complete = [result for result in results if not result.provenance["interrupted"]]
-    if not complete:
-        return []
-    write_report(composition_report(str(photo), complete, targets), path, overwrite=overwrite, style=style)
-    return [path]
-
-
 def _folders(marked_photos: Sequence[MarkedPhoto], out: Path | None) -> list[Path]:
     """Return the folder for the results of each photo: --out, or a folder in it if there are several photos."""
     if out is not None and (out.is_file() or out.suffix.lower() in (*FORMATS, ".csv", ".json")):
@@ -323,65 +308,3 @@ def _folders(marked_photos: Sequence[MarkedPhoto], out: Path | None) -> list[Pat
     if len(set(stems)) < len(stems):
         raise CallError("two photos have the same name, and so would their folders: rename one of them")
     return [parent / stem for stem in stems]
-
-
-def _files(folder: Path, models: Sequence[str], tests: Sequence[str], *, figures: bool) -> dict[str, Path]:
-    """Return the paths of a photo's files: the kind and the index of the model, and "places" for all models."""
-    kinds = (*(("plate.png",) if figures else ()), "table.csv", "result.json")
-    files = {
-        f"{kind} {index}": folder / name for kind in kinds for index, name in enumerate(_names_by_model(models, kind))
-    }
-    return files | (
-        {"places": folder / "places-and-sizes.png"} if figures and {"size", "location"} & set(tests) else {}
-    )
-
-
-def _controls_files(folders: Sequence[Path], models: Sequence[str]) -> list[Path]:
-    """Return the path of each model's figure of effects, which covers all photos."""
-    folder = folders[0] if len(folders) == 1 else folders[0].parent
-    return [folder / name for name in _names_by_model(models, "controls.png")]
-
-
-def _names_by_model(models: Sequence[str], kind: str) -> list[str]:
-    """Return a file name for each model, which contains the model's name if there are several."""
-    if len(models) == 1:
-        return [kind]
-    return [f"{Path(name).name.replace(':', '-')}-{kind}" for name in models]
-
-
-def _check_free(paths: Sequence[Path], overwrite: bool) -> None:
-    existing = [path for path in paths if path.exists() and not overwrite]
-    if existing:
-        raise OutputExistsError(f"{existing[0]} exists already: pass --overwrite or another --out")
-    if len(set(paths)) < len(paths):
-        raise CallError("two models have the same name, and so would their files: compare them one by one")
-
-
-def _write(
-    photo: Path,
-    results: Sequence["Composition"],
-    files: Mapping[str, Path],
-    targets: Sequence[str | None],
-    overwrite: bool,
-    style: "FigureStyle | None",
-    *,
-    complete: bool,
-) -> list[Path]:
-    """Write the files of a photo and return their paths; location maps and size curves need ``complete`` results."""
-    from vitscope.views.compositing import places_and_sizes, plate
-    from vitscope.views.composition_report import composition_subject
-
-    written = []
-    for index, result in enumerate(results):
-        figure = files.get(f"plate.png {index}")
-        if figure is not None:
-            save(replace(plate(result), subject=composition_subject(str(photo), result)), figure, overwrite, style)
-            written.append(figure)
-        written += [
-            result.save(files[key]) for kind in ("table.csv", "result.json") if (key := f"{kind} {index}") in files
-        ]
-    if "places" in files and complete:
-        subject = "; ".join(composition_subject(str(photo), result) for result in results)
-        save(replace(places_and_sizes(results, targets), subject=subject), files["places"], overwrite, style)
-        written.append(files["places"])
-    return written

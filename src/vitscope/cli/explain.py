@@ -1,6 +1,7 @@
 """The command ``vitscope explain``."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,21 +15,28 @@ from vitscope.cli.options import (
     SEVERAL,
     Contrast,
     Device,
+    GroupBy,
+    GroupName,
     Json,
     ModelName,
     OutWithReport,
     Overwrite,
     Photos,
+    Regions,
     SkipExisting,
     Target,
     TopK,
 )
 from vitscope.cli.output import save
 from vitscope.cli.photo_batch import PhotoBatch
+from vitscope.cli.regions import MeasuredPhoto, RegionOption
 from vitscope.cli.style_options import drawing
 from vitscope.cli.tables import print_agreement, print_classes, print_meanings
 
 if TYPE_CHECKING:
+    from vitscope.explanation.result import Explanation
+    from vitscope.views.report import Report
+    from vitscope.views.scene import Scene
     from vitscope.views.style import FigureStyle
 
 
@@ -55,6 +63,8 @@ def explain(
     ] = None,
     target: Target = None,
     contrast: Contrast = None,
+    region: Regions = None,
+    group_by: GroupBy = "predicted",
     *,
     description: Description,
     style: "FigureStyle | None",
@@ -73,6 +83,8 @@ def explain(
         with_contrast(target, contrast),
         description,
         skip_existing=skip_existing,
+        regions=region,
+        group_by=group_by,
     )
 
 
@@ -92,6 +104,8 @@ def explain_photos(
     skip_existing: bool = False,
     names: Sequence[str] | None = None,
     command: str = "explain",
+    regions: Sequence[str] | None = None,
+    group_by: GroupName = "predicted",
 ) -> None:
     """Explain each photo, save its figure, and print its classes.
 
@@ -102,37 +116,53 @@ def explain_photos(
         skip_existing: skip the photos whose figure exists.
         names: a name for each image; by default the paths.
         command: name of the command, for the JSON report.
+        regions: regions whose shares of the maps are measured; None for none.
+        group_by: groups of photos whose mean shares are printed.
     """
     from vitscope.explanation.explain import explain as explain_photo
     from vitscope.explanation.requests import check_target, method_requests
-    from vitscope.views.explanations import explanation_report, explanation_scene
+    from vitscope.views.explanations import explanation_scene
 
     check_target(method_requests(methods, {}), target)  # before the model is loaded
     vision = load_model(model, device, description=description)
-    with PhotoBatch(
-        photos,
-        command,
-        out,
-        overwrite=overwrite,
-        skip_existing=skip_existing,
-        json_=json_,
-        bar=methods is None,
-        names=names,
-        report=True,
-        figures=style is not None,
-    ) as batch:
+    with (
+        RegionOption(regions, group_by, photos, json_=json_) as region_option,
+        PhotoBatch(
+            photos,
+            command,
+            out,
+            overwrite=overwrite,
+            skip_existing=skip_existing,
+            json_=json_,
+            bar=methods is None,
+            names=names,
+            report=True,
+            figures=style is not None,
+        ) as batch,
+    ):
         for photo, path in batch:
             with batch.explaining(photo):
                 explanation = explain_photo(vision, photo, methods, target, progress=not json_ and methods is not None)
-                report = partial(explanation_report, explanation, top_k)
-                save(explanation_scene(explanation), path, overwrite, style, report)
                 (result,) = explanation.photos
+                measured = region_option.measure(photo, result.results, result.predictions)
+                scene = measured.outline(explanation_scene(explanation))
+                save(scene, path, overwrite, style, partial(_report, explanation, top_k, scene, measured))
                 if not json_:
                     print_classes(batch.name(photo), vision, result.predictions[:top_k], result.no_classes)
                     print_meanings(result.meanings if result.is_default else {})
                     if result.agreement is not None:
                         print_agreement(result.agreement)
+                region_option.print_photo(measured, several=len(batch.photos) > 1)
                 label = ", ".join(result.results) if methods else "rollout, libra, heads"
-                batch.add(vision, photo, path, result.as_json(top_k), target=result.target, method=label)
+                entries = {**result.as_json(top_k), **measured.entries}
+                batch.add(vision, photo, path, entries, target=result.target, method=label, numbers=measured.numbers)
                 if explanation.interrupted:
                     raise KeyboardInterrupt
+        region_option.conclude(batch, overwrite=overwrite or skip_existing, style=style)
+
+
+def _report(explanation: "Explanation", top_k: int, scene: "Scene", measured: MeasuredPhoto) -> "Report":
+    """Return the content of the report of a photo."""
+    from vitscope.views.explanations import explanation_report
+
+    return replace(explanation_report(explanation, top_k), scenes=[scene], regions=measured.rows())

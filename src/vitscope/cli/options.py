@@ -57,7 +57,7 @@ class SharedOption:
 
 MODEL_COMMANDS = ("explain", "attention", "rollout", "heads", "registers", "lime", "compose")
 PHOTO_COMMANDS = tuple(name for name in MODEL_COMMANDS if name != "compose")  # a figure for each photo
-REGION_COMMANDS = ("attention", "rollout", "lime")
+REGION_COMMANDS = ("explain", "attention", "rollout", "lime")
 TRAINING = ("finetune", "compare")
 DATA = ("data", *TRAINING)
 DRAWING = ("demo", *MODEL_COMMANDS, *DATA)

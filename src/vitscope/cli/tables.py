@@ -11,6 +11,7 @@ from vitscope.views.plain_text import visible
 if TYPE_CHECKING:
     from vitscope.compositing.effects import Effect
     from vitscope.compositing.result import Composition
+    from vitscope.compositing.stage import EditedImage
     from vitscope.methods.head_importance import HeadImportance
     from vitscope.metrics.agreement import Agreement
     from vitscope.models import Prediction, VisionModel
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 WIDE = 120  # columns of a terminal that has room for explanations
 PAIRED = 5  # results whose agreement is printed by pair
+MAX_LINES = 25  # of the table of edited images
 CELL = 6  # columns for a number of a matrix
 
 
@@ -39,6 +41,19 @@ def print_table(
         gap: characters between columns.
     """
     from rich.console import Console
+
+    Console().print(_table(header, rows, right=right, unbroken=unbroken, gap=gap))
+
+
+def _table(
+    header: Sequence[str],
+    rows: Sequence[Sequence[Any]],
+    *,
+    right: Sequence[int],
+    unbroken: Sequence[int] = (),
+    gap: int = 2,
+) -> Any:
+    """Return a table for rich; see :func:`print_table`."""
     from rich.table import Table
     from rich.text import Text
 
@@ -48,7 +63,7 @@ def print_table(
         table.add_column(Text(visible(name)), justify=justify, no_wrap=column in unbroken)
     for row in rows:
         table.add_row(*(cell if isinstance(cell, Text) else Text(visible(cell)) for cell in row))
-    Console().print(table)
+    return table
 
 
 def print_classes(name: str, model: "VisionModel", predictions: Sequence["Prediction"], reason: str = "") -> None:
@@ -93,7 +108,7 @@ def print_segments(result: "SegmentAttribution", count: int) -> None:
         row, column = segments[place]["centre"]
         interval = ""
         if result.intervals is not None and result.undecided is not None:
-            interval = " to ".join(signed_number(end, 2) for end in result.intervals[place].tolist())
+            interval = " to ".join(map(signed_number, result.intervals[place].tolist()))
             interval += ", holds 0" if result.undecided[place] else ""
         centre = f"row {row:.0f}, column {column:.0f}"
         rows.append(
@@ -181,24 +196,62 @@ def _print_agreement_matrix(agreement: "Agreement") -> None:
     print_table(header, rows, right=range(1, count + 1), gap=1)
 
 
-def print_edited_images(result: "Composition", top_k: int) -> None:
-    """Print the classes of every edited image of the plate and the controls, and its changes from the original."""
-    from vitscope.views.compositing import change, format_output, on_controls, on_plate
+def print_edited_images(result: "Composition", top_k: int, *, full: bool = False) -> None:
+    """Print the classes of edited images of the plate and the controls, and their changes from the original.
 
-    rows: list[list[str]] = []
-    printed, test = set(), "original"
+    Args:
+        result: the composition.
+        top_k: number of classes.
+        full: print all images, not only those that fit into ``MAX_LINES``; the others are counted in a line.
+    """
+    from rich.console import Console
+
+    from vitscope.views.compositing import format_output, on_controls, on_plate
+    from vitscope.views.key_images import key_images, left_out
+
     neutral = [index for index in result.select("controls", neutral=True, placed=False) if index in result.evaluated]
     controls = [index for name in result.objects for index in on_controls(result, name)]
+    images: dict[Any, int] = {}
     for index in [*on_plate(result), *controls, *neutral]:
         image = result.edited_images[index]
-        content = (image.show, image.background, image.neutral)
-        if content in printed:
-            continue  # "no dog" shows the same image as "dog left out"
-        printed.add(content)
+        # "no dog" shows the same image as "dog left out".
+        images.setdefault((image.show, image.background, image.neutral), index)
+    mapped = [
+        name for name in result.tested("location") if set(result.select("location", name)) <= set(result.evaluated)
+    ]
+    choices = list(images.values())
+    count, indices, console = len(choices), choices, Console()
+    table = _edited_images_table(result, indices, top_k)
+    # Of the lines, one names the photo, one is the rest, and one is for each location map.
+    while not full and count > 1 and len(console.render_lines(table)) + len(mapped) + 2 > MAX_LINES:
+        count -= 1
+        indices = key_images(result, choices, count)
+        table = _edited_images_table(result, indices, top_k)
+    console.print(table)
+    if skipped := left_out(result, choices, indices):
+        say(f"  … and {skipped}: --full shows all")
+    for name in mapped:
+        places = result.location_map(name)
+        low, high = (format_output(float(end), result.output) for end in (places.values.min(), places.values.max()))
+        say(f"  {places.target}, by place of {name}: {low} to {high}")
+
+
+def _row_name(image: "EditedImage") -> str:
+    return image.name.removesuffix(" background")
+
+
+def _edited_images_table(result: "Composition", indices: Sequence[int], top_k: int) -> Any:
+    """Return the table of edited images, with an empty row between tests."""
+    from vitscope.views.compositing import change, format_output
+
+    rows: list[list[str]] = []
+    test = "original"
+    for index in indices:
+        image = result.edited_images[index]
         if image.test != test:
             rows.append([])
             test = image.test
-        rows.append([image.name])
+        rows.append([_row_name(image)])
         for ranked in result.ranking(index, top_k).classes:
             label = "" if result.output == "similarity" else f"{ranked.label.split(',')[0]} "
             cell = f"{label}{format_output(ranked.value, result.output, unit=False)}"
@@ -207,12 +260,7 @@ def print_edited_images(result: "Composition", top_k: int) -> None:
     ranks = ["1st", "2nd", "3rd", *(f"{rank}th" for rank in range(4, count))][: count - 1]
     ranks = ["similarity"] if result.output == "similarity" else ranks
     unit = ", %" if result.output == "probability" else ""
-    print_table(["image", *(f"{rank}{unit}" for rank in ranks)], rows, right=())
-    for name in result.tested("location"):
-        if set(result.select("location", name)) <= set(result.evaluated):
-            places = result.location_map(name)
-            low, high = (format_output(float(end), result.output) for end in (places.values.min(), places.values.max()))
-            say(f"  {places.target}, by place of {name}: {low} to {high}")
+    return _table(["image", *(f"{rank}{unit}" for rank in ranks)], rows, right=())
 
 
 def print_effects(effects: Sequence["Effect"], model: str, output: str) -> None:

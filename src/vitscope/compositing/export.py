@@ -1,9 +1,10 @@
-"""Export of a composition: the CSV table and the JSON entries of its edited images."""
+"""Export of a composition: the CSV table and the JSON entries of its edited images, and the file that holds them."""
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ from jaxtyping import Float
 from vitscope.compositing.object_masks import ObjectMask
 from vitscope.compositing.ranking import Ranking
 from vitscope.compositing.stage import EditedImage
+from vitscope.errors import CallError
+from vitscope.files import atomic_write
 
 
 def table_row(
@@ -55,3 +58,22 @@ def json_entry(
     """Return an edited image in types that JSON supports, with its outputs and the rollout on its objects."""
     entry = {**asdict(image), "outputs": None if np.isnan(outputs).any() else outputs.tolist()}
     return entry if rollout_masses is None else entry | {"attention": dict(rollout_masses)}
+
+
+def write_table(path: Path, texts: Mapping[str, Callable[[], str]]) -> Path:
+    """Write the text that the suffix of a path selects, and return the path.
+
+    Args:
+        path: the file.
+        texts: functions that return the text of a suffix, ``".csv"`` or ``".json"``.
+
+    Raises:
+        CallError: the path has another suffix.
+        SaveError: the file cannot be written; an older file at ``path`` is not changed.
+    """
+    if path.suffix not in texts:
+        raise CallError(f"cannot save as {path.name!r}: end the name in .csv or .json; save images by image(…).save")
+    text = texts[path.suffix]()
+    with atomic_write(path) as temporary_path:
+        temporary_path.write_text(text, encoding="utf-8", newline="")
+    return path

@@ -1,7 +1,7 @@
 """Composition: a model's outputs for edited versions of one image, as tables, location maps and size curves."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -11,14 +11,13 @@ import numpy as np
 from jaxtyping import Float, Int
 from PIL import Image
 
-from vitscope.compositing.export import csv_text, json_entry, table_row
+from vitscope.compositing.export import csv_text, json_entry, table_row, write_table
 from vitscope.compositing.location_grid import LocationGrid
 from vitscope.compositing.object_masks import ObjectMask
 from vitscope.compositing.ranking import Ranked, Ranking, SizeCurve
 from vitscope.compositing.stage import EditedImage, Stage
 from vitscope.display import Drawn, counted, ends, one_line
 from vitscope.errors import CallError
-from vitscope.files import atomic_write
 from vitscope.grid import Grid
 from vitscope.images.image import InputImage, three_channels
 from vitscope.perturb.segments import cell_labels
@@ -331,19 +330,8 @@ class Composition(Drawn):
             CallError: the path has another suffix.
             SaveError: the file cannot be written; an older file at ``path`` is not changed.
         """
-        path = Path(path)
-        writers: dict[str, Callable[[], str]] = {
-            ".csv": self.as_csv,
-            ".json": lambda: json.dumps(self.as_json(), indent=2, allow_nan=False),
-        }
-        if path.suffix not in writers:
-            raise CallError(
-                f"cannot save as {path.name!r}: end the name in .csv or .json; save images by image(…).save"
-            )
-        text = writers[path.suffix]()
-        with atomic_write(path) as temporary_path:
-            temporary_path.write_text(text, encoding="utf-8", newline="")
-        return path
+        as_json = lambda: json.dumps(self.as_json(), indent=2, allow_nan=False)  # noqa: E731
+        return write_table(Path(path), {".csv": self.as_csv, ".json": as_json})
 
     def as_csv(self, top_k: int = TOP_K) -> str:
         """Return a CSV table: a row for each edited image, with its ``top_k`` most probable classes and changes."""

@@ -10,8 +10,8 @@ MIN_REMAINDER = 1e-6
 def held_out_r_squared(
     outputs: Float[np.ndarray, "sample label"],
     residuals: Float[np.ndarray, "sample label"],
-    left: Float[np.ndarray, "sample term"],
-    right: Float[np.ndarray, "sample term"],
+    left_factor: Float[np.ndarray, "sample term"],
+    right_factor: Float[np.ndarray, "sample term"],
     sample_weights: Float[np.ndarray, " sample"],
     groups: Int[np.ndarray, " sample"],
 ) -> Float[np.ndarray, " label"]:
@@ -23,8 +23,8 @@ def held_out_r_squared(
     Args:
         outputs: y.
         residuals: e, of the fit to all samples.
-        left: the hat matrix, whose product with y are the fitted outputs, is ``left @ right.T``.
-        right: see ``left``.
+        left_factor: the hat matrix, whose product with y are the fitted outputs, is ``left_factor @ right_factor.T``.
+        right_factor: see ``left_factor``.
         sample_weights: weight of each sample, at least 0.
         groups: group of each sample, from 0.
 
@@ -41,7 +41,7 @@ def held_out_r_squared(
     for size in np.unique(counts):
         # (group, member)
         members = order[np.isin(groups[order], np.flatnonzero(counts == size))].reshape(-1, size)
-        remainders = np.eye(size) - np.einsum("gmt,gnt->gmn", left[members], right[members])
+        remainders = np.eye(size) - np.einsum("gmt,gnt->gmn", left_factor[members], right_factor[members])
         if np.linalg.eigvals(remainders).real.min() < MIN_REMAINDER:
             return undetermined
         # Products by class: a system of several right sides would round each in dependence on the others.

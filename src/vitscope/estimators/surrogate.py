@@ -91,13 +91,13 @@ def fit(
     for label, column in enumerate(errors.T):
         np.add.at(influences[label], groups, projected * column[:, None])
 
-    left = np.column_stack([sandwich, np.ones(len(masks))])
-    right = np.column_stack([weighted, sample_weights / total])
+    left_factor = np.column_stack([sandwich, np.ones(len(masks))])
+    right_factor = np.column_stack([weighted, sample_weights / total])
     return Surrogate(
         weights=weights.T,
         intercepts=means - by_column(lambda column: (sample_weights @ masks / total) @ column, weights),
         scores=r_squared(residuals, centred, sample_weights),
-        held_out_scores=held_out_r_squared(outputs, residuals, left, right, sample_weights, groups),
+        held_out_scores=held_out_r_squared(outputs, residuals, left_factor, right_factor, sample_weights, groups),
         influences=influences,
         shrinkage=alpha * by_column(lambda column: inverse @ column, weights).T,
         freedom=max(influences.shape[1] - masks.shape[1] - 1, 1),

@@ -67,10 +67,10 @@ def require_slice(index: Any, count: int, name: str, kind: str) -> int:
 
 def describe_choice(window: GreyWindow | None, index: int | None) -> str:
     """Return the window and the slice of an image, for its name in results; ``""`` if neither was chosen."""
-    parts = [] if index is None else [f"slice {index}"]
+    notes = [] if index is None else [f"slice {index}"]
     if window is not None:
-        parts.append(f"window {window[0]:g} to {window[1]:g}")
-    return f"({', '.join(parts)})" if parts else ""
+        notes.append(f"window {window[0]:g} to {window[1]:g}")
+    return f"({', '.join(notes)})" if notes else ""
 
 
 def windowed(values: np.ndarray, window: GreyWindow, name: str) -> np.ndarray:

@@ -15,7 +15,7 @@ from vitscope.errors import CallError, UnsupportedModelError, WorkError, warn
 from vitscope.grid import Grid
 from vitscope.images.reading import photos
 from vitscope.models.evaluation import lacks_memory
-from vitscope.models.targets import Score
+from vitscope.models.targets import SIMILARITY, Score, target_list
 from vitscope.results.attribution import Attribution
 from vitscope.tracing.gradients import GradientCapture
 from vitscope.validation import require_finite_tensor
@@ -24,6 +24,10 @@ Result = TypeVar("Result")
 
 # Entries of the provenance that are lists with one value per image.
 PER_IMAGE = ("score", "completeness", "convergence", "row_sums", "padding_mass", "relevance", "padding_relevance")
+
+# Methods whose gradients are those at other points than the image alone.
+AVERAGED = ("integrated_gradients", "smooth_grad", "transition_attention", "le_grad")
+OWN_REFERENCE = 1e-6  # distance of a cosine similarity from 1 that is rounding
 
 
 def require_choice(value: Any, choices: Any, name: str) -> Any:
@@ -72,7 +76,7 @@ def in_halves(
     Raises:
         WorkError: there is not enough memory for a single image.
     """
-    images = images if isinstance(images, Tensor) else photos(images)
+    images, target = images if isinstance(images, Tensor) else photos(images), target_list(target)
     count = len(images)
     try:
         # Tensors that a caller's inference mode creates could not enter a graph.
@@ -179,6 +183,24 @@ def pixel_map(run: GradientCapture, relevance: Tensor) -> tuple[Tensor, Grid]:
     return relevance, Grid(height, width)
 
 
+def _warn_of_own_references(method: str, score: Score) -> None:
+    """Warn if an image is the reference of its own similarity, which is then at its maximum."""
+    targets = score.fixed_target if isinstance(score.fixed_target, list) else []
+    similarities = zip(targets, score.values.tolist(), strict=False)
+    own = [
+        index
+        for index, (target, value) in enumerate(similarities)
+        if target.output == SIMILARITY != target.label and value > 1 - OWN_REFERENCE
+    ]
+    if own:
+        images = f"image{'s' * (len(own) > 1)} {', '.join(map(str, own))}"
+        warn(
+            f"{images} of {len(targets)} and the reference of SimilarTo are the same: their similarity is at its "
+            f"maximum, where its gradient is zero, so {method} shows rounding noise; pass target='similarity', or use "
+            "vitscope.occlusion"
+        )
+
+
 def without_rounding(values: Tensor, magnitude: Tensor, dtype: torch.dtype) -> Tensor:
     """Return a map, with zeros for an image in which all sums cancel, so that only their rounding is left.
 
@@ -216,8 +238,10 @@ def gradient_result(
         facts: other entries of the provenance.
 
     Warns:
-        VitscopeWarning: the map of an image is zero everywhere.
+        VitscopeWarning: the map of an image is zero everywhere, or rounding noise.
     """
+    if method not in AVERAGED:
+        _warn_of_own_references(method, score)
     values = require_finite_tensor(values.detach().float(), method)
     for label, image in zip(score.labels, values, strict=True):
         if not bool(image.any()):

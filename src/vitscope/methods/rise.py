@@ -93,17 +93,17 @@ def rise(
         masked_model.warn_if_constant(evaluations, column)
         size = _limited(masked_model.subject.size)
         parameters = {"num_samples": count, "cells": cells, "keep_probability": probability, "seed": settings.seed}
-        drawn, moved = bits.reshape(count, -1)[evaluated], shifts[evaluated]
+        drawn, offsets = bits.reshape(count, -1)[evaluated], shifts[evaluated]
         output = sampled_output(masked_model, column, evaluations.outputs[evaluated, 0])
         return SampledAttribution(
-            mean_map(drawn, moved, output, size, parameters),
+            mean_map(drawn, offsets, output, size, parameters),
             Grid(*size),
             [masked_model.subject.view.uncropped()],
             perturbation_provenance(
                 masked_model, "rise", parameters, column, samples=samples, interrupted=evaluations.interrupted
             ),
             masked_model.label(column),
-            samples=[stored_samples(masked_model, drawn, evaluations.class_outputs[evaluated], stored, shifts=moved)],
+            samples=[stored_samples(masked_model, drawn, evaluations.class_outputs[evaluated], stored, shifts=offsets)],
         )
 
     return explain_each(model, images, None, settings, target, explain)

@@ -80,7 +80,7 @@ def transformer_attribution(
             row, padding = fold.finish()
             totals = relevance.double().flatten(1).sum(1).tolist()
             on_padding = run.relevance_on_zeros.tolist() if _is_padded(run.trace) else [0.0] * len(totals)
-            sums = [total + part for total, part in zip(totals, on_padding, strict=True)]
+            sums = [total + share for total, share in zip(totals, on_padding, strict=True)]
             worst = max(sums, key=lambda total: abs(total - 1))
             if abs(worst - 1) > TOLERANCE:
                 warn(

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -143,14 +144,30 @@ def one_per_image(target: Any, count: int) -> list[Any]:
     """Return the target of each of ``count`` images.
 
     Raises:
-        CallError: a list has another length.
+        CallError: a list, tensor or array has another length, or a tensor or array does not hold whole numbers.
     """
+    target = target_list(target)
     if isinstance(target, list):
         if len(target) != count:
             images = "1 image" if count == 1 else f"{count} images"
             raise CallError(f"target is a list of {len(target)} for {images}: pass one target for each image")
         return target
     return [target] * count
+
+
+def target_list(target: Any) -> Any:
+    """Return a tensor or array with an index for each image as a list, and any other target unchanged.
+
+    Raises:
+        CallError: a tensor or array is not one index, or one for each image.
+    """
+    if not isinstance(target, Tensor | np.ndarray):
+        return target
+    values = np.asarray(target.detach().cpu()) if isinstance(target, Tensor) else target
+    if values.ndim > 1 or not np.issubdtype(values.dtype, np.integer):
+        shape = "×".join(map(str, values.shape)) or "a single number"
+        raise CallError(f"target is {shape} of {target.dtype}: pass whole numbers, one class index for each image")
+    return values.tolist()
 
 
 def resolve(

@@ -10,11 +10,15 @@ from vitscope.compositing.ranking import Ranked
 from vitscope.compositing.result import Composition
 from vitscope.results.attribution import Attribution
 from vitscope.typing import ClassTarget
+from vitscope.views.key_images import key_images, left_out
 from vitscope.views.scene import AnyPanel, Bars, Curves, Panel, Row, Scene, rows_of, short_label
 
 COLUMNS = 6
 WIDTH = 1.95  # inches of an image on the plate: wide enough for the classes under it
 MAP_WIDTH = 3.95  # inches of a location map
+TEXT_HEIGHT = 0.75  # inches above and below an image: title, classes or shares of the rollout
+PAGE_RATIO = 1.4  # height to width of the largest plate
+MAX_IMAGES = 18  # of a plate
 TITLE_LENGTH = 27  # letters that fit above an image of the plate
 MAP_COLUMNS = 5  # location maps and curves per row
 EXTREMES = 3  # number of places shown with the highest outputs, and with the lowest
@@ -28,23 +32,38 @@ SETTINGS = (
 Limits = tuple[float, float]
 
 
-def plate(result: Composition) -> Scene:
-    """Return the edited images with their most probable classes, each above its rollout if rollouts were kept."""
-    indices = on_plate(result)
+def plate(result: Composition, *, full: bool = False) -> Scene:
+    """Return the edited images with their most probable classes, each above its rollout if rollouts were kept.
+
+    Args:
+        result: the composition.
+        full: show all images but places and controls, not only as many as fit on a page.
+    """
+    choices = on_plate(result)
+    indices = choices if full else key_images(result, choices, _count_of_a_page(result))
     columns = math.ceil(len(indices) / math.ceil(len(indices) / COLUMNS))  # avoids a last row of a single image
     rows: list[Row] = []
     for start in range(0, len(indices), columns):
         rows += _image_rows(result, indices[start : start + columns])
-    parameters = result.provenance["parameters"]
+    parameters, skipped = result.provenance["parameters"], left_out(result, choices, indices)
     return Scene(
         rows=rows,
         title=f"Outputs of {result.provenance['model']} for edited images",
         note=(
             f"objects: {' and '.join(result.objects)}; fill: {parameters['fill']}; changes from the "
             f"original in {_unit(result)}; {len(indices)} of {len(result)} images shown"
+            f"{f': key steps and largest changes, without {skipped}' if skipped else ''}"
         ),
         caption="colours: each rollout from its lowest to its highest value" if result.rollouts is not None else "",
     )
+
+
+def _count_of_a_page(result: Composition) -> int:
+    """Return the number of images on a plate of about the proportions of a page, whole rows of them."""
+    left, top, right, bottom = result.original.box
+    height = WIDTH * (bottom - top) / (right - left) + TEXT_HEIGHT
+    rows = int(PAGE_RATIO * COLUMNS * WIDTH / (height if result.rollouts is None else 2 * height))
+    return min(max(rows, 1) * COLUMNS, MAX_IMAGES)
 
 
 def places_and_sizes(results: Sequence[Composition], targets: Sequence[ClassTarget | None] = (None,)) -> Scene:

@@ -23,7 +23,11 @@ def composition_subject(photo: str, result: Composition) -> str:
 
 
 def composition_report(
-    photo: str, results: Sequence[Composition], targets: Sequence[ClassTarget | None] = (None,)
+    photo: str,
+    results: Sequence[Composition],
+    targets: Sequence[ClassTarget | None] = (None,),
+    *,
+    full: bool = False,
 ) -> Report:
     """Return the content of the report of a photo.
 
@@ -31,8 +35,11 @@ def composition_report(
         photo: its name.
         results: complete, one for each model.
         targets: as in :func:`~vitscope.views.compositing.places_and_sizes`.
+        full: as in :func:`~vitscope.views.compositing.plate`.
     """
-    scenes: list[Scene] = [replace(plate(result), subject=composition_subject(photo, result)) for result in results]
+    scenes: list[Scene] = [
+        replace(plate(result, full=full), subject=composition_subject(photo, result)) for result in results
+    ]
     if any(result.tested("location") or result.tested("size") for result in results):
         scenes.append(places_and_sizes(results, targets))
     if any(result.tested("controls") for result in results):

@@ -24,10 +24,10 @@ def font_families(characters: Iterable[str]) -> tuple[list[str], frozenset[str]]
         if font.style == "normal" and "last resort" not in font.name.lower():
             files.setdefault(font.name, []).append(font.fname)
     for name in sorted(files):
-        shown = missing & _characters_of_all(files[name])
-        if shown:
+        covered = missing & _characters_of_all(files[name])
+        if covered:
             families.append(name)
-            missing -= shown
+            missing -= covered
         if not missing:
             break
     return families, missing

@@ -14,6 +14,8 @@ from vitscope.views.scene import Outline, Panel, Row, Scene, map_panel
 
 MOST_COLUMNS = 5  # in rows of more panels, these are too small for outlines
 MOST_GROUPS = 7  # in a figure of mean maps
+NEAR = 0.1  # of the panel, within which names are written below each other
+LABEL = 11  # points from a name to the next one below
 
 
 def outlined(scene: Scene, masks: Mapping[str, Mask]) -> Scene:
@@ -87,6 +89,7 @@ def draw_region_outlines(axes: Any, panel: Panel, size: tuple[int, int]) -> None
         panel: a photo or map.
         size: (width, height) of the panel in pixels.
     """
+    labels: list[tuple[int, int]] = []
     for outline in panel.outlines:
         mask = nearest_pixels(outline.mask, (size[1], size[0]))
         if mask.all() or not mask.any():
@@ -95,11 +98,13 @@ def draw_region_outlines(axes: Any, panel: Panel, size: tuple[int, int]) -> None
             axes.contour(mask, levels=[0.5], colors=[colour], linewidths=width, linestyles=[style])
         row = int(np.flatnonzero(mask.any(1))[0])
         column = int(np.flatnonzero(mask[row])[0])
+        near = sum(abs(row - y) < NEAR * size[1] and abs(column - x) < 2 * NEAR * size[0] for y, x in labels)
+        labels.append((row, column))
         patch = {"boxstyle": "square,pad=0.15", "facecolor": WHITE, "edgecolor": "none", "alpha": 0.8}
         axes.annotate(
             outline.name,
             (column, row),
-            (3, -3),
+            (3, -3 - LABEL * near),
             textcoords="offset points",
             fontsize=7,
             color=INK,
