@@ -56,7 +56,7 @@ def forbid_training(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def skip_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Replace figures, because drawing takes longer than everything else."""
-    monkeypatch.setattr(comparison_page, "_png", lambda _: b"a figure")
+    monkeypatch.setattr(comparison_page, "figure_png", lambda *_: b"a figure")
 
 
 def files(folder: Path) -> list[str]:

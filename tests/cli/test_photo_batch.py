@@ -73,7 +73,7 @@ def test_the_summary_names_class_target_and_score(capsys, monkeypatch):
         assert (row["photo"], row["predicted"], row["target"]) == (photo, predictions[0].label, "dog")
         assert float(row["probability"]) == pytest.approx(predictions[0].probability, rel=1e-4)
         assert float(row["score"]) == pytest.approx(score, rel=1e-4)
-        assert (row["model"], row["method"]) == ("vit-nano", "rollout, libra, heads")
+        assert (row["model"], row["method"]) == ("vit-nano", "libra, rollout, heads")
 
 
 @pytest.mark.slow

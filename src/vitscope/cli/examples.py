@@ -8,7 +8,7 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
         "photo.jpg",
         "photos/ --model google/vit-base-patch16-224 --out maps/",
         "photo.jpg --method libra,attn_lrp,lime --target cat",
-        "photos/ --region tumour=masks/ --region border --group-by folder",
+        "photos/ --region tumour=masks/,border --group-by folder",
     ),
     "attention": (
         "photo.jpg",
