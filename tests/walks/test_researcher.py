@@ -50,7 +50,7 @@ def test_a_bad_photo_ends_no_batch_and_a_second_run_skips(photos, capsys, monkey
     assert sum((Path("figures") / name).stat().st_size for name in names) < 1_500_000
     Path("photos/cups/broken.jpg").unlink()
     code, out, _ = call(capsys, monkeypatch, *arguments)
-    assert (code, out.count("wrote figures/")) == (0, 1)  # the summary
+    assert (code, "cats_a" in out) == (0, False)
     assert times == [(Path("figures") / name).stat().st_mtime_ns for name in names]
     with Path("figures/summary.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
