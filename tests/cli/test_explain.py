@@ -37,12 +37,12 @@ def test_a_target_needs_no_method(photo, capsys, monkeypatch, model):
     code, out, err = call(capsys, monkeypatch, "explain", photo, "--model", model, "--target", "frog")
     assert (code, err) == (0, "")
     assert "  rollout  which patches reach the readout; the same for every class\n" in out
-    assert "  libra    which patches raise (red) or lower (blue) the logit of frog; more faithful than rollout\n" in out
+    assert "  libra    which patches raise (red) or lower (blue) the logit of frog\n" in out
     first, *others = vs.load(model).predict(photo, top_k=10)[0]
     probability = next(prediction.probability for prediction in others if prediction.label == "frog")
     (content,) = scene
-    assert f"what supports frog ({probability:.1%}; predicted: {first.label}, {first.probability:.1%})" in content.title
-    panel = content.rows[0].panels[-1]
+    assert f"What supports frog ({probability:.1%}; predicted: {first.label}, {first.probability:.1%})" in content.title
+    panel = content.rows[0].panels[1]
     assert (panel.title, panel.signed) == ("libra, frog", True)
     np.testing.assert_allclose(panel.values, vs.libra(vs.load(model), photo, target="frog").values[0], atol=1e-6)
 

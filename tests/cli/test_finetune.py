@@ -12,6 +12,7 @@ import vitscope as vs
 from tests.cli.test_app import needs_bundled, run
 from tests.helpers.coloured import coloured_folder
 from tests.helpers.command_line import printed_results
+from vitscope.cli.json_output import rounded
 from vitscope.cli.training import attribute_help
 from vitscope.tune import comparison as comparison_module
 from vitscope.tune import finetune as finetune_module
@@ -169,7 +170,7 @@ def test_finetune_as_json_is_the_result_without_its_lists(capsys, monkeypatch):
     record, result = printed_result(out), json.loads(Path("run/result.json").read_text(encoding="utf-8"))
     assert record.pop("folder") == "run"
     left_out = ("predictions", "true_labels", "history")
-    assert record == {name: value for name, value in result.items() if name not in left_out}
+    assert record == rounded({name: value for name, value in result.items() if name not in left_out})
     assert (record["model"], record["tuning"], record["images"]) == ("swin-nano", "head", {"train": 8, "test": 2})
     recipe = record["recipe"]
     assert (recipe["epochs"], recipe["batch_size"], recipe["learning_rate"], recipe["seed"]) == (1, 4, 0.01, 4)
@@ -248,7 +249,7 @@ def test_compare_writes_a_report_and_reads_finished_cells_again(tmp_path, capsys
     assert {"report.html", "comparison.json"} <= set(written)
     assert not [name for name in written if name.endswith(".safetensors")]
     assert out.endswith("wrote birds-comparison/report.html and 6 figures next to it\n")
-    record = printed_result(Path("birds-comparison/comparison.json").read_text(encoding="utf-8"))
+    record = rounded(json.loads(Path("birds-comparison/comparison.json").read_text(encoding="utf-8")))
     for summary in record["summaries"]:
         (line,) = (line for line in out.splitlines() if line.split()[:2] == [summary["model"], summary["tuning"]])
         assert f"{summary['accuracy']:.1%}" in line

@@ -78,11 +78,14 @@ def test_options_reach_load(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", ["explain", "attention", "rollout"])
-def test_output_is_the_models_unless_the_command_has_one(
+def test_the_output_of_the_model_has_its_own_option(
     loaded: list[Any], capsys: Any, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
-    assert call(capsys, monkeypatch, *COMMANDS[command], "--output", "sigmoid")[0] == 0
+    assert call(capsys, monkeypatch, *COMMANDS[command], "--model-output", "sigmoid")[0] == 0
     assert loaded == [("vit-nano", {"output": "sigmoid"})]
+    code, _, err = call(capsys, monkeypatch, *COMMANDS[command], "--output", "sigmoid")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "--model-output" in err or "probability" in err
 
 
 @pytest.mark.slow
@@ -136,7 +139,7 @@ def test_a_model_whose_classes_are_unclear_is_still_explained(
     capsys: Any, monkeypatch: pytest.MonkeyPatch, methods: list[str]
 ) -> None:
     from vitscope.errors import UnclearOutputError
-    from vitscope.tracing import capture
+    from vitscope.explanation import explain
 
     def refuse(*_: Any, **__: Any) -> Any:
         raise UnclearOutputError("M returns several outputs: pass select= to vitscope.load")
@@ -144,8 +147,8 @@ def test_a_model_whose_classes_are_unclear_is_still_explained(
     def run_without_logits(*arguments: Any, **options: Any) -> Any:
         return dataclasses.replace(run_and_capture(*arguments, **options), logits=None)
 
-    run_and_capture = capture.run_and_capture
-    monkeypatch.setattr(capture, "run_and_capture", run_without_logits)
+    run_and_capture = explain.run_and_capture
+    monkeypatch.setattr(explain, "run_and_capture", run_without_logits)
     monkeypatch.setattr(vs.VisionModel, "predict", refuse)
     code, out, err = call(capsys, monkeypatch, "explain", "cat.png", *methods)
     assert (code, err) == (0, "")

@@ -46,7 +46,7 @@ def test_the_default_maps_are_those_of_the_functions(
     assert (default.model, default.target, default.agreement, default.interrupted) == ("vit-nano", "cat", None, False)
     assert default.meanings == {
         "rollout": "which patches reach the readout; the same for every class",
-        "libra": "which patches raise (red) or lower (blue) the logit of cat; more faithful than rollout",
+        "libra": "which patches raise (red) or lower (blue) the logit of cat",
     }
 
 
@@ -130,7 +130,7 @@ def test_options_reach_the_default_maps(model: vs.VisionModel, chelsea: np.ndarr
     explanation = vs.explain(model, chelsea, discard_ratio=0.5, output="log_odds")
     expected = vs.rollout(model, chelsea, discard_ratio=0.5)
     torch.testing.assert_close(explanation.results["rollout, mean of heads"].values, expected.values)
-    assert explanation.meanings["libra"].endswith("the log-odds of cat; more faithful than rollout")
+    assert explanation.meanings["libra"].endswith("the log-odds of cat")
 
 
 @pytest.mark.slow

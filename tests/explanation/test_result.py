@@ -109,10 +109,7 @@ def test_a_notebook_shows_the_figure_and_the_classes(
     page = default._repr_html_()
     assert page.count("<img ") == 1
     assert "<td>cat</td><td>73.5%</td>" in page
-    assert (
-        "<td>libra</td><td>which patches raise (red) or lower (blue) the logit of frog; more faithful than rollout</td>"
-        in page
-    )
+    assert "<td>libra</td><td>which patches raise (red) or lower (blue) the logit of frog</td>" in page
     assert "<b>cat" not in page
     page = batch._repr_html_()
     assert page.count("<img ") == page.count("<caption>Agreement") == 2

@@ -210,6 +210,7 @@ def surrogate(weights: list[float], spreads: list[float]) -> Surrogate:
         weights=np.array([weights]),
         intercepts=np.zeros(1),
         scores=np.ones(1),
+        held_out_scores=np.ones(1),
         influences=np.diag(np.array(spreads, dtype=float))[None],
         shrinkage=np.zeros((1, len(weights))),
         freedom=1000,

@@ -52,9 +52,9 @@ def test_all_methods_explain_the_same_numbers(case: str) -> None:
         assert results[method].output == pytest.approx(float(expected[column]), abs=1e-5)
     assert composed.output == kind
     assert composed.outputs[0] == pytest.approx(expected.numpy(), abs=1e-5)
-    grey = outputs_without_patch(module, formula, pixels, results["occlusion"])
+    hidden = outputs_without_patch(module, formula, pixels, results["occlusion"])
     assert float(results["occlusion"].values[0, 1, 2]) == pytest.approx(
-        float(expected[column]) - grey[column], abs=1e-5
+        float(expected[column]) - hidden[column], abs=1e-5
     )
     assert faithful.deletion.shape == (1,)
 
@@ -63,20 +63,10 @@ def outputs_without_patch(
     module: nn.Module, formula: Callable[[Tensor], Tensor], pixels: Tensor, occlusion: Any
 ) -> Any:
     """Return the output with patch (1, 2) hidden as occlusion hides it, computed directly."""
-    assert occlusion.provenance["parameters"]["hide"] == "grey"
+    assert occlusion.provenance["parameters"]["hide"] == "mean"
     changed = pixels.clone()
-    changed[:, :, 8:16, 16:24] = grey_of(module, pixels)
+    changed[:, :, 8:16, 16:24] = pixels[:, :, 8:16, 16:24].mean((2, 3), keepdim=True)
     return formula(module_rows(module, changed))[0].double().numpy()
-
-
-def grey_of(module: nn.Module, pixels: Tensor) -> Tensor:
-    """Return grey as the model's preprocessed input."""
-    prepared = vs.load(module).preprocessing
-    assert prepared is not None
-    mean, std = (
-        torch.tensor(values, device=pixels.device).view(1, -1, 1, 1) for values in (prepared.mean, prepared.std)
-    )
-    return (128 / 255 - mean) / std
 
 
 class Constant(nn.Module):

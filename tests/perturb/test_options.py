@@ -41,8 +41,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "top_labels": 5,
         "hide": "mean",
     },
-    "occlusion": {"target": None, "window": 1, "stride": 1, "hide": "grey"},
-    "rise": {"target": None, "num_samples": 4000, "cells": 7, "keep_probability": 0.5, "hide": "black"},
+    "occlusion": {"target": None, "window": 1, "stride": 1, "hide": "mean"},
+    "rise": {"target": None, "num_samples": 4000, "cells": 7, "keep_probability": 0.5, "hide": "mean"},
 }
 SHARED = {"output": "probability", "seed": 0, "batch_size": 64, "progress": False}
 PHOTO = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)

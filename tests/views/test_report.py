@@ -10,6 +10,7 @@ from PIL import Image
 import vitscope as vs
 from vitscope.methods.registry import METHODS
 from vitscope.models.prediction import Prediction
+from vitscope.views.html_table import html_text
 from vitscope.views.reading_guide import READING
 from vitscope.views.report import Report, numbers_of, report_page, write_report
 from vitscope.views.scene import Panel, Row, Scene
@@ -41,9 +42,9 @@ def test_a_page_holds_everything_and_needs_nothing_else(report):
     for text in ("cat.png; vit-nano predicts cat", "73.5%", "What supports cat", "a note", "logit of cat", "3.53"):
         assert text in page
     assert "{&quot;gamma&quot;: 0.0}" in page
-    assert page.count(READING["attention"]) == 1, "each kind once"
-    assert READING["gradient"] in page
-    assert READING["perturbation"] not in page
+    assert page.count(html_text(READING["attention"])) == 1, "each kind once"
+    assert html_text(READING["gradient"]) in page
+    assert html_text(READING["perturbation"]) not in page
     sources = re.findall(r'(?:src|href)="([^"]{0,30})', page)
     assert len(sources) == 2
     assert all(source.startswith("data:image/png;base64,") for source in sources)

@@ -34,7 +34,7 @@ def test_the_report_is_one_page_that_says_what_the_model_predicts_and_what_was_a
     assert (code, err, out.splitlines()[-1]) == (0, "", "wrote report.html")
     page = Path("report.html").read_text(encoding="utf-8")
     assert len(page) < 2_000_000
-    assert re.search(r"what supports dog \(\d+\.\d%; predicted: cat, 7\d\.\d%\)", page)
+    assert re.search(r"What supports dog \(\d+\.\d%; predicted: cat, 7\d\.\d%\)", page)
     for text in ("cat.png", "vit-nano", "How to read", "weights_sha256", "preprocessing", "squash"):
         assert text in page
     assert re.findall(r'(?:src|href)="(?!data:|#)[^"]{0,80}', page) == []  # nothing is loaded from elsewhere

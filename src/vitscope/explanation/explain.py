@@ -35,7 +35,6 @@ from vitscope.validation import short_label
 from vitscope.window_tokens.window_cls import window_cls
 
 ROLLOUT_MEANING = "which patches reach the readout; the same for every class"
-MORE_FAITHFUL = "more faithful than rollout"  # measured in docs/baselines.md
 
 
 def explain(
@@ -166,7 +165,7 @@ def _class_map(
 def _meaning_of_class_map(class_map: Attribution) -> str:
     """Return what a signed map of a class can tell, as a sentence."""
     output = str(class_map.provenance["parameters"]["output"]).replace("_", "-")
-    return f"which patches raise (red) or lower (blue) the {output} of {short_label(class_map.target)}; {MORE_FAITHFUL}"
+    return f"which patches raise (red) or lower (blue) the {output} of {short_label(class_map.target)}"
 
 
 def _maps(
